@@ -1,0 +1,1 @@
+"""The method as pure functions: scores, selection, oracle, metrics."""

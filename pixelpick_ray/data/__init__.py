@@ -1,0 +1,1 @@
+"""Images, oracle labels and labelled pixels."""

@@ -1,0 +1,97 @@
+"""Labelled pixels: the one value that grows during active learning."""
+
+import hashlib
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pixelpick_ray.errors import DataError
+from pixelpick_ray.spec.canonical import canonical_json
+
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledPixels:
+    """Labels at pixels of prepared images, sorted by (image, y, x), each pixel at most once.
+
+    ``names`` (sorted, unique) are the images that occur; the columns have one entry a labelled pixel: ``image`` indexes
+    ``names``, ``y`` and ``x`` are in the frame of the prepared image, ``label`` is a class, ``stage`` the stage
+    that asked for it.
+    """
+
+    names: tuple[str, ...]
+    image: IntArray
+    y: IntArray
+    x: IntArray
+    label: IntArray
+    stage: IntArray
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        names: npt.ArrayLike,
+        y: npt.ArrayLike,
+        x: npt.ArrayLike,
+        label: npt.ArrayLike,
+        stage: int | npt.ArrayLike,
+    ) -> Self:
+        """Sort columns into a value; `names` has one name a pixel. DataError when a pixel occurs twice."""
+        columns = np.broadcast_arrays(np.asarray(y), np.asarray(x), np.asarray(label), np.asarray(stage))
+        ys, xs, labels, stages = (np.asarray(column, dtype=np.int32).reshape(-1) for column in columns)
+        unique, inverse = np.unique(np.asarray(names, dtype=np.str_).reshape(-1), return_inverse=True)
+        order = np.lexsort((xs, ys, inverse))
+        image, ys, xs = np.asarray(inverse[order], dtype=np.int32), ys[order], xs[order]
+        twice = (np.diff(image) == 0) & (np.diff(ys) == 0) & (np.diff(xs) == 0)
+        if twice.any():
+            at = int(np.flatnonzero(twice)[0])
+            raise DataError(f"pixel (y={ys[at]}, x={xs[at]}) of {unique[image[at]]} is labelled twice")
+        return cls(tuple(str(name) for name in unique), image, ys, xs, labels[order], stages[order])
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def add(self, other: "LabelledPixels") -> "LabelledPixels":
+        """The union; DataError when a pixel is in both."""
+        return LabelledPixels.of(
+            names=np.concatenate([self.names_per_pixel(), other.names_per_pixel()]),
+            y=np.concatenate([self.y, other.y]),
+            x=np.concatenate([self.x, other.x]),
+            label=np.concatenate([self.label, other.label]),
+            stage=np.concatenate([self.stage, other.stage]),
+        )
+
+    def names_per_pixel(self) -> npt.NDArray[np.str_]:
+        """The image name of every pixel."""
+        return np.asarray(self.names, dtype=np.str_)[self.image] if len(self) else np.zeros(0, dtype=np.str_)
+
+    def of_image(self, name: str) -> slice:
+        """The slice of the columns that belongs to an image; empty when it has no labelled pixel."""
+        at = bisect_left(self.names, name)
+        if at >= len(self.names) or self.names[at] != name:
+            return slice(0, 0)
+        return slice(int(np.searchsorted(self.image, at)), int(np.searchsorted(self.image, at, side="right")))
+
+    def digest(self) -> str:
+        """SHA-256 of which pixels have which labels; the stage that asked does not count."""
+        text = hashlib.sha256(canonical_json(list(self.names)).encode("ascii"))
+        for column in (self.image, self.y, self.x, self.label):
+            text.update(np.ascontiguousarray(column, dtype="<i4").tobytes())
+        return text.hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write as .npz; equal values give equal bytes."""
+        names = np.asarray(self.names, dtype=np.str_)
+        np.savez(path, names=names, image=self.image, y=self.y, x=self.x, label=self.label, stage=self.stage)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            names = tuple(str(name) for name in file["names"])
+            return cls(names, file["image"], file["y"], file["x"], file["label"], file["stage"])

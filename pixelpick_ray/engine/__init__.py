@@ -1,0 +1,1 @@
+"""One fit or one pick, on a World of any size."""

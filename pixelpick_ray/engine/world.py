@@ -1,0 +1,162 @@
+"""Ranks: who takes part in a fit or a pick; the only module that imports torch.distributed.
+
+A world of one rank needs no process group. With more, every rank calls the same functions in the same order.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of one trial; this process is `rank` of `size` and computes on `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank reads and writes the store."""
+        return self.rank == 0
+
+    def slice_of(self, count: int) -> slice:
+        """This rank's share of `count` things in order; shares differ by one at most and may be empty."""
+        share, extra = divmod(count, self.size)
+        start = self.rank * share + min(self.rank, extra)
+        return slice(start, start + share + (self.rank < extra))
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Replace a tensor by its sum over all ranks, and return it."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """One value a rank, in the order of ranks, on the first rank; an empty list elsewhere."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.gather_object(value, values if self.is_first else None)
+        return values if self.is_first else []
+
+    def broadcast(self, value: Any) -> Any:
+        """The first rank's value, on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model on this rank's device, convolution weights in channels-last order."""
+        network: Any = model
+        return cast(nn.Module, network.to(self.device, memory_format=torch.channels_last))
+
+    def distribute(self, model: nn.Module) -> nn.Module:
+        """The model whose gradients are averaged over ranks and whose batch norm uses the global batch.
+
+        A loss must be its share of the global mean times the number of ranks.
+        """
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+    def share_batch_norm(self, model: nn.Module) -> nn.Module:
+        """The same model with batch norm over the global batch; parameters and their names stay."""
+        if self.size == 1:
+            return model
+        if self.device.type == "cuda":
+            return cast(nn.Module, convert_sync_batchnorm(model))
+        return _convert_batch_norm(model)
+
+
+@contextlib.contextmanager
+def join(
+    *, rank: int, size: int, device: torch.device, address: str, timeout_seconds: float = 600.0
+) -> Iterator[World]:
+    """A world of `size` ranks meeting at `address` (host:port); the process group is destroyed on leaving."""
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds)
+    )
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+class _GlobalSum(torch.autograd.Function):
+    """Sum over ranks, differentiable: the gradient of a sum is the sum of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _global_sum(tensor: Tensor) -> Tensor:
+    return cast(Tensor, _GlobalSum.apply(tensor))  # type: ignore[no-untyped-call]
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the batch of all ranks, for CPU tensors (which torch's SyncBatchNorm refuses).
+
+    Two passes (mean, then squared deviations), so it agrees with one rank to rounding. A rank may hold an empty slice.
+    Keeps the activation of timm's fused layers.
+    """
+
+    def __init__(self, source: nn.BatchNorm2d) -> None:
+        super().__init__(source.num_features, source.eps, source.momentum, source.affine, source.track_running_stats)
+        self.to(cast(Tensor, source.running_mean))
+        self.load_state_dict(source.state_dict())
+        self.drop = getattr(source, "drop", nn.Identity())
+        self.act = getattr(source, "act", nn.Identity())
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return cast(Tensor, self.act(self.drop(super().forward(input))))
+        local = torch.cat([input.sum(dim=(0, 2, 3)), input.new_tensor([input.numel() / input.shape[1]])])
+        total = _global_sum(local)
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        deviation = input - mean[None, :, None, None]
+        variance = _global_sum(deviation.square().sum(dim=(0, 2, 3))) / count
+        self._update_running(mean.detach(), variance.detach() * count / (count - 1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        normalised = deviation * scale[None, :, None, None] + self.bias[None, :, None, None]
+        return cast(Tensor, self.act(self.drop(normalised)))
+
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        running_mean, running_var = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
+        momentum = cast(float, self.momentum)
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(variance, momentum)
+        cast(Tensor, self.num_batches_tracked).add_(1)
+
+
+def _convert_batch_norm(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.BatchNorm2d):
+        return GlobalBatchNorm2d(module)
+    for name, child in module.named_children():
+        setattr(module, name, _convert_batch_norm(child))
+    return module

@@ -1,0 +1,28 @@
+"""Errors that a user can act on; each message says where, what was given, what is allowed and what to do.
+
+PixelPickError
++-- SpecError    the experiment or the command is wrong           (exit status 2)
++-- DataError    a data set or a weights file is wrong or absent  (exit status 2 before a start)
++-- StoreError   the store cannot be read or written
++-- RunError     a chain failed while it ran                      (exit status 1)
+"""
+
+
+class PixelPickError(Exception):
+    """Root of the errors of this package."""
+
+
+class SpecError(PixelPickError):
+    """The experiment file, an override or an option is wrong."""
+
+
+class DataError(PixelPickError):
+    """A data set, an image, a label or a weights file is missing or damaged."""
+
+
+class StoreError(PixelPickError):
+    """A stored result contradicts its key, or the store cannot be used."""
+
+
+class RunError(PixelPickError):
+    """A chain failed while it ran."""

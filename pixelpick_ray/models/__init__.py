@@ -1,0 +1,1 @@
+"""Segmentation networks on timm backbones."""

@@ -1,0 +1,324 @@
+"""Trials to chains: what is shared, what is stored, what is missing, whether it can run. Imports neither torch nor
+ray.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from pixelpick_ray.active.acquisition import check_strategy
+from pixelpick_ray.data.cache import prepare, training_names
+from pixelpick_ray.data.datasets import dataset_facts, open_dataset
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.weights import weights_digest
+from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.spec.experiment import Experiment, Trial
+from pixelpick_ray.spec.keys import (
+    Source,
+    chain_id,
+    evaluation_input,
+    evaluation_size,
+    fit_input,
+    initial_input,
+    pick_input,
+)
+from pixelpick_ray.store import Store, experiment_folder
+
+Report = Callable[[str, int, int], None]  # what, done, in all
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A trial with all the trials that are prefixes of it.
+
+    ``fits`` and ``picks`` identify the steps by everything that they depend on, so two chains share exactly the
+    steps whose
+    identities are equal; ``picks`` begins with the initial pixels.
+    """
+
+    trial: Trial
+    id: str
+    budgets: tuple[int | str, ...]
+    fits: tuple[str, ...]
+    picks: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """A short name for people: what varies within most grids."""
+        kind = "full" if self.trial.budget == "full" else self.trial.acquire.strategy
+        return f"{self.trial.model.backbone} {kind} seed {self.trial.seed}"
+
+    def shared_fits(self, other: "Chain") -> int:
+        """How many fits the two have in common; they are the first ones."""
+        pairs = zip(self.fits, other.fits, strict=False)
+        return next(
+            (at for at, (mine, theirs) in enumerate(pairs) if mine != theirs), min(len(self.fits), len(other.fits))
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment asks for, before anything runs."""
+
+    experiment: Experiment
+    trials: tuple[Trial, ...]
+    chains: tuple[Chain, ...]
+
+    @property
+    def num_fits(self) -> int:
+        """Distinct fits of all chains."""
+        return len({fit for chain in self.chains for fit in chain.fits})
+
+    @property
+    def num_fits_unshared(self) -> int:
+        """What the trials would train if each ran alone."""
+        return sum(trial.num_stages for trial in self.trials)
+
+    @property
+    def num_picks(self) -> int:
+        """Distinct picks of all chains, the initial pixels included."""
+        return len({pick for chain in self.chains for pick in chain.picks})
+
+    def stages_to_keep(self, chain: Chain) -> frozenset[int]:
+        """Stages whose weights another chain may still need: it shares the fit and picks otherwise."""
+        others = [other for other in self.chains if other.id != chain.id]
+        return frozenset(
+            stage
+            for stage, fit in enumerate(chain.fits)
+            if any(stage < len(other.fits) and other.fits[stage] == fit for other in others)
+        )
+
+
+def make_plan(experiment: Experiment) -> Plan:
+    """Merge the trials into chains. SpecError for an unknown data set, split or strategy; needs no data."""
+    trials = experiment.trials()
+    for trial in trials:
+        _check_names(experiment, trial)
+    longest: dict[str, Trial] = {}
+    budgets: dict[str, list[int | str]] = {}
+    for trial in trials:
+        key = chain_id(trial)
+        budgets.setdefault(key, []).append(trial.budget)
+        if key not in longest or trial.num_stages > longest[key].num_stages:
+            longest[key] = trial
+    chains = (_chain(trial, key, budgets[key]) for key, trial in longest.items())
+    return Plan(experiment, trials, tuple(chains))
+
+
+def _check_names(experiment: Experiment, trial: Trial) -> None:
+    facts = dataset_facts(trial.dataset.name)
+    check_strategy(trial.acquire.strategy)
+    for split in experiment.evaluate.splits:
+        if split not in facts.splits:
+            raise SpecError(f"evaluate.splits: {facts.name} has no split {split!r}; it has {', '.join(facts.splits)}")
+
+
+def _chain(trial: Trial, key: str, budgets: list[int | str]) -> Chain:
+    dataset, oracle = trial.dataset.as_input(), trial.oracle.as_input()
+    network = [dataset, trial.model.as_input(), trial.train.as_input(), trial.seed]
+    if trial.budget == "full":
+        return Chain(trial, key, ("full",), (digest([network, "full"]),), ())
+    acquire = trial.acquire.as_input()
+    initial = acquire.pop("initial_pixels")
+    first = [oracle, initial]
+    fits = [digest([network, first])] + [digest([network, first, acquire, s]) for s in range(1, trial.num_stages)]
+    picks = [digest([dataset, first, trial.seed])] + [digest([fit, acquire]) for fit in fits[:-1]]
+    return Chain(trial, key, tuple(sorted(budgets, key=int)), tuple(fits), tuple(picks))
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far one stage of a chain is stored; ``fit`` is None where its key is not known yet."""
+
+    stage: int
+    fit: str | None
+    fit_stored: bool = False
+    evaluated: bool = False
+    pick: str | None = None
+    pick_stored: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is stored of a plan; None in `known` chains where neither data nor a record gives their keys."""
+
+    stages: dict[str, list[StageStatus]] = field(default_factory=dict)
+    initial: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    known: bool = True
+
+    @property
+    def stored_fits(self) -> int | None:
+        """Distinct fits that are stored."""
+        return len({s.fit for row in self.stages.values() for s in row if s.fit_stored}) if self.known else None
+
+    @property
+    def stored_picks(self) -> int | None:
+        """Distinct picks that are stored, the initial pixels included."""
+        picks = {s.pick for row in self.stages.values() for s in row if s.pick_stored}
+        initial = {key for key, stored in self.initial.values() if stored}
+        return len(picks | initial) if self.known else None
+
+    def done(self, chain: Chain) -> bool:
+        """Whether every fit and evaluation of a chain is stored."""
+        row = self.stages.get(chain.id, [])
+        return len(row) == len(chain.fits) and all(s.fit_stored and s.evaluated for s in row)
+
+
+def progress_of(plan: Plan, execution: Execution) -> Progress:
+    """Walk every chain through the store as far as its keys are known. DataError when present data are wrong."""
+    store = Store(execution.store_path)
+    sources = Sources(plan.experiment, execution)
+    stages, initial, known = {}, {}, True
+    for chain in plan.chains:
+        source = sources.of(chain.trial)
+        if source is None:
+            known = False
+            continue
+        walk = _Walk(plan.experiment, chain, source, store)
+        stages[chain.id] = list(walk.stages())
+        if walk.initial:
+            initial[chain.id] = walk.initial
+    return Progress(stages, initial, known)
+
+
+class Sources:
+    """Fingerprints of the data and the weights of a trial: from the data folder, else as recorded in the store."""
+
+    def __init__(self, experiment: Experiment, execution: Execution) -> None:
+        self._experiment, self._execution = experiment, execution
+        self._store = Store(execution.store_path)
+        self._fingerprint = lru_cache(self._prepared_fingerprint)
+
+    def of(self, trial: Trial) -> Source | None:
+        """The source of a trial; None when the data are absent and nothing was recorded."""
+        try:
+            weights = weights_digest(trial.model, self._execution.data_path)
+            splits = {"train": trial.dataset.as_input()} | {
+                split: evaluation_size(self._experiment.evaluate, trial, split).as_input()
+                for split in self._experiment.evaluate.splits
+            }
+            dataset = open_dataset(trial.dataset.name, self._execution.data_path)
+            dataset.names("train")
+        except DataError:
+            return self._recorded(trial)
+        return Source({split: self._fingerprint(trial, split) for split in splits}, weights)
+
+    def _prepared_fingerprint(self, trial: Trial, split: str) -> str:
+        dataset = open_dataset(trial.dataset.name, self._execution.data_path)
+        size = trial.dataset if split == "train" else evaluation_size(self._experiment.evaluate, trial, split)
+        return prepare(dataset, split, size, self._execution.cache_path).fingerprint
+
+    def _recorded(self, trial: Trial) -> Source | None:
+        record = self._store.read_record(f"{experiment_folder(self._experiment)}/chains/{chain_id(trial)}.json")
+        return Source(record["fingerprints"], record["weights_digest"]) if record else None
+
+
+class _Walk:
+    """The steps of one chain as far as the store knows their keys."""
+
+    def __init__(self, experiment: Experiment, chain: Chain, source: Source, store: Store) -> None:
+        self._experiment, self._chain, self._source, self._store = experiment, chain, source, store
+        self.initial: tuple[str, bool] | None = None
+
+    def stages(self) -> Iterator[StageStatus]:
+        trial, store = self._chain.trial, self._store
+        labels: LabelledPixels | None = None
+        if trial.budget != "full":
+            key = digest(initial_input(trial, self._source))
+            labels = self._pixels(key)
+            self.initial = (key, labels is not None)
+        for stage in range(len(self._chain.fits)):
+            if labels is None and trial.budget != "full":
+                yield StageStatus(stage, None)
+                continue
+            labels_digest = "full" if labels is None else labels.digest()
+            fit = digest(fit_input(trial, self._source, stage=stage, labels_digest=labels_digest))
+            pick = digest(pick_input(trial, fit_key=fit, stage=stage)) if stage + 1 < len(self._chain.fits) else None
+            new = self._pixels(pick) if pick else None
+            yield StageStatus(stage, fit, store.has("fit", fit), self._evaluated(fit), pick, new is not None)
+            labels = labels.add(new) if labels is not None and new is not None else None
+
+    def _pixels(self, key: str) -> LabelledPixels | None:
+        if not self._store.has("pick", key):
+            return None
+        return LabelledPixels.read(self._store.folder("pick", key) / "pixels.npz")
+
+    def _evaluated(self, fit: str) -> bool:
+        spec, trial = self._experiment.evaluate, self._chain.trial
+        inputs = [evaluation_input(spec, trial, self._source, split=split, fit_key=fit) for split in spec.splits]
+        return all(self._store.has("evaluation", digest(item)) for item in inputs)
+
+
+def check_data(plan: Plan, execution: Execution, report: Report | None = None) -> None:
+    """Prepare and check everything that the trials read; DataError or SpecError before anything starts.
+
+    Every image of every split is decoded and checked once; every training image must have as many candidates as the
+    largest
+    budget; the pretrained weights must be there.
+    """
+    told = report or (lambda what, done, total: None)
+    checked: set[str] = set()
+    for chain in plan.chains:
+        trial = chain.trial
+        sizes = {"train": trial.dataset} | {
+            split: evaluation_size(plan.experiment.evaluate, trial, split) for split in plan.experiment.evaluate.splits
+        }
+        weights_digest(trial.model, execution.data_path)
+        for split, size in sizes.items():
+            key = digest([trial.dataset.name, split, size.as_input(), trial.seed, trial.budget])
+            if key not in checked:
+                checked.add(key)
+                _check_split(trial, split, size, execution, told)
+
+
+def _check_split(trial: Trial, split: str, size: Any, execution: Execution, told: Report) -> None:
+    dataset = open_dataset(trial.dataset.name, execution.data_path)
+    title = f"{trial.dataset.name} {split}"
+    prepared = prepare(dataset, split, size, execution.cache_path, lambda done, total: told(title, done, total))
+    if split != "train":
+        return
+    names = training_names(prepared.names, trial.dataset.images, trial.seed)
+    if len(names) < 2:
+        raise DataError(f"dataset.images: {len(names)} training image; batch norm needs at least 2")
+    if trial.budget == "full":
+        return
+    positions = np.asarray([prepared.index[name] for name in names])
+    worst = positions[int(np.argmin(prepared.candidates[positions]))]
+    available = int(prepared.candidates[worst])
+    if available < trial.budget:
+        raise DataError(
+            f"{title}: image {prepared.names[worst]} has {available} pixels that are not void, budget {trial.budget} "
+            "needs as many; lower the budget, raise dataset.size, or remove the image"
+        )
+
+
+def claim_name(plan: Plan, store: Store) -> None:
+    """Record the experiment under its name. SpecError when the name belongs to another one.
+
+    Experiments of one name must be equal or one must extend the other's grid, so that a report never mixes two.
+    """
+    experiment = plan.experiment
+    mine = experiment_folder(experiment)
+    for other in store.path.glob(f"experiments/{experiment.name}-*"):
+        suffix = other.name.removeprefix(f"{experiment.name}-")
+        if len(suffix) == 16 and f"experiments/{other.name}" != mine and (other / "experiment.json").is_file():
+            raise SpecError(
+                f"name: {experiment.name!r} is already another experiment in {store.path} ({other.name}); give this "
+                "one a name of its own (name: in the file, or --set name=...), or use another --store"
+            )
+    ids = sorted(digest(trial.as_input()) for trial in plan.trials)
+    before = store.read_record(f"{mine}/experiment.json")
+    if before is not None and set(before["trials"]) > set(ids):
+        return
+    if before is not None and not set(before["trials"]) <= set(ids):
+        raise SpecError(
+            f"name: {experiment.name!r} was run with another grid, and neither contains the other; extend the grid "
+            "instead of replacing it, or give this one a name of its own (--set name=...)"
+        )
+    value = {"experiment": experiment.model_dump(mode="json", exclude_none=True), "trials": ids}
+    store.write_record(f"{mine}/experiment.json", value)

@@ -1,0 +1,310 @@
+"""Cells as tables: one value, `Table`, written as Markdown, LaTeX, plain text or HTML; and every cell as CSV."""
+
+import html
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pixelpick_ray.report.cells import Area, Cell, Line, areas, build_cells, line_of, reported
+from pixelpick_ray.report.rows import Budget, Results, csv_text
+
+FULL = "full supervision"
+
+CSV_COLUMNS = (
+    *("experiment", "dataset", "architecture", "backbone", "pretrained", "strategy", "setting", "budget", "share"),
+    *("split", "checkpoint", "metric", "mean", "std", "n", "expected", "low", "high", "seeds", "fit_keys", "mixed"),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns; `alignment` has "l" or "r" for each column."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    alignment: str
+    notes: tuple[str, ...] = ()
+
+
+# Contents
+
+
+def result_table(results: Results, cells: Sequence[Cell]) -> Table:
+    """The default table: mIoU in percent, one row a model, strategy and budget; full supervision last."""
+    shown = reported(results, cells)
+    columns = _line_columns([cell.line for cell in shown])
+    rows = tuple((*(columns[name][cell.line] for name in columns), *_cell_texts(cell)) for cell in shown)
+    header = (*columns, "pixels per image", "share (%)", "mIoU (%)", "n")
+    missing = len({one.point for one in results.missing})
+    counted = (f"Missing: {missing} of {len(results.points)} trials.",) if missing else ()
+    return Table(_caption(results, shown), header, rows, "l" * len(columns) + "rrrr", counted + _mixed_notes(shown))
+
+
+def class_tables(results: Results, cells: Sequence[Cell]) -> tuple[Table, ...]:
+    """IoU of each class in percent at each strategy's largest budget; a table for each model and setting."""
+    by_model: defaultdict[tuple[tuple[str, ...], str], dict[Line, list[Cell]]] = defaultdict(dict)
+    for cell in (*reported(results, cells, "iou"), *reported(results, cells)):
+        by_model[cell.line.model, cell.line.setting].setdefault(cell.line, []).append(cell)
+    # Cells of a line ascend in their budget, so the last one of a class is that of the largest.
+    largest = [[{cell.class_name: cell for cell in line} for line in lines.values()] for lines in by_model.values()]
+    return tuple(_class_table(last) for last in largest if any(cells[""].values for cells in last))
+
+
+def _class_table(last: list[dict[str, Cell]]) -> Table:
+    """Classes down, lines across; the class name "" stands for their mean."""
+    names = [name for name in last[0] if name] + [""]
+    heads = [f"{strategy_text(cells[''].line)}, {budget_text(cells[''].budget)}" for cells in last]
+    rows = tuple((name or "mean", *(_value_and_n_text(cells[name]) for cells in last)) for name in names)
+    line, split, size = last[0][""].line, last[0][""].split, last[0][""].size
+    parts = [line.experiment, f"{line.architecture} {line.backbone}", f"pretrained {line.pretrained}", line.setting]
+    what = f"IoU of each class in percent on {line.dataset} {split} ({size}) at the largest budget"
+    caption = f"{what}: {', '.join(part for part in parts if part)}."
+    return Table(caption, ("class", *heads), rows, "l" + "r" * len(heads))
+
+
+def area_table(results: Results, cells: Sequence[Cell]) -> Table | None:
+    """Normalised area under each budget curve in percent; None when no line has two budgets."""
+    found = areas(reported(results, cells))
+    if not found:
+        return None
+    columns = _line_columns([area.line for area in found])
+    rows = tuple((*(columns[name][area.line] for name in columns), *_area_texts(area)) for area in found)
+    caption = (
+        "Normalised area under the curve of mIoU (percent) over labelled pixels per image: the mean height between the "
+        "smallest and the largest budget, over the seeds that have every budget."
+    )
+    return Table(caption, (*columns, "budgets", "area (%)", "n"), rows, "l" * len(columns) + "rrr")
+
+
+def missing_table(results: Results, cells: Sequence[Cell]) -> Table | None:
+    """Trials without a stored measurement, seeds side by side; None when everything is there."""
+    seeds: defaultdict[tuple[Line, Budget, str, str], list[str]] = defaultdict(list)
+    for one in results.missing:
+        seeds[line_of(one.point), one.point.budget, one.split, one.reason].append(str(one.point.seed))
+    if not seeds:
+        return None
+    columns = _line_columns([line for line, _, _, _ in seeds])
+    place = {place: index for index, place in enumerate(dict.fromkeys((cell.line, cell.budget) for cell in cells))}
+    rows = tuple(
+        (*(columns[name][line] for name in columns), budget_text(budget), split, ", ".join(found), reason)
+        for (line, budget, split, reason), found in sorted(seeds.items(), key=lambda item: place[item[0][:2]])
+    )
+    header = (*columns, "pixels per image", "split", "seeds", "why")
+    return Table("Missing results; run the experiment again to add them.", header, rows, "l" * len(columns) + "rlll")
+
+
+def _line_columns(lines: Sequence[Line]) -> dict[str, dict[Line, str]]:
+    """Column name to text of each line; what is the same everywhere is left out unless a reader needs it."""
+    texts = {line: _line_texts(line) for line in lines}
+    columns = {name: {line: texts[line][name] for line in texts} for name in _LINE_COLUMNS}
+    always = ("model", "pretrained", "strategy")
+    return {name: column for name, column in columns.items() if name in always or len(set(column.values())) > 1}
+
+
+_LINE_COLUMNS = ("experiment", "dataset", "model", "pretrained", "setting", "strategy")
+
+
+def _line_texts(line: Line) -> dict[str, str]:
+    return {
+        "experiment": line.experiment,
+        "dataset": line.dataset,
+        "model": f"{line.architecture} {line.backbone}",
+        "pretrained": line.pretrained,
+        "setting": line.setting,
+        "strategy": strategy_text(line),
+    }
+
+
+def line_labels(lines: Sequence[Line]) -> dict[Line, str]:
+    """A short name for each line: its strategy, and before it whatever else differs among the lines."""
+    distinct = list(dict.fromkeys(lines))
+    texts = [_line_texts(line) | {"pretrained": f"pretrained {line.pretrained}"} for line in distinct]
+    names = ("dataset", "model", "pretrained", "setting")
+    varying = [name for name in names if len({text[name] for text in texts}) > 1]
+    if len({tuple(text[name] for name in (*varying, "strategy")) for text in texts}) < len(distinct):
+        varying.insert(0, "experiment")
+    labels = (", ".join(text[name] for name in (*varying, "strategy") if text[name]) for text in texts)
+    return dict(zip(distinct, labels, strict=True))
+
+
+def _caption(results: Results, cells: Sequence[Cell]) -> str:
+    places: dict[str, str] = {}
+    for experiment in results.experiments:
+        own = [cell for cell in cells if cell.line.experiment == experiment.name]
+        found = dict.fromkeys(f"{cell.line.dataset} {cell.split} ({cell.size})" for cell in own)
+        places[experiment.name] = " and ".join(found)
+    where = next(iter(places.values()), "")
+    if len(set(places.values())) > 1:
+        where = "; ".join(f"{place} for {name}" for name, place in places.items())
+    seeds = sorted({cell.expected for cell in cells})
+    counts = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
+    return (
+        f"mIoU in percent on {where}, weights after the last epoch of a stage; "
+        f"mean ± sample standard deviation (n-1) over {counts}."
+    )
+
+
+def _mixed_notes(cells: Iterable[Cell]) -> tuple[str, ...]:
+    return tuple(
+        f"Mixed within a cell: {strategy_text(cell.line)} at {budget_text(cell.budget)} of {cell.line.experiment} "
+        f"({', '.join(cell.mixed)})."
+        for cell in cells
+        if cell.mixed
+    )
+
+
+# Texts of one cell
+
+
+def _cell_texts(cell: Cell) -> tuple[str, str, str, str]:
+    return budget_text(cell.budget), share_text(cell), value_text(cell), n_text(cell)
+
+
+def value_text(cell: Cell) -> str:
+    """For example "50.8 ± 0.2", "50.8" of one seed, "missing 0/5" of none; "-" for a class that does not occur."""
+    if not cell.values:
+        return f"missing 0/{cell.expected}"
+    return _spread_text(cell.summary.mean, cell.summary.std)
+
+
+def _value_and_n_text(cell: Cell) -> str:
+    """A value that says itself when it is of fewer seeds than asked for, for tables without a column for it."""
+    n = cell.summary.n
+    return value_text(cell) + (f" ({n}/{cell.expected})" if 0 < n < cell.expected else "")
+
+
+def _spread_text(mean: float, std: float) -> str:
+    if math.isnan(mean):
+        return "-"
+    return f"{100 * mean:.1f}" if math.isnan(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"
+
+
+def n_text(cell: Cell) -> str:
+    """Number of seeds, as "3/5" when some are missing."""
+    return _count_text(len(cell.values), cell.expected)
+
+
+def _count_text(n: int, expected: int) -> str:
+    return str(n) if n == expected else f"{n}/{expected}"
+
+
+def share_text(cell: Cell) -> str:
+    """Share of labelled pixels in percent, as "0.012": three decimals below 1, or as many as show two digits."""
+    if cell.share is None:
+        return "-"
+    percent = 100 * cell.share
+    magnitude = math.floor(math.log10(percent))
+    return f"{percent:.{max(0, 2 - magnitude) if percent >= 1 else max(3, 1 - magnitude)}f}"
+
+
+def budget_text(budget: Budget) -> str:
+    """Labelled pixels per image."""
+    return "all" if budget == "full" else str(budget)
+
+
+def strategy_text(line: Line) -> str:
+    """The strategy, or that there is none."""
+    return line.strategy or FULL
+
+
+def _area_texts(area: Area) -> tuple[str, str, str]:
+    summary = area.summary
+    value = _spread_text(summary.mean, summary.std) if summary.n else f"missing 0/{area.expected}"
+    return f"{area.budgets[0]} to {area.budgets[-1]}", value, _count_text(summary.n, area.expected)
+
+
+# Formats
+
+
+def cells_csv(cells: Iterable[Cell]) -> str:
+    """Every cell but those of single classes as CSV; fractions, interval at 95 %, lists joined by spaces."""
+    lines = []
+    for cell in cells:
+        if cell.metric == "iou":
+            continue
+        values = vars(cell.line) | vars(cell) | vars(cell.summary) | {"n": len(cell.values)}
+        values |= {name: " ".join(map(str, values[name])) for name in ("seeds", "fit_keys")}
+        values["mixed"] = "; ".join(cell.mixed)
+        lines.append([values[name] for name in CSV_COLUMNS])
+    return csv_text(CSV_COLUMNS, lines)
+
+
+def to_markdown(table: Table) -> str:
+    """The table as Markdown with its caption above and its notes below."""
+    rule = ["---:" if side == "r" else "---" for side in table.alignment]
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (table.header, rule, *table.rows)]
+    parts = [table.caption, "\n".join(f"| {line} |" for line in lines), *table.notes]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_latex(table: Table, label: str) -> str:
+    """The table for the LaTeX package booktabs."""
+    lines = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in (table.header, *table.rows)]
+    caption = " ".join((table.caption, *table.notes))
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_latex(caption)}}}",
+            rf"\label{{{label}}}",
+            rf"\begin{{tabular}}{{{table.alignment}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def to_text(table: Table) -> str:
+    """The table with aligned columns for a terminal, its caption above and its notes below."""
+    widths = [max(len(row[index]) for row in (table.header, *table.rows)) for index in range(len(table.header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(row, widths, table.alignment, strict=True)
+        padded = (cell.rjust(width) if side == "r" else cell.ljust(width) for cell, width, side in cells)
+        return "  ".join(padded).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([table.caption, line(table.header), rule, *map(line, table.rows), *table.notes]) + "\n"
+
+
+def to_html(table: Table) -> str:
+    """The table as an HTML figure; every text is escaped."""
+    sides = [' class="r"' if side == "r" else "" for side in table.alignment]
+
+    def line(row: Sequence[str], tag: str) -> str:
+        cells = (f"<{tag}{side}>{html.escape(cell)}</{tag}>" for cell, side in zip(row, sides, strict=True))
+        return f"<tr>{''.join(cells)}</tr>"
+
+    head, body = line(table.header, "th"), "\n".join(line(row, "td") for row in table.rows)
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in table.notes)
+    caption = f"<figcaption>{html.escape(table.caption)}</figcaption>"
+    grid = f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return f'<figure>{caption}<div class="wide">{grid}</div>{notes}</figure>\n'
+
+
+def terminal_table(results: Results) -> str:
+    """The default table as plain text with aligned columns, for the end of a run."""
+    return to_text(result_table(results, build_cells(results)))

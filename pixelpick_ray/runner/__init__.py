@@ -1,0 +1,1 @@
+"""Where and when chains run: Ray Tune, or this process."""

@@ -1,0 +1,68 @@
+"""The runner's contract in this process, one chain after another: for debugging, and where there is no Ray."""
+
+import time
+import traceback
+from collections.abc import Callable
+
+import torch
+
+from pixelpick_ray.engine.world import World
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.loop import Event, Workplace, run_chain
+from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.runner.failures import Stopped, explain
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.store import Store
+
+
+def run(
+    plan: Plan, chains: list[Chain], execution: Execution, on_event: Callable[[Event], None], stop: Callable[[], bool]
+) -> dict[str, str]:
+    """Run chains here; returns the error of each chain that failed. Stops between epochs when `stop` says so."""
+    if execution.ranks > 1:
+        raise SpecError("--local runs one rank; leave out --ranks, or leave out --local")
+    device = choose_device(execution.device)
+    torch.set_num_threads(execution.cpus_per_rank)
+    errors: dict[str, str] = {}
+
+    def relay(event: Event) -> None:
+        on_event(event)
+        if stop():
+            raise Stopped
+
+    for chain in chains:
+        try:
+            run_chain(plan.experiment, chain.trial, workplace(plan, chain, execution), World(0, 1, device), relay)
+            on_event(Event("done", chain.id, len(chain.fits) - 1))
+        except Stopped:
+            return errors
+        except Exception as error:  # one chain that fails must not stop the others
+            errors[chain.id] = explain(error)
+            record_attempt(execution, chain.id, traceback.format_exc())
+            on_event(Event("failed", chain.id, 0, values={"message": errors[chain.id]}))
+    return errors
+
+
+def workplace(plan: Plan, chain: Chain, execution: Execution) -> Workplace:
+    """Where a chain finds its inputs and leaves its results."""
+    return Workplace(
+        Store(execution.store_path),
+        execution.data_path,
+        execution.cache_path,
+        execution.keep_weights,
+        plan.stages_to_keep(chain),
+    )
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of this process. SpecError when cuda is asked for and there is none."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise SpecError("--device cuda: torch sees no GPU here; use --device cpu, or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def record_attempt(execution: Execution, chain: str, text: str) -> None:
+    """Leave the traceback of a failed attempt in the store; never read as a result."""
+    folder = execution.store_path / "attempts" / chain
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{time.time_ns()}.txt").write_text(text, encoding="utf-8")

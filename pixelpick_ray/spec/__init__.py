@@ -1,0 +1,1 @@
+"""WHAT to run: experiment files, trials and keys. Imports neither torch nor ray."""

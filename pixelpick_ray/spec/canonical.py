@@ -1,0 +1,15 @@
+"""The one JSON text of a value, and its digest."""
+
+import hashlib
+import json
+from typing import Any
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces; NaN and infinity are refused with ValueError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()

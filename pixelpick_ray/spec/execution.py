@@ -1,0 +1,56 @@
+"""What changes only where and how fast, never what: not part of any key."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pixelpick_ray.errors import SpecError
+
+KeepWeights = Literal["needed", "last", "all"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how fast chains run. `gpus_per_rank` None means 1 where there are GPUs, else 0."""
+
+    data_path: Path
+    store_path: Path
+    cache_path: Path
+    runs_path: Path = Path("runs")
+    ranks: int = 1
+    cpus_per_rank: int = 1
+    gpus_per_rank: float | None = None
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    max_concurrent: int | None = None
+    max_failures: int = 3
+    address: str | None = None
+    time_limit_seconds: float | None = None
+    keep_weights: KeepWeights = "needed"
+
+    def check(self, batch_sizes: set[int]) -> None:
+        """SpecError for options that no run can have."""
+        for name, value in (("--ranks", self.ranks), ("--cpus-per-rank", self.cpus_per_rank)):
+            if value < 1:
+                raise SpecError(f"{name}: {value} given, at least 1 is needed")
+        smallest = min(batch_sizes)
+        if self.ranks > smallest:
+            fits = ", ".join(str(n) for n in range(1, smallest + 1))
+            raise SpecError(
+                f"--ranks: {self.ranks} ranks cannot share train.batch_size {smallest} (global, over all ranks); "
+                f"ranks that fit: {fits}; or raise train.batch_size"
+            )
+        if self.gpus_per_rank is not None and self.gpus_per_rank < 0:
+            raise SpecError(f"--gpus-per-rank: {self.gpus_per_rank} given, 0 or more is needed")
+        if self.ranks > 1 and self.gpus_per_rank is not None and self.gpus_per_rank % 1:
+            raise SpecError(
+                f"--gpus-per-rank: {self.gpus_per_rank} with {self.ranks} ranks: NCCL refuses two ranks on one GPU; "
+                "use 1"
+            )
+        if self.device == "cpu" and self.gpus_per_rank:
+            raise SpecError("--device cpu contradicts --gpus-per-rank; leave one out")
+
+
+def local_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -1,0 +1,87 @@
+"""Keys: a result is stored under the SHA-256 of everything that it depends on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.spec.experiment import EvaluateSpec, SizeSpec, Trial
+
+# Raised by hand when the meaning of a step's result changes; older results are then computed again.
+VERSIONS = {"initial": 1, "fit": 1, "evaluation": 1, "pick": 1}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the results of a trial depend on beside its spec: contents, by fingerprint, of data and pretrained
+    weights.
+    """
+
+    fingerprints: dict[str, str]
+    weights_digest: str | None
+
+
+def initial_input(trial: Trial, source: Source) -> dict[str, Any]:
+    """Input of the first pixels, chosen by chance; backbones and strategies share them."""
+    return _step_input(
+        "initial",
+        data=_data(trial, source),
+        initial_pixels=trial.acquire.initial_pixels,
+        oracle=trial.oracle.as_input(),
+        seed=trial.seed,
+    )
+
+
+def fit_input(trial: Trial, source: Source, *, stage: int, labels_digest: str) -> dict[str, Any]:
+    """Input of one training; strategy, budget, evaluation and ranks are not in it. `labels_digest` may be "full"."""
+    return _step_input(
+        "fit",
+        data=_data(trial, source),
+        model=trial.model.as_input() | {"weights_digest": source.weights_digest},
+        train=trial.train.as_input(),
+        seed=trial.seed,
+        stage=stage,
+        labels=labels_digest,
+    )
+
+
+def pick_input(trial: Trial, *, fit_key: str, stage: int) -> dict[str, Any]:
+    """Input of the choice and labelling of the next pixels after a fit."""
+    acquire = trial.acquire.as_input()
+    del acquire["initial_pixels"]  # already in the labels of the fit
+    return _step_input(
+        "pick", fit=fit_key, acquire=acquire, oracle=trial.oracle.as_input(), seed=trial.seed, stage=stage
+    )
+
+
+def evaluation_input(
+    evaluate: EvaluateSpec, trial: Trial, source: Source, *, split: str, fit_key: str
+) -> dict[str, Any]:
+    """Input of the confusion matrices of a fit on one split."""
+    size = evaluation_size(evaluate, trial, split)
+    data = {"fingerprint": source.fingerprints[split], "size": size.as_input()}
+    return _step_input("evaluation", fit=fit_key, split=split, data=data, when=evaluate.when)
+
+
+def evaluation_size(evaluate: EvaluateSpec, trial: Trial, split: str) -> SizeSpec:
+    """The size that a split is evaluated at: its own, or that of training when it gives none."""
+    own = evaluate.splits[split]
+    return own if own.as_input() else SizeSpec(**trial.dataset.model_dump(include=set(SizeSpec.model_fields)))
+
+
+def chain_id(trial: Trial) -> str:
+    """Identity of the chain that a trial is a prefix of: everything but the budget; full supervision has no
+    strategy.
+    """
+    fields = trial.as_input()
+    full = fields.pop("budget") == "full"
+    if full:
+        del fields["acquire"]
+    return digest({**fields, "full": full})
+
+
+def _data(trial: Trial, source: Source) -> dict[str, Any]:
+    return trial.dataset.as_input() | {"fingerprint": source.fingerprints["train"]}
+
+
+def _step_input(step: str, **fields: Any) -> dict[str, Any]:
+    return {"step": step, "version": VERSIONS[step], **fields}

@@ -1,0 +1,130 @@
+"""Scores: equal to their formulas in double precision, finite, larger where the network is less sure."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pixelpick_ray.active.acquisition import SCORES, check_strategy, needs_model
+from pixelpick_ray.errors import SpecError
+
+SCORED = {name: score for name, score in SCORES.items() if score is not None}
+every_score = pytest.mark.parametrize("name", SCORED)
+
+
+def score_of(name: str, logits: Tensor) -> npt.NDArray[np.float64]:
+    return np.asarray(SCORED[name](logits), dtype=np.float64)
+
+
+def by_formula(name: str, logits: Tensor) -> npt.NDArray[np.float64]:
+    """The published formulas (protocol, section 4) in double precision, pixel by pixel; margin with its sign turned."""
+    array = logits.double().numpy()
+    scores = np.zeros((array.shape[0], *array.shape[2:]))
+    for index in np.ndindex(scores.shape):
+        pixel = array[(index[0], slice(None), *index[1:])]
+        powers = [math.exp(value - max(pixel)) for value in pixel]
+        probabilities = sorted((power / math.fsum(powers) for power in powers), reverse=True)
+        scores[index] = {
+            "margin": probabilities[1] - probabilities[0],
+            "least_confidence": 1 - probabilities[0],
+            "entropy": -math.fsum(p * math.log(p) for p in probabilities if p > 0),
+        }[name]
+    return scores
+
+
+EXTREMES: dict[str, list[list[float]]] = {
+    "equal": [[0.0, 0.0, 0.0], [1e4, 1e4, 1e4], [-80.0, -80.0, -80.0]],
+    "one wins": [[1e4, -1e4, 0.0], [80.0, -80.0, 0.0], [3e38, -3e38, 0.0]],
+    "two win": [[1e4, 1e4, -1e4], [80.0, 80.0, -80.0], [0.0, -104.0, 0.0]],
+    "close": [[1e4, 1e4 - 1, 0.0], [0.0, 1e-3, -1e-3], [20.0, 3.0, -90.0]],
+}
+
+
+@every_score
+@pytest.mark.parametrize("case", EXTREMES)
+def test_extreme_logits_have_the_score_of_the_formula(name: str, case: str) -> None:
+    logits = torch.tensor(EXTREMES[case]).T.reshape(1, 3, 3, 1)
+    scores = score_of(name, logits)
+    assert np.isfinite(scores).all()
+    assert np.abs(scores - by_formula(name, logits)).max() < 1e-6
+
+
+@every_score
+@given(data=st.data())
+def test_any_logits_have_the_score_of_the_formula(name: str, data: st.DataObject) -> None:
+    shape = (data.draw(st.integers(1, 2)), data.draw(st.integers(2, 6)), 1, data.draw(st.integers(1, 3)))
+    count = math.prod(shape)
+    values = data.draw(st.lists(st.floats(-1e4, 1e4, width=32), min_size=count, max_size=count))
+    logits = torch.tensor(values, dtype=torch.float32).reshape(shape)
+    scores = score_of(name, logits)
+    assert scores.shape == (shape[0], *shape[2:])
+    assert np.abs(scores - by_formula(name, logits)).max() < 2e-6
+
+
+@every_score
+def test_the_less_sure_pixel_has_the_larger_score(name: str) -> None:
+    sure_to_unsure = [
+        [9.0, 0.0, 0.0],
+        [4.0, 0.0, 0.0],
+        [2.0, 0.0, 0.0],
+        [1.0, 0.5, 0.0],
+        [0.4, 0.2, 0.0],
+        [0.0, 0.0, 0.0],
+    ]
+    scores = score_of(name, torch.tensor(sure_to_unsure).T.reshape(1, 3, 1, 6)).reshape(-1)
+    assert (np.diff(scores) > 0).all()
+
+
+def test_scores_differ_where_their_ideas_differ() -> None:
+    """Two classes tie, or all are alike a little: the margin asks for the first, the entropy for the second."""
+    two, many = [5.0, 5.0, -9.0, -9.0, -9.0], [1.0, 0.5, 0.5, 0.5, 0.5]
+    logits = torch.tensor([two, many]).T.reshape(1, 5, 1, 2)
+    order = {name: score_of(name, logits).reshape(-1).argmax() for name in SCORED}
+    assert order == {"margin": 0, "entropy": 1, "least_confidence": 1}
+
+
+@every_score
+def test_scores_have_the_documented_range(name: str) -> None:
+    logits = (
+        torch.randn(4, 7, 8, 8, generator=torch.Generator().manual_seed(0))
+        * torch.logspace(-3, 4, 4)[:, None, None, None]
+    )
+    scores = score_of(name, logits)
+    low, high = {"margin": (-1.0, 0.0), "entropy": (0.0, math.log(7)), "least_confidence": (0.0, 1.0 - 1 / 7)}[name]
+    assert scores.min() >= low - 1e-7
+    assert scores.max() <= high + 1e-6
+
+
+@every_score
+def test_a_score_does_not_depend_on_its_batch(name: str) -> None:
+    logits = torch.randn(5, 11, 13, 17, generator=torch.Generator().manual_seed(0)) * 5
+    together = score_of(name, logits)
+    for index in range(5):
+        assert np.abs(score_of(name, logits[index : index + 1])[0] - together[index]).max() < 1e-6
+    channels_last = score_of(name, logits.contiguous(memory_format=torch.channels_last))
+    assert np.abs(channels_last - together).max() < 1e-6
+
+
+@every_score
+def test_order_of_classes_and_a_constant_do_not_matter(name: str) -> None:
+    logits = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    scores = score_of(name, logits)
+    assert np.abs(score_of(name, logits.flip(1)) - scores).max() < 1e-12
+    assert np.abs(score_of(name, logits + 37.0) - scores).max() < 1e-12
+
+
+def test_strategies_are_the_published_ones() -> None:
+    assert sorted(SCORES) == ["entropy", "least_confidence", "margin", "random"]
+    assert [name for name in SCORES if not needs_model(name)] == ["random"]
+    for name in SCORES:
+        check_strategy(name)
+
+
+def test_an_unknown_strategy_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(SpecError, match=r"acquire\.strategy: unknown strategy 'margins'; known: margin, entropy"):
+        check_strategy("margins")

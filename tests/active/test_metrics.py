@@ -1,0 +1,80 @@
+"""Metrics against torchmetrics."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
+
+from pixelpick_ray.active.metrics import iou, miou, pixel_accuracy
+
+CLASSES = 5
+VOID = 255
+PAIRS = st.lists(st.tuples(st.sampled_from([0, 1, 2, 3, 4, VOID]), st.integers(0, 4)), min_size=1, max_size=40).filter(
+    lambda pairs: any(truth != VOID for truth, _ in pairs)
+)
+
+
+def confusion(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Rows truth, columns prediction, by torchmetrics."""
+    metric = MulticlassConfusionMatrix(num_classes=CLASSES, ignore_index=VOID)
+    return np.asarray(metric(torch.from_numpy(predicted), torch.from_numpy(truth)), dtype=np.int64)
+
+
+@given(pairs=PAIRS)
+def test_metrics_are_those_of_torchmetrics(pairs: list[tuple[int, int]]) -> None:
+    truth, predicted = np.asarray(pairs, dtype=np.int64).T
+    counts = confusion(truth, predicted)
+    arguments = torch.from_numpy(predicted), torch.from_numpy(truth)
+    occurs = counts.sum(axis=0) + counts.sum(axis=1) > 0
+    each = MulticlassJaccardIndex(num_classes=CLASSES, ignore_index=VOID, average="none")(*arguments).numpy()
+    assert (np.isfinite(iou(counts)) == occurs).all()
+    assert np.abs(iou(counts)[occurs] - each[occurs]).max() < 1e-6
+    macro = MulticlassJaccardIndex(num_classes=CLASSES, ignore_index=VOID, average="macro")(*arguments)
+    assert abs(miou(counts) - float(macro)) < 1e-6  # absent classes are left out there as well
+    micro = MulticlassAccuracy(num_classes=CLASSES, ignore_index=VOID, average="micro")(*arguments)
+    assert abs(pixel_accuracy(counts) - float(micro)) < 1e-6
+
+
+@given(first=PAIRS, second=PAIRS)
+def test_matrices_of_images_add_up_to_that_of_the_split(
+    first: list[tuple[int, int]], second: list[tuple[int, int]]
+) -> None:
+    parts = [np.asarray(pairs, dtype=np.int64).T for pairs in (first, second)]
+    together = confusion(*np.concatenate(parts, axis=1))
+    added = np.sum([confusion(*part) for part in parts], axis=0)
+    assert (added == together).all()
+    assert miou(added) == miou(together)
+    assert pixel_accuracy(added) == pixel_accuracy(together)
+
+
+def test_an_absent_class_is_left_out_and_an_only_predicted_one_is_zero() -> None:
+    counts = np.array([[6, 2, 0], [0, 0, 0], [0, 0, 0]])
+    values = iou(counts)
+    assert values[0] == 0.75
+    assert values[1] == 0.0
+    assert math.isnan(values[2])
+    assert miou(counts) == 0.375
+    assert pixel_accuracy(counts) == 0.75
+
+
+def test_nothing_counted_is_no_number() -> None:
+    nothing = np.zeros((3, 3), dtype=np.int64)
+    assert math.isnan(miou(nothing))
+    assert math.isnan(pixel_accuracy(nothing))
+    assert np.isnan(iou(nothing)).all()
+
+
+def test_matrices_of_several_epochs_are_read_at_once() -> None:
+    counts = np.random.default_rng(0).integers(0, 9, (4, 3, 3))
+    assert (iou(counts) == np.stack([iou(one) for one in counts])).all()
+
+
+def test_large_counts_stay_exact() -> None:
+    pixels = 3 * 10**12  # a large split, far over what single precision counts
+    counts = np.array([[pixels, 1], [1, pixels]])
+    assert iou(counts)[0] == pixels / (pixels + 2)
+    assert pixel_accuracy(counts) == pixels / (pixels + 1)

@@ -1,0 +1,58 @@
+"""Shared fixtures and settings of all tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+settings.register_profile("default", deadline=None, max_examples=60, derandomize=True, database=None)
+settings.load_profile("default")
+
+# The experiment file of the interface, with the default colour jitter and blur.
+CAMVID_YAML = """\
+name: camvid-mobilenet
+title: CamVid, DeepLabv3+ MobileNetV2
+dataset: {name: camvid, size: [360, 480]}        # or {scale: 0.25}, {long_side: 400}
+model: {architecture: deeplabv3plus, backbone: mobilenetv2_100, pretrained: imagenet, output_stride: 16}
+train:
+  epochs: 50
+  batch_size: 4                                  # global, over all ranks
+  optimizer: {name: adam, lr: 5e-4, backbone_lr_factor: 0.1, weight_decay: 2e-4}
+  schedule: {name: multistep, milestones: [21, 41], gamma: 0.1}
+  augment: {scale: [0.5, 2.0], crop_size: [360, 480], hflip: 0.5, jitter: {}, grayscale: 0.2, blur: {}}
+  precision: fp32                                # or tf32, bf16
+acquire: {strategy: margin, initial_pixels: 10, pixels_per_stage: 10, pool_fraction: 0.05}
+evaluate: {splits: {test: {size: [360, 480]}, val: {}}, when: every_epoch, report: test}
+grid:                                            # a list of grids, each the product of its lists
+  - {seed: [0, 1, 2, 3, 4], budget: [20, 40, 60, 80, 100]}
+  - {seed: [0, 1, 2, 3, 4], budget: [full]}
+"""
+
+
+@pytest.fixture
+def camvid_yaml() -> str:
+    """The experiment file of the interface."""
+    return CAMVID_YAML
+
+
+@pytest.fixture
+def write_camvid(tmp_path: Path) -> Callable[..., Path]:
+    """Write a CamVid folder of small random images; returns the data folder that holds ``camvid/``."""
+
+    def write(num_images: int = 3, size: tuple[int, int] = (8, 10), splits: tuple[str, ...] = ("train",)) -> Path:
+        rng = np.random.default_rng(0)
+        data = tmp_path / "data"
+        for split in splits:
+            for folder in (split, f"{split}annot"):
+                (data / "camvid" / folder).mkdir(parents=True, exist_ok=True)
+            for index in range(num_images):
+                image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+                label = rng.integers(0, 12, size, dtype=np.uint8)
+                Image.fromarray(image).save(data / "camvid" / split / f"{split}_{index:03d}.png")
+                Image.fromarray(label).save(data / "camvid" / f"{split}annot" / f"{split}_{index:03d}.png")
+        return data
+
+    return write

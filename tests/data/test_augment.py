@@ -1,0 +1,386 @@
+"""Augmentation: pictures as Pillow, torchvision and OpenCV make them; labelled pixels where their colour went."""
+
+import math
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as reference
+
+from pixelpick_ray.data.augment import JITTER_OPERATIONS, Draw, Geometry, augment, blur_weights, draw
+from pixelpick_ray.data.streams import stream
+from pixelpick_ray.spec.experiment import AugmentSpec, BlurSpec, JitterSpec
+
+FILL = torch.tensor([0.25, 0.5, 0.75])
+Size = tuple[int, int]
+
+
+def noise(height: int, width: int, seed: int = 0, count: int = 1) -> Tensor:
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def place(image: Tensor, geometry: Geometry) -> Tensor:
+    """What `augment` makes of one image (3, H, W) with this geometry and no colours changed."""
+    return augment(image[None], [Draw()], [geometry], None, FILL)[0]
+
+
+def by_torchvision(image: Tensor, geometry: Geometry) -> Tensor:
+    """Antialiased resize, padding right and bottom, crop, flip."""
+    resized = reference.resize(image.double(), list(geometry.scaled), antialias=True).float()
+    (top, left), (height, width) = geometry.offset, geometry.crop
+    canvas = FILL[:, None, None].repeat(1, max(geometry.scaled[0], top + height), max(geometry.scaled[1], left + width))
+    canvas[:, : geometry.scaled[0], : geometry.scaled[1]] = resized
+    cropped = canvas[:, top : top + height, left : left + width]
+    return cropped.flip(2) if geometry.flip else cropped
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(
+    ("source", "scale", "crop"),
+    [
+        ((36, 48), 1.0, (36, 48)),
+        ((36, 48), 0.5, (36, 48)),
+        ((36, 48), 0.731, (20, 30)),
+        ((36, 48), 0.11, (36, 48)),
+        ((36, 48), 1.37, (36, 48)),
+        ((36, 48), 2.0, (36, 48)),
+        ((37, 23), 1.999, (31, 64)),
+        ((37, 23), 0.9, (64, 11)),
+        ((9, 11), 3.3, (8, 8)),
+        ((1, 7), 0.6, (4, 4)),
+    ],
+)
+def test_pictures_are_resized_padded_cropped_and_flipped_as_by_torchvision(
+    source: Size, scale: float, crop: Size, flip: bool
+) -> None:
+    image = noise(*source)[0]
+    for top, left in ((0.0, 0.0), (0.999, 0.999), (0.5, 0.3)):
+        geometry = Geometry.of(Draw(scale, top, left, flip), source, crop)
+        assert (place(image, geometry) - by_torchvision(image, geometry)).abs().max() < 1e-5
+
+
+def test_pictures_of_different_sizes_and_geometries_in_one_batch_do_not_mix() -> None:
+    images, sizes = torch.ones(3, 3, 20, 24), [(20, 24), (13, 24), (20, 9)]
+    geometries = []
+    for index, (height, width) in enumerate(sizes):
+        images[index, :, :height, :width] = noise(height, width, seed=index)[0]
+        geometries.append(Geometry.of(Draw(0.7 + index * 0.4, 0.4, 0.8, index == 1), (height, width), (16, 16)))
+    together = augment(images, [Draw()] * 3, geometries, None, FILL)
+    for index, (height, width) in enumerate(sizes):
+        alone = by_torchvision(images[index, :, :height, :width], geometries[index])
+        assert (together[index] - alone).abs().max() < 1e-5
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    assert augment(torch.zeros(0, 3, 8, 9), [], [], AugmentSpec(), FILL).shape[0] == 0
+
+
+def test_without_augmentation_pictures_and_pixels_stay_as_they_are() -> None:
+    images = noise(12, 16, count=2)
+    choice = draw(None, stream(0, "a"))
+    geometry = Geometry.of(choice, (12, 16), (12, 16))
+    result = augment(images, [choice] * 2, [geometry] * 2, None, FILL)
+    assert torch.equal(result, images)
+    result.zero_()
+    assert images.abs().sum() > 0  # the input is never written to
+    y, x = np.divmod(np.arange(12 * 16, dtype=np.int32), 16)
+    position, inside = geometry.points(y, x)
+    assert inside.all()
+    assert (position == np.stack([y, x], axis=1)).all()
+    label = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
+    assert (geometry.label_map(label, 255) == label).all()
+
+
+def test_the_input_is_not_written_to() -> None:
+    images = noise(12, 16)
+    before = images.clone()
+    choice = Draw(jitter=(("brightness", 1.5), ("hue", 0.1)), grayscale=True, blur_sigma=1.0)
+    augment(images, [choice], [Geometry.of(choice, (12, 16), (12, 16))], AugmentSpec(blur=BlurSpec()), FILL)
+    assert torch.equal(images, before)
+
+
+GEOMETRY = {
+    "source": st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    "crop": st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    "scale": st.floats(0.3, 3.0),
+    "place": st.tuples(st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True)),
+    "flip": st.booleans(),
+}
+
+
+@given(**GEOMETRY)
+@example(source=(5, 5), crop=(6, 6), scale=1.3, place=(0.0, 0.0), flip=False)
+def test_a_crop_lies_in_the_scaled_picture_or_holds_it_whole(
+    source: Size, crop: Size, scale: float, place: tuple[float, float], flip: bool
+) -> None:
+    geometry = Geometry.of(Draw(scale, *place, flip), source, crop)
+    for axis in (0, 1):
+        assert geometry.scaled[axis] == max(1, math.floor(source[axis] * scale))
+        room = geometry.scaled[axis] - crop[axis]
+        assert 0 <= geometry.offset[axis] <= room if room > 0 else geometry.offset[axis] == 0
+
+
+def test_every_place_of_a_crop_is_equally_likely() -> None:
+    rng = np.random.default_rng(0)
+    offsets = [Geometry.of(Draw(top=rng.random()), (14, 10), (10, 10)).offset[0] for _ in range(5000)]
+    counts = np.bincount(offsets)
+    assert len(counts) == 5  # both ends are among them
+    assert np.abs(counts - 1000).max() < 150
+
+
+@given(**GEOMETRY)
+@example(source=(6, 6), crop=(3, 3), scale=1.5, place=(0.34, 0.99), flip=True)
+@example(source=(9, 9), crop=(4, 4), scale=0.56, place=(0.0, 0.9), flip=False)  # centres exactly on the crop's edge
+def test_every_pixel_whose_centre_is_in_the_crop_is_there_once_at_its_place(
+    source: Size, crop: Size, scale: float, place: tuple[float, float], flip: bool
+) -> None:
+    geometry = Geometry.of(Draw(scale, *place, flip), source, crop)
+    y, x = np.divmod(np.arange(source[0] * source[1], dtype=np.int32), source[1])
+    positions, inside = geometry.points(y, x)
+    assert positions.shape == (len(y), 2)
+    assert inside.shape == (len(y),)
+    for pixel, position, is_inside in zip(zip(y.tolist(), x.tolist(), strict=True), positions, inside, strict=True):
+        centre = [
+            Fraction(2 * at + 1, 2) * s / n - o
+            for at, s, n, o in zip(pixel, geometry.scaled, source, geometry.offset, strict=True)
+        ]
+        assert is_inside == all(0 <= at < length for at, length in zip(centre, crop, strict=True))
+        if is_inside:
+            if flip:
+                centre[1] = crop[1] - centre[1]
+            wanted = np.clip(np.asarray(centre, dtype=float) - 0.5, 0, np.asarray(crop) - 1)
+            assert np.abs(wanted - position).max() < 1e-9
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1.26, 1.5, 2.0, 3.0])
+def test_the_colour_of_a_pixel_is_found_where_its_label_goes(scale: float, flip: bool) -> None:
+    """Each labelled pixel lies in a blob of its own colour; after augmentation its place shows this colour."""
+    size, crop = (40, 56), (36, 44)
+    image, centres = torch.zeros(3, *size), [(y, x) for y in range(2, 38, 5) for x in range(2, 54, 5)]
+    colours = torch.rand(len(centres), 3, generator=torch.Generator().manual_seed(0))
+    for (y, x), shade in zip(centres, colours, strict=True):
+        image[:, y - 1 : y + 2, x - 1 : x + 2] = shade[:, None, None]
+    y, x = np.asarray(centres, dtype=np.int32).T
+    for top, left in ((0.0, 0.0), (0.31, 0.77), (0.99, 0.99)):
+        geometry = Geometry.of(Draw(scale, top, left, flip), size, crop)
+        placed = place(image, geometry)
+        positions, inside = geometry.points(y, x)
+        assert inside.sum() > 3
+        at = np.rint(positions[inside]).astype(int)
+        found = placed[:, at[:, 0], at[:, 1]].T
+        assert (found - colours[inside]).abs().max() < 1e-5
+
+
+@given(**GEOMETRY)
+def test_labels_are_those_of_pillows_nearest_resize(
+    source: Size, crop: Size, scale: float, place: tuple[float, float], flip: bool
+) -> None:
+    geometry = Geometry.of(Draw(scale, *place, flip), source, crop)
+    label = np.arange(source[0] * source[1], dtype=np.uint8).reshape(source)
+    resized = np.asarray(Image.fromarray(label).resize(geometry.scaled[::-1], Image.Resampling.NEAREST))
+    cropped = np.full(crop, 255, dtype=np.uint8)
+    (top, left), (height, width) = geometry.offset, crop
+    part = resized[top : top + height, left : left + width]
+    cropped[: part.shape[0], : part.shape[1]] = part
+    wanted = cropped[:, ::-1] if flip else cropped
+    clear = np.outer(
+        *(_not_between_pixels(*axis) for axis in zip(source, geometry.scaled, geometry.offset, crop, strict=True))
+    )
+    clear = clear[:, ::-1] if flip else clear
+    found = geometry.label_map(label, 255)
+    assert (found == wanted)[clear].all()
+    assert ((found == 255) == (wanted == 255)).all()
+
+
+def _not_between_pixels(source: int, scaled: int, offset: int, crop: int) -> npt.NDArray[np.bool_]:
+    """False where a target centre falls exactly between two source pixels: there both are nearest."""
+    return np.asarray([(2 * at + 1) * source % (2 * scaled) != 0 for at in range(offset, offset + crop)])
+
+
+def test_a_labelled_pixel_and_the_label_map_agree_when_enlarging() -> None:
+    label = np.arange(15 * 16, dtype=np.uint8).reshape(15, 16)
+    y, x = np.divmod(np.arange(15 * 16, dtype=np.int32), 16)
+    for scale, flip in ((1.0, False), (1.3, True), (2.0, False), (2.0, True), (2.7, True)):
+        geometry = Geometry.of(Draw(scale, 0.5, 0.5, flip), label.shape, (12, 20))
+        positions, inside = geometry.points(y, x)
+        at = np.rint(positions[inside]).astype(int)
+        found = geometry.label_map(label, 255)[at[:, 0], at[:, 1]]
+        assert inside.sum() > 10
+        assert (found == label[y, x][inside]).all()
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("kernel_fraction", [0.1, 0.25, 0.5, 0.9])
+def test_blur_is_that_of_opencv(sigma: float, kernel_fraction: float) -> None:
+    images, spec = noise(36, 48, count=2), AugmentSpec(blur=BlurSpec(kernel_fraction=kernel_fraction))
+    draws = [Draw(blur_sigma=sigma), Draw()]
+    geometries = [Geometry.of(choice, (36, 48), (36, 48)) for choice in draws]
+    blurred = augment(images, draws, geometries, spec, FILL)
+    size = int(kernel_fraction * 36 // 2 * 2 + 1)
+    array = images[0].permute(1, 2, 0).numpy()
+    wanted = cv2.GaussianBlur(array, (size, size), sigmaX=sigma, sigmaY=sigma, borderType=cv2.BORDER_REFLECT_101)
+    assert np.abs(blurred[0].permute(1, 2, 0).numpy() - wanted).max() < 1e-5
+    assert torch.equal(blurred[1], images[1])
+
+
+@pytest.mark.parametrize(("short_side", "kernel"), [(360, 37), (256, 25), (320, 33)])
+def test_blur_kernels_are_those_of_the_original(short_side: int, kernel: int) -> None:
+    """Protocol, augmentation step 6: CamVid 37, Cityscapes 25, VOC 33."""
+    width = short_side + 8
+    impulse = torch.zeros(1, 3, short_side, width)
+    impulse[..., short_side // 2, width // 2] = 1.0
+    choice, spec = Draw(blur_sigma=1000.0), AugmentSpec(blur=BlurSpec(sigma=(1000.0, 1000.0)))
+    geometry = Geometry.of(choice, (short_side, width), (short_side, width))
+    blurred = augment(impulse, [choice], [geometry], spec, FILL)[0, 0] > 0
+    assert int(blurred.any(dim=0).sum()) == int(blurred.any(dim=1).sum()) == kernel
+
+
+def test_blur_of_a_picture_smaller_than_the_kernel_keeps_its_mean() -> None:
+    for length in (1, 2, 5):
+        weights = blur_weights(length, 2.0, 37)
+        assert torch.allclose(weights.sum(dim=1), torch.ones(length))
+
+
+def test_colours_change_in_the_drawn_order_as_by_torchvision() -> None:
+    jitter = (("hue", -0.15), ("brightness", 1.6), ("saturation", 0.3), ("contrast", 1.7))
+    image = noise(12, 16)
+    geometry = Geometry.of(Draw(), (12, 16), (12, 16))
+    found = {}
+    for order in (jitter, jitter[::-1]):
+        found[order] = augment(image, [Draw(jitter=order, grayscale=False)], [geometry], None, FILL)[0]
+        wanted = image[0]
+        for name, factor in order:
+            adjust = {
+                "hue": reference.adjust_hue,
+                "brightness": reference.adjust_brightness,
+                "saturation": reference.adjust_saturation,
+                "contrast": reference.adjust_contrast,
+            }[name]
+            wanted = adjust(wanted, factor)
+        assert torch.equal(found[order], wanted)
+    assert (found[jitter] - found[jitter[::-1]]).abs().max() > 0.05
+    gray = augment(image, [Draw(jitter=jitter, grayscale=True)], [geometry], None, FILL)[0]
+    assert torch.equal(gray, reference.rgb_to_grayscale(found[jitter], num_output_channels=3))
+
+
+def test_colour_comes_after_geometry_and_blur_last() -> None:
+    """So the padding takes part in the colour change, and the blur in the colours."""
+    choice = Draw(0.5, jitter=(("contrast", 1.8), ("hue", 0.2)), grayscale=True, blur_sigma=1.5)
+    image, geometry = noise(20, 24)[0], Geometry.of(choice, (20, 24), (20, 24))
+    found = augment(image[None], [choice], [geometry], AugmentSpec(blur=BlurSpec(kernel_fraction=0.4)), FILL)[0]
+    wanted = reference.adjust_hue(reference.adjust_contrast(by_torchvision(image, geometry), 1.8), 0.2)
+    array = reference.rgb_to_grayscale(wanted, num_output_channels=3).permute(1, 2, 0).numpy()
+    size = int(0.4 * 20 // 2 * 2 + 1)
+    wanted_array = cv2.GaussianBlur(array, (size, size), sigmaX=1.5, sigmaY=1.5, borderType=cv2.BORDER_REFLECT_101)
+    assert np.abs(found.permute(1, 2, 0).numpy() - wanted_array).max() < 1e-4
+
+
+FULL = AugmentSpec(jitter=JitterSpec(), grayscale=0.2, blur=BlurSpec())
+
+
+def test_draws_depend_on_their_stream_only() -> None:
+    first = [draw(FULL, stream(0, "augment", 0, 1, name)) for name in ("a", "b", "c")]
+    again = [draw(FULL, stream(0, "augment", 0, 1, name)) for name in ("c", "b", "a")]
+    assert first == again[::-1]
+    assert len({choice.scale for choice in first}) == 3
+
+
+def test_draws_have_the_asked_distributions() -> None:
+    rng = stream(0, "many")
+    draws = [draw(FULL, rng) for _ in range(4000)]
+
+    def share(values: list[bool]) -> float:
+        return sum(values) / len(values)
+
+    assert share([choice.flip for choice in draws]) == pytest.approx(0.5, abs=0.03)
+    assert share([bool(choice.jitter) for choice in draws]) == pytest.approx(0.8, abs=0.03)
+    assert share([choice.grayscale for choice in draws]) == pytest.approx(0.2, abs=0.03)
+    assert share([choice.blur_sigma is not None for choice in draws]) == pytest.approx(0.5, abs=0.03)
+    scales = np.asarray([choice.scale for choice in draws])
+    assert (scales.min(), scales.max(), scales.mean()) == pytest.approx((0.5, 2.0, 1.25), abs=0.03)
+    sigmas = np.asarray([choice.blur_sigma for choice in draws if choice.blur_sigma is not None])
+    assert (sigmas.min(), sigmas.max(), sigmas.mean()) == pytest.approx((0.1, 2.0, 1.05), abs=0.05)
+    orders = [tuple(name for name, _ in choice.jitter) for choice in draws if choice.jitter]
+    assert len(set(orders)) == 24
+    assert all(sorted(order) == sorted(JITTER_OPERATIONS) for order in orders)
+    for name, low, high in (
+        ("brightness", 0.2, 1.8),
+        ("contrast", 0.2, 1.8),
+        ("saturation", 0.2, 1.8),
+        ("hue", -0.2, 0.2),
+    ):
+        factors = np.asarray([dict(choice.jitter)[name] for choice in draws if choice.jitter])
+        assert (factors.min(), factors.max()) == pytest.approx((low, high), abs=0.02)
+    choices = np.asarray(
+        [[choice.flip, bool(choice.jitter), choice.grayscale, choice.blur_sigma is not None] for choice in draws]
+    )
+    correlation = np.corrcoef(choices.T.astype(float)) - np.eye(4)
+    assert np.abs(correlation).max() < 0.06
+
+
+def test_probabilities_zero_and_one_are_never_and_always() -> None:
+    never = AugmentSpec(scale=(1.0, 1.0), hflip=0.0, jitter=JitterSpec(probability=0.0), blur=BlurSpec(probability=0.0))
+    always = AugmentSpec(
+        scale=(1.0, 1.0), hflip=1.0, jitter=JitterSpec(probability=1.0), grayscale=1.0, blur=BlurSpec(probability=1.0)
+    )
+    for index in range(200):
+        nothing, all_of_it = (draw(spec, stream(index)) for spec in (never, always))
+        assert (nothing.scale, nothing.flip, nothing.jitter, nothing.grayscale, nothing.blur_sigma) == (
+            1.0,
+            False,
+            (),
+            False,
+            None,
+        )
+        assert all_of_it.flip
+        assert len(all_of_it.jitter) == 4
+        assert all_of_it.grayscale
+        assert all_of_it.blur_sigma is not None
+
+
+def test_a_strength_of_zero_leaves_its_operation_out() -> None:
+    spec = AugmentSpec(jitter=JitterSpec(probability=1.0, brightness=0.0, contrast=2.0, saturation=0.0, hue=0.0))
+    draws = [draw(spec, stream(index)) for index in range(200)]
+    assert {name for choice in draws for name, _ in choice.jitter} == {"contrast"}
+    factors = [factor for choice in draws for _, factor in choice.jitter]
+    assert min(factors) >= 0.0
+    assert max(factors) <= 3.0
+    assert max(factors) > 2.5
+
+
+def test_draws_are_those_of_this_version() -> None:
+    """Stored results were made with these choices."""
+    choice = draw(FULL, stream(0, "augment", 0, 1, "a.png"))
+    numbers = [
+        choice.scale,
+        choice.top,
+        choice.left,
+        *(factor for _, factor in choice.jitter),
+        choice.blur_sigma or 0.0,
+    ]
+    assert [choice.flip, choice.grayscale, [name for name, _ in choice.jitter]] == [
+        False,
+        True,
+        ["contrast", "saturation", "brightness", "hue"],
+    ]
+    assert numbers == pytest.approx(
+        [
+            1.9090328571525852,
+            0.35453923905978546,
+            0.06563776812587563,
+            1.7115460630971575,
+            1.3354415077447088,
+            1.248762168925474,
+            0.04374188264255871,
+            1.0738566150270106,
+        ],
+        abs=1e-12,
+    )

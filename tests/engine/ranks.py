@@ -1,0 +1,218 @@
+"""Two processes that stay alive for all tests, and the functions that they run together over gloo."""
+
+import contextlib
+import multiprocessing
+import socket
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pixelpick_ray.data import datasets
+from pixelpick_ray.engine.fit import FitJob, TrainingData, build_optimizer, fit, make_batch, normalise, train_step
+from pixelpick_ray.engine.score import evaluate, pick
+from pixelpick_ray.engine.world import World, join
+from pixelpick_ray.loop import Event, Workplace, run_chain
+from pixelpick_ray.models.segmentation import build_model
+from pixelpick_ray.spec.experiment import AcquireSpec, Experiment
+from tests.engine.helpers import CLASSES, TinyDataset
+
+ALONE = World(0, 1, torch.device("cpu"))
+ANSWER_SECONDS = 120
+
+
+class Ranks:
+    """Processes that run one function each call, as the ranks of a World."""
+
+    def __init__(self, size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.size = size
+        pairs = [context.Pipe() for _ in range(size)]
+        self.pipes = [mine for mine, _ in pairs]
+        self.processes = [
+            context.Process(target=_serve, args=(rank, size, theirs), daemon=True)
+            for rank, (_, theirs) in enumerate(pairs)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """The result of ``function(world, *arguments)`` on every rank, in their order."""
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+        for pipe in self.pipes:
+            pipe.send((function, arguments, address))
+        answers = []
+        for rank, pipe in enumerate(self.pipes):
+            assert pipe.poll(ANSWER_SECONDS), f"rank {rank} gave no answer"
+            answers.append(pipe.recv())
+        problems = [text for fine, text in answers if not fine]
+        assert not problems, "\n".join(problems)
+        return [value for _, value in answers]
+
+    def stop(self) -> None:
+        """End the processes."""
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join(timeout=10)
+            process.terminate()
+
+
+def _serve(rank: int, size: int, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    while True:
+        try:
+            function, arguments, address = pipe.recv()
+        except EOFError:
+            return
+        try:
+            device = torch.device("cpu")
+            with join(rank=rank, size=size, device=device, address=address, timeout_seconds=60) as world:
+                pipe.send((True, function(world, *arguments)))
+        except Exception:
+            pipe.send((False, f"rank {rank}:\n{traceback.format_exc()}"))
+
+
+def collectives(world: World) -> dict[str, Any]:
+    """What each rank sees of a sum, a gather and a broadcast."""
+    mine = torch.tensor([world.rank + 1, 10 * (world.rank + 1)])
+    returned = world.sum_(mine)
+    return {
+        "sum": mine.tolist(),
+        "in_place": returned is mine,
+        "gather": world.gather({"rank": world.rank}),
+        "broadcast": world.broadcast(f"from {world.rank}" if world.is_first else None),
+    }
+
+
+@dataclass
+class NormResult:
+    """What a batch norm does to a rank's slice of a batch in one training step."""
+
+    output: Tensor
+    input_gradient: Tensor
+    weight_gradient: Tensor
+    bias_gradient: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    batches_tracked: int
+    in_eval: Tensor
+
+
+def normalise_slice(world: World, layer: nn.Module, batch: Tensor, weight: Tensor, sizes: list[int]) -> NormResult:
+    """Forward, backward of a weighted sum of squares, then forward in eval mode; `sizes` are the ranks' slices."""
+    start = sum(sizes[: world.rank])
+    mine = slice(start, start + sizes[world.rank])
+    layer = world.share_batch_norm(layer)
+    layer.train()
+    inputs = batch[mine].clone().requires_grad_()
+    output = layer(inputs)
+    (output.square() * weight[mine]).sum().backward()
+    layer.eval()
+    with torch.no_grad():
+        in_eval = layer(batch[mine])
+    assert inputs.grad is not None
+    return NormResult(
+        output.detach(),
+        inputs.grad,
+        layer.weight.grad,
+        layer.bias.grad,
+        layer.running_mean,
+        layer.running_var,
+        int(layer.num_batches_tracked),
+        in_eval,
+    )
+
+
+@dataclass
+class StageResult:
+    """A whole stage: training, evaluation, choice."""
+
+    losses: list[float]
+    state: dict[str, Tensor]
+    confusion: np.ndarray
+    picks: dict[str, np.ndarray]
+    digest: str
+
+
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """Networks and images in float64: what differs then differs by more than rounding."""
+
+    def build(*arguments: Any, **options: Any) -> nn.Module:
+        return build_model(*arguments, **options).double()
+
+    def images(*arguments: Any) -> Tensor:
+        return normalise(*arguments).double()
+
+    engine = "pixelpick_ray.engine"
+    with patch(f"{engine}.fit.build_model", build), patch(f"{engine}.fit.normalise", images):
+        with patch(f"{engine}.score.normalise", images):
+            yield
+
+
+def whole_stage_in_double(world: World, job: FitJob, acquire: AcquireSpec) -> StageResult:
+    """As `whole_stage`, in float64."""
+    with double_precision():
+        return whole_stage(world, job, acquire)
+
+
+def whole_stage(world: World, job: FitJob, acquire: AcquireSpec) -> StageResult:
+    """Fit, evaluate and pick."""
+    losses: list[float] = []
+    model = fit(job, world, lambda epoch: losses.append(epoch.loss))
+    confusion, _ = evaluate(model, job.data.prepared, job.data.facts, world)
+    chosen = pick(model, job.data, job.labels, acquire, world, seed=job.seed, stage=job.stage)
+    columns = {"image": chosen.image, "y": chosen.y, "x": chosen.x, "label": chosen.label}
+    return StageResult(
+        losses, {k: v.clone() for k, v in model.state_dict().items()}, confusion, columns, chosen.digest()
+    )
+
+
+def step_gradients(
+    world: World, job: FitJob, positions: list[int], sizes: list[int]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and count summed over ranks, and the gradients of one train step on slices of the given `sizes`."""
+    model = build_model(job.model, num_classes=CLASSES, data_path=job.data_path, seed=job.seed, stage=job.stage)
+    model = world.share_batch_norm(world.place(model))
+    model.train()
+    start = sum(sizes[: world.rank])
+    mine = np.asarray(positions[start : start + sizes[world.rank]], dtype=np.int64)
+    batch = make_batch(job, mine, 0, world.device)
+    optimizer = build_optimizer(job.train.optimizer, model)
+    total = world.sum_(train_step(world.distribute(model), optimizer, batch, world, "fp32"))
+    return total, {name: value.grad.clone() for name, value in model.named_parameters()}
+
+
+def pick_untrained(world: World, job: FitJob, data: TrainingData, acquire: AcquireSpec) -> str:
+    """Digest of the picks of an untrained network on the first rank."""
+    model = build_model(job.model, num_classes=CLASSES, data_path=job.data_path, seed=job.seed, stage=job.stage)
+    return pick(model, data, job.labels, acquire, world, seed=job.seed, stage=0).digest()
+
+
+def losses_of(world: World, job: FitJob) -> list[float]:
+    """The losses of a training."""
+    losses: list[float] = []
+    fit(job, world, lambda epoch: losses.append(epoch.loss))
+    return losses
+
+
+def chain(world: World, experiment: Experiment, place: Workplace) -> list[Event]:
+    """Run the experiment's last trial on the tiny data set, and its events on this rank."""
+    events: list[Event] = []
+    with patch.dict(datasets.DATASETS, {"tiny": TinyDataset}):
+        run_chain(experiment, experiment.trials()[-1], place, world, events.append)
+    return events
+
+
+def chain_in_double(world: World, experiment: Experiment, place: Workplace) -> list[Event]:
+    """As `chain`, in float64."""
+    with double_precision():
+        return chain(world, experiment, place)

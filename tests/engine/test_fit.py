@@ -1,0 +1,418 @@
+"""Training a stage: the loss, the schedules, the batches, one rank against two."""
+
+import math
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.engine.fit import (
+    IGNORED,
+    Epoch,
+    FitJob,
+    build_optimizer,
+    epoch_batches,
+    fit,
+    loss_sum,
+    lr_factor,
+    make_batch,
+    normalise,
+    num_batches,
+)
+from pixelpick_ray.engine.score import evaluate
+from pixelpick_ray.errors import DataError, RunError, SpecError
+from pixelpick_ray.models.segmentation import build_model, upsample
+from pixelpick_ray.spec.experiment import (
+    AcquireSpec,
+    AdamSpec,
+    AugmentSpec,
+    BlurSpec,
+    ConstantSpec,
+    JitterSpec,
+    MultistepSpec,
+    PolySpec,
+    SgdSpec,
+)
+from tests.engine.helpers import CLASSES, FACTS, VOID, label_some, tiny_data, tiny_job
+from tests.engine.ranks import ALONE, Ranks, StageResult, losses_of, step_gradients, whole_stage_in_double
+
+SGD = SgdSpec(name="sgd", lr=0.02, backbone_lr_factor=0.5, weight_decay=1e-4)
+EVERYTHING = AugmentSpec(hflip=0.5, jitter=JitterSpec(), grayscale=0.2, blur=BlurSpec())
+UNEQUAL = [6, 0, 3, 10, 1, 8, 5]
+
+
+def train(job: FitJob) -> tuple[list[float], nn.Module]:
+    losses: list[float] = []
+    model = fit(job, ALONE, lambda epoch: losses.append(epoch.loss))
+    return losses, model
+
+
+def fresh(job: FitJob) -> nn.Module:
+    return build_model(job.model, num_classes=CLASSES, data_path=job.data_path, seed=job.seed, stage=job.stage)
+
+
+def accuracy(model: nn.Module, job: FitJob) -> float:
+    confusion, _ = evaluate(model, job.data.prepared, FACTS, ALONE)
+    return float(np.trace(confusion) / confusion.sum())
+
+
+# Learning
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["every pixel", "60 pixels"])
+def test_a_few_images_are_learnt(full: bool) -> None:
+    data = tiny_data(6)
+    labels = None if full else label_some(data, [60] * 6)
+    job = tiny_job(data, labels, epochs=25, augment=None, dropout=(0.5, 0.5, 0.2), lr=3e-3)
+    losses, model = train(job)
+    assert losses[-1] < 0.35 * losses[0]
+    assert accuracy(model, job) > 0.85
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_or_stage_does_not() -> None:
+    data = tiny_data(6)
+    options = {"epochs": 2, "dropout": (0.5, 0.5, 0.2)}
+    results = {
+        name: train(tiny_job(data, label_some(data, [4] * 6), **options, **case))
+        for name, case in {"one": {}, "again": {}, "seed": {"seed": 4}, "stage": {"stage": 1}}.items()
+    }
+    losses, model = results["one"]
+    assert results["again"][0] == losses
+    expected = model.state_dict()
+    assert all(torch.equal(expected[name], value) for name, value in results["again"][1].state_dict().items())
+    assert results["seed"][0] != losses
+    assert results["stage"][0] != losses
+
+
+def test_dropout_is_drawn_anew_each_epoch_and_measuring_in_between_changes_nothing() -> None:
+    data = tiny_data(6)
+    job = tiny_job(data, label_some(data, [5] * 6), epochs=3, dropout=(0.5, 0.5, 0.2))
+    quiet = train(job)[0]
+    modes: list[bool] = []
+
+    def measure(epoch: Epoch) -> None:
+        measured.append(epoch.loss)
+        torch.rand(17)
+        evaluate(epoch.model, data.prepared, FACTS, ALONE)
+        modes.append(epoch.model.training)
+
+    measured: list[float] = []
+    model = fit(job, ALONE, measure)
+    assert measured == quiet
+    assert modes == [False] * 3  # so each next epoch had to turn training mode on again
+    assert not model.training
+
+
+def test_an_evaluation_between_epochs_leaves_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_data(4)
+    seen: list[bool] = []
+    original = make_batch
+
+    def spy(*arguments: object) -> object:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return original(*arguments)
+
+    monkeypatch.setattr("pixelpick_ray.engine.fit.make_batch", spy)
+    job = tiny_job(data, label_some(data, [5] * 4), epochs=2, precision="tf32")
+    fit(job, ALONE, lambda epoch: evaluate(epoch.model, data.prepared, FACTS, ALONE) and None)
+    assert seen == [True, True]
+
+
+# The loss
+
+
+def by_hand(model: nn.Module, job: FitJob, positions: list[int]) -> torch.Tensor:
+    """The mean cross entropy over the labelled pixels of a batch, from full-size logits and dense maps."""
+    prepared, labels = job.data.prepared, job.labels
+    assert labels is not None
+    images = torch.stack([torch.from_numpy(prepared.image(p).copy()).permute(2, 0, 1) for p in positions])
+    truth = torch.full((len(positions), 32, 48), IGNORED)
+    for index, position in enumerate(positions):
+        at = labels.of_image(prepared.names[position])
+        truth[index, labels.y[at], labels.x[at]] = torch.from_numpy(labels.label[at]).long()
+    logits = F.interpolate(model(normalise(images / 255, FACTS)), (32, 48), mode="bilinear", align_corners=True)
+    return F.cross_entropy(logits, truth, ignore_index=IGNORED)
+
+
+@pytest.mark.parametrize("sizes", [[2, 2], [3, 1], [4, 0]], ids=str)
+def test_the_loss_is_the_mean_over_the_labelled_pixels_of_the_global_batch(ranks: Ranks, sizes: list[int]) -> None:
+    data = tiny_data(7)
+    job = tiny_job(data, label_some(data, UNEQUAL), augment=None)
+    positions = [3, 1, 4, 5]
+    model = fresh(job).train()
+    expected = by_hand(model, job, positions)
+    expected.backward()
+    gradients = {name: value.grad for name, value in model.named_parameters()}
+    results = [step_gradients(ALONE, job, positions, [4]), *ranks.run(step_gradients, job, positions, sizes)]
+    for total, found in results:
+        assert total[1].item() == sum(UNEQUAL[position] for position in positions)
+        assert (total[0] / total[1]).item() == pytest.approx(expected.item(), rel=1e-5)
+        for name, gradient in found.items():
+            torch.testing.assert_close(
+                gradient, gradients[name], rtol=1e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
+            )
+
+
+def test_full_supervision_leaves_void_and_padding_out() -> None:
+    data = tiny_data(4)
+    job = tiny_job(data, None, augment=None)
+    batch = make_batch(job, np.asarray([0, 2]), 0, torch.device("cpu"))
+    truth = torch.from_numpy(np.stack([data.prepared.label(0), data.prepared.label(2)])).long()
+    assert torch.equal(batch.labels == IGNORED, truth == VOID)
+    logits = torch.randn(2, CLASSES, 4, 6, generator=torch.Generator().manual_seed(0))
+    full = upsample(logits, (32, 48)).permute(0, 2, 3, 1)
+    expected = -full.log_softmax(-1)[truth != VOID].gather(1, truth[truth != VOID][:, None]).sum()
+    assert loss_sum(logits, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[2, 2], [4, 0]], ids=str)
+def test_a_batch_without_any_label_has_loss_zero_and_gradient_zero(ranks: Ranks, sizes: list[int]) -> None:
+    data = tiny_data(5)
+    job = tiny_job(data, label_some(data, [0, 0, 0, 0, 5]))
+    positions = [0, 1, 2, 3]
+    results = [step_gradients(ALONE, job, positions, [4]), *ranks.run(step_gradients, job, positions, sizes)]
+    for total, gradients in results:
+        assert total.tolist() == [0.0, 0.0]
+        assert all(not gradient.any() for gradient in gradients.values())
+
+
+def test_a_training_that_diverges_stops_with_the_epoch_and_a_remedy() -> None:
+    data = tiny_data(4)
+    optimizer = SgdSpec(name="sgd", lr=1e30)
+    with pytest.raises(RunError, match=r"stage 0, epoch \d: the loss is .*lower train.optimizer.lr"):
+        train(tiny_job(data, None, epochs=3, batch_size=2, optimizer=optimizer))
+
+
+# One rank against two
+
+
+@pytest.fixture(scope="module")
+def stages(ranks: Ranks) -> tuple[StageResult, StageResult, StageResult]:
+    """A stage on one rank and on both of two; the last batch holds three images, one image no label.
+
+    In float64, where training does not blow rounding up to the size of a mistake.
+    """
+    torch.set_num_threads(1)
+    data = tiny_data(7)
+    job = tiny_job(data, label_some(data, UNEQUAL), epochs=3, augment=EVERYTHING)
+    acquire = AcquireSpec(strategy="margin", pixels_per_stage=6, pool_fraction=0.05)
+    return whole_stage_in_double(ALONE, job, acquire), *ranks.run(whole_stage_in_double, job, acquire)
+
+
+def test_two_ranks_train_what_one_rank_trains(stages: tuple[StageResult, StageResult, StageResult]) -> None:
+    alone, *both = stages
+    for part in both:
+        np.testing.assert_allclose(part.losses, alone.losses, rtol=1e-6)
+        for name, value in alone.state.items():
+            torch.testing.assert_close(
+                part.state[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+            )
+    assert all(torch.equal(value, both[1].state[name]) for name, value in both[0].state.items())
+
+
+def test_two_ranks_measure_and_pick_what_one_rank_picks(stages: tuple[StageResult, StageResult, StageResult]) -> None:
+    alone, first, second = stages
+    assert np.array_equal(first.confusion, alone.confusion)
+    assert np.array_equal(second.confusion, alone.confusion)
+    assert first.digest == alone.digest
+    assert len(alone.picks["y"]) == 7 * 6
+    assert len(second.picks["y"]) == 0  # the first rank has the whole
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["pixels", "every pixel"])
+def test_two_ranks_agree_in_single_precision_while_rounding_is_small(ranks: Ranks, full: bool) -> None:
+    data = tiny_data(7)
+    job = tiny_job(data, None if full else label_some(data, UNEQUAL), epochs=1, optimizer=SGD)
+    alone = train(job)[0]
+    for losses in ranks.run(losses_of, job):
+        np.testing.assert_allclose(losses, alone, rtol=1e-3)
+
+
+# Batches
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "expected"), [(8, 4, 2), (7, 4, 2), (6, 4, 2), (5, 4, 1), (367, 4, 92), (2, 10, 1), (3, 2, 1)]
+)
+def test_the_last_batch_is_left_out_only_when_it_would_hold_one_image(images: int, batch: int, expected: int) -> None:
+    assert num_batches(images, batch) == expected
+
+
+def test_too_few_images_or_too_small_batches_are_refused() -> None:
+    with pytest.raises(DataError, match=r"dataset.images: 1 .*at least 2"):
+        num_batches(1, 4)
+    with pytest.raises(SpecError, match=r"train.batch_size: 1 .*2 or more"):
+        num_batches(8, 1)
+
+
+def test_an_epoch_visits_every_image_once_in_an_order_of_its_own() -> None:
+    data = tiny_data(7)
+    job = tiny_job(data, label_some(data, [2] * 7))
+    first, second = ([batch.tolist() for batch in epoch_batches(job, epoch)] for epoch in (0, 1))
+    assert [len(batch) for batch in first] == [4, 3]
+    assert sorted(chain.from_iterable(first)) == sorted(chain.from_iterable(second)) == list(range(7))
+    assert first != second
+    assert first == [batch.tolist() for batch in epoch_batches(job, 0)]
+
+
+@pytest.mark.parametrize("crop", [(32, 48), (24, 40)], ids=str)
+def test_every_label_inside_the_crop_is_there_once_and_at_its_class(crop: tuple[int, int]) -> None:
+    """At scale 1 points lie on pixels, so the augmented label map says which labels must be there."""
+    augment = EVERYTHING.model_copy(update={"scale": (1.0, 1.0), "crop_size": crop})
+    data = tiny_data(6)
+    everything = label_some(data, [int(count) for count in data.prepared.candidates])
+    points_job, maps_job = tiny_job(data, everything, augment=augment), tiny_job(data, None, augment=augment)
+    for epoch in range(3):
+        positions = np.arange(6)
+        points = make_batch(points_job, positions, epoch, torch.device("cpu"))
+        maps = make_batch(maps_job, positions, epoch, torch.device("cpu"))
+        assert torch.equal(points.images, maps.images)
+        assert points.points is not None
+        for index in range(6):
+            there = points.labels[index] != IGNORED
+            places = points.points[index][there]
+            assert torch.equal(places, places.round())
+            rebuilt = torch.full(crop, IGNORED)
+            y, x = places.long().unbind(1)
+            rebuilt[y, x] = points.labels[index][there]
+            assert len({tuple(place) for place in places.tolist()}) == len(places) == int((rebuilt != IGNORED).sum())
+            assert torch.equal(rebuilt, maps.labels[index])
+
+
+def test_scaled_labels_stay_on_their_object() -> None:
+    """The class at the nearest pixel of the scaled label map is the point's own class, except near outlines."""
+    data = tiny_data(6)
+    labels = label_some(data, [200] * 6)
+    job, maps = tiny_job(data, labels), tiny_job(data, None)
+    agree = total = 0
+    for epoch in range(4):
+        batch = make_batch(job, np.arange(6), epoch, torch.device("cpu"))
+        dense = make_batch(maps, np.arange(6), epoch, torch.device("cpu")).labels
+        assert batch.points is not None
+        assert batch.labels.shape[1] <= 200
+        for index in range(6):
+            there = batch.labels[index] != IGNORED
+            y, x = batch.points[index][there].round().long().unbind(1)
+            agree += int((dense[index][y, x] == batch.labels[index][there]).sum())
+            total += int(there.sum())
+    assert total > 1000
+    assert agree > 0.93 * total
+
+
+def test_images_of_different_sizes_need_the_size_of_the_crops() -> None:
+    data = tiny_data(4, shapes=((32, 48), (40, 40)))
+    labels = label_some(data, [4] * 4)
+    with pytest.raises(DataError, match=r"train.augment.crop_size"):
+        train(tiny_job(data, labels))
+    cropped = AugmentSpec(crop_size=(32, 32))
+    losses, _ = train(tiny_job(data, labels, epochs=1, augment=cropped))
+    assert math.isfinite(losses[0])
+
+
+def test_a_slice_without_images_is_a_batch_without_images() -> None:
+    data = tiny_data(4)
+    for labels in (None, label_some(data, [4] * 4)):
+        batch = make_batch(
+            tiny_job(data, labels, augment=EVERYTHING), np.zeros(0, dtype=np.int64), 0, torch.device("cpu")
+        )
+        assert batch.images.shape == (0, 3, 32, 48)
+        assert batch.labels.numel() == 0
+
+
+# Schedules and optimisers
+
+
+def test_multistep_has_the_published_learning_rates() -> None:
+    """protocol.md section 2: epochs 1-21 at the base rate, 22-41 at a tenth, 42-50 at a hundredth; 92 steps each."""
+    schedule = MultistepSpec(name="multistep", milestones=(21, 41))
+    factors = [lr_factor(schedule, iteration, 92, 50) for iteration in range(50 * 92)]
+    assert factors == pytest.approx([1.0] * (21 * 92) + [0.1] * (20 * 92) + [0.01] * (9 * 92))
+
+
+def test_poly_has_the_published_learning_rates() -> None:
+    total = 50 * 744
+    for iteration in (0, 1, 743, 744, total // 2, total - 1):
+        factor = lr_factor(PolySpec(name="poly"), iteration, 744, 50)
+        assert factor == pytest.approx((1 - iteration / total) ** 0.9, rel=1e-12)
+    reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.PolynomialLR(reference, total_iters=20, power=0.9)
+    for iteration in range(20):
+        assert lr_factor(PolySpec(name="poly"), iteration, 4, 5) == pytest.approx(reference.param_groups[0]["lr"])
+        reference.step()
+        schedule.step()
+
+
+def test_constant_stays() -> None:
+    assert {lr_factor(ConstantSpec(), iteration, 3, 4) for iteration in range(12)} == {1.0}
+
+
+def test_the_rates_of_training_are_base_rates_times_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, ...]] = []
+    original = torch.optim.SGD.step
+
+    def spy(self: torch.optim.SGD, *arguments: object) -> object:
+        seen.append(tuple(group["lr"] for group in self.param_groups))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    data = tiny_data(6)
+    optimizer = SgdSpec(name="sgd", lr=0.01, backbone_lr_factor=0.1)
+    schedule = MultistepSpec(name="multistep", milestones=(1,))
+    train(tiny_job(data, label_some(data, [3] * 6), optimizer=optimizer, schedule=schedule))
+    assert seen == [pytest.approx(rates) for rates in [(0.001, 0.01)] * 2 + [(0.0001, 0.001)] * 2]
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "options"),
+    [
+        (
+            AdamSpec(name="adam", lr=5e-4, backbone_lr_factor=0.1, weight_decay=2e-4),
+            torch.optim.Adam,
+            {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 2e-4, "amsgrad": False},
+        ),
+        (
+            SgdSpec(name="sgd", lr=0.01, backbone_lr_factor=0.1, weight_decay=5e-4),
+            torch.optim.SGD,
+            {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": False, "dampening": 0},
+        ),
+    ],
+    ids=["adam", "sgd"],
+)
+def test_the_optimiser_holds_every_parameter_once_with_the_published_options(
+    spec: AdamSpec | SgdSpec, kind: type[torch.optim.Optimizer], options: dict[str, object]
+) -> None:
+    data = tiny_data(2)
+    model = fresh(tiny_job(data, None))
+    optimizer = build_optimizer(spec, model)
+    assert type(optimizer) is kind
+    backbone, rest = optimizer.param_groups
+    for group in (backbone, rest):
+        assert {name: group[name] for name in options} == options
+    assert backbone["lr"] == pytest.approx(0.1 * spec.lr)
+    assert rest["lr"] == spec.lr
+    held = [id(value) for group in (backbone, rest) for value in group["params"]]
+    assert sorted(held) == sorted(id(value) for value in model.parameters())
+    assert {id(value) for value in backbone["params"]} == {id(value) for value in model.backbone.parameters()}
+
+
+def test_batch_norm_has_the_default_momentum_and_epsilon() -> None:
+    model = build_model(
+        tiny_job(tiny_data(2), None, backbone="mobilenetv2_100").model,
+        num_classes=CLASSES,
+        data_path=tiny_job(tiny_data(2), None).data_path,
+        seed=0,
+        stage=0,
+    )
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert {(layer.momentum, layer.eps) for layer in layers} == {(0.1, 1e-5)}
+
+
+def test_labels_of_other_images_do_not_matter() -> None:
+    data = tiny_data(4)
+    mine = label_some(data, [4] * 4)
+    other = LabelledPixels.of(names=["elsewhere"], y=[3], x=[3], label=[1], stage=0)
+    assert train(tiny_job(data, mine, epochs=1))[0] == train(tiny_job(data, mine.add(other), epochs=1))[0]

@@ -1,0 +1,217 @@
+"""Evaluating and picking: confusion matrices against brute force, and the contract of every strategy."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pixelpick_ray.active.acquisition import SCORES, needs_model
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.engine import score
+from pixelpick_ray.engine.fit import FitJob, TrainingData, normalise
+from pixelpick_ray.engine.score import evaluate, pick, pick_initial, predict
+from pixelpick_ray.errors import DataError, RunError
+from pixelpick_ray.models.segmentation import build_model, upsample
+from pixelpick_ray.spec.experiment import AcquireSpec
+from tests.engine.helpers import CLASSES, FACTS, VOID, label_some, tiny_data, tiny_job
+from tests.engine.ranks import ALONE, Ranks, pick_untrained
+
+MIXED = ((32, 48), (40, 40))
+
+
+def untrained(job: FitJob) -> nn.Module:
+    return build_model(job.model, num_classes=CLASSES, data_path=job.data_path, seed=job.seed, stage=job.stage)
+
+
+def some_model(data: TrainingData) -> nn.Module:
+    return untrained(tiny_job(data, None, dropout=(0.5, 0.5, 0.2)))
+
+
+# Evaluation
+
+
+def predictions_one_by_one(model: nn.Module, data: TrainingData) -> list[np.ndarray]:
+    model.eval()
+    found = []
+    with torch.no_grad():
+        for position in range(len(data.prepared)):
+            image = torch.from_numpy(data.prepared.image(position).copy()).permute(2, 0, 1)[None] / 255
+            full = upsample(model(normalise(image, FACTS)), data.prepared.shape(position))
+            found.append(full.argmax(dim=1)[0].numpy())
+    return found
+
+
+@pytest.mark.parametrize("shapes", [((32, 48),), MIXED], ids=["one size", "two sizes"])
+def test_the_confusion_matrix_equals_counting_pixel_by_pixel(shapes: tuple[tuple[int, int], ...]) -> None:
+    data = tiny_data(7, shapes=shapes)
+    model = some_model(data).train()
+    confusion, examples = evaluate(model, data.prepared, FACTS, ALONE)
+    predicted = predictions_one_by_one(model, data)
+    expected = np.zeros((CLASSES, CLASSES), dtype=np.int64)
+    for position, found in enumerate(predicted):
+        label = data.prepared.label(position)
+        for truth, guess in zip(label.ravel(), found.ravel(), strict=True):
+            if truth != VOID:
+                expected[truth, guess] += 1
+    assert confusion.dtype == np.int64
+    assert np.abs(confusion - expected).sum() <= 4  # batches of another size may round a tie otherwise
+    assert confusion.sum() == expected.sum() == data.prepared.candidates.sum()
+    assert 1 <= len(examples) <= 4
+    for name, picture in examples.items():
+        assert np.mean(picture != predicted[data.prepared.index[name]]) < 0.001
+
+
+def test_dropout_and_batch_statistics_are_off_while_scoring() -> None:
+    data = tiny_data(4)
+    model = some_model(data).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, second = (evaluate(model.train(), data.prepared, FACTS, ALONE)[0] for _ in range(2))
+    assert np.array_equal(first, second)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_every_image_is_predicted_once_at_its_own_size() -> None:
+    data = tiny_data(7, shapes=MIXED)
+    with torch.inference_mode():
+        batches = list(predict(some_model(data), data.prepared, FACTS, range(7), ALONE))
+    assert [position for batch in batches for position in batch.positions] == list(range(7))
+    for batch in batches:
+        height, width = data.prepared.shape(batch.positions[0])
+        assert batch.logits.shape == (len(batch.positions), CLASSES, height, width)
+
+
+# Picking
+
+
+def acquire(strategy: str, **fields: object) -> AcquireSpec:
+    return AcquireSpec(**({"strategy": strategy, "pixels_per_stage": 6, "pool_fraction": 0.1} | fields))
+
+
+def picked(
+    data: TrainingData, labels: LabelledPixels, spec: AcquireSpec, *, stage: int = 0, seed: int = 0
+) -> LabelledPixels:
+    model = some_model(data) if needs_model(spec.strategy) else None
+    return pick(model, data, labels, spec, ALONE, seed=seed, stage=stage)
+
+
+@pytest.mark.parametrize("strategy", sorted(SCORES))
+class TestEveryStrategy:
+    """The contract of a strategy."""
+
+    def test_gives_the_exact_number_of_new_true_labels_for_each_image(self, strategy: str) -> None:
+        data = tiny_data(5, shapes=MIXED)
+        labels = label_some(data, [10, 0, 3, 700, 1])
+        new = picked(data, labels, acquire(strategy), stage=2)
+        assert new.names == data.names
+        assert np.bincount(new.image).tolist() == [6] * 5
+        assert set(new.stage) == {3}
+        for name, y, x, label in zip(new.names_per_pixel(), new.y, new.x, new.label, strict=True):
+            assert label == data.prepared.label(data.prepared.index[name])[y, x] != VOID
+        assert len(labels.add(new)) == len(labels) + len(new)  # `add` refuses a pixel that is there already
+
+    def test_takes_the_last_candidates_and_no_void_or_labelled_pixel(self, strategy: str) -> None:
+        data = tiny_data(2)
+        candidates = [int(number) for number in data.prepared.candidates]
+        labels = label_some(data, [candidates[0] - 6, 4])
+        new = picked(data, labels, acquire(strategy))
+        assert np.bincount(new.image).tolist() == [6, 6]
+        assert np.bincount(labels.add(new).image)[0] == candidates[0]
+
+    def test_too_few_candidates_are_an_error_that_names_the_image(self, strategy: str) -> None:
+        data = tiny_data(2)
+        labels = label_some(data, [0, int(data.prepared.candidates[1]) - 5])
+        with pytest.raises(DataError, match="image img_01: 6 pixels wanted, only 5"):
+            picked(data, labels, acquire(strategy))
+
+    def test_picks_the_same_again_and_others_for_another_seed(self, strategy: str) -> None:
+        data = tiny_data(3)
+        labels = label_some(data, [4, 4, 4])
+        one, again, other = (picked(data, labels, acquire(strategy), seed=seed).digest() for seed in (0, 0, 1))
+        assert one == again != other
+
+    def test_picks_do_not_depend_on_which_other_images_there_are(self, strategy: str) -> None:
+        data = tiny_data(5)
+        labels = label_some(data, [4] * 5)
+        fewer = TrainingData(data.facts, data.prepared, np.asarray([1, 3]))
+        everything = picked(data, labels, acquire(strategy))
+        some = picked(fewer, labels, acquire(strategy))
+        for name in fewer.names:
+            for column in ("y", "x", "label"):
+                of_all = getattr(everything, column)[everything.of_image(name)]
+                assert np.array_equal(of_all, getattr(some, column)[some.of_image(name)])
+
+    @pytest.mark.parametrize("images", [5, 1], ids=["five images", "a rank without image"])
+    def test_two_ranks_pick_what_one_picks(self, strategy: str, images: int, ranks: Ranks) -> None:
+        data = tiny_data(images)
+        job = tiny_job(data, label_some(data, [4] * images))
+        alone = pick_untrained(ALONE, job, data, acquire(strategy))
+        assert ranks.run(pick_untrained, job, data, acquire(strategy))[0] == alone
+
+    def test_the_batch_size_changes_no_pick(self, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = tiny_data(5, shapes=MIXED)
+        labels = label_some(data, [4] * 5)
+        digests = set()
+        for size in (1, 2, 4, 16):
+            monkeypatch.setattr(score, "BATCH_SIZE", {"cpu": size})
+            digests.add(picked(data, labels, acquire(strategy)).digest())
+        assert len(digests) == 1
+
+    def test_a_network_that_gives_no_numbers_is_an_error(self, strategy: str) -> None:
+        data = tiny_data(2)
+        labels = label_some(data, [4, 4])
+        model = some_model(data)
+        model.classifier.bias.data[1] = torch.nan
+        if needs_model(strategy):
+            with pytest.raises(RunError, match=f"image img_00: the {strategy} score is not finite after stage 0"):
+                pick(model, data, labels, acquire(strategy), ALONE, seed=0, stage=0)
+        else:  # chance does not ask the network
+            assert len(pick(model, data, labels, acquire(strategy), ALONE, seed=0, stage=0)) == 12
+
+
+class Fixed(nn.Module):
+    """A network that gives logits (N, C, H, W) of its own, in the order of the images."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits, self.next = logits, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        start, self.next = self.next, self.next + len(images)
+        return self.logits[start : self.next]
+
+
+@pytest.mark.parametrize("strategy", [name for name in SCORES if needs_model(name)])
+def test_picks_come_from_the_best_scored_candidates(strategy: str) -> None:
+    """Against sorting all pixels of an image by score: the pool is int(h w fraction) pixels, all of them free."""
+    data = tiny_data(3)
+    labels = label_some(data, [50, 50, 50])
+    logits = torch.randn(3, CLASSES, 32, 48, generator=torch.Generator().manual_seed(2))
+    scored = SCORES[strategy]
+    assert scored is not None
+    scores = scored(logits).numpy()
+    for fraction, pool in ((0.1, 153), (0.0, 6)):
+        new = pick(Fixed(logits), data, labels, acquire(strategy, pool_fraction=fraction), ALONE, seed=0, stage=0)
+        for position, name in enumerate(data.names):
+            free = data.prepared.label(position) != VOID
+            at = labels.of_image(name)
+            free[labels.y[at], labels.x[at]] = False
+            best = np.argsort(-np.where(free, scores[position], -np.inf).ravel(), kind="stable")[:pool]
+            mine = new.of_image(name)
+            chosen = new.y[mine] * 48 + new.x[mine]
+            assert set(chosen) <= set(best)
+            if pool == 6:
+                assert set(chosen) == set(best)
+
+
+def test_first_pixels_are_uniform_over_pixels_that_are_not_void() -> None:
+    data = tiny_data(4, shapes=MIXED)
+    first = pick_initial(data, 10, seed=0)
+    assert np.bincount(first.image).tolist() == [10] * 4
+    assert set(first.stage) == {0}
+    for name, y, x, label in zip(first.names_per_pixel(), first.y, first.x, first.label, strict=True):
+        assert label == data.prepared.label(data.prepared.index[name])[y, x] != VOID
+    halves = [np.mean(pick_initial(data, 500, seed=seed).x < 22) for seed in range(3)]
+    assert np.mean(halves) == pytest.approx(0.5, abs=0.03)  # columns 0-21 of 48 and of 40
+    assert pick_initial(data, 10, seed=0).digest() == first.digest() != pick_initial(data, 10, seed=1).digest()
+    with pytest.raises(DataError, match="only 1488 are neither void"):
+        pick_initial(tiny_data(1), 1489, seed=0)

@@ -1,0 +1,75 @@
+"""A small study whose numbers are kept in ``scenes.json``; ``python -m tests.golden.regenerate`` writes them anew."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.engine.world import World
+from pixelpick_ray.loop import Event, Workplace, run_chain
+from pixelpick_ray.spec.experiment import parse_experiment
+from pixelpick_ray.spec.keys import VERSIONS
+from pixelpick_ray.store import Store, experiment_folder
+
+COMMAND = "PYTHONPATH=. python -m tests.golden.regenerate"
+GOLDEN_PATH = Path(__file__).with_name("scenes.json")
+EXPERIMENT = """
+name: golden
+dataset: {name: scenes, scale: 0.5, images: 8}
+model: {backbone: test_resnet, pretrained: none, dropout: [0.5, 0.5, 0.2]}
+train:
+  epochs: 3
+  batch_size: 4
+  optimizer: {name: adam, lr: 1e-3, weight_decay: 2e-4}
+  schedule: {name: multistep, milestones: [2]}
+  augment: {jitter: {}, grayscale: 0.2, blur: {}}
+acquire: {strategy: margin, initial_pixels: 20, pixels_per_stage: 20}
+evaluate: {splits: {val: {}}, report: val}
+grid:
+  - {budget: [40]}
+"""
+
+
+def measure() -> dict[str, Any]:
+    """Losses of both fits, the picked pixels and the first ones, on one thread of this machine."""
+    experiment = parse_experiment(EXPERIMENT, where="golden")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    events: list[Event] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        place = Workplace(Store(folder / "store"), folder, folder / "cache")
+        run_chain(experiment, experiment.trials()[0], place, World(0, 1, torch.device("cpu")), events.append)
+        (chain,) = place.store.records(f"{experiment_folder(experiment)}/chains")
+        kept = place.store.read_record(f"{experiment_folder(experiment)}/chains/{chain}.json")
+        keys = {"initial": kept["initial"], "picked": kept["stages"][0]["pick"]}
+        pixels = {
+            kind: _flat(LabelledPixels.read(place.store.folder("pick", key) / "pixels.npz"))
+            for kind, key in keys.items()
+        }
+        with np.load(
+            place.store.folder("evaluation", kept["stages"][1]["evaluations"]["val"]) / "confusion.npz"
+        ) as file:
+            evaluated = int(file["confusion"].sum())
+    torch.set_num_threads(threads)
+    losses = [event.values["losses"] for event in events if event.kind == "stage"]
+    return {"versions": dict(VERSIONS), "losses": losses, "pixels_evaluated": evaluated, **pixels}
+
+
+def _flat(pixels: LabelledPixels) -> dict[str, list[list[int]]]:
+    """(y, x, label) by image."""
+    found: dict[str, list[list[int]]] = {}
+    for name, *columns in zip(pixels.names_per_pixel(), pixels.y, pixels.x, pixels.label, strict=True):
+        found.setdefault(str(name), []).append([int(value) for value in columns])
+    return found
+
+
+if __name__ == "__main__":
+    golden = measure()
+    text = json.dumps(golden).replace('"losses"', '\n"losses"').replace("]], ", "]],\n")
+    GOLDEN_PATH.write_text(text + "\n", encoding="utf-8")
+    print(f"wrote {GOLDEN_PATH}: losses {golden['losses']}")

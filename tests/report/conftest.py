@@ -1,0 +1,13 @@
+"""An empty store for every test of reports."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.report.fake_study import Study
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """An empty store to fill."""
+    return Study(tmp_path / "store")

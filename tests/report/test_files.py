@@ -1,0 +1,135 @@
+"""The whole report: every file, the same bytes each time, no torch and no ray, nothing from elsewhere."""
+
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.report.files import write_report
+from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.store import Store
+from tests.report.fake_study import Study, experiment, matrix
+
+FILES = {"table.md", "table.tex", "table.csv", "rows.csv", "curve.png", "curve.svg", "index.html"}
+GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def spec(study: Study) -> Experiment:
+    """An experiment with results, one of them missing."""
+    spec = experiment(GRID)
+    study.fill(spec, lambda trial: None if (trial.seed, trial.budget) == (1, 20) else matrix(40 + 10 * trial.seed))
+    return spec
+
+
+def test_every_file_is_written_and_counted(study: Study, spec: Experiment, tmp_path: Path) -> None:
+    summary = write_report(study.store, [spec], tmp_path / "deep" / "out")
+    assert {path.name for path in summary.files} == FILES == set(contents(tmp_path / "deep" / "out"))
+    assert (summary.num_trials, len(summary.missing)) == (14, 2)
+    assert summary.num_rows == 12 * 4
+    assert "25.0 ± 7.1" in summary.table
+
+
+def test_a_copied_store_gives_the_same_bytes(study: Study, spec: Experiment, tmp_path: Path) -> None:
+    shutil.copytree(study.store.path, tmp_path / "elsewhere")
+    write_report(study.store, [spec], tmp_path / "first")
+    write_report(Store(tmp_path / "elsewhere"), [spec], tmp_path / "second")
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+
+
+def test_only_the_page_depends_on_how_long_it_took(study: Study, spec: Experiment, tmp_path: Path) -> None:
+    slow = Study(tmp_path / "slow")
+    slow.fill(
+        spec,
+        lambda trial: None if (trial.seed, trial.budget) == (1, 20) else matrix(40 + 10 * trial.seed),
+        seconds=9000,
+    )
+    write_report(study.store, [spec], tmp_path / "first")
+    write_report(slow.store, [spec], tmp_path / "second")
+    first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
+    assert {name for name in FILES if first[name] != second[name]} == {"index.html"}
+    assert b"30.0 h in all" in second["index.html"]
+
+
+def test_an_empty_store_is_reported_as_missing(tmp_path: Path) -> None:
+    summary = write_report(Store(tmp_path / "none"), [experiment()], tmp_path / "out")
+    assert len(summary.missing) == 6
+    assert {path.name for path in summary.files} == FILES
+    assert "missing 0/3" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_two_data_sets_are_drawn_in_two_panels(study: Study, tmp_path: Path) -> None:
+    other = experiment("name=other", "dataset={name: voc, long_side: 400}")
+    study.fill(experiment(), lambda trial: matrix(50))
+    study.fill(other, lambda trial: matrix(60))
+    write_report(study.store, [experiment(), other], tmp_path / "out")
+    with Image.open(tmp_path / "out" / "curve.png") as image:
+        assert image.width > 1.2 * image.height
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| study | camvid |" in text
+    assert "| other | voc |" in text
+
+
+def test_the_page_stands_alone_and_is_well_formed(study: Study, tmp_path: Path) -> None:
+    spec = experiment("title='<b>5 & 6</b>'")
+    study.fill(spec, lambda trial: matrix(50), device="Some <GPU>")
+    write_report(study.store, [spec], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "<title>&lt;b&gt;5 &amp; 6&lt;/b&gt;</title>" in page
+    assert "Some &lt;GPU&gt;" in page
+    for outside in ("src=", 'href="http', "url(http", "@import", "<script", "<link", str(tmp_path)):
+        assert outside not in page
+    assert "prefers-color-scheme: dark" in page
+    assert 'name="viewport"' in page
+    Balanced().feed(page)
+
+
+def test_the_svg_is_xml(study: Study, spec: Experiment, tmp_path: Path) -> None:
+    write_report(study.store, [spec], tmp_path / "out")
+    assert ElementTree.parse(tmp_path / "out" / "curve.svg").getroot().tag.endswith("svg")
+
+
+def test_a_folder_that_cannot_be_written_is_a_readable_error(study: Study, spec: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpecError, match=r"cannot be written .* give a folder that you may write to"):
+        write_report(study.store, [spec], tmp_path / "file")
+
+
+def test_reporting_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import importlib, pkgutil, sys, pixelpick_ray.report as report\n"
+        "names = [module.name for module in pkgutil.iter_modules(report.__path__)]\n"
+        "[importlib.import_module(f'pixelpick_ray.report.{name}') for name in names]\n"
+        "print(len(names), sorted({'torch', 'ray', 'timm', 'torchvision', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split(" ", 1)[1].strip() == "[]"
+    assert int(done.stdout.split()[0]) >= 7
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is closed out of turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag

@@ -1,0 +1,72 @@
+"""Numbers that were calculated by hand or stand in printed tables."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pixelpick_ray.report.statistics import area_under_curve, interval, mean, sample_std, student_quantile, summarise
+
+VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
+
+
+def test_the_standard_deviation_divides_by_n_minus_one() -> None:
+    assert sample_std([0.20, 0.25, 0.30]) == pytest.approx(0.05)
+    assert sample_std([1.0, 3.0]) == pytest.approx(math.sqrt(2))
+
+
+def test_one_value_has_a_mean_but_no_spread() -> None:
+    summary = summarise([0.5])
+    assert (summary.mean, summary.n) == (0.5, 1)
+    assert all(math.isnan(value) for value in (summary.std, summary.low, summary.high))
+    assert math.isnan(mean([]))
+
+
+@pytest.mark.parametrize(
+    ("confidence", "degrees", "quantile"),
+    [(0.95, 1, 12.706), (0.95, 2, 4.303), (0.95, 3, 3.182), (0.95, 4, 2.776), (0.95, 29, 2.045), (0.99, 5, 4.032)],
+)
+def test_quantiles_are_those_of_the_printed_table(confidence: float, degrees: int, quantile: float) -> None:
+    assert student_quantile(confidence, degrees) == pytest.approx(quantile, abs=5e-4)
+
+
+def test_many_degrees_approach_the_normal_distribution() -> None:
+    assert student_quantile(0.95, 100_000) == pytest.approx(1.95996, abs=1e-4)
+
+
+@pytest.mark.parametrize(("confidence", "degrees"), [(0.0, 3), (1.0, 3), (0.95, 0)])
+def test_quantiles_outside_of_the_range_are_refused(confidence: float, degrees: int) -> None:
+    with pytest.raises(ValueError, match="need 0 < confidence < 1"):
+        student_quantile(confidence, degrees)
+
+
+def test_the_interval_is_that_of_student() -> None:
+    half = 4.3027 * 0.05 / math.sqrt(3)
+    assert interval([0.20, 0.25, 0.30]) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-5)
+
+
+@given(VALUES)
+def test_the_order_of_seeds_changes_nothing(values: list[float]) -> None:
+    assert summarise(values) == summarise(values[::-1])
+
+
+def test_values_that_do_not_exist_lower_n() -> None:
+    assert summarise([0.2, math.nan, 0.4]).n == 2
+    assert summarise([0.2, math.nan, 0.4]).mean == pytest.approx(0.3)
+
+
+def test_the_area_is_the_mean_height() -> None:
+    assert area_under_curve([10, 20, 40], [0.2, 0.4, 0.6]) == pytest.approx((10 * 0.3 + 20 * 0.5) / 30)
+    assert area_under_curve([10], [0.7]) == 0.7
+
+
+@given(VALUES, st.floats(0, 1))
+def test_a_flat_curve_has_its_height_as_area(values: list[float], height: float) -> None:
+    assert area_under_curve(range(len(values)), [height] * len(values)) == pytest.approx(height)
+
+
+@pytest.mark.parametrize(("budgets", "values"), [([20, 10], [1, 2]), ([10, 10], [1, 2]), ([], [])])
+def test_curves_that_do_not_ascend_are_refused(budgets: list[float], values: list[float]) -> None:
+    with pytest.raises(ValueError, match="must ascend"):
+        area_under_curve(budgets, values)

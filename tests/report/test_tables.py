@@ -1,0 +1,199 @@
+"""What a reader sees: texts of numbers, formats, captions."""
+
+import csv
+import io
+import math
+from dataclasses import replace
+
+import pytest
+
+from pixelpick_ray.report.cells import build_cells
+from pixelpick_ray.report.rows import Results, load_results
+from pixelpick_ray.report.tables import (
+    Table,
+    area_table,
+    cells_csv,
+    class_tables,
+    line_labels,
+    missing_table,
+    result_table,
+    share_text,
+    terminal_table,
+    to_html,
+    to_latex,
+    to_markdown,
+    to_text,
+)
+from tests.report.fake_study import Study, experiment, matrix
+
+SMALL = Table("A & B", ("name", "x_1"), (("a|b", "1.0 ± 0.5"), ("<c>", "10.0")), "lr", ("50 % of $1",))
+
+
+def filled(study: Study, *overrides: str) -> Results:
+    """Seeds 0, 1, 2 with mIoU 0.20, 0.25, 0.30, without seed 1 at 20."""
+    spec = experiment(*overrides)
+    study.fill(spec, lambda trial: None if (trial.seed, trial.budget) == (1, 20) else matrix(40 + 10 * trial.seed))
+    return load_results(study.store, [spec])
+
+
+def column(table: Table, name: str) -> list[str]:
+    return [row[table.header.index(name)] for row in table.rows]
+
+
+def test_the_default_table_is_in_percent_with_share_and_count(study: Study) -> None:
+    results = filled(study, "grid=[{seed: [0, 1, 2], budget: [10, 20, full]}, {seed: [0], budget: [30]}]")
+    table = result_table(results, build_cells(results))
+    assert column(table, "mIoU (%)") == ["25.0 ± 5.0", "25.0 ± 7.1", "20.0", "25.0 ± 5.0"]
+    assert column(table, "n") == ["3", "2/3", "1", "3"]
+    assert column(table, "share (%)") == ["0.0058", "0.012", "0.017", "100"]
+    assert column(table, "pixels per image") == ["10", "20", "30", "all"]
+    assert column(table, "strategy") == ["margin", "margin", "margin", "full supervision"]
+    assert "Missing: 1 of 10 trials." in table.notes
+
+
+def test_the_caption_says_split_size_checkpoint_and_seeds(study: Study) -> None:
+    results = filled(study)
+    caption = result_table(results, build_cells(results)).caption
+    assert "camvid test (360 x 480 pixels)" in caption
+    assert "last epoch" in caption
+    assert "sample standard deviation (n-1) over 3 seeds" in caption
+
+
+def test_captions_of_different_splits_name_their_experiment(study: Study) -> None:
+    other = experiment("name=other", "evaluate={splits: {val: {}}, report: val}")
+    results = load_results(study.store, [experiment(), other])
+    caption = result_table(results, build_cells(results)).caption
+    assert "camvid test (360 x 480 pixels) for study; camvid val (360 x 480 pixels) for other" in caption
+
+
+def test_a_cell_without_seeds_says_missing(study: Study) -> None:
+    results = load_results(study.store, [experiment("grid=[{seed: [0, 1, 2, 3, 4], budget: [10]}]")])
+    table = result_table(results, build_cells(results))
+    assert column(table, "mIoU (%)") == ["missing 0/5"]
+    assert class_tables(results, build_cells(results)) == ()
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (20 / 172800, "0.012"),
+        (40 / 172800, "0.023"),
+        (100 / 172800, "0.058"),
+        (0.00977, "0.977"),
+        (0.0000049, "0.00049"),
+        (0.01302, "1.30"),
+        (0.2, "20.0"),
+        (1.0, "100"),
+        (None, "-"),
+    ],
+)
+def test_shares_read_as_in_the_paper(study: Study, share: float | None, text: str) -> None:
+    results = filled(study)
+    assert share_text(replace(build_cells(results)[0], share=share)) == text
+
+
+def test_classes_are_shown_at_the_largest_budget(study: Study) -> None:
+    results = filled(study, "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}]")
+    (table,) = class_tables(results, build_cells(results))
+    assert table.header == ("class", "margin, 20", "random, 20")
+    assert [row[0] for row in table.rows] == ["sky", "road", "mean"]
+    assert column(table, "margin, 20") == ["50.0 ± 14.1 (2/3)", "0.0 ± 0.0 (2/3)", "25.0 ± 7.1 (2/3)"]
+
+
+def test_a_class_that_never_occurs_is_a_dash(study: Study) -> None:
+    spec = experiment("grid=[{seed: [0], budget: [10]}]")
+    study.fill(spec, lambda trial: [[1, 1, 0], [1, 1, 0], [0, 0, 0]])
+    results = load_results(study.store, [spec])
+    (table,) = class_tables(results, build_cells(results))
+    assert table.rows[2] == ("car", "-")
+
+
+def test_areas_and_missing_trials_have_tables_of_their_own(study: Study) -> None:
+    results = filled(study)
+    cells = build_cells(results)
+    area, missing = area_table(results, cells), missing_table(results, cells)
+    assert area is not None
+    assert missing is not None
+    assert (column(area, "area (%)"), column(area, "n"), column(area, "budgets")) == (
+        ["25.0 ± 7.1"],
+        ["2/3"],
+        ["10 to 20"],
+    )
+    assert missing.rows == (("deeplabv3plus small", "none", "margin", "20", "test", "1", "not run yet"),)
+
+
+def test_one_budget_has_no_area_and_complete_results_miss_nothing(study: Study) -> None:
+    results = filled(study, "grid=[{seed: [0, 1], budget: [10]}]")
+    assert area_table(results, build_cells(results)) is None
+    assert missing_table(results, build_cells(results)) is None
+
+
+def test_the_csv_has_fractions_counts_and_keys(study: Study) -> None:
+    results = filled(study)
+    lines = list(csv.DictReader(io.StringIO(cells_csv(build_cells(results)))))
+    assert [(line["budget"], line["metric"]) for line in lines] == [
+        ("10", "miou"),
+        ("10", "pixel_accuracy"),
+        ("20", "miou"),
+        ("20", "pixel_accuracy"),
+    ]
+    assert float(lines[0]["mean"]) == pytest.approx(0.25)
+    assert float(lines[0]["std"]) == pytest.approx(0.05)
+    assert float(lines[0]["high"]) == pytest.approx(0.25 + 4.3027 * 0.05 / math.sqrt(3), abs=1e-5)
+    assert (lines[2]["n"], lines[2]["expected"], lines[2]["seeds"]) == ("2", "3", "0 2")
+    assert [len(key) for key in lines[2]["fit_keys"].split()] == [64, 64]
+
+
+def test_labels_name_only_what_differs(study: Study) -> None:
+    scratch, other = experiment(), experiment("name=other", "model.pretrained=imagenet")
+    cells = build_cells(load_results(study.store, [scratch, other]))
+    assert list(line_labels([cell.line for cell in cells]).values()) == [
+        "pretrained none, margin",
+        "pretrained imagenet, margin",
+    ]
+    twin = experiment("name=twin", "train.epochs=9")
+    cells = build_cells(load_results(study.store, [scratch, twin]))
+    assert list(line_labels([cell.line for cell in cells]).values()) == ["study, margin", "twin, margin"]
+
+
+def test_mixed_cells_are_noted(study: Study) -> None:
+    spec = experiment("grid=[{seed: [0, 1], budget: [10]}]")
+    study.fill(spec, lambda trial: matrix(50) if trial.seed == 0 else None, torch="2.0")
+    study.fill(spec, lambda trial: matrix(50) if trial.seed == 1 else None, torch="2.1")
+    results = load_results(study.store, [spec])
+    assert result_table(results, build_cells(results)).notes == ("Mixed within a cell: margin at 10 of study (torch).",)
+
+
+def test_markdown() -> None:
+    expected = "A & B\n\n| name | x_1 |\n| --- | ---: |\n| a\\|b | 1.0 ± 0.5 |\n| <c> | 10.0 |\n\n50 % of $1\n"
+    assert to_markdown(SMALL) == expected
+
+
+def test_latex_is_escaped() -> None:
+    text = to_latex(SMALL, "tab:small")
+    assert r"\caption{A \& B 50 \% of \$1}" in text
+    assert "name & x\\_1 \\\\\n\\midrule\na|b & 1.0 $\\pm$ 0.5 \\\\\n\\textless{}c\\textgreater{} & 10.0 \\\\\n" in text
+    assert r"\begin{tabular}{lr}" in text
+
+
+def test_plain_text_is_aligned() -> None:
+    assert to_text(SMALL).splitlines() == [
+        "A & B",
+        "name        x_1",
+        "----  ---------",
+        "a|b   1.0 ± 0.5",
+        "<c>        10.0",
+        "50 % of $1",
+    ]
+
+
+def test_html_is_escaped() -> None:
+    text = to_html(SMALL)
+    assert "A &amp; B" in text
+    assert '<td>&lt;c&gt;</td><td class="r">10.0</td>' in text
+
+
+def test_the_terminal_gets_the_default_table(study: Study) -> None:
+    results = filled(study)
+    assert terminal_table(results) == to_text(result_table(results, build_cells(results)))
+    assert "25.0 ± 5.0" in terminal_table(results)

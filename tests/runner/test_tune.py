@@ -1,0 +1,152 @@
+"""The runner on real Ray: sharing between chains that start together, ranks as actors, faults."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = """
+name: tiny
+dataset: {name: scenes, size: [32, 48], images: 7}
+model: {backbone: mobilenetv2_035, pretrained: none, dropout: [0.0, 0.0, 0.0]}
+train:
+  epochs: 2
+  batch_size: 4
+  optimizer: {name: adam, lr: 1e-3, backbone_lr_factor: 1.0}
+  augment: {scale: [0.75, 1.5]}
+evaluate: {splits: {test: {}}, report: test}
+grid:
+  - {acquire.strategy: [margin, random], seed: [0], budget: [10, 20]}
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+def start(place: Path, *options: str, store: str = "store") -> "subprocess.Popen[str]":
+    command = [sys.executable, str(ROOT / "launch.py"), "run", "tiny.yaml", "--store", store, *options]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(place / "cache")}
+    return subprocess.Popen(
+        command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def run(place: Path, *options: str, store: str = "store", status: int = 0) -> str:
+    process = start(place, *options, store=store)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == status, output
+    return output
+
+
+def results(place: Path, store: str = "store") -> dict[str, bytes]:
+    """Bytes of all picks and confusion matrices."""
+    files = [*(place / store).glob("pick/*/pixels.npz"), *(place / store).glob("evaluation/*/confusion.npz")]
+    return {str(path.relative_to(place / store)): path.read_bytes() for path in files}
+
+
+def finished_times(place: Path) -> dict[str, float]:
+    return {path.parent.name: path.stat().st_mtime for path in (place / "store").glob("fit/*/manifest.json")}
+
+
+def test_strategies_that_start_together_train_the_first_fit_once_and_a_second_run_trains_nothing(place: Path) -> None:
+    output = run(place, "--max-concurrent", "2")
+    trained = Counter(line.split(": mIoU")[0].split("] ")[1] for line in output.splitlines() if "(trained)" in line)
+    first = [label for label in trained if label.endswith("10 px")]
+    assert len(first) == 1, output  # the other strategy found the first fit in the store
+    assert sum(trained.values()) == 3
+    assert "2 trials would" not in output
+    assert "trained now: 3" in output
+    before = finished_times(place)
+    again = run(place)
+    assert "trained now: 0" in again
+    assert finished_times(place) == before
+    assert "±" in again
+
+
+def test_two_ranks_run_as_actors_of_one_trial_and_learn_what_one_rank_learns(place: Path) -> None:
+    """The exact comparison is in tests/engine; here a tiny untrained network multiplies rounding, so losses agree
+    coarsely.
+    """
+    sgd = ("--set", "train.optimizer={name: sgd, lr: 0.01, backbone_lr_factor: 1.0}")
+    run(place, *sgd)
+    run(place, *sgd, "--ranks", "2", store="two")
+    one, two = records(place, "store"), records(place, "two")
+    assert one.keys() == two.keys()
+    for chain, stages in one.items():
+        assert stages[0]["fit"] == two[chain][0]["fit"]  # the same initial pixels; ranks are in no key
+        assert losses_of(place, "store", stages[0]) == pytest.approx(losses_of(place, "two", two[chain][0]), rel=0.05)
+    provenance = [json.loads(path.read_text()) for path in (place / "two").glob("fit/*/provenance.json")]
+    assert {entry["world_size"] for entry in provenance} == {2}
+
+
+def records(place: Path, store: str) -> dict[str, list[dict[str, str]]]:
+    """Stages of every chain, as recorded."""
+    return {
+        path.stem: json.loads(path.read_text())["stages"] for path in (place / store).glob("experiments/*/chains/*")
+    }
+
+
+def losses_of(place: Path, store: str, stage: dict[str, str]) -> list[float]:
+    found: list[float] = json.loads((place / store / "fit" / stage["fit"] / "training.json").read_text())["losses"]
+    return found
+
+
+def test_a_driver_killed_in_the_middle_repeats_no_finished_stage_and_ends_like_an_undisturbed_one(place: Path) -> None:
+    run(place, store="undisturbed")
+    process = start(place)
+    deadline = time.monotonic() + 120
+    while not finished_times(place) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    time.sleep(3)  # workers notice that their driver is gone
+    stored = finished_times(place)
+    assert stored
+    run(place)
+    after = finished_times(place)
+    assert {key: after[key] for key in stored} == stored
+    assert results(place) == results(place, "undisturbed")
+
+
+def test_a_time_limit_stops_cleanly_with_status_3_and_the_next_run_goes_on(place: Path) -> None:
+    output = run(place, "--time-limit", "1s", status=3)
+    assert "goes on from here" in output
+    assert "±" in run(place)
+
+
+def test_a_chain_that_fails_for_good_does_not_stop_the_others(place: Path) -> None:
+    """One strategy's picks fail: its image has too few candidates left; full supervision of the same grid finishes."""
+    text = TINY.replace("budget: [10, 20]}", "budget: [10, 20]}\n  - {seed: [0], budget: [full]}")
+    (place / "tiny.yaml").write_text(
+        text.replace("lr: 1e-3", "lr: 1e30").replace("budget: [full]", "budget: [full], train.optimizer.lr: [1e-3]")
+    )
+    output = run(place, status=1)
+    assert "FAILED" in output
+    assert "lower train.optimizer.lr" in output
+    assert "full supervision: mIoU" in output
+    state = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), "status", "tiny.yaml", "--json"],
+        cwd=place, capture_output=True, text=True, check=True, env=os.environ | {"XDG_CACHE_HOME": str(place /
+        "cache")},
+    )  # fmt: skip
+    status = json.loads(state.stdout)
+    assert status["stages"]["stored"] == 1
+    assert status["stages"]["failed"] >= 1
+    assert any("lower train.optimizer.lr" in chain["error"] for chain in status["chains"])
+
+
+def test_impossible_resources_are_refused_at_once(place: Path) -> None:
+    assert "the cluster has" in run(place, "--cpus-per-rank", "1000", status=2)
+    assert "--device cuda" in run(place, "--device", "cuda", status=2)
+    assert "NCCL" in run(place, "--ranks", "2", "--gpus-per-rank", "0.5", status=2)
+    assert "ranks that fit: 1, 2, 3, 4" in run(place, "--ranks", "5", status=2)

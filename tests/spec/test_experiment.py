@@ -1,0 +1,320 @@
+"""Experiment files: what is accepted, what it expands to, and what a wrong one is told."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.spec.experiment import (
+    Experiment,
+    MultistepSpec,
+    SizeSpec,
+    dump_experiment,
+    load_experiment,
+    parse_experiment,
+)
+
+
+def parse(text: str, *overrides: str) -> Experiment:
+    return parse_experiment(text, where="camvid.yaml", overrides=overrides)
+
+
+def problem(text: str, *overrides: str) -> str:
+    """What the user is told."""
+    with pytest.raises(SpecError) as caught:
+        parse(text, *overrides)
+    return str(caught.value)
+
+
+def test_the_file_of_the_interface_is_read_as_written(camvid_yaml: str) -> None:
+    experiment = parse(camvid_yaml)
+    assert experiment.dataset.size == (360, 480)
+    assert experiment.train.optimizer.lr == 0.0005
+    assert experiment.train.optimizer.weight_decay == 0.0002
+    assert experiment.train.schedule == MultistepSpec(name="multistep", milestones=(21, 41), gamma=0.1)
+    augment = experiment.train.augment
+    assert augment is not None
+    assert augment.jitter is not None
+    assert augment.blur is not None
+    assert (augment.jitter.brightness, augment.jitter.hue, augment.blur.sigma) == (0.8, 0.2, (0.1, 2.0))
+    assert experiment.evaluate.splits == {"test": SizeSpec(size=(360, 480)), "val": SizeSpec()}
+
+
+def test_the_file_of_the_interface_has_30_trials(camvid_yaml: str) -> None:
+    trials = parse(camvid_yaml).trials()
+    wanted: list[tuple[int, int | str]] = [(seed, budget) for seed in range(5) for budget in (20, 40, 60, 80, 100)]
+    wanted += [(seed, "full") for seed in range(5)]
+    assert [(trial.seed, trial.budget) for trial in trials] == wanted
+    assert [trial.num_stages for trial in trials[:5]] == [2, 4, 6, 8, 10]
+    assert trials[-1].num_stages == 1
+
+
+@pytest.mark.parametrize("written", ["5e-4", "5E-4", "0.5e-3", ".5e-3", "+5e-4", "5.e-4", "0.0005"])
+def test_every_way_to_write_a_number_is_a_number(camvid_yaml: str, written: str) -> None:
+    assert parse(camvid_yaml, f"train.optimizer.lr={written}").train.optimizer.lr == 0.0005
+
+
+def test_a_whole_number_and_the_same_fraction_are_the_same_trial(camvid_yaml: str) -> None:
+    whole, fraction = (parse(camvid_yaml, f"train.optimizer.lr={lr}") for lr in ("1", "1.0"))
+    assert whole.trials() == fraction.trials()
+    assert dump_experiment(whole) == dump_experiment(fraction)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.optimizer.lr=fast", ["train.optimizer.lr: ", "valid number", "'fast'"]),
+        ("train.optimizer.lr='5e-4'", ["train.optimizer.lr: ", "valid number", "'5e-4'"]),
+        ("train.optimizer.lr=-1", ["train.optimizer.lr: ", "greater than 0", "-1"]),
+        ("train.optimizer.lr=.nan", ["train.optimizer.lr: ", "finite number"]),
+        ("train.optimizer.lr=.inf", ["train.optimizer.lr: ", "finite number"]),
+        ("train.optimizer.lr=", ["train.optimizer.lr: ", "valid number", "None"]),
+        ("title=2020-01-01", ["title: ", "text"]),
+        ("train.optimizer.l=1", ["train.optimizer.l: ", "unknown key", "name, lr, backbone_lr_factor, weight_decay"]),
+        ("train.optimizer.name=adamw", ["train.optimizer: ", "'adamw'", "'adam', 'sgd'"]),
+        ("train.optimizer={lr: 1}", ["train.optimizer: ", "name is required", "adam, sgd", "{'lr': 1}"]),
+        ("train.schedule={gamma: 1}", ["train.schedule: ", "name is required", "constant, multistep, poly"]),
+        ("train.epochs=2.0", ["train.epochs: ", "valid integer", "2.0"]),
+        ("train.epochs=0", ["train.epochs: ", "greater than or equal to 1", "0"]),
+        ("train.batch_size=true", ["train.batch_size: ", "valid integer", "True"]),
+        ("train.schedule.milestones=[5, 4]", ["train.schedule.milestones: ", "[5, 4]", "ascend"]),
+        ("train.augment.scale=[2, 1]", ["train.augment.scale: ", "[2.0, 1.0]", "[smallest, largest]"]),
+        ("train.augment.blur.sigma=[2, 1]", ["train.augment.blur.sigma: ", "[2.0, 1.0]", "[smallest, largest]"]),
+        ("train.augment.jitter.hue=0.6", ["train.augment.jitter.hue: ", "less than or equal to 0.5", "0.6"]),
+        ("train.augment.jitter.hu=0", ["train.augment.jitter.hu: ", "unknown key", "saturation, hue"]),
+        ("model.output_stride=7", ["model.output_stride: ", "8, 16 or 32", "7"]),
+        ("model=x", ["model: ", "object", "'x'"]),
+        ("dataset.size=[0, 5]", ["dataset.size[0]: ", "greater than or equal to 1", "0"]),
+        ("dataset.size=[5]", ["dataset.size[1]: ", "required"]),
+        ("dataset.scale=0.5", ["dataset: ", "size and scale", "keep one of size, scale, long_side"]),
+        ("evaluate.splits.val={scale: 1, long_side: 9}", ["evaluate.splits.val: ", "scale and long_side"]),
+        ("evaluate.splits.test.sze=4", ["evaluate.splits.test.sze: ", "unknown key", "size, scale, long_side"]),
+        ("evaluate.report=train", ["evaluate.report: ", "'train'", "['test', 'val']"]),
+        ("name=CamVid", ["name: ", "pattern", "'CamVid'"]),
+        ("seed=3", ["seed: ", "unknown key", "allowed here: name, title, dataset, model"]),
+        ("grid=[]", ["grid: ", "empty list", "at least one grid"]),
+        ("grid={seed: [0]}", ["grid: ", "valid array", "{'seed': [0]}"]),
+        ("grid=[{seed: 0, budget: [10]}]", ["grid[0].seed: ", "valid array", "0"]),
+        ("grid=[{seed: [0]}]", ["grid[0]: ", "no budget", "budget: [10, 20]"]),
+        ("grid=[{seed: [], budget: [10]}]", ["grid[0].seed: ", "empty list", "at least one"]),
+        ("grid=[{budget: [10]}, {sed: [0], budget: [10]}]", ["grid[1].sed: ", "no such field", "budget, ", "seed"]),
+        ("grid=[{budget: [10], train.lr: [1]}]", ["grid[0].train.lr: ", "no such field", "train.optimizer.lr, "]),
+        ("grid=[{budget: [15]}]", ["grid[0].budget: ", "15", "nearest are 10 and 20"]),
+        ("grid=[{budget: [5]}]", ["grid[0].budget: ", "5", "start at 10", "nearest are 10 and 20"]),
+        ("grid=[{budget: [10, all]}]", ["grid[0].budget: ", "'all'", "integer or 'full'", "(grid[0] at budget=all)"]),
+        ("grid=[{budget: [0]}]", ["grid[0].budget: ", "0", "greater than or equal to 1 or 'full'"]),
+        ("grid=[{seed: [-1], budget: [10]}]", ["grid[0].seed: ", "-1", "greater than or equal to 0"]),
+        (
+            "grid=[{budget: [10], train.optimizer: [{name: adam, lr: x}]}]",
+            ["grid[0].train.optimizer.lr: ", "'x'", "valid number"],
+        ),
+        (
+            "grid=[{budget: [10], train.epochs: [41]}]",
+            ["train.schedule.milestones: ", "41", "epochs", "train.epochs=41"],
+        ),
+        ("train.epochs=41", ["train.schedule.milestones: ", "41 is never reached in 41 epochs", "constant"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_file_key_value_and_what_is_allowed(
+    camvid_yaml: str, override: str, told: list[str]
+) -> None:
+    lines = problem(camvid_yaml, override).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"camvid.yaml: {told[0]}")
+    assert [part for part in told if part not in lines[0]] == []
+
+
+def test_all_problems_are_told_at_once_each_with_the_file(camvid_yaml: str) -> None:
+    lines = problem(camvid_yaml, "train.epochs=x", "model.output_stride=7", "acquire.pool=1").splitlines()
+    assert [line[: line.index(": ", 13)] for line in lines] == [
+        "camvid.yaml: model.output_stride",
+        "camvid.yaml: train.epochs",
+        "camvid.yaml: acquire.pool",
+    ]
+
+
+def test_missing_parts_are_listed() -> None:
+    lines = problem("name: x").splitlines()
+    assert lines == [f"camvid.yaml: {key}: is required" for key in ("dataset", "model", "train", "evaluate", "grid")]
+
+
+def test_the_last_epoch_may_follow_the_last_milestone(camvid_yaml: str) -> None:
+    assert len(parse(camvid_yaml, "train.epochs=42").trials()) == 30
+
+
+def test_a_repeated_key_is_refused_where_it_is_repeated(camvid_yaml: str) -> None:
+    told = problem(camvid_yaml + "train: {epochs: 3}\n")
+    last = camvid_yaml.count("\n") + 1
+    assert told.startswith(f"camvid.yaml: line {last}, column 1")
+    assert "'train' appears twice" in told
+    nested = problem(camvid_yaml.replace("epochs: 50", "epochs: 50\n  epochs: 51"))
+    assert nested.startswith("camvid.yaml: line 7, column 3")
+    assert "'epochs' appears twice" in nested
+
+
+def test_parts_may_be_shared_by_anchors(camvid_yaml: str) -> None:
+    anchored = camvid_yaml.replace("train:\n", "train:\n  <<: {epochs: 7, batch_size: 8}\n")
+    train = parse(anchored).train
+    assert (train.epochs, train.batch_size) == (50, 4)  # its own keys win, as YAML has it
+    assert parse(anchored.replace("  batch_size: 4 ", "  ")).train.batch_size == 8
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "just words", "a: [", "a: &a [*a]", "? [1]\n: 2\n", "a: \x00", "a: !!python/name:os.system"]
+)
+def test_text_that_is_no_experiment_is_refused_with_the_file(text: str) -> None:
+    assert problem(text).startswith("camvid.yaml: ")
+
+
+def test_a_missing_or_binary_file_is_refused_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"absent\.yaml.*give the path"):
+        load_experiment(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match=r"binary\.yaml"):
+        load_experiment(tmp_path / "binary.yaml")
+
+
+def test_a_file_is_known_by_its_name_in_messages(camvid_yaml: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(camvid_yaml.replace("epochs: 50", "epochs: many"), encoding="utf-8")
+    with pytest.raises(SpecError, match=r"^mine\.yaml: train\.epochs: "):
+        load_experiment(path)
+
+
+def test_overrides_replace_values_in_order(camvid_yaml: str) -> None:
+    experiment = parse(
+        camvid_yaml,
+        "train.epochs=2",
+        "train.schedule={name: constant}",
+        "train.epochs=3",
+        "grid=[{seed: [0], budget: [10]}]",
+        "train.augment=null",
+        "oracle.name=ground_truth",
+    )
+    assert experiment.train.epochs == 3
+    assert experiment.train.schedule.name == "constant"
+    assert experiment.train.augment is None
+    assert [(trial.seed, trial.budget) for trial in experiment.trials()] == [(0, 10)]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.epochs", "--set train.epochs: expected dotted.path=value"),
+        ("=5", "--set =5: expected dotted.path=value"),
+        ("train.epochs=[", "--set train.epochs: line 1, column 2 is not YAML"),
+        ("grid.0.seed=[1]", "--set grid.0.seed: grid is a list; lists are replaced whole"),
+        ("tain.epochs=1", "camvid.yaml: tain: unknown key; allowed here: name, title"),
+    ],
+)
+def test_an_override_that_is_none_is_refused(camvid_yaml: str, override: str, told: str) -> None:
+    assert problem(camvid_yaml, override).startswith(told)
+
+
+def test_grids_reach_any_field_and_seeds_default_to_zero(camvid_yaml: str) -> None:
+    grid = (
+        "grid=[{budget: [10], train.optimizer: [{name: sgd, lr: 1}, {name: adam, lr: 1}], dataset.images: [null, 5]},"
+        "{budget: [20], acquire.pixels_per_stage: [5], model.backbone: [resnet50], train.augment.blur: [null]}]"
+    )
+    trials = parse(camvid_yaml, grid).trials()
+    seen = [(trial.train.optimizer.name, trial.dataset.images, trial.num_stages, trial.seed) for trial in trials]
+    assert seen == [
+        ("sgd", None, 1, 0),
+        ("sgd", 5, 1, 0),
+        ("adam", None, 1, 0),
+        ("adam", 5, 1, 0),
+        ("adam", None, 3, 0),
+    ]
+    assert trials[-1].model.backbone == "resnet50"
+    assert trials[-1].train.augment is not None
+    assert trials[-1].train.augment.blur is None
+
+
+def test_what_is_dumped_is_read_back_equal(camvid_yaml: str) -> None:
+    for overrides in ([], ["name='1e5'", "title='5e-4: \"ü\" #'"], ["train.optimizer.lr=1e-9", "train.augment=null"]):
+        experiment = parse(camvid_yaml, *overrides)
+        again = parse(dump_experiment(experiment))
+        assert again == experiment
+        assert again.trials() == experiment.trials()
+        assert dump_experiment(again) == dump_experiment(experiment)
+
+
+def test_identity_ignores_grid_and_title_only(camvid_yaml: str) -> None:
+    identity = parse(camvid_yaml).identity()
+    for same in ("title=other", "grid=[{seed: [9], budget: [10]}]"):
+        assert parse(camvid_yaml, same).identity() == identity
+    others = [
+        "name=other",
+        "dataset.size=[180, 240]",
+        "model.backbone=resnet50",
+        "train.epochs=51",
+        "acquire.strategy=entropy",
+        "evaluate.when=last",
+        "evaluate.report=val",
+        "evaluate.splits.val={scale: 0.5}",
+    ]
+    identities = {parse(camvid_yaml, other).identity() for other in others}
+    assert len(identities | {identity}) == len(others) + 1
+
+
+GRIDS = st.lists(
+    st.fixed_dictionaries(
+        {"budget": st.lists(st.sampled_from([10, 20, 30, "full"]), min_size=1, max_size=4)},
+        optional={
+            "seed": st.lists(st.integers(0, 2), min_size=1, max_size=4),
+            "acquire.strategy": st.lists(st.sampled_from(["margin", "random"]), min_size=1, max_size=3),
+            "train.optimizer.lr": st.lists(st.sampled_from([5e-4, 1, 1.0]), min_size=1, max_size=2),
+        },
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@given(grids=GRIDS)
+def test_distinct_points_of_all_grids_are_the_trials(grids: list[dict[str, list[Any]]]) -> None:
+    text = (
+        "name: x\ndataset: {name: scenes}\nmodel: {backbone: b}\nevaluate: {splits: {val: {}}, report: val}\n"
+        "train: {epochs: 1, optimizer: {name: adam, lr: 5e-4}}\n"
+    )
+    default: dict[str, list[Any]] = {
+        "budget": [None],
+        "seed": [0],
+        "acquire.strategy": ["margin"],
+        "train.optimizer.lr": [5e-4],
+    }
+    points = [
+        (trial["budget"], trial["seed"], trial["acquire.strategy"], trial["train.optimizer.lr"])
+        for grid in grids
+        for trial in (
+            dict(zip(default, values, strict=True)) for values in itertools.product(*{**default, **grid}.values())
+        )
+    ]
+    trials = parse(text, f"grid={grids}").trials()
+    found = [(trial.budget, trial.seed, trial.acquire.strategy, trial.train.optimizer.lr) for trial in trials]
+    assert len(found) == len(set(found))
+    assert set(found) == set(points)
+
+
+@pytest.mark.parametrize(
+    ("size", "native", "prepared"),
+    [
+        ({}, (360, 480), (360, 480)),
+        ({"size": (90, 120)}, (360, 480), (90, 120)),
+        ({"scale": 0.25}, (1024, 2048), (256, 512)),
+        ({"scale": 0.1}, (30, 70), (3, 7)),  # 70 * 0.1 is a little more than 7, 30 * 0.1 is 3
+        ({"scale": 0.29}, (100, 100), (29, 29)),  # 100 * 0.29 is a little less than 29 in binary
+        ({"scale": 0.001}, (100, 100), (1, 1)),
+        ({"long_side": 400}, (375, 500), (300, 400)),
+        ({"long_side": 400}, (500, 334), (400, 267)),
+        ({"long_side": 400}, (281, 500), (224, 400)),
+    ],
+)
+def test_sizes_are_floored_and_never_zero(
+    size: dict[str, object], native: tuple[int, int], prepared: tuple[int, int]
+) -> None:
+    assert SizeSpec.model_validate(size).prepared_size(*native) == prepared

@@ -1,0 +1,193 @@
+"""Keys: results that would differ have different keys, others share one, and no key moves by accident."""
+
+import hashlib
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pixelpick_ray.spec import keys
+from pixelpick_ray.spec.canonical import canonical_json, digest
+from pixelpick_ray.spec.experiment import Experiment, Trial, parse_experiment
+from pixelpick_ray.spec.keys import (
+    Source,
+    chain_id,
+    evaluation_input,
+    fit_input,
+    initial_input,
+    pick_input,
+)
+
+SOURCE = Source(fingerprints={"train": "aa", "test": "bb", "val": "cc"}, weights_digest="dd")
+STEPS = ("initial", "fit", "pick", "evaluation")
+
+
+def keys_of(
+    experiment: Experiment, source: Source = SOURCE, *, stage: int = 1, labels_digest: str = "ee", split: str = "test"
+) -> dict[str, str]:
+    """The keys of every step of the last trial."""
+    trial = experiment.trials()[-1]
+    fit_key = digest(fit_input(trial, source, stage=stage, labels_digest=labels_digest))
+    return {
+        "initial": digest(initial_input(trial, source)),
+        "fit": fit_key,
+        "pick": digest(pick_input(trial, fit_key=fit_key, stage=stage)),
+        "evaluation": digest(evaluation_input(experiment.evaluate, trial, source, split=split, fit_key=fit_key)),
+    }
+
+
+def parse(text: str, *overrides: str) -> Experiment:
+    return parse_experiment(text, where="x", overrides=["grid=[{seed: [3], budget: [20]}]", *overrides])
+
+
+def moved(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {step for step in STEPS if before[step] != after[step]}
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("dataset.size=[90, 120]", {"initial", "fit", "pick", "evaluation"}),
+        ("dataset.images=5", {"initial", "fit", "pick", "evaluation"}),
+        ("grid=[{seed: [4], budget: [20]}]", {"initial", "fit", "pick", "evaluation"}),
+        ("model.backbone=resnet50", {"fit", "pick", "evaluation"}),
+        ("model.dropout=[0, 0, 0]", {"fit", "pick", "evaluation"}),
+        ("model.output_stride=8", {"fit", "pick", "evaluation"}),
+        ("train.epochs=51", {"fit", "pick", "evaluation"}),
+        ("train.batch_size=8", {"fit", "pick", "evaluation"}),
+        ("train.optimizer.weight_decay=0", {"fit", "pick", "evaluation"}),
+        ("train.augment=null", {"fit", "pick", "evaluation"}),
+        ("train.augment.blur=null", {"fit", "pick", "evaluation"}),
+        ("train.precision=bf16", {"fit", "pick", "evaluation"}),
+        ("acquire.strategy=entropy", {"pick"}),
+        ("acquire.pool_fraction=0.1", {"pick"}),
+        ("acquire.pixels_per_stage=5", {"pick"}),
+        ("acquire.precision=bf16", {"pick"}),
+        ("acquire.initial_pixels=20", {"initial"}),  # the fit sees it by its labels
+        ("grid=[{seed: [3], budget: [30]}]", set()),
+        ("name=other", set()),
+        ("title=other", set()),
+        ("evaluate.when=last", {"evaluation"}),
+        ("evaluate.splits.test={scale: 0.5}", {"evaluation"}),
+        ("evaluate.splits.val={scale: 0.5}", set()),
+        ("evaluate.report=val", set()),
+    ],
+)
+def test_a_field_moves_the_keys_of_what_depends_on_it_only(camvid_yaml: str, override: str, changed: set[str]) -> None:
+    assert moved(keys_of(parse(camvid_yaml)), keys_of(parse(camvid_yaml, override))) == changed
+
+
+@pytest.mark.parametrize(
+    ("source", "changed"),
+    [
+        (Source({**SOURCE.fingerprints, "train": "x"}, "dd"), {"initial", "fit", "pick", "evaluation"}),
+        (Source({**SOURCE.fingerprints, "test": "x"}, "dd"), {"evaluation"}),
+        (Source({**SOURCE.fingerprints, "val": "x"}, "dd"), set()),
+        (Source(SOURCE.fingerprints, "x"), {"fit", "pick", "evaluation"}),
+        (Source(SOURCE.fingerprints, None), {"fit", "pick", "evaluation"}),
+    ],
+)
+def test_contents_of_data_and_weights_are_in_the_keys(camvid_yaml: str, source: Source, changed: set[str]) -> None:
+    experiment = parse(camvid_yaml)
+    assert moved(keys_of(experiment), keys_of(experiment, source)) == changed
+
+
+def test_stage_labels_and_split_are_in_the_keys(camvid_yaml: str) -> None:
+    experiment = parse(camvid_yaml)
+    before = keys_of(experiment)
+    assert moved(before, keys_of(experiment, stage=2)) == {"fit", "pick", "evaluation"}
+    assert moved(before, keys_of(experiment, labels_digest="full")) == {"fit", "pick", "evaluation"}
+    same_pictures = Source({**SOURCE.fingerprints, "val": "bb"}, "dd")
+    same_size = parse(camvid_yaml, "evaluate.splits.val={size: [360, 480]}")
+    assert moved(keys_of(same_size, same_pictures), keys_of(same_size, same_pictures, split="val")) == {"evaluation"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_raised_version_moves_the_key_of_its_step(
+    camvid_yaml: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = keys_of(parse(camvid_yaml))
+    monkeypatch.setitem(keys.VERSIONS, step, keys.VERSIONS[step] + 1)
+    after = moved(before, keys_of(parse(camvid_yaml)))
+    assert after == ({"fit", "pick", "evaluation"} if step == "fit" else {step})
+
+
+def test_a_split_without_size_is_evaluated_at_the_training_size(camvid_yaml: str) -> None:
+    own = keys_of(parse(camvid_yaml, "evaluate.splits.val={size: [360, 480]}"), split="val")
+    inherited = keys_of(parse(camvid_yaml, "dataset.images=100"), split="val")
+    assert keys_of(parse(camvid_yaml), split="val") == own
+    trial, evaluate = parse(camvid_yaml).trials()[0], parse(camvid_yaml).evaluate
+    assert keys.evaluation_size(evaluate, trial, "val").as_input() == {"size": [360, 480]}
+    assert inherited["evaluation"] != own["evaluation"]  # another fit
+
+
+def test_trials_of_one_chain_differ_in_the_budget_only(camvid_yaml: str) -> None:
+    def chains(grid: str) -> list[str]:
+        return [chain_id(trial) for trial in parse(camvid_yaml, f"grid=[{grid}]").trials()]
+
+    assert len(set(chains("{budget: [10, 20, 30]}"))) == 1
+    assert len(set(chains("{budget: [10, full]}"))) == 2
+    assert len(set(chains("{budget: [10], seed: [0, 1], acquire.strategy: [margin, random]}"))) == 4
+    assert len(set(chains("{budget: [full], seed: [0, 1], acquire.strategy: [margin, random]}"))) == 2
+    assert len(set(chains("{budget: [full], train.epochs: [50, 60]}"))) == 2
+
+
+def test_the_key_is_the_hash_of_the_written_input(camvid_yaml: str) -> None:
+    trial = parse(camvid_yaml).trials()[0]
+    written = (
+        '{"data":{"fingerprint":"aa","name":"camvid","size":[360,480]},"initial_pixels":10,'
+        '"oracle":{"name":"ground_truth"},"seed":3,"step":"initial","version":1}'
+    )
+    assert canonical_json(initial_input(trial, SOURCE)) == written
+    assert digest(initial_input(trial, SOURCE)) == hashlib.sha256(written.encode()).hexdigest()
+
+
+def test_keys_are_those_of_this_version(camvid_yaml: str) -> None:
+    """If this fails, stored results are lost to everyone: change a digest only together with its version."""
+    experiment = parse(camvid_yaml)
+    assert {**keys_of(experiment), "chain": chain_id(experiment.trials()[-1])} == {
+        "initial": "87094dd446dca37dbec25ea0531e9c85bafef24df815fadab68563f6b932d9b8",
+        "fit": "99a18faf62c5377c699676f0edabc285b37cc3f3c5234dfe3b465103ff602d14",
+        "pick": "07c5e101c7aa2b9ef6e94390a50cc4ebde653bda0c9b80356ab4a5eaa71ad34c",
+        "evaluation": "368def9e87d04f687b2e353ee803b25d301b6258c38a3ed518c64bc70f87de64",
+        "chain": "abd93060e58e4bc030a9f10229b3a7ed87e2fd30b0a9eeaf04fe73111e0d2afa",
+    }
+
+
+def test_options_that_are_absent_are_not_in_the_key(camvid_yaml: str) -> None:
+    """So that a new option does not move the keys of experiments that do not use it."""
+    trial = parse(camvid_yaml, "train.augment=null").trials()[0]
+    fields = fit_input(trial, SOURCE, stage=0, labels_digest="ee")
+    assert "images" not in fields["data"]
+    assert "augment" not in fields["train"]
+    assert all(value is not None for value in _leaves(fields))
+
+
+def _leaves(tree: Any) -> list[Any]:
+    if isinstance(tree, dict):
+        return [leaf for value in tree.values() for leaf in _leaves(value)]
+    return [leaf for value in tree for leaf in _leaves(value)] if isinstance(tree, list) else [tree]
+
+
+def test_a_trial_read_back_from_its_record_has_the_same_keys(camvid_yaml: str) -> None:
+    trial = parse(camvid_yaml).trials()[0]
+    again = Trial.model_validate_json(canonical_json(trial.as_input()))
+    assert digest(initial_input(again, SOURCE)) == digest(initial_input(trial, SOURCE))
+    assert chain_id(again) == chain_id(trial)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_number_has_no_canonical_text(value: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        canonical_json({"a": [value]})
+
+
+def test_canonical_text_is_sorted_ascii_without_spaces() -> None:
+    assert canonical_json({"b": 1, "a": [1.5, None, True, "ü"]}) == '{"a":[1.5,null,true,"\\u00fc"],"b":1}'
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()))
+def test_order_of_insertion_does_not_matter(value: dict[str, Any]) -> None:
+    assert digest(dict(reversed(value.items()))) == digest(value)

@@ -1,0 +1,96 @@
+"""The layers of the architecture, checked on the source: imports go downward, heavy packages stay where they belong."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "pixelpick_ray"
+# A module may import its own layer and those after it.
+LAYERS = [
+    {"cli"},
+    {"runner", "report", "status"},
+    {"plan"},
+    {"loop"},
+    {"engine"},
+    {"active", "models"},
+    {"data"},
+    {"store"},
+    {"spec"},
+    {"errors"},
+]
+TORCH_FREE = [
+    "pixelpick_ray.spec.experiment",
+    "pixelpick_ray.spec.keys",
+    "pixelpick_ray.store",
+    "pixelpick_ray.data.labels",
+    "pixelpick_ray.data.datasets",
+    "pixelpick_ray.data.cache",
+    "pixelpick_ray.data.scenes",
+    "pixelpick_ray.plan",
+    "pixelpick_ray.status",
+    "pixelpick_ray.report.files",
+    "pixelpick_ray.cli",
+]
+
+
+def level(part: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if part in names)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, type checking apart."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def test_every_module_belongs_to_a_layer() -> None:
+    known = set().union(*LAYERS)
+    assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()} == known
+
+
+def test_imports_go_downward() -> None:
+    wrong = []
+    for path in modules():
+        own = level(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+        for name in imports(path):
+            parts = name.split(".")
+            layered = parts[0] == "pixelpick_ray" and len(parts) > 1 and any(parts[1] in names for names in LAYERS)
+            if layered and level(parts[1]) < own:
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("ray", {"runner/tune.py"}),
+        ("torch.distributed", {"engine/world.py"}),
+        ("timm", {"models/backbones.py", "engine/world.py"}),
+    ],
+)
+def test_a_heavy_package_is_imported_only_where_it_belongs(package: str, allowed: set[str]) -> None:
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        if any(name == package or name.startswith(package + ".") for name in imports(path))
+    }
+    assert users == allowed
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_planning_and_reporting_import_neither_torch_nor_ray(module: str) -> None:
+    code = f"import sys, {module}; print(sorted(sys.modules.keys() & {{'torch', 'ray', 'timm', 'torchvision'}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == "[]"
