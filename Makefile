@@ -3,7 +3,7 @@ PYTHON ?= python3
 DATA ?= data
 BIN := .venv/bin
 
-.PHONY: demo test lint check test-gpu clean
+.PHONY: demo test lint check test-gpu docs clean
 
 demo: .venv/runtime      ## a small real benchmark on this computer, no download of data or weights
 	$(BIN)/python launch.py run experiments/quickstart.yaml
@@ -21,6 +21,9 @@ check: lint test         ## what every change must pass
 
 test-gpu: .venv/dev      ## the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
+
+docs: .venv/runtime      ## the README's results, from results/
+	$(BIN)/python docs/update_readme.py
 
 clean:                   ## remove everything that can be made again, except results
 	rm -rf .venv runs report

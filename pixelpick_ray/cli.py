@@ -37,10 +37,25 @@ ExperimentFile = Annotated[
 ]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field; repeatable.")]
 Data = Annotated[
-    Path, typer.Option("--data", envvar="PIXELPICK_DATA", help="Folder that holds camvid, voc, weights, ...")
+    Path,
+    typer.Option(
+        "--data",
+        envvar="PIXELPICK_DATA",
+        file_okay=False,
+        metavar="DIR",
+        help="Folder that holds camvid, voc, weights, ...",
+    ),
 ]
-StorePath = Annotated[Path, typer.Option("--store", envvar="PIXELPICK_STORE", help="Folder of the results.")]
-Cache = Annotated[Path | None, typer.Option("--cache", help="Folder of decoded images.", show_default="DATA/.cache")]
+StorePath = Annotated[
+    Path,
+    typer.Option("--store", envvar="PIXELPICK_STORE", file_okay=False, metavar="DIR", help="Folder of the results."),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache", file_okay=False, metavar="DIR", help="Folder of decoded images.", show_default="DATA/.cache"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3
@@ -69,7 +84,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Validate an experiment; list its trials, chains, stages, and what is stored and shared."""
-    planned = make_plan(load_experiment(experiment, overrides))
+    planned = _planned(experiment, overrides)
     execution = Execution(data, store, cache or default_cache_path(data), ranks=ranks)
     execution.check({trial.train.batch_size for trial in planned.trials})
     progress = progress_of(planned, execution)
@@ -80,7 +95,7 @@ def plan(
     for chain in planned.chains:
         stored = sum(stage.fit_stored for stage in progress.stages.get(chain.id, []))
         budgets = ", ".join(str(budget) for budget in chain.budgets)
-        known = f"{stored} stored" if progress.known else "not known: no data here"
+        known = f"{stored} stored" if chain.id in progress.stages else "not known: no data here"
         print(f"{chain.label}: {len(chain.fits)} stages for budgets {budgets} ({known})")
     print(_sharing(planned))
     print(_cost(summary))
@@ -115,10 +130,12 @@ def run(
         str | None, typer.Option("--time-limit", help="Stop cleanly after e.g. 30m; run again to go on.")
     ] = None,
     keep_weights: Annotated[str, typer.Option("--keep-weights", help="needed, last or all.")] = "needed",
-    runs: Annotated[Path, typer.Option("--runs", help="Folder of logs and TensorBoard files.")] = Path("runs"),
+    runs: Annotated[
+        Path, typer.Option("--runs", file_okay=False, metavar="DIR", help="Folder of logs and TensorBoard files.")
+    ] = Path("runs"),
 ) -> None:
     """Run what is missing of an experiment on Ray, with live progress, then print the result table."""
-    planned = make_plan(load_experiment(experiment, overrides))
+    planned = _planned(experiment, overrides)
     execution = Execution(
         data_path=data.resolve(),
         store_path=store.resolve(),
@@ -135,7 +152,12 @@ def run(
     )
     execution.check({trial.train.batch_size for trial in planned.trials})
     console = Console(stderr=False, highlight=False)
-    _prepare(planned, execution, console)
+    if local:
+        from pixelpick_ray.runner.local import check_local
+
+        check_local(execution)
+    with _naming(experiment):
+        _prepare(planned, execution, console)
     claim_name(planned, Store(execution.store_path))
     sys.exit(_run(planned, execution, console, local=local))
 
@@ -150,7 +172,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show stored, running, waiting, missing and failed stages, and the last error line of each failed chain."""
-    planned = make_plan(load_experiment(experiment, overrides))
+    planned = _planned(experiment, overrides)
     execution = Execution(data, store, cache or default_cache_path(data))
     state = status_of(planned, execution)
     if as_json:
@@ -164,19 +186,34 @@ def report(
     experiments: Annotated[
         list[Path], typer.Argument(metavar="EXPERIMENT...", help="Experiment files.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the report.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", file_okay=False, metavar="DIR", help="Folder of the report.", show_default=False)
+    ],
     overrides: Overrides = [],  # noqa: B006
     store: StorePath = Path("store"),
 ) -> None:
     """Write tables, curves and one HTML page from the store; needs neither data nor torch."""
     from pixelpick_ray.report.files import write_report  # matplotlib is slow to import
 
-    loaded = [load_experiment(path, overrides) for path in experiments]
-    for experiment in loaded:
-        make_plan(experiment)
+    loaded = [_planned(path, overrides).experiment for path in experiments]
     summary = write_report(Store(store), loaded, out)
     print(summary.table)
     print(f"written to {out}")
+
+
+def _planned(path: Path, overrides: list[str]) -> Plan:
+    experiment = load_experiment(path, overrides)
+    with _naming(path):
+        return make_plan(experiment)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Begin the message of what is wrong in an experiment with the name of its file."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(f"{path.name}: {error}") from error
 
 
 def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[str, Any]:
@@ -237,7 +274,10 @@ def _cost(summary: dict[str, Any]) -> str:
 
 
 def _prepare(planned: Plan, execution: Execution, console: Console) -> None:
-    """Fetch what is absent, check everything that trials read, and build each network once."""
+    """Fetch what is absent, check everything that trials read, and build each network once.
+
+    Networks are built without their weights first: a wrong name must not wait for a download.
+    """
     from pixelpick_ray.models.backbones import fetch_weights
     from pixelpick_ray.models.segmentation import build_model
 
@@ -248,6 +288,7 @@ def _prepare(planned: Plan, execution: Execution, console: Console) -> None:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     ) as bar:
         tasks: dict[str, Any] = {}
 
@@ -256,11 +297,14 @@ def _prepare(planned: Plan, execution: Execution, console: Console) -> None:
                 tasks[what] = bar.add_task(what, total=total or None)
             bar.update(tasks[what], completed=done)
 
+        models = {json.dumps(trial.model.as_input()): trial for trial in planned.trials}
+        for trial in models.values():
+            unloaded = trial.model.model_copy(update={"pretrained": "none"})
+            build_model(unloaded, num_classes=2, data_path=execution.data_path, seed=0, stage=0)
         for name in sorted({trial.dataset.name for trial in planned.trials}):
             dataset = open_dataset(name, execution.data_path)
             if isinstance(dataset, CamVid):
                 dataset.fetch(lambda done, total: told("fetching camvid (bytes)", done, total))
-        models = {json.dumps(trial.model.as_input()): trial for trial in planned.trials}
         for trial in models.values():
             fetch_weights(trial.model, execution.data_path)
         check_data(planned, execution, told)
@@ -276,7 +320,7 @@ def _run(planned: Plan, execution: Execution, console: Console, *, local: bool) 
     trained = 0
     stop = StopRequest(execution.time_limit_seconds)
     if chains:
-        console.print(_sharing(planned))
+        console.print(_sharing(planned), soft_wrap=True)
         with stop.listening():
             errors, trained = _run_chains(planned, chains, execution, console, stop, local=local)
         progress = progress_of(planned, execution)
@@ -284,7 +328,7 @@ def _run(planned: Plan, execution: Execution, console: Console, *, local: bool) 
     if not missing:
         _drop_weights(planned, progress, execution)
     _print_result(planned, execution, console)
-    console.print(f"{_sharing(planned)}; trained now: {trained}")
+    console.print(f"{_sharing(planned)}; trained now: {trained}", soft_wrap=True)
     return _conclude(missing, errors, stop, console)
 
 
@@ -304,7 +348,7 @@ def _run_chains(
             errors = run_chains(planned, chains, execution, live, stop)
     finally:
         board.close()
-    console.print(f"TensorBoard: tensorboard --logdir {_shown(execution.runs_path)}")
+    console.print(f"TensorBoard: tensorboard --logdir {_shown(execution.runs_path)}", markup=False, soft_wrap=True)
     return errors, live.computed_fits
 
 

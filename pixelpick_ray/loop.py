@@ -2,23 +2,18 @@
 
 import contextlib
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import pixelpick_ray
 from pixelpick_ray.active.acquisition import needs_model
 from pixelpick_ray.active.metrics import miou
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
@@ -26,6 +21,7 @@ from pixelpick_ray.data.datasets import Dataset, open_dataset
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.engine.fit import Epoch, FitJob, TrainingData, fit
+from pixelpick_ray.engine.provenance import provenance_of
 from pixelpick_ray.engine.score import evaluate, pick, pick_initial
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.models.segmentation import build_model
@@ -159,7 +155,9 @@ class Steps:
             return
         relative = f"{experiment_folder(self.experiment)}/chains/{self.chain}.json"
         before = self.place.store.read_record(relative) or {"stages": []}
-        later = before["stages"][len(self.record["stages"]) :]
+        mine = self.record["stages"]
+        goes_on = len(before["stages"]) >= len(mine) > 0 and before["stages"][len(mine) - 1]["fit"] == mine[-1]["fit"]
+        later = before["stages"][len(mine) :] if goes_on else []  # of an earlier run to a larger budget
         shapes = self.data.prepared.shapes[self.data.positions]
         self.place.store.write_record(
             relative,
@@ -172,7 +170,7 @@ class Steps:
                 "fingerprints": self.source.fingerprints,
                 "weights_digest": self.source.weights_digest,
                 **self.record,
-                "stages": self.record["stages"] + later,
+                "stages": mine + later,
             },
         )
 
@@ -375,40 +373,3 @@ def write_examples(folder: Path, examples: dict[str, Any], palette: tuple[tuple[
         factor = min(1.0, 256 / max(predicted.shape))
         size = (max(1, int(predicted.shape[1] * factor)), max(1, int(predicted.shape[0] * factor)))
         picture.resize(size, Image.Resampling.NEAREST).save(folder / f"{Path(name).stem}.png")
-
-
-def provenance_of(world: World, start: float) -> dict[str, Any]:
-    """Where, with what and how long a result was made; `start` is of ``time.perf_counter``."""
-    cuda = world.device.type == "cuda"
-    return {
-        "code": code_commit(),
-        "version": pixelpick_ray.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name(world.device) if cuda else "cpu",
-        "host": platform.node(),
-        "world_size": world.size,
-        "threads": torch.get_num_threads(),
-        "seconds": round(time.perf_counter() - start, 3),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-@lru_cache(maxsize=1)
-def code_commit() -> str:
-    """Commit of this package's code, with "+" when files were changed; "unknown" outside a checkout."""
-    folder = Path(__file__).resolve().parent
-    try:
-        head = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", str(folder))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+" if changed else "")
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, env=os.environ
-    )
-    return done.stdout.strip()

@@ -98,7 +98,7 @@ def make_plan(experiment: Experiment) -> Plan:
     """Merge the trials into chains. SpecError for an unknown data set, split or strategy; needs no data."""
     trials = experiment.trials()
     for trial in trials:
-        _check_names(experiment, trial)
+        _check_trial(experiment, trial)
     longest: dict[str, Trial] = {}
     budgets: dict[str, list[int | str]] = {}
     for trial in trials:
@@ -110,12 +110,14 @@ def make_plan(experiment: Experiment) -> Plan:
     return Plan(experiment, trials, tuple(chains))
 
 
-def _check_names(experiment: Experiment, trial: Trial) -> None:
+def _check_trial(experiment: Experiment, trial: Trial) -> None:
     facts = dataset_facts(trial.dataset.name)
     check_strategy(trial.acquire.strategy)
     for split in experiment.evaluate.splits:
         if split not in facts.splits:
             raise SpecError(f"evaluate.splits: {facts.name} has no split {split!r}; it has {', '.join(facts.splits)}")
+    if trial.train.batch_size == 1:
+        raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more")
 
 
 def _chain(trial: Trial, key: str, budgets: list[int | str]) -> Chain:
@@ -145,7 +147,10 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is stored of a plan; None in `known` chains where neither data nor a record gives their keys."""
+    """What is stored of a plan; chains are absent where neither data nor a record gives their keys.
+
+    ``known`` is False where that is so of every chain.
+    """
 
     stages: dict[str, list[StageStatus]] = field(default_factory=dict)
     initial: dict[str, tuple[str, bool]] = field(default_factory=dict)
@@ -173,17 +178,16 @@ def progress_of(plan: Plan, execution: Execution) -> Progress:
     """Walk every chain through the store as far as its keys are known. DataError when present data are wrong."""
     store = Store(execution.store_path)
     sources = Sources(plan.experiment, execution)
-    stages, initial, known = {}, {}, True
+    stages, initial = {}, {}
     for chain in plan.chains:
         source = sources.of(chain.trial)
         if source is None:
-            known = False
             continue
         walk = _Walk(plan.experiment, chain, source, store)
         stages[chain.id] = list(walk.stages())
         if walk.initial:
             initial[chain.id] = walk.initial
-    return Progress(stages, initial, known)
+    return Progress(stages, initial, known=bool(stages))
 
 
 class Sources:
@@ -219,7 +223,7 @@ class Sources:
 
 
 class _Walk:
-    """The steps of one chain as far as the store knows their keys."""
+    """The steps of one chain as far as the store knows their keys; a damaged result is none."""
 
     def __init__(self, experiment: Experiment, chain: Chain, source: Source, store: Store) -> None:
         self._experiment, self._chain, self._source, self._store = experiment, chain, source, store
@@ -240,26 +244,25 @@ class _Walk:
             fit = digest(fit_input(trial, self._source, stage=stage, labels_digest=labels_digest))
             pick = digest(pick_input(trial, fit_key=fit, stage=stage)) if stage + 1 < len(self._chain.fits) else None
             new = self._pixels(pick) if pick else None
-            yield StageStatus(stage, fit, store.has("fit", fit), self._evaluated(fit), pick, new is not None)
+            stored = store.result("fit", fit) is not None
+            yield StageStatus(stage, fit, stored, self._evaluated(fit), pick, new is not None)
             labels = labels.add(new) if labels is not None and new is not None else None
 
     def _pixels(self, key: str) -> LabelledPixels | None:
-        if not self._store.has("pick", key):
-            return None
-        return LabelledPixels.read(self._store.folder("pick", key) / "pixels.npz")
+        folder = self._store.result("pick", key)
+        return LabelledPixels.read(folder / "pixels.npz") if folder else None
 
     def _evaluated(self, fit: str) -> bool:
         spec, trial = self._experiment.evaluate, self._chain.trial
         inputs = [evaluation_input(spec, trial, self._source, split=split, fit_key=fit) for split in spec.splits]
-        return all(self._store.has("evaluation", digest(item)) for item in inputs)
+        return all(self._store.result("evaluation", digest(item)) is not None for item in inputs)
 
 
 def check_data(plan: Plan, execution: Execution, report: Report | None = None) -> None:
     """Prepare and check everything that the trials read; DataError or SpecError before anything starts.
 
     Every image of every split is decoded and checked once; every training image must have as many candidates as the
-    largest
-    budget; the pretrained weights must be there.
+    largest budget; the pretrained weights must be there.
     """
     told = report or (lambda what, done, total: None)
     checked: set[str] = set()
@@ -285,9 +288,12 @@ def _check_split(trial: Trial, split: str, size: Any, execution: Execution, told
     names = training_names(prepared.names, trial.dataset.images, trial.seed)
     if len(names) < 2:
         raise DataError(f"dataset.images: {len(names)} training image; batch norm needs at least 2")
+    positions = np.asarray([prepared.index[name] for name in names])
+    crop_size = trial.train.augment.crop_size if trial.train.augment else None
+    if crop_size is None and len(np.unique(prepared.shapes[positions], axis=0)) > 1:
+        raise DataError("train.augment.crop_size: the training images differ in size; give the size of the crops")
     if trial.budget == "full":
         return
-    positions = np.asarray([prepared.index[name] for name in names])
     worst = positions[int(np.argmin(prepared.candidates[positions]))]
     available = int(prepared.candidates[worst])
     if available < trial.budget:
@@ -298,10 +304,17 @@ def _check_split(trial: Trial, split: str, size: Any, execution: Execution, told
 
 
 def claim_name(plan: Plan, store: Store) -> None:
-    """Record the experiment under its name. SpecError when the name belongs to another one.
+    """Record the experiment under its name. SpecError when the name belongs to another one, or nothing can be written.
 
     Experiments of one name must be equal or one must extend the other's grid, so that a report never mixes two.
     """
+    try:
+        _claim_name(plan, store)
+    except OSError as error:
+        raise SpecError(f"--store {store.path}: cannot be used ({error}); give a folder you may write to") from error
+
+
+def _claim_name(plan: Plan, store: Store) -> None:
     experiment = plan.experiment
     mine = experiment_folder(experiment)
     for other in store.path.glob(f"experiments/{experiment.name}-*"):

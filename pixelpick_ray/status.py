@@ -45,8 +45,8 @@ class Status:
 def status_of(plan: Plan, execution: Execution) -> Status:
     """The state of every stage, from the store alone where the data are absent.
 
-    A stage runs when its result is leased; it waits when an earlier stage of its chain, or the chain that trains a
-    shared one, runs; it failed when the chain's last attempt left an error; else it is missing.
+    A stage runs when its fit is leased, by whichever chain; it waits when an earlier fit or pick of its chain is; it
+    failed when the chain's last attempt left an error; else it is missing.
     """
     progress = progress_of(plan, execution)
     leased = set(Store(execution.store_path).leased())
@@ -59,19 +59,19 @@ def _chain_status(chain: Chain, progress: Progress, leased: set[str], execution:
     row = progress.stages.get(chain.id) or [StageStatus(stage, None) for stage in range(len(chain.fits))]
     error = "" if progress.done(chain) else last_error(chain, execution)
     states: list[str] = []
+    busy = f"pick-{progress.initial.get(chain.id, ('', False))[0]}" in leased
     for stage in row:
-        running = f"fit-{stage.fit}" in leased or f"pick-{stage.pick}" in leased
+        running = f"fit-{stage.fit}" in leased
         if stage.fit_stored and stage.evaluated:
             states.append("stored")
         elif running:
             states.append("running")
-        elif "running" in states:
+        elif busy:
             states.append("waiting")
         else:
             states.append("failed" if error and "failed" not in states else "missing")
-    if "running" in states:
-        error = ""
-    return ChainStatus(chain.label, chain.id, tuple(states), error)
+        busy = busy or running or f"pick-{stage.pick}" in leased
+    return ChainStatus(chain.label, chain.id, tuple(states), "" if busy else error)
 
 
 def last_error(chain: Chain, execution: Execution) -> str:

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +74,8 @@ class Store:
         """
         folder = self.folder(kind, digest(inputs))
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+        partial = folder.parent / f".partial-{folder.name[:16]}-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        partial.mkdir()
         try:
             write(partial)
             _write_json(partial / "input.json", inputs)
@@ -85,7 +85,6 @@ class Store:
             if folder.exists() and not (folder / "manifest.json").is_file():
                 shutil.rmtree(folder, ignore_errors=True)  # a leftover without a manifest does not exist
             with contextlib.suppress(OSError):  # refused only when another process published first
-                os.chmod(partial, 0o755)
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

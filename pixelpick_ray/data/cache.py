@@ -102,10 +102,13 @@ def prepare(
     source = {"version": CACHE_VERSION, "size": geometry, "source": dataset.signature(split)}
     folder = cache_path / f"{dataset.facts.name}-{split}-{digest(source)[:20]}"
     if not (folder / "index.json").is_file():
-        cache_path.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache_path / f"{folder.name}.lock"):
-            if not (folder / "index.json").is_file():
-                _decode(dataset, split, size, folder, report or (lambda done, total: None))
+        try:
+            cache_path.mkdir(parents=True, exist_ok=True)
+            with FileLock(cache_path / f"{folder.name}.lock"):
+                if not (folder / "index.json").is_file():
+                    _decode(dataset, split, size, folder, report or (lambda done, total: None))
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written ({error}); give another folder with --cache DIR") from error
     return _open(folder, split)
 
 

@@ -12,7 +12,7 @@ def gives_up(error: BaseException) -> bool:
 
     Anything else (a lost node, a killed process, a preemption, an error of a library) is worth a retry.
     """
-    return isinstance(error, PixelPickError | MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, PixelPickError) or _is_out_of_memory(error)
 
 
 def explain(error: BaseException) -> str:
@@ -21,6 +21,12 @@ def explain(error: BaseException) -> str:
     first = text[0] if text else ""
     if isinstance(error, PixelPickError):
         return first
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if _is_out_of_memory(error):
         return f"out of memory ({first}); lower train.batch_size or the sizes, or give the trial a whole GPU"
     return f"{type(error).__name__}: {first}"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's, torch's and Ray's errors have these names; torch on a CPU has none of its own."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "DefaultCPUAllocator: can't allocate memory" in str(error)

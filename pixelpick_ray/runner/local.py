@@ -19,9 +19,7 @@ def run(
     plan: Plan, chains: list[Chain], execution: Execution, on_event: Callable[[Event], None], stop: Callable[[], bool]
 ) -> dict[str, str]:
     """Run chains here; returns the error of each chain that failed. Stops between epochs when `stop` says so."""
-    if execution.ranks > 1:
-        raise SpecError("--local runs one rank; leave out --ranks, or leave out --local")
-    device = choose_device(execution.device)
+    device = check_local(execution)
     torch.set_num_threads(execution.cpus_per_rank)
     errors: dict[str, str] = {}
 
@@ -41,6 +39,13 @@ def run(
             record_attempt(execution, chain.id, traceback.format_exc())
             on_event(Event("failed", chain.id, 0, values={"message": errors[chain.id]}))
     return errors
+
+
+def check_local(execution: Execution) -> torch.device:
+    """The device of the only rank. SpecError when more ranks, or a device that is not here, are asked for."""
+    if execution.ranks > 1:
+        raise SpecError("--local runs one rank; leave out --ranks, or leave out --local")
+    return choose_device(execution.device)
 
 
 def workplace(plan: Plan, chain: Chain, execution: Execution) -> Workplace:

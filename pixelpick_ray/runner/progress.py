@@ -47,7 +47,9 @@ class Progress:
         self._rows = {chain.id: Row(chain.label, len(chain.fits)) for chain in chains}
         self._plan, self._console, self._listeners = plan, console, listeners
         self._start = time.monotonic()
-        self._fit_seconds: list[float] = []
+        self._fits = {chain.id: chain.fits for chain in chains}
+        self._stages = {fit for chain in chains for fit in chain.fits}
+        self._stages_done: set[str] = set()
         self.computed_fits = 0
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=False)
 
@@ -72,13 +74,12 @@ class Progress:
         values = event.values
         row.state, row.stage, row.loss = "training", event.stage, values["loss"]
         row.epoch = f"{values['epoch']}/{values['epochs']}"
-        if values["epoch"] == values["epochs"]:
-            self._fit_seconds.append(values["seconds"])
 
     def _on_stage(self, row: Row, event: Event) -> None:
         row.state, row.stage, row.budget = "stored", event.stage, event.values["budget"]
         row.mious[event.stage] = event.values["miou"]
         self.computed_fits += event.computed
+        self._stages_done.add(self._fits[event.chain][event.stage])
         how = "trained" if event.computed else "from the store"
         self._line(
             f"{row.label}: {_pixels(row.budget)}: mIoU {100 * event.values['miou']:.1f} % ({how}), {self._left()}"
@@ -103,13 +104,12 @@ class Progress:
         )
 
     def _left(self) -> str:
-        """Time left, from the mean of the fits so far and the pace of the run."""
-        stages = sum(row.stages for row in self._rows.values())
-        done = sum(len(row.mious) for row in self._rows.values())
-        if not done or done == stages:
-            return f"{done} of {stages} stages"
-        left = (time.monotonic() - self._start) / done * (stages - done)
-        return f"{done} of {stages} stages, about {_clock(left)} left"
+        """Distinct stages done, and the time left at the pace of those that were trained now."""
+        done, counted = len(self._stages_done), f"{len(self._stages_done)} of {len(self._stages)} stages"
+        if not self.computed_fits or done == len(self._stages):
+            return counted
+        left = (time.monotonic() - self._start) / self.computed_fits * (len(self._stages) - done)
+        return f"{counted}, about {_clock(left)} left"
 
     def _render(self) -> Group:
         table = Table(

@@ -33,6 +33,8 @@ class Execution:
         for name, value in (("--ranks", self.ranks), ("--cpus-per-rank", self.cpus_per_rank)):
             if value < 1:
                 raise SpecError(f"{name}: {value} given, at least 1 is needed")
+        if self.max_concurrent is not None and self.max_concurrent < 1:
+            raise SpecError(f"--max-concurrent: {self.max_concurrent} given, at least 1 is needed")
         smallest = min(batch_sizes)
         if self.ranks > smallest:
             fits = ", ".join(str(n) for n in range(1, smallest + 1))

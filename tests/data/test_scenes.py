@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pixelpick_ray.data import scenes
+from pixelpick_ray.data import canvas, scenes
 
 NUM_CLASSES = len(scenes.CLASS_NAMES)
 RARE = ("pedestrian", "sign", "pole")
@@ -47,7 +47,7 @@ def test_pixels_are_those_of_this_version() -> None:
 @pytest.mark.parametrize("split", scenes.SPLIT_SIZES)
 def test_pictures_have_the_declared_form(split: str) -> None:
     images, labels = load(split)
-    assert images.shape == (scenes.SPLIT_SIZES[split], *scenes.SIZE, 3)
+    assert images.shape == (scenes.SPLIT_SIZES[split], *canvas.SIZE, 3)
     assert labels.shape == images.shape[:3]
     assert images.dtype == labels.dtype == np.uint8
     assert set(np.unique(labels)) == {*range(NUM_CLASSES), scenes.VOID}

@@ -1,0 +1,149 @@
+"""The runner in this process: its contract, stopping between epochs, and chains that fail."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pixelpick_ray.loop
+from pixelpick_ray.data import datasets
+from pixelpick_ray.engine.fit import Epoch, FitJob, fit
+from pixelpick_ray.engine.world import World
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.loop import Event
+from pixelpick_ray.plan import Plan, make_plan, progress_of
+from pixelpick_ray.runner import local
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.status import status_of
+from pixelpick_ray.store import Store
+from tests.engine.helpers import TinyDataset, tiny_experiment
+
+GRID = "grid=[{acquire.strategy: [margin, random], seed: [0], budget: [3, 6]}, {seed: [1], budget: [3]}]"
+
+
+@pytest.fixture(autouse=True)
+def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(datasets.DATASETS, "tiny", TinyDataset)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def execution(tmp_path: Path, cache_path: Path) -> Execution:
+    return Execution(tmp_path / "data", tmp_path / "store", cache_path, tmp_path / "runs")
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """Two strategies that share their first fit, and another seed with one stage."""
+    return make_plan(tiny_experiment(GRID))
+
+
+def run(
+    plan: Plan, execution: Execution, stop: Callable[[list[Event]], bool] = lambda events: False
+) -> tuple[dict[str, str], list[Event]]:
+    """Errors and events of running all chains; `stop` is given the events so far."""
+    events: list[Event] = []
+    errors = local.run(plan, list(plan.chains), execution, events.append, lambda: stop(events))
+    return errors, events
+
+
+def results(execution: Execution) -> dict[str, bytes]:
+    """Bytes of picks, measurements and losses."""
+    names = ("pixels.npz", "confusion.npz", "training.json")
+    found = [path for name in names for path in execution.store_path.glob(f"*/*/{name}")]
+    return {str(path.relative_to(execution.store_path)): path.read_bytes() for path in found}
+
+
+def test_chains_run_one_after_another_and_each_says_when_it_is_done(plan: Plan, execution: Execution) -> None:
+    errors, events = run(plan, execution)
+    assert errors == {}
+    ids = [chain.id for chain in plan.chains]
+    assert list(dict.fromkeys(event.chain for event in events)) == ids
+    assert [(event.chain, event.stage) for event in events if event.kind == "done"] == list(
+        zip(ids, (1, 1, 0), strict=True)
+    )
+    stages = [(event.chain, event.stage, event.computed) for event in events if event.kind == "stage"]
+    assert stages == [
+        (ids[0], 0, True), (ids[0], 1, True), (ids[1], 0, False), (ids[1], 1, True), (ids[2], 0, True),
+    ]  # fmt: skip
+    assert progress_of(plan, execution).stored_fits == plan.num_fits == 4
+    assert torch.get_num_threads() == 1
+
+
+def test_the_threads_are_those_of_the_rank(plan: Plan, execution: Execution) -> None:
+    wanted = Execution(**{**vars(execution), "cpus_per_rank": 2})
+    local.run(plan, [], wanted, lambda event: None, lambda: False)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("last", [1, 2, 5, 9, 14])
+def test_a_stop_between_epochs_leaves_a_store_to_go_on_from(
+    plan: Plan, execution: Execution, tmp_path: Path, last: int
+) -> None:
+    errors, events = run(plan, execution, lambda events: len(events) == last)
+    assert errors == {}
+    assert len(events) == last  # nothing more happened
+    assert Store(execution.store_path).leased() == {}
+    stages = [stage for chain in status_of(plan, execution).chains for stage in chain.stages]
+    assert set(stages) <= {"stored", "missing"}
+    assert "missing" in stages
+    before = results(execution)
+    assert run(plan, execution)[0] == {}
+    undisturbed = Execution(**{**vars(execution), "store_path": tmp_path / "undisturbed"})
+    run(plan, undisturbed)
+    assert results(execution) == results(undisturbed)
+    assert before.items() <= results(execution).items()
+
+
+def test_a_chain_that_fails_leaves_its_traceback_and_the_others_go_on(
+    plan: Plan, execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(job: FitJob, world: World, on_epoch: Callable[[Epoch], None]) -> nn.Module:
+        if job.stage == 1:
+            raise OSError("the disk is gone\nand so is the rest")
+        return fit(job, world, on_epoch)
+
+    monkeypatch.setattr(pixelpick_ray.loop, "fit", breaks)
+    errors, events = run(plan, execution)
+    margin, random, other = (chain.id for chain in plan.chains)
+    assert errors == dict.fromkeys((margin, random), "OSError: the disk is gone")
+    assert [event.chain for event in events if event.kind == "done"] == [other]
+    failed = {event.chain: event.values for event in events if event.kind == "failed"}
+    assert failed == dict.fromkeys((margin, random), {"message": "OSError: the disk is gone"})
+    (attempt,) = (execution.store_path / "attempts" / margin).iterdir()
+    assert attempt.read_text().startswith("Traceback")
+    assert "in breaks" in attempt.read_text()
+    assert not (execution.store_path / "attempts" / other).exists()
+    state = status_of(plan, execution)
+    assert [chain.stages for chain in state.chains] == [("stored", "failed"), ("stored", "failed"), ("stored",)]
+    assert [chain.error for chain in state.chains] == ["and so is the rest", "and so is the rest", ""]
+    monkeypatch.undo()
+    monkeypatch.setitem(datasets.DATASETS, "tiny", TinyDataset)
+    assert run(plan, execution)[0] == {}
+    assert [chain.error for chain in status_of(plan, execution).chains] == ["", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"ranks": 2}, "--local runs one rank; leave out --ranks, or leave out --local"),
+        ({"device": "cuda"}, "--device cuda: torch sees no GPU here; use --device cpu, or auto"),
+    ],
+)
+def test_what_one_process_cannot_do_is_refused(
+    plan: Plan, execution: Execution, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], told: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SpecError, match=told):
+        run(plan, Execution(**{**vars(execution), **options}))
+    assert not execution.store_path.exists()

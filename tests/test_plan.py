@@ -1,0 +1,395 @@
+"""Plans: what is counted, shared, stored and refused, against counts made in other ways."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pixelpick_ray.data.cache import training_names
+from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.plan import Plan, check_data, claim_name, make_plan, progress_of
+from pixelpick_ray.spec.experiment import Trial, parse_experiment
+from pixelpick_ray.store import Store, experiment_folder
+from tests.by_hand import do_steps, execution_at, tiny_plan
+
+ROOT = Path(__file__).resolve().parents[1]
+WriteCamVid = Callable[..., Path]
+
+# Runs launch.py in a Python where the heavy packages cannot be imported.
+WITHOUT_TORCH = """
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "timm", "ray", "tensorboard"):
+            raise ImportError(f"{name} is not to be imported here")
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].removesuffix("launch.py"))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def launch_without_torch(place: Path, *arguments: str) -> str:
+    """Standard output of a command that may import neither torch nor ray."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(ROOT / "launch.py"), *arguments],
+        cwd=place,
+        env={"XDG_CACHE_HOME": str(place / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("written", ["in the interface", "in experiments"])
+def test_the_published_camvid_experiment_is_planned_without_torch_ray_and_data(
+    camvid_yaml: str, tmp_path: Path, written: str
+) -> None:
+    path = tmp_path / "camvid.yaml"
+    path.write_text(camvid_yaml)
+    if written == "in experiments":
+        path = ROOT / "experiments" / "camvid-mobilenet.yaml"
+    found = json.loads(launch_without_torch(tmp_path, "plan", str(path), "--json"))
+    assert (
+        found.items()
+        >= {
+            "experiment": "camvid-mobilenet",
+            "trials": 30,
+            "chains": 10,
+            "fits": 55,
+            "fits_unshared": 155,
+            "picks": 50,  # of five seeds: the initial pixels and nine picks
+            "stored_fits": None,
+            "stored_picks": None,
+            "epochs_missing": 55 * 50,
+        }.items()
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["camvid.yaml"]
+
+
+# Counting by brute force: each step as the nested tuple of everything that it depends on.
+
+
+def steps_of(trial: Trial) -> tuple[list[Any], list[Any]]:
+    """Fits and picks of a trial in their order."""
+    acquire = trial.acquire
+    network = (trial.dataset.images, trial.model.backbone, trial.train.epochs, trial.seed)
+    if trial.budget == "full":
+        return [("fit", network, "every pixel")], []
+    labels: tuple[Any, ...] = (("first", trial.dataset.images, trial.seed, acquire.initial_pixels),)
+    fits, picks, labelled = [], [labels[0]], acquire.initial_pixels
+    while True:
+        fits.append(("fit", network, len(fits), labels))
+        if labelled == trial.budget:
+            return fits, picks
+        picks.append(("pick", fits[-1], acquire.strategy, acquire.pixels_per_stage, acquire.pool_fraction))
+        labels += (picks[-1],)
+        labelled += acquire.pixels_per_stage
+
+
+def all_but_the_budget(trial: Trial) -> tuple[Any, ...]:
+    """What trials of one chain have in common."""
+    science = (trial.dataset.images, trial.model.backbone, trial.train.epochs, trial.seed)
+    acquire = trial.acquire
+    how = (acquire.strategy, acquire.initial_pixels, acquire.pixels_per_stage, acquire.pool_fraction)
+    return science if trial.budget == "full" else science + how
+
+
+def some(*values: Any) -> st.SearchStrategy[list[Any]]:
+    return st.lists(st.sampled_from(values), min_size=1, unique=True)
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> dict[str, list[Any]]:
+    """A random grid whose budgets all its points can reach."""
+    grid: dict[str, list[Any]] = {
+        "acquire.initial_pixels": draw(some(5, 10)),
+        "acquire.pixels_per_stage": draw(some(5, 10, 15)),
+        "seed": draw(some(0, 1, 2)),
+    }
+    optional = {
+        "acquire.strategy": some("margin", "random", "entropy"),
+        "acquire.pool_fraction": some(0.0, 0.05),
+        "model.backbone": some("small", "large"),
+        "dataset.images": some(4, 8),
+        "train.epochs": some(3, 4),
+    }
+    for path in draw(st.lists(st.sampled_from(sorted(optional)), unique=True, max_size=3)):
+        grid[path] = draw(optional[path])
+    pairs = [(first, step) for first in grid["acquire.initial_pixels"] for step in grid["acquire.pixels_per_stage"]]
+    reached = [b for b in range(5, 50, 5) if all(b >= first and (b - first) % step == 0 for first, step in pairs)]
+    grid["budget"] = draw(some(*reached, "full"))
+    return grid
+
+
+@given(st.lists(grids(), min_size=1, max_size=2))
+def test_counts_equal_those_of_enumerating_every_step(grid: list[dict[str, list[Any]]]) -> None:
+    plan = tiny_plan(f"grid={json.dumps(grid)}")
+    steps = [steps_of(trial) for trial in plan.trials]
+    assert len({json.dumps(trial.model_dump()) for trial in plan.trials}) == len(plan.trials)
+    assert len(plan.chains) == len({all_but_the_budget(trial) for trial in plan.trials})
+    assert plan.num_fits == len({fit for fits, _ in steps for fit in fits})
+    assert plan.num_fits_unshared == sum(len(fits) for fits, _ in steps)
+    assert plan.num_picks == len({pick for _, picks in steps for pick in picks})
+
+
+@given(st.lists(grids(), min_size=1, max_size=2))
+def test_chains_hold_their_trials_and_share_what_depends_on_the_same(grid: list[dict[str, list[Any]]]) -> None:
+    plan = tiny_plan(f"grid={json.dumps(grid)}")
+    for chain in plan.chains:
+        mine = [trial for trial in plan.trials if all_but_the_budget(trial) == all_but_the_budget(chain.trial)]
+        mine = [trial for trial in mine if (trial.budget == "full") == (chain.trial.budget == "full")]
+        assert set(chain.budgets) == {trial.budget for trial in mine}
+        assert list(chain.budgets) == sorted(chain.budgets, key=lambda budget: 0 if budget == "full" else budget)
+        assert chain.trial.num_stages == max(trial.num_stages for trial in mine)
+    steps = {chain.id: steps_of(chain.trial) for chain in plan.chains}
+    for chain in plan.chains:
+        fits, picks = steps[chain.id]
+        assert (len(chain.fits), len(chain.picks)) == (len(fits), len(picks))
+        kept = set()
+        for other in plan.chains:
+            theirs = steps[other.id][0]
+            common = sum(mine == their for mine, their in zip(fits, theirs, strict=False))
+            assert chain.shared_fits(other) == common
+            assert fits[:common] == theirs[:common]
+            kept |= set(range(common)) if other is not chain else set()
+        assert plan.stages_to_keep(chain) == kept
+
+
+def test_a_batch_of_one_image_is_refused() -> None:
+    told = r"train\.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more"
+    with pytest.raises(SpecError, match=told):
+        tiny_plan("train.batch_size=1")
+    with pytest.raises(SpecError, match=told):
+        tiny_plan("grid=[{train.batch_size: [4, 1], budget: [2]}]")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("dataset.name=camvit", r"dataset\.name: unknown data set 'camvit'; known: camvid, scenes"),
+        ("acquire.strategy=best", r"acquire\.strategy: unknown strategy 'best'; known: margin, entropy, .*random"),
+        ("evaluate={splits: {tset: {}}, report: tset}", r"evaluate\.splits: camvid has no split 'tset'; it has train"),
+    ],
+)
+def test_unknown_names_are_answered_with_the_known_ones(override: str, told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        tiny_plan(override, "grid=[{budget: [2]}]")
+
+
+# What is stored
+
+
+def states(plan: Plan, place: Path, data: Path) -> list[list[tuple[bool, bool, bool]]]:
+    """(fit stored, evaluated, pick stored) of every stage."""
+    progress = progress_of(plan, execution_at(place, data))
+    return [[(s.fit_stored, s.evaluated, s.pick_stored) for s in progress.stages[c.id]] for c in plan.chains]
+
+
+def test_progress_follows_the_store_step_by_step(write_camvid: WriteCamVid, tmp_path: Path) -> None:
+    data, plan = write_camvid(splits=("train", "test")), tiny_plan()
+    execution = execution_at(tmp_path, data)
+    chain = plan.chains[0]
+    progress = progress_of(plan, execution)
+    assert (progress.stored_fits, progress.stored_picks) == (0, 0)
+    assert [stage.fit for stage in progress.stages[chain.id]] == [None, None, None]
+    counts = []
+    for count in range(1, 10):
+        keys = do_steps(plan, chain, execution, count)
+        progress = progress_of(plan, execution)
+        row = progress.stages[chain.id]
+        counts.append((progress.stored_fits, progress.stored_picks, sum(stage.evaluated for stage in row)))
+        assert [stage.fit for stage in row if stage.fit_stored] == [keys[k] for k in keys if k.startswith("fit")]
+        assert progress.done(chain) == (count == 9)
+    # the initial pixels; fit, evaluation, pick; fit, evaluation, pick; fit, evaluation
+    assert counts == [(0, 1, 0), (1, 1, 0), (1, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2), (2, 3, 2), (3, 3, 2), (3, 3, 3)]
+    assert states(plan, tmp_path, data)[1] == [(True, True, False), (False, False, False), (False, False, False)]
+    do_steps(plan, plan.chains[1], execution)
+    progress = progress_of(plan, execution)
+    assert (progress.stored_fits, progress.stored_picks) == (plan.num_fits, plan.num_picks) == (5, 5)
+    assert all(progress.done(chain) for chain in plan.chains)
+
+
+def test_full_supervision_needs_no_pixels(write_camvid: WriteCamVid, tmp_path: Path) -> None:
+    data, plan = write_camvid(splits=("train", "test")), tiny_plan("grid=[{budget: [full]}]")
+    execution = execution_at(tmp_path, data)
+    assert progress_of(plan, execution).stages[plan.chains[0].id][0].fit is not None
+    do_steps(plan, plan.chains[0], execution)
+    progress = progress_of(plan, execution)
+    assert progress.done(plan.chains[0])
+    assert (progress.stored_fits, progress.stored_picks) == (1, 0)
+
+
+def test_without_data_the_record_tells_what_is_stored(write_camvid: WriteCamVid, tmp_path: Path) -> None:
+    data, plan = write_camvid(splits=("train", "test")), tiny_plan()
+    execution = execution_at(tmp_path, data)
+    do_steps(plan, plan.chains[0], execution, 5)
+    with_data = progress_of(plan, execution)
+    shutil.rmtree(data)
+    without = progress_of(plan, execution)
+    assert without.stages[plan.chains[0].id] == with_data.stages[plan.chains[0].id]
+    assert (without.stored_fits, without.stored_picks) == (with_data.stored_fits, with_data.stored_picks) == (2, 2)
+    assert not without.done(plan.chains[1])
+
+
+def test_without_data_and_record_nothing_is_known(tmp_path: Path) -> None:
+    progress = progress_of(tiny_plan(), execution_at(tmp_path, tmp_path / "absent"))
+    assert (progress.stored_fits, progress.stored_picks) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("step", "file", "left"),
+    [
+        ("pick", "pixels.npz", (0, 0)),
+        ("fit 1", "result", (2, 3)),
+        ("pick 0", "pixels.npz", (1, 1)),
+        ("evaluation 2", "result", (3, 3)),
+    ],
+)
+def test_a_damaged_result_counts_as_absent(
+    write_camvid: WriteCamVid, tmp_path: Path, step: str, file: str, left: tuple[int, int]
+) -> None:
+    data, plan = write_camvid(splits=("train", "test")), tiny_plan()
+    execution = execution_at(tmp_path, data)
+    keys = do_steps(plan, plan.chains[0], execution)
+    assert progress_of(plan, execution).done(plan.chains[0])
+    path = execution.store_path / step.split()[0] / keys[step] / file
+    path.write_bytes(path.read_bytes()[:-3])
+    progress = progress_of(plan, execution)
+    assert not progress.done(plan.chains[0])
+    assert (progress.stored_fits, progress.stored_picks) == left
+
+
+def test_data_of_other_content_have_no_results_yet(write_camvid: WriteCamVid, tmp_path: Path) -> None:
+    data, plan = write_camvid(splits=("train", "test")), tiny_plan()
+    execution = execution_at(tmp_path, data)
+    do_steps(plan, plan.chains[0], execution)
+    label = data / "camvid" / "trainannot" / "train_001.png"
+    Image.fromarray((np.asarray(Image.open(label)) + 1) % 12).save(label)
+    assert progress_of(plan, execution).stored_fits == 0
+
+
+# What is checked before a start
+
+
+def test_good_data_pass_and_each_split_reports_its_decoding(write_camvid: WriteCamVid, tmp_path: Path) -> None:
+    data = write_camvid(splits=("train", "test"))
+    told: list[tuple[str, int, int]] = []
+    check_data(tiny_plan(), execution_at(tmp_path, data), lambda *values: told.append(values))
+    assert told == [(f"camvid {split}", done, 3) for split in ("train", "test") for done in (1, 2, 3)]
+
+
+def test_a_budget_beyond_the_candidates_of_an_image_names_image_numbers_and_remedy(
+    write_camvid: WriteCamVid, tmp_path: Path
+) -> None:
+    data = write_camvid(splits=("train", "test"))
+    label = np.full((8, 10), 11, dtype=np.uint8)
+    label[2, 3:8] = 4
+    Image.fromarray(label).save(data / "camvid" / "trainannot" / "train_001.png")
+    told = r"train: image train_001\.png has 5 pixels that are not void, budget 6 needs as many; lower the budget"
+    with pytest.raises(DataError, match=told):
+        check_data(tiny_plan(), execution_at(tmp_path, data))
+    check_data(tiny_plan("acquire.pixels_per_stage=3", "grid=[{budget: [5, full]}]"), execution_at(tmp_path, data))
+
+
+def test_images_outside_the_subset_of_a_seed_are_not_asked_for_candidates(
+    write_camvid: WriteCamVid, tmp_path: Path
+) -> None:
+    data = write_camvid(num_images=3, splits=("train", "test"))
+    Image.fromarray(np.full((8, 10), 11, dtype=np.uint8)).save(data / "camvid" / "trainannot" / "train_000.png")
+    hidden = "train_000.png"
+    names = tuple(f"train_{index:03d}.png" for index in range(3))
+    without = [seed for seed in range(6) if hidden not in training_names(names, 2, seed)]
+    with_it = [seed for seed in range(6) if seed not in without]
+    seeds = "grid=[{{seed: {}, budget: [2]}}]"
+    check_data(tiny_plan("dataset.images=2", seeds.format(without)), execution_at(tmp_path, data))
+    with pytest.raises(DataError, match=r"train_000\.png has 0 pixels"):
+        check_data(tiny_plan("dataset.images=2", seeds.format(with_it[:1])), execution_at(tmp_path, data))
+
+
+def test_one_training_image_is_too_few(write_camvid: WriteCamVid, tmp_path: Path) -> None:
+    data = write_camvid(num_images=2, splits=("train", "test"))
+    with pytest.raises(DataError, match=r"dataset\.images: 1 training image; batch norm needs at least 2"):
+        check_data(tiny_plan("dataset.images=1"), execution_at(tmp_path, data))
+    with pytest.raises(DataError, match=r"dataset\.images: 3 asked for, the training split has 2"):
+        check_data(tiny_plan("dataset.images=3"), execution_at(tmp_path, data))
+    check_data(tiny_plan("dataset.images=2"), execution_at(tmp_path, data))
+
+
+def test_images_of_different_sizes_need_a_crop_size(write_camvid: WriteCamVid, tmp_path: Path) -> None:
+    data = write_camvid(splits=("train", "test"))
+    for folder in ("train", "trainannot"):
+        path = data / "camvid" / folder / "train_002.png"
+        Image.open(path).resize((12, 8), Image.Resampling.NEAREST).save(path)
+    native = ("dataset={name: camvid}", "grid=[{budget: [2, full]}]")
+    with pytest.raises(DataError, match=r"train\.augment\.crop_size: the training images differ in size; give the"):
+        check_data(tiny_plan(*native), execution_at(tmp_path, data))
+    check_data(tiny_plan(*native, "train.augment={crop_size: [8, 8]}"), execution_at(tmp_path, data))
+    check_data(tiny_plan(), execution_at(tmp_path, data))  # prepared to one size
+
+
+# Whose name it is
+
+GRID = "grid=[{{seed: {}, budget: {}}}]"
+
+
+@pytest.mark.parametrize(
+    ("grid", "recorded"),
+    [
+        (GRID.format([0, 1], [2, 4]), 4),  # equal
+        (GRID.format([0, 1], [2, 4, 6]), 6),  # larger: recorded
+        (GRID.format([1], [4]), 4),  # smaller: the larger stays
+        ("grid=[{budget: [4, 2], seed: [1, 0]}]", 4),  # the same in another order
+    ],
+)
+def test_a_name_may_be_used_again_for_the_same_or_an_extended_grid(tmp_path: Path, grid: str, recorded: int) -> None:
+    store = Store(tmp_path)
+    claim_name(tiny_plan(GRID.format([0, 1], [2, 4])), store)
+    plan = tiny_plan(grid, "title=another")
+    claim_name(plan, store)
+    assert len(store.read_record(f"{experiment_folder(plan.experiment)}/experiment.json")["trials"]) == recorded
+    assert len(list(store.path.glob("experiments/*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.epochs=3", r"name: 'tiny' is already another experiment .*--set name=\.\.\.\), or use another --store"),
+        (GRID.format([0], [2, 6]), r"name: 'tiny' was run with another grid.*extend the grid.*--set name=\.\.\."),
+    ],
+)
+def test_a_name_is_refused_to_another_experiment_with_the_way_out(tmp_path: Path, override: str, told: str) -> None:
+    store = Store(tmp_path)
+    plan = tiny_plan(GRID.format([0, 1], [2, 4]))
+    claim_name(plan, store)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    with pytest.raises(SpecError, match=told):
+        claim_name(tiny_plan(GRID.format([0, 1], [2, 4]), override), store)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
+    claim_name(tiny_plan(override, "name=tiny-2"), store)  # the way out; a name that begins with the other
+    claim_name(plan, store)
+
+
+def test_the_effective_experiment_is_recorded(tmp_path: Path) -> None:
+    plan = tiny_plan("train.epochs=7")
+    claim_name(plan, Store(tmp_path))
+    recorded = Store(tmp_path).read_record(f"{experiment_folder(plan.experiment)}/experiment.json")
+    again = parse_experiment(json.dumps(recorded["experiment"]), where="recorded")
+    assert again == plan.experiment
+    assert make_plan(again).chains == plan.chains
+
+
+def test_a_store_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpecError, match=r"--store .*file: cannot be used .*; give a folder you may write to"):
+        claim_name(tiny_plan(), Store(tmp_path / "file"))

@@ -1,0 +1,73 @@
+"""Documentation that can fail: files, commands, options, examples and results that the README names."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from pixelpick_ray.cli import app
+from pixelpick_ray.plan import make_plan
+from pixelpick_ray.spec.experiment import load_experiment, parse_experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments").rglob("*.yaml"))
+
+
+def commands() -> list[list[str]]:
+    """The words of every `python launch.py` line of the README."""
+    lines = re.findall(r"^python launch\.py ([^#\n]+)", README, flags=re.MULTILINE)
+    return [line.split() for line in lines]
+
+
+def test_every_experiment_is_in_the_readme_and_no_other() -> None:
+    assert set(re.findall(r"`(experiments/[^`]+\.yaml)`", README)) == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS)
+def test_every_experiment_can_be_planned_and_costs_what_the_readme_says(path: str) -> None:
+    plan = make_plan(load_experiment(ROOT / path))
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{path}`"))
+    assert f"| {plan.num_fits} ({plan.num_fits_unshared} one by one) |" in row
+
+
+def test_every_command_and_option_of_the_readme_exists() -> None:
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    seen = commands()
+    assert {words[0] for words in seen} == {"plan", "run", "status", "report"}
+    for words in seen:
+        options = {name for parameter in known[words[0]].params for name in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options
+        assert all(Path(ROOT / word).is_file() for word in words if word.endswith(".yaml"))
+    assert set(re.findall(r"`(--[a-z-]+)", README)) <= {
+        name for command in known.values() for parameter in command.params for name in parameter.opts
+    }
+
+
+def test_the_makefile_has_the_words_of_the_readme() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert set(re.findall(r"make ([a-z-]+)", README)) <= targets | {"and"}
+
+
+def test_the_example_is_a_valid_experiment() -> None:
+    text = README.split("```yaml\n")[1].split("```")[0]
+    plan = make_plan(parse_experiment(text, where="README.md"))
+    assert len(plan.trials) == 27
+
+
+def test_linked_files_exist() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_results_are_those_of_the_results_folder() -> None:
+    spec = importlib.util.spec_from_file_location("update_readme", ROOT / "docs" / "update_readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.updated(README) == README, "run `make docs`"
+    assert "±" in README.split("<!-- results -->")[1]

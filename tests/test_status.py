@@ -1,0 +1,114 @@
+"""The state of every stage: from results, live leases and failed attempts."""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.runner.local import record_attempt
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.status import Status, last_error, status_of
+from pixelpick_ray.store import Store
+from tests.by_hand import do_steps, execution_at, tiny_plan
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """Margin and random with three stages each; they share the first fit."""
+    return tiny_plan()
+
+
+@pytest.fixture
+def execution(write_camvid: Callable[..., Path], tmp_path: Path) -> Execution:
+    return execution_at(tmp_path, write_camvid(splits=("train", "test")))
+
+
+def stages(status: Status) -> list[tuple[str, ...]]:
+    return [chain.stages for chain in status.chains]
+
+
+def test_nothing_done_is_missing(plan: Plan, execution: Execution) -> None:
+    assert stages(status_of(plan, execution)) == [("missing",) * 3] * 2
+    assert not execution.store_path.exists()
+
+
+def test_what_is_stored_and_measured_is_stored(plan: Plan, execution: Execution) -> None:
+    do_steps(plan, plan.chains[0], execution, 2)  # the first fit, not measured yet
+    assert stages(status_of(plan, execution)) == [("missing",) * 3] * 2
+    do_steps(plan, plan.chains[0], execution, 6)
+    assert stages(status_of(plan, execution)) == [("stored", "stored", "missing"), ("stored", "missing", "missing")]
+
+
+@pytest.mark.parametrize(
+    ("done", "step", "expected"),
+    [
+        (0, "pick", [("waiting",) * 3] * 2),  # the first pixels of both
+        (1, "fit 0", [("running", "waiting", "waiting")] * 2),  # the shared fit
+        (3, "pick 0", [("stored", "waiting", "waiting"), ("stored", "missing", "missing")]),
+        (4, "fit 1", [("stored", "running", "waiting"), ("stored", "missing", "missing")]),
+        (7, "fit 2", [("stored", "stored", "running"), ("stored", "missing", "missing")]),
+    ],
+)
+def test_a_live_lease_runs_and_what_comes_after_it_waits(
+    plan: Plan, execution: Execution, tmp_path: Path, done: int, step: str, expected: list[tuple[str, ...]]
+) -> None:
+    key = do_steps(plan, plan.chains[0], execution_at(tmp_path / "all", execution.data_path))[step]
+    do_steps(plan, plan.chains[0], execution, done)
+    record_attempt(execution, plan.chains[0].id, "OSError: earlier")
+    with Store(execution.store_path).lease(step.split()[0], key):
+        state = status_of(plan, execution)
+    assert stages(state) == expected
+    assert state.chains[0].error == ""  # it is being tried again
+    assert stages(status_of(plan, execution))[0][done // 3] in ("failed", "missing")
+
+
+def test_the_lease_of_a_dead_process_does_not_run(plan: Plan, execution: Execution) -> None:
+    key = do_steps(plan, plan.chains[0], execution, 2)["fit 0"]
+    lease = execution.store_path / "leases" / f"fit-{key}"
+    lease.parent.mkdir()
+    lease.write_text(f"{socket.gethostname()} pid {os.getpid()}")
+    assert stages(status_of(plan, execution)) == [("running", "waiting", "waiting")] * 2
+    os.utime(lease, (time.time() - 3600,) * 2)
+    assert stages(status_of(plan, execution)) == [("missing",) * 3] * 2
+
+
+def fail(execution: Execution, chain: Chain, *texts: str) -> None:
+    for text in texts:
+        record_attempt(execution, chain.id, text)
+
+
+def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(plan: Plan, execution: Execution) -> None:
+    margin, random = plan.chains
+    do_steps(plan, margin, execution, 6)
+    fail(execution, margin, "Traceback\nKeyError: first", "Traceback\n  deep inside\nOSError: the disk is full\n\n")
+    state = status_of(plan, execution)
+    assert stages(state) == [("stored", "stored", "failed"), ("stored", "missing", "missing")]
+    assert [chain.error for chain in state.chains] == ["OSError: the disk is full", ""]
+    assert state.as_dict()["stages"] == {"stored": 3, "running": 0, "waiting": 0, "missing": 2, "failed": 1}
+    text = state.as_text().splitlines()
+    assert text == [
+        "test_resnet margin seed 0  2 stored, 1 failed",
+        "test_resnet random seed 0  1 stored, 2 missing",
+        "FAILED test_resnet margin seed 0: OSError: the disk is full",
+        "3 stored, 2 missing, 1 failed",
+    ]
+    fail(execution, random, "")
+    assert last_error(random, execution) == ""
+
+
+def test_a_chain_that_ended_well_has_no_error_whatever_happened_before(plan: Plan, execution: Execution) -> None:
+    fail(execution, plan.chains[0], "OSError: earlier")
+    do_steps(plan, plan.chains[0], execution)
+    state = status_of(plan, execution)
+    assert stages(state)[0] == ("stored",) * 3
+    assert state.chains[0].error == ""
+
+
+def test_without_data_and_record_every_stage_is_missing_or_failed(plan: Plan, tmp_path: Path) -> None:
+    execution = execution_at(tmp_path, tmp_path / "absent")
+    fail(execution, plan.chains[1], "OSError: no data")
+    assert stages(status_of(plan, execution)) == [("missing",) * 3, ("failed", "missing", "missing")]
