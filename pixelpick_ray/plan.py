@@ -2,8 +2,9 @@
 ray.
 """
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,7 @@ from pixelpick_ray.spec.keys import (
 )
 from pixelpick_ray.store import Store, experiment_folder
 
+IN_LABEL = {"seed", "budget", "acquire.strategy", "model.backbone"}
 Report = Callable[[str, int, int], None]  # what, done, in all
 
 
@@ -46,12 +48,13 @@ class Chain:
     budgets: tuple[int | str, ...]
     fits: tuple[str, ...]
     picks: tuple[str, ...]
+    setting: str = ""
 
     @property
     def label(self) -> str:
         """A short name for people: what varies within most grids."""
         kind = "full" if self.trial.budget == "full" else self.trial.acquire.strategy
-        return f"{self.trial.model.backbone} {kind} seed {self.trial.seed}"
+        return f"{self.trial.model.backbone} {kind} seed {self.trial.seed}{self.setting}"
 
     def shared_fits(self, other: "Chain") -> int:
         """How many fits the two have in common; they are the first ones."""
@@ -106,8 +109,20 @@ def make_plan(experiment: Experiment) -> Plan:
         budgets.setdefault(key, []).append(trial.budget)
         if key not in longest or trial.num_stages > longest[key].num_stages:
             longest[key] = trial
-    chains = (_chain(trial, key, budgets[key]) for key, trial in longest.items())
+    paths = sorted({path for grid in experiment.grid for path in grid} - IN_LABEL)
+    chains = (replace(_chain(t, key, budgets[key]), setting=_setting(t, paths)) for key, t in longest.items())
     return Plan(experiment, trials, tuple(chains))
+
+
+def _setting(trial: Trial, paths: list[str]) -> str:
+    """What the grid varies beside the usual, for a label: ", train.optimizer.lr=0.01"."""
+    return "".join(f", {path}={json.dumps(_lookup(trial.model_dump(mode='json'), path))}" for path in paths)
+
+
+def _lookup(tree: Any, path: str) -> Any:
+    for name in path.split("."):
+        tree = (tree or {}).get(name)
+    return tree
 
 
 def _check_trial(experiment: Experiment, trial: Trial) -> None:

@@ -1,6 +1,7 @@
-"""The command line in this process: its exit status and what it printed."""
+"""The command line in this process, or in one that has neither torch nor ray: exit status and what is printed."""
 
 import io
+import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from pixelpick_ray.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,30 @@ def launch(place: Path, *arguments: str) -> Outcome:
             torch.set_num_threads(threads)
     code = exit_.value.code
     return Outcome(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
+
+
+# Runs launch.py in a Python where the heavy packages cannot be imported.
+WITHOUT_TORCH = """
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "timm", "ray", "tensorboard"):
+            raise ImportError(f"{name} is not to be imported here")
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].removesuffix("launch.py"))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def launch_without_torch(place: Path, *arguments: str) -> str:
+    """Standard output of a command that may import neither torch nor ray."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(ROOT / "launch.py"), *arguments],
+        cwd=place,
+        env={"XDG_CACHE_HOME": str(place / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

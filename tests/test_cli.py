@@ -27,8 +27,7 @@ from pixelpick_ray import cli
 from pixelpick_ray.cli import StopRequest, app, parse_duration
 from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import SpecError
-from tests.launch import Outcome, launch
-from tests.test_plan import launch_without_torch
+from tests.launch import Outcome, launch, launch_without_torch
 
 ROOT = Path(__file__).resolve().parents[1]
 WriteCamVid = Callable[..., Path]

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,38 +15,13 @@ from PIL import Image
 from pixelpick_ray.data.cache import training_names
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.plan import Plan, check_data, claim_name, make_plan, progress_of
-from pixelpick_ray.spec.experiment import Trial, parse_experiment
+from pixelpick_ray.spec.experiment import Trial, load_experiment, parse_experiment
 from pixelpick_ray.store import Store, experiment_folder
 from tests.by_hand import do_steps, execution_at, tiny_plan
+from tests.launch import launch_without_torch
 
 ROOT = Path(__file__).resolve().parents[1]
 WriteCamVid = Callable[..., Path]
-
-# Runs launch.py in a Python where the heavy packages cannot be imported.
-WITHOUT_TORCH = """
-import runpy, sys
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "torchvision", "timm", "ray", "tensorboard"):
-            raise ImportError(f"{name} is not to be imported here")
-sys.meta_path.insert(0, Refuse())
-sys.argv = sys.argv[1:]
-sys.path.insert(0, sys.argv[0].removesuffix("launch.py"))
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def launch_without_torch(place: Path, *arguments: str) -> str:
-    """Standard output of a command that may import neither torch nor ray."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, str(ROOT / "launch.py"), *arguments],
-        cwd=place,
-        env={"XDG_CACHE_HOME": str(place / "cache")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("written", ["in the interface", "in experiments"])
@@ -393,3 +366,12 @@ def test_a_store_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecError, match=r"--store .*file: cannot be used .*; give a folder you may write to"):
         claim_name(tiny_plan(), Store(tmp_path / "file"))
+
+
+def test_chains_that_differ_in_any_field_of_the_grid_have_labels_of_their_own() -> None:
+    varied = "train.optimizer.lr: [0.1, 0.2], train.augment: [null, {}], acquire.strategy: [margin, random]"
+    grid = f"[{{seed: [0], {varied}, budget: [10]}}]"
+    path = ROOT / "experiments" / "quickstart.yaml"
+    plan = make_plan(load_experiment(path, ["acquire.initial_pixels=10", f"grid={grid}"]))
+    assert len({chain.label for chain in plan.chains}) == len(plan.chains) == 8
+    assert any("train.optimizer.lr=0.2" in chain.label for chain in plan.chains)

@@ -25,7 +25,8 @@ def run(
 
     def relay(event: Event) -> None:
         on_event(event)
-        if stop():
+        trained = event.kind == "epoch" and event.values["epoch"] == event.values["epochs"]
+        if stop() and not trained:  # a finished training is published before the chain is left
             raise Stopped
 
     for chain in chains:

@@ -1,5 +1,6 @@
 """Progress that a person likes: a live table on a terminal, plain lines in a log, and TensorBoard files."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,8 +93,9 @@ class Progress:
         row.state, row.finished = "done", time.monotonic()
 
     def _on_failed(self, row: Row, event: Event) -> None:
-        again = "" if event.values.get("final", True) else " (trying again)"
-        row.state = "failed"
+        final = event.values.get("final", True)
+        again = "" if final else " (trying again)"
+        row.state, row.finished = "failed", time.monotonic() if final else None
         self._line(f"{row.label}: FAILED{again}: {event.values['message']}")
 
     def _line(self, text: str) -> None:
@@ -115,7 +117,7 @@ class Progress:
         table = Table(
             box=None,
             pad_edge=False,
-            title=self._plan.experiment.title or self._plan.experiment.name,
+            title=Text(self._plan.experiment.title or self._plan.experiment.name, style="table.title"),
             title_justify="left",
         )
         for name in ("chain", "state", "stage", "epoch", "loss", "mIoU % by stage", "time"):
@@ -186,7 +188,7 @@ class TensorBoard:
             folder = (
                 self._execution.runs_path
                 / self._plan.experiment.name
-                / f"{chain.label.replace(' ', '-')}-{chain.id[:8]}"
+                / f"{re.sub(r'[^A-Za-z0-9._=-]+', '-', chain.label)}-{chain.id[:8]}"
             )
             self._writers[chain.id] = self._make(str(folder))
         return self._writers[chain.id]

@@ -1,0 +1,202 @@
+"""What a person sees of a run: lines in a log, a table on a terminal, TensorBoard files."""
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pixelpick_ray.data.datasets import CamVid
+from pixelpick_ray.loop import Event
+from pixelpick_ray.plan import Plan
+from pixelpick_ray.runner.progress import Progress, TensorBoard
+from pixelpick_ray.spec.execution import Execution
+from tests.by_hand import do_steps, execution_at, tiny_plan
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """Margin and random with three stages each; they share the first fit."""
+    return tiny_plan("title='A study [of streets] [/]'")  # brackets are markup to rich
+
+
+def epoch(plan: Plan, chain: int, stage: int, number: int, loss: float = 1.0) -> Event:
+    values = {"epoch": number, "epochs": 2, "loss": loss, "seconds": 1.0}
+    return Event("epoch", plan.chains[chain].id, stage, values=values)
+
+
+def stage(plan: Plan, chain: int, number: int, miou: float, computed: bool = True) -> Event:
+    values = {"miou": miou, "budget": 2 + 2 * number, "losses": [2.0 - number, 1.0 - number / 2]}
+    return Event("stage", plan.chains[chain].id, number, computed, values)
+
+
+def failed(plan: Plan, chain: int, **values: Any) -> Event:
+    return Event("failed", plan.chains[chain].id, 0, values=values)
+
+
+def shown(plan: Plan, events: list[Event], *, terminal: bool) -> tuple[list[str], Progress]:
+    """The lines that events leave on a console, colours removed, and the progress."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=140, color_system=None)
+    with Progress(plan, list(plan.chains), console, []) as progress:
+        for event in events:
+            progress(event)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()], progress
+
+
+def test_a_log_gets_a_line_for_each_stage_and_failure_and_no_other(plan: Plan) -> None:
+    events = [
+        epoch(plan, 0, 0, 1),
+        epoch(plan, 0, 0, 2),
+        stage(plan, 0, 0, 0.4567),
+        Event("pick", plan.chains[0].id, 0),
+        stage(plan, 1, 0, 0.4567, computed=False),
+        failed(plan, 1, message="OSError: [the disk] is gone", final=False),
+        failed(plan, 0, message="the loss is nan"),
+        Event("done", plan.chains[1].id, 2),
+    ]
+    lines, progress = shown(plan, events, terminal=False)
+    told = [re.fullmatch(r"\[0:0\d\] (.*)", line) for line in lines]
+    texts = [match[1] for match in told if match]
+    assert [re.sub(r", about 0:0\d left", "", text) for text in texts] == [
+        "test_resnet margin seed 0: 2 px: mIoU 45.7 % (trained), 1 of 5 stages",
+        "test_resnet random seed 0: 2 px: mIoU 45.7 % (from the store), 1 of 5 stages",
+        "test_resnet random seed 0: FAILED (trying again): OSError: [the disk] is gone",
+        "test_resnet margin seed 0: FAILED: the loss is nan",
+    ]
+    assert len(texts) == len(lines)
+    assert progress.computed_fits == 1
+
+
+def test_full_supervision_is_told_as_such() -> None:
+    plan = tiny_plan("grid=[{budget: [full]}]")
+    values = {"miou": 0.5, "budget": "full", "losses": [1.0]}
+    lines, _ = shown(plan, [Event("stage", plan.chains[0].id, 0, True, values)], terminal=False)
+    assert len(lines) == 1
+    assert lines[0].endswith("test_resnet full seed 0: full supervision: mIoU 50.0 % (trained), 1 of 1 stages")
+
+
+def test_a_terminal_shows_every_chain_as_it_is_now(plan: Plan) -> None:
+    events = [
+        epoch(plan, 0, 0, 2),
+        stage(plan, 0, 0, 0.4567),
+        epoch(plan, 0, 1, 1, loss=0.98765),
+        stage(plan, 1, 0, 0.4567, computed=False),
+        stage(plan, 1, 1, 0.5),
+        stage(plan, 1, 2, 0.51),
+        Event("done", plan.chains[1].id, 2),
+    ]
+    lines, _ = shown(plan, events, terminal=True)
+    last = lines[-5:]
+    assert last[0].strip() == "A study [of streets] [/]"
+    assert last[1].split("  ")[0] == "chain"
+    assert re.fullmatch(r"test_resnet margin seed 0 +training +2/3 +1/2 +0\.988 +45\.7 +0:0\d", last[2])
+    assert re.fullmatch(r"test_resnet random seed 0 +done +3/3 +45\.7  50\.0  51\.0 +0:0\d", last[3])
+    assert re.fullmatch(r"0:0\d so far, 3 of 5 stages, about 0:0\d left", last[4])
+
+
+def test_a_chain_that_has_not_begun_waits_and_one_that_failed_says_so(plan: Plan) -> None:
+    lines, _ = shown(plan, [failed(plan, 0, message="no")], terminal=True)
+    assert re.fullmatch(r"test_resnet margin seed 0 +failed +1/3 +0:0\d", lines[-3])
+    assert re.fullmatch(r"test_resnet random seed 0 +waiting", lines[-2])
+    assert re.fullmatch(r"0:0\d so far, 0 of 5 stages", lines[-1])
+
+
+def test_the_clock_of_a_chain_stops_when_it_is_over(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("pixelpick_ray.runner.progress.time.monotonic", lambda: now[0])
+
+    def at(second: float, event: Event) -> Event:
+        return Event(event.kind, event.chain, event.stage, values=event.values | {"at": 100.0 + second})
+
+    events = [
+        at(0, epoch(plan, 0, 0, 1)),
+        at(5, epoch(plan, 1, 0, 1)),
+        at(7, failed(plan, 0, message="no")),
+        at(9, failed(plan, 1, message="lost", final=False)),
+        at(65, epoch(plan, 1, 0, 2)),
+        at(70, Event("done", plan.chains[1].id, 0)),
+        at(90, epoch(plan, 0, 0, 1)),
+        at(190, failed(plan, 0, message="no")),
+    ]
+    file = io.StringIO()
+    with Progress(plan, list(plan.chains), Console(file=file, force_terminal=True, width=140), []) as progress:
+        for event in events:
+            now[0] = event.values["at"]
+            progress(event)
+        now[0] = 1000.0
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue()).splitlines()
+    assert lines[-3].rstrip().endswith(" 3:10")
+    assert lines[-2].rstrip().endswith(" 1:05")
+    assert lines[-1].startswith("15:00 so far")
+
+
+def test_every_event_reaches_the_listeners(plan: Plan) -> None:
+    heard: list[Event] = []
+    events = [epoch(plan, 0, 0, 1), stage(plan, 0, 0, 0.5), Event("done", plan.chains[0].id, 0)]
+    progress = Progress(plan, list(plan.chains), Console(file=io.StringIO()), [heard.append])
+    for event in events:
+        progress(event)
+    assert heard == events
+
+
+# TensorBoard
+
+
+@pytest.fixture
+def execution(write_camvid: Callable[..., Path], tmp_path: Path) -> Execution:
+    return execution_at(tmp_path, write_camvid(splits=("train", "test")))
+
+
+def written(plan: Plan, execution: Execution, events: list[Event]) -> list[EventAccumulator]:
+    """What TensorBoard reads after events, by chain folder in order."""
+    board = TensorBoard(plan, execution)
+    for event in events:
+        board(event)
+    board.close()
+    folders = sorted((execution.runs_path / plan.experiment.name).iterdir())
+    read = [EventAccumulator(str(folder), size_guidance={"images": 0}) for folder in folders]
+    for accumulator in read:
+        accumulator.Reload()
+    return read
+
+
+def test_loss_runs_through_the_stages_and_miou_over_the_budget(plan: Plan, execution: Execution) -> None:
+    events = [stage(plan, 0, 0, 0.25), stage(plan, 0, 1, 0.5), stage(plan, 1, 0, 0.125)]
+    margin, random = written(plan, execution, events)
+    assert Path(margin.path).name == f"test_resnet-margin-seed-0-{plan.chains[0].id[:8]}"
+    assert [(e.step, e.value) for e in margin.Scalars("loss")] == [(1, 2.0), (2, 1.0), (3, 1.0), (4, 0.5)]
+    assert [(e.step, e.value) for e in margin.Scalars("miou_by_budget")] == [(2, 0.25), (4, 0.5)]
+    assert [(e.step, e.value) for e in random.Scalars("miou_by_budget")] == [(2, 0.125)]
+
+
+def test_picked_pixels_are_dots_at_their_places_in_the_colour_of_their_class(plan: Plan, execution: Execution) -> None:
+    key = do_steps(plan, plan.chains[0], execution)["pick 1"]
+    events = [Event("pick", plan.chains[0].id, 1, values={"pick": key})]
+    (board,) = written(plan, execution, events)
+    labels = {"train_000": (3, 8), "train_001": (0, 1), "train_002": (2, 10)}  # of the pixels (2, 0) and (2, 1)
+    assert sorted(board.Tags()["images"]) == [f"picked/{name}" for name in sorted(labels)]
+    size = 48  # of a pixel of an 8 x 10 image
+    for name, classes in labels.items():
+        (image,) = board.Images(f"picked/{name}")
+        assert image.step == 2  # the stage that the pixels are for
+        picture = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+        assert picture.shape == (8 * size, 10 * size, 3)
+        for x, label in enumerate(classes):
+            assert tuple(picture[int(2.5 * size), int((x + 0.5) * size)]) == CamVid.facts.palette[label]
+        original = np.asarray(Image.open(execution.data_path / "camvid" / "train" / f"{name}.png"))
+        enlarged = original.repeat(size, axis=0).repeat(size, axis=1)
+        changed = np.argwhere((picture != enlarged).any(axis=2))
+        assert {tuple(at) for at in (changed // size).tolist()} == {(2, 0), (2, 1)}  # nothing else is painted
+
+
+def test_nothing_is_written_without_events(plan: Plan, execution: Execution) -> None:
+    TensorBoard(plan, execution).close()
+    assert not execution.runs_path.exists()
