@@ -195,10 +195,13 @@ def report(
     """Write tables, curves and one HTML page from the store; needs neither data nor torch."""
     from pixelpick_ray.report.files import write_report  # matplotlib is slow to import
 
-    loaded = [_planned(path, overrides).experiment for path in experiments]
-    summary = write_report(Store(store), loaded, out)
-    print(summary.table)
-    print(f"written to {out}")
+    planned = [_planned(path, overrides) for path in experiments]
+    summary = write_report(Store(store), [one.experiment for one in planned], out)
+    for one in planned:
+        print(f"{one.experiment.name}: {_sharing(one)}")
+    if summary.missing:
+        print(f"missing: {len(summary.missing)} results, listed in the report")
+    print(f"written to {out}: {', '.join(path.name for path in summary.files)}")
 
 
 def _planned(path: Path, overrides: list[str]) -> Plan:

@@ -17,7 +17,6 @@ from pixelpick_ray.report.tables import (
     result_table,
     to_latex,
     to_markdown,
-    to_text,
 )
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store
@@ -25,13 +24,12 @@ from pixelpick_ray.store import Store
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What was written: paths, number of rows, trials asked for, what is missing, and the table as plain text."""
+    """What was written: paths, number of rows, trials asked for, and what is missing."""
 
     files: tuple[Path, ...]
     num_rows: int
     num_trials: int
     missing: tuple[Missing, ...]
-    table: str
 
 
 def write_report(store: Store, experiments: Sequence[Experiment], out: Path) -> ReportSummary:
@@ -50,8 +48,7 @@ def write_report(store: Store, experiments: Sequence[Experiment], out: Path) -> 
     except OSError as error:
         raise SpecError(f"--out {out}: cannot be written ({error}); give a folder that you may write to") from error
     files = tuple(out / name for name in contents)
-    table = to_text(result_table(results, cells))
-    return ReportSummary(files, len(results.rows), len(results.points), results.missing, table)
+    return ReportSummary(files, len(results.rows), len(results.points), results.missing)
 
 
 def _contents(results: Results, cells: Sequence[Cell]) -> dict[str, str | bytes]:

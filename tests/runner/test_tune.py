@@ -116,6 +116,48 @@ def test_a_driver_killed_in_the_middle_repeats_no_finished_stage_and_ends_like_a
     after = finished_times(place)
     assert {key: after[key] for key in stored} == stored
     assert results(place) == results(place, "undisturbed")
+    assert table(place) == table(place, "undisturbed")
+
+
+def table(place: Path, store: str = "store") -> bytes:
+    """The report's table."""
+    command = [
+        sys.executable,
+        str(ROOT / "launch.py"),
+        "report",
+        "tiny.yaml",
+        "--store",
+        store,
+        "--out",
+        f"report-{store}",
+    ]
+    subprocess.run(command, cwd=place, check=True, capture_output=True)
+    return (place / f"report-{store}" / "table.md").read_bytes()
+
+
+def read_if_there(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def test_a_trial_whose_process_is_killed_is_tried_again_and_goes_on_from_the_store(place: Path) -> None:
+    process = start(place, "--max-concurrent", "1", "--set", "train.epochs=20")
+    leases = place / "store" / "leases"
+    deadline = time.monotonic() + 120
+    holders: list[str] = []
+    while not (finished_times(place) and holders) and time.monotonic() < deadline:
+        if finished_times(place):
+            holders = [text for path in leases.glob("fit-*") if (text := read_if_there(path))]
+        time.sleep(0.02)
+    stored = finished_times(place)
+    os.kill(int(holders[0].rpartition(" ")[2]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    after = finished_times(place)
+    assert {key: after[key] for key in stored} == stored
+    assert len(after) == 3
 
 
 def test_a_time_limit_stops_cleanly_with_status_3_and_the_next_run_goes_on(place: Path) -> None:
