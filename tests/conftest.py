@@ -56,3 +56,9 @@ def write_camvid(tmp_path: Path) -> Callable[..., Path]:
         return data
 
     return write
+
+
+@pytest.fixture(scope="module")
+def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of decoded images that the tests of a module share."""
+    return tmp_path_factory.mktemp("cache")

@@ -34,11 +34,6 @@ def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def place(tmp_path: Path, cache_path: Path) -> Workplace:
     return Workplace(Store(tmp_path / "store"), tmp_path / "data", cache_path)

@@ -32,11 +32,6 @@ def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def execution(tmp_path: Path, cache_path: Path) -> Execution:
     return Execution(tmp_path / "data", tmp_path / "store", cache_path, tmp_path / "runs")
