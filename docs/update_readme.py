@@ -1,10 +1,46 @@
-"""Put the tables of ``results/*/table.md`` between the README's markers: ``make docs``."""
+"""Put the experiments' costs and the tables of ``results/*/table.md`` between the README's markers: ``make docs``."""
 
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKERS = re.compile(r"(<!-- results -->\n).*(<!-- /results -->)", re.DOTALL)
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+from costs import FLOPS_PER_SECOND, cost_of  # noqa: E402
+
+from pixelpick_ray.spec.experiment import Experiment, load_experiment  # noqa: E402
+
+
+def experiments() -> str:
+    """A row an experiment file: what it is, what it needs, and what it costs."""
+    rate = f"{FLOPS_PER_SECOND / 1e12:.0f}"
+    lines = [
+        f"| file | what | needs | stages to train | PFLOP | GPU hours at {rate} TFLOP/s |",
+        "| --- | --- | --- | --- | ---: | ---: |",
+    ]
+    for path in sorted(ROOT.glob("experiments/**/*.yaml"), key=lambda path: (len(path.parts), path)):
+        experiment = load_experiment(path)
+        cost = cost_of(experiment)
+        stages = f"{cost.fits} ({cost.fits_unshared} one by one)"
+        numbers = f"{_two_digits(cost.flops / 1e15)} | {_two_digits(cost.hours)}"
+        name = path.relative_to(ROOT).as_posix()
+        lines.append(f"| `{name}` | {experiment.title} | {_needs(experiment)} | {stages} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def _needs(experiment: Experiment) -> str:
+    trials = experiment.trials()
+    data = {trial.dataset.path or trial.dataset.name for trial in trials} - {"scenes"}
+    weights = {
+        f"{trial.model.backbone} {trial.model.pretrained}" for trial in trials if trial.model.pretrained != "none"
+    }
+    return ", ".join(f"`{name}`" for name in (*sorted(data), *sorted(weights))) or "nothing"
+
+
+def _two_digits(value: float) -> str:
+    """Two significant digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 10 else f"{float(f'{value:.2g}'):g}"
 
 
 def results() -> str:
@@ -25,8 +61,11 @@ def first_table(text: str) -> str:
 
 
 def updated(readme: str) -> str:
-    """The README with the results of today."""
-    return MARKERS.sub(lambda match: f"{match[1]}{results()}{match[2]}", readme)
+    """The README with the costs and the results of today."""
+    for name, text in (("experiments", experiments()), ("results", results())):
+        markers = re.compile(rf"(<!-- {name} -->\n).*(<!-- /{name} -->)", re.DOTALL)
+        readme = markers.sub(lambda match, text=text: f"{match[1]}{text}{match[2]}", readme)
+    return readme
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """The command line: parse, one call, print. torch and ray are imported only by the commands that compute."""
 
 import json
-import os
-import signal
+import math
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,15 +10,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from pixelpick_ray.data.cache import default_cache_path
-from pixelpick_ray.data.datasets import CamVid, open_dataset
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError
-from pixelpick_ray.plan import Chain, Plan, Progress, check_data, claim_name, make_plan, progress_of
+from pixelpick_ray.plan import Plan, Progress, claim_name, make_plan, progress_of
+from pixelpick_ray.runner import session
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import load_experiment
+from pixelpick_ray.spec.trial import DatasetSpec
 from pixelpick_ray.status import status_of
 from pixelpick_ray.store import Store
 
@@ -58,8 +55,6 @@ Cache = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
-OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3
-
 
 def main() -> None:
     """Run the command line; errors that a user can act on end with their message and exit status 2."""
@@ -67,10 +62,10 @@ def main() -> None:
         app()
     except (SpecError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(WRONG)
+        sys.exit(session.WRONG)
     except PixelPickError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+        sys.exit(session.FAILED)
 
 
 @app.command()
@@ -97,7 +92,7 @@ def plan(
         budgets = ", ".join(str(budget) for budget in chain.budgets)
         known = f"{stored} stored" if chain.id in progress.stages else "not known: no data here"
         print(f"{chain.label}: {len(chain.fits)} stages for budgets {budgets} ({known})")
-    print(_sharing(planned))
+    print(planned.sharing)
     print(_cost(summary))
 
 
@@ -157,9 +152,9 @@ def run(
 
         check_local(execution)
     with _naming(experiment):
-        _prepare(planned, execution, console)
+        session.prepare(planned, execution, console)
     claim_name(planned, Store(execution.store_path))
-    sys.exit(_run(planned, execution, console, local=local))
+    sys.exit(session.run(planned, execution, console, local=local))
 
 
 @app.command()
@@ -198,10 +193,58 @@ def report(
     planned = [_planned(path, overrides) for path in experiments]
     summary = write_report(Store(store), [one.experiment for one in planned], out)
     for one in planned:
-        print(f"{one.experiment.name}: {_sharing(one)}")
+        print(f"{one.experiment.name}: {one.sharing}")
     if summary.missing:
         print(f"missing: {len(summary.missing)} results, listed in the report")
     print(f"written to {out}: {', '.join(path.name for path in summary.files)}")
+
+
+@app.command()
+def evaluate(
+    weights: Annotated[
+        Path,
+        typer.Argument(
+            metavar="WEIGHTS",
+            help="weights.safetensors of a stored fit, or a published checkpoint (.pt).",
+            show_default=False,
+        ),
+    ],
+    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help="Data set.", show_default=False)],
+    split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="Its split.", show_default=False)],
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="HEIGHTxWIDTH", help="Prepared size.", show_default="native")
+    ] = None,
+    path: Annotated[
+        str | None, typer.Option("--path", metavar="DIR", help="Of the data set `folder`, inside the data folder.")
+    ] = None,
+    data: Data = Path("data"),
+    cache: Cache = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure per-class IoU, mIoU and pixel accuracy of a stored or a published checkpoint."""
+    from pixelpick_ray.active.metrics import iou, miou, pixel_accuracy
+    from pixelpick_ray.engine.checkpoint import evaluate_checkpoint
+    from pixelpick_ray.runner.local import choose_device
+
+    names, confusion = evaluate_checkpoint(
+        weights,
+        DatasetSpec(name=dataset, path=path, size=parse_size(size) if size else None),
+        split,
+        data_path=data.resolve(),
+        cache_path=(cache or default_cache_path(data)).resolve(),
+        device=choose_device(_one_of("--device", device, ("auto", "cuda", "cpu"))),
+    )
+    values = {
+        name: None if math.isnan(value) else float(value) for name, value in zip(names, iou(confusion), strict=True)
+    }
+    means = {"miou": miou(confusion), "pixel_accuracy": pixel_accuracy(confusion)}
+    if as_json:
+        print(json.dumps({"dataset": dataset, "split": split, "iou": values} | means))
+        return
+    width = max(map(len, (*names, "pixel accuracy")))
+    for name, value in (*values.items(), ("mIoU", means["miou"]), ("pixel accuracy", means["pixel_accuracy"])):
+        print(f"{name:<{width}}  {'does not occur' if value is None else f'{100 * value:5.1f} %'}")
 
 
 def _planned(path: Path, overrides: list[str]) -> Plan:
@@ -258,14 +301,6 @@ def _epochs_missing(planned: Plan, progress: Progress) -> dict[str, int]:
     return missing
 
 
-def _sharing(planned: Plan) -> str:
-    saved = planned.num_fits_unshared - planned.num_fits
-    return (
-        f"{len(planned.trials)} trials in {len(planned.chains)} chains: {planned.num_fits} stages to train, "
-        f"where the trials one by one would train {planned.num_fits_unshared}; {saved} are shared"
-    )
-
-
 def _cost(summary: dict[str, Any]) -> str:
     stored = summary["stored_fits"]
     left = summary["fits"] - (stored or 0)
@@ -276,150 +311,12 @@ def _cost(summary: dict[str, Any]) -> str:
     return text
 
 
-def _prepare(planned: Plan, execution: Execution, console: Console) -> None:
-    """Fetch what is absent, check everything that trials read, and build each network once.
-
-    Networks are built without their weights first: a wrong name must not wait for a download.
-    """
-    from pixelpick_ray.models.backbones import fetch_weights
-    from pixelpick_ray.models.segmentation import build_model
-
-    with Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        tasks: dict[str, Any] = {}
-
-        def told(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total or None)
-            bar.update(tasks[what], completed=done)
-
-        models = {json.dumps(trial.model.as_input()): trial for trial in planned.trials}
-        for trial in models.values():
-            unloaded = trial.model.model_copy(update={"pretrained": "none"})
-            build_model(unloaded, num_classes=2, data_path=execution.data_path, seed=0, stage=0)
-        for name in sorted({trial.dataset.name for trial in planned.trials}):
-            dataset = open_dataset(name, execution.data_path)
-            if isinstance(dataset, CamVid):
-                dataset.fetch(lambda done, total: told("fetching camvid (bytes)", done, total))
-        for trial in models.values():
-            fetch_weights(trial.model, execution.data_path)
-        check_data(planned, execution, told)
-    for trial in models.values():
-        num_classes = open_dataset(trial.dataset.name, execution.data_path).facts.num_classes
-        build_model(trial.model, num_classes=num_classes, data_path=execution.data_path, seed=trial.seed, stage=0)
-
-
-def _run(planned: Plan, execution: Execution, console: Console, *, local: bool) -> int:
-    progress = progress_of(planned, execution)
-    chains = [chain for chain in planned.chains if not progress.done(chain)]
-    errors: dict[str, str] = {}
-    trained = 0
-    stop = StopRequest(execution.time_limit_seconds)
-    if chains:
-        console.print(_sharing(planned), soft_wrap=True)
-        with stop.listening():
-            errors, trained = _run_chains(planned, chains, execution, console, stop, local=local)
-        progress = progress_of(planned, execution)
-    missing = [chain for chain in planned.chains if not progress.done(chain)]
-    if not missing:
-        _drop_weights(planned, progress, execution)
-    _print_result(planned, execution, console)
-    console.print(f"{_sharing(planned)}; trained now: {trained}", soft_wrap=True)
-    return _conclude(missing, errors, stop, console)
-
-
-def _run_chains(
-    planned: Plan, chains: list[Chain], execution: Execution, console: Console, stop: "StopRequest", *, local: bool
-) -> tuple[dict[str, str], int]:
-    from pixelpick_ray.runner.progress import Progress as Live
-    from pixelpick_ray.runner.progress import TensorBoard
-
-    if local:
-        from pixelpick_ray.runner.local import run as run_chains
-    else:
-        from pixelpick_ray.runner.tune import run as run_chains
-    board = TensorBoard(planned, execution)
-    try:
-        with Live(planned, chains, console, [board]) as live:
-            errors = run_chains(planned, chains, execution, live, stop)
-    finally:
-        board.close()
-    console.print(f"TensorBoard: tensorboard --logdir {_shown(execution.runs_path)}", markup=False, soft_wrap=True)
-    return errors, live.computed_fits
-
-
-def _conclude(missing: list[Chain], errors: dict[str, str], stop: "StopRequest", console: Console) -> int:
-    if not missing:
-        return OK
-    for chain in missing:
-        why = errors.get(chain.id, "stopped early" if stop.asked else "not finished")
-        console.print(f"MISSING {chain.label}: {why}", soft_wrap=True, markup=False)
-    if stop.asked and not any(chain.id in errors for chain in missing):
-        console.print("stopped; the same command goes on from here")
-        return STOPPED
-    return FAILED
-
-
-def _print_result(planned: Plan, execution: Execution, console: Console) -> None:
-    from pixelpick_ray.report.rows import load_results
-    from pixelpick_ray.report.tables import terminal_table
-
-    results = load_results(Store(execution.store_path), [planned.experiment])
-    console.print(terminal_table(results), markup=False, soft_wrap=True)
-
-
-def _drop_weights(planned: Plan, progress: Progress, execution: Execution) -> None:
-    """After the last chain, weights kept for other chains are needed no more."""
-    if execution.keep_weights == "all":
-        return
-    store = Store(execution.store_path)
-    for row in progress.stages.values():
-        for stage in row:
-            last = stage.stage + 1 == len(row)
-            if stage.fit and not (execution.keep_weights == "last" and last):
-                store.drop_weights(stage.fit)
-
-
-class StopRequest:
-    """Says when to stop: after a time limit, SIGINT or SIGTERM."""
-
-    def __init__(self, limit_seconds: float | None) -> None:
-        self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
-        self._signalled = False
-
-    @property
-    def asked(self) -> bool:
-        """Whether to stop."""
-        return self._signalled or (self._deadline is not None and time.monotonic() > self._deadline)
-
-    def __call__(self) -> bool:
-        return self.asked
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as the request; a second signal ends the process at once."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def on_signal(number: int, frame: Any) -> None:
-            if self._signalled:
-                os._exit(STOPPED)
-            self._signalled = True
-            print("stopping; once more to stop at once", file=sys.stderr)
-
-        for number in before:
-            signal.signal(number, on_signal)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of "360x480". SpecError otherwise."""
+    height, sign, width = text.partition("x")
+    if not (sign and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise SpecError(f"--size: {text!r} is no size; give HEIGHTxWIDTH in pixels, e.g. 360x480")
+    return int(height), int(width)
 
 
 def parse_duration(text: str) -> float:
@@ -439,8 +336,3 @@ def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> Any:
     if value not in allowed:
         raise SpecError(f"{option}: {value!r} given, allowed are {', '.join(allowed)}")
     return value
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

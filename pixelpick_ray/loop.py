@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -17,16 +17,16 @@ from torch import nn
 from pixelpick_ray.active.acquisition import needs_model
 from pixelpick_ray.active.metrics import miou
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
-from pixelpick_ray.data.datasets import Dataset, open_dataset
+from pixelpick_ray.data.datasets import Dataset, open_dataset, training_split
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.engine.fit import Epoch, FitJob, TrainingData, fit
 from pixelpick_ray.engine.provenance import provenance_of
-from pixelpick_ray.engine.score import evaluate, pick, pick_initial
+from pixelpick_ray.engine.score import Query, evaluate, pick, pick_initial
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.experiment import Experiment, Trial
+from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.keys import (
     Source,
     chain_id,
@@ -36,6 +36,7 @@ from pixelpick_ray.spec.keys import (
     initial_input,
     pick_input,
 )
+from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.store import Store, experiment_folder
 
 
@@ -89,34 +90,41 @@ class Steps:
     @cached_property
     def dataset(self) -> Dataset:
         """The opened data set."""
-        return open_dataset(self.trial.dataset.name, self.place.data_path)
+        return open_dataset(self.trial.dataset, self.place.data_path)
 
     @cached_property
     def data(self) -> TrainingData:
         """The training images."""
-        facts = self.dataset.facts
-        prepared = prepare(self.dataset, facts.train_split, self.trial.dataset, self.place.cache_path)
-        names = training_names(prepared.names, self.trial.dataset.images, self.trial.seed)
-        return TrainingData(facts, prepared, np.asarray([prepared.index[name] for name in names], dtype=np.int64))
+        spec = self.trial.dataset
+        prepared = prepare(self.dataset, training_split(self.dataset, spec), spec, self.place.cache_path)
+        names = training_names(prepared.names, spec.images, self.trial.seed)
+        return TrainingData(
+            self.dataset.facts, prepared, np.asarray([prepared.index[name] for name in names], dtype=np.int64)
+        )
 
     def split(self, split: str) -> PreparedSplit:
-        """An evaluated split."""
-        size = evaluation_size(self.experiment.evaluate, self.trial, split)
-        return prepare(self.dataset, split, size, self.place.cache_path)
+        """An evaluated split, by the name that the experiment gives it."""
+        evaluate = self.experiment.evaluate
+        size = evaluation_size(evaluate, self.trial, split)
+        return prepare(self.dataset, evaluate.split_of(split), size, self.place.cache_path)
 
     @cached_property
     def source(self) -> Source:
         """Contents that keys depend on."""
-        prints = {split: self.split(split).fingerprint for split in self.experiment.evaluate.splits}
-        prints["train"] = self.data.prepared.fingerprint
-        return Source(prints, weights_digest(self.trial.model, self.place.data_path))
+        evaluate, training = self.experiment.evaluate, self.data.prepared
+        prints = {evaluate.split_of(name): self.split(name).fingerprint for name in evaluate.splits}
+        prints[training.split] = training.fingerprint
+        return Source(prints, training.split, weights_digest(self.trial.model, self.place.data_path))
 
     def initial_pixels(self) -> LabelledPixels:
         """The first pixels, by chance."""
         inputs = initial_input(self.trial, self.source)
-        labels, _ = self._pixels(
-            inputs, lambda: pick_initial(self.data, self.trial.acquire.initial_pixels, seed=self.trial.seed), dict
-        )
+        trial = self.trial
+
+        def compute() -> Query:
+            return pick_initial(self.data, trial.acquire.initial_pixels, trial.oracle, seed=trial.seed)
+
+        labels, _ = self._pixels(inputs, compute, dict)
         self.record["initial"] = digest(inputs)
         return labels
 
@@ -130,7 +138,7 @@ class Steps:
             self._on_event(Event(kind, self.chain, stage, computed, values))
 
     def _pixels(
-        self, inputs: dict[str, Any], compute: Callable[[], LabelledPixels], facts: Callable[[], dict[str, Any]]
+        self, inputs: dict[str, Any], compute: Callable[[], Query], facts: Callable[[], dict[str, Any]]
     ) -> tuple[LabelledPixels, bool]:
         """Pixels from the store, or computed and stored; and whether they were computed."""
 
@@ -143,10 +151,14 @@ class Steps:
             return found, False
         with hold(self, "pick", digest(inputs)):
             start = time.perf_counter()
-            pixels = compute()
+            query = compute()
+
+            def write(folder: Path) -> None:
+                query.pixels.write(folder / "pixels.npz")
+                (folder / "statistics.json").write_text(json.dumps(query.statistics) + "\n")
+
             if self.world.is_first:
-                provenance = provenance_of(self.world, start) | facts()
-                self.place.store.publish("pick", inputs, lambda path: pixels.write(path / "pixels.npz"), provenance)
+                self.place.store.publish("pick", inputs, write, provenance_of(self.world, start) | facts())
             return self.world.broadcast(read() if self.world.is_first else None), True
 
     def write_record(self) -> None:
@@ -167,8 +179,7 @@ class Steps:
                 "class_names": list(self.data.facts.class_names),
                 "num_images": len(self.data.positions),
                 "pixels_per_image": float(shapes.prod(axis=1).mean()),
-                "fingerprints": self.source.fingerprints,
-                "weights_digest": self.source.weights_digest,
+                "source": asdict(self.source),
                 **self.record,
                 "stages": mine + later,
             },
@@ -215,9 +226,10 @@ class Stage:
         if labels is None:
             raise AssertionError("full supervision picks nothing")
 
-        def compute() -> LabelledPixels:
+        def compute() -> Query:
             model = self.model() if needs_model(trial.acquire.strategy) else None
-            return pick(model, steps.data, labels, trial.acquire, steps.world, seed=trial.seed, stage=self.number)
+            place = steps.data, labels, trial.acquire, trial.oracle, steps.world
+            return pick(model, *place, seed=trial.seed, stage=self.number)
 
         pixels, computed = steps._pixels(self.pick_input, compute, lambda: {"fit_weights": self._weights_digest})
         self._picked = True

@@ -5,20 +5,21 @@ ray.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
 from pixelpick_ray.active.acquisition import check_strategy
-from pixelpick_ray.data.cache import prepare, training_names
-from pixelpick_ray.data.datasets import dataset_facts, open_dataset
+from pixelpick_ray.active.oracle import check_oracle
+from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
+from pixelpick_ray.data.datasets import DatasetFacts, known_facts, open_dataset, training_split
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.spec.canonical import brief, digest
 from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import Experiment, Trial
+from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.keys import (
     Source,
     chain_id,
@@ -28,6 +29,7 @@ from pixelpick_ray.spec.keys import (
     initial_input,
     pick_input,
 )
+from pixelpick_ray.spec.trial import DatasetSpec, SizeSpec, Trial
 from pixelpick_ray.store import Store, experiment_folder
 
 IN_LABEL = {"seed", "budget", "acquire.strategy", "model.backbone"}
@@ -87,6 +89,15 @@ class Plan:
         """Distinct picks of all chains, the initial pixels included."""
         return len({pick for chain in self.chains for pick in chain.picks})
 
+    @property
+    def sharing(self) -> str:
+        """What sharing saves, as a sentence."""
+        saved = self.num_fits_unshared - self.num_fits
+        return (
+            f"{len(self.trials)} trials in {len(self.chains)} chains: {self.num_fits} stages to train, "
+            f"where the trials one by one would train {self.num_fits_unshared}; {saved} are shared"
+        )
+
     def stages_to_keep(self, chain: Chain) -> frozenset[int]:
         """Stages whose weights another chain may still need: it shares the fit and picks otherwise."""
         others = [other for other in self.chains if other.id != chain.id]
@@ -115,8 +126,10 @@ def make_plan(experiment: Experiment) -> Plan:
 
 
 def _setting(trial: Trial, paths: list[str]) -> str:
-    """What the grid varies beside the usual, for a label: ", train.optimizer.lr=0.01"."""
-    return "".join(f", {path}={json.dumps(_lookup(trial.model_dump(mode='json'), path))}" for path in paths)
+    """What the grid varies beside the usual, for a label: ", train.optimizer.lr=0.01"; absent options are left out."""
+    tree = trial.as_input()
+    given = ((path, _lookup(tree, path)) for path in paths)
+    return "".join(f", {path}={brief(json.dumps(value))}" for path, value in given if value is not None)
 
 
 def _lookup(tree: Any, path: str) -> Any:
@@ -126,13 +139,24 @@ def _lookup(tree: Any, path: str) -> Any:
 
 
 def _check_trial(experiment: Experiment, trial: Trial) -> None:
-    facts = dataset_facts(trial.dataset.name)
-    check_strategy(trial.acquire.strategy)
-    for split in experiment.evaluate.splits:
-        if split not in facts.splits:
-            raise SpecError(f"evaluate.splits: {facts.name} has no split {split!r}; it has {', '.join(facts.splits)}")
+    facts = known_facts(trial.dataset.name)
+    check_strategy(trial.acquire)
+    if facts is not None:  # else it is described beside its files, and checked where these are read
+        _check_facts(experiment, trial, facts)
     if trial.train.batch_size == 1:
         raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more")
+
+
+def _check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> None:
+    evaluate = experiment.evaluate
+    wanted = [("dataset.split", trial.dataset.split or facts.train_split)]
+    wanted += [("evaluate.splits", evaluate.split_of(name)) for name in evaluate.splits]
+    for where, split in wanted:
+        if split not in facts.splits:
+            raise SpecError(f"{where}: {facts.name} has no split {split!r}; it has {', '.join(facts.splits)}")
+    if trial.dataset.path is not None and trial.dataset.name != "folder":
+        raise SpecError(f"dataset.path: {facts.name} lies in the data folder under its own name; leave path out")
+    check_oracle(trial.oracle, facts.class_names)
 
 
 def _chain(trial: Trial, key: str, budgets: list[int | str]) -> Chain:
@@ -217,24 +241,28 @@ class Sources:
         """The source of a trial; None when the data are absent and nothing was recorded."""
         try:
             weights = weights_digest(trial.model, self._execution.data_path)
-            splits = {"train": trial.dataset.as_input()} | {
-                split: evaluation_size(self._experiment.evaluate, trial, split).as_input()
-                for split in self._experiment.evaluate.splits
-            }
-            dataset = open_dataset(trial.dataset.name, self._execution.data_path)
-            dataset.names("train")
+            dataset = open_dataset(trial.dataset, self._execution.data_path)
+            training = training_split(dataset, trial.dataset)
+            dataset.names(training)
         except DataError:
             return self._recorded(trial)
-        return Source({split: self._fingerprint(trial, split) for split in splits}, weights)
+        used = splits_in_use(self._experiment, trial, training)
+        return Source({split: self._fingerprint(trial.dataset, split, size) for split, size in used}, training, weights)
 
-    def _prepared_fingerprint(self, trial: Trial, split: str) -> str:
-        dataset = open_dataset(trial.dataset.name, self._execution.data_path)
-        size = trial.dataset if split == "train" else evaluation_size(self._experiment.evaluate, trial, split)
+    def _prepared_fingerprint(self, spec: DatasetSpec, split: str, size: SizeSpec) -> str:
+        dataset = open_dataset(spec, self._execution.data_path)
         return prepare(dataset, split, size, self._execution.cache_path).fingerprint
 
     def _recorded(self, trial: Trial) -> Source | None:
         record = self._store.read_record(f"{experiment_folder(self._experiment)}/chains/{chain_id(trial)}.json")
-        return Source(record["fingerprints"], record["weights_digest"]) if record else None
+        return Source(**record["source"]) if record and "source" in record else None
+
+
+def splits_in_use(experiment: Experiment, trial: Trial, training: str) -> list[tuple[str, SizeSpec]]:
+    """Splits of the data set that a trial reads, each with its size; the training split first."""
+    evaluate = experiment.evaluate
+    evaluated = [(evaluate.split_of(name), evaluation_size(evaluate, trial, name)) for name in evaluate.splits]
+    return [(training, trial.dataset), *evaluated]
 
 
 class _Walk:
@@ -283,23 +311,21 @@ def check_data(plan: Plan, execution: Execution, report: Report | None = None) -
     checked: set[str] = set()
     for chain in plan.chains:
         trial = chain.trial
-        sizes = {"train": trial.dataset} | {
-            split: evaluation_size(plan.experiment.evaluate, trial, split) for split in plan.experiment.evaluate.splits
-        }
+        dataset = open_dataset(trial.dataset, execution.data_path)
+        _check_facts(plan.experiment, trial, dataset.facts)
         weights_digest(trial.model, execution.data_path)
-        for split, size in sizes.items():
-            key = digest([trial.dataset.name, split, size.as_input(), trial.seed, trial.budget])
+        training, *evaluated = splits_in_use(plan.experiment, trial, training_split(dataset, trial.dataset))
+        for split, size in (training, *evaluated):
+            key = digest([trial.dataset.as_input(), split, size.as_input()])
             if key not in checked:
                 checked.add(key)
-                _check_split(trial, split, size, execution, told)
+                title = f"{trial.dataset.name} {split}"
+                prepare(dataset, split, size, execution.cache_path, partial(told, title))
+        _check_training(trial, prepare(dataset, *training, execution.cache_path))
 
 
-def _check_split(trial: Trial, split: str, size: Any, execution: Execution, told: Report) -> None:
-    dataset = open_dataset(trial.dataset.name, execution.data_path)
-    title = f"{trial.dataset.name} {split}"
-    prepared = prepare(dataset, split, size, execution.cache_path, lambda done, total: told(title, done, total))
-    if split != "train":
-        return
+def _check_training(trial: Trial, prepared: PreparedSplit) -> None:
+    title = f"{trial.dataset.name} {prepared.split}"
     names = training_names(prepared.names, trial.dataset.images, trial.seed)
     if len(names) < 2:
         raise DataError(f"dataset.images: {len(names)} training image; batch norm needs at least 2")

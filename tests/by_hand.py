@@ -1,6 +1,7 @@
 """Stores filled by hand, step by step as the loop fills them, without training: tiny CamVid, two strategies."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def do_steps(plan: Plan, chain: Chain, execution: Execution, count: int | None =
     assert source is not None
     for _, (name, key) in zip(range(count if count is not None else 99), _steps(plan, chain, execution), strict=False):
         done[name] = key
-    record = {"fingerprints": source.fingerprints, "weights_digest": source.weights_digest}
+    record = {"source": asdict(source)}
     Store(execution.store_path).write_record(f"{experiment_folder(plan.experiment)}/chains/{chain.id}.json", record)
     return done
 

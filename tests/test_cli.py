@@ -23,10 +23,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from pixelpick_ray import cli
-from pixelpick_ray.cli import StopRequest, app, parse_duration
+from pixelpick_ray.cli import app, parse_duration
 from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.runner import session
+from pixelpick_ray.runner.session import StopRequest
+from pixelpick_ray.spec.trial import DatasetSpec
 from tests.launch import Outcome, launch, launch_without_torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +83,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unstarted(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that would start is a failure of the test."""
-    monkeypatch.setattr(cli, "_run", lambda *values, **options: pytest.fail("it has started"))
+    monkeypatch.setattr(session, "run", lambda *values, **options: pytest.fail("it has started"))
 
 
 def refused(place: Path, *arguments: str) -> str:
@@ -217,7 +219,7 @@ def test_wrong_data_are_refused_with_the_file_and_the_remedy(
 @pytest.mark.usefixtures("unstarted")
 def test_a_name_that_belongs_to_another_experiment_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "_run", lambda *values, **options: 0)
+        patch.setattr(session, "run", lambda *values, **options: 0)
         assert launch(place, "run", "tiny.yaml").status == 0
     done = launch(place, "run", "tiny.yaml", "--set", "train.epochs=3")
     assert done.status == 2
@@ -269,13 +271,13 @@ def test_a_fetched_camvid_of_wrong_size_leaves_nothing_and_one_of_the_right_size
 ) -> None:
     sizes = {"train": 3, "val": 2, "test": 2}
     monkeypatch.setattr(CamVid, "split_sizes", sizes)
-    monkeypatch.setattr(cli, "_run", lambda *values, **options: 0)
+    monkeypatch.setattr(session, "run", lambda *values, **options: 0)
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Response(archive({**sizes, "val": 1})))
     assert "(1, 1) images and labels in val, not 2" in refused(place, "run", "street.yaml")
     assert list((place / "data").iterdir()) == []
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Response(archive(sizes)))
     assert launch(place, "run", "street.yaml").status == 0
-    assert {split: len(CamVid(place / "data").names(split)) for split in sizes} == sizes
+    assert {split: len(CamVid(DatasetSpec(name="camvid"), place / "data").names(split)) for split in sizes} == sizes
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: pytest.fail("it is there"))
     assert launch(place, "run", "street.yaml").status == 0
 
@@ -514,7 +516,7 @@ def test_a_stop_is_asked_for_by_the_deadline_or_a_signal_and_handlers_are_restor
 def test_a_second_signal_ends_the_process_at_once() -> None:
     code = """
 import os, signal
-from pixelpick_ray.cli import StopRequest
+from pixelpick_ray.runner.session import StopRequest
 with StopRequest(None).listening():
     os.kill(os.getpid(), signal.SIGTERM)
     print("still here", flush=True)

@@ -15,7 +15,8 @@ from PIL import Image
 from pixelpick_ray.data.cache import training_names
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.plan import Plan, check_data, claim_name, make_plan, progress_of
-from pixelpick_ray.spec.experiment import Trial, load_experiment, parse_experiment
+from pixelpick_ray.spec.experiment import load_experiment, parse_experiment
+from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.store import Store, experiment_folder
 from tests.by_hand import do_steps, execution_at, tiny_plan
 from tests.launch import launch_without_torch
@@ -150,7 +151,10 @@ def test_a_batch_of_one_image_is_refused() -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("dataset.name=camvit", r"dataset\.name: unknown data set 'camvit'; known: camvid, scenes"),
+        (
+            "dataset.name=camvit",
+            r"dataset\.name: unknown data set 'camvit'; known: camvid, cityscapes, folder, scenes, voc",
+        ),
         ("acquire.strategy=best", r"acquire\.strategy: unknown strategy 'best'; known: margin, entropy, .*random"),
         ("evaluate={splits: {tset: {}}, report: tset}", r"evaluate\.splits: camvid has no split 'tset'; it has train"),
     ],

@@ -1,21 +1,23 @@
-"""Scores: how much a pixel is worth asking about. Dispatch by name is ``SCORES``.
+"""Scores: how much a pixel is worth asking about. Dispatch by name is ``SCORES`` and ``COMMITTEE_SCORES``.
 
-A score function takes logits (N, C, H, W) and returns (N, H, W), where **larger is always picked first**. All are
-finite for
-finite logits. The formulas are those of PixelPick (Shin, Xie, Albanie 2021, section 3.1).
+A score function takes logits (N, C, H, W) and returns (N, H, W), where **larger is always picked first**; a committee's
+takes the logits of several stochastic passes one after another. All are finite for finite logits. A new score is one
+function and one line in a dict. The formulas are those of PixelPick (Shin, Xie, Albanie 2021, section 3.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.spec.trial import AcquireSpec
 
 if TYPE_CHECKING:  # so that planning, which only needs the names, does not import torch
     from torch import Tensor
 
     Score = Callable[[Tensor], Tensor]
+    CommitteeScore = Callable[[Iterable[Tensor]], Tensor]
 
 
 def margin(logits: Tensor) -> Tensor:
@@ -31,8 +33,65 @@ def least_confidence(logits: Tensor) -> Tensor:
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of the class probabilities in nats, in 0..ln C; from log-probabilities, so that 0 log 0 is 0."""
-    log_probabilities = logits.log_softmax(dim=1).clamp(min=-1e4)  # not -inf, or 0 log 0 would be no number
+    log_probabilities = _finite(logits.log_softmax(dim=1))
     return -(log_probabilities.exp() * log_probabilities).sum(dim=1)
+
+
+def bald(passes: Iterable[Tensor]) -> Tensor:
+    """Mutual information of prediction and weights in nats, in 0..ln C up to rounding: the entropy of the mean
+    prediction minus the mean entropy of the predictions (Houlsby et al. 2011, equation 2; Gal et al. 2017).
+    """
+    mean = MeanPrediction(passes)
+    entropies = list(map(entropy, mean))
+    return entropy(mean.logits()) - sum(entropies[1:], entropies[0]) / len(entropies)
+
+
+def soft_vote(score: Score, passes: Iterable[Tensor]) -> Tensor:
+    """The mean of the passes' scores: what the published code meant its option to do."""
+    scores = [score(logits) for logits in passes]
+    return sum(scores[1:], scores[0]) / len(scores)
+
+
+def hard_vote(score: Score, passes: Iterable[Tensor]) -> Tensor:
+    """The score of the shares of passes that vote for each class; of entropy, vote entropy (Dagan, Engelson 1995)."""
+    votes: Tensor | float = 0.0
+    count = 0
+    for logits in passes:
+        vote = logits.new_zeros(logits.shape).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+        votes = vote.masked_fill_(~logits.isfinite(), float("nan")) + votes  # what is no number wins no vote silently
+        count += 1
+    return score(_finite((votes / logits.new_tensor(count)).log()))
+
+
+class MeanPrediction:
+    """Passes on logits one after another, and knows the mean of their class probabilities afterwards."""
+
+    def __init__(self, passes: Iterable[Tensor]) -> None:
+        self._passes = passes
+        self._first: Tensor | None = None
+        self._sum: Tensor | None = None
+        self._count = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for logits in self._passes:
+            if self._first is None:
+                self._first = logits
+            else:
+                before = self._first.softmax(dim=1) if self._sum is None else self._sum
+                self._sum = before.add_(logits.softmax(dim=1))
+            self._count += 1
+            yield logits
+
+    def logits(self) -> Tensor:
+        """(N, C, H, W) logits of the mean probabilities: of one pass its own, else their logarithms."""
+        if self._first is None:
+            raise AssertionError("no pass was made")
+        return self._first if self._sum is None else _finite((self._sum / self._count).log())
+
+
+def _finite(log_probabilities: Tensor) -> Tensor:
+    """Not -inf, or 0 log 0 would be no number."""
+    return log_probabilities.clamp(min=-1e4)
 
 
 # None: pixels by chance, drawn from the stream of their image; the network is not asked.
@@ -42,14 +101,35 @@ SCORES: dict[str, Score | None] = {
     "least_confidence": least_confidence,
     "random": None,
 }
+COMMITTEE_SCORES: dict[str, CommitteeScore] = {"bald": bald}
+VOTES: dict[str, Callable[[Score, Iterable[Tensor]], Tensor]] = {"soft": soft_vote, "hard": hard_vote}
 
 
-def check_strategy(name: str) -> None:
-    """SpecError with the known strategies for an unknown one."""
-    if name not in SCORES:
-        raise SpecError(f"acquire.strategy: unknown strategy {name!r}; known: {', '.join(SCORES)}")
+def score_passes(acquire: AcquireSpec, passes: Iterable[Tensor]) -> Tensor:
+    """(N, H, W) scores of a strategy that asks the network, from the logits of its passes (one unless stochastic)."""
+    if acquire.strategy in COMMITTEE_SCORES:
+        return COMMITTEE_SCORES[acquire.strategy](passes)
+    score = SCORES[acquire.strategy]
+    if score is None:
+        raise AssertionError(f"{acquire.strategy} scores nothing")
+    return VOTES[acquire.stochastic.vote if acquire.stochastic else "soft"](score, passes)
+
+
+def check_strategy(acquire: AcquireSpec) -> None:
+    """SpecError with the known strategies for an unknown one, and for one that does not go with the other fields."""
+    name, committee = acquire.strategy, acquire.strategy in COMMITTEE_SCORES
+    if not committee and name not in SCORES:
+        raise SpecError(
+            f"acquire.strategy: unknown strategy {name!r}; known: {', '.join([*SCORES, *COMMITTEE_SCORES])}"
+        )
+    if committee and acquire.stochastic is None:
+        raise SpecError(f"acquire.stochastic: {name} compares stochastic passes; add e.g. stochastic: {{passes: 20}}")
+    if committee and acquire.stochastic is not None and acquire.stochastic.vote != "soft":
+        raise SpecError(f"acquire.stochastic.vote: {name} does not vote; leave vote out")
+    if acquire.stochastic is not None and not needs_model(name):
+        raise SpecError(f"acquire.stochastic: {name} does not ask the network; leave stochastic out")
 
 
 def needs_model(name: str) -> bool:
     """Whether a strategy scores with the network."""
-    return SCORES[name] is not None
+    return name in COMMITTEE_SCORES or SCORES[name] is not None

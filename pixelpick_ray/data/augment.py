@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as colour
 
-from pixelpick_ray.spec.experiment import AugmentSpec, BlurSpec, JitterSpec
+from pixelpick_ray.spec.trial import AugmentSpec, BlurSpec, JitterSpec
 
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 

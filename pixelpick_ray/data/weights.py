@@ -1,18 +1,32 @@
 """Where pretrained weights lie and which they are; reading them is the models' business."""
 
 import hashlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from pixelpick_ray.errors import DataError
-from pixelpick_ray.spec.experiment import ModelSpec
+from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.spec.trial import ModelSpec
 
 
 def weights_path(spec: ModelSpec, data_path: Path) -> Path | None:
-    """Where the pretrained weights of a model lie or belong; None for ``pretrained: none``."""
+    """Where the pretrained weights of a model lie or belong; None for ``pretrained: none``.
+
+    SpecError for a file outside the data folder, and for weights that exist for another backbone only.
+    """
     if spec.pretrained == "none":
         return None
     if spec.pretrained.startswith("file:"):
-        return data_path / spec.pretrained.removeprefix("file:")
+        inside = PurePosixPath(spec.pretrained.removeprefix("file:"))
+        if inside.is_absolute() or ".." in inside.parts:
+            raise SpecError(
+                f"model.pretrained: {spec.pretrained!r} leaves the data folder {data_path}; copy the file into it and "
+                "give its path inside, e.g. file:weights/mine.safetensors"
+            )
+        return data_path / inside
+    if spec.pretrained == "moco_v2" and spec.backbone != "resnet50":
+        raise SpecError(
+            f"model.pretrained: moco_v2 weights exist for resnet50 only; {spec.backbone} needs others, or "
+            "file:PATH for weights of your own"
+        )
     return data_path / "weights" / f"{spec.backbone}.{spec.pretrained}.safetensors"
 
 
@@ -22,7 +36,8 @@ def weights_digest(spec: ModelSpec, data_path: Path) -> str | None:
     if path is None:
         return None
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(
             f"model.pretrained: no weights at {path} ({error.strerror}); put the file there, give the folder that "

@@ -19,16 +19,8 @@ from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.streams import stream, stream_seed
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, RunError, SpecError
-from pixelpick_ray.models.segmentation import build_model, logits_at, parameter_groups, upsample
-from pixelpick_ray.spec.experiment import (
-    AdamSpec,
-    ConstantSpec,
-    ModelSpec,
-    MultistepSpec,
-    PolySpec,
-    SgdSpec,
-    TrainSpec,
-)
+from pixelpick_ray.models.segmentation import FRAME_MULTIPLE, build_model, logits_at, parameter_groups, upsample
+from pixelpick_ray.spec.trial import AdamSpec, ConstantSpec, ModelSpec, MultistepSpec, PolySpec, SgdSpec, TrainSpec
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
@@ -71,10 +63,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's slice of a global batch: normalised images (n, 3, h, w) and either points or a label map.
+    """A rank's slice of a global batch: normalised images (n, 3, H, W) in their frame and either points or a label map.
 
     ``points`` (n, P, 2) are (y, x) with ``labels`` (n, P), filled up with IGNORED; for full supervision ``points`` is
-    None and ``labels`` is (n, h, w).
+    None and ``labels`` is (n, h, w), without the frame's margin.
     """
 
     images: Tensor
@@ -137,12 +129,12 @@ def loss_sum(logits: Tensor, batch: Batch) -> Tensor:
     """Summed cross entropy of coarse logits (n, C, h, w) at the labelled pixels, all in full supervision."""
     if batch.labels.numel() == 0:
         return logits.sum() * 0.0
-    height, width = batch.images.shape[2:]
+    frame = batch.images.shape[2], batch.images.shape[3]
     if batch.points is None:
-        return F.cross_entropy(
-            upsample(logits.float(), (height, width)), batch.labels, ignore_index=IGNORED, reduction="sum"
-        )
-    sampled = logits_at(logits, batch.points, (height, width))
+        height, width = batch.labels.shape[1:]
+        full = upsample(logits.float(), frame)[:, :, :height, :width]
+        return F.cross_entropy(full, batch.labels, ignore_index=IGNORED, reduction="sum")
+    sampled = logits_at(logits, batch.points, frame)
     return F.cross_entropy(sampled.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
@@ -176,7 +168,7 @@ def make_batch(job: FitJob, positions: npt.NDArray[np.int64], epoch: int, device
     images = augment(raw.float().div_(255), draws, geometries, spec, fill)
     points, labels = _supervision(job, positions, geometries)
     moved = None if points is None else points.to(device)
-    return Batch(normalise(images, facts), moved, labels.to(device))
+    return Batch(network_input(images, facts), moved, labels.to(device))
 
 
 def crop_size(job: FitJob) -> tuple[int, int]:
@@ -198,11 +190,19 @@ def stack_images(images: list[npt.NDArray[np.uint8]], fallback: tuple[int, int])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
-def normalise(images: Tensor, facts: DatasetFacts) -> Tensor:
-    """Subtract the data set's mean and divide by its deviation; channels last."""
+def network_input(images: Tensor, facts: DatasetFacts) -> Tensor:
+    """Subtract the data set's mean and divide by its deviation; mirror right and bottom up to the frame; channels last.
+
+    The frame is the next size whose sides the network can halve: PixelPick pads VOC so, its other sizes fit as they
+    are.
+    """
     mean = images.new_tensor(facts.mean)[None, :, None, None]
     std = images.new_tensor(facts.std)[None, :, None, None]
-    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+    normalised = (images - mean) / std
+    bottom, right = (-side % FRAME_MULTIPLE for side in images.shape[2:])
+    if bottom or right:
+        normalised = F.pad(normalised, (0, right, 0, bottom), mode="reflect" if len(images) else "constant")
+    return normalised.contiguous(memory_format=torch.channels_last)
 
 
 def _supervision(

@@ -1,19 +1,26 @@
 """timm feature pyramids at a given output stride; pretrained weights and their identity."""
 
 import difflib
-import warnings
+import hashlib
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from pixelpick_ray.data.weights import weights_path
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.spec.experiment import ModelSpec
+from pixelpick_ray.models.tensors import check_tensors, read_tensors
+from pixelpick_ray.spec.trial import ModelSpec
+
+# ResNet-50 after 800 epochs on ImageNet without labels, and the first digits of its checksum as its authors give them.
+MOCO_V2_URL = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar"
+MOCO_V2_MD5 = "a04e12f8"
 
 
 @dataclass(frozen=True)
@@ -35,39 +42,108 @@ class Pyramid:
 
 
 def build_pyramid(spec: ModelSpec) -> Pyramid:
-    """A randomly initialised feature pyramid. SpecError for an unknown backbone or an impossible output stride."""
+    """A randomly initialised feature pyramid.
+
+    SpecError for an unknown backbone, an impossible output stride, or a width that the backbone cannot have.
+    """
     if spec.backbone not in timm.list_models():
         near = difflib.get_close_matches(spec.backbone, timm.list_models(), n=5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the known ones"
         raise SpecError(f"model.backbone: timm has no network {spec.backbone!r}; {hint}")
+    if spec.width is not None:
+        return _widened(spec, spec.width)
+    return _pyramid(_create(spec))
+
+
+def _create(spec: ModelSpec, **options: Any) -> Any:
+    if spec.architecture == "fpn" and _is_resnet(spec):
+        options["zero_init_last"] = False  # the published random encoder starts with all batch norms at 1
     try:
-        network: Any = timm.create_model(
-            spec.backbone, pretrained=False, features_only=True, output_stride=spec.output_stride
+        return timm.create_model(
+            spec.backbone, pretrained=False, features_only=True, output_stride=spec.output_stride, **options
         )
     except (TypeError, RuntimeError, NotImplementedError, AssertionError, ValueError) as error:
         raise SpecError(
             f"model.backbone: {spec.backbone} gives no feature pyramid at output stride {spec.output_stride} "
             f"({type(error).__name__}: {error}); take a convolutional one such as mobilenetv2_100 or resnet50"
         ) from error
-    info = network.feature_info
-    return Pyramid(cast(nn.Module, network), tuple(info.channels()), tuple(info.reduction()))
+
+
+def _is_resnet(spec: ModelSpec) -> bool:
+    return bool(timm.models.is_model_in_modules(spec.backbone, ["resnet"]))
+
+
+def _pyramid(network: Any) -> Pyramid:
+    return Pyramid(network, tuple(network.feature_info.channels()), tuple(network.feature_info.reduction()))
+
+
+def _widened(spec: ModelSpec, width: float) -> Pyramid:
+    """A ResNet whose stem and stages have `width` times their channels, rounded down, as PixelPick's option means."""
+    if not _is_resnet(spec):
+        family = spec.backbone.rpartition("_")[0] or "mobilenetv2"
+        ready = timm.list_models(f"{family}_[0-9][0-9][0-9]*") or timm.list_models("mobilenetv2_[0-9][0-9][0-9]*")
+        raise SpecError(
+            f"model.width: only ResNets take a width, {spec.backbone} does not; leave width out and take a backbone of "
+            f"the width that you want, such as {', '.join(ready)}"
+        )
+    normal = _create(spec)
+    stem, *stages = normal.feature_info.channels()
+    expansions = [layer[0].expansion for layer in (normal.layer1, normal.layer2, normal.layer3, normal.layer4)]
+    half = int(stem * width) // 2
+    planes = tuple(int(channels // times * width) for channels, times in zip(stages, expansions, strict=True))
+    if min(half, *planes) < 1:
+        raise SpecError(f"model.width: {width} leaves {spec.backbone} no channels; take a larger one")
+    if not isinstance(normal.conv1, nn.Conv2d):
+        return _pyramid(_create(spec, channels=planes, stem_width=half))
+    # timm's option for the stem's channels is for stems of three convolutions: build one, then put the one in its place
+    network = _create(spec, channels=planes, stem_width=half, stem_type="deep")
+    network.conv1 = nn.Conv2d(3, 2 * half, 7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return _pyramid(network)
 
 
 def fetch_weights(spec: ModelSpec, data_path: Path) -> None:
-    """Download the weights from timm's source if they are absent. DataError says where to put them by hand."""
+    """Get the weights from their source if they are absent. DataError says where to put them by hand."""
     path = weights_path(spec, data_path)
     if path is None or path.is_file():
         return
     remedy = f"put the file there, or set model.pretrained to none, imagenet, a timm tag or file:PATH (in {data_path})"
-    if spec.pretrained.startswith("file:") or spec.pretrained == "moco_v2":
+    if spec.pretrained.startswith("file:"):
         raise DataError(f"model.pretrained: no weights at {path}; {remedy}")
-    tag = "" if spec.pretrained == "imagenet" else f".{spec.pretrained}"
     try:
-        network = timm.create_model(spec.backbone + tag, pretrained=True, num_classes=0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
-    except Exception as error:  # the hub client raises many kinds; all mean that the weights cannot be had
+        network = _moco_v2(path.parent) if spec.pretrained == "moco_v2" else _from_timm(spec)
+        partial = path.with_name(f".{path.name}-{os.getpid()}")
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, partial)
+        partial.rename(path)
+    except DataError:
+        raise
+    except Exception as error:  # downloading raises many kinds; all mean that the weights cannot be had
         raise DataError(f"model.pretrained: no weights at {path} and none downloaded ({error}); {remedy}") from error
+
+
+def _from_timm(spec: ModelSpec) -> nn.Module:
+    tag = "" if spec.pretrained == "imagenet" else f".{spec.pretrained}"
+    return cast(nn.Module, timm.create_model(spec.backbone + tag, pretrained=True, num_classes=0))
+
+
+def _moco_v2(folder: Path) -> nn.Module:
+    """ResNet-50 with MoCo v2's query encoder (Chen et al. 2020), from its file in the folder or from its source."""
+    network: nn.Module = timm.create_model("resnet50", pretrained=False, num_classes=0)
+    name = MOCO_V2_URL.rpartition("/")[2]
+    with tempfile.TemporaryDirectory() as temporary:
+        path = folder / name
+        if not path.is_file():
+            path = Path(temporary) / name
+            torch.hub.download_url_to_file(MOCO_V2_URL, str(path), progress=False)
+            with open(path, "rb") as file:
+                found = hashlib.file_digest(file, "md5").hexdigest()
+            if not found.startswith(MOCO_V2_MD5):
+                raise DataError(
+                    f"model.pretrained: {MOCO_V2_URL} came with MD5 {found[:8]}, published is {MOCO_V2_MD5}; run again"
+                )
+        _load(network, read_tensors(path), path=path, of="MoCo v2 ResNet-50")
+    return network
 
 
 def load_pretrained(network: nn.Module, spec: ModelSpec, data_path: Path) -> None:
@@ -78,23 +154,18 @@ def load_pretrained(network: nn.Module, spec: ModelSpec, data_path: Path) -> Non
     path = weights_path(spec, data_path)
     if path is None:
         return
-    try:
-        state = {_flat(key): value for key, value in load_file(path).items()}
-    except Exception as error:  # safetensors raises its own error type and OSError
-        raise DataError(f"{path}: is not a readable safetensors file ({error}); copy it again") from error
+    if not path.is_file():
+        raise DataError(f"model.pretrained: no weights at {path}; put the file there or set model.pretrained to none")
+    _load(network, read_tensors(path), path=path, of=spec.backbone)
+
+
+def _load(network: nn.Module, tensors: dict[str, Tensor], *, path: Path, of: str) -> None:
     wanted = network.state_dict()
-    missing = [key for key in wanted if _flat(key) not in state and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise DataError(
-            f"{path}: has no tensor {missing[0]!r} ({len(missing)} missing); are these weights of {spec.backbone}?"
-        )
-    found = {key: state.get(_flat(key), value) for key, value in wanted.items()}
-    for key, value in wanted.items():
-        if found[key].shape != value.shape:
-            raise DataError(f"{path}: {key} is {tuple(found[key].shape)}, {spec.backbone} needs {tuple(value.shape)}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        network.load_state_dict(found)
+    flat = {_flat(key): value for key, value in tensors.items()}
+    counters = {key: value for key, value in wanted.items() if key.endswith("num_batches_tracked")}
+    found = counters | {key: flat[_flat(key)] for key in wanted if _flat(key) in flat}
+    check_tensors(found, wanted, path=path, of=of)
+    network.load_state_dict(found)
 
 
 def _flat(key: str) -> str:
@@ -108,5 +179,5 @@ def he_initialise(module: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)
         elif isinstance(layer, nn.BatchNorm2d):
-            nn.init.ones_(cast(torch.Tensor, layer.weight))
-            nn.init.zeros_(cast(torch.Tensor, layer.bias))
+            nn.init.ones_(cast(Tensor, layer.weight))
+            nn.init.zeros_(cast(Tensor, layer.bias))

@@ -1,6 +1,7 @@
 """Segmentation networks: a backbone, a decoder, and logits at the decoder's stride. Dispatch by name is ``MODELS``."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -9,19 +10,57 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelpick_ray.data.streams import stream_seed
+from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, he_initialise, load_pretrained
-from pixelpick_ray.spec.experiment import ModelSpec
+from pixelpick_ray.spec.trial import ModelSpec
+
+FRAME_MULTIPLE = 8  # the published networks halve an image three times before they dilate
 
 
 class SegmentationModel(Protocol):
-    """What the engine needs: logits at a coarse stride, and which parameters are the backbone's.
+    """What the engine needs: logits at some stride, and which parameters are the backbone's (``backbone.*``).
 
-    Full-size logits are the coarse ones interpolated bilinearly with aligned corners (`upsample`), so training can
-    sample them at labelled pixels (`logits_at`) without ever making them.
+    Full-size logits are those interpolated bilinearly with aligned corners (`upsample`), so training can sample them at
+    labelled pixels (`logits_at`) without ever making them; a network may give them at full size itself. The sides of
+    images are multiples of `FRAME_MULTIPLE`. What is dropped by chance is a `Dropout`, so that `stochastic` can switch
+    it on.
     """
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised images to coarse logits (N, C, h, w)."""
+        """(N, 3, H, W) normalised images to logits (N, C, h, w), h <= H and w <= W."""
+
+
+class Dropout(nn.Module):
+    """Dropout of single values, or of whole channels, while training and inside `stochastic`."""
+
+    def __init__(self, rate: float, *, of: str = "values") -> None:
+        super().__init__()
+        self.rate, self.of = rate, of
+        self.generators: list[torch.Generator] | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.generators is not None and self.rate > 0:
+            return features * torch.stack([self._mask(features[0], generator) for generator in self.generators])
+        drop = F.dropout2d if self.of == "channels" else F.dropout
+        return drop(features, self.rate, self.training)
+
+    def _mask(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        shape = (len(features), 1, 1) if self.of == "channels" else features.shape
+        kept = torch.rand(shape, generator=generator, device=features.device) >= self.rate
+        return kept.to(features.dtype) / (1.0 - self.rate) if self.rate < 1 else kept.to(features.dtype)
+
+
+@contextlib.contextmanager
+def stochastic(model: nn.Module, generators: list[torch.Generator]) -> Iterator[None]:
+    """Dropout on, batch norm as it is: each image of a batch draws from its own generator, whatever the batch."""
+    layers = [layer for layer in model.modules() if isinstance(layer, Dropout)]
+    for layer in layers:
+        layer.generators = generators
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.generators = None
 
 
 def conv_norm_act(inputs: int, outputs: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
@@ -42,7 +81,7 @@ class AtrousPyramid(nn.Module):
         )
         self.pooled = conv_norm_act(inputs, 256, 1)
         self.project = conv_norm_act(5 * 256, 256, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         pooled = self.pooled(features.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *features.shape[2:])
@@ -57,14 +96,15 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         self.backbone = pyramid.network
         self.low_level, self.high_level = pyramid.level_at(4), len(pyramid.strides) - 1
+        self.drop_features = Dropout(spec.feature_dropout, of="channels")
         after_aspp, in_decoder, before_classifier = spec.dropout
         self.aspp = AtrousPyramid(pyramid.channels[self.high_level], spec.output_stride, after_aspp)
         self.low = conv_norm_act(pyramid.channels[self.low_level], 48, 1)
         self.decoder = nn.Sequential(
             conv_norm_act(48 + 256, 256, 3),
-            nn.Dropout(in_decoder),
+            Dropout(in_decoder),
             conv_norm_act(256, 256, 3),
-            nn.Dropout(before_classifier),
+            Dropout(before_classifier),
         )
         self.classifier = nn.Conv2d(256, num_classes, 1)
         for part in (self.aspp, self.low, self.decoder, self.classifier):
@@ -72,12 +112,58 @@ class DeepLabV3Plus(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.backbone(images)
-        low = self.low(features[self.low_level])
-        high = upsample(self.aspp(features[self.high_level]), (low.shape[2], low.shape[3]))
+        low = self.low(self.drop_features(features[self.low_level]))
+        high = self.aspp(self.drop_features(features[self.high_level]))
+        high = upsample(high, (low.shape[2], low.shape[3]))
         return cast(Tensor, self.classifier(self.decoder(torch.cat([high, low], dim=1))))
 
 
-MODELS: dict[str, Callable[[Pyramid, int, ModelSpec], nn.Module]] = {"deeplabv3plus": DeepLabV3Plus}
+class FPN(nn.Module):
+    """Feature pyramid network (Kirillov et al. 2019, section 3) as in PixelPick: four levels, group norm, full size.
+
+    Every level is brought to the image's size and they are summed and classified there. Here they are classified before
+    the last doubling, which is the same: interpolation commutes with sums and with 1x1 convolutions, and 4 times 128
+    channels never have the image's size.
+    """
+
+    def __init__(self, pyramid: Pyramid, num_classes: int, spec: ModelSpec) -> None:
+        super().__init__()
+        if pyramid.strides[-4:] != (4, 8, 8, 8):
+            raise SpecError(
+                f"model.backbone: fpn needs features at strides 4, 8, 8, 8; {spec.backbone} has them at "
+                f"{list(pyramid.strides)}; take resnet18, resnet34, resnet50 or resnet101"
+            )
+        self.backbone = pyramid.network
+        self.drop_features = Dropout(spec.feature_dropout, of="channels")
+        self.laterals = nn.ModuleList([nn.Conv2d(channels, 256, 1) for channels in pyramid.channels[-4:]])
+        self.branches = nn.ModuleList([doubling_blocks(steps) for steps in (2, 3, 3, 3)])
+        self.classifier = nn.Conv2d(128, num_classes, 1)
+        for part in (self.laterals, self.branches, self.classifier):
+            he_initialise(part)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.backbone(images)[-4:]
+        levels = [lateral(self.drop_features(level)) for lateral, level in zip(self.laterals, features, strict=True)]
+        for upper in (2, 1, 0):  # from the deepest level up
+            size = levels[upper].shape[2:]
+            levels[upper] = levels[upper] + F.interpolate(levels[upper + 1], size, mode="bilinear", align_corners=False)
+        halves = [branch(level) for branch, level in zip(self.branches, levels, strict=True)]
+        logits = self.classifier(halves[3] + halves[2] + halves[1] + halves[0])
+        return F.interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def doubling_blocks(steps: int) -> nn.Sequential:
+    """Blocks of 3x3 convolution, group norm and ReLU from 256 to 128 channels, the size doubled between them."""
+    blocks: list[nn.Module] = []
+    for step in range(steps):
+        if step:
+            blocks.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+        conv = nn.Conv2d(128 if step else 256, 128, 3, padding=1)
+        blocks.append(nn.Sequential(conv, nn.GroupNorm(32, 128), nn.ReLU()))
+    return nn.Sequential(*blocks)
+
+
+MODELS: dict[str, Callable[[Pyramid, int, ModelSpec], nn.Module]] = {"deeplabv3plus": DeepLabV3Plus, "fpn": FPN}
 
 
 def build_model(spec: ModelSpec, *, num_classes: int, data_path: Path, seed: int, stage: int) -> nn.Module:
@@ -99,6 +185,8 @@ def parameter_groups(model: nn.Module, *, lr: float, backbone_lr_factor: float) 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear interpolation with aligned corners to (height, width), as in the published decoder."""
+    if logits.shape[2:] == size:
+        return logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
 
 

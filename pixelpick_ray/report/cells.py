@@ -4,7 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from pixelpick_ray.report.rows import Budget, Measurement, Point, Results, Row
+from pixelpick_ray.report.points import Budget, Point
+from pixelpick_ray.report.rows import LAST, Measurement, Results, Row
 from pixelpick_ray.report.statistics import Summary, area_under_curve, mean, summarise
 
 
@@ -89,10 +90,14 @@ def line_of(point: Point | Row) -> Line:
 
 
 def reported(results: Results, cells: Iterable[Cell], metric: str = "miou") -> tuple[Cell, ...]:
-    """The cells of the default table: the last checkpoint on each experiment's reporting split."""
+    """The cells of the default table: the last checkpoint on each experiment's reported split."""
+    return tuple(cell for cell in on_reported_split(results, cells, metric) if cell.checkpoint == LAST)
+
+
+def on_reported_split(results: Results, cells: Iterable[Cell], metric: str = "miou") -> tuple[Cell, ...]:
+    """The cells of one metric on each experiment's reported split, by every rule that chooses an epoch."""
     splits = {experiment.name: experiment.evaluate.report for experiment in results.experiments}
-    wanted = (cell for cell in cells if cell.metric == metric and cell.checkpoint == "last")
-    return tuple(cell for cell in wanted if cell.split == splits[cell.line.experiment])
+    return tuple(cell for cell in cells if cell.metric == metric and cell.split == splits[cell.line.experiment])
 
 
 def areas(cells: Sequence[Cell]) -> tuple[Area, ...]:

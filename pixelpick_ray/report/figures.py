@@ -3,13 +3,15 @@
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pixelpick_ray.report.cells import Cell, Line, reported
+from pixelpick_ray.report.points import Budget
+from pixelpick_ray.report.published import PublishedCell
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.tables import line_labels
 
@@ -35,16 +37,21 @@ _STYLE = {
     "legend.frameon": False,
 }
 
-
-def curve_png(results: Results, cells: Sequence[Cell]) -> bytes:
-    """mIoU over labelled pixels per image as PNG; equal results give equal bytes."""
-    return _drawn(results, cells, "png", {"Software": None})
+Published = Mapping[tuple[Line, Budget], PublishedCell]
 
 
-def curve_svg(results: Results, cells: Sequence[Cell]) -> str:
+def curve_png(results: Results, cells: Sequence[Cell], published: Published) -> bytes:
+    """mIoU over labelled pixels per image as PNG; equal results give equal bytes.
+
+    `published` are the papers' numbers that were made by our protocol, drawn as hollow markers.
+    """
+    return _drawn(reported(results, cells), published, "png", {"Software": None})
+
+
+def curve_svg(results: Results, cells: Sequence[Cell], published: Published) -> str:
     """The same curve as SVG."""
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    return _drawn(results, cells, "svg", nothing).decode("utf-8")
+    return _drawn(reported(results, cells), published, "svg", nothing).decode("utf-8")
 
 
 def inline_svg(svg: str) -> str:
@@ -54,15 +61,15 @@ def inline_svg(svg: str) -> str:
     return body.replace("<svg ", '<svg role="img" aria-label="mIoU over labelled pixels per image" ', 1)
 
 
-def _drawn(results: Results, cells: Sequence[Cell], kind: str, metadata: dict[str, None]) -> bytes:
+def _drawn(cells: Sequence[Cell], published: Published, kind: str, metadata: dict[str, None]) -> bytes:
     target = io.BytesIO()
     with rc_context(_STYLE):  # type: ignore[arg-type]
-        figure = _figure(reported(results, cells))
+        figure = _figure(cells, published)
         figure.savefig(target, format=kind, dpi=160, metadata=metadata)
     return target.getvalue()
 
 
-def _figure(cells: Sequence[Cell]) -> Figure:
+def _figure(cells: Sequence[Cell], published: Published) -> Figure:
     """One panel a data set, one line a curve, one legend for all."""
     by_line: dict[Line, list[Cell]] = {}
     for cell in cells:
@@ -72,14 +79,14 @@ def _figure(cells: Sequence[Cell]) -> Figure:
     panels = figure.subplots(1, len(datasets), squeeze=False)[0]
     for panel, dataset in zip(panels, datasets, strict=True):
         own = {line: points for line, points in by_line.items() if line.dataset == dataset}
-        _panel(panel, own)
+        _panel(panel, own, published)
         panel.set_title(f"{dataset}, {' and '.join(dict.fromkeys(points[0].split for points in own.values()))}")
     legend_rows = [_legend(panel) for panel in panels]
     figure.set_figheight(4.2 + 0.2 * max(legend_rows))
     return figure
 
 
-def _panel(panel: Axes, by_line: dict[Line, list[Cell]]) -> None:
+def _panel(panel: Axes, by_line: dict[Line, list[Cell]], published: Published) -> None:
     labels = line_labels([line for line, points in by_line.items() if any(cell.values for cell in points)])
     for index, (line, points) in enumerate(by_line.items()):
         found = [cell for cell in points if cell.values]
@@ -90,6 +97,9 @@ def _panel(panel: Axes, by_line: dict[Line, list[Cell]]) -> None:
             _curve(panel, found, label, colour, marker)
         elif found:
             _level(panel, found[0], label, colour)
+        hollow = [one for cell in points if (one := published.get((line, cell.budget))) and one.budget != "full"]
+        if found and hollow:  # full supervision has no place on the axis
+            _published(panel, hollow, labels[line], colour, marker)
     budgets = sorted({cell.budget for points in by_line.values() for cell in points if cell.budget != "full"})
     if budgets and len(budgets) <= 12:
         panel.set_xticks(budgets)
@@ -118,6 +128,16 @@ def _level(panel: Axes, cell: Cell, label: str, colour: str) -> None:
     if len(cell.values) > 1:
         panel.axhspan(centre - std, centre + std, color=colour, alpha=0.1, linewidth=0)
     panel.axhline(centre, color=colour, linestyle=(0, (6, 3)), linewidth=1.5, label=label)
+
+
+def _published(panel: Axes, cells: list[PublishedCell], label: str, colour: str, marker: str) -> None:
+    """Hollow markers with bars of one standard deviation."""
+    budgets, means = [float(cell.budget) for cell in cells], [cell.miou_percent for cell in cells]
+    bars = panel.errorbar(
+        budgets, means, yerr=[cell.std_percent for cell in cells], fmt=marker, color=colour, capsize=3, linewidth=1
+    )
+    bars.lines[0].set(markerfacecolor="none", markersize=8)
+    bars.set_label(f"{label}, published")
 
 
 def _legend(panel: Axes) -> int:

@@ -2,12 +2,13 @@
 
 import html
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from pixelpick_ray.report.cells import Cell
 from pixelpick_ray.report.figures import inline_svg
 from pixelpick_ray.report.rows import Results
-from pixelpick_ray.report.tables import Table, area_table, class_tables, missing_table, result_table, to_html
+from pixelpick_ray.report.tables import Table, to_html
+
+CURVE = "Budget curve"
 
 _PROVENANCE = {
     "device": "devices",
@@ -28,17 +29,18 @@ _CSS = """
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem;
-  max-width: 60rem; background: var(--paper); color: var(--ink);
+  max-width: 80rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
-p.lead, figcaption, p.note { color: var(--faint); font-size: .9rem; margin: .25rem 0 .75rem; }
+p.lead, figcaption, p.note { color: var(--faint); font-size: .9rem; margin: .25rem 0 .75rem; max-width: 52rem;
+  overflow-wrap: anywhere; }
 figure { margin: 0 0 1.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { background: var(--raised); font-weight: 600; }
+th { background: var(--raised); font-weight: 600; white-space: normal; vertical-align: bottom; }
 .r { text-align: right; }
 .curve svg { width: 100%; height: auto; max-width: 48rem; display: block; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; font-size: .9rem; }
@@ -47,18 +49,15 @@ dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def page_html(results: Results, cells: Sequence[Cell], svg: str) -> str:
-    """The page; `svg` is the curve as a document of its own."""
+def page_html(results: Results, sections: Mapping[str, Sequence[Table]], svg: str) -> str:
+    """The page: the sections' tables under their titles, in order; `svg` is the curve as a document of its own."""
     title = " · ".join(experiment.title or experiment.name for experiment in results.experiments)
     names = ", ".join(experiment.name for experiment in results.experiments)
     curve = f'<div class="curve">{inline_svg(svg)}</div>\n'
     body = [
         f"<h1>{html.escape(title)}</h1>\n",
-        f'<p class="lead">{html.escape(f"{names}: {len(results.points)} trials, {len(results.fits)} fits")}</p>\n',
-        _section("Results", to_html(result_table(results, cells))),
-        _section("Budget curve", curve, area_table(results, cells)),
-        _section("Missing", "", missing_table(results, cells)),
-        _section("Classes", "", *class_tables(results, cells)),
+        f'<p class="lead">{html.escape(f"{names}: {len(results.trials)} trials, {len(results.fits)} fits")}</p>\n',
+        *(_section(name, curve if name == CURVE else "", *map(to_html, tables)) for name, tables in sections.items()),
         _section("Provenance", *(_provenance(results, experiment.name) for experiment in results.experiments)),
     ]
     return _document(title, "".join(body))
@@ -72,10 +71,9 @@ def _document(title: str, body: str) -> str:
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}</body>\n</html>\n'
 
 
-def _section(title: str, *parts: str | Table | None) -> str:
+def _section(title: str, *parts: str) -> str:
     """A heading and its parts; empty when nothing is to be said."""
-    texts = [to_html(part) if isinstance(part, Table) else part or "" for part in parts]
-    return f"<h2>{html.escape(title)}</h2>\n{''.join(texts)}" if any(texts) else ""
+    return f"<h2>{html.escape(title)}</h2>\n{''.join(parts)}" if any(parts) else ""
 
 
 def _provenance(results: Results, experiment: str) -> str:

@@ -4,62 +4,37 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pixelpick_ray.active.metrics import Counts, iou, miou, pixel_accuracy
-from pixelpick_ray.errors import SpecError, StoreError
-from pixelpick_ray.spec.canonical import canonical_json
-from pixelpick_ray.spec.experiment import Experiment, Trial
+from pixelpick_ray.errors import StoreError
+from pixelpick_ray.report.points import Budget, Point, merged, size_text, trials_by_point
+from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.keys import chain_id, evaluation_size
+from pixelpick_ray.spec.trial import EvaluateSpec, Trial
 from pixelpick_ray.store import Store, experiment_folder
 
-Budget = int | Literal["full"]
+LAST, BEST, BEST_ON = "last", "best", "best_on_"
 
 # The order is promised to scripts; what comes later is appended after them.
 CSV_COLUMNS = (
-    *(
-        "experiment",
-        "dataset",
-        "architecture",
-        "backbone",
-        "strategy",
-        "seed",
-        "budget",
-        "split",
-        "checkpoint",
-        "metric",
-    ),
-    *("class_name", "value", "fit_key", "pretrained", "setting", "share", "evaluation_key"),
+    *("experiment", "dataset", "architecture", "backbone", "strategy", "seed", "budget", "split", "checkpoint"),
+    *("metric", "class_name", "value", "fit_key", "pretrained", "setting", "share", "evaluation_key"),
 )
-
-# Grid paths with a column of their own; every other path that a grid varies goes into the column `setting`.
-_COLUMN_PATHS = frozenset(
-    ("seed", "budget", "dataset.name", "model.architecture", "model.backbone", "model.pretrained", "acquire.strategy")
-)
-
-
-@dataclass(frozen=True)
-class Point:
-    """A trial as a report names it; `strategy` is empty for full supervision, which picks nothing."""
-
-    experiment: str
-    dataset: str
-    architecture: str
-    backbone: str
-    pretrained: str
-    strategy: str
-    setting: str
-    seed: int
-    budget: Budget
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an experiment asks to be measured of a trial. `share` of labelled pixels is None where nothing tells it."""
+    """What an experiment asks to be measured of a trial. `share` of labelled pixels is None where nothing tells it.
+
+    `split` is the name that the experiment evaluates a split under. `checkpoint` chooses the epoch of a stage: `last`,
+    `best` on that split (what the published code keeps), or `best_on_<name>`, the best on a split that is held out.
+    """
 
     point: Point
     split: str
@@ -104,21 +79,21 @@ class Missing:
 class Results:
     """All that a report is made from.
 
-    `evidence` has, by evaluation key, what the results of a cell should have in common; `fits` has the provenance by
-    fit key.
+    `trials` are those asked for, in the order of the files; `evidence` has, by evaluation key, what the results of a
+    cell should have in common; `fits` has the provenance by fit key.
     """
 
     experiments: tuple[Experiment, ...]
+    trials: Mapping[Point, Trial]
     measurements: tuple[Measurement, ...]
     rows: tuple[Row, ...]
     missing: tuple[Missing, ...]
     evidence: dict[str, dict[str, str]]
     fits: dict[str, dict[str, Any]]
 
-    @property
-    def points(self) -> tuple[Point, ...]:
-        """The distinct trials asked for, in the order of the files."""
-        return tuple(dict.fromkeys(measurement.point for measurement in self.measurements))
+    def evaluate(self, experiment: str) -> EvaluateSpec:
+        """What an experiment evaluates, by its name."""
+        return next(one.evaluate for one in self.experiments if one.name == experiment)
 
 
 def load_results(store: Store, experiments: Sequence[Experiment]) -> Results:
@@ -126,24 +101,28 @@ def load_results(store: Store, experiments: Sequence[Experiment]) -> Results:
 
     SpecError when different experiments have one name, StoreError for a record that contradicts its trial.
     """
-    if not experiments:
-        raise SpecError("report: no experiment given; name at least one experiment file")
-    merged = _merged(experiments)
+    together = merged(experiments)
+    trials: dict[Point, Trial] = {}
     measurements: list[Measurement] = []
     rows: list[Row] = []
     missing: list[Missing] = []
-    for experiment in merged:
-        for trial, point in _points(experiment):
-            record = store.read_record(f"{experiment_folder(experiment)}/chains/{chain_id(trial)}.json")
-            asked = list(_measurements(experiment, trial, point, record))
+    for experiment in together:
+        for point, trial in trials_by_point(experiment).items():
+            record = read_chain(store, experiment, trial)
+            asked = list(_measurements(experiment.evaluate, trial, point, record))
+            found, lost = _read(store, trial, record, asked)
+            trials[point] = trial
             measurements += asked
-            for split in experiment.evaluate.splits:
-                found = _read(store, trial, record, [one for one in asked if one.split == split])
-                rows += [] if isinstance(found, Missing) else found
-                missing += [found] if isinstance(found, Missing) else []
+            rows += found
+            missing += lost
     evidence = {key: _evidence(store, key) for key in sorted({row.evaluation_key for row in rows})}
     fits = {key: _json(store, "fit", key, "provenance.json") for key in sorted({row.fit_key for row in rows})}
-    return Results(merged, tuple(measurements), tuple(rows), tuple(missing), evidence, fits)
+    return Results(together, trials, tuple(measurements), tuple(rows), tuple(missing), evidence, fits)
+
+
+def read_chain(store: Store, experiment: Experiment, trial: Trial) -> Any:
+    """The record of the chain that a trial is a prefix of; None when it never ran."""
+    return store.read_record(f"{experiment_folder(experiment)}/chains/{chain_id(trial)}.json")
 
 
 def rows_csv(results: Results) -> str:
@@ -164,93 +143,20 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _merged(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
-    """Experiments that differ only in their grids as one, so that no trial is counted twice."""
-    by_name: dict[str, Experiment] = {}
-    for experiment in experiments:
-        known = by_name.setdefault(experiment.name, experiment)
-        if known.identity() != experiment.identity():
-            raise SpecError(
-                f"name: {experiment.name!r} is given to experiments that differ in more than their grids; "
-                "rename one, or report them apart"
-            )
-        if known is not experiment:
-            grids = known.grid + tuple(grid for grid in experiment.grid if grid not in known.grid)
-            by_name[experiment.name] = known.model_copy(update={"grid": grids})
-    return tuple(by_name.values())
-
-
-def _points(experiment: Experiment) -> list[tuple[Trial, Point]]:
-    """Distinct trials with their names; full supervision under several strategies is one trial."""
-    paths = _setting_paths(experiment)
-    distinct = {(chain_id(trial), trial.budget): trial for trial in reversed(experiment.trials())}
-    return [(trial, _point(experiment, trial, paths)) for trial in reversed(distinct.values())]
-
-
-def _point(experiment: Experiment, trial: Trial, paths: list[str]) -> Point:
-    return Point(
-        experiment=experiment.name,
-        dataset=trial.dataset.name,
-        architecture=trial.model.architecture,
-        backbone=trial.model.backbone,
-        pretrained=trial.model.pretrained,
-        strategy="" if trial.budget == "full" else trial.acquire.strategy,
-        setting=_setting(trial, paths),
-        seed=trial.seed,
-        budget=trial.budget,
-    )
-
-
-def _setting_paths(experiment: Experiment) -> list[str]:
-    """Innermost paths that some grid sets and that have no column, sorted."""
-    given = ((path, value) for grid in experiment.grid for path, values in grid.items() for value in values)
-    return sorted({leaf for path, value in given for leaf in _leaves(path, value)} - _COLUMN_PATHS)
-
-
-def _leaves(path: str, value: Any) -> Iterator[str]:
-    if not isinstance(value, dict) or not value:
-        yield path
-        return
-    for key, inner in value.items():
-        yield from _leaves(f"{path}.{key}", inner)
-
-
-def _setting(trial: Trial, paths: list[str]) -> str:
-    """For example "acquire.pool_fraction=0.1"; how pixels are picked means nothing to full supervision."""
-    tree = trial.model_dump(mode="json")
-    if trial.budget == "full":
-        del tree["acquire"]
-    parts = []
-    for path in paths:
-        known, value = _lookup(tree, path)
-        finer = isinstance(value, dict) and any(other.startswith(f"{path}.") for other in paths)
-        if known and not finer:
-            parts.append(f"{path}={_value_text(value)}")
-    return ", ".join(parts)
-
-
-def _lookup(tree: Any, path: str) -> tuple[bool, Any]:
-    for part in path.split("."):
-        if not isinstance(tree, dict) or part not in tree:
-            return False, None
-        tree = tree[part]
-    return True, tree
-
-
-def _value_text(value: Any) -> str:
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else canonical_json(value)
-
-
-def _measurements(experiment: Experiment, trial: Trial, point: Point, record: Any) -> Iterator[Measurement]:
-    # An evaluation after every epoch is what allows the best one to be named.
-    every_epoch = experiment.evaluate.when == "every_epoch" and trial.train.epochs > 1
+def _measurements(evaluate: EvaluateSpec, trial: Trial, point: Point, record: Any) -> Iterator[Measurement]:
     share = _share(trial, record)
-    for split in experiment.evaluate.splits:
-        size = _size_text(experiment, trial, split)
-        for checkpoint in ("last", "best") if every_epoch else ("last",):
+    for split in evaluate.splits:
+        size = size_text(evaluation_size(evaluate, trial, split), " pixels")
+        for checkpoint in _checkpoints(evaluate, trial, split):
             yield Measurement(point, split, checkpoint, size, share)
+
+
+def _checkpoints(evaluate: EvaluateSpec, trial: Trial, split: str) -> list[str]:
+    # An evaluation after every epoch is what allows the best one to be named.
+    if evaluate.when != "every_epoch" or trial.train.epochs == 1:
+        return [LAST]
+    held_out = evaluate.held_out if split == evaluate.report else ()
+    return [LAST, BEST, *(BEST_ON + name for name in held_out)]
 
 
 def _share(trial: Trial, record: Any) -> float | None:
@@ -263,37 +169,66 @@ def _share(trial: Trial, record: Any) -> float | None:
     return trial.budget / (size[0] * size[1]) if size else None
 
 
-def _size_text(experiment: Experiment, trial: Trial, split: str) -> str:
-    size = evaluation_size(experiment.evaluate, trial, split)
-    if size.size is not None:
-        return f"{size.size[0]} x {size.size[1]} pixels"
-    if size.scale is not None:
-        return f"scale {size.scale:g}"
-    return "native size" if size.long_side is None else f"long side {size.long_side} pixels"
+@dataclass(frozen=True)
+class _Evaluation:
+    """Confusion matrices (E, C, C) of a stage on one split, after each of the `epochs` (E,), which ascend."""
+
+    key: str
+    epochs: npt.NDArray[np.int64]
+    confusion: Counts
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the highest mIoU, the first of equals."""
+        values = [miou(matrix) for matrix in self.confusion]
+        at = max(range(len(values)), key=lambda index: -1.0 if math.isnan(values[index]) else values[index])
+        return int(self.epochs[at])
 
 
-def _read(store: Store, trial: Trial, record: Any, asked: list[Measurement]) -> list[Row] | Missing:
-    """The rows of a trial on one split, for each of its checkpoints."""
-    point, split = asked[0].point, asked[0].split
+def _read(store: Store, trial: Trial, record: Any, asked: Sequence[Measurement]) -> tuple[list[Row], list[Missing]]:
+    """The rows of a trial, and its splits without a stored evaluation."""
     stage = _recorded_stage(record, trial)
-    key = stage["evaluations"].get(split) if stage else None
-    if stage is None or key is None:
-        return Missing(point, split, "not run yet")
-    folder = store.result("evaluation", key)
-    if folder is None:
-        return Missing(point, split, f"evaluation {key[:16]} is absent or damaged")
-    with np.load(folder / "confusion.npz") as file:
-        epochs, confusion = file["epochs"], file["confusion"]
-    names = record["class_names"]
-    if confusion.shape != (len(epochs), len(names), len(names)) or not len(epochs):
-        raise StoreError(
-            f"{folder}: confusion {confusion.shape} does not fit {len(names)} classes; remove it and run again"
-        )
+    found: dict[str, _Evaluation] = {}
+    missing = []
+    for split in dict.fromkeys(one.split for one in asked):
+        evaluation = _evaluation(store, stage, split, record)
+        if isinstance(evaluation, str):
+            missing.append(Missing(asked[0].point, split, evaluation))
+        else:
+            found[split] = evaluation
     rows = []
     for one in asked:
-        index = int(np.argmax(epochs)) if one.checkpoint == "last" else _best(confusion)
-        rows += _rows(one, confusion[index], names, stage["fit"], key)
-    return rows
+        matrix = _chosen(one, found)
+        if stage is not None and matrix is not None:
+            rows += _rows(one, matrix, record["class_names"], stage["fit"], found[one.split].key)
+    return rows, missing
+
+
+def _evaluation(store: Store, stage: dict[str, Any] | None, split: str, record: Any) -> _Evaluation | str:
+    """A stored evaluation, or why there is none."""
+    key = stage["evaluations"].get(split) if stage else None
+    if key is None:
+        return "not run yet"
+    folder = store.result("evaluation", key)
+    if folder is None:
+        return f"evaluation {key[:16]} is absent or damaged"
+    with np.load(folder / "confusion.npz", allow_pickle=False) as file:
+        epochs, confusion = file["epochs"], file["confusion"]
+    classes = len(record["class_names"])
+    if confusion.shape != (len(epochs), classes, classes) or not len(epochs):
+        raise StoreError(f"{folder}: confusion {confusion.shape} does not fit {classes} classes; remove it, run again")
+    return _Evaluation(key, epochs, confusion)
+
+
+def _chosen(one: Measurement, found: Mapping[str, _Evaluation]) -> Counts | None:
+    """The confusion on a split after the epoch that the rule chooses; None when a split that it needs is missing."""
+    chooser = one.checkpoint.removeprefix(BEST_ON) if one.checkpoint.startswith(BEST_ON) else one.split
+    if one.split not in found or chooser not in found:
+        return None
+    read, chosen = found[one.split], found[chooser]
+    epoch = int(chosen.epochs.max()) if one.checkpoint == LAST else chosen.best_epoch
+    matrices: list[Counts] = list(read.confusion[read.epochs == epoch])
+    return matrices[0] if matrices else None
 
 
 def _recorded_stage(record: Any, trial: Trial) -> dict[str, Any] | None:
@@ -307,12 +242,6 @@ def _recorded_stage(record: Any, trial: Trial) -> dict[str, Any] | None:
             f"the trial {trial.budget}; remove the file and run again"
         )
     return stage
-
-
-def _best(confusion: Counts) -> int:
-    """Index of the epoch with the highest mIoU, the first of equals."""
-    values = [miou(matrix) for matrix in confusion]
-    return max(range(len(values)), key=lambda index: -1.0 if math.isnan(values[index]) else values[index])
 
 
 def _rows(one: Measurement, confusion: Counts, names: list[str], fit_key: str, evaluation_key: str) -> list[Row]:

@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit  # type: ignore[import-untyped]  # scipy.stats would take a second to import
+
 CONFIDENCE = 0.95
 
 
@@ -47,31 +49,36 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[f
     return mean(values) - half, mean(values) + half
 
 
-def student_quantile(confidence: float, degrees: int) -> float:
-    """The t for which Student's distribution holds `confidence` between -t and t; ValueError outside of (0, 1)."""
-    if not 0.0 < confidence < 1.0 or degrees < 1:
-        raise ValueError(f"confidence {confidence}, degrees {degrees}: need 0 < confidence < 1 and degrees >= 1")
-    # In the angle atan(t / sqrt(degrees)) the search has finite bounds whatever the confidence.
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_mass(middle, degrees) < confidence else (low, middle)
-    return math.sqrt(degrees) * math.tan((low + high) / 2)
+def student_quantile(confidence: float, degrees: float) -> float:
+    """The t for which Student's distribution holds `confidence` between -t and t.
 
-
-def _student_mass(angle: float, degrees: int) -> float:
-    """Mass between -t and t, at the angle of t: a finite sum for whole degrees.
-
-    Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 (odd) and 26.7.4 (even).
+    Degrees of freedom may be fractions. ValueError for a confidence outside of (0, 1) or degrees that are not positive.
     """
-    odd = degrees % 2
-    cosine = math.cos(angle)
-    term = cosine if odd else 1.0
-    total = 0.0
-    for power in range(odd, degrees - 1, 2):
-        total += term
-        term *= cosine * cosine * (power + 1) / (power + 2)
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    if not 0.0 < confidence < 1.0 or not degrees > 0.0:
+        raise ValueError(f"confidence {confidence}, degrees {degrees}: need 0 < confidence < 1 and degrees > 0")
+    return float(stdtrit(degrees, (1 + confidence) / 2))
+
+
+def welch_interval(
+    mean1: float, std1: float, n1: int, mean2: float, std2: float, n2: int, confidence: float = CONFIDENCE
+) -> tuple[float, float, float]:
+    """The difference mean1 - mean2 and Welch's interval of it, from sample standard deviations that need not be equal.
+
+    The degrees of freedom are Satterthwaite's (1946; Welch 1947). The interval is NaN where n is below 2, and has no
+    width where neither sample varies.
+    """
+    difference = mean1 - mean2
+    if n1 < 2 or n2 < 2:
+        return difference, math.nan, math.nan
+    error1, error2 = std1 / math.sqrt(n1), std2 / math.sqrt(n2)
+    error = math.hypot(error1, error2)
+    if error == 0.0:
+        return difference, difference, difference
+    # As shares of the whole, the squares neither overflow nor vanish.
+    share1, share2 = (error1 / error) ** 2, (error2 / error) ** 2
+    degrees = 1 / (share1**2 / (n1 - 1) + share2**2 / (n2 - 1))
+    half = student_quantile(confidence, degrees) * error
+    return difference, difference - half, difference + half
 
 
 def area_under_curve(budgets: Sequence[float], values: Sequence[float]) -> float:

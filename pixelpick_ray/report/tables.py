@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pixelpick_ray.report.cells import Area, Cell, Line, areas, build_cells, line_of, reported
-from pixelpick_ray.report.rows import Budget, Results, csv_text
+from pixelpick_ray.report.points import Budget
+from pixelpick_ray.report.rows import BEST, BEST_ON, LAST, Results, csv_text
+from pixelpick_ray.spec.canonical import brief
 
 FULL = "full supervision"
 
@@ -34,12 +36,54 @@ class Table:
 def result_table(results: Results, cells: Sequence[Cell]) -> Table:
     """The default table: mIoU in percent, one row a model, strategy and budget; full supervision last."""
     shown = reported(results, cells)
-    columns = _line_columns([cell.line for cell in shown])
+    columns = line_columns(cell.line for cell in shown)
     rows = tuple((*(columns[name][cell.line] for name in columns), *_cell_texts(cell)) for cell in shown)
     header = (*columns, "pixels per image", "share (%)", "mIoU (%)", "n")
     missing = len({one.point for one in results.missing})
-    counted = (f"Missing: {missing} of {len(results.points)} trials.",) if missing else ()
+    counted = (f"Missing: {missing} of {len(results.trials)} trials.",) if missing else ()
     return Table(_caption(results, shown), header, rows, "l" * len(columns) + "rrrr", counted + _mixed_notes(shown))
+
+
+def protocol_table(results: Results, cells: Sequence[Cell]) -> Table | None:
+    """The reported split at every size, by every rule that chooses an epoch; None when there is one column only."""
+    shown = [cell for cell in cells if cell.metric == "miou" and _is_of_the_reported_split(results, cell)]
+    heads = _protocol_heads(shown)
+    names = tuple(dict.fromkeys(heads))
+    if len(names) < 2:
+        return None
+    columns = line_columns(cell.line for cell in shown)
+    values: defaultdict[tuple[Line, Budget], dict[str, str]] = defaultdict(dict)
+    for cell, head in zip(shown, heads, strict=True):
+        values[cell.line, cell.budget][head] = _value_and_n_text(cell)
+    rows = tuple(
+        (*(texts[line] for texts in columns.values()), budget_text(budget), *(found.get(name, "-") for name in names))
+        for (line, budget), found in values.items()
+    )
+    caption = f"mIoU in percent on {' and '.join(dict.fromkeys(map(_place, shown)))}, by the epoch of a stage: the last"
+    if any(cell.checkpoint == BEST for cell in shown):
+        caption += ", or the best on a split; the best on the split that is reported flatters, being judged by itself"
+    header = (*columns, "pixels per image", *names)
+    return Table(f"{caption}.", header, rows, "l" * len(columns) + "r" * (1 + len(names)))
+
+
+def _is_of_the_reported_split(results: Results, cell: Cell) -> bool:
+    evaluate = results.evaluate(cell.line.experiment)
+    return evaluate.split_of(cell.split) == evaluate.split_of(evaluate.report)
+
+
+def _protocol_heads(cells: Sequence[Cell]) -> list[str]:
+    """The column of each cell; it says where and at which size only where these differ."""
+    rules = [rule_text(cell.checkpoint, cell.split) for cell in cells]
+    if len({(cell.split, cell.size) for cell in cells}) == 1:
+        return rules
+    return [f"{cell.split} ({cell.size}), {rule}" for cell, rule in zip(cells, rules, strict=True)]
+
+
+def rule_text(checkpoint: str, split: str) -> str:
+    """The rule that chooses an epoch, for people: "last", "best on val"."""
+    if checkpoint == LAST:
+        return LAST
+    return f"{BEST} on {split if checkpoint == BEST else checkpoint.removeprefix(BEST_ON)}"
 
 
 def class_tables(results: Results, cells: Sequence[Cell]) -> tuple[Table, ...]:
@@ -69,7 +113,7 @@ def area_table(results: Results, cells: Sequence[Cell]) -> Table | None:
     found = areas(reported(results, cells))
     if not found:
         return None
-    columns = _line_columns([area.line for area in found])
+    columns = line_columns(area.line for area in found)
     rows = tuple((*(columns[name][area.line] for name in columns), *_area_texts(area)) for area in found)
     caption = (
         "Normalised area under the curve of mIoU (percent) over labelled pixels per image: the mean height between the "
@@ -85,7 +129,7 @@ def missing_table(results: Results, cells: Sequence[Cell]) -> Table | None:
         seeds[line_of(one.point), one.point.budget, one.split, one.reason].append(str(one.point.seed))
     if not seeds:
         return None
-    columns = _line_columns([line for line, _, _, _ in seeds])
+    columns = line_columns(line for line, _, _, _ in seeds)
     place = {place: index for index, place in enumerate(dict.fromkeys((cell.line, cell.budget) for cell in cells))}
     rows = tuple(
         (*(columns[name][line] for name in columns), budget_text(budget), split, ", ".join(found), reason)
@@ -95,7 +139,7 @@ def missing_table(results: Results, cells: Sequence[Cell]) -> Table | None:
     return Table("Missing results; run the experiment again to add them.", header, rows, "l" * len(columns) + "rlll")
 
 
-def _line_columns(lines: Sequence[Line]) -> dict[str, dict[Line, str]]:
+def line_columns(lines: Iterable[Line]) -> dict[str, dict[Line, str]]:
     """Column name to text of each line; what is the same everywhere is left out unless a reader needs it."""
     texts = {line: _line_texts(line) for line in lines}
     columns = {name: {line: texts[line][name] for line in texts} for name in _LINE_COLUMNS}
@@ -112,7 +156,7 @@ def _line_texts(line: Line) -> dict[str, str]:
         "dataset": line.dataset,
         "model": f"{line.architecture} {line.backbone}",
         "pretrained": line.pretrained,
-        "setting": line.setting,
+        "setting": brief(line.setting, 90),
         "strategy": strategy_text(line),
     }
 
@@ -133,7 +177,7 @@ def _caption(results: Results, cells: Sequence[Cell]) -> str:
     places: dict[str, str] = {}
     for experiment in results.experiments:
         own = [cell for cell in cells if cell.line.experiment == experiment.name]
-        found = dict.fromkeys(f"{cell.line.dataset} {cell.split} ({cell.size})" for cell in own)
+        found = dict.fromkeys(_place(cell) for cell in own)
         places[experiment.name] = " and ".join(found)
     where = next(iter(places.values()), "")
     if len(set(places.values())) > 1:
@@ -144,6 +188,10 @@ def _caption(results: Results, cells: Sequence[Cell]) -> str:
         f"mIoU in percent on {where}, weights after the last epoch of a stage; "
         f"mean ± sample standard deviation (n-1) over {counts}."
     )
+
+
+def _place(cell: Cell) -> str:
+    return f"{cell.line.dataset} {cell.split} ({cell.size})"
 
 
 def _mixed_notes(cells: Iterable[Cell]) -> tuple[str, ...]:
@@ -166,7 +214,7 @@ def value_text(cell: Cell) -> str:
     """For example "50.8 ± 0.2", "50.8" of one seed, "missing 0/5" of none; "-" for a class that does not occur."""
     if not cell.values:
         return f"missing 0/{cell.expected}"
-    return _spread_text(cell.summary.mean, cell.summary.std)
+    return percent_text(cell.summary.mean, cell.summary.std)
 
 
 def _value_and_n_text(cell: Cell) -> str:
@@ -175,7 +223,8 @@ def _value_and_n_text(cell: Cell) -> str:
     return value_text(cell) + (f" ({n}/{cell.expected})" if 0 < n < cell.expected else "")
 
 
-def _spread_text(mean: float, std: float) -> str:
+def percent_text(mean: float, std: float) -> str:
+    """A fraction in percent with its deviation, as "50.8 ± 0.2"; "50.8" without one, "-" for NaN."""
     if math.isnan(mean):
         return "-"
     return f"{100 * mean:.1f}" if math.isnan(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"
@@ -183,10 +232,11 @@ def _spread_text(mean: float, std: float) -> str:
 
 def n_text(cell: Cell) -> str:
     """Number of seeds, as "3/5" when some are missing."""
-    return _count_text(len(cell.values), cell.expected)
+    return count_text(len(cell.values), cell.expected)
 
 
-def _count_text(n: int, expected: int) -> str:
+def count_text(n: int, expected: int) -> str:
+    """How many there are, as "3/5" when fewer than asked for."""
     return str(n) if n == expected else f"{n}/{expected}"
 
 
@@ -211,8 +261,8 @@ def strategy_text(line: Line) -> str:
 
 def _area_texts(area: Area) -> tuple[str, str, str]:
     summary = area.summary
-    value = _spread_text(summary.mean, summary.std) if summary.n else f"missing 0/{area.expected}"
-    return f"{area.budgets[0]} to {area.budgets[-1]}", value, _count_text(summary.n, area.expected)
+    value = percent_text(summary.mean, summary.std) if summary.n else f"missing 0/{area.expected}"
+    return f"{area.budgets[0]} to {area.budgets[-1]}", value, count_text(summary.n, area.expected)
 
 
 # Formats

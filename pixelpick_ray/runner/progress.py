@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pixelpick_ray.data.cache import prepare
-from pixelpick_ray.data.datasets import DatasetFacts, open_dataset
+from pixelpick_ray.data.datasets import DatasetFacts, open_dataset, training_split
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.loop import Event
 from pixelpick_ray.plan import Chain, Plan
@@ -188,7 +188,7 @@ class TensorBoard:
             folder = (
                 self._execution.runs_path
                 / self._plan.experiment.name
-                / f"{re.sub(r'[^A-Za-z0-9._=-]+', '-', chain.label)}-{chain.id[:8]}"
+                / f"{re.sub(r'[^A-Za-z0-9._=-]+', '-', chain.label)[:120]}-{chain.id[:8]}"
             )
             self._writers[chain.id] = self._make(str(folder))
         return self._writers[chain.id]
@@ -205,8 +205,9 @@ def picked_pictures(
     """A few training images, enlarged, with their picked pixels as dots in the colour of their class, (H, W, 3)
     uint8 by name.
     """
-    dataset = open_dataset(chain.trial.dataset.name, execution.data_path)
-    prepared = prepare(dataset, dataset.facts.train_split, chain.trial.dataset, execution.cache_path)
+    spec = chain.trial.dataset
+    dataset = open_dataset(spec, execution.data_path)
+    prepared = prepare(dataset, training_split(dataset, spec), spec, execution.cache_path)
     shown = [labels.names[at] for at in np.unique(np.linspace(0, len(labels.names) - 1, num=count, dtype=int))]
     return {
         Path(name).stem: _dotted(prepared.image(prepared.index[name]), labels, name, dataset.facts) for name in shown

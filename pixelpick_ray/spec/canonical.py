@@ -1,4 +1,4 @@
-"""The one JSON text of a value, and its digest."""
+"""The one JSON text of a value, its digest, and its text for people."""
 
 import hashlib
 import json
@@ -13,3 +13,8 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of the canonical JSON of a value, 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
+
+
+def brief(text: str, limit: int = 60) -> str:
+    """A text for a label: cut when it is longer than `limit` characters, and then told apart by its digest."""
+    return text if len(text) <= limit else f"{text[: limit - 10]}... {digest(text)[:6]}"

@@ -6,240 +6,30 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.spec.canonical import digest
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Budget = Annotated[int, Field(ge=1)] | Literal["full"]
-
-
-class Spec(BaseModel):
-    """A frozen part of an experiment; unknown keys and wrong types are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    def as_input(self) -> dict[str, Any]:
-        """JSON-ready fields for a key; absent options are left out, so that new ones do not move old keys."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-
-class SizeSpec(Spec):
-    """The size that images are prepared to: at most one of the three; none means the native size."""
-
-    size: tuple[Count, Count] | None = None
-    scale: Positive | None = None
-    long_side: Count | None = None
-
-    @model_validator(mode="after")
-    def _one_at_most(self) -> Self:
-        given = [name for name in ("size", "scale", "long_side") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other; keep one of size, scale, long_side")
-        return self
-
-    def prepared_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) in pixels that an image of this native size is resized to."""
-        if self.size is not None:
-            return self.size
-        factor = self.scale if self.scale is not None else 1.0
-        if self.long_side is not None:
-            factor = self.long_side / max(height, width)
-        return max(1, int(height * factor + 1e-9)), max(1, int(width * factor + 1e-9))
-
-
-class DatasetSpec(SizeSpec):
-    """The training images: data set, prepared size, and how many of them (a nested random subset by seed)."""
-
-    name: str
-    images: Count | None = None
-
-
-class ModelSpec(Spec):
-    """The network; ``dropout`` are the rates after ASPP, in the decoder, and before the classifier."""
-
-    architecture: Literal["deeplabv3plus"] = "deeplabv3plus"
-    backbone: str
-    pretrained: str = "imagenet"
-    output_stride: Literal[8, 16, 32] = 16
-    dropout: tuple[Fraction, Fraction, Fraction] = (0.5, 0.5, 0.2)
-
-
-class AdamSpec(Spec):
-    """Adam with L2 weight decay, betas (0.9, 0.999), eps 1e-8."""
-
-    name: Literal["adam"]
-    lr: Positive
-    backbone_lr_factor: NonNegative = 0.1
-    weight_decay: NonNegative = 0.0
-
-
-class SgdSpec(Spec):
-    """Stochastic gradient descent with momentum and L2 weight decay."""
-
-    name: Literal["sgd"]
-    lr: Positive
-    backbone_lr_factor: NonNegative = 0.1
-    weight_decay: NonNegative = 0.0
-    momentum: Fraction = 0.9
-
-
-class ConstantSpec(Spec):
-    """The learning rate stays."""
-
-    name: Literal["constant"] = "constant"
-
-
-class MultistepSpec(Spec):
-    """The learning rate is multiplied by ``gamma`` once each of the ``milestones`` (finished epochs) is reached."""
-
-    name: Literal["multistep"]
-    milestones: tuple[Count, ...]
-    gamma: Positive = 0.1
-
-    @model_validator(mode="after")
-    def _ascending(self) -> Self:
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones: must ascend without repeats; got {list(self.milestones)}")
-        return self
-
-
-class PolySpec(Spec):
-    """The learning rate falls as (1 - t/N)^power over the N iterations of a stage."""
-
-    name: Literal["poly"]
-    power: Positive = 0.9
-
-
-class JitterSpec(Spec):
-    """Colour jitter in random order: strengths as in torchvision's ColorJitter."""
-
-    probability: Fraction = 0.8
-    brightness: NonNegative = 0.8
-    contrast: NonNegative = 0.8
-    saturation: NonNegative = 0.8
-    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.2
-
-
-class BlurSpec(Spec):
-    """Gaussian blur; the odd kernel size is int(kernel_fraction * short side // 2 * 2 + 1)."""
-
-    probability: Fraction = 0.5
-    sigma: tuple[Positive, Positive] = (0.1, 2.0)
-    kernel_fraction: Fraction = 0.1
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.sigma[0] > self.sigma[1]:
-            raise ValueError(f"sigma: must be [smallest, largest]; got {list(self.sigma)}")
-        return self
-
-
-class AugmentSpec(Spec):
-    """Augmentation in this order: scale, pad and crop, flip, jitter, grayscale, blur."""
-
-    scale: tuple[Positive, Positive] = (0.5, 2.0)
-    crop_size: tuple[Count, Count] | None = None
-    hflip: Fraction = 0.5
-    jitter: JitterSpec | None = None
-    grayscale: Fraction = 0.0
-    blur: BlurSpec | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale: must be [smallest, largest]; got {list(self.scale)}")
-        return self
-
-
-class TrainSpec(Spec):
-    """How one stage is trained; ``batch_size`` is global, over all ranks."""
-
-    epochs: Count
-    batch_size: Count = 4
-    optimizer: Annotated[AdamSpec | SgdSpec, Field(discriminator="name")]
-    schedule: Annotated[ConstantSpec | MultistepSpec | PolySpec, Field(discriminator="name")] = ConstantSpec()
-    augment: AugmentSpec | None = None
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-
-
-class AcquireSpec(Spec):
-    """How pixels are chosen; ``pool_fraction`` 0 takes the best pixels directly."""
-
-    strategy: str = "margin"
-    initial_pixels: Count = 10
-    pixels_per_stage: Count = 10
-    pool_fraction: Fraction = 0.05
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-
-
-class OracleSpec(Spec):
-    """Who answers."""
-
-    name: Literal["ground_truth"] = "ground_truth"
-
-
-class EvaluateSpec(Spec):
-    """Which splits are evaluated, at which size, when, and which of them is reported."""
-
-    splits: dict[str, SizeSpec]
-    when: Literal["last", "every_epoch"] = "last"
-    report: str
-
-    @model_validator(mode="after")
-    def _reported_is_evaluated(self) -> Self:
-        if self.report not in self.splits:
-            raise ValueError(f"report: {self.report!r} is not among the evaluated splits {sorted(self.splits)}")
-        return self
-
-
-class Trial(Spec):
-    """One point of the grid: everything that changes the science."""
-
-    dataset: DatasetSpec
-    model: ModelSpec
-    train: TrainSpec
-    acquire: AcquireSpec = AcquireSpec()
-    oracle: OracleSpec = OracleSpec()
-    seed: Annotated[int, Field(ge=0)]
-    budget: Budget
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        self._check_budget()
-        if isinstance(self.train.schedule, MultistepSpec) and self.train.schedule.milestones:
-            last = self.train.schedule.milestones[-1]
-            if last >= self.train.epochs:
-                raise ValueError(
-                    f"train.schedule.milestones: {last} is never reached in {self.train.epochs} epochs; "
-                    "lower it or use schedule {name: constant}"
-                )
-        return self
-
-    def _check_budget(self) -> None:
-        if self.budget == "full":
-            return
-        first, step = self.acquire.initial_pixels, self.acquire.pixels_per_stage
-        if self.budget < first or (self.budget - first) % step:
-            below = first + max(0, (self.budget - first) // step) * step
-            raise ValueError(
-                f"budget: the stages do not reach {self.budget} exactly: they start at {first} (initial_pixels) and "
-                f"add {step} (pixels_per_stage); the nearest are {below} and {below + step}"
-            )
-
-    @property
-    def num_stages(self) -> int:
-        """Stages up to the budget; 1 for full supervision."""
-        if self.budget == "full":
-            return 1
-        return 1 + (self.budget - self.acquire.initial_pixels) // self.acquire.pixels_per_stage
+from pixelpick_ray.spec.trial import (
+    AcquireSpec,
+    AdamSpec,
+    ConstantSpec,
+    DatasetSpec,
+    ErringSpec,
+    EvaluateSpec,
+    GroundTruthSpec,
+    ModelSpec,
+    MultistepSpec,
+    OracleSpec,
+    PolySpec,
+    SgdSpec,
+    Spec,
+    TrainSpec,
+    Trial,
+)
 
 
 class Experiment(Spec):
@@ -251,7 +41,7 @@ class Experiment(Spec):
     model: ModelSpec
     train: TrainSpec
     acquire: AcquireSpec = AcquireSpec()
-    oracle: OracleSpec = OracleSpec()
+    oracle: OracleSpec = GroundTruthSpec()
     evaluate: EvaluateSpec
     grid: tuple[dict[str, tuple[Any, ...]], ...]
 
@@ -366,7 +156,9 @@ def _validated(kind: type[S], tree: Any, *, prefixes: Mapping[str, str] | None =
     try:
         return kind.model_validate_json(json.dumps(tree, allow_nan=False))
     except ValidationError as error:
-        found = dict(_explain(item) for item in reversed(error.errors()))  # of a union, the first kind explains
+        # A default that waits for a wrong field is no problem of its own; of a union, the first kind explains.
+        items = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
+        found = dict(_explain(item) for item in reversed(items))
         problems = list(reversed(found.items()))
     except (TypeError, ValueError) as error:
         path = "" if "Circular" in str(error) else _strange(tree) or ""
@@ -414,8 +206,8 @@ def _explain(item: Any) -> tuple[str, str]:
 
 
 def _names_of(field: str) -> list[str]:
-    """Allowed values of ``name`` in train.optimizer or train.schedule."""
-    kinds = _models_in(TrainSpec.model_fields[field].annotation)
+    """Allowed values of ``name`` in train.optimizer, train.schedule or oracle."""
+    kinds = _models_in((TrainSpec.model_fields | Trial.model_fields)[field].annotation)
     return [name for name, kind in _BY_NAME.items() if kind in kinds]
 
 
@@ -426,8 +218,7 @@ def _known_keys(location: tuple[Any, ...]) -> str:
         kinds = _models_in(kind.model_fields[part].annotation) if part in getattr(kind, "model_fields", {}) else []
         named = [k for k in kinds if part in k.model_fields]
         kind = (named or kinds or [kind])[0]
-        if part in ("adam", "sgd", "constant", "multistep", "poly"):
-            kind = _BY_NAME[part]
+        kind = _BY_NAME.get(part, kind)
     return f"allowed here: {', '.join(kind.model_fields)}"
 
 
@@ -443,6 +234,8 @@ _BY_NAME: dict[str, type[Spec]] = {
     "constant": ConstantSpec,
     "multistep": MultistepSpec,
     "poly": PolySpec,
+    "ground_truth": GroundTruthSpec,
+    "erring": ErringSpec,
 }
 
 

@@ -4,19 +4,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.experiment import EvaluateSpec, SizeSpec, Trial
+from pixelpick_ray.spec.trial import EvaluateSpec, SizeSpec, Trial
 
 # Raised by hand when the meaning of a step's result changes; older results are then computed again.
-VERSIONS = {"initial": 1, "fit": 1, "evaluation": 1, "pick": 1}
+VERSIONS = {"initial": 2, "fit": 2, "evaluation": 2, "pick": 2}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the results of a trial depend on beside its spec: contents, by fingerprint, of data and pretrained
-    weights.
+    """What the results of a trial depend on beside its spec: the contents of the data set's splits, by fingerprint,
+    and of the pretrained weights.
     """
 
     fingerprints: dict[str, str]
+    training_split: str
     weights_digest: str | None
 
 
@@ -56,16 +57,19 @@ def pick_input(trial: Trial, *, fit_key: str, stage: int) -> dict[str, Any]:
 def evaluation_input(
     evaluate: EvaluateSpec, trial: Trial, source: Source, *, split: str, fit_key: str
 ) -> dict[str, Any]:
-    """Input of the confusion matrices of a fit on one split."""
+    """Input of the confusion matrices of a fit on one split, known by the name that the experiment gives it."""
     size = evaluation_size(evaluate, trial, split)
-    data = {"fingerprint": source.fingerprints[split], "size": size.as_input()}
-    return _step_input("evaluation", fit=fit_key, split=split, data=data, when=evaluate.when)
+    data = {"fingerprint": source.fingerprints[evaluate.split_of(split)], "size": size.as_input()}
+    return _step_input("evaluation", fit=fit_key, split=evaluate.split_of(split), data=data, when=evaluate.when)
 
 
 def evaluation_size(evaluate: EvaluateSpec, trial: Trial, split: str) -> SizeSpec:
     """The size that a split is evaluated at: its own, or that of training when it gives none."""
-    own = evaluate.splits[split]
-    return own if own.as_input() else SizeSpec(**trial.dataset.model_dump(include=set(SizeSpec.model_fields)))
+    own, training = (
+        SizeSpec(**spec.model_dump(include=set(SizeSpec.model_fields)))
+        for spec in (evaluate.splits[split], trial.dataset)
+    )
+    return own if own.as_input() else training
 
 
 def chain_id(trial: Trial) -> str:
@@ -80,7 +84,9 @@ def chain_id(trial: Trial) -> str:
 
 
 def _data(trial: Trial, source: Source) -> dict[str, Any]:
-    return trial.dataset.as_input() | {"fingerprint": source.fingerprints["train"]}
+    fields = trial.dataset.as_input()
+    fields.pop("path", None)  # where the images lie; what they are is the fingerprint
+    return fields | {"fingerprint": source.fingerprints[source.training_split]}
 
 
 def _step_input(step: str, **fields: Any) -> dict[str, Any]:

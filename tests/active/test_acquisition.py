@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pixelpick_ray.active.acquisition import SCORES, check_strategy, needs_model
+from pixelpick_ray.active.acquisition import (
+    COMMITTEE_SCORES,
+    SCORES,
+    MeanPrediction,
+    bald,
+    check_strategy,
+    needs_model,
+    score_passes,
+)
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.spec.trial import AcquireSpec
 
 SCORED = {name: score for name, score in SCORES.items() if score is not None}
 every_score = pytest.mark.parametrize("name", SCORED)
@@ -118,13 +127,97 @@ def test_order_of_classes_and_a_constant_do_not_matter(name: str) -> None:
     assert np.abs(score_of(name, logits + 37.0) - scores).max() < 1e-12
 
 
-def test_strategies_are_the_published_ones() -> None:
+# Committees of stochastic passes
+
+
+def passes_by_hand() -> tuple[list[Tensor], npt.NDArray[np.float64]]:
+    """Three passes over two pixels, and their probabilities (pass, pixel, class)."""
+    probabilities = np.array(
+        [[[0.8, 0.1, 0.1], [0.6, 0.3, 0.1]], [[0.1, 0.8, 0.1], [0.5, 0.4, 0.1]], [[0.2, 0.1, 0.7], [0.7, 0.2, 0.1]]]
+    )
+    return [torch.from_numpy(np.log(one).T.copy()).reshape(1, 3, 1, 2) for one in probabilities], probabilities
+
+
+def nats(probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return -np.sum(probabilities * np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0), -1)
+
+
+def spec_of(strategy: str, **stochastic: object) -> AcquireSpec:
+    return AcquireSpec(strategy=strategy, stochastic=stochastic)
+
+
+def test_bald_is_the_entropy_of_the_mean_minus_the_mean_entropy() -> None:
+    passes, probabilities = passes_by_hand()
+    found = score_passes(spec_of("bald"), iter(passes)).flatten().numpy()
+    assert found == pytest.approx(nats(probabilities.mean(axis=0)) - nats(probabilities).mean(axis=0), abs=1e-12)
+    assert found[0] > 0.4 > 0.05 > found[1] > 0  # the passes quarrel over the first pixel
+
+
+def test_bald_is_zero_where_all_passes_agree() -> None:
+    logits = torch.randn(2, 5, 3, 3, generator=torch.Generator().manual_seed(0)) * 6
+    assert bald([logits] * 4).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_a_soft_vote_is_the_mean_of_the_scores(name: str) -> None:
+    passes, _ = passes_by_hand()
+    expected = np.mean([by_formula(name, logits) for logits in passes], axis=0)
+    assert np.abs(score_passes(spec_of(name), iter(passes)).numpy() - expected).max() < 1e-12
+
+
+def test_a_hard_vote_scores_the_shares_of_the_votes() -> None:
+    """The passes vote a, b, c for the first pixel and a, a, a for the second."""
+    passes, _ = passes_by_hand()
+    expected = {"margin": [0.0, -1.0], "least_confidence": [2 / 3, 0.0], "entropy": [math.log(3), 0.0]}
+    for name in SCORED:
+        found = score_passes(spec_of(name, vote="hard"), iter(passes)).flatten().tolist()
+        assert found == pytest.approx(expected[name], abs=1e-12)
+
+
+def test_the_mean_prediction_is_the_mean_of_the_probabilities() -> None:
+    passes, probabilities = passes_by_hand()
+    mean = MeanPrediction(passes)
+    assert len(list(mean)) == 3
+    found = mean.logits().softmax(dim=1)[0, :, 0].T.numpy()
+    assert np.abs(found - probabilities.mean(axis=0)).max() < 1e-12
+    alone = MeanPrediction(passes[:1])
+    list(alone)
+    assert alone.logits() is passes[0]
+
+
+@given(data=st.data())
+def test_no_score_of_finite_logits_is_other_than_finite(data: st.DataObject) -> None:
+    largest = float(torch.finfo(torch.float32).max)
+    values = st.floats(-largest, largest, width=32) | st.sampled_from([0.0, largest, -largest, 1e4, -1e4])
+    count = 2 * 3 * 2
+    passes = [
+        torch.tensor(data.draw(st.lists(values, min_size=count, max_size=count))).reshape(2, 3, 1, 2) for _ in range(2)
+    ]
+    for name in SCORED:
+        assert np.isfinite(score_of(name, passes[0])).all()
+        for vote in ("soft", "hard"):
+            assert torch.isfinite(score_passes(spec_of(name, vote=vote), iter(passes))).all()
+    assert torch.isfinite(bald(passes)).all()
+
+
+def test_strategies_are_the_published_ones_and_bald() -> None:
     assert sorted(SCORES) == ["entropy", "least_confidence", "margin", "random"]
-    assert [name for name in SCORES if not needs_model(name)] == ["random"]
+    assert sorted(COMMITTEE_SCORES) == ["bald"]
+    assert [name for name in (*SCORES, *COMMITTEE_SCORES) if not needs_model(name)] == ["random"]
     for name in SCORES:
-        check_strategy(name)
+        check_strategy(AcquireSpec(strategy=name))
+    check_strategy(spec_of("bald", passes=5))
 
 
-def test_an_unknown_strategy_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(SpecError, match=r"acquire\.strategy: unknown strategy 'margins'; known: margin, entropy"):
-        check_strategy("margins")
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        (AcquireSpec(strategy="margins"), r"acquire\.strategy: unknown strategy 'margins'; known: margin, .*bald"),
+        (AcquireSpec(strategy="bald"), r"acquire\.stochastic: bald compares stochastic passes; add .*passes: 20"),
+        (spec_of("bald", vote="hard"), r"acquire\.stochastic\.vote: bald does not vote; leave vote out"),
+        (spec_of("random"), r"acquire\.stochastic: random does not ask the network; leave stochastic out"),
+    ],
+)
+def test_a_wrong_strategy_is_answered_with_the_right_ones(spec: AcquireSpec, told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        check_strategy(spec)

@@ -1,21 +1,24 @@
 """Selection against brute force: the right pool, the right number, never an excluded pixel."""
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelpick_ray.active.oracle import ground_truth
-from pixelpick_ray.active.selection import candidate_mask, choose_from_pool, choose_initial, pool_size
+from pixelpick_ray.active.selection import POOLS, candidate_mask, choose_initial, pool_size
 from pixelpick_ray.errors import DataError
 
 
 def choose(
-    scores: list[float], candidates: list[bool], num_pixels: int, pool: int, rng: np.random.Generator | None = None
+    scores: list[float],
+    candidates: list[bool],
+    num_pixels: int,
+    pool: int,
+    rng: np.random.Generator | None = None,
+    by: str = "score",
 ) -> list[int]:
-    chosen = choose_from_pool(
+    chosen = POOLS[by](
         torch.tensor(scores, dtype=torch.float32),
         torch.tensor(candidates, dtype=torch.bool),
         num_pixels,
@@ -56,6 +59,31 @@ def test_picks_are_distinct_candidates_of_the_pool(image: tuple[list[float], lis
 def test_a_pool_of_the_picks_alone_gives_the_best(image: tuple[list[float], list[bool], int, int]) -> None:
     scores, candidates, num_pixels, _ = image
     assert choose(scores, candidates, num_pixels, pool=num_pixels) == best(scores, candidates, num_pixels)
+
+
+@given(image=images(), seed=st.integers(0, 5))
+def test_of_a_pool_by_chance_the_best_are_picked(image: tuple[list[float], list[bool], int, int], seed: int) -> None:
+    """Against sorting: the picks are the best of some pool of candidates, and of all of them when the pool is all."""
+    scores, candidates, num_pixels, pool = image
+    chosen = choose(scores, candidates, num_pixels, pool, np.random.default_rng(seed), by="chance")
+    assert len(chosen) == len(set(chosen)) == num_pixels
+    assert all(candidates[index] for index in chosen)
+    everything = sum(candidates)
+    assert choose(scores, candidates, num_pixels, everything, by="chance") == best(scores, candidates, num_pixels)
+    better = [index for index in best(scores, candidates, everything) if scores[index] > min(scores[i] for i in chosen)]
+    left_out = set(better) - set(chosen)
+    assert len(left_out) <= everything - min(pool, everything)  # what is better and was not picked was not in the pool
+
+
+def test_a_pool_by_chance_is_uniform() -> None:
+    """The best two of three of six candidates: of the 20 pools, 10 hold the best, 10 the second, 9 show the third..."""
+    scores, candidates = [5.0, 4.0, 3.0, 2.0, 1.0, 0.0, 9.0], [True] * 6 + [False]
+    rng = np.random.default_rng(0)
+    counts = np.zeros(7)
+    for _ in range(4000):
+        counts[choose(scores, candidates, 2, pool=3, rng=rng, by="chance")] += 1
+    expected = [10 / 20, 10 / 20, 9 / 20, 7 / 20, 4 / 20, 0.0, 0.0]
+    assert np.abs(counts / 4000 - expected).max() < 0.03
 
 
 def test_every_pixel_of_the_pool_and_no_other_is_drawn_equally_often() -> None:
@@ -126,14 +154,3 @@ def test_candidates_are_neither_void_nor_taken() -> None:
 )
 def test_pools_have_the_published_sizes(height: int, width: int, fraction: float, num_pixels: int, pool: int) -> None:
     assert pool_size(height, width, fraction, num_pixels) == pool
-
-
-@given(height=st.integers(1, 9), width=st.integers(1, 9), data=st.data())
-def test_the_oracle_answers_with_the_label_under_the_pixel(height: int, width: int, data: st.DataObject) -> None:
-    label: npt.NDArray[np.uint8] = np.random.default_rng(0).integers(0, 200, (height, width), dtype=np.uint8)
-    indices = data.draw(st.lists(st.integers(0, height * width - 1), unique=True, max_size=9))
-    answers = ground_truth(label, np.asarray(indices, dtype=np.int64), image="a.png", stage=4)
-    found = {(int(y), int(x)): int(c) for y, x, c in zip(answers.y, answers.x, answers.label, strict=True)}
-    assert found == {divmod(index, width): int(label[divmod(index, width)]) for index in indices}
-    assert set(answers.stage.tolist()) <= {4}
-    assert set(answers.names) <= {"a.png"}

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from pixelpick_ray.data.augment import JITTER_OPERATIONS, Draw, Geometry, augment, blur_weights, draw
 from pixelpick_ray.data.streams import stream
-from pixelpick_ray.spec.experiment import AugmentSpec, BlurSpec, JitterSpec
+from pixelpick_ray.spec.trial import AugmentSpec, BlurSpec, JitterSpec
 
 FILL = torch.tensor([0.25, 0.5, 0.75])
 Size = tuple[int, int]

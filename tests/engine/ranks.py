@@ -14,15 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from pixelpick_ray.data import datasets
-from pixelpick_ray.engine.fit import FitJob, TrainingData, build_optimizer, fit, make_batch, normalise, train_step
+from pixelpick_ray.engine.fit import FitJob, TrainingData, build_optimizer, fit, make_batch, network_input, train_step
 from pixelpick_ray.engine.score import evaluate, pick
 from pixelpick_ray.engine.world import World, join
 from pixelpick_ray.loop import Event, Workplace, run_chain
 from pixelpick_ray.models.segmentation import build_model
-from pixelpick_ray.spec.experiment import AcquireSpec, Experiment
+from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.spec.trial import AcquireSpec, GroundTruthSpec
 from tests.engine.helpers import CLASSES, TinyDataset
 
 ALONE = World(0, 1, torch.device("cpu"))
+TRUTH = GroundTruthSpec()
 ANSWER_SECONDS = 120
 
 
@@ -150,11 +152,11 @@ def double_precision() -> Iterator[None]:
         return build_model(*arguments, **options).double()
 
     def images(*arguments: Any) -> Tensor:
-        return normalise(*arguments).double()
+        return network_input(*arguments).double()
 
     engine = "pixelpick_ray.engine"
-    with patch(f"{engine}.fit.build_model", build), patch(f"{engine}.fit.normalise", images):
-        with patch(f"{engine}.score.normalise", images):
+    with patch(f"{engine}.fit.build_model", build), patch(f"{engine}.fit.network_input", images):
+        with patch(f"{engine}.score.network_input", images):
             yield
 
 
@@ -169,7 +171,7 @@ def whole_stage(world: World, job: FitJob, acquire: AcquireSpec) -> StageResult:
     losses: list[float] = []
     model = fit(job, world, lambda epoch: losses.append(epoch.loss))
     confusion, _ = evaluate(model, job.data.prepared, job.data.facts, world)
-    chosen = pick(model, job.data, job.labels, acquire, world, seed=job.seed, stage=job.stage)
+    chosen = pick(model, job.data, job.labels, acquire, TRUTH, world, seed=job.seed, stage=job.stage).pixels
     columns = {"image": chosen.image, "y": chosen.y, "x": chosen.x, "label": chosen.label}
     return StageResult(
         losses, {k: v.clone() for k, v in model.state_dict().items()}, confusion, columns, chosen.digest()
@@ -191,10 +193,11 @@ def step_gradients(
     return total, {name: value.grad.clone() for name, value in model.named_parameters()}
 
 
-def pick_untrained(world: World, job: FitJob, data: TrainingData, acquire: AcquireSpec) -> str:
-    """Digest of the picks of an untrained network on the first rank."""
+def pick_untrained(world: World, job: FitJob, data: TrainingData, acquire: AcquireSpec) -> tuple[str, dict[str, Any]]:
+    """Digest and statistics of the picks of an untrained network on the first rank."""
     model = build_model(job.model, num_classes=CLASSES, data_path=job.data_path, seed=job.seed, stage=job.stage)
-    return pick(model, data, job.labels, acquire, world, seed=job.seed, stage=0).digest()
+    query = pick(model, data, job.labels, acquire, TRUTH, world, seed=job.seed, stage=0)
+    return query.pixels.digest(), query.statistics
 
 
 def losses_of(world: World, job: FitJob) -> list[float]:

@@ -20,13 +20,13 @@ from pixelpick_ray.engine.fit import (
     loss_sum,
     lr_factor,
     make_batch,
-    normalise,
+    network_input,
     num_batches,
 )
 from pixelpick_ray.engine.score import evaluate
 from pixelpick_ray.errors import DataError, RunError, SpecError
 from pixelpick_ray.models.segmentation import build_model, upsample
-from pixelpick_ray.spec.experiment import (
+from pixelpick_ray.spec.trial import (
     AcquireSpec,
     AdamSpec,
     AugmentSpec,
@@ -134,7 +134,7 @@ def by_hand(model: nn.Module, job: FitJob, positions: list[int]) -> torch.Tensor
     for index, position in enumerate(positions):
         at = labels.of_image(prepared.names[position])
         truth[index, labels.y[at], labels.x[at]] = torch.from_numpy(labels.label[at]).long()
-    logits = F.interpolate(model(normalise(images / 255, FACTS)), (32, 48), mode="bilinear", align_corners=True)
+    logits = F.interpolate(model(network_input(images / 255, FACTS)), (32, 48), mode="bilinear", align_corners=True)
     return F.cross_entropy(logits, truth, ignore_index=IGNORED)
 
 

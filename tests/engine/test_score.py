@@ -1,22 +1,26 @@
 """Evaluating and picking: confusion matrices against brute force, and the contract of every strategy."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelpick_ray.active.acquisition import SCORES, needs_model
+from pixelpick_ray.active.acquisition import COMMITTEE_SCORES, SCORES, needs_model
 from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.engine import score
-from pixelpick_ray.engine.fit import FitJob, TrainingData, normalise
+from pixelpick_ray.engine.fit import FitJob, TrainingData, network_input
 from pixelpick_ray.engine.score import evaluate, pick, pick_initial, predict
 from pixelpick_ray.errors import DataError, RunError
-from pixelpick_ray.models.segmentation import build_model, upsample
-from pixelpick_ray.spec.experiment import AcquireSpec
+from pixelpick_ray.models.segmentation import build_model, stochastic, upsample
+from pixelpick_ray.spec.trial import AcquireSpec, ErringSpec
 from tests.engine.helpers import CLASSES, FACTS, VOID, label_some, tiny_data, tiny_job
-from tests.engine.ranks import ALONE, Ranks, pick_untrained
+from tests.engine.ranks import ALONE, TRUTH, Ranks, pick_untrained
 
 MIXED = ((32, 48), (40, 40))
+ODD = ((30, 45), (33, 40), (30, 45))  # sides that are no multiples of 8: framed, and cut back
 
 
 def untrained(job: FitJob) -> nn.Module:
@@ -36,12 +40,16 @@ def predictions_one_by_one(model: nn.Module, data: TrainingData) -> list[np.ndar
     with torch.no_grad():
         for position in range(len(data.prepared)):
             image = torch.from_numpy(data.prepared.image(position).copy()).permute(2, 0, 1)[None] / 255
-            full = upsample(model(normalise(image, FACTS)), data.prepared.shape(position))
+            height, width = data.prepared.shape(position)
+            image = (image - torch.tensor(FACTS.mean)[:, None, None]) / torch.tensor(FACTS.std)[:, None, None]
+            down, right = -(-height // 8) * 8, -(-width // 8) * 8
+            mirrored = np.pad(image, ((0, 0), (0, 0), (0, down - height), (0, right - width)), mode="reflect")
+            full = upsample(model(torch.from_numpy(mirrored)), (down, right))[:, :, :height, :width]
             found.append(full.argmax(dim=1)[0].numpy())
     return found
 
 
-@pytest.mark.parametrize("shapes", [((32, 48),), MIXED], ids=["one size", "two sizes"])
+@pytest.mark.parametrize("shapes", [((32, 48),), MIXED, ODD], ids=["one size", "two sizes", "odd sizes"])
 def test_the_confusion_matrix_equals_counting_pixel_by_pixel(shapes: tuple[tuple[int, int], ...]) -> None:
     data = tiny_data(7, shapes=shapes)
     model = some_model(data).train()
@@ -73,28 +81,46 @@ def test_dropout_and_batch_statistics_are_off_while_scoring() -> None:
 def test_every_image_is_predicted_once_at_its_own_size() -> None:
     data = tiny_data(7, shapes=MIXED)
     with torch.inference_mode():
-        batches = list(predict(some_model(data), data.prepared, FACTS, range(7), ALONE))
-    assert [position for batch in batches for position in batch.positions] == list(range(7))
-    for batch in batches:
-        height, width = data.prepared.shape(batch.positions[0])
-        assert batch.logits.shape == (len(batch.positions), CLASSES, height, width)
+        batches = [
+            (batch.positions, list(batch.passes))
+            for batch in predict(some_model(data), data.prepared, FACTS, range(7), ALONE)
+        ]
+    assert [positions for positions, _ in batches] == [[0, 2, 4, 6], [1, 3, 5]]  # a batch a size
+    for positions, passes in batches:
+        (logits,) = passes
+        assert logits.shape == (len(positions), CLASSES, *data.prepared.shape(positions[0]))
 
 
 # Picking
 
 
-def acquire(strategy: str, **fields: object) -> AcquireSpec:
-    return AcquireSpec(**({"strategy": strategy, "pixels_per_stage": 6, "pool_fraction": 0.1} | fields))
+# Every way to choose pixels: each strategy, the pool by score or by chance, one pass or a committee of passes.
+WAYS: dict[str, dict[str, object]] = {
+    **{name: {"strategy": name} for name in SCORES},
+    **{f"{name} of chance": {"strategy": name, "pool": "chance"} for name in SCORES},
+    **{
+        f"{name} by {vote} vote": {"strategy": name, "stochastic": {"passes": 3, "vote": vote}}
+        for name in SCORES
+        if needs_model(name)
+        for vote in ("soft", "hard")
+    },
+    **{name: {"strategy": name, "stochastic": {"passes": 3}} for name in COMMITTEE_SCORES},
+    "bald of chance": {"strategy": "bald", "stochastic": {"passes": 3}, "pool": "chance"},
+}
+
+
+def acquire(way: str, **fields: object) -> AcquireSpec:
+    return AcquireSpec(**({"pixels_per_stage": 6, "pool_fraction": 0.1} | WAYS[way] | fields))
 
 
 def picked(
     data: TrainingData, labels: LabelledPixels, spec: AcquireSpec, *, stage: int = 0, seed: int = 0
 ) -> LabelledPixels:
     model = some_model(data) if needs_model(spec.strategy) else None
-    return pick(model, data, labels, spec, ALONE, seed=seed, stage=stage)
+    return pick(model, data, labels, spec, TRUTH, ALONE, seed=seed, stage=stage).pixels
 
 
-@pytest.mark.parametrize("strategy", sorted(SCORES))
+@pytest.mark.parametrize("strategy", sorted(WAYS))
 class TestEveryStrategy:
     """The contract of a strategy."""
 
@@ -140,10 +166,16 @@ class TestEveryStrategy:
                 of_all = getattr(everything, column)[everything.of_image(name)]
                 assert np.array_equal(of_all, getattr(some, column)[some.of_image(name)])
 
+    def test_picks_do_not_depend_on_the_order_of_the_images(self, strategy: str) -> None:
+        data = tiny_data(5, shapes=MIXED)
+        labels = label_some(data, [4] * 5)
+        mixed = TrainingData(data.facts, data.prepared, np.asarray([3, 0, 4, 2, 1]))
+        assert picked(mixed, labels, acquire(strategy)).digest() == picked(data, labels, acquire(strategy)).digest()
+
     @pytest.mark.parametrize("images", [5, 1], ids=["five images", "a rank without image"])
     def test_two_ranks_pick_what_one_picks(self, strategy: str, images: int, ranks: Ranks) -> None:
         data = tiny_data(images)
-        job = tiny_job(data, label_some(data, [4] * images))
+        job = tiny_job(data, label_some(data, [4] * images), dropout=(0.5, 0.5, 0.2))
         alone = pick_untrained(ALONE, job, data, acquire(strategy))
         assert ranks.run(pick_untrained, job, data, acquire(strategy))[0] == alone
 
@@ -151,8 +183,8 @@ class TestEveryStrategy:
         data = tiny_data(5, shapes=MIXED)
         labels = label_some(data, [4] * 5)
         digests = set()
-        for size in (1, 2, 4, 16):
-            monkeypatch.setattr(score, "BATCH_SIZE", {"cpu": size})
+        for size in (1, 2, 16):
+            monkeypatch.setattr(score, "LARGEST_BATCH", size)
             digests.add(picked(data, labels, acquire(strategy)).digest())
         assert len(digests) == 1
 
@@ -161,11 +193,12 @@ class TestEveryStrategy:
         labels = label_some(data, [4, 4])
         model = some_model(data)
         model.classifier.bias.data[1] = torch.nan
-        if needs_model(strategy):
-            with pytest.raises(RunError, match=f"image img_00: the {strategy} score is not finite after stage 0"):
-                pick(model, data, labels, acquire(strategy), ALONE, seed=0, stage=0)
-        else:  # chance does not ask the network
-            assert len(pick(model, data, labels, acquire(strategy), ALONE, seed=0, stage=0)) == 12
+        spec = acquire(strategy)
+        if not needs_model(spec.strategy):  # chance does not ask the network
+            assert len(pick(None, data, labels, spec, TRUTH, ALONE, seed=0, stage=0).pixels) == 12
+        else:
+            with pytest.raises(RunError, match=f"image img_00: the {spec.strategy} score is not finite after stage 0"):
+                pick(model, data, labels, spec, TRUTH, ALONE, seed=0, stage=0)
 
 
 class Fixed(nn.Module):
@@ -190,7 +223,8 @@ def test_picks_come_from_the_best_scored_candidates(strategy: str) -> None:
     assert scored is not None
     scores = scored(logits).numpy()
     for fraction, pool in ((0.1, 153), (0.0, 6)):
-        new = pick(Fixed(logits), data, labels, acquire(strategy, pool_fraction=fraction), ALONE, seed=0, stage=0)
+        spec = acquire(strategy, pool_fraction=fraction)
+        new = pick(Fixed(logits), data, labels, spec, TRUTH, ALONE, seed=0, stage=0).pixels
         for position, name in enumerate(data.names):
             free = data.prepared.label(position) != VOID
             at = labels.of_image(name)
@@ -205,13 +239,52 @@ def test_picks_come_from_the_best_scored_candidates(strategy: str) -> None:
 
 def test_first_pixels_are_uniform_over_pixels_that_are_not_void() -> None:
     data = tiny_data(4, shapes=MIXED)
-    first = pick_initial(data, 10, seed=0)
+    first = pick_initial(data, 10, TRUTH, seed=0).pixels
     assert np.bincount(first.image).tolist() == [10] * 4
     assert set(first.stage) == {0}
     for name, y, x, label in zip(first.names_per_pixel(), first.y, first.x, first.label, strict=True):
         assert label == data.prepared.label(data.prepared.index[name])[y, x] != VOID
-    halves = [np.mean(pick_initial(data, 500, seed=seed).x < 22) for seed in range(3)]
+    halves = [np.mean(pick_initial(data, 500, TRUTH, seed=seed).pixels.x < 22) for seed in range(3)]
     assert np.mean(halves) == pytest.approx(0.5, abs=0.03)  # columns 0-21 of 48 and of 40
-    assert pick_initial(data, 10, seed=0).digest() == first.digest() != pick_initial(data, 10, seed=1).digest()
+    again, other = (pick_initial(data, 10, TRUTH, seed=seed).pixels.digest() for seed in (0, 1))
+    assert again == first.digest() != other
     with pytest.raises(DataError, match="only 1488 are neither void"):
-        pick_initial(tiny_data(1), 1489, seed=0)
+        pick_initial(tiny_data(1), 1489, TRUTH, seed=0)
+
+
+@pytest.mark.parametrize("way", ["entropy", "entropy by soft vote", "bald"])
+def test_the_entropy_of_what_was_asked_is_that_of_the_prediction_there(way: str) -> None:
+    """Against log-probabilities in double precision at the picked pixels; of a committee, of its mean prediction."""
+    data = tiny_data(3)
+    model = some_model(data)
+    query = pick(model, data, label_some(data, [4] * 3), acquire(way), TRUTH, ALONE, seed=0, stage=0)
+    spec = acquire(way).stochastic
+    probabilities = []
+    for number in range(spec.passes if spec else 1):
+        draws = [torch.Generator().manual_seed(stream_seed(0, "mc_dropout", 0, name, number)) for name in data.names]
+        with torch.no_grad(), stochastic(model.eval(), draws) if spec else nullcontext():
+            images = torch.from_numpy(np.stack([data.prepared.image(p) for p in range(3)])).permute(0, 3, 1, 2) / 255
+            probabilities.append(
+                upsample(model(network_input(images, FACTS)), (32, 48)).double().softmax(dim=1).numpy()
+            )
+    mean = np.mean(probabilities, axis=0)
+    entropies = -(mean * np.log(mean)).sum(axis=1)
+    pixels = query.pixels
+    expected = np.mean([entropies[image, y, x] for image, y, x in zip(pixels.image, pixels.y, pixels.x, strict=True)])
+    assert query.statistics["entropy"] == pytest.approx(expected, rel=1e-5)
+    assert query.statistics["class_counts"] == np.bincount(pixels.label, minlength=CLASSES).tolist()
+    assert sum(query.statistics["class_counts"]) == query.statistics["pixels"] == 18
+
+
+def test_the_first_pixels_are_answered_by_the_oracle_too() -> None:
+    data = tiny_data(4)
+    names = data.facts.class_names
+    wrong = ErringSpec(name="erring", confusion={name: {names[at - 1]: 1.0} for at, name in enumerate(names)})
+    said, truth = (pick_initial(data, 50, oracle, seed=0).pixels for oracle in (wrong, TRUTH))
+    assert said.label.tolist() == [(label - 1) % CLASSES for label in truth.label]
+    for way in ("margin", "random"):
+        model = some_model(data)
+        answers = [
+            pick(model, data, truth, acquire(way), oracle, ALONE, seed=0, stage=0).pixels for oracle in (wrong, TRUTH)
+        ]
+        assert answers[0].label.tolist() == [(label - 1) % CLASSES for label in answers[1].label]

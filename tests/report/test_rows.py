@@ -9,8 +9,9 @@ import pytest
 
 from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.report.rows import CSV_COLUMNS, Results, Row, load_results, rows_csv
-from pixelpick_ray.spec.experiment import Trial
+from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.keys import chain_id
+from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.store import experiment_folder
 from tests.report.fake_study import Study, experiment, matrix
 
@@ -59,7 +60,7 @@ def test_csv_values_are_exact(study: Study) -> None:
 def test_trials_without_results_are_listed(study: Study) -> None:
     study.fill(experiment(), lambda trial: None if (trial.seed, trial.budget) == (1, 20) else matrix(50))
     results = load_results(study.store, [experiment()])
-    assert len(results.points) == 6
+    assert len(results.trials) == 6
     assert [(one.point.seed, one.point.budget, one.split, one.reason) for one in results.missing] == [
         (1, 20, "test", "not run yet")
     ]
@@ -121,6 +122,60 @@ def test_the_last_epoch_alone_has_no_best(study: Study) -> None:
     assert {row.checkpoint for row in load_results(study.store, [experiment()]).rows} == {"last"}
 
 
+def by_rule(study: Study, spec: Experiment) -> dict[tuple[str, str], float]:
+    """mIoU of seed 0 by split and rule."""
+    rows = [row for row in load_results(study.store, [spec]).rows if (row.seed, row.metric) == (0, "miou")]
+    return {(row.split, row.checkpoint): row.value for row in rows}
+
+
+TWO_SPLITS = (
+    "train.epochs=3",
+    "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}",
+    "grid=[{seed: [0], budget: [10]}]",
+)
+
+
+def test_the_epoch_can_be_chosen_on_a_held_out_split(study: Study) -> None:
+    spec = experiment(*TWO_SPLITS)
+    tests, vals = [matrix(40), matrix(80), matrix(60)], [matrix(10), matrix(20), matrix(30)]
+    study.fill(spec, lambda trial: {"test": tests, "val": vals})
+    assert by_rule(study, spec) == {
+        ("test", "last"): pytest.approx(0.3),
+        ("test", "best"): pytest.approx(0.4),
+        ("test", "best_on_val"): pytest.approx(0.3),
+        ("val", "last"): pytest.approx(0.15),
+        ("val", "best"): pytest.approx(0.15),
+    }
+
+
+def test_of_equal_epochs_on_the_held_out_split_the_first_is_read(study: Study) -> None:
+    spec = experiment(*TWO_SPLITS)
+    tests, vals = [matrix(80), matrix(60), matrix(40)], [matrix(10), matrix(30), matrix(30)]
+    study.fill(spec, lambda trial: {"test": tests, "val": vals})
+    assert by_rule(study, spec)["test", "best_on_val"] == pytest.approx(0.3)
+
+
+def test_the_same_split_at_another_size_holds_nothing_out(study: Study) -> None:
+    splits = "{splits: {val: {}, small: {split: val, scale: 0.5}, test: {}}, report: val, when: every_epoch}"
+    spec = experiment(*TWO_SPLITS, f"evaluate={splits}")
+    study.fill(spec, lambda trial: [matrix(40), matrix(80), matrix(60)])
+    assert {rule for split, rule in by_rule(study, spec) if split == "val"} == {"last", "best", "best_on_test"}
+    assert {rule for split, rule in by_rule(study, spec) if split == "small"} == {"last", "best"}
+
+
+def test_without_the_held_out_split_its_rule_alone_is_missing(study: Study) -> None:
+    spec = experiment(*TWO_SPLITS)
+    study.fill(spec, lambda trial: {"test": [matrix(40), matrix(80), matrix(60)]})
+    assert set(by_rule(study, spec)) == {("test", "last"), ("test", "best")}
+    assert [one.split for one in load_results(study.store, [spec]).missing] == ["val"]
+
+
+def test_trials_are_found_by_their_names(study: Study) -> None:
+    results = load_results(study.store, [experiment()])
+    for point, trial in results.trials.items():
+        assert (point.seed, point.budget, point.strategy) == (trial.seed, trial.budget, trial.acquire.strategy)
+
+
 def test_full_supervision_is_one_trial_whatever_the_strategy(study: Study) -> None:
     varied = "acquire.strategy: [margin, random], acquire.pool_fraction: [0.1]"
     spec = experiment(f"grid=[{{{varied}, seed: [0], budget: [10, full]}}]")
@@ -128,7 +183,7 @@ def test_full_supervision_is_one_trial_whatever_the_strategy(study: Study) -> No
     results = load_results(study.store, [spec])
     full = [row for row in results.rows if row.budget == "full" and row.metric == "miou"]
     assert [(row.strategy, row.setting, row.share) for row in full] == [("", "", 1.0)]
-    assert len(results.points) == 3
+    assert len(results.trials) == 3
 
 
 @pytest.mark.parametrize(
@@ -150,19 +205,19 @@ def test_full_supervision_is_one_trial_whatever_the_strategy(study: Study) -> No
 )
 def test_settings_tell_apart_what_a_grid_varies(study: Study, grid: str, settings: list[str]) -> None:
     spec = experiment(f"grid=[{grid}]")
-    assert [point.setting for point in load_results(study.store, [spec]).points] == settings
+    assert [point.setting for point in load_results(study.store, [spec]).trials] == settings
 
 
 def test_a_setting_of_one_grid_is_told_of_the_others_too(study: Study) -> None:
     spec = experiment("grid=[{train.optimizer.lr: [0.1], budget: [10]}, {budget: [10]}]")
-    points = load_results(study.store, [spec]).points
+    points = load_results(study.store, [spec]).trials
     assert [point.setting for point in points] == ["train.optimizer.lr=0.1", "train.optimizer.lr=0.001"]
 
 
 def test_an_experiment_and_its_extension_count_every_trial_once(study: Study) -> None:
     longer = experiment("grid=[{acquire.strategy: [margin], seed: [0, 1, 2, 3], budget: [10, 20]}]")
-    assert len(load_results(study.store, [experiment(), longer]).points) == 8
-    assert len(load_results(study.store, [experiment(), experiment()]).points) == 6
+    assert len(load_results(study.store, [experiment(), longer]).trials) == 8
+    assert len(load_results(study.store, [experiment(), experiment()]).trials) == 6
 
 
 def test_different_experiments_of_one_name_are_refused(study: Study) -> None:
@@ -176,9 +231,16 @@ def test_no_experiment_is_refused(study: Study) -> None:
 
 
 def test_evaluation_sizes_are_told(study: Study) -> None:
-    spec = experiment("evaluate.splits={test: {scale: 0.5}, val: {}, train: {long_side: 90}}")
+    spec = experiment(
+        "evaluate.splits={test: {scale: 0.5}, val: {}, train: {long_side: 90}, native: {split: val, scale: 1.0}}"
+    )
     sizes = {one.split: one.size for one in load_results(study.store, [spec]).measurements}
-    assert sizes == {"test": "scale 0.5", "val": "360 x 480 pixels", "train": "long side 90 pixels"}
+    assert sizes == {
+        "test": "scale 0.5",
+        "val": "360 x 480 pixels",
+        "train": "long side 90 pixels",
+        "native": "native size",
+    }
 
 
 def test_every_split_has_its_rows(study: Study) -> None:

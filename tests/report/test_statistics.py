@@ -3,10 +3,19 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy import stats
 
-from pixelpick_ray.report.statistics import area_under_curve, interval, mean, sample_std, student_quantile, summarise
+from pixelpick_ray.report.statistics import (
+    area_under_curve,
+    interval,
+    mean,
+    sample_std,
+    student_quantile,
+    summarise,
+    welch_interval,
+)
 
 VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 
@@ -35,7 +44,7 @@ def test_many_degrees_approach_the_normal_distribution() -> None:
     assert student_quantile(0.95, 100_000) == pytest.approx(1.95996, abs=1e-4)
 
 
-@pytest.mark.parametrize(("confidence", "degrees"), [(0.0, 3), (1.0, 3), (0.95, 0)])
+@pytest.mark.parametrize(("confidence", "degrees"), [(0.0, 3), (1.0, 3), (0.95, 0), (0.95, math.nan)])
 def test_quantiles_outside_of_the_range_are_refused(confidence: float, degrees: int) -> None:
     with pytest.raises(ValueError, match="need 0 < confidence < 1"):
         student_quantile(confidence, degrees)
@@ -44,6 +53,45 @@ def test_quantiles_outside_of_the_range_are_refused(confidence: float, degrees: 
 def test_the_interval_is_that_of_student() -> None:
     half = 4.3027 * 0.05 / math.sqrt(3)
     assert interval([0.20, 0.25, 0.30]) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-5)
+
+
+@given(st.floats(0.01, 0.999), st.floats(0.2, 1000))
+def test_quantiles_of_fractional_degrees_are_those_of_scipy(confidence: float, degrees: float) -> None:
+    expected = stats.t.ppf((1 + confidence) / 2, degrees)
+    assert student_quantile(confidence, degrees) == pytest.approx(expected, rel=1e-9)
+
+
+def test_welch_with_equal_spreads_is_the_pooled_interval() -> None:
+    # Degrees 2 (n - 1) = 8, printed quantile 2.306; the error is 0.6 sqrt(2 / 5).
+    half = 2.306 * 0.6 * math.sqrt(2 / 5)
+    assert welch_interval(51.0, 0.6, 5, 50.8, 0.6, 5) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-3)
+
+
+def test_welch_against_a_sample_that_does_not_vary_is_student_s_interval() -> None:
+    half = 2.776 * 0.5 / math.sqrt(5)  # degrees 4 are of the sample that varies
+    assert welch_interval(0.5, 0.5, 5, 0.1, 0.0, 3) == pytest.approx((0.4, 0.4 - half, 0.4 + half), abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")  # scipy's own remark on samples that hardly vary
+@given(VALUES, VALUES, st.floats(0.5, 0.99))
+def test_welch_is_that_of_scipy(first: list[float], second: list[float], confidence: float) -> None:
+    one, two = summarise(first), summarise(second)
+    assume(max(one.std, two.std) > 1e-6)
+    expected = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
+    found = welch_interval(one.mean, one.std, one.n, two.mean, two.std, two.n, confidence)
+    assert found == pytest.approx((one.mean - two.mean, expected.low, expected.high), abs=1e-9)
+
+
+def test_where_nothing_varies_the_interval_is_the_difference() -> None:
+    assert welch_interval(0.75, 0.0, 2, 0.5, 0.0, 5) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(("n1", "n2"), [(1, 5), (5, 1), (0, 0)])
+def test_one_run_has_a_difference_without_an_interval(n1: int, n2: int) -> None:
+    difference, low, high = welch_interval(0.75, 0.1, n1, 0.5, 0.1, n2)
+    assert difference == 0.25
+    assert math.isnan(low)
+    assert math.isnan(high)
 
 
 @given(VALUES)

@@ -16,6 +16,7 @@ from pixelpick_ray.report.tables import (
     class_tables,
     line_labels,
     missing_table,
+    protocol_table,
     result_table,
     share_text,
     terminal_table,
@@ -126,6 +127,57 @@ def test_one_budget_has_no_area_and_complete_results_miss_nothing(study: Study) 
     results = filled(study, "grid=[{seed: [0, 1], budget: [10]}]")
     assert area_table(results, build_cells(results)) is None
     assert missing_table(results, build_cells(results)) is None
+
+
+EPOCHS = ("train.epochs=3", "grid=[{seed: [0, 1], budget: [10]}]")
+
+
+def test_rules_that_choose_an_epoch_stand_side_by_side(study: Study) -> None:
+    spec = experiment(*EPOCHS, "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}")
+    epochs = [matrix(40), matrix(80), matrix(60)]
+    study.fill(spec, lambda trial: {"test": epochs, "val": epochs[::-1]} if trial.seed == 0 else {"test": epochs})
+    results = load_results(study.store, [spec])
+    table = protocol_table(results, build_cells(results))
+    assert table is not None
+    assert table.header[-4:] == ("pixels per image", "last", "best on test", "best on val")
+    assert [row[-4:] for row in table.rows] == [("10", "30.0 ± 0.0", "40.0 ± 0.0", "40.0 (1/2)")]
+    assert "camvid test (360 x 480 pixels)" in table.caption
+    assert "flatters" in table.caption
+
+
+def test_sizes_of_one_split_stand_side_by_side(study: Study) -> None:
+    splits = "{val: {size: [720, 960]}, val_small: {split: val, size: [90, 120]}, test: {}}"
+    spec = experiment(f"evaluate={{splits: {splits}, report: val}}")
+    study.fill(spec, lambda trial: {"val": matrix(60), "val_small": matrix(40), "test": matrix(20)})
+    results = load_results(study.store, [spec])
+    table = protocol_table(results, build_cells(results))
+    assert table is not None
+    assert table.header[-2:] == ("val (720 x 960 pixels), last", "val_small (90 x 120 pixels), last")
+    assert [row[-3:] for row in table.rows] == [(budget, "30.0 ± 0.0", "20.0 ± 0.0") for budget in ("10", "20")]
+    assert "best" not in table.caption
+
+
+def test_one_rule_and_one_size_need_no_table(study: Study) -> None:
+    results = filled(study, "evaluate={splits: {test: {}, val: {}}, report: test}")
+    assert protocol_table(results, build_cells(results)) is None
+
+
+def test_the_csv_names_every_rule(study: Study) -> None:
+    spec = experiment(*EPOCHS, "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}")
+    study.fill(spec, lambda trial: [matrix(40), matrix(80), matrix(60)])
+    lines = list(csv.DictReader(io.StringIO(cells_csv(build_cells(load_results(study.store, [spec]))))))
+    assert {(line["split"], line["checkpoint"]) for line in lines} == {
+        *(("test", "last"), ("test", "best"), ("test", "best_on_val"), ("val", "last"), ("val", "best")),
+    }
+
+
+def test_long_settings_are_cut_and_stay_distinct(study: Study) -> None:
+    rates = [{name: {"b": rate} for name in "acdefghijklmnopq"} for rate in (0.125, 0.25)]
+    oracles = "[" + ", ".join(f"{{name: erring, confusion: {confusion}}}" for confusion in rates) + "]"
+    spec = experiment(f"grid=[{{oracle: {oracles}, seed: [0], budget: [10]}}]")
+    labels = line_labels([cell.line for cell in build_cells(load_results(study.store, [spec]))])
+    assert len(set(labels.values())) == 2
+    assert all(len(label) <= 100 for label in labels.values())
 
 
 def test_the_csv_has_fractions_counts_and_keys(study: Study) -> None:

@@ -9,14 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.experiment import (
-    Experiment,
-    MultistepSpec,
-    SizeSpec,
-    dump_experiment,
-    load_experiment,
-    parse_experiment,
-)
+from pixelpick_ray.spec.experiment import Experiment, dump_experiment, load_experiment, parse_experiment
+from pixelpick_ray.spec.trial import EvaluatedSpec, MultistepSpec, SizeSpec
 
 
 def parse(text: str, *overrides: str) -> Experiment:
@@ -41,7 +35,7 @@ def test_the_file_of_the_interface_is_read_as_written(camvid_yaml: str) -> None:
     assert augment.jitter is not None
     assert augment.blur is not None
     assert (augment.jitter.brightness, augment.jitter.hue, augment.blur.sigma) == (0.8, 0.2, (0.1, 2.0))
-    assert experiment.evaluate.splits == {"test": SizeSpec(size=(360, 480)), "val": SizeSpec()}
+    assert experiment.evaluate.splits == {"test": EvaluatedSpec(size=(360, 480)), "val": EvaluatedSpec()}
 
 
 def test_the_file_of_the_interface_has_30_trials(camvid_yaml: str) -> None:
@@ -117,6 +111,26 @@ def test_a_whole_number_and_the_same_fraction_are_the_same_trial(camvid_yaml: st
             ["train.schedule.milestones: ", "41", "epochs", "train.epochs=41"],
         ),
         ("train.epochs=41", ["train.schedule.milestones: ", "41 is never reached in 41 epochs", "constant"]),
+        ("dataset.path=/etc", ["dataset.path: ", "'/etc'", "inside it"]),
+        ("dataset.path=a/../../b", ["dataset.path: ", "leaves the data folder"]),
+        ("model.architecture=unet", ["model.architecture: ", "'deeplabv3plus' or 'fpn'", "'unet'"]),
+        ("model={architecture: fpn, backbone: resnet50, output_stride: 16}", ["model.output_stride: ", "8", "got 16"]),
+        ("model={architecture: fpn, backbone: resnet50, dropout: [0.1]}", ["model.dropout: ", "fpn has 0 rates"]),
+        ("model.dropout=[0.1]", ["model.dropout: ", "deeplabv3plus has 3 rates", "[0.1]"]),
+        ("model.width=0.5", ["model.width: ", "no pretrained weights", "pretrained: none"]),
+        ("acquire.pool=luck", ["acquire.pool: ", "'score' or 'chance'", "'luck'"]),
+        ("acquire={pool: chance, pool_fraction: 0}", ["acquire.pool_fraction: ", "above 0"]),
+        ("acquire.stochastic={passes: 1}", ["acquire.stochastic.passes: ", "greater than or equal to 2"]),
+        ("acquire.stochastic={vote: loud}", ["acquire.stochastic.vote: ", "'soft' or 'hard'"]),
+        ("oracle={name: human}", ["oracle: ", "'human'", "'ground_truth', 'erring'"]),
+        ("oracle={rate: 0.1}", ["oracle: ", "name is required", "ground_truth, erring"]),
+        ("oracle={name: erring}", ["oracle.rate: ", "either rate or confusion"]),
+        ("oracle={name: erring, rate: 2}", ["oracle.rate: ", "less than or equal to 1"]),
+        ("oracle={name: erring, rate: 0.1, confusion: {sky: {}}}", ["oracle.rate: ", "either rate or confusion"]),
+        ("oracle={name: erring, confusion: {a: {b: 0.6, c: 0.5}}}", ["oracle.confusion: ", "a: give", "1 in all"]),
+        ("oracle={name: erring, confusion: {a: {a: 0.5}}}", ["oracle.confusion: ", "a: give other classes only"]),
+        ("oracle={name: erring, confusion: {a: {b: 2}}}", ["oracle.confusion.a.b: ", "less than or equal to 1"]),
+        ("oracle={name: erring, rat: 1}", ["oracle.rat: ", "unknown key", "name, rate, confusion"]),
     ],
 )
 def test_what_is_wrong_is_named_with_file_key_value_and_what_is_allowed(
@@ -129,11 +143,11 @@ def test_what_is_wrong_is_named_with_file_key_value_and_what_is_allowed(
 
 
 def test_all_problems_are_told_at_once_each_with_the_file(camvid_yaml: str) -> None:
-    lines = problem(camvid_yaml, "train.epochs=x", "model.output_stride=7", "acquire.pool=1").splitlines()
+    lines = problem(camvid_yaml, "train.epochs=x", "model.output_stride=7", "acquire.pol=1").splitlines()
     assert [line[: line.index(": ", 13)] for line in lines] == [
         "camvid.yaml: model.output_stride",
         "camvid.yaml: train.epochs",
-        "camvid.yaml: acquire.pool",
+        "camvid.yaml: acquire.pol",
     ]
 
 
@@ -318,3 +332,32 @@ def test_sizes_are_floored_and_never_zero(
     size: dict[str, object], native: tuple[int, int], prepared: tuple[int, int]
 ) -> None:
     assert SizeSpec.model_validate(size).prepared_size(*native) == prepared
+
+
+def test_what_a_network_has_by_default_depends_on_its_architecture(camvid_yaml: str) -> None:
+    deeplab, fpn = (
+        parse(camvid_yaml, f"model={{architecture: {name}, backbone: resnet50}}").model
+        for name in ("deeplabv3plus", "fpn")
+    )
+    assert (deeplab.output_stride, deeplab.dropout) == (16, (0.5, 0.5, 0.2))
+    assert (fpn.output_stride, fpn.dropout) == (8, ())
+    text = dump_experiment(parse(camvid_yaml, "model={architecture: fpn, backbone: resnet50}"))
+    assert parse_experiment(text, where="again").model == fpn
+
+
+def test_a_committee_needs_a_network_with_dropout(camvid_yaml: str) -> None:
+    fpn = "model={architecture: fpn, backbone: resnet50}"
+    told = r"camvid\.yaml: acquire\.stochastic: every pass would be the same.*model\.feature_dropout, e\.g\. 0\.2"
+    with pytest.raises(SpecError, match=told):
+        parse(camvid_yaml, fpn, "acquire.stochastic={}", "grid=[{budget: [20]}]")
+    parse(camvid_yaml, fpn, "acquire.stochastic={}", "grid=[{budget: [full]}]")  # which picks nothing
+    spec = parse(camvid_yaml, fpn, "model.feature_dropout=0.2", "acquire.stochastic={}", "grid=[{budget: [20]}]")
+    assert spec.acquire.stochastic is not None
+    assert (spec.acquire.stochastic.passes, spec.acquire.stochastic.vote) == (20, "soft")
+
+
+def test_one_split_can_be_evaluated_under_several_names(camvid_yaml: str) -> None:
+    splits = "{test: {}, test_half: {split: test, scale: 0.5}, val: {}}"
+    evaluate = parse(camvid_yaml, f"evaluate.splits={splits}").evaluate
+    assert [evaluate.split_of(name) for name in evaluate.splits] == ["test", "test", "val"]
+    assert evaluate.held_out == ("val",)

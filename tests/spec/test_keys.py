@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pixelpick_ray.spec import keys
 from pixelpick_ray.spec.canonical import canonical_json, digest
-from pixelpick_ray.spec.experiment import Experiment, Trial, parse_experiment
+from pixelpick_ray.spec.experiment import Experiment, parse_experiment
 from pixelpick_ray.spec.keys import (
     Source,
     chain_id,
@@ -19,8 +19,9 @@ from pixelpick_ray.spec.keys import (
     initial_input,
     pick_input,
 )
+from pixelpick_ray.spec.trial import Trial
 
-SOURCE = Source(fingerprints={"train": "aa", "test": "bb", "val": "cc"}, weights_digest="dd")
+SOURCE = Source({"train": "aa", "test": "bb", "val": "cc"}, "train", "dd")
 STEPS = ("initial", "fit", "pick", "evaluation")
 
 
@@ -73,6 +74,15 @@ def moved(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("evaluate.splits.test={scale: 0.5}", {"evaluation"}),
         ("evaluate.splits.val={scale: 0.5}", set()),
         ("evaluate.report=val", set()),
+        ("evaluate.splits.test={split: test, size: [360, 480]}", set()),
+        ("evaluate.splits.test={split: val, size: [360, 480]}", {"evaluation"}),
+        ("dataset.split=trainval", {"initial", "fit", "pick", "evaluation"}),
+        ("dataset.path=elsewhere", set()),  # what lies there is in the fingerprint
+        ("model.feature_dropout=0.2", {"fit", "pick", "evaluation"}),
+        ("model={architecture: fpn, backbone: mobilenetv2_100}", {"fit", "pick", "evaluation"}),
+        ("acquire.pool=chance", {"pick"}),
+        ("acquire.stochastic={passes: 20}", {"pick"}),
+        ("oracle={name: erring, rate: 0.1}", {"initial", "pick"}),  # the fit sees it by its labels
     ],
 )
 def test_a_field_moves_the_keys_of_what_depends_on_it_only(camvid_yaml: str, override: str, changed: set[str]) -> None:
@@ -82,11 +92,11 @@ def test_a_field_moves_the_keys_of_what_depends_on_it_only(camvid_yaml: str, ove
 @pytest.mark.parametrize(
     ("source", "changed"),
     [
-        (Source({**SOURCE.fingerprints, "train": "x"}, "dd"), {"initial", "fit", "pick", "evaluation"}),
-        (Source({**SOURCE.fingerprints, "test": "x"}, "dd"), {"evaluation"}),
-        (Source({**SOURCE.fingerprints, "val": "x"}, "dd"), set()),
-        (Source(SOURCE.fingerprints, "x"), {"fit", "pick", "evaluation"}),
-        (Source(SOURCE.fingerprints, None), {"fit", "pick", "evaluation"}),
+        (Source({**SOURCE.fingerprints, "train": "x"}, "train", "dd"), {"initial", "fit", "pick", "evaluation"}),
+        (Source({**SOURCE.fingerprints, "test": "x"}, "train", "dd"), {"evaluation"}),
+        (Source({**SOURCE.fingerprints, "val": "x"}, "train", "dd"), set()),
+        (Source(SOURCE.fingerprints, "train", "x"), {"fit", "pick", "evaluation"}),
+        (Source(SOURCE.fingerprints, "train", None), {"fit", "pick", "evaluation"}),
     ],
 )
 def test_contents_of_data_and_weights_are_in_the_keys(camvid_yaml: str, source: Source, changed: set[str]) -> None:
@@ -99,7 +109,7 @@ def test_stage_labels_and_split_are_in_the_keys(camvid_yaml: str) -> None:
     before = keys_of(experiment)
     assert moved(before, keys_of(experiment, stage=2)) == {"fit", "pick", "evaluation"}
     assert moved(before, keys_of(experiment, labels_digest="full")) == {"fit", "pick", "evaluation"}
-    same_pictures = Source({**SOURCE.fingerprints, "val": "bb"}, "dd")
+    same_pictures = Source({**SOURCE.fingerprints, "val": "bb"}, "train", "dd")
     same_size = parse(camvid_yaml, "evaluate.splits.val={size: [360, 480]}")
     assert moved(keys_of(same_size, same_pictures), keys_of(same_size, same_pictures, split="val")) == {"evaluation"}
 
@@ -138,7 +148,7 @@ def test_the_key_is_the_hash_of_the_written_input(camvid_yaml: str) -> None:
     trial = parse(camvid_yaml).trials()[0]
     written = (
         '{"data":{"fingerprint":"aa","name":"camvid","size":[360,480]},"initial_pixels":10,'
-        '"oracle":{"name":"ground_truth"},"seed":3,"step":"initial","version":1}'
+        '"oracle":{"name":"ground_truth"},"seed":3,"step":"initial","version":2}'
     )
     assert canonical_json(initial_input(trial, SOURCE)) == written
     assert digest(initial_input(trial, SOURCE)) == hashlib.sha256(written.encode()).hexdigest()
@@ -148,11 +158,11 @@ def test_keys_are_those_of_this_version(camvid_yaml: str) -> None:
     """If this fails, stored results are lost to everyone: change a digest only together with its version."""
     experiment = parse(camvid_yaml)
     assert {**keys_of(experiment), "chain": chain_id(experiment.trials()[-1])} == {
-        "initial": "87094dd446dca37dbec25ea0531e9c85bafef24df815fadab68563f6b932d9b8",
-        "fit": "99a18faf62c5377c699676f0edabc285b37cc3f3c5234dfe3b465103ff602d14",
-        "pick": "07c5e101c7aa2b9ef6e94390a50cc4ebde653bda0c9b80356ab4a5eaa71ad34c",
-        "evaluation": "368def9e87d04f687b2e353ee803b25d301b6258c38a3ed518c64bc70f87de64",
-        "chain": "abd93060e58e4bc030a9f10229b3a7ed87e2fd30b0a9eeaf04fe73111e0d2afa",
+        "initial": "aeecfcdf620432aa193d230349e307e298fdf0642d2442a8cb1f5b2fd845203a",
+        "fit": "02a9e91ada055080545a92df77a7d1cd5859665d7719ad1bd3065c32a2656a20",
+        "pick": "56901df25c736913cc0836fc48cf69099319bcf4f402dd82a08cb054b0e1c668",
+        "evaluation": "8f6d69bc97fa62f2c6377a214753d210eee075c2707dd657f28c4b8b46368041",
+        "chain": "42b8f8636c549070372dc800d0c024a5eca93cc71f9baf28a11cd961c00169c5",
     }
 
 

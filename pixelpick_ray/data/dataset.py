@@ -1,0 +1,147 @@
+"""What a data set is: facts, names, and reading one image with its label."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pixelpick_ray.errors import DataError
+from pixelpick_ray.spec.trial import DatasetSpec
+
+UInt8Array = npt.NDArray[np.uint8]
+Report = Callable[[int, int], None]
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What belongs to a data set and is no choice: colours are RGB, mean and std are of RGB in 0..1."""
+
+    name: str
+    class_names: tuple[str, ...]
+    void_index: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    palette: tuple[Colour, ...]
+    splits: tuple[str, ...]
+    train_split: str = "train"
+
+    @property
+    def num_classes(self) -> int:
+        """Classes without void."""
+        return len(self.class_names)
+
+
+class Dataset(ABC):
+    """Images with label maps in splits; an image is known by its name.
+
+    ``facts`` are the class's own, except for data sets that are described beside their files: these have facts once
+    they are opened.
+    """
+
+    facts: DatasetFacts
+
+    def __init__(self, spec: DatasetSpec, data_path: Path) -> None:
+        """Open the data set of this spec in the data folder; no image is touched yet."""
+        self.spec, self.data_path = spec, data_path
+
+    def fetch(self, report: Report) -> None:  # noqa: B027 (most have nothing to fetch)
+        """Download what is absent, where that is allowed; `report` gets bytes done and in all (0: unknown).
+
+        DataError says what to put where by hand.
+        """
+
+    def identity(self, split: str) -> list[Any]:
+        """What identifies a split beside its images, JSON-ready: part of the fingerprint of its content."""
+        return [self.facts.name, split]
+
+    @abstractmethod
+    def names(self, split: str) -> tuple[str, ...]:
+        """Sorted image names of a split. DataError when the files are missing."""
+
+    @abstractmethod
+    def signature(self, split: str) -> list[list[str | int]]:
+        """Cheap identity of a split's source: changes whenever a file may have changed."""
+
+    @abstractmethod
+    def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
+        """Checked image (H, W, 3) RGB and label (H, W) at native size. DataError names the file and the remedy."""
+
+
+class FileDataset(Dataset):
+    """A data set with an image file and a label file a name, in a folder of the data set's name."""
+
+    @property
+    def path(self) -> Path:
+        """The folder that holds the files."""
+        return self.data_path / self.facts.name
+
+    @abstractmethod
+    def paths(self, split: str, name: str) -> tuple[Path, Path]:
+        """The image file and the label file, there or not."""
+
+    def read_label(self, path: Path) -> UInt8Array:
+        """The label map (H, W) of a file."""
+        return read_image(path, mode="L")
+
+    def signature(self, split: str) -> list[list[str | int]]:
+        """Path, size in bytes and time of change of every file. DataError names the first that is missing."""
+        rows: list[list[str | int]] = []
+        for name in self.names(split):
+            for path, what in zip(self.paths(split, name), ("image file", "label"), strict=True):
+                if not path.is_file():
+                    raise DataError(
+                        f"{self.facts.name}: image {name} of split {split} has no {what} {path}; add it or remove the "
+                        "image"
+                    )
+                stat = path.stat()
+                rows.append([path.relative_to(self.path).as_posix(), stat.st_size, stat.st_mtime_ns])
+        return rows
+
+    def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
+        image_path, label_path = self.paths(split, name)
+        image = read_image(image_path, mode="RGB")
+        label = self.read_label(label_path)
+        check_label(label, image.shape[:2], self.facts, label_path)
+        return image, label
+
+
+def read_image(path: Path, *, mode: str) -> UInt8Array:
+    """Decode a file to (H, W, 3) for mode RGB or (H, W) for mode L; DataError for a damaged or missing file."""
+    try:
+        with Image.open(path) as image:
+            if mode == "L" and image.mode not in ("L", "P"):
+                raise DataError(
+                    f"{path}: a label map has one 8-bit channel, this file has mode {image.mode}; convert it"
+                )
+            if image.mode.startswith(("I", "F")):  # Pillow would clip all values to 255
+                raise DataError(f"{path}: an image has 8 bits a channel, this file has mode {image.mode}; convert it")
+            pixels = np.asarray(image if mode == "L" else image.convert(mode))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path}: cannot be decoded ({error}); the file is damaged or cut short, copy it again"
+        ) from error
+    return np.ascontiguousarray(pixels, dtype=np.uint8)
+
+
+def check_label(label: UInt8Array, image_size: Sequence[int], facts: DatasetFacts, path: Path) -> None:
+    """DataError when a label map has another size than its image or a value that is neither a class nor void."""
+    if label.shape != tuple(image_size):
+        raise DataError(
+            f"{path}: the label is {label.shape[0]}x{label.shape[1]} (height x width), its image "
+            f"{image_size[0]}x{image_size[1]}; they must be equal"
+        )
+    wrong = (label >= facts.num_classes) & (label != facts.void_index)
+    refuse_values(label, wrong, f"0..{facts.num_classes - 1} and {facts.void_index} (void)", path)
+
+
+def refuse_values(label: UInt8Array, wrong: npt.NDArray[np.bool_], allowed: str, path: Path) -> None:
+    """DataError with the first of the wrong (H, W) pixels, if there are any."""
+    if wrong.any():
+        y, x = (int(at) for at in np.unravel_index(np.argmax(wrong), wrong.shape))
+        raise DataError(f"{path}: label value {label[y, x]} at (y={y}, x={x}); allowed are {allowed}")

@@ -1,0 +1,95 @@
+"""PASCAL VOC 2012 segmentation (Everingham et al. 2015), in the official layout."""
+
+import tarfile
+from http.client import HTTPException
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pixelpick_ray.data.dataset import Colour, DatasetFacts, FileDataset, Report
+from pixelpick_ray.errors import DataError
+
+SITE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
+ARCHIVE = "VOCtrainval_11-May-2012.tar"
+
+
+def colour_map(index: int) -> Colour:
+    """The RGB colour of an index 0..255 in the colour map of VOC: its bits in turn, the lowest to the highest ones."""
+    red, green, blue = (sum(((index >> 3 * at + channel) & 1) << 7 - at for at in range(8)) for channel in range(3))
+    return red, green, blue
+
+
+class Voc(FileDataset):
+    """VOCdevkit/VOC2012 with JPEGImages, SegmentationClass and the lists in ImageSets/Segmentation.
+
+    ``trainaug`` are all labels in SegmentationClassAug that are not in the list of val.
+    """
+
+    facts = DatasetFacts(
+        name="voc",
+        class_names=(
+            *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+            *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train"),
+            "tvmonitor",
+        ),
+        void_index=255,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        palette=tuple(colour_map(index) for index in range(21)),
+        splits=("train", "val", "trainaug"),
+    )
+
+    @property
+    def _release(self) -> Path:
+        return self.path / "VOCdevkit" / "VOC2012"
+
+    def names(self, split: str) -> tuple[str, ...]:
+        if split != "trainaug":
+            return self._listed(split)
+        labels = self._labels(split)
+        if not labels.is_dir():
+            raise DataError(
+                f"voc: no folder {labels}; split trainaug needs label maps NAME.png (0..20 and 255) of the Semantic "
+                "Boundaries Dataset in the classes of VOC: copy them there, or use split train"
+            )
+        names = {path.stem for path in labels.glob("*.png")} - set(self._listed("val"))
+        if not names:
+            raise DataError(f"voc: {labels} holds no .png label outside val; copy the label maps there")
+        return tuple(sorted(names))
+
+    def _labels(self, split: str) -> Path:
+        return self._release / ("SegmentationClassAug" if split == "trainaug" else "SegmentationClass")
+
+    def _listed(self, split: str) -> tuple[str, ...]:
+        path = self._release / "ImageSets" / "Segmentation" / f"{split}.txt"
+        try:
+            names = set(path.read_text(encoding="utf-8").split())
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"voc: {path} cannot be read ({error}); unpack {ARCHIVE} of {SITE} in {self.path}, or give the folder "
+                "that holds voc/ with --data DIR or PIXELPICK_DATA"
+            ) from error
+        if not names:
+            raise DataError(f"voc: {path} names no image; copy the official list there")
+        return tuple(sorted(names))
+
+    def paths(self, split: str, name: str) -> tuple[Path, Path]:
+        return self._release / "JPEGImages" / f"{name}.jpg", self._labels(split) / f"{name}.png"
+
+    def fetch(self, report: Report) -> None:
+        """Download the official archive when the folder is absent; torchvision checks it and shows the progress."""
+        if self.path.is_dir():
+            return
+        try:
+            from torchvision.datasets import VOCSegmentation
+
+            self.data_path.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=self.data_path, prefix=".voc-") as folder:
+                unpacked = Path(folder) / "voc"
+                VOCSegmentation(root=unpacked, year="2012", image_set="train", download=True)
+                (unpacked / ARCHIVE).unlink(missing_ok=True)
+                unpacked.rename(self.path)
+        except (OSError, RuntimeError, ImportError, HTTPException, tarfile.TarError) as error:
+            raise DataError(
+                f"voc: {self.path} is missing and could not be fetched from {SITE} ({error}); unpack {ARCHIVE} there, "
+                f"so that {self._release / 'JPEGImages'} exists, or give another folder with --data DIR"
+            ) from error

@@ -1,0 +1,76 @@
+"""Reading files of tensors, and saying what is wrong with them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pixelpick_ray.errors import DataError
+
+# Parts of names that tell how a network was trained, not which tensor it is; the first that occurs is taken off.
+_PREFIXES = ("module.encoder_q.", "module.")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a safetensors or a torch file; code in a file is never run.
+
+    A dictionary inside under ``state_dict`` or ``model`` is meant. A prefix ``module.encoder_q.`` (MoCo's query
+    encoder) or ``module.`` is removed, and names without it are left out. DataError when the file is absent or
+    unreadable.
+    """
+    try:
+        content = _read(path)
+    except Exception as error:  # torch, zipfile, pickle and safetensors each have errors of their own
+        raise DataError(
+            f"{path}: is not a readable file of tensors ({_first_line(error)}); copy it again, or store its tensors "
+            "alone as .safetensors or with torch.save(network.state_dict(), ...)"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    tensors = {str(name): value for name, value in _items(content) if isinstance(value, Tensor)}
+    if not tensors:
+        raise DataError(f"{path}: holds no tensors by name; give a file of a network's state_dict")
+    for prefix in _PREFIXES:
+        if any(name.startswith(prefix) for name in tensors):
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return tensors
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _items(content: Any) -> list[tuple[Any, Any]]:
+    return list(content.items()) if isinstance(content, Mapping) else []
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, path: Path, of: str) -> None:
+    """DataError when a tensor of the network `of` is missing in a file, is not wanted, or has another shape."""
+    for what, names in (("has no tensor", wanted.keys() - found), ("has an unexpected tensor", found.keys() - wanted)):
+        if names:
+            first = next(name for name in (*wanted, *found) if name in names)
+            more = f" ({len(names)} such)" if len(names) > 1 else ""
+            raise DataError(f"{path}: {what} {first!r}{more}; are these weights of {of}?")
+    for name, value in wanted.items():
+        if found[name].shape != value.shape:
+            raise DataError(f"{path}: {name} is {tuple(found[name].shape)}, {of} needs {tuple(value.shape)}")
+
+
+def check_classes(tensors: Mapping[str, Tensor], classifier: str, num_classes: int, *, path: Path) -> None:
+    """DataError when the classifier of this name is there and was made for another number of classes."""
+    found = tensors[classifier].shape[0] if classifier in tensors and tensors[classifier].ndim else num_classes
+    if found != num_classes:
+        raise DataError(
+            f"{path}: was trained for {found} classes, the data set has {num_classes}; give the data set that it was "
+            "trained on"
+        )

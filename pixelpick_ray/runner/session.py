@@ -1,0 +1,173 @@
+"""One run of an experiment: check everything first, run what is missing, print the table, conclude with a status."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from pixelpick_ray.data.datasets import open_dataset
+from pixelpick_ray.plan import Chain, Plan, Progress, check_data, progress_of
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.store import Store
+
+OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
+
+
+def prepare(planned: Plan, execution: Execution, console: Console) -> None:
+    """Fetch what is absent, check everything that trials read, and build each network once.
+
+    Networks are built without their weights first: a wrong name must not wait for a download.
+    """
+    from pixelpick_ray.models.backbones import fetch_weights
+    from pixelpick_ray.models.segmentation import build_model
+
+    with Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total or None)
+            bar.update(tasks[what], completed=done)
+
+        models = {json.dumps(trial.model.as_input()): trial for trial in planned.trials}
+        for trial in models.values():
+            unloaded = trial.model.model_copy(update={"pretrained": "none"})
+            build_model(unloaded, num_classes=2, data_path=execution.data_path, seed=0, stage=0)
+        for spec in {json.dumps(trial.dataset.as_input()): trial.dataset for trial in planned.trials}.values():
+            open_dataset(spec, execution.data_path).fetch(partial(told, f"fetching {spec.name} (bytes)"))
+        for trial in models.values():
+            fetch_weights(trial.model, execution.data_path)
+        check_data(planned, execution, told)
+    for trial in models.values():
+        num_classes = open_dataset(trial.dataset, execution.data_path).facts.num_classes
+        build_model(trial.model, num_classes=num_classes, data_path=execution.data_path, seed=trial.seed, stage=0)
+
+
+def run(planned: Plan, execution: Execution, console: Console, *, local: bool) -> int:
+    """Run what is missing, print the result table, and return the exit status."""
+    progress = progress_of(planned, execution)
+    chains = [chain for chain in planned.chains if not progress.done(chain)]
+    errors: dict[str, str] = {}
+    trained = 0
+    stop = StopRequest(execution.time_limit_seconds)
+    if chains:
+        console.print(planned.sharing, soft_wrap=True)
+        with stop.listening():
+            errors, trained = _run_chains(planned, chains, execution, console, stop, local=local)
+        progress = progress_of(planned, execution)
+    missing = [chain for chain in planned.chains if not progress.done(chain)]
+    if not missing:
+        _drop_weights(planned, progress, execution)
+    _print_result(planned, execution, console)
+    console.print(f"{planned.sharing}; trained now: {trained}", soft_wrap=True)
+    return _conclude(missing, errors, stop, console)
+
+
+def _run_chains(
+    planned: Plan, chains: list[Chain], execution: Execution, console: Console, stop: "StopRequest", *, local: bool
+) -> tuple[dict[str, str], int]:
+    from pixelpick_ray.runner.progress import Progress as Live
+    from pixelpick_ray.runner.progress import TensorBoard
+
+    if local:
+        from pixelpick_ray.runner.local import run as run_chains
+    else:
+        from pixelpick_ray.runner.tune import run as run_chains
+    board = TensorBoard(planned, execution)
+    try:
+        with Live(planned, chains, console, [board]) as live:
+            errors = run_chains(planned, chains, execution, live, stop)
+    finally:
+        board.close()
+    console.print(f"TensorBoard: tensorboard --logdir {_shown(execution.runs_path)}", markup=False, soft_wrap=True)
+    return errors, live.computed_fits
+
+
+def _conclude(missing: list[Chain], errors: dict[str, str], stop: "StopRequest", console: Console) -> int:
+    if not missing:
+        return OK
+    for chain in missing:
+        why = errors.get(chain.id, "stopped early" if stop.asked else "not finished")
+        console.print(f"MISSING {chain.label}: {why}", soft_wrap=True, markup=False)
+    if stop.asked and not any(chain.id in errors for chain in missing):
+        console.print("stopped; the same command goes on from here")
+        return STOPPED
+    return FAILED
+
+
+def _print_result(planned: Plan, execution: Execution, console: Console) -> None:
+    from pixelpick_ray.report.rows import load_results
+    from pixelpick_ray.report.tables import terminal_table
+
+    results = load_results(Store(execution.store_path), [planned.experiment])
+    console.print(terminal_table(results), markup=False, soft_wrap=True)
+
+
+def _drop_weights(planned: Plan, progress: Progress, execution: Execution) -> None:
+    """After the last chain, weights kept for other chains are needed no more."""
+    if execution.keep_weights == "all":
+        return
+    store = Store(execution.store_path)
+    for row in progress.stages.values():
+        for stage in row:
+            last = stage.stage + 1 == len(row)
+            if stage.fit and not (execution.keep_weights == "last" and last):
+                store.drop_weights(stage.fit)
+
+
+class StopRequest:
+    """Says when to stop: after a time limit, SIGINT or SIGTERM."""
+
+    def __init__(self, limit_seconds: float | None) -> None:
+        self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
+        self._signalled = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return self._signalled or (self._deadline is not None and time.monotonic() > self._deadline)
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM as the request; a second signal ends the process at once."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def on_signal(number: int, frame: Any) -> None:
+            if self._signalled:
+                os._exit(STOPPED)
+            self._signalled = True
+            print("stopping; once more to stop at once", file=sys.stderr)
+
+        for number in before:
+            signal.signal(number, on_signal)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,345 @@
+"""One point of the grid: every choice that changes the science, and what is measured."""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Budget = Annotated[int, Field(ge=1)] | Literal["full"]
+
+
+class Spec(BaseModel):
+    """A frozen part of an experiment; unknown keys and wrong types are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    def as_input(self) -> dict[str, Any]:
+        """JSON-ready fields for a key; absent options are left out, so that new ones do not move old keys."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class SizeSpec(Spec):
+    """The size that images are prepared to: at most one of the three; none means the native size."""
+
+    size: tuple[Count, Count] | None = None
+    scale: Positive | None = None
+    long_side: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_at_most(self) -> Self:
+        given = [name for name in ("size", "scale", "long_side") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; keep one of size, scale, long_side")
+        return self
+
+    def prepared_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) in pixels that an image of this native size is resized to."""
+        if self.size is not None:
+            return self.size
+        factor = self.scale if self.scale is not None else 1.0
+        if self.long_side is not None:
+            factor = self.long_side / max(height, width)
+        return max(1, int(height * factor + 1e-9)), max(1, int(width * factor + 1e-9))
+
+
+class DatasetSpec(SizeSpec):
+    """The training images: data set, prepared size, and how many of them (a nested random subset by seed).
+
+    ``split`` is trained on, the data set's own training split unless given; ``path`` is for ``folder``, the user's own
+    images: the folder under the data folder that holds ``dataset.yaml``.
+    """
+
+    name: str
+    path: str | None = None
+    split: str | None = None
+    images: Count | None = None
+
+    @model_validator(mode="after")
+    def _path_stays_inside(self) -> Self:
+        if self.path is not None and (PurePosixPath(self.path).is_absolute() or ".." in PurePosixPath(self.path).parts):
+            raise ValueError(f"path: {self.path!r} leaves the data folder; give a path inside it, e.g. path: leaves")
+        return self
+
+
+# What a model has unless its spec says otherwise.
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "deeplabv3plus": {"output_stride": 16, "dropout": (0.5, 0.5, 0.2)},
+    "fpn": {"output_stride": 8, "dropout": ()},
+}
+
+
+def _of_the_architecture(field: str) -> Any:
+    """A field whose default depends on the architecture (the usual one where that is wrong itself)."""
+    usual = _ARCHITECTURES["deeplabv3plus"]
+    return Field(default_factory=lambda given: _ARCHITECTURES.get(given.get("architecture"), usual)[field])
+
+
+class ModelSpec(Spec):
+    """The network.
+
+    ``width`` multiplies the channels of a ResNet's stages (None: its own). ``dropout`` are the rates after ASPP, in the
+    decoder and before the classifier of DeepLabv3+; the FPN has none. ``feature_dropout`` is the rate at which whole
+    channels of the backbone's features are dropped, which Monte Carlo dropout may want.
+    """
+
+    architecture: Literal["deeplabv3plus", "fpn"] = "deeplabv3plus"
+    backbone: str
+    pretrained: str = "imagenet"
+    width: Positive | None = None
+    output_stride: Literal[8, 16, 32] = _of_the_architecture("output_stride")
+    dropout: tuple[Fraction, ...] = _of_the_architecture("dropout")
+    feature_dropout: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _fits_the_architecture(self) -> Self:
+        rates = len(_ARCHITECTURES[self.architecture]["dropout"])
+        if len(self.dropout) != rates:
+            raise ValueError(f"dropout: {self.architecture} has {rates} rates; got {list(self.dropout)}")
+        if self.architecture == "fpn" and self.output_stride != 8:
+            raise ValueError(f"output_stride: fpn works on features at stride 8; got {self.output_stride}")
+        if self.width is not None and self.pretrained != "none":
+            raise ValueError("width: no pretrained weights fit a changed width; set pretrained: none")
+        return self
+
+
+class AdamSpec(Spec):
+    """Adam with L2 weight decay, betas (0.9, 0.999), eps 1e-8."""
+
+    name: Literal["adam"]
+    lr: Positive
+    backbone_lr_factor: NonNegative = 0.1
+    weight_decay: NonNegative = 0.0
+
+
+class SgdSpec(Spec):
+    """Stochastic gradient descent with momentum and L2 weight decay."""
+
+    name: Literal["sgd"]
+    lr: Positive
+    backbone_lr_factor: NonNegative = 0.1
+    weight_decay: NonNegative = 0.0
+    momentum: Fraction = 0.9
+
+
+class ConstantSpec(Spec):
+    """The learning rate stays."""
+
+    name: Literal["constant"] = "constant"
+
+
+class MultistepSpec(Spec):
+    """The learning rate is multiplied by ``gamma`` once each of the ``milestones`` (finished epochs) is reached."""
+
+    name: Literal["multistep"]
+    milestones: tuple[Count, ...]
+    gamma: Positive = 0.1
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones: must ascend without repeats; got {list(self.milestones)}")
+        return self
+
+
+class PolySpec(Spec):
+    """The learning rate falls as (1 - t/N)^power over the N iterations of a stage."""
+
+    name: Literal["poly"]
+    power: Positive = 0.9
+
+
+class JitterSpec(Spec):
+    """Colour jitter in random order: strengths as in torchvision's ColorJitter."""
+
+    probability: Fraction = 0.8
+    brightness: NonNegative = 0.8
+    contrast: NonNegative = 0.8
+    saturation: NonNegative = 0.8
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.2
+
+
+class BlurSpec(Spec):
+    """Gaussian blur; the odd kernel size is int(kernel_fraction * short side // 2 * 2 + 1)."""
+
+    probability: Fraction = 0.5
+    sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    kernel_fraction: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.sigma[0] > self.sigma[1]:
+            raise ValueError(f"sigma: must be [smallest, largest]; got {list(self.sigma)}")
+        return self
+
+
+class AugmentSpec(Spec):
+    """Augmentation in this order: scale, pad and crop, flip, jitter, grayscale, blur."""
+
+    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    crop_size: tuple[Count, Count] | None = None
+    hflip: Fraction = 0.5
+    jitter: JitterSpec | None = None
+    grayscale: Fraction = 0.0
+    blur: BlurSpec | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: must be [smallest, largest]; got {list(self.scale)}")
+        return self
+
+
+class TrainSpec(Spec):
+    """How one stage is trained; ``batch_size`` is global, over all ranks."""
+
+    epochs: Count
+    batch_size: Count = 4
+    optimizer: Annotated[AdamSpec | SgdSpec, Field(discriminator="name")]
+    schedule: Annotated[ConstantSpec | MultistepSpec | PolySpec, Field(discriminator="name")] = ConstantSpec()
+    augment: AugmentSpec | None = None
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+
+
+class StochasticSpec(Spec):
+    """Monte Carlo dropout (Gal and Ghahramani 2016): passes with dropout on, and how they vote.
+
+    ``soft`` is the mean of the passes' scores, ``hard`` the score of the shares of passes that vote for each class.
+    """
+
+    passes: Annotated[int, Field(ge=2)] = 20
+    vote: Literal["soft", "hard"] = "soft"
+
+
+class AcquireSpec(Spec):
+    """How pixels are chosen.
+
+    With ``pool: score`` the pool of an image is its best-scored pixels and the picks are drawn from it by chance; with
+    ``pool: chance`` the pool is drawn by chance and the picks are its best. ``pool_fraction`` 0 takes
+    the best directly.
+    """
+
+    strategy: str = "margin"
+    initial_pixels: Count = 10
+    pixels_per_stage: Count = 10
+    pool_fraction: Fraction = 0.05
+    pool: Literal["score", "chance"] = "score"
+    stochastic: StochasticSpec | None = None
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _a_pool_by_chance_has_a_size(self) -> Self:
+        if self.pool == "chance" and self.pool_fraction == 0:
+            raise ValueError("pool_fraction: a pool by chance needs a size above 0, e.g. 0.05")
+        return self
+
+
+class GroundTruthSpec(Spec):
+    """The data set's labels answer."""
+
+    name: Literal["ground_truth"] = "ground_truth"
+
+
+class ErringSpec(Spec):
+    """An annotator who errs: at a rate, evenly among the other classes, or by a confusion matrix.
+
+    ``confusion[a][b]`` is the probability that a pixel of class a is called b, both by name; what is not given is 0,
+    and the rest of each class is called rightly. A pixel gets the same answer whenever and by whichever strategy it is
+    asked for.
+    """
+
+    name: Literal["erring"]
+    rate: Fraction | None = None
+    confusion: dict[str, dict[str, Fraction]] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_err(self) -> Self:
+        if (self.rate is None) == (self.confusion is None):
+            raise ValueError("rate: give either rate or confusion")
+        for truth, said in (self.confusion or {}).items():
+            if truth in said or sum(said.values()) > 1 + 1e-9:
+                raise ValueError(f"confusion: {truth}: give other classes only, 1 in all at most; got {said}")
+        return self
+
+
+OracleSpec = Annotated[GroundTruthSpec | ErringSpec, Field(discriminator="name")]
+
+
+class EvaluatedSpec(SizeSpec):
+    """One evaluated split and its size; ``split`` only where the same split is evaluated under several names."""
+
+    split: str | None = None
+
+
+class EvaluateSpec(Spec):
+    """Which splits are evaluated, at which size, when, and which of them is reported."""
+
+    splits: dict[str, EvaluatedSpec]
+    when: Literal["last", "every_epoch"] = "last"
+    report: str
+
+    @model_validator(mode="after")
+    def _reported_is_evaluated(self) -> Self:
+        if self.report not in self.splits:
+            raise ValueError(f"report: {self.report!r} is not among the evaluated splits {sorted(self.splits)}")
+        return self
+
+    def split_of(self, name: str) -> str:
+        """The data set's split that is evaluated under a name."""
+        return self.splits[name].split or name
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """Names under which other splits than the reported one are evaluated: epochs may be chosen on them."""
+        return tuple(name for name in self.splits if self.split_of(name) != self.split_of(self.report))
+
+
+class Trial(Spec):
+    """One point of the grid: everything that changes the science."""
+
+    dataset: DatasetSpec
+    model: ModelSpec
+    train: TrainSpec
+    acquire: AcquireSpec = AcquireSpec()
+    oracle: OracleSpec = GroundTruthSpec()
+    seed: Annotated[int, Field(ge=0)]
+    budget: Budget
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self._check_budget()
+        stochastic = self.acquire.stochastic is not None and self.budget != "full"
+        if stochastic and not any((*self.model.dropout, self.model.feature_dropout)):
+            raise ValueError(
+                "acquire.stochastic: every pass would be the same, the network has no dropout; give model.dropout or "
+                "model.feature_dropout, e.g. 0.2"
+            )
+        if isinstance(self.train.schedule, MultistepSpec) and self.train.schedule.milestones:
+            last = self.train.schedule.milestones[-1]
+            if last >= self.train.epochs:
+                raise ValueError(
+                    f"train.schedule.milestones: {last} is never reached in {self.train.epochs} epochs; "
+                    "lower it or use schedule {name: constant}"
+                )
+        return self
+
+    def _check_budget(self) -> None:
+        if self.budget == "full":
+            return
+        first, step = self.acquire.initial_pixels, self.acquire.pixels_per_stage
+        if self.budget < first or (self.budget - first) % step:
+            below = first + max(0, (self.budget - first) // step) * step
+            raise ValueError(
+                f"budget: the stages do not reach {self.budget} exactly: they start at {first} (initial_pixels) and "
+                f"add {step} (pixels_per_stage); the nearest are {below} and {below + step}"
+            )
+
+    @property
+    def num_stages(self) -> int:
+        """Stages up to the budget; 1 for full supervision."""
+        if self.budget == "full":
+            return 1
+        return 1 + (self.budget - self.acquire.initial_pixels) // self.acquire.pixels_per_stage

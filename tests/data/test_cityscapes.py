@@ -1,0 +1,158 @@
+"""Cityscapes: the official layout, and the official map from ids to train ids."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pixelpick_ray.data.datasets import known_facts
+from pixelpick_ray.errors import DataError
+from tests.data.trees import noise, opened, save, write_cityscapes, write_cityscapes_image
+
+# id, name, train id (255: not evaluated), colour: as published with the data set.
+OFFICIAL = """
+0 unlabeled 255 0 0 0
+1 ego_vehicle 255 0 0 0
+2 rectification_border 255 0 0 0
+3 out_of_roi 255 0 0 0
+4 static 255 0 0 0
+5 dynamic 255 111 74 0
+6 ground 255 81 0 81
+7 road 0 128 64 128
+8 sidewalk 1 244 35 232
+9 parking 255 250 170 160
+10 rail_track 255 230 150 140
+11 building 2 70 70 70
+12 wall 3 102 102 156
+13 fence 4 190 153 153
+14 guard_rail 255 180 165 180
+15 bridge 255 150 100 100
+16 tunnel 255 150 120 90
+17 pole 5 153 153 153
+18 polegroup 255 153 153 153
+19 traffic_light 6 250 170 30
+20 traffic_sign 7 220 220 0
+21 vegetation 8 107 142 35
+22 terrain 9 152 251 152
+23 sky 10 70 130 180
+24 person 11 220 20 60
+25 rider 12 255 0 0
+26 car 13 0 0 142
+27 truck 14 0 0 70
+28 bus 15 0 60 100
+29 caravan 255 0 0 90
+30 trailer 255 0 0 110
+31 train 16 0 80 100
+32 motorcycle 17 0 0 230
+33 bicycle 18 119 11 32
+"""
+ROWS = [line.split() for line in OFFICIAL.strip().splitlines()]
+TRAIN_IDS = np.asarray([int(row[2]) for row in ROWS], dtype=np.uint8)
+NAME = "aachen_000000_000019"
+
+
+def test_classes_and_colours_are_the_official_ones() -> None:
+    facts = known_facts("cityscapes")
+    assert facts is not None
+    evaluated = sorted((row for row in ROWS if row[2] != "255"), key=lambda row: int(row[2]))
+    assert list(facts.class_names) == [row[1].replace("_", " ") for row in evaluated]
+    assert list(facts.palette) == [tuple(int(value) for value in row[3:]) for row in evaluated]
+    assert (facts.num_classes, facts.void_index, facts.splits) == (19, 19, ("train", "val"))
+    assert facts.mean == (0.28689554, 0.32513303, 0.28389177)
+    assert facts.std == (0.18696375, 0.19017339, 0.18720214)
+
+
+def test_names_are_those_of_all_cities(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path)
+    wanted = ("aachen_000000_000019", "aachen_000000_000039", "ulm_000000_000019")
+    assert opened("cityscapes", tmp_path).names("train") == opened("cityscapes", tmp_path).names("val") == wanted
+
+
+@pytest.mark.parametrize("size", [(1024, 2048), (40, 50)])
+def test_every_id_becomes_its_train_id_and_all_others_void(tmp_path: Path, size: tuple[int, int]) -> None:
+    ids = (np.arange(size[0] * size[1]) // 7 % 34).astype(np.uint8).reshape(size)
+    picture = np.zeros((*size, 3), np.uint8)
+    picture[:, :, 1] = ids
+    write_cityscapes_image(tmp_path, "val", NAME, picture, ids)
+    image, label = opened("cityscapes", tmp_path).read("val", NAME)
+    assert (image == picture).all()
+    assert label.shape == size
+    found = {int(value): set(label[ids == value].tolist()) for value in np.unique(ids)}
+    assert found == {value: {int(train) if train != 255 else 19} for value, train in enumerate(TRAIN_IDS)}
+
+
+def test_train_ids_give_the_same_labels(tmp_path: Path) -> None:
+    picture, ids = noise((40, 50), range(34), seed=0)
+    write_cityscapes_image(tmp_path / "ids", "train", NAME, picture, ids)
+    write_cityscapes_image(tmp_path / "train", "train", NAME, picture, TRAIN_IDS[ids], kind="labelTrainIds")
+    wanted = opened("cityscapes", tmp_path / "ids").read("train", NAME)[1]
+    assert set(np.unique(wanted)) == set(range(20))
+    assert (opened("cityscapes", tmp_path / "train").read("train", NAME)[1] == wanted).all()
+    # Where both files are there, the ids count.
+    write_cityscapes_image(tmp_path / "ids", "train", NAME, picture, TRAIN_IDS[ids[::-1]], kind="labelTrainIds")
+    assert (opened("cityscapes", tmp_path / "ids").read("train", NAME)[1] == wanted).all()
+    signature = opened("cityscapes", tmp_path / "ids").signature("train")
+    (tmp_path / "ids/cityscapes/gtFine/train/aachen" / f"{NAME}_gtFine_labelIds.png").unlink()
+    assert opened("cityscapes", tmp_path / "ids").signature("train") != signature
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "allowed"),
+    [
+        ("labelIds", 34, r"0\.\.33 \(label ids\)"),
+        ("labelIds", 255, r"0\.\.33 \(label ids\)"),
+        ("labelTrainIds", 19, r"0\.\.18 and 255 \(train ids\)"),
+        ("labelTrainIds", 254, r"0\.\.18 and 255 \(train ids\)"),
+    ],
+)
+def test_a_value_that_is_no_id_is_told_with_its_place(tmp_path: Path, kind: str, value: int, allowed: str) -> None:
+    picture, ids = noise((12, 16), range(19), seed=0)
+    ids[5, 3] = ids[6, 1] = value
+    write_cityscapes_image(tmp_path, "train", NAME, picture, ids, kind)
+    told = rf"{NAME}_gtFine_{kind}\.png: label value {value} at \(y=5, x=3\); allowed are {allowed}"
+    with pytest.raises(DataError, match=told):
+        opened("cityscapes", tmp_path).read("train", NAME)
+
+
+def test_a_label_of_another_size_is_told(tmp_path: Path) -> None:
+    picture, ids = noise((12, 16), range(34), seed=0)
+    write_cityscapes_image(tmp_path, "train", NAME, picture, ids[:, :8])
+    with pytest.raises(DataError, match=r"labelIds\.png: the label is 12x8 .*its image 12x16; they must be equal"):
+        opened("cityscapes", tmp_path).read("train", NAME)
+
+
+@pytest.mark.parametrize("absent", ["leftImg8bit", "gtFine"])
+def test_what_is_missing_is_told_with_where_to_get_it_and_where_it_belongs(tmp_path: Path, absent: str) -> None:
+    write_cityscapes(tmp_path)
+    (tmp_path / "cityscapes" / absent).rename(tmp_path / "elsewhere")
+    dataset = opened("cityscapes", tmp_path)
+    dataset.fetch(lambda done, total: None)  # it cannot be fetched: nothing happens
+    with pytest.raises(DataError) as caught:
+        dataset.names("train")
+    for part in (
+        *(f"no folder {tmp_path}/cityscapes/{absent}/train", "cityscapes-dataset.com", "leftImg8bit_trainvaltest.zip"),
+        *("gtFine_trainvaltest.zip", f"unpack both in {tmp_path}/cityscapes", "--data DIR"),
+    ):
+        assert part in str(caught.value)
+
+
+def test_an_empty_split_is_told(tmp_path: Path) -> None:
+    for kind in ("leftImg8bit", "gtFine"):
+        (tmp_path / "cityscapes" / kind / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"leftImg8bit/train holds no CITY/NAME_leftImg8bit\.png; unpack leftImg8bit_"):
+        opened("cityscapes", tmp_path).names("train")
+
+
+def test_an_image_in_the_folder_of_another_city_is_told(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path)
+    folder = tmp_path / "cityscapes" / "leftImg8bit" / "train" / "ulm"
+    save(folder / "bochum_000000_000019_leftImg8bit.png", np.zeros((12, 16, 3), np.uint8))
+    with pytest.raises(DataError, match=r"ulm/bochum_000000_000019_leftImg8bit\.png does not lie in .*to bochum/"):
+        opened("cityscapes", tmp_path).names("train")
+
+
+def test_an_image_without_label_is_told(tmp_path: Path) -> None:
+    write_cityscapes(tmp_path)
+    (tmp_path / "cityscapes/gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png").unlink()
+    with pytest.raises(DataError, match=r"image ulm_000000_000019 of split train has no label .*labelIds\.png; add it"):
+        opened("cityscapes", tmp_path).signature("train")

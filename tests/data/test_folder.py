@@ -1,0 +1,263 @@
+"""A user's own folder: what it may hold, and what is told when its description or its files are wrong."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pixelpick_ray.data.cache import prepare
+from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.spec.trial import SizeSpec
+from tests.data.trees import noise, opened, save, write_folder
+
+
+def leaves(data: Path) -> Any:
+    """The data set that ``write_folder`` makes."""
+    return opened("folder", data, path="leaves")
+
+
+def test_images_of_every_kind_are_paired_with_labels_by_stem(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    for part in ("images/.hidden.png", "images/notes.txt", "labels/Thumbs.db"):
+        (folder / "train" / part).write_text("no picture")
+    (folder / "train" / "images" / "leaf.v1.jpg").rename(folder / "train" / "images" / "leaf.v1.JPG")
+    dataset = leaves(tmp_path)
+    assert dataset.names("train") == ("leaf.v0.png", "leaf.v1.JPG", "leaf.v2.jpeg")
+    for name in dataset.names("train"):
+        image, label = dataset.read("train", name)
+        stem = name.rpartition(".")[0]
+        assert (image == np.asarray(Image.open(folder / "train" / "images" / name))).all()
+        assert (label == np.asarray(Image.open(folder / "train" / "labels" / f"{stem}.png"))).all()
+
+
+def test_facts_are_those_of_the_description(tmp_path: Path) -> None:
+    splits = {name: {"images": "train/images", "labels": "train/labels"} for name in ("all", "2024")}
+    write_folder(
+        tmp_path,
+        **{"void": 7, "splits": splits, "train_split": "all", "mean": [0, 0.5, 1], "std": [0.1, 0.2, 1]},
+        palette=[[1, 2, 3], [4, 5, 6], [255, 0, 0]],
+    )
+    facts = leaves(tmp_path).facts
+    assert (facts.name, facts.class_names, facts.void_index) == ("folder", ("soil", "stem", "leaf"), 7)
+    assert (facts.mean, facts.std) == ((0.0, 0.5, 1.0), (0.1, 0.2, 1.0))
+    assert facts.palette == ((1, 2, 3), (4, 5, 6), (255, 0, 0))
+    assert (facts.splits, facts.train_split) == (("all", "2024"), "all")
+
+
+def test_what_is_not_described_is_usual(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    facts = leaves(tmp_path).facts
+    assert (facts.void_index, facts.train_split) == (255, "train")
+    assert (facts.mean, facts.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(("count", "apart"), [(2, 128), (20, 64), (63, 64), (255, 32)])
+def test_colours_that_are_not_described_lie_far_apart(tmp_path: Path, count: int, apart: int) -> None:
+    write_folder(tmp_path, classes=[f"class {index}" for index in range(count)])
+    palette = leaves(tmp_path).facts.palette
+    assert len(palette) == count
+    assert (0, 0, 0) not in palette
+    for one, other in itertools.combinations(palette, 2):
+        assert max(abs(a - b) for a, b in zip(one, other, strict=True)) >= apart
+
+
+def test_a_spec_without_path_is_told_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=rf"dataset\.path: .*folder under {tmp_path} that holds dataset\.yaml, e\.g\. "):
+        opened("folder", tmp_path)
+
+
+def test_a_split_that_is_not_described_is_answered_with_those_that_are(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    with pytest.raises(SpecError, match=rf"{folder}/dataset\.yaml: has no split 'test'; it describes train, val"):
+        leaves(tmp_path).names("test")
+
+
+GOOD = {"images": "train/images", "labels": "train/labels"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            {"clases": ["a", "b"]},
+            "clases: unknown key; allowed here: classes, void, splits, train_split, mean, std, pal",
+        ),
+        (
+            {"splits": {"train": {**GOOD, "label": "x"}}},
+            "splits.train.label: unknown key; allowed here: images, labels",
+        ),
+        ({"splits": {"train": {"images": "x"}}}, "splits.train.labels: is required; got {'images': 'x'}"),
+        ({"splits": ["train"]}, "splits: Input should be an object; got ['train']"),
+        ({"splits": {"": GOOD}}, "splits: '' is no name of a split; letters, digits, _ and - are allowed"),
+        ({"splits": {"a/b": GOOD}}, "splits: 'a/b' is no name of a split; letters, digits, _ and - are allowed"),
+        ({"splits": {}}, "train_split: 'train' is not described; described in splits: none"),
+        (
+            {"splits": {"fit": GOOD, "val": GOOD}},
+            "train_split: 'train' is not described; described in splits: fit, val",
+        ),
+        (
+            {"splits": {"train": {**GOOD, "images": "../x"}}},
+            "splits.train.images: '../x' leaves the folder of the data",
+        ),
+        (
+            {"splits": {"train": {**GOOD, "labels": "/x"}}},
+            "splits.train.labels: '/x' leaves the folder of the data set",
+        ),
+        ({"splits": {"train": {"images": "x/", "labels": "x"}}}, "splits.train: images and labels are the same folder"),
+        ({"classes": "soil"}, "classes: Input should be a valid array; got 'soil'"),
+        ({"classes": ["soil"]}, "classes: 1 given; allowed are 2..255"),
+        ({"classes": [str(index) for index in range(256)]}, "classes: 256 given; allowed are 2..255"),
+        (
+            {"classes": ["no", False]},
+            "classes[1]: should be text, in quotes where YAML reads something else; got False",
+        ),
+        ({"classes": ["b", "a", "b"]}, "classes: b given twice; give each class a name of its own"),
+        ({"void": 2}, "void: 2 is the value of class 'leaf'; allowed are 3..255"),
+        ({"void": 256}, "void: Input should be less than or equal to 255; got 256"),
+        ({"void": "255"}, "void: Input should be a valid integer; got '255'"),
+        ({"mean": [0.1, 0.2]}, "mean[2]: is required; got [0.1, 0.2]"),
+        ({"mean": [0.1, 0.2, 123.7]}, "mean[2]: Input should be less than or equal to 1; got 123.7"),
+        ({"mean": [0.1, 0.2, float("nan")]}, "mean[2]: Input should be less than or equal to 1; got nan"),
+        ({"std": [0.1, 0, 0.1]}, "std[1]: Input should be greater than 0; got 0"),
+        ({"palette": [[0, 0, 0], [1, 1, 1]]}, "palette: 2 colours, 2 different ones, for 3 classes; give each class a"),
+        ({"palette": [[0, 0, 0], [1, 1, 1], [0, 0, 0]]}, "palette: 3 colours, 2 different ones, for 3 classes; give"),
+        ({"palette": [[0, 0, 0], [1, 1, 1], [0, 0, 256]]}, "palette[2][2]: Input should be less than or equal to 255;"),
+    ],
+)
+def test_a_wrong_description_is_told_with_file_key_and_what_is_allowed(
+    tmp_path: Path, wrong: dict[str, Any], told: str
+) -> None:
+    folder = write_folder(tmp_path, **wrong)
+    with pytest.raises(DataError) as caught:
+        leaves(tmp_path)
+    assert f"{folder}/dataset.yaml: {told}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("classes: [a, b", r"dataset\.yaml: is not YAML \(.*line 1.*\); correct it"),
+        ("classes: !!python/name:os.system", r"dataset\.yaml: is not YAML \(could not determine a constructor"),
+        ("- a", r"dataset\.yaml: expected a mapping with classes, void, splits.*; got \['a'\]"),
+        ("", r"dataset\.yaml: expected a mapping with classes, void, splits.*; got None"),
+        ("classes: &x [*x]", r"dataset\.yaml: holds something that is neither number, text, list nor mapping"),
+        (
+            b"\xff\xfe\xfd",
+            r"dataset\.yaml: cannot be read \(.*correct dataset\.path.*--data DIR.*classes: \[soil, leaf",
+        ),
+        (None, r"leaves/dataset\.yaml: cannot be read \(.*No such file.*--data DIR"),
+    ],
+)
+def test_a_description_that_cannot_be_read_is_told(tmp_path: Path, text: str | bytes | None, told: str) -> None:
+    path = write_folder(tmp_path) / "dataset.yaml"
+    path.unlink()
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=told):
+        leaves(tmp_path)
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    write_folder(tmp_path, void="x", mean=[2, 0, 0], unknown=1)
+    with pytest.raises(DataError) as caught:
+        leaves(tmp_path)
+    assert [line.partition("dataset.yaml: ")[2].partition(":")[0] for line in str(caught.value).splitlines()] == [
+        *("void", "mean[0]", "unknown"),
+    ]
+
+
+def test_an_image_without_label_is_told(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path) / "train"
+    (folder / "labels" / "leaf.v1.png").unlink()
+    told = rf"{folder}/images: leaf\.v1\.jpg has no partner of the same stem in {folder}/labels \(\.png\); add it or re"
+    with pytest.raises(DataError, match=told):
+        leaves(tmp_path).names("train")
+    assert len(leaves(tmp_path).names("val")) == 3
+
+
+def test_a_label_without_image_is_told(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path) / "train"
+    (folder / "images" / "leaf.v1.jpg").rename(folder / "images" / "leaf.v1.tif")
+    told = rf"{folder}/labels: leaf\.v1\.png has no partner .*in {folder}/images \(\.png, \.jpg, \.jpeg\); add it or re"
+    with pytest.raises(DataError, match=told):
+        leaves(tmp_path).names("train")
+
+
+def test_two_images_of_one_stem_are_told(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path) / "train"
+    save(folder / "images" / "leaf.v1.png", noise((9, 11), (0,), seed=0)[0])
+    with pytest.raises(
+        DataError, match=rf"{folder}/images: leaf\.v1\.jpg and leaf\.v1\.png have one stem; keep one of"
+    ):
+        leaves(tmp_path).names("train")
+
+
+def test_an_empty_and_a_missing_folder_are_told(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    for path in (*(folder / "train" / "images").iterdir(), *(folder / "train" / "labels").iterdir()):
+        path.unlink()
+    with pytest.raises(
+        DataError, match=rf"{folder}/train/images: holds no image; copy the images of split train there"
+    ):
+        leaves(tmp_path).names("train")
+    (folder / "val" / "labels").rename(folder / "val" / "masks")
+    with pytest.raises(DataError, match=rf"dataset\.yaml: splits\.val\.labels: no folder {folder}/val/labels; make it"):
+        leaves(tmp_path).names("val")
+
+
+def test_a_label_value_that_is_neither_class_nor_void_is_told(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, void=9)
+    label = np.array(np.arange(99).reshape(9, 11) % 3, dtype=np.uint8)
+    label[4, 2] = 255
+    save(folder / "train" / "labels" / "leaf.v0.png", label)
+    told = r"labels/leaf\.v0\.png: label value 255 at \(y=4, x=2\); allowed are 0\.\.2 and 9 \(void\)"
+    with pytest.raises(DataError, match=told):
+        leaves(tmp_path).read("train", "leaf.v0.png")
+
+
+def test_the_content_covers_what_results_depend_on(tmp_path: Path) -> None:
+    """Names and order of classes, void, mean and std change what is learnt or measured; colours do not."""
+    splits = {"train": GOOD}
+    changes: list[dict[str, Any]] = [
+        *({}, {"classes": ["soil", "stem", "twig"]}, {"classes": ["stem", "soil", "leaf"]}),
+        *({"classes": ["soil", "stem", "leaf", "sky"]}, {"mean": [0.5, 0.5, 0.5]}, {"std": [0.5, 0.5, 0.5]}),
+    ]
+
+    def fingerprint(split: str = "train", **description: Any) -> str:
+        write_folder(tmp_path, **description)
+        return prepare(leaves(tmp_path), split, SizeSpec(), tmp_path / "cache").fingerprint
+
+    found = [fingerprint(**change) for change in changes]
+    assert len(set(found)) == len(changes)
+    colours = [[1, 1, 1], [2, 2, 2], [3, 3, 3]]
+    assert fingerprint() == fingerprint(palette=colours) == fingerprint(splits=splits, void=255) == found[0]
+    assert fingerprint("val") not in found
+
+
+def test_another_void_value_is_another_content_and_counted_anew(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    for path in folder.rglob("labels/*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) % 4).save(path)  # 255 becomes 3
+    prepared = []
+    for description in ({"classes": ["a", "b", "c"], "void": 3}, {"classes": ["a", "b", "c", "d"], "void": 255}):
+        tree = {"splits": {"train": GOOD}} | description
+        (folder / "dataset.yaml").write_text(yaml.safe_dump(tree))
+        prepared.append(prepare(leaves(tmp_path), "train", SizeSpec(), tmp_path / "cache"))
+    assert prepared[0].fingerprint != prepared[1].fingerprint
+    assert prepared[0].candidates.tolist() == [int((prepared[0].label(at) != 3).sum()) for at in range(3)]
+    assert prepared[1].candidates.tolist() == [99, 99, 99]
+
+
+def test_a_folder_that_moved_keeps_its_content(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    before = prepare(leaves(tmp_path), "train", SizeSpec(), tmp_path / "cache").fingerprint
+    (tmp_path / "leaves").rename(tmp_path / "plants")
+    (tmp_path / "plants" / "train" / "images").rename(tmp_path / "plants" / "pictures")
+    path = tmp_path / "plants" / "dataset.yaml"
+    path.write_text(path.read_text().replace("train/images", "pictures"))
+    moved = opened("folder", tmp_path, path="plants")
+    assert prepare(moved, "train", SizeSpec(), tmp_path / "cache").fingerprint == before

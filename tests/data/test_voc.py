@@ -1,0 +1,167 @@
+"""PASCAL VOC 2012: the official layout, the augmented training set, and fetching it."""
+
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixelpick_ray.data.datasets import known_facts
+from pixelpick_ray.data.voc import colour_map
+from pixelpick_ray.errors import DataError
+from tests.data.trees import REAL, opened, write_voc
+
+CLASSES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor"
+)
+COLOURS = """
+0 0 0, 128 0 0, 0 128 0, 128 128 0, 0 0 128, 128 0 128, 0 128 128, 128 128 128, 64 0 0, 192 0 0, 64 128 0,
+192 128 0, 64 0 128, 192 0 128, 64 128 128, 192 128 128, 0 64 0, 128 64 0, 0 192 0, 128 192 0, 0 64 128
+"""
+
+
+def release(data: Path) -> Path:
+    return data / "voc" / "VOCdevkit" / "VOC2012"
+
+
+def test_classes_and_colours_are_the_official_ones() -> None:
+    facts = known_facts("voc")
+    assert facts is not None
+    assert " ".join(facts.class_names) == CLASSES
+    assert list(facts.palette) == [tuple(int(value) for value in text.split()) for text in COLOURS.split(",")]
+    assert colour_map(255) == (224, 224, 192)  # the colour of borders in the label files
+    assert (facts.num_classes, facts.void_index, facts.splits) == (21, 255, ("train", "val", "trainaug"))
+    assert (facts.mean, facts.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_splits_are_the_official_lists_and_labels_are_read_by_index(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    label_path = release(tmp_path) / "SegmentationClass" / "b.png"
+    plain = np.asarray(Image.open(label_path))
+    coloured = Image.fromarray(plain)
+    coloured.putpalette([value for index in range(256) for value in colour_map(255 - index)])
+    coloured.save(label_path)
+    dataset = opened("voc", tmp_path)
+    assert (dataset.names("train"), dataset.names("val")) == (("a", "b", "c"), ("d", "e"))
+    image, label = dataset.read("train", "b")
+    assert (label == plain).all()
+    assert (image == np.asarray(Image.open(release(tmp_path) / "JPEGImages" / "b.jpg"))).all()
+
+
+def test_trainaug_is_every_label_of_the_larger_set_that_is_not_in_val(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    dataset = opened("voc", tmp_path)
+    assert dataset.names("trainaug") == ("a", "f", "g")
+    image, label = dataset.read("trainaug", "a")
+    assert (label == dataset.read("train", "a")[1][::-1]).all()
+    assert (label != dataset.read("train", "a")[1]).any()
+    assert (image == dataset.read("train", "a")[0]).all()
+    (release(tmp_path) / "JPEGImages" / "g.jpg").unlink()
+    with pytest.raises(DataError, match=r"image g of split trainaug has no image file .*JPEGImages/g\.jpg; add it"):
+        dataset.signature("trainaug")
+
+
+def test_trainaug_without_its_labels_is_told_with_what_to_put_where(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    folder = release(tmp_path) / "SegmentationClassAug"
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=rf"voc: {folder} holds no \.png label outside val; copy the label maps there"):
+        opened("voc", tmp_path).names("trainaug")
+    folder.rmdir()
+    with pytest.raises(DataError, match=rf"voc: no folder {folder}; .*NAME\.png \(0\.\.20 and 255\).* use split train"):
+        opened("voc", tmp_path).names("trainaug")
+
+
+def test_a_wrong_label_value_is_told(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    Image.fromarray(np.full((10, 14), 21, np.uint8)).save(release(tmp_path) / "SegmentationClass" / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: label value 21 at \(y=0, x=0\); allowed are 0\.\.20 and 255 \(void"):
+        opened("voc", tmp_path).read("train", "a")
+
+
+def test_a_missing_or_empty_list_is_told_with_the_archive(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    path = release(tmp_path) / "ImageSets" / "Segmentation" / "val.txt"
+    path.write_text("\n")
+    with pytest.raises(DataError, match=rf"voc: {path} names no image; copy the official list there"):
+        opened("voc", tmp_path).names("val")
+    path.unlink()
+    told = rf"voc: {path} cannot be read .*unpack VOCtrainval_11-May-2012\.tar of http.* in {tmp_path}/voc, or give"
+    for split in ("val", "trainaug"):
+        with pytest.raises(DataError, match=told):
+            opened("voc", tmp_path).names(split)
+
+
+def torchvision_whose_download(does: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for torchvision's data set; the real one needs the network."""
+
+    def constructed(*, root: Path, year: str, image_set: str, download: bool) -> None:
+        assert (year, image_set, download) == ("2012", "train", True)
+        does(root)
+
+    module = ModuleType("torchvision.datasets")
+    monkeypatch.setattr(module, "VOCSegmentation", constructed, raising=False)
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", module)
+
+
+def test_the_archive_is_fetched_once_and_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unpacks(root: Path) -> None:
+        write_voc(root.parent)
+        (root / "VOCtrainval_11-May-2012.tar").write_bytes(b"2 GB")
+
+    torchvision_whose_download(unpacks, monkeypatch)
+    dataset = opened("voc", tmp_path / "data")
+    dataset.fetch(lambda done, total: None)
+    assert dataset.names("val") == ("d", "e")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["voc"]
+    assert [path.name for path in (tmp_path / "data" / "voc").iterdir()] == ["VOCdevkit"]
+    torchvision_whose_download(lambda root: pytest.fail("it is there already"), monkeypatch)
+    dataset.fetch(lambda done, total: None)
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("no route"), tarfile.ReadError("no route")])
+def test_a_failed_download_leaves_nothing_and_is_told_with_what_to_put_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(root: Path) -> None:
+        root.mkdir()
+        (root / "VOCtrainval_11-May-2012.tar").write_bytes(b"half")
+        raise error
+
+    torchvision_whose_download(fails, monkeypatch)
+    told = rf"voc: {tmp_path}/voc is missing and could not be fetched from http.*no route.*unpack VOCtrainval.*--data"
+    with pytest.raises(DataError, match=told):
+        opened("voc", tmp_path).fetch(lambda done, total: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+if (REAL / "voc").is_dir():  # a machine without the files has fewer tests, not skipped ones
+
+    def test_the_real_subset_has_its_counts_sizes_and_labels() -> None:
+        dataset = opened("voc", REAL)
+        assert (len(dataset.names("train")), len(dataset.names("val"))) == (50, 30)
+        assert not set(dataset.names("train")) & set(dataset.names("val"))
+        shapes, values = set(), np.zeros(256, np.int64)
+        for name in dataset.names("val"):
+            image, label = dataset.read("val", name)
+            assert image.shape[:2] == label.shape
+            assert (label == np.asarray(Image.open(release(REAL) / "SegmentationClass" / f"{name}.png"))).all()
+            shapes.add(label.shape)
+            values += np.bincount(label.reshape(-1), minlength=256)
+        assert len(shapes) > 5
+        assert values[21:255].sum() == 0
+        assert 0.02 < values[255] / values.sum() < 0.15  # the borders of objects
+
+    def test_the_colours_are_those_in_the_real_label_files() -> None:
+        facts = known_facts("voc")
+        assert facts is not None
+        palette = Image.open(min((release(REAL) / "SegmentationClass").iterdir())).getpalette()
+        assert palette is not None
+        assert [value for colour in facts.palette for value in colour] == palette[: 3 * 21]

@@ -1,0 +1,319 @@
+"""The authors' checkpoints: files written here from their documented names, computed here layer by layer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixelpick_ray.errors import DataError
+from pixelpick_ray.models.published import read_checkpoint
+from pixelpick_ray.models.segmentation import Dropout, stochastic, upsample
+
+CLASSES = 11
+SETTINGS = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+State = dict[str, Tensor]
+
+
+class Layout:
+    """Random tensors under documented names; He normal weights, norms as after a training."""
+
+    def __init__(self) -> None:
+        self.state: State = {}
+        self.generator = torch.Generator().manual_seed(0)
+
+    def conv(self, name: str, outputs: int, inputs: int, kernel: int = 1, *, bias: bool = False) -> None:
+        deviation = (2 / (inputs * kernel**2)) ** 0.5
+        shape = (outputs, inputs, kernel, kernel)
+        self.state[f"{name}.weight"] = torch.randn(shape, generator=self.generator) * deviation
+        if bias:
+            self.state[f"{name}.bias"] = torch.randn(outputs, generator=self.generator) * 0.1
+
+    def norm(self, name: str, channels: int, *, statistics: bool = True) -> None:
+        for key, low, high in (
+            ("weight", 0.7, 1.3),
+            ("bias", -0.3, 0.5),
+            ("running_mean", -0.2, 0.2),
+            ("running_var", 0.8, 1.5),
+        ):
+            if statistics or not key.startswith("running"):
+                self.state[f"{name}.{key}"] = low + (high - low) * torch.rand(channels, generator=self.generator)
+        if statistics:
+            self.state[f"{name}.num_batches_tracked"] = torch.tensor(4600)
+
+
+def blocks_of_mobilenet() -> list[tuple[int, int, int, int, int]]:
+    """(inputs, outputs, expansion, stride, dilation) of the 17 blocks at output stride 16."""
+    blocks, inputs = [], 32
+    for expansion, outputs, repeats, stride in SETTINGS:
+        stride = 1 if outputs == 160 else stride  # this stride is removed, and only what follows its stage is dilated
+        for block in range(repeats):
+            blocks.append((inputs, outputs, expansion, stride if block == 0 else 1, 2 if outputs == 320 else 1))
+            inputs = outputs
+    return blocks
+
+
+def deeplab_state(num_classes: int = CLASSES) -> State:
+    """Every tensor of the authors' DeepLabv3+ MobileNetV2, the backbone's two times."""
+    layout = Layout()
+    layout.conv("backbone.features.0.0", 32, 3, 3)
+    layout.norm("backbone.features.0.1", 32)
+    for index, (inputs, outputs, expansion, _, _) in enumerate(blocks_of_mobilenet(), start=1):
+        name, hidden, at = f"backbone.features.{index}.conv", inputs * expansion, 0
+        if expansion > 1:
+            layout.conv(f"{name}.0", hidden, inputs)
+            layout.norm(f"{name}.1", hidden)
+            at = 3
+        layout.conv(f"{name}.{at}", hidden, 1, 3)
+        layout.norm(f"{name}.{at + 1}", hidden)
+        layout.conv(f"{name}.{at + 3}", outputs, hidden)
+        layout.norm(f"{name}.{at + 4}", outputs)
+    for name, value in list(layout.state.items()):
+        index = int(name.split(".")[2])
+        copy = "low_level_features" if index < 4 else "high_level_features"
+        layout.state[name.replace("features", copy, 1)] = value
+    for index, kernel in enumerate((1, 3, 3, 3), start=1):
+        layout.conv(f"aspp.aspp{index}.atrous_conv", 256, 320, kernel)
+        layout.norm(f"aspp.aspp{index}.bn", 256)
+    layout.conv("aspp.global_avg_pool.1", 256, 320)
+    layout.norm("aspp.global_avg_pool.2", 256)
+    layout.conv("aspp.conv1", 256, 1280)
+    layout.norm("aspp.bn1", 256)
+    layout.conv("low_level_conv.0", 48, 24)
+    layout.norm("low_level_conv.1", 48)
+    for conv, inputs in ((0, 304), (4, 256)):
+        layout.conv(f"seg_head.segment_head.{conv}", 256, inputs, 3)
+        layout.norm(f"seg_head.segment_head.{conv + 1}", 256)
+    layout.conv("seg_head.classifier", num_classes, 256, bias=True)
+    return layout.state
+
+
+def write(folder: Path, state: State) -> Path:
+    torch.save({"model": state}, folder / "best_miou_model.pt")
+    return folder / "best_miou_model.pt"
+
+
+def normed(state: State, name: str, values: Tensor) -> Tensor:
+    weight, bias, mean, variance = (
+        state[f"{name}.{key}"][:, None, None] for key in ("weight", "bias", "running_mean", "running_var")
+    )
+    return (values - mean) / (variance + 1e-5).sqrt() * weight + bias
+
+
+def mobilenet_by_hand(state: State, images: Tensor, *, pad_first: bool = True) -> tuple[Tensor, Tensor]:
+    """Low and high level features; with `pad_first` False, blocks pad the depthwise convolution's input instead."""
+
+    def conv(name: str, values: Tensor, **options: int) -> Tensor:
+        return F.conv2d(values, state[f"{name}.weight"], **options)
+
+    values = conv("backbone.features.0.0", images, stride=2, padding=1)
+    values = normed(state, "backbone.features.0.1", values).clamp(0, 6)
+    for index, (inputs, outputs, expansion, stride, dilation) in enumerate(blocks_of_mobilenet(), start=1):
+        name, at = f"backbone.features.{index}.conv", 0
+        before, border = values, (dilation,) * 4
+        if pad_first:
+            values = F.pad(values, border)
+        if expansion > 1:
+            values = normed(state, f"{name}.1", conv(f"{name}.0", values)).clamp(0, 6)
+            at = 3
+        if not pad_first:
+            values = F.pad(values, border)
+        values = conv(f"{name}.{at}", values, stride=stride, dilation=dilation, groups=inputs * expansion)
+        values = normed(state, f"{name}.{at + 1}", values).clamp(0, 6)
+        values = normed(state, f"{name}.{at + 4}", conv(f"{name}.{at + 3}", values))
+        if stride == 1 and inputs == outputs:
+            values = values + before
+        if index == 3:
+            low = values
+    return low, values
+
+
+def deeplab_by_hand(state: State, images: Tensor, **options: bool) -> Tensor:
+    """Logits at stride 4."""
+
+    def block(conv: str, norm: str, values: Tensor, **options: int) -> Tensor:
+        return normed(state, norm, F.conv2d(values, state[f"{conv}.weight"], **options)).relu()
+
+    low, high = mobilenet_by_hand(state, images, **options)
+    branches = [block("aspp.aspp1.atrous_conv", "aspp.aspp1.bn", high)]
+    for index, rate in ((2, 6), (3, 12), (4, 18)):
+        name = f"aspp.aspp{index}"
+        branches.append(block(f"{name}.atrous_conv", f"{name}.bn", high, padding=rate, dilation=rate))
+    pooled = block("aspp.global_avg_pool.1", "aspp.global_avg_pool.2", high.mean(dim=(2, 3), keepdim=True))
+    joined = torch.cat([*branches, pooled.expand_as(branches[0])], dim=1)
+    high = block("aspp.conv1", "aspp.bn1", joined)
+    high = F.interpolate(high, size=low.shape[2:], mode="bilinear", align_corners=True)
+    values = torch.cat([high, block("low_level_conv.0", "low_level_conv.1", low)], dim=1)
+    for conv, norm in ((0, 1), (4, 5)):
+        values = block(f"seg_head.segment_head.{conv}", f"seg_head.segment_head.{norm}", values, padding=1)
+    return F.conv2d(values, state["seg_head.classifier.weight"], state["seg_head.classifier.bias"])
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    return deeplab_state()
+
+
+def images_of(*size: int) -> Tensor:
+    return torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_authors_network_computes_what_its_description_says(state: State, tmp_path: Path) -> None:
+    """5,813,483 parameters, as protocol and paper say; the backbone's second copies are not counted again."""
+    model = read_checkpoint(write(tmp_path, state), CLASSES).eval()
+    assert sum(value.numel() for value in model.parameters()) == 5_813_483
+    images, double = images_of(64, 80), {name: value.double() for name, value in state.items()}
+    with torch.inference_mode():
+        logits = model.double()(images)
+        expected = deeplab_by_hand(double, images)
+        other = deeplab_by_hand(double, images, pad_first=False)
+    assert logits.shape == (2, CLASSES, 16, 20)
+    assert expected.std() > 0.05
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+    assert (other - expected).abs().max() > 0.01  # so the test sees where a block pads
+
+
+def test_padding_first_matters_at_the_border_and_nowhere_else(state: State) -> None:
+    """Three blocks reach three pixels of stride 4 deep; behind them both ways of padding give the same."""
+    double = {name: value.double() for name, value in state.items()}
+    images = images_of(96, 112)
+    first, after = (mobilenet_by_hand(double, images, pad_first=first)[0] for first in (True, False))
+    different = (first - after).abs().amax(dim=(0, 1)) > 1e-9
+    assert different[0].all()
+    assert different[:, 0].all()
+    assert not different[3:-3, 3:-3].any()
+
+
+def test_the_networks_dropout_is_the_published_one(state: State, tmp_path: Path) -> None:
+    model = read_checkpoint(write(tmp_path, state), CLASSES)
+    rates = {name: layer.rate for name, layer in model.named_modules() if isinstance(layer, Dropout) and layer.rate}
+    assert rates == {"aspp.dropout": 0.5, "decoder.1": 0.5, "decoder.3": 0.2}
+    images = torch.randn(1, 3, 32, 40)
+    with torch.inference_mode(), stochastic(model.eval(), [torch.Generator().manual_seed(0)]):
+        assert not torch.equal(model(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "name", ["backbone.low_level_features.2.conv.3.weight", "backbone.high_level_features.17.conv.7.running_mean"]
+)
+def test_copies_that_differ_are_named(name: str, state: State, tmp_path: Path) -> None:
+    path = write(tmp_path, state | {name: state[name] + 0.1})
+    original = name.replace("low_level_", "").replace("high_level_", "")
+    with pytest.raises(DataError, match=rf"best_miou_model\.pt: {name} and {original} should be copies"):
+        read_checkpoint(path, CLASSES)
+
+
+def test_a_missing_an_unexpected_and_a_misshapen_tensor_are_named(state: State, tmp_path: Path) -> None:
+    less = {name: value for name, value in state.items() if name != "aspp.aspp3.bn.bias"}
+    for changed, told in (
+        (less, r"has no tensor 'aspp\.aspp3\.bn\.bias'; are these weights of PixelPick's network\?"),
+        (state | {"mask_head.weight": torch.zeros(2)}, r"has an unexpected tensor 'mask_head\.weight'"),
+        (
+            state | {"low_level_conv.0.weight": torch.zeros(48, 16, 1, 1)},
+            r"low_level_conv\.0\.weight is \(48, 16, 1, 1\)",
+        ),
+    ):
+        with pytest.raises(DataError, match=rf"best_miou_model\.pt: {told}"):
+            read_checkpoint(write(tmp_path, changed), CLASSES)
+
+
+def test_another_number_of_classes_and_another_file_are_told(state: State, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"was trained for 11 classes, the data set has 19; give the data set"):
+        read_checkpoint(write(tmp_path, state), 19)
+    with pytest.raises(DataError, match=r"is no checkpoint of PixelPick .*begins with 'fc\.weight'; give a best_miou"):
+        read_checkpoint(write(tmp_path, {"fc.weight": torch.zeros(3, 3)}), 11)
+    (tmp_path / "best_miou_model.pt").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"is not a readable file of tensors"):
+        read_checkpoint(tmp_path / "best_miou_model.pt", 11)
+
+
+# FPN
+
+
+def fpn_state(blocks: tuple[int, ...], bottleneck: bool) -> State:
+    """Every tensor of the authors' FPN, the deepest level first in the decoder."""
+    layout = Layout()
+    layout.conv("encoder.base.prefix.conv1", 64, 3, 7)
+    layout.norm("encoder.base.prefix.bn1", 64)
+    inputs, widths = 64, []
+    for stage, repeats in enumerate(blocks, start=1):
+        planes = 32 * 2**stage
+        outputs = planes * (4 if bottleneck else 1)
+        for block in range(repeats):
+            name = f"encoder.base.layer{stage}.{block}"
+            shapes = [(planes, inputs, 3), (planes, planes, 3)]
+            if bottleneck:
+                shapes = [(planes, inputs, 1), (planes, planes, 3), (outputs, planes, 1)]
+            for index, (made, given, kernel) in enumerate(shapes, start=1):
+                layout.conv(f"{name}.conv{index}", made, given, kernel)
+                layout.norm(f"{name}.bn{index}", made)
+            if block == 0 and inputs != outputs:
+                layout.conv(f"{name}.downsample.0", outputs, inputs)
+                layout.norm(f"{name}.downsample.1", outputs)
+            inputs = outputs
+        widths.append(outputs)
+    for index, width in enumerate(reversed(widths)):
+        layout.conv(f"decoder.lat_layer_{index}", 256, width, bias=True)
+        for step in range(2 if index == 3 else 3):
+            layout.conv(f"decoder.upsample_blocks_{index}.{step}.block.0", 128, 128 if step else 256, 3, bias=True)
+            layout.norm(f"decoder.upsample_blocks_{index}.{step}.block.1", 128, statistics=False)
+    layout.conv("decoder.classifier", 3, 128, bias=True)
+    return layout.state
+
+
+def fpn_by_hand(state: State, images: Tensor) -> Tensor:
+    """Logits at full size, for encoders of basic blocks."""
+
+    def conv(name: str, values: Tensor, **options: int) -> Tensor:
+        return F.conv2d(values, state[f"{name}.weight"], state.get(f"{name}.bias"), **options)
+
+    values = conv("encoder.base.prefix.conv1", images, stride=2, padding=3)
+    values = F.max_pool2d(normed(state, "encoder.base.prefix.bn1", values).relu(), 3, 2, 1)
+    levels = []
+    for stage, (once, rate) in enumerate(((1, 1), (1, 1), (1, 2), (2, 4)), start=1):
+        for block in range(2):
+            name = f"encoder.base.layer{stage}.{block}"
+            stride, first = 2 if (stage, block) == (2, 0) else 1, once if block == 0 else rate
+            shortcut = values
+            if f"{name}.downsample.0.weight" in state:
+                shortcut = normed(state, f"{name}.downsample.1", conv(f"{name}.downsample.0", values, stride=stride))
+            values = conv(f"{name}.conv1", values, stride=stride, padding=first, dilation=first)
+            values = normed(state, f"{name}.bn1", values).relu()
+            values = normed(state, f"{name}.bn2", conv(f"{name}.conv2", values, padding=rate, dilation=rate))
+            values = (values + shortcut).relu()
+        levels.append(values)
+    total, merged = torch.zeros(()), torch.zeros(())
+    for index, level in enumerate(reversed(levels)):
+        lateral = conv(f"decoder.lat_layer_{index}", level)
+        merged = lateral + (F.interpolate(merged, size=lateral.shape[2:], mode="bilinear") if index else 0)
+        branch = merged
+        for step in range(2 if index == 3 else 3):
+            name = f"decoder.upsample_blocks_{index}.{step}.block"
+            branch = conv(f"{name}.0", branch, padding=1)
+            branch = F.group_norm(branch, 32, state[f"{name}.1.weight"], state[f"{name}.1.bias"]).relu()
+            branch = F.interpolate(branch, scale_factor=2, mode="bilinear")
+        total = total + branch
+    return conv("decoder.classifier", total)
+
+
+def test_the_authors_fpn_computes_what_its_description_says(tmp_path: Path) -> None:
+    state = fpn_state((2, 2, 2, 2), bottleneck=False)
+    model = read_checkpoint(write(tmp_path, state), 3).eval().double()
+    images = images_of(32, 48)
+    with torch.inference_mode():
+        logits = model(images)
+        expected = fpn_by_hand({name: value.double() for name, value in state.items()}, images)
+    assert logits.shape == (2, 3, 32, 48)
+    assert expected.std() > 0.05
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+    assert upsample(logits, (32, 48)) is logits
+
+
+def test_the_depth_of_an_fpn_is_read_from_its_blocks(tmp_path: Path) -> None:
+    path = write(tmp_path, fpn_state((3, 4, 6, 3), bottleneck=True))
+    assert sum(value.numel() for value in read_checkpoint(path, 3).parameters()) == 26_709_579 - 8 * 129
+    with pytest.raises(DataError, match=r"encoder is none of resnet18, .*resnet101: stage 3 has 7 blocks"):
+        read_checkpoint(write(tmp_path, fpn_state((1, 1, 7, 1), bottleneck=False)), 3)
+    with pytest.raises(DataError, match=r"was trained for 3 classes"):
+        read_checkpoint(path, 4)

@@ -1,0 +1,116 @@
+"""What was asked: every stage of a chain once, from the first pixels to the largest budget."""
+
+import csv
+import io
+from typing import Any
+
+import pytest
+
+from pixelpick_ray.report.queries import CSV_COLUMNS, load_queries, queries_csv, query_table
+from pixelpick_ray.report.rows import load_results
+from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.spec.trial import Trial
+from tests.report.fake_study import Study, experiment, matrix
+
+GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 30]}, {seed: [0], budget: [full]}]"
+
+
+def tell(trial: Trial, stage: int) -> dict[str, Any]:
+    """Entropy 0.5 and 1.5 for the seeds where a network is asked, spread twice the stage, 3 and 7 pixels a class."""
+    asked = stage > 0 and trial.acquire.strategy == "margin"
+    return {
+        "pixels": 10,
+        "images": 2,
+        "class_counts": [3, 7],
+        "entropy": trial.seed + 0.5 if asked else None,
+        "distinct_classes": 1.25,
+        "spread": 2.0 * stage,
+    }
+
+
+@pytest.fixture
+def spec(study: Study) -> Experiment:
+    """Two strategies, two seeds, three stages, and full supervision; all stored."""
+    spec = experiment(GRID)
+    study.fill(spec, lambda trial: matrix(50))
+    study.ask(spec, tell)
+    return spec
+
+
+def lines(study: Study, spec: Experiment) -> list[dict[str, str]]:
+    queries = load_queries(study.store, load_results(study.store, [spec]))
+    return list(csv.DictReader(io.StringIO(queries_csv(queries))))
+
+
+def test_every_stage_of_a_chain_is_there_once(study: Study, spec: Experiment) -> None:
+    queries = load_queries(study.store, load_results(study.store, [spec]))
+    found = [(one.point.strategy, one.point.seed, one.stage, one.point.budget) for one in queries]
+    stages = [(0, 10), (1, 20), (2, 30)]
+    assert found == [(name, seed, *stage) for name in ("margin", "random") for seed in (0, 1) for stage in stages]
+
+
+def test_the_csv_has_a_value_a_row(study: Study, spec: Experiment) -> None:
+    found = lines(study, spec)
+    assert tuple(found[0]) == CSV_COLUMNS
+    assert ",".join(CSV_COLUMNS).startswith(
+        "experiment,dataset,architecture,backbone,strategy,setting,seed,stage,budget,statistic,class_name,value,"
+    )
+    wanted = {"strategy": "margin", "seed": "1", "stage": "2", "budget": "30"}
+    own = [line for line in found if line | wanted == line]
+    assert [(line["statistic"], line["class_name"], line["value"]) for line in own] == [
+        ("pixels", "", "10"),
+        ("images", "", "2"),
+        ("class_count", "sky", "3"),
+        ("class_count", "road", "7"),
+        ("entropy", "", "1.5"),
+        ("distinct_classes", "", "1.25"),
+        ("spread", "", "4.0"),
+    ]
+    assert {len(line["pick_key"]) for line in found} == {64}
+
+
+def test_where_no_network_was_asked_the_entropy_is_empty(study: Study, spec: Experiment) -> None:
+    entropies = [line for line in lines(study, spec) if line["statistic"] == "entropy"]
+    asked = {(line["strategy"], line["stage"]) for line in entropies if line["value"]}
+    assert asked == {("margin", "1"), ("margin", "2")}
+
+
+def test_the_table_has_means_over_seeds(study: Study, spec: Experiment) -> None:
+    table = query_table(load_queries(study.store, load_results(study.store, [spec])))
+    assert table is not None
+    start = table.header.index("strategy")
+    assert table.header[start:] == (
+        *("strategy", "pixels per image", "entropy (nats)", "classes an image", "spread (pixels)", "n"),
+    )
+    assert [row[start:] for row in table.rows] == [
+        ("margin", "10", "-", "1.25", "0.0", "2"),
+        ("margin", "20", "1.000", "1.25", "2.0", "2"),
+        ("margin", "30", "1.000", "1.25", "4.0", "2"),
+        ("random", "10", "-", "1.25", "0.0", "2"),
+        ("random", "20", "-", "1.25", "2.0", "2"),
+        ("random", "30", "-", "1.25", "4.0", "2"),
+    ]
+
+
+def test_pixels_stored_before_there_were_statistics_are_counted_out(study: Study) -> None:
+    spec = experiment(GRID)
+    study.fill(spec, lambda trial: matrix(50))
+    study.ask(spec, lambda trial, stage: None if (trial.seed, stage) == (0, 1) else tell(trial, stage))
+    table = query_table(load_queries(study.store, load_results(study.store, [spec])))
+    assert table is not None
+    assert [row[-1] for row in table.rows] == ["2", "1/2", "2"] * 2
+    assert [row[table.header.index("entropy (nats)")] for row in table.rows[:3]] == ["-", "1.500", "1.000"]
+
+
+def test_without_any_statistics_there_is_no_table(study: Study) -> None:
+    study.fill(experiment(), lambda trial: matrix(50))  # records without picks
+    queries = load_queries(study.store, load_results(study.store, [experiment()]))
+    assert query_table(queries) is None
+    assert queries_csv(queries) == ",".join(CSV_COLUMNS) + "\n"
+    nothing = experiment("name=never-run")
+    assert query_table(load_queries(study.store, load_results(study.store, [nothing]))) is None
+
+
+def test_an_earlier_run_to_a_larger_budget_adds_nothing(study: Study, spec: Experiment) -> None:
+    shorter = experiment("grid=[{acquire.strategy: [margin], seed: [0], budget: [20]}]")
+    assert {line["budget"] for line in lines(study, shorter)} == {"10", "20"}

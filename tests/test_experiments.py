@@ -1,0 +1,135 @@
+"""Every experiment file is run: a tiny stage on tiny images, through the real code, from the command line."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from pixelpick_ray.spec.experiment import load_experiment
+from pixelpick_ray.store import Store
+from tests.launch import launch
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments").rglob("*.yaml"))
+SIZE = (24, 32)
+ON_TWO_RANKS = "experiments/voc-mobilenet.yaml"  # images of different sizes
+
+
+def write_pair(image_path: Path, label_path: Path, values: list[int], seed: int, size: tuple[int, int] = SIZE) -> None:
+    """An image of noise and a label map of these values."""
+    rng = np.random.default_rng(seed)
+    for path, array in (
+        (image_path, rng.integers(0, 256, (*size, 3), dtype=np.uint8)),
+        (label_path, rng.choice(np.asarray(values, dtype=np.uint8), size)),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a few small images of every data set, and weights for every pretrained backbone in use."""
+    folder = tmp_path_factory.mktemp("data")
+    for split, count in {"train": 4, "val": 2, "test": 2}.items():
+        for index in range(count):
+            name = f"{split}{index}"
+            camvid, city, own = folder / "camvid", folder / "cityscapes", folder / "my-images"
+            write_pair(camvid / split / f"{name}.png", camvid / f"{split}annot" / f"{name}.png", list(range(12)), index)
+            city_name = f"{split}/ulm/ulm_{index:06d}_000019"
+            write_pair(
+                city / "leftImg8bit" / f"{city_name}_leftImg8bit.png",
+                city / "gtFine" / f"{city_name}_gtFine_labelIds.png",
+                list(range(34)),
+                index,
+            )
+            write_pair(own / split / f"{name}.jpg", own / f"{split}-masks" / f"{name}.png", [0, 1, 2, 255], index)
+            voc = folder / "voc" / "VOCdevkit" / "VOC2012"
+            size = (SIZE[0] + 6 * (index % 2), SIZE[1])
+            write_pair(
+                voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png", [0, 20], index, size
+            )
+        (voc / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
+        listed = "".join(f"{split}{index}\n" for index in range(count))
+        (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(listed)
+    splits = {split: {"images": split, "labels": f"{split}-masks"} for split in ("train", "val")}
+    (own / "dataset.yaml").write_text(yaml.safe_dump({"classes": ["leaf", "stem", "soil"], "splits": splits}))
+    return folder
+
+
+def write_weights(data: Path, backbone: str, pretrained: str) -> None:
+    """Weights as they would be downloaded, of an untrained network."""
+    path = data / "weights" / f"{backbone}.{pretrained}.safetensors"
+    if pretrained != "none" and not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        state = timm.create_model(backbone, pretrained=False, num_classes=0).state_dict()
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+
+
+def tiny_grid(experiment: Any) -> list[dict[str, list[Any]]]:
+    """One trial of each grid: the last choice of everything, and a second stage where pixels are picked."""
+    grids = []
+    for grid in experiment.grid:
+        point = {path: [values[-1]] for path, values in grid.items() if path != "seed"}
+        initial = point.get("acquire.initial_pixels", [experiment.acquire.initial_pixels])[0]
+        step = point.get("acquire.pixels_per_stage", [experiment.acquire.pixels_per_stage])[0]
+        if point["budget"] != ["full"]:
+            point["budget"] = [
+                initial if len(set(grid["budget"])) == 1 and initial == point["budget"][0] else initial + step
+            ]
+        if "dataset.images" in point:
+            point["dataset.images"] = [3]
+        grids.append(point)
+    return grids
+
+
+def overrides(path: str) -> Iterator[str]:
+    """What makes an experiment tiny and leaves its kind as it is."""
+    experiment = load_experiment(ROOT / path)
+    dataset = {key: value for key, value in experiment.dataset.as_input().items() if key in ("name", "path", "split")}
+    tiny = {"long_side": max(SIZE)} if experiment.dataset.long_side else {"size": list(SIZE)}
+    yield f"dataset={json.dumps(dataset | tiny)}"
+    yield "train.epochs=1"
+    yield "train.batch_size=2"
+    yield "train.schedule={name: poly}"
+    yield f"train.augment.crop_size={json.dumps(list(SIZE))}"
+    for name, spec in experiment.evaluate.splits.items():
+        if spec.size is not None:
+            yield f"evaluate.splits.{name}.size={json.dumps([side // 16 for side in spec.size])}"
+    # As many pixels as a tiny image has: a twentieth of those asked for.
+    yield f"grid={json.dumps(tiny_grid(experiment))}"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS)
+def test_every_experiment_runs(path: str, data: Path, cache_path: Path, tmp_path: Path) -> None:
+    settings = [word for override in overrides(path) for word in ("--set", override)]
+    for trial in load_experiment(ROOT / path, settings[1::2]).trials():
+        write_weights(data, trial.model.backbone, trial.model.pretrained)
+    where = ["--store", "store", "--data", str(data)]
+    words = ["run", str(ROOT / path), *where, "--cache", str(cache_path), *settings]
+    if path == ON_TWO_RANKS:  # in a process of its own, whose folder Ray's workers find
+        command = [sys.executable, str(ROOT / "launch.py"), *words, "--ranks", "2"]
+        alone = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert alone.returncode == 0, alone.stdout + alone.stderr
+    else:
+        done = launch(tmp_path, *words, "--local")
+        assert done.status == 0, done.out + done.err
+    planned = launch(tmp_path, "plan", str(ROOT / path), *where, "--cache", str(cache_path), "--json", *settings)
+    counts = json.loads(planned.out)
+    assert counts["stored_fits"] == counts["fits"] >= 1
+    assert counts["stored_picks"] == counts["picks"]
+    store = Store(tmp_path / "store")
+    ranks = {json.loads(file.read_text())["world_size"] for file in (store.path / "fit").glob("*/provenance.json")}
+    assert ranks == {2 if path == ON_TWO_RANKS else 1}
+    made = launch(tmp_path, "report", str(ROOT / path), "--store", "store", "--out", "report", *settings)
+    assert made.status == 0, made.out + made.err
+    assert "missing" not in made.out
+    assert (tmp_path / "report" / "table.md").is_file()
