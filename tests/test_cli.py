@@ -144,8 +144,8 @@ def test_a_wrong_experiment_or_option_is_refused_by_plan_and_run(
             r"no weights at .*weights/test_resnet\.imagenet\.safetensors and none downloaded \(.*no network.*put the",
         ),
         (
-            ["--set", "dataset.size=[4, 4]"],
-            r"scenes train: image train_\d+ has 16 pixels that are not void, budget 20 needs as many; lower the budget",
+            ["--set", "dataset.size=[8, 8]", "--set", "grid=[{budget: [70]}]"],
+            r"scenes train: image train_\d+ has 6\d pixels that are not void, budget 70 needs as many; lower the budget",
         ),
         (["--set", "dataset.images=65"], r"dataset\.images: 65 asked for, the training split has 64"),
         (["--set", "dataset.images=1"], r"dataset\.images: 1 training image; batch norm needs at least 2"),
