@@ -145,7 +145,7 @@ def test_a_wrong_experiment_or_option_is_refused_by_plan_and_run(
         ),
         (
             ["--set", "dataset.size=[8, 8]", "--set", "grid=[{budget: [70]}]"],
-            r"scenes train: image train_\d+ has 6\d pixels that are not void, budget 70 needs as many; lower the budget",
+            r"scenes train: image train_\d+ has 6\d pixels that are not void, budget 70 needs as many; lower",
         ),
         (["--set", "dataset.images=65"], r"dataset\.images: 65 asked for, the training split has 64"),
         (["--set", "dataset.images=1"], r"dataset\.images: 1 training image; batch norm needs at least 2"),
