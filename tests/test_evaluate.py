@@ -1,0 +1,47 @@
+"""The command `evaluate`: stored weights measured again give what their experiment measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.launch import launch
+
+TEXT = """
+name: tiny
+dataset: {name: scenes, size: [32, 48], images: 4}
+model: {backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.0]}
+train: {epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 2e-3, backbone_lr_factor: 1.0}}
+evaluate: {splits: {val: {}}, report: val}
+grid:
+  - {budget: [10]}
+"""
+
+
+def test_stored_weights_measure_what_the_experiment_measured(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TEXT)
+    assert launch(tmp_path, "run", "tiny.yaml", "--local", "--keep-weights", "all").status == 0
+    assert launch(tmp_path, "report", "tiny.yaml", "--out", "report").status == 0
+    rows = [line.split(",") for line in (tmp_path / "report" / "rows.csv").read_text().splitlines()]
+    column = {name: at for at, name in enumerate(rows[0])}
+    (reported,) = [float(row[column["value"]]) for row in rows[1:] if row[column["metric"]] == "miou"]
+    (weights,) = (tmp_path / "store" / "fit").glob("*/weights.safetensors")
+    where = [str(weights), "--dataset", "scenes", "--split", "val", "--size", "32x48"]
+    measured = launch(tmp_path, "evaluate", *where, "--json")
+    assert measured.status == 0, measured.err
+    assert json.loads(measured.out)["miou"] == pytest.approx(reported, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["x.pt", "--dataset", "scenes", "--split", "val"], "x.pt: no such file; give the weights.safetensors"),
+        (["x.pt", "--dataset", "scenes", "--split", "tset"], "split: scenes has no 'tset'; it has"),
+        (["x.pt", "--dataset", "scene", "--split", "val"], "unknown data set 'scene'; known: camvid"),
+        (["x.pt", "--dataset", "scenes", "--split", "val", "--size", "48"], "--size: '48' is no size; give HEIGHTx"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(words: list[str], told: str, tmp_path: Path) -> None:
+    outcome = launch(tmp_path, "evaluate", *words)
+    assert outcome.status == 2
+    assert told in outcome.err
