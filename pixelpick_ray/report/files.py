@@ -7,7 +7,9 @@ from pathlib import Path
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import Cell, build_cells
 from pixelpick_ray.report.figures import curve_png, curve_svg
+from pixelpick_ray.report.formats import to_latex, to_markdown
 from pixelpick_ray.report.page import CURVE, page_html
+from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.queries import load_queries, queries_csv, query_table
 from pixelpick_ray.report.rows import Missing, Results, load_results, rows_csv
 from pixelpick_ray.report.scoreboard import (
@@ -18,17 +20,7 @@ from pixelpick_ray.report.scoreboard import (
     scoreboard_csv,
     scoreboard_table,
 )
-from pixelpick_ray.report.tables import (
-    Table,
-    area_table,
-    cells_csv,
-    class_tables,
-    missing_table,
-    protocol_table,
-    result_table,
-    to_latex,
-    to_markdown,
-)
+from pixelpick_ray.report.tables import area_table, cells_csv, class_tables, missing_table, protocol_table, result_table
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store
 

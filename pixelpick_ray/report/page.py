@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from pixelpick_ray.report.figures import inline_svg
+from pixelpick_ray.report.formats import to_html
+from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import Results
-from pixelpick_ray.report.tables import Table, to_html
 
 CURVE = "Budget curve"
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pixelpick_ray.report.cells import Line, line_of
+from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.points import Point
 from pixelpick_ray.report.rows import Results, csv_text, read_chain
 from pixelpick_ray.report.statistics import summarise
-from pixelpick_ray.report.tables import Table, budget_text, count_text, line_columns
+from pixelpick_ray.report.tables import budget_text, count_text, line_columns
 from pixelpick_ray.spec.keys import chain_id
 from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.store import Store

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from pixelpick_ray.report.cells import build_cells
+from pixelpick_ray.report.formats import to_html, to_latex, to_markdown, to_text
+from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import Results, load_results
 from pixelpick_ray.report.tables import (
-    Table,
     area_table,
     cells_csv,
     class_tables,
@@ -20,10 +21,6 @@ from pixelpick_ray.report.tables import (
     result_table,
     share_text,
     terminal_table,
-    to_html,
-    to_latex,
-    to_markdown,
-    to_text,
 )
 from tests.report.fake_study import Study, experiment, matrix
 
