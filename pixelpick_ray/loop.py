@@ -3,14 +3,13 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -18,6 +17,7 @@ from pixelpick_ray.active.acquisition import needs_model
 from pixelpick_ray.active.metrics import miou
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
 from pixelpick_ray.data.datasets import Dataset, open_dataset, training_split
+from pixelpick_ray.data.description import write_description, write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.engine.fit import Epoch, FitJob, TrainingData, fit
@@ -35,8 +35,9 @@ from pixelpick_ray.spec.keys import (
     fit_input,
     initial_input,
     pick_input,
+    split_input,
 )
-from pixelpick_ray.spec.trial import Trial
+from pixelpick_ray.spec.trial import SizeSpec, Trial
 from pixelpick_ray.store import Store, experiment_folder
 
 
@@ -67,6 +68,7 @@ def run_chain(
 ) -> None:
     """Run a trial with all the trials that are prefixes of it; what is stored is not computed again."""
     steps = Steps(experiment, trial, place, world, on_event)
+    steps.describe_splits()
     labels = None if trial.budget == "full" else steps.initial_pixels()
     for stage in range(trial.num_stages):
         current = steps.stage(stage, labels)
@@ -115,6 +117,32 @@ class Steps:
         prints = {evaluate.split_of(name): self.split(name).fingerprint for name in evaluate.splits}
         prints[training.split] = training.fingerprint
         return Source(prints, training.split, weights_digest(self.trial.model, self.place.data_path))
+
+    def describe_splits(self) -> None:
+        """Make sure that what a report tells of the images is stored: small pictures, and statistics of the labels."""
+        if not self.world.is_first:
+            return
+        evaluate, data = self.experiment.evaluate, self.data
+        images = list(data.names) if self.trial.dataset.images else None
+        splits = {name: self.split(name) for name in evaluate.splits}
+        evaluated = {
+            name: self._describe(split, range(len(split)), evaluation_size(evaluate, self.trial, name), None)
+            for name, split in splits.items()
+        }
+        training = self._describe(data.prepared, data.positions.tolist(), self.trial.dataset, images)
+        self.record["descriptions"] = {"training": training, "evaluated": evaluated}
+
+    def _describe(
+        self, prepared: PreparedSplit, positions: Sequence[int], size: SizeSpec, images: list[str] | None
+    ) -> str:
+        inputs = split_input(size, fingerprint=prepared.fingerprint, images=images)
+
+        def write(folder: Path) -> None:
+            write_description(folder, prepared, positions, self.dataset.facts)
+
+        if self.place.store.read("split", inputs) is None:
+            self.place.store.publish("split", inputs, write, provenance_of(self.world, time.perf_counter()))
+        return digest(inputs)
 
     def initial_pixels(self) -> LabelledPixels:
         """The first pixels, by chance."""
@@ -325,7 +353,10 @@ class Stage:
 
             def write(folder: Path, epochs: Any = epochs, matrices: Any = matrices, examples: Any = examples) -> None:
                 np.savez(folder / "confusion.npz", epochs=np.asarray(epochs, dtype=np.int64), confusion=matrices)
-                write_examples(folder / "predictions", examples, steps.dataset.facts.palette)
+                (folder / "predictions").mkdir()
+                for name, predicted in examples.items():
+                    path = folder / "predictions" / f"{Path(name).stem}.png"
+                    write_label_map(path, predicted, steps.dataset.facts.palette)
 
             provenance = provenance_of(steps.world, time.perf_counter()) | {"fit_weights": self._weights_digest}
             steps.place.store.publish("evaluation", self.evaluation_inputs[split], write, provenance)
@@ -374,14 +405,3 @@ class Stage:
 def hold(steps: Steps, kind: str, key: str) -> contextlib.AbstractContextManager[None]:
     """The store's lease on a result, held by the first rank for all."""
     return steps.place.store.lease(kind, key) if steps.world.is_first else contextlib.nullcontext()
-
-
-def write_examples(folder: Path, examples: dict[str, Any], palette: tuple[tuple[int, int, int], ...]) -> None:
-    """Predicted label maps as small palette PNG files (long side 256 at most), for reports."""
-    folder.mkdir()
-    for name, predicted in examples.items():
-        picture = Image.fromarray(predicted, mode="P")
-        picture.putpalette([value for colour in palette for value in colour])
-        factor = min(1.0, 256 / max(predicted.shape))
-        size = (max(1, int(predicted.shape[1] * factor)), max(1, int(predicted.shape[0] * factor)))
-        picture.resize(size, Image.Resampling.NEAREST).save(folder / f"{Path(name).stem}.png")

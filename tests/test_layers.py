@@ -28,6 +28,7 @@ TORCH_FREE = [
     "pixelpick_ray.data.labels",
     "pixelpick_ray.data.datasets",
     "pixelpick_ray.data.cache",
+    "pixelpick_ray.data.description",
     "pixelpick_ray.data.scenes",
     "pixelpick_ray.plan",
     "pixelpick_ray.status",

@@ -61,7 +61,7 @@ def run(experiment: Experiment, place: Workplace, trial: int = -1) -> list[Event
 
 def payload(place: Workplace) -> dict[str, bytes]:
     """Everything in the store that is a result: pixels, confusion matrices, predictions, losses, inputs."""
-    kinds = ("fit", "pick", "evaluation")
+    kinds = ("fit", "pick", "evaluation", "split")
     files = [path for kind in kinds for path in (place.store.path / kind).rglob("*") if path.is_file()]
     return {
         str(path.relative_to(place.store.path)): path.read_bytes()
@@ -135,6 +135,21 @@ def test_full_supervision_is_one_stage_without_pixels(place: Workplace, trained:
     other = tiny_experiment("grid=[{budget: [full], acquire.strategy: [random]}]")
     run(other, place)
     assert trained == [(0, None)]  # full supervision does not depend on the strategy
+
+
+def test_a_chain_stores_what_a_report_tells_of_its_images(place: Workplace) -> None:
+    experiment = tiny_experiment("grid=[{dataset.images: [4], budget: [3]}]")
+    run(experiment, place)
+    kept = record(experiment, place)["descriptions"]
+    assert kept["evaluated"].keys() == {"val"}
+    training, evaluated = (
+        json.loads((place.store.folder("split", key) / "description.json").read_text())
+        for key in (kept["training"], kept["evaluated"]["val"])
+    )
+    assert (training["images"], evaluated["images"]) == (4, 3)
+    (key,) = (stage["evaluations"]["val"] for stage in record(experiment, place)["stages"])
+    predictions = {path.stem for path in (place.store.folder("evaluation", key) / "predictions").iterdir()}
+    assert predictions == {Path(name).stem for name in evaluated["names"]}  # each has its image and its truth
 
 
 # What is shared
@@ -279,7 +294,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[str]:
 
 
 TWO_STAGES = ("grid=[{budget: [6]}]", "train.epochs=1")
-WRITES = 13
+WRITES = 15
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +312,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_path: Path) -> t
 def test_the_interruptions_below_cover_every_write(undisturbed: tuple[dict[str, bytes], list[str]]) -> None:
     results, writes = undisturbed
     assert len(writes) == WRITES
-    assert writes.count("publish") == 2 + 2 + 2  # pixels, fits, evaluations
+    assert writes.count("publish") == 2 + 2 + 2 + 2  # descriptions, pixels, fits, evaluations
     assert writes.count("write_weights") == writes.count("drop_weights") == 2
     assert len([name for name in results if name.endswith(".npz")]) == 4
 
@@ -316,7 +331,7 @@ def test_a_run_killed_at_any_write_ends_with_the_results_of_an_undisturbed_one(
     assert place.store.leased() == {}
 
 
-@pytest.mark.parametrize("call", range(6))
+@pytest.mark.parametrize("call", range(8))
 def test_a_result_half_written_does_not_exist(
     call: int, place: Workplace, undisturbed: tuple[dict[str, bytes], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,12 +8,15 @@ import numpy as np
 from pixelpick_ray.data.labels import LabelledPixels
 
 
-def query_statistics(pixels: LabelledPixels, *, num_classes: int, entropies: list[float] | None) -> dict[str, Any]:
+def query_statistics(
+    pixels: LabelledPixels, *, num_classes: int, entropies: list[float] | None, border_distance: float | None
+) -> dict[str, Any]:
     """JSON-ready statistics of new pixels.
 
     ``class_counts`` of the answers; ``entropy``: mean entropy of the prediction at the pixels in nats (None: the
     network was not asked); ``distinct_classes``: mean number of classes an image; ``spread``: mean over images of the
-    mean Euclidean distance between two new pixels of the image, in pixels (None: no image has two).
+    mean Euclidean distance between two new pixels of the image, in pixels (None: no image has two);
+    ``border_distance``: mean distance to a border of classes in pixels (`data/borders.py`), as given.
     """
     spreads, distinct = [], []
     for name in pixels.names:
@@ -30,6 +33,7 @@ def query_statistics(pixels: LabelledPixels, *, num_classes: int, entropies: lis
         "entropy": None if entropies is None else _mean(entropies),
         "distinct_classes": _mean(distinct),
         "spread": _mean(spreads),
+        "border_distance": border_distance,
     }
 
 

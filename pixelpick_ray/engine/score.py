@@ -17,8 +17,10 @@ from pixelpick_ray.active.metrics import Counts
 from pixelpick_ray.active.oracle import answer
 from pixelpick_ray.active.queries import query_statistics
 from pixelpick_ray.active.selection import POOLS, candidate_mask, choose_initial, pool_size
+from pixelpick_ray.data.borders import border_distances, mean_distance
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import DatasetFacts
+from pixelpick_ray.data.description import shown
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.streams import stream, stream_seed
 from pixelpick_ray.engine.fit import TrainingData, autocast, network_input, set_precision, stack_images
@@ -54,7 +56,7 @@ def evaluate(
     """Confusion matrix (C, C) of a whole split, on every rank, and this rank's predictions of a few images (H, W)."""
     classes = facts.num_classes
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=world.device)
-    shown = set(np.linspace(0, len(prepared) - 1, num=min(4, len(prepared)), dtype=int).tolist())
+    kept = set(shown(range(len(prepared))))
     examples = {}
     for batch in predict(model, prepared, facts, range(len(prepared))[world.slice_of(len(prepared))], world):
         (logits,) = batch.passes
@@ -63,7 +65,7 @@ def evaluate(
         valid = truth < classes
         confusion += torch.bincount(truth[valid] * classes + predicted[valid], minlength=classes * classes)
         for index, position in enumerate(batch.positions):
-            if position in shown:
+            if position in kept:
                 examples[prepared.names[position]] = predicted[index].to(torch.uint8).cpu().numpy()
     total = world.sum_(confusion).view(classes, classes)
     return total.cpu().numpy(), examples
@@ -247,4 +249,8 @@ def _answered(
         stage=stage,
     )
     asked = [value for one in picked if one.entropies is not None for value in one.entropies]
-    return Query(pixels, query_statistics(pixels, num_classes=len(class_names), entropies=asked or None))
+    distances = [border_distances(prepared.label(one.position), one.indices) for one in picked]
+    statistics = query_statistics(
+        pixels, num_classes=len(class_names), entropies=asked or None, border_distance=mean_distance(distances)
+    )
+    return Query(pixels, statistics)

@@ -7,7 +7,7 @@ from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.trial import EvaluateSpec, SizeSpec, Trial
 
 # Raised by hand when the meaning of a step's result changes; older results are then computed again.
-VERSIONS = {"initial": 2, "fit": 2, "evaluation": 2, "pick": 2}
+VERSIONS = {"initial": 2, "fit": 2, "evaluation": 2, "pick": 2, "split": 1}
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,12 @@ def evaluation_input(
     size = evaluation_size(evaluate, trial, split)
     data = {"fingerprint": source.fingerprints[evaluate.split_of(split)], "size": size.as_input()}
     return _step_input("evaluation", fit=fit_key, split=evaluate.split_of(split), data=data, when=evaluate.when)
+
+
+def split_input(size: SizeSpec, *, fingerprint: str, images: list[str] | None) -> dict[str, Any]:
+    """Input of what a report tells of a prepared split; `images` are those that it is reduced to, None for all."""
+    size = SizeSpec(**size.model_dump(include=set(SizeSpec.model_fields)))
+    return _step_input("split", fingerprint=fingerprint, size=size.as_input(), images=images)
 
 
 def evaluation_size(evaluate: EvaluateSpec, trial: Trial, split: str) -> SizeSpec:

@@ -1,0 +1,87 @@
+"""What a report tells of a prepared split: small pictures of a few images, and what its labels are like.
+
+A description is a folder: ``description.json`` and, numbered like its ``names``, ``images/0.jpg`` and ``labels/0.png``.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pixelpick_ray.data.borders import border_distances, mean_distance
+from pixelpick_ray.data.cache import PreparedSplit
+from pixelpick_ray.data.dataset import Colour, DatasetFacts, UInt8Array
+from pixelpick_ray.data.streams import stream
+
+SHOWN_IMAGES = 4
+LONG_SIDE = 256  # pixels, at most
+SAMPLED_IMAGES, SAMPLED_PIXELS = 100, 32  # for the mean distance to a border
+VOID_COLOUR = (128, 128, 128)
+
+
+def shown(positions: Sequence[int]) -> list[int]:
+    """A few of the positions, evenly spaced, the first and the last among them."""
+    at = np.linspace(0, len(positions) - 1, num=min(SHOWN_IMAGES, len(positions)), dtype=int)
+    return [int(positions[index]) for index in at]
+
+
+def write_description(folder: Path, prepared: PreparedSplit, positions: Sequence[int], facts: DatasetFacts) -> None:
+    """Describe the images at these positions of a split, written into `folder`.
+
+    ``class_counts`` are pixels of every class in all of them; ``border_distance`` is the mean distance of a labelled
+    pixel to a border in pixels (`borders`), estimated from a sample (None: no image has a border).
+    """
+    examples = shown(positions)
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    for number, position in enumerate(examples):
+        image = Image.fromarray(np.asarray(prepared.image(position)))
+        image.resize(_small(prepared.shape(position)), Image.Resampling.BOX).save(
+            folder / "images" / f"{number}.jpg", quality=88
+        )
+        write_label_map(folder / "labels" / f"{number}.png", prepared.label(position), facts.palette)
+    text = {
+        "names": [prepared.names[position] for position in examples],
+        "shapes": [list(prepared.shape(position)) for position in examples],
+        "palette": [list(colour) for colour in facts.palette],
+        "images": len(positions),
+        "class_counts": _class_counts(prepared, positions, facts.num_classes),
+        "border_distance": _border_distance(prepared, positions, facts),
+    }
+    (folder / "description.json").write_text(json.dumps(text) + "\n", encoding="utf-8")
+
+
+def write_label_map(path: Path, label: UInt8Array, palette: Sequence[Colour]) -> None:
+    """A label map or a prediction (H, W) as a small palette PNG; values beyond the palette are void and grey."""
+    colours = [*palette, *[VOID_COLOUR] * (256 - len(palette))]
+    picture = Image.fromarray(np.asarray(label), mode="P")
+    picture.putpalette([value for colour in colours for value in colour])
+    picture.resize(_small((label.shape[0], label.shape[1])), Image.Resampling.NEAREST).save(path, optimize=True)
+
+
+def _small(shape: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of a small picture of an image."""
+    factor = min(1.0, LONG_SIDE / max(shape))
+    return max(1, int(shape[1] * factor)), max(1, int(shape[0] * factor))
+
+
+def _class_counts(prepared: PreparedSplit, positions: Sequence[int], classes: int) -> list[int]:
+    counts: npt.NDArray[np.int64] = np.zeros(256, dtype=np.int64)
+    for position in positions:
+        counts += np.bincount(prepared.label(position).ravel(), minlength=256)
+    return [int(count) for count in counts[:classes]]
+
+
+def _border_distance(prepared: PreparedSplit, positions: Sequence[int], facts: DatasetFacts) -> float | None:
+    sampled = np.linspace(0, len(positions) - 1, num=min(SAMPLED_IMAGES, len(positions)), dtype=int)
+    distances = []
+    for position in (positions[at] for at in sampled):
+        label = prepared.label(position)
+        labelled = np.flatnonzero(label.ravel() != facts.void_index)
+        if len(labelled):
+            rng = stream(0, "border_distance", prepared.names[position])
+            distances.append(border_distances(label, rng.choice(labelled, size=SAMPLED_PIXELS)))
+    return mean_distance(distances)

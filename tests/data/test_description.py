@@ -1,0 +1,67 @@
+"""What a report tells of a prepared split."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixelpick_ray.data.cache import PreparedSplit, prepare
+from pixelpick_ray.data.datasets import open_dataset
+from pixelpick_ray.data.description import LONG_SIDE, VOID_COLOUR, shown, write_description, write_label_map
+from pixelpick_ray.spec.trial import DatasetSpec
+
+SPEC = DatasetSpec(name="scenes", size=(48, 64))
+FACTS = open_dataset(SPEC, Path()).facts
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> PreparedSplit:
+    return prepare(open_dataset(SPEC, tmp_path), "val", SPEC, tmp_path / "cache")
+
+
+def test_a_few_evenly_spaced_positions_are_shown() -> None:
+    assert shown(range(10)) == [0, 3, 6, 9]
+    assert shown([7, 9]) == [7, 9]
+
+
+def test_a_description_counts_the_labels_and_shows_small_pictures(prepared: PreparedSplit, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    positions = list(range(1, len(prepared)))
+    write_description(folder, prepared, positions, FACTS)
+    found = json.loads((folder / "description.json").read_text())
+    labels = np.concatenate([prepared.label(position).ravel() for position in positions])
+    assert found["class_counts"] == [int((labels == index).sum()) for index in range(FACTS.num_classes)]
+    assert found["images"] == len(positions)
+    assert found["names"] == [prepared.names[position] for position in shown(positions)]
+    assert found["shapes"] == [[48, 64]] * len(found["names"])
+    assert 0.0 < found["border_distance"] < 64
+    for number, name in enumerate(found["names"]):
+        position = prepared.index[name]
+        with Image.open(folder / "labels" / f"{number}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), prepared.label(position))
+        with Image.open(folder / "images" / f"{number}.jpg") as picture:
+            difference = np.asarray(picture, dtype=float) - prepared.image(position)
+        assert np.abs(difference).mean() < 12
+
+
+def test_equal_splits_give_equal_bytes(prepared: PreparedSplit, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        write_description(tmp_path / name, prepared, range(len(prepared)), FACTS)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert len(files) == 1 + 2 * len(shown(range(len(prepared))))
+    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes() for file in files)
+
+
+def test_a_large_label_map_is_made_small_and_void_is_grey(tmp_path: Path) -> None:
+    label = np.full((300, 600), 255, dtype=np.uint8)
+    label[:, :300] = 1
+    write_label_map(tmp_path / "map.png", label, [(0, 0, 0), (10, 20, 30)])
+    with Image.open(tmp_path / "map.png") as picture:
+        assert picture.size == (LONG_SIDE, LONG_SIDE // 2)
+        colours = np.asarray(picture.convert("RGB"))
+    assert colours[0, 0].tolist() == [10, 20, 30]
+    assert tuple(colours[0, -1].tolist()) == VOID_COLOUR
