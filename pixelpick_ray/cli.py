@@ -182,16 +182,38 @@ def report(
         list[Path], typer.Argument(metavar="EXPERIMENT...", help="Experiment files.", show_default=False)
     ],
     out: Annotated[
-        Path, typer.Option("--out", file_okay=False, metavar="DIR", help="Folder of the report.", show_default=False)
-    ],
+        Path | None, typer.Option("--out", file_okay=False, metavar="DIR", help="Folder of the report.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     store: StorePath = Path("store"),
+    costs: Annotated[
+        Path | None, typer.Option("--costs", metavar="FILE", help="What a label costs (YAML): more axes and a table.")
+    ] = None,
+    pictures: Annotated[
+        int,
+        typer.Option("--pictures", min=0, help="Settings shown with pictures of the data set; 0 leaves them out."),
+    ] = 3,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            "--explain", metavar="CELL", help="Print where a number comes from, e.g. strategy=margin,budget=20."
+        ),
+    ] = None,
 ) -> None:
-    """Write tables, curves and one HTML page from the store; needs neither data nor torch."""
-    from pixelpick_ray.report.files import write_report  # matplotlib is slow to import
+    """Write tables, curves and one HTML page from the store, or explain one number; needs neither data nor torch."""
+    from pixelpick_ray.report.costs import read_cost_model
+    from pixelpick_ray.report.files import explain_cell, write_report  # matplotlib is slow to import
 
     planned = [_planned(path, overrides) for path in experiments]
-    summary = write_report(Store(store), [one.experiment for one in planned], out)
+    given = [one.experiment for one in planned]
+    if explain is not None:
+        print(explain_cell(Store(store), given, explain))
+    if out is None:
+        if explain is None:
+            raise SpecError("report: give --out DIR for the report, or --explain CELL for one number of it")
+        return
+    cost_model = read_cost_model(costs) if costs else None
+    summary = write_report(Store(store), given, out, cost_model=cost_model, picture_settings=pictures)
     for one in planned:
         print(f"{one.experiment.name}: {one.sharing}")
     if summary.missing:

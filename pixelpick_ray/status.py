@@ -57,7 +57,7 @@ def status_of(plan: Plan, execution: Execution) -> Status:
 
 def _chain_status(chain: Chain, progress: Progress, leased: set[str], execution: Execution) -> ChainStatus:
     row = progress.stages.get(chain.id) or [StageStatus(stage, None) for stage in range(len(chain.fits))]
-    error = "" if progress.done(chain) else last_error(chain, execution)
+    error = "" if progress.done(chain) else Store(execution.store_path).last_error(chain.id)
     states: list[str] = []
     busy = f"pick-{progress.initial.get(chain.id, ('', False))[0]}" in leased
     for stage in row:
@@ -72,15 +72,6 @@ def _chain_status(chain: Chain, progress: Progress, leased: set[str], execution:
             states.append("failed" if error and "failed" not in states else "missing")
         busy = busy or running or f"pick-{stage.pick}" in leased
     return ChainStatus(chain.label, chain.id, tuple(states), "" if busy else error)
-
-
-def last_error(chain: Chain, execution: Execution) -> str:
-    """The last line of the latest failed attempt at a chain; empty when there is none."""
-    attempts = sorted((execution.store_path / "attempts" / chain.id).glob("*.txt"))
-    if not attempts:
-        return ""
-    lines = [line for line in attempts[-1].read_text(encoding="utf-8").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
 
 
 def _counted(states: tuple[str, ...]) -> str:

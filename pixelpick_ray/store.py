@@ -13,7 +13,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,28 @@ class Store:
             return None
         inputs = json.loads((folder / "input.json").read_text(encoding="utf-8"))
         return folder if digest(inputs) == key else None
+
+    def files(self, kind: str, key: str, names: Sequence[str]) -> dict[str, bytes] | None:
+        """Contents of files of a result by its key; None when the result is absent, or one of them or its input is
+        damaged or absent. What is not asked for is not verified.
+        """
+        folder = self.folder(kind, key)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_bytes())
+            contents = {name: (folder / name).read_bytes() for name in ("input.json", *names)}
+            intact = all(_digest(content) == manifest[name]["sha256"] for name, content in contents.items())
+            mine = intact and digest(json.loads(contents["input.json"])) == key
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            return None
+        return contents if mine else None
+
+    def last_error(self, chain: str) -> str:
+        """The last line of the latest failed attempt at a chain, by its identity; empty when there is none."""
+        attempts = sorted((self.path / "attempts" / chain).glob("*.txt"))
+        if not attempts:
+            return ""
+        lines = [line for line in attempts[-1].read_text(encoding="utf-8").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
 
     def publish(
         self, kind: str, inputs: dict[str, Any], write: Callable[[Path], None], provenance: dict[str, Any]
@@ -266,6 +288,10 @@ def _damage(folder: Path) -> str:
 def _file_digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -9,7 +9,10 @@ from typer.main import get_command
 
 from pixelpick_ray.cli import app
 from pixelpick_ray.plan import make_plan
+from pixelpick_ray.report.costs import read_cost_model
+from pixelpick_ray.report.files import write_report
 from pixelpick_ray.spec.experiment import load_experiment, parse_experiment
+from pixelpick_ray.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +59,21 @@ def test_the_example_is_a_valid_experiment() -> None:
     text = README.split("```yaml\n")[1].split("```")[0]
     plan = make_plan(parse_experiment(text, where="README.md"))
     assert len(plan.trials) == 27
+
+
+def test_the_cost_model_is_valid(tmp_path: Path) -> None:
+    text = next(block for block in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if "per_pixel" in block)
+    (tmp_path / "costs.yaml").write_text(text, encoding="utf-8")
+    assert read_cost_model(tmp_path / "costs.yaml").currency == "EUR"
+
+
+def test_the_files_of_a_report_are_those_of_the_readme(tmp_path: Path) -> None:
+    section = README.split("### Reports")[1].split("Strategies are")[0]
+    summary = write_report(Store(tmp_path / "store"), [load_experiment(ROOT / EXPERIMENTS[0])], tmp_path / "out")
+    written = {path.name for path in summary.files}
+    named = set(re.findall(r"`([a-z_]+\.[a-z]+)`", section))
+    assert written <= named
+    assert named - written <= {"table_transposed.tex", "table_classes.tex"}  # only with several lines, and results
 
 
 def test_linked_files_exist() -> None:

@@ -11,7 +11,7 @@ import pytest
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.local import record_attempt
 from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.status import Status, last_error, status_of
+from pixelpick_ray.status import Status, status_of
 from pixelpick_ray.store import Store
 from tests.by_hand import do_steps, execution_at, tiny_plan
 
@@ -97,7 +97,7 @@ def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(pl
         "3 stored, 2 missing, 1 failed",
     ]
     fail(execution, random, "")
-    assert last_error(random, execution) == ""
+    assert Store(execution.store_path).last_error(random.id) == ""
 
 
 def test_a_chain_that_ended_well_has_no_error_whatever_happened_before(plan: Plan, execution: Execution) -> None:

@@ -190,6 +190,79 @@ def test_a_result_of_other_inputs_under_a_key_is_an_error(store: Store) -> None:
         store.read("fit", other)
 
 
+def contents(store: Store) -> dict[Path, bytes]:
+    return {path.relative_to(store.path): path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
+
+
+def test_files_of_a_result_are_read_with_its_input(store: Store) -> None:
+    folder = publish(store)
+    assert store.files("fit", KEY, ["payload.txt", "inner/more.txt"]) == {
+        "input.json": (folder / "input.json").read_bytes(),
+        "payload.txt": b"one",
+        "inner/more.txt": b"oneone",
+    }
+
+
+ASKED = ("payload.txt", "input.json", "manifest.json")
+NO_FILES = {f"{kind} {name}": (name, damage) for kind, (name, damage) in DAMAGES.items() if name in ASKED} | {
+    "removed": ("payload.txt", Path.unlink),
+    "removed input": ("input.json", Path.unlink),
+    "removed manifest": ("manifest.json", Path.unlink),
+    "manifest without it": ("manifest.json", puts(b"{}")),
+    "other input": ("input.json", puts(b"{}")),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_asked_for_is_verified_and_left_as_it_is(store: Store, kind: str) -> None:
+    name, damage = NO_FILES[kind]
+    damage(publish(store) / name)
+    before = contents(store)
+    assert store.files("fit", KEY, ["payload.txt"]) is None
+    assert contents(store) == before
+
+
+def test_what_is_not_asked_for_is_not_verified(store: Store) -> None:
+    folder = publish(store)
+    damage_byte(folder / "inner" / "more.txt")
+    (folder / "provenance.json").unlink()
+    before = contents(store)
+    assert store.files("fit", KEY, ["payload.txt"]) is not None
+    assert store.files("fit", KEY, ["payload.txt", "inner/more.txt"]) is None
+    assert contents(store) == before
+
+
+def test_no_file_is_read_of_what_is_absent_or_was_never_published(store: Store) -> None:
+    assert store.files("fit", KEY, []) is None
+    folder = publish(store)
+    (folder / "added.txt").write_text("later", encoding="utf-8")
+    assert store.files("fit", KEY, ["added.txt"]) is None
+    assert store.files("fit", KEY, ["nowhere.txt"]) is None
+    assert store.files("pick", KEY, ["payload.txt"]) is None
+
+
+def test_no_file_is_read_under_a_key_of_other_inputs(store: Store) -> None:
+    other = digest({**INPUTS, "seed": 1})
+    publish(store).rename(store.folder("fit", other))
+    assert store.files("fit", other, ["payload.txt"]) is None
+
+
+def fail(store: Store, time_ns: int, text: str) -> None:
+    folder = store.path / "attempts" / "chain"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{time_ns}.txt").write_text(text, encoding="utf-8")
+
+
+def test_the_last_line_of_the_latest_failure_is_told(store: Store) -> None:
+    assert store.last_error("chain") == ""
+    fail(store, 1_700_000_000_000_000_002, "Traceback\n  in fit\nRunError: out of memory\n\n")
+    fail(store, 1_700_000_000_000_000_001, "Traceback\nDataError: a.png is damaged\n")
+    assert store.last_error("chain") == "RunError: out of memory"
+    assert store.last_error("another") == ""
+    fail(store, 1_700_000_000_000_000_003, "\n")
+    assert store.last_error("chain") == ""
+
+
 def test_a_store_that_cannot_be_written_to_is_told(store: Store) -> None:
     store.folder("fit", KEY).parent.mkdir(parents=True)
     store.folder("fit", KEY).write_text("a file in the way", encoding="utf-8")

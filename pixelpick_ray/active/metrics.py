@@ -21,8 +21,17 @@ def iou(confusion: Counts) -> Floats:
 
 def miou(confusion: Counts) -> float:
     """Mean IoU over the classes that occur; NaN when none does."""
+    return float(mious(confusion))
+
+
+def mious(confusion: Counts) -> Floats:
+    """The mean IoU of each of many confusion matrices (..., C, C), as `miou`."""
     values = iou(confusion)
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+    occurs = np.isfinite(values)
+    number = occurs.sum(axis=-1)
+    total = np.where(occurs, values, 0.0).sum(axis=-1)
+    means: Floats = np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
+    return means
 
 
 def pixel_accuracy(confusion: Counts) -> float:

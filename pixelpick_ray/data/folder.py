@@ -5,13 +5,13 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pixelpick_ray.data.dataset import DatasetFacts, FileDataset
 from pixelpick_ray.data.voc import Voc, colour_map
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.spec.trial import DatasetSpec, Spec
+from pixelpick_ray.spec.yaml_text import read_yaml
 
 DESCRIPTION = "dataset.yaml"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -177,14 +177,14 @@ class Folder(FileDataset):
 def _read(path: Path) -> Description:
     """The checked description; DataError with a line a problem."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}); correct dataset.path, give the data folder with --data DIR, or write "
             "the file, e.g. {classes: [soil, leaf], splits: {train: {images: images, labels: masks}}}"
         ) from error
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: is not YAML ({' '.join(str(error).split())}); correct it") from error
+    except SpecError as error:
+        raise DataError(f"{error}; correct it") from error
     if not isinstance(tree, dict):
         raise DataError(f"{path}: expected a mapping with {', '.join(Description.model_fields)}; got {tree!r:.80}")
     try:

@@ -4,7 +4,7 @@ import hashlib
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +90,7 @@ class LabelledPixels:
         np.savez(path, names=names, image=self.image, y=self.y, x=self.x, label=self.label, stage=self.stage)
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path | BinaryIO) -> Self:
         """Read what `write` wrote."""
         with np.load(path, allow_pickle=False) as file:
             names = tuple(str(name) for name in file["names"])

@@ -1,11 +1,11 @@
 """Tidy rows grouped into cells: what seeds have in common, how many were asked for and how many are there."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from pixelpick_ray.report.points import Budget, Point
-from pixelpick_ray.report.rows import LAST, Measurement, Results, Row
+from pixelpick_ray.report.rows import LAST, MIOU, PIXEL_ACCURACY, Measurement, Metric, Reading, Results
 from pixelpick_ray.report.statistics import Summary, area_under_curve, mean, summarise
 
 
@@ -69,24 +69,31 @@ def build_cells(results: Results) -> tuple[Cell, ...]:
 
     Models and strategies come in the order of the experiment files, full supervision after the strategies of its model.
     """
-    rows: defaultdict[tuple[_Group, str, str], list[Row]] = defaultdict(list)
-    classes: defaultdict[tuple[str, str], dict[str, None]] = defaultdict(dict)
-    for row in results.rows:
-        group = (line_of(row), row.budget, row.split, row.checkpoint)
-        rows[group, row.metric, row.class_name].append(row)
-        if row.metric == "iou":
-            classes[row.experiment, row.dataset][row.class_name] = None
-    cells = []
-    for group, asked in _groups(results.measurements):
-        names = classes[group[0].experiment, group[0].dataset]
-        for metric, name in [("miou", ""), ("pixel_accuracy", ""), *(("iou", name) for name in names)]:
-            cells.append(_cell(group, asked, metric, name, rows[group, metric, name], results))
-    return tuple(cells)
+    readings: defaultdict[_Group, list[Reading]] = defaultdict(list)
+    metrics: defaultdict[tuple[str, str], dict[Metric, None]] = defaultdict(lambda: {MIOU: None, PIXEL_ACCURACY: None})
+    for reading in results.readings:
+        readings[_group(reading.asked)].append(reading)
+        metrics[reading.asked.point.experiment, reading.asked.point.dataset] |= dict.fromkeys(reading.values)
+    return tuple(
+        cell
+        for group, asked in _groups(results.measurements)
+        for cell in _cells(group, asked, metrics[group[0].experiment, group[0].dataset], readings[group], results)
+    )
 
 
-def line_of(point: Point | Row) -> Line:
-    """The line that a trial or a row lies on."""
+def line_of(point: Point) -> Line:
+    """The line that a trial lies on."""
     return Line(**{field.name: getattr(point, field.name) for field in fields(Line)})
+
+
+def full_line(line: Line, lines: Iterable[Line]) -> Line | None:
+    """The one line of full supervision among `lines` that a line is to be held against; None of none or several.
+
+    It has the same model, and no setting that `line` has not: how pixels are picked means nothing to it.
+    """
+    items = _setting_items(line)
+    fulls = {one for one in lines if one.strategy == "" and one.model == line.model and _setting_items(one) <= items}
+    return fulls.pop() if len(fulls) == 1 else None
 
 
 def reported(results: Results, cells: Iterable[Cell], metric: str = "miou") -> tuple[Cell, ...]:
@@ -109,6 +116,10 @@ def areas(cells: Sequence[Cell]) -> tuple[Area, ...]:
     return tuple(_area(line, points) for line, points in by_line.items() if len(points) > 1)
 
 
+def _setting_items(line: Line) -> frozenset[str]:
+    return frozenset(line.setting.split(", ") if line.setting else ())
+
+
 def _area(line: Line, cells: list[Cell]) -> Area:
     budgets = tuple(cell.budget for cell in cells if cell.budget != "full")
     by_seed = [dict(zip(cell.seeds, cell.values, strict=True)) for cell in cells]
@@ -120,7 +131,7 @@ def _area(line: Line, cells: list[Cell]) -> Area:
 def _groups(measurements: Sequence[Measurement]) -> list[tuple[_Group, list[Measurement]]]:
     groups: defaultdict[_Group, list[Measurement]] = defaultdict(list)
     for one in measurements:
-        groups[line_of(one.point), one.point.budget, one.split, one.checkpoint].append(one)
+        groups[_group(one)].append(one)
     models = {model: index for index, model in enumerate(dict.fromkeys(group[0].model for group in groups))}
     lines = {line: index for index, line in enumerate(dict.fromkeys(group[0] for group in groups))}
 
@@ -132,25 +143,34 @@ def _groups(measurements: Sequence[Measurement]) -> list[tuple[_Group, list[Meas
     return sorted(groups.items(), key=order)
 
 
-def _cell(
-    group: _Group, asked: list[Measurement], metric: str, class_name: str, rows: list[Row], results: Results
-) -> Cell:
+def _group(one: Measurement) -> _Group:
+    return line_of(one.point), one.point.budget, one.split, one.checkpoint
+
+
+def _cells(
+    group: _Group, asked: list[Measurement], metrics: Iterable[Metric], readings: list[Reading], results: Results
+) -> Iterator[Cell]:
+    """A cell for each metric of what was asked for together."""
     line, budget, split, checkpoint = group
     shares = [one.share for one in asked if one.share is not None]
-    evidence = [results.evidence[row.evaluation_key] for row in rows]
-    return Cell(
-        line=line,
-        budget=budget,
-        split=split,
-        checkpoint=checkpoint,
-        metric=metric,
-        class_name=class_name,
-        size=" or ".join(dict.fromkeys(one.size for one in asked)),
-        share=mean(shares) if shares else None,
-        expected=len(asked),
-        seeds=tuple(row.seed for row in rows),
-        values=tuple(row.value for row in rows),
-        summary=summarise([row.value for row in rows]),
-        fit_keys=tuple(row.fit_key for row in rows),
-        mixed=tuple(name for name in (evidence[0] if evidence else ()) if len({one[name] for one in evidence}) > 1),
-    )
+    evidence = [results.evidence[one.evaluation_key] for one in readings]
+    mixed = tuple(name for name in (evidence[0] if evidence else ()) if len({one[name] for one in evidence}) > 1)
+    for metric, class_name in metrics:
+        found = [one for one in readings if (metric, class_name) in one.values]
+        values = tuple(one.values[metric, class_name] for one in found)
+        yield Cell(
+            line=line,
+            budget=budget,
+            split=split,
+            checkpoint=checkpoint,
+            metric=metric,
+            class_name=class_name,
+            size=" or ".join(dict.fromkeys(one.size for one in asked)),
+            share=mean(shares) if shares else None,
+            expected=len(asked),
+            seeds=tuple(one.asked.point.seed for one in found),
+            values=values,
+            summary=summarise(values),
+            fit_keys=tuple(one.fit_key for one in found),
+            mixed=mixed,
+        )

@@ -1,16 +1,33 @@
 """The files of a report: tables, rows, curves and one page, from a store and experiments alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.report.cells import Cell, build_cells
-from pixelpick_ray.report.figures import curve_png, curve_svg
-from pixelpick_ray.report.formats import to_latex, to_markdown
-from pixelpick_ray.report.page import CURVE, page_html
-from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.queries import load_queries, queries_csv, query_table
+from pixelpick_ray.report.cells import Cell, Line, build_cells, reported
+from pixelpick_ray.report.chains import Chain, load_chains
+from pixelpick_ray.report.costs import CostModel, Costs, cost_table, costs_of
+from pixelpick_ray.report.explain import explain
+from pixelpick_ray.report.figures import curve_pdf, curve_png, curve_svg, curves
+from pixelpick_ray.report.formats import latex_tables, to_latex, to_markdown
+from pixelpick_ray.report.headline import headline
+from pixelpick_ray.report.judgement import (
+    Contest,
+    best_and_ties,
+    judge,
+    pair_table,
+    pairs_csv,
+    stability_table,
+    win_matrix,
+)
+from pixelpick_ray.report.layouts import transposed_table, wide_table
+from pixelpick_ray.report.overlap import overlap_table
+from pixelpick_ray.report.page import Page, page_html
+from pixelpick_ray.report.parts import Part, Prose, Table
+from pixelpick_ray.report.pictures import contact_sheets, training_description
+from pixelpick_ray.report.provenance import effort_table, provenance_table
+from pixelpick_ray.report.queries import Query, class_share_tables, load_queries, queries_csv, query_table
 from pixelpick_ray.report.rows import Missing, Results, load_results, rows_csv
 from pixelpick_ray.report.scoreboard import (
     Comparison,
@@ -20,74 +37,172 @@ from pixelpick_ray.report.scoreboard import (
     scoreboard_csv,
     scoreboard_table,
 )
-from pixelpick_ray.report.tables import area_table, cells_csv, class_tables, missing_table, protocol_table, result_table
+from pixelpick_ray.report.tables import (
+    area_table,
+    cells_csv,
+    class_tables,
+    missing_table,
+    protocol_table,
+    result_table,
+)
+from pixelpick_ray.report.thresholds import threshold_table
+from pixelpick_ray.report.verdicts import verdicts
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store
 
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What was written: paths, number of rows, trials asked for, and what is missing."""
+    """What was written: paths, number of values, trials asked for, and what is missing."""
 
     files: tuple[Path, ...]
-    num_rows: int
     num_trials: int
     missing: tuple[Missing, ...]
 
 
-def write_report(store: Store, experiments: Sequence[Experiment], out: Path) -> ReportSummary:
+def write_report(
+    store: Store,
+    experiments: Sequence[Experiment],
+    out: Path,
+    *,
+    cost_model: CostModel | None = None,
+    picture_settings: int = 0,
+) -> ReportSummary:
     """Write the report of the experiments into the folder `out`, replacing files of the same names.
 
-    Equal results give equal bytes, except for `index.html`, which also tells versions and seconds. SpecError when `out`
-    cannot be written or the experiments cannot be told apart, StoreError for a record that contradicts its trial.
+    `picture_settings` are the settings shown with pictures of the data set, at most. Equal results give equal bytes,
+    except for `index.html`, which also tells versions and seconds. SpecError when `out` cannot be written, the
+    experiments cannot be told apart or the cost model does not fit them; StoreError for a record that contradicts its
+    trial.
     """
     results = load_results(store, experiments)
-    contents = _contents(store, results)
+    contents = _contents(store, results, cost_model, picture_settings)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             (out / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     except OSError as error:
         raise SpecError(f"--out {out}: cannot be written ({error}); give a folder that you may write to") from error
-    files = tuple(out / name for name in contents)
-    return ReportSummary(files, len(results.rows), len(results.trials), results.missing)
+    return ReportSummary(tuple(out / name for name in contents), len(results.trials), results.missing)
 
 
-def _contents(store: Store, results: Results) -> dict[str, str | bytes]:
+def explain_cell(store: Store, experiments: Sequence[Experiment], wanted: str) -> str:
+    """Where one number comes from, as text (`explain.explain`)."""
+    results = load_results(store, experiments)
+    return explain(store, results, build_cells(results), load_chains(store, results), wanted)
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """All that the parts of a report are made from."""
+
+    results: Results
+    cells: Sequence[Cell]
+    chains: Sequence[Chain]
+    queries: Sequence[Query]
+    comparisons: Sequence[Comparison]
+    contests: Sequence[Contest]
+
+
+def _contents(
+    store: Store, results: Results, cost_model: CostModel | None, picture_settings: int
+) -> dict[str, str | bytes]:
     """Every file of a report by its name."""
-    cells = build_cells(results)
-    queries = load_queries(store, results)
-    comparisons = compare(results, cells)
+    cells, chains = build_cells(results), load_chains(store, results)
+    queries, comparisons, contests = load_queries(store, chains), compare(results, cells), judge(results, cells)
+    found = _Findings(results, cells, chains, queries, comparisons, contests)
+    costs = costs_of(cost_model, queries, reported(results, cells)) if cost_model else None
     published = comparable_cells(comparisons)
-    svg = curve_svg(results, cells, published)
-    sections = _sections(results, cells, comparisons) | {"What was asked": _some(query_table(queries))}
-    label = f"tab:{'-'.join(experiment.name for experiment in results.experiments)}"
+    sections = _sections(store, found, costs)
+    more: dict[str, tuple[Part, ...]] = {
+        "Pictures": contact_sheets(store, results, chains, settings=picture_settings),
+        "Elsewhere": _some(elsewhere_table(results)),
+        "Provenance": _some(effort_table(results, cells), provenance_table(results)),
+    }
     return {
-        "table.md": "\n".join(to_markdown(table) for tables in sections.values() for table in tables),
-        "table.tex": to_latex(result_table(results, cells), label),
+        "table.md": "\n".join(text for parts in sections.values() for part in parts if (text := _markdown(part))),
+        **_latex_files(found),
         "table.csv": cells_csv(cells),
         "rows.csv": rows_csv(results),
+        "pairs.csv": pairs_csv(contests),
         "scoreboard.csv": scoreboard_csv(comparisons),
         "queries.csv": queries_csv(queries),
         "curve.png": curve_png(results, cells, published),
-        "curve.svg": svg,
-        "index.html": page_html(results, sections | {"Elsewhere": _some(elsewhere_table(results))}, svg),
+        "curve.svg": curve_svg(results, cells, published),
+        "curve.pdf": curve_pdf(results, cells, published),
+        "index.html": page_html(_page(results, cells, sections | more)),
     }
 
 
-def _sections(
-    results: Results, cells: Sequence[Cell], comparisons: Sequence[Comparison]
-) -> dict[str, tuple[Table, ...]]:
-    """Tables under their titles, in the order of reading; a section may be empty."""
+def _sections(store: Store, found: _Findings, costs: Costs | None) -> dict[str, tuple[Part, ...]]:
+    """Parts under their titles, in the order of reading; a section may be empty."""
+    results, cells, contests = found.results, found.cells, found.contests
+    shares = class_share_tables(found.queries, _training_counts(store, found.chains))
     return {
-        "Results": (result_table(results, cells),),
+        "Results": _some(verdicts(contests), *_forms(found).values()),
+        "Budget curve": _some(
+            curves(results, cells, comparable_cells(found.comparisons), costs),
+            area_table(results, cells),
+            threshold_table(results, cells),
+            cost_table(results, cells, costs) if costs else None,
+        ),
+        "Judgement": _some(pair_table(contests), win_matrix(contests), stability_table(contests)),
         "Protocols": _some(protocol_table(results, cells)),
-        "Published numbers": _some(scoreboard_table(results, comparisons)),
-        CURVE: _some(area_table(results, cells)),
+        "Published numbers": _some(scoreboard_table(results, found.comparisons)),
         "Missing": _some(missing_table(results, cells)),
         "Classes": class_tables(results, cells),
+        "What was asked": _some(query_table(found.queries), *shares, overlap_table(store, found.chains)),
     }
 
 
-def _some(table: Table | None) -> tuple[Table, ...]:
-    return () if table is None else (table,)
+def _forms(found: _Findings) -> dict[str, Table | None]:
+    """The default table in each of its forms, by what is added to the name of its file."""
+    strong = best_and_ties(found.contests)
+    return {
+        "": result_table(found.results, found.cells, strong=strong),
+        "_wide": wide_table(found.results, found.cells, strong=strong),
+        "_transposed": transposed_table(found.results, found.cells, strong=strong),
+    }
+
+
+def _latex_files(found: _Findings) -> dict[str, str]:
+    label = f"tab:{'-'.join(experiment.name for experiment in found.results.experiments)}"
+    forms = {f"table{form}.tex": to_latex(table, label + form) for form, table in _forms(found).items() if table}
+    classes = enumerate(class_tables(found.results, found.cells), start=1)
+    named = {f"{label}_classes_{number}": table for number, table in classes}
+    return forms | ({"table_classes.tex": latex_tables(named)} if named else {})
+
+
+def _page(results: Results, cells: Sequence[Cell], sections: Mapping[str, Sequence[Part]]) -> Page:
+    title = " · ".join(experiment.title or experiment.name for experiment in results.experiments)
+    names = ", ".join(experiment.name for experiment in results.experiments)
+    lead = f"{names}: {len(results.trials)} trials, {len(results.fits)} fits"
+    return Page(title, lead, headline(results, cells), sections)
+
+
+def _training_counts(store: Store, chains: Sequence[Chain]) -> dict[Line, Sequence[int]]:
+    """Labelled pixels of each class in the training images of every line that tells them."""
+    by_key: dict[str, Sequence[int]] = {}
+    counts: dict[Line, Sequence[int]] = {}
+    for chain in chains:
+        key = chain.record.get("descriptions", {}).get("training")
+        if key is not None and chain.line not in counts:
+            if key not in by_key and (description := training_description(store, chain)):
+                by_key[key] = description.facts["class_counts"]
+            if key in by_key:
+                counts[chain.line] = by_key[key]
+    return counts
+
+
+def _markdown(part: Part) -> str:
+    match part:
+        case Table():
+            return to_markdown(part)
+        case Prose():
+            return "\n\n".join(part.sentences) + "\n"
+        case _:
+            return ""
+
+
+def _some(*parts: Part | None) -> tuple[Part, ...]:
+    return tuple(part for part in parts if part is not None)

@@ -1,101 +1,187 @@
-"""One self-contained HTML page: tables, curve, what is missing, and how the results came about."""
+"""One self-contained HTML page: everything a report found, readable from one file without a network or scripts."""
 
+import base64
+import hashlib
 import html
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
 
 from pixelpick_ray.report.figures import inline_svg
 from pixelpick_ray.report.formats import to_html
-from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.rows import Results
-
-CURVE = "Budget curve"
-
-_PROVENANCE = {
-    "device": "devices",
-    "world_size": "ranks",
-    "threads": "threads a rank",
-    "torch": "torch",
-    "numpy": "NumPy",
-    "python": "Python",
-    "version": "package",
-    "code": "code commits",
-}
-
-_CSS = """
-:root { color-scheme: light dark;
-  --paper: #ffffff; --ink: #1c1c1e; --faint: #6b6b70; --line: #d9d9de; --raised: #f5f5f7; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #16171a; --ink: #e8e8ea; --faint: #9a9aa2; --line: #35363c; --raised: #1f2024; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem;
-  max-width: 80rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
-p.lead, figcaption, p.note { color: var(--faint); font-size: .9rem; margin: .25rem 0 .75rem; max-width: 52rem;
-  overflow-wrap: anywhere; }
-figure { margin: 0 0 1.5rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { background: var(--raised); font-weight: 600; white-space: normal; vertical-align: bottom; }
-.r { text-align: right; }
-.curve svg { width: 100%; height: auto; max-width: 48rem; display: block; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; font-size: .9rem; }
-dt { color: var(--faint); }
-dd { margin: 0; overflow-wrap: anywhere; }
-"""
+from pixelpick_ray.report.parts import Curve, Curves, Part, Pictures, Prose, Table
 
 
-def page_html(results: Results, sections: Mapping[str, Sequence[Table]], svg: str) -> str:
-    """The page: the sections' tables under their titles, in order; `svg` is the curve as a document of its own."""
-    title = " · ".join(experiment.title or experiment.name for experiment in results.experiments)
-    names = ", ".join(experiment.name for experiment in results.experiments)
-    curve = f'<div class="curve">{inline_svg(svg)}</div>\n'
-    body = [
-        f"<h1>{html.escape(title)}</h1>\n",
-        f'<p class="lead">{html.escape(f"{names}: {len(results.trials)} trials, {len(results.fits)} fits")}</p>\n',
-        *(_section(name, curve if name == CURVE else "", *map(to_html, tables)) for name, tables in sections.items()),
-        _section("Provenance", *(_provenance(results, experiment.name) for experiment in results.experiments)),
-    ]
-    return _document(title, "".join(body))
+@dataclass(frozen=True)
+class Fact:
+    """A result in a few characters, what it is, and what to know about it; an empty note is left out."""
+
+    value: str
+    label: str
+    note: str
 
 
-def _document(title: str, body: str) -> str:
-    head = (
-        '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_CSS}</style>"
+@dataclass(frozen=True)
+class Page:
+    """What the page shows from top to bottom; `sections` are parts under their titles."""
+
+    title: str
+    lead: str
+    headline: tuple[Fact, ...]
+    sections: Mapping[str, Sequence[Part]]
+
+
+def page_html(page: Page) -> str:
+    """The page as one document, with equal bytes for equal pages; sections that say nothing are left out.
+
+    Every text is escaped; only `Curve.svg` and `Pictures.html` are taken as they are.
+    """
+    bodies = {title: _parts(anchor, page.sections[title]) for title, anchor in _anchors(page.sections).items()}
+    anchors = {title: anchor for title, anchor in _anchors(page.sections).items() if bodies[title]}
+    return _document(
+        page.title,
+        '<a class="skip" href="#page-main">Skip to the results</a>\n<div class="page">\n',
+        _header(page),
+        _contents(anchors),
+        '<main id="page-main" tabindex="-1">\n',
+        *(_section(title, anchor, bodies[title]) for title, anchor in anchors.items()),
+        "</main>\n</div>\n",
     )
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{body}</body>\n</html>\n'
 
 
-def _section(title: str, *parts: str) -> str:
-    """A heading and its parts; empty when nothing is to be said."""
-    return f"<h2>{html.escape(title)}</h2>\n{''.join(parts)}" if any(parts) else ""
+def _document(title: str, *body: str) -> str:
+    style, script = _asset("page.css"), _asset("page.js")
+    # The policy names our script by its digest: nothing else runs, nothing is fetched from anywhere.
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    head = (
+        '<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{html.escape(title)}</title>\n"
+        '<link rel="icon" href="data:,">\n'  # otherwise a browser asks for one
+        f"<style>{style}</style>\n<script>{script}</script>\n"
+    )
+    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}</head>\n<body>\n{"".join(body)}</body>\n</html>\n'
 
 
-def _provenance(results: Results, experiment: str) -> str:
-    keys = {row.fit_key for row in results.rows if row.experiment == experiment}
-    made = [results.fits[key] for key in sorted(keys)]
-    facts: dict[str, str] = {"fits": str(len(keys))}
-    for name, shown in _PROVENANCE.items():
-        counts: defaultdict[str, int] = defaultdict(int)
-        for one in made:
-            counts[str(one.get(name, "unknown"))] += 1
-        facts[shown] = ", ".join(_counted(value, counts) for value in sorted(counts)) or "-"
-    facts["training and evaluation"] = _duration(sum(float(one.get("seconds", 0.0)) for one in made)) + " in all"
-    items = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>\n" for name, value in facts.items())
-    return f"<h3>{html.escape(experiment)}</h3>\n<dl>\n{items}</dl>\n"
+def _asset(name: str) -> str:
+    return resources.files("pixelpick_ray.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _counted(value: str, counts: dict[str, int]) -> str:
-    return value if len(counts) == 1 else f"{value} ({counts[value]} fits)"
+# Frame
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def _header(page: Page) -> str:
+    theme = _choice("Theme", "theme", {name.lower(): name for name in ("Auto", "Light", "Dark")})
+    facts = "".join(map(_fact, page.headline))
+    return (
+        f'<header>\n<div class="masthead"><p>PixelPick-Ray report</p>{theme}</div>\n'
+        f'<h1>{html.escape(page.title)}</h1>\n<p class="lead">{html.escape(page.lead)}</p>\n'
+        + (f'<dl class="facts">\n{facts}</dl>\n' if facts else "")
+        + "</header>\n"
+    )
+
+
+def _fact(fact: Fact) -> str:
+    aside = f'<dd class="aside">{html.escape(fact.note)}</dd>' if fact.note else ""
+    label, value = html.escape(fact.label), html.escape(fact.value)
+    return f'<div><dt>{label}</dt><dd class="value">{value}</dd>{aside}</div>\n'
+
+
+def _contents(anchors: Mapping[str, str]) -> str:
+    items = "".join(f'<li><a href="#{anchor}">{html.escape(title)}</a></li>\n' for title, anchor in anchors.items())
+    return f'<nav class="contents" aria-label="Contents">\n<ol>\n{items}</ol>\n</nav>\n'
+
+
+def _section(title: str, anchor: str, body: str) -> str:
+    text = html.escape(title)
+    link = f'<a class="anchor" href="#{anchor}" aria-label="Link to {text}">#</a>'
+    return f'<section id="{anchor}" aria-label="{text}">\n<h2>{text}{link}</h2>\n{body}</section>\n'
+
+
+def _anchors(titles: Iterable[str]) -> dict[str, str]:
+    """An identifier for each title, made of its letters and told apart by numbers."""
+    found: dict[str, str] = {}
+    for title in titles:
+        slug = anchor = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
+        number = 1
+        while anchor in found.values():
+            number += 1
+            anchor = f"{slug}-{number}"
+        found[title] = anchor
+    return found
+
+
+# Parts
+
+
+def _parts(anchor: str, parts: Sequence[Part]) -> str:
+    return "".join(_part(f"{anchor}-part-{number}", part) for number, part in enumerate(parts, start=1))
+
+
+def _part(name: str, part: Part) -> str:
+    """A part as HTML; identifiers in it begin with `name`."""
+    match part:
+        case Table():
+            return f'<div class="part table">{to_html(part)}</div>\n'
+        case Prose():
+            paragraphs = "".join(f"<p>{html.escape(sentence)}</p>\n" for sentence in part.sentences)
+            return f'<div class="part prose">\n{paragraphs}</div>\n' if paragraphs else ""
+        case Curves():
+            return _curves(name, part)
+        case Pictures():
+            caption = f"<figcaption>{html.escape(part.caption)}</figcaption>"
+            return f'<div class="part sheet"><figure>{caption}\n{part.html}</figure></div>\n'
+
+
+def _curves(name: str, part: Curves) -> str:
+    choices: dict[str, list[str]] = {
+        "Axis": list(dict.fromkeys(curve.axis for curve in part.curves)),
+        "Scale": list(dict.fromkeys(curve.scale for curve in part.curves)),
+    }
+    fields = "".join(
+        _choice(text, f"{name}-{text.lower()}", {value: value for value in values})
+        for text, values in choices.items()
+        if len(values) > 1
+    )
+    drawings = "".join(_curve(f"{name}-{number}", curve) for number, curve in enumerate(part.curves, start=1))
+    numbers = f"<details><summary>Numbers behind the figure</summary>{to_html(part.data)}</details>"
+    return f'<div class="part curves">\n<div class="choices">{fields}</div>\n{drawings}{numbers}\n</div>\n'
+
+
+def _curve(name: str, curve: Curve) -> str:
+    """One drawing; what it shows is said below it, for the reader without scripts who sees them all."""
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", inline_svg(curve.svg))
+    caption = html.escape(f"Over {curve.axis}, {curve.scale} scale.")
+    return (
+        f'<figure class="curve" data-axis="{html.escape(curve.axis)}" data-scale="{curve.scale}" '
+        f'style="--points: {_width(svg):g}">\n'
+        f'<div class="wide">{svg}</div>\n<figcaption>{caption}</figcaption></figure>\n'
+    )
+
+
+def _width(svg: str) -> float:
+    """Width of the drawing in its own units."""
+    found = re.search(r'viewBox="\S+ \S+ (\S+)', svg)
+    if found is None:
+        raise AssertionError("a drawing without a viewBox cannot be scaled")
+    return float(found[1])
+
+
+def _choice(legend: str, name: str, values: Mapping[str, str]) -> str:
+    """Radio buttons, the first one chosen; hidden until the script that answers them runs."""
+    labels = "".join(
+        f'<label><input type="radio" name="{name}" value="{html.escape(value)}"{" checked" * (number == 0)}>'
+        f"<span>{html.escape(text)}</span></label>"
+        for number, (value, text) in enumerate(values.items())
+    )
+    return (
+        f'<fieldset class="{legend.lower()}" hidden><legend class="unseen">{legend}</legend>'
+        f'<span aria-hidden="true">{legend}</span><span class="segments">{labels}</span></fieldset>'
+    )

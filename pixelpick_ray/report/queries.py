@@ -3,18 +3,17 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pixelpick_ray.report.cells import Line, line_of
+from pixelpick_ray.report.chains import Chain
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.points import Point
-from pixelpick_ray.report.rows import Results, csv_text, read_chain
+from pixelpick_ray.report.rows import csv_text
 from pixelpick_ray.report.statistics import summarise
-from pixelpick_ray.report.tables import budget_text, count_text, line_columns
-from pixelpick_ray.spec.keys import chain_id
-from pixelpick_ray.spec.trial import Trial
+from pixelpick_ray.report.tables import budget_text, count_text, line_columns, strategy_text
 from pixelpick_ray.store import Store
 
 CSV_COLUMNS = (
@@ -27,6 +26,7 @@ _SHOWN = {
     "entropy": ("entropy (nats)", ".3f"),
     "distinct_classes": ("classes an image", ".2f"),
     "spread": ("spread (pixels)", ".1f"),
+    "border_distance": ("distance to a border (pixels)", ".1f"),
 }
 
 
@@ -45,37 +45,22 @@ class Query:
     statistics: dict[str, Any] | None
 
 
-def load_queries(store: Store, results: Results) -> tuple[Query, ...]:
-    """The queries of every chain up to its largest budget; full supervision asks for nothing."""
-    longest: dict[tuple[str, str], tuple[Point, Trial]] = {}
-    for point, trial in results.trials.items():
-        if trial.budget == "full":
-            continue
-        key = point.experiment, chain_id(trial)
-        if key not in longest or trial.num_stages > longest[key][1].num_stages:
-            longest[key] = point, trial
-    experiments = {experiment.name: experiment for experiment in results.experiments}
-    found: list[Query] = []
-    for point, trial in longest.values():
-        record = read_chain(store, experiments[point.experiment], trial)
-        found += _of_chain(store, point, trial, record or {"stages": [], "class_names": []})
-    return tuple(found)
+def load_queries(store: Store, chains: Sequence[Chain]) -> tuple[Query, ...]:
+    """The queries of every chain."""
+    return tuple(query for chain in chains for query in _of_chain(store, chain))
 
 
-def _of_chain(store: Store, point: Point, trial: Trial, record: dict[str, Any]) -> Iterator[Query]:
-    first, step = trial.acquire.initial_pixels, trial.acquire.pixels_per_stage
-    keys = [record.get("initial"), *(stage.get("pick") for stage in record["stages"])]
-    for stage in range(trial.num_stages):
-        key = (keys[stage] if stage < len(keys) else None) or ""
-        end = replace(point, budget=first + stage * step)
-        yield Query(end, stage, key, tuple(record["class_names"]), _statistics(store, key))
+def _of_chain(store: Store, chain: Chain) -> Iterator[Query]:
+    names = tuple(chain.record["class_names"])
+    for stage, (budget, key) in enumerate(chain.pick_keys()):
+        yield Query(replace(chain.point, budget=budget), stage, key or "", names, _statistics(store, key))
 
 
-def _statistics(store: Store, key: str) -> dict[str, Any] | None:
-    folder = store.result("pick", key) if key else None
-    if folder is None or not (folder / "statistics.json").is_file():
+def _statistics(store: Store, key: str | None) -> dict[str, Any] | None:
+    files = store.files("pick", key, ["statistics.json"]) if key else None
+    if files is None:
         return None
-    value: dict[str, Any] = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
+    value: dict[str, Any] = json.loads(files["statistics.json"])
     return value
 
 
@@ -97,7 +82,7 @@ def _values(query: Query) -> Iterator[tuple[str, str, Any]]:
     yield from ((name, "", known[name]) for name in ("pixels", "images"))
     counts = zip(query.class_names, known["class_counts"], strict=True)
     yield from (("class_count", name, count) for name, count in counts)
-    yield from ((name, "", known[name]) for name in _SHOWN)
+    yield from ((name, "", known.get(name)) for name in _SHOWN)
 
 
 def query_table(queries: Sequence[Query]) -> Table | None:
@@ -115,8 +100,8 @@ def query_table(queries: Sequence[Query]) -> Table | None:
     )
     caption = (
         "What was asked at each stage, means over seeds: entropy of the prediction at the new pixels (none where no "
-        "network was asked), classes among an image's new pixels, and distance between two of them. The first pixels "
-        "are by chance, whatever the strategy."
+        "network was asked), classes among an image's new pixels, distance between two of them, and distance to the "
+        "nearest border of a class. The first pixels are by chance, whatever the strategy."
     )
     header = (*columns, "pixels per image", *(heading for heading, _ in _SHOWN.values()), "n")
     return Table(caption, header, rows, "l" * len(columns) + "r" * (2 + len(_SHOWN)))
@@ -126,7 +111,54 @@ def _texts(queries: Sequence[Query]) -> list[str]:
     known = [query.statistics for query in queries if query.statistics is not None]
     texts = []
     for name, (_, digits) in _SHOWN.items():
-        values = [math.nan if one[name] is None else float(one[name]) for one in known]
+        values = [math.nan if one.get(name) is None else float(one[name]) for one in known]
         centre = summarise(values).mean
         texts.append("-" if math.isnan(centre) else f"{centre:{digits}}")
     return [*texts, count_text(len(known), len(queries))]
+
+
+def class_share_tables(queries: Sequence[Query], training: Mapping[Line, Sequence[int]]) -> tuple[Table, ...]:
+    """Share of each class among all pixels asked for, beside its share in the training images: a table a setting.
+
+    `training` are the pixels of each class in the training images of a line, where they are known. Empty without
+    statistics.
+    """
+    asked: defaultdict[tuple[tuple[str, ...], str], dict[Line, dict[str, int]]] = defaultdict(dict)
+    for query in queries:
+        if query.statistics is not None:
+            line = line_of(query.point)
+            own = asked[line.model, line.setting].setdefault(line, dict.fromkeys(query.class_names, 0))
+            for name, count in zip(query.class_names, query.statistics["class_counts"], strict=True):
+                own[name] += count
+    return tuple(_class_share_table(lines, training) for lines in asked.values())
+
+
+def _class_share_table(lines: Mapping[Line, Mapping[str, int]], training: Mapping[Line, Sequence[int]]) -> Table:
+    line, own = next(iter(lines.items()))
+    shares = {strategy_text(one): _shares(list(counts.values())) for one, counts in lines.items()}
+    columns = {name: [_text(100 * share, 1) for share in column] for name, column in shares.items()}
+    whole = next((_shares(training[one]) for one in lines if one in training), None)
+    beside = ""
+    if whole is not None:
+        times = {name: _ratios(column, whole) for name, column in shares.items()}
+        columns = {"training images": [_text(100 * share, 1) for share in whole]} | columns
+        columns |= {f"{name}, times": [_text(ratio, 2) for ratio in column] for name, column in times.items()}
+        beside = ", among all labelled pixels of the training images, and how many times as many"
+    rows = tuple((name, *texts) for name, *texts in zip(own, *columns.values(), strict=True))
+    model = line.experiment, line.dataset, f"{line.architecture} {line.backbone}", f"pretrained {line.pretrained}"
+    where = ", ".join(text for text in (*model, line.setting) if text)
+    caption = f"{where}: share of each class in percent among the pixels asked for at all stages and seeds{beside}."
+    return Table(caption, ("class", *columns), rows, "l" + "r" * len(columns))
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    total = sum(counts)
+    return [count / total if total else math.nan for count in counts]
+
+
+def _ratios(shares: Sequence[float], whole: Sequence[float]) -> list[float]:
+    return [share / all_ if all_ else math.nan for share, all_ in zip(shares, whole, strict=True)]
+
+
+def _text(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -3,15 +3,15 @@
 import csv
 import io
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pixelpick_ray.active.metrics import Counts, iou, miou, pixel_accuracy
+from pixelpick_ray.active.metrics import Counts, iou, miou, mious, pixel_accuracy
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.report.points import Budget, Point, merged, size_text, trials_by_point
 from pixelpick_ray.spec.experiment import Experiment
@@ -20,12 +20,6 @@ from pixelpick_ray.spec.trial import EvaluateSpec, Trial
 from pixelpick_ray.store import Store, experiment_folder
 
 LAST, BEST, BEST_ON = "last", "best", "best_on_"
-
-# The order is promised to scripts; what comes later is appended after them.
-CSV_COLUMNS = (
-    *("experiment", "dataset", "architecture", "backbone", "strategy", "seed", "budget", "split", "checkpoint"),
-    *("metric", "class_name", "value", "fit_key", "pretrained", "setting", "share", "evaluation_key"),
-)
 
 
 @dataclass(frozen=True)
@@ -43,17 +37,14 @@ class Measurement:
     share: float | None
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One value as a fraction, NaN for a class that does not occur; `class_name` is empty unless the metric is iou."""
 
     experiment: str
     dataset: str
     architecture: str
     backbone: str
-    pretrained: str
     strategy: str
-    setting: str
     seed: int
     budget: Budget
     split: str
@@ -61,9 +52,28 @@ class Row:
     metric: str
     class_name: str
     value: float
+    fit_key: str
+    pretrained: str
+    setting: str
     share: float
+    evaluation_key: str
+
+
+CSV_COLUMNS = Row._fields  # the order is promised to scripts; what comes later is appended
+
+# A metric and, where it is of one class, the class.
+Metric = tuple[str, str]
+MIOU, PIXEL_ACCURACY = ("miou", ""), ("pixel_accuracy", "")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A stored confusion matrix as its metrics: fractions, NaN for a class that does not occur."""
+
+    asked: Measurement
     fit_key: str
     evaluation_key: str
+    values: Mapping[Metric, float]
 
 
 @dataclass(frozen=True)
@@ -86,10 +96,15 @@ class Results:
     experiments: tuple[Experiment, ...]
     trials: Mapping[Point, Trial]
     measurements: tuple[Measurement, ...]
-    rows: tuple[Row, ...]
+    readings: tuple[Reading, ...]
     missing: tuple[Missing, ...]
     evidence: dict[str, dict[str, str]]
     fits: dict[str, dict[str, Any]]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The readings, one value a row."""
+        return tuple(_rows(self))
 
     def evaluate(self, experiment: str) -> EvaluateSpec:
         """What an experiment evaluates, by its name."""
@@ -104,8 +119,10 @@ def load_results(store: Store, experiments: Sequence[Experiment]) -> Results:
     together = merged(experiments)
     trials: dict[Point, Trial] = {}
     measurements: list[Measurement] = []
-    rows: list[Row] = []
+    readings: list[Reading] = []
     missing: list[Missing] = []
+    evidence: dict[str, dict[str, str]] = {}
+    fits: dict[str, _Fit] = {}
     for experiment in together:
         for point, trial in trials_by_point(experiment).items():
             record = read_chain(store, experiment, trial)
@@ -113,11 +130,14 @@ def load_results(store: Store, experiments: Sequence[Experiment]) -> Results:
             found, lost = _read(store, trial, record, asked)
             trials[point] = trial
             measurements += asked
-            rows += found
+            readings += _readings(asked, found, record)
             missing += lost
-    evidence = {key: _evidence(store, key) for key in sorted({row.evaluation_key for row in rows})}
-    fits = {key: _json(store, "fit", key, "provenance.json") for key in sorted({row.fit_key for row in rows})}
-    return Results(together, trials, tuple(measurements), tuple(rows), tuple(missing), evidence, fits)
+            for evaluation in found.values():
+                if evaluation.key not in evidence:
+                    fit = fits.setdefault(evaluation.fit_key, _fit(store, evaluation.fit_key))
+                    evidence[evaluation.key] = _evidence(evaluation, fit)
+    made = {key: fit.provenance for key, fit in fits.items()}
+    return Results(together, trials, tuple(measurements), tuple(readings), tuple(missing), evidence, made)
 
 
 def read_chain(store: Store, experiment: Experiment, trial: Trial) -> Any:
@@ -127,20 +147,29 @@ def read_chain(store: Store, experiment: Experiment, trial: Trial) -> Any:
 
 def rows_csv(results: Results) -> str:
     """The rows as CSV; floats in their shortest exact text, NaN as an empty field."""
-    return csv_text(CSV_COLUMNS, [[getattr(row, column) for column in CSV_COLUMNS] for row in results.rows])
+    return csv_text(CSV_COLUMNS, _rows(results))
 
 
-def csv_text(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+def _rows(results: Results) -> Iterator[Row]:
+    for one in results.readings:
+        point, split, checkpoint = one.asked.point, one.asked.split, one.asked.checkpoint
+        where = point.experiment, point.dataset, point.architecture, point.backbone, point.strategy
+        place = *where, point.seed, point.budget, split, checkpoint
+        if one.asked.share is None:
+            raise AssertionError("a recorded trial knows its pixels")
+        behind = one.fit_key, point.pretrained, point.setting, one.asked.share, one.evaluation_key
+        for (metric, class_name), value in one.values.items():
+            yield Row(*place, metric, class_name, value, *behind)
+
+
+def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """CSV with Unix line ends; NaN and None are empty fields."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([["" if _is_empty(value) else value for value in line] for line in lines])
+    # Only NaN differs from itself; there may be a million lines.
+    writer.writerows(["" if value is None or value != value else value for value in line] for line in lines)
     return text.getvalue()
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _measurements(evaluate: EvaluateSpec, trial: Trial, point: Point, record: Any) -> Iterator[Measurement]:
@@ -171,53 +200,71 @@ def _share(trial: Trial, record: Any) -> float | None:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """Confusion matrices (E, C, C) of a stage on one split, after each of the `epochs` (E,), which ascend."""
+    """Confusion matrices (E, C, C) of a fit on one split, after each of the `epochs` (E,), which ascend; its input."""
 
     key: str
+    inputs: dict[str, Any]
     epochs: npt.NDArray[np.int64]
     confusion: Counts
 
     @property
+    def fit_key(self) -> str:
+        return str(self.inputs["fit"])
+
+    @cached_property
     def best_epoch(self) -> int:
         """The epoch with the highest mIoU, the first of equals."""
-        values = [miou(matrix) for matrix in self.confusion]
-        at = max(range(len(values)), key=lambda index: -1.0 if math.isnan(values[index]) else values[index])
-        return int(self.epochs[at])
+        values = mious(self.confusion)
+        return int(self.epochs[np.argmax(np.where(np.isnan(values), -1.0, values))])
 
 
-def _read(store: Store, trial: Trial, record: Any, asked: Sequence[Measurement]) -> tuple[list[Row], list[Missing]]:
-    """The rows of a trial, and its splits without a stored evaluation."""
+def _read(
+    store: Store, trial: Trial, record: Any, asked: Sequence[Measurement]
+) -> tuple[dict[str, _Evaluation], list[Missing]]:
+    """The evaluations of a trial by split, and its splits without one."""
     stage = _recorded_stage(record, trial)
     found: dict[str, _Evaluation] = {}
     missing = []
     for split in dict.fromkeys(one.split for one in asked):
-        evaluation = _evaluation(store, stage, split, record)
+        evaluation = _evaluation(store, stage, split, record) or _failure(store, trial)
         if isinstance(evaluation, str):
             missing.append(Missing(asked[0].point, split, evaluation))
         else:
             found[split] = evaluation
-    rows = []
-    for one in asked:
-        matrix = _chosen(one, found)
-        if stage is not None and matrix is not None:
-            rows += _rows(one, matrix, record["class_names"], stage["fit"], found[one.split].key)
-    return rows, missing
+    return found, missing
 
 
-def _evaluation(store: Store, stage: dict[str, Any] | None, split: str, record: Any) -> _Evaluation | str:
-    """A stored evaluation, or why there is none."""
+def _failure(store: Store, trial: Trial) -> str:
+    """Why a trial was not measured."""
+    error = store.last_error(chain_id(trial))
+    return f"failed: {error}" if error else "not run yet"
+
+
+def _evaluation(store: Store, stage: dict[str, Any] | None, split: str, record: Any) -> _Evaluation | str | None:
+    """A stored evaluation, None when there never was one, or why it cannot be read."""
     key = stage["evaluations"].get(split) if stage else None
     if key is None:
-        return "not run yet"
-    folder = store.result("evaluation", key)
-    if folder is None:
+        return None
+    files = store.files("evaluation", key, ["confusion.npz"])
+    if files is None:
         return f"evaluation {key[:16]} is absent or damaged"
-    with np.load(folder / "confusion.npz", allow_pickle=False) as file:
+    with np.load(io.BytesIO(files["confusion.npz"]), allow_pickle=False) as file:
         epochs, confusion = file["epochs"], file["confusion"]
     classes = len(record["class_names"])
     if confusion.shape != (len(epochs), classes, classes) or not len(epochs):
-        raise StoreError(f"{folder}: confusion {confusion.shape} does not fit {classes} classes; remove it, run again")
-    return _Evaluation(key, epochs, confusion)
+        raise StoreError(
+            f"{store.folder('evaluation', key)}: confusion {confusion.shape} does not fit {classes} classes; "
+            "remove it, run again"
+        )
+    return _Evaluation(key, json.loads(files["input.json"]), epochs, confusion)
+
+
+def _readings(asked: Sequence[Measurement], found: Mapping[str, _Evaluation], record: Any) -> Iterator[Reading]:
+    for one in asked:
+        matrix = _chosen(one, found)
+        if matrix is not None:
+            evaluation = found[one.split]
+            yield Reading(one, evaluation.fit_key, evaluation.key, _metrics(matrix, record["class_names"]))
 
 
 def _chosen(one: Measurement, found: Mapping[str, _Evaluation]) -> Counts | None:
@@ -229,6 +276,11 @@ def _chosen(one: Measurement, found: Mapping[str, _Evaluation]) -> Counts | None
     epoch = int(chosen.epochs.max()) if one.checkpoint == LAST else chosen.best_epoch
     matrices: list[Counts] = list(read.confusion[read.epochs == epoch])
     return matrices[0] if matrices else None
+
+
+def _metrics(confusion: Counts, class_names: Sequence[str]) -> dict[Metric, float]:
+    values = {MIOU: miou(confusion), PIXEL_ACCURACY: pixel_accuracy(confusion)}
+    return values | {("iou", name): value for name, value in zip(class_names, iou(confusion).tolist(), strict=True)}
 
 
 def _recorded_stage(record: Any, trial: Trial) -> dict[str, Any] | None:
@@ -244,49 +296,29 @@ def _recorded_stage(record: Any, trial: Trial) -> dict[str, Any] | None:
     return stage
 
 
-def _rows(one: Measurement, confusion: Counts, names: list[str], fit_key: str, evaluation_key: str) -> list[Row]:
-    values = [("miou", "", miou(confusion)), ("pixel_accuracy", "", pixel_accuracy(confusion))]
-    values += [("iou", name, float(value)) for name, value in zip(names, iou(confusion), strict=True)]
-    if one.share is None:
-        raise AssertionError("a recorded trial knows its pixels")
-    return [
-        Row(
-            **vars(one.point),
-            split=one.split,
-            checkpoint=one.checkpoint,
-            metric=metric,
-            class_name=name,
-            value=value,
-            share=one.share,
-            fit_key=fit_key,
-            evaluation_key=evaluation_key,
-        )
-        for metric, name, value in values
-    ]
+@dataclass(frozen=True)
+class _Fit:
+    """Input and provenance of a fit, empty when it was removed: the numbers remain valid."""
+
+    inputs: dict[str, Any]
+    provenance: dict[str, Any]
 
 
-def _evidence(store: Store, evaluation_key: str) -> dict[str, str]:
+def _fit(store: Store, key: str) -> _Fit:
+    files = store.files("fit", key, ["provenance.json"])
+    return _Fit(*(json.loads(files[name]) if files else {} for name in ("input.json", "provenance.json")))
+
+
+def _evidence(evaluation: _Evaluation, fit: _Fit) -> dict[str, str]:
     """What the results of one cell should have in common, beside what their trials say."""
-    inputs = _json(store, "evaluation", evaluation_key, "input.json")
-    fit = _json(store, "fit", inputs["fit"], "input.json")
-    made = _json(store, "fit", inputs["fit"], "provenance.json")
     facts = {
-        "device": made.get("device"),
-        "torch": made.get("torch"),
-        "package version": made.get("version"),
-        "training data": fit.get("data", {}).get("fingerprint"),
-        "evaluation data": inputs["data"]["fingerprint"],
-        "pretrained weights": fit.get("model", {}).get("weights_digest", "unknown"),
-        "version of fit": fit.get("version"),
-        "version of evaluation": inputs["version"],
+        "device": fit.provenance.get("device"),
+        "torch": fit.provenance.get("torch"),
+        "package version": fit.provenance.get("version"),
+        "training data": fit.inputs.get("data", {}).get("fingerprint"),
+        "evaluation data": evaluation.inputs["data"]["fingerprint"],
+        "pretrained weights": fit.inputs.get("model", {}).get("weights_digest", "unknown"),
+        "version of fit": fit.inputs.get("version"),
+        "version of evaluation": evaluation.inputs["version"],
     }
     return {name: "unknown" if value is None else str(value) for name, value in facts.items()}
-
-
-def _json(store: Store, kind: str, key: str, name: str) -> dict[str, Any]:
-    """A JSON file of an intact result, empty when there is none: numbers remain valid when a fit was removed."""
-    folder = store.result(kind, key)
-    if folder is None:
-        return {}
-    value: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-    return value

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from scipy.special import stdtrit  # type: ignore[import-untyped]  # scipy.stats would take a second to import
 
 CONFIDENCE = 0.95
+ALPHA = 0.05  # a p value below it tells apart
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,30 @@ def area_under_curve(budgets: Sequence[float], values: Sequence[float]) -> float
         return points[0][1]
     pieces = [(x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(points)]
     return math.fsum(pieces) / (points[-1][0] - points[0][0])
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Holm's adjusted p values (1979) in the order given: below alpha where his step-down procedure rejects at alpha.
+
+    NaN, a test that was not possible, stays NaN and is no member of the family.
+    """
+    known = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    adjusted = [math.nan] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        adjusted[index] = largest
+    return tuple(adjusted)
+
+
+def smallest_sign_flip_p(n: int) -> float:
+    """What no two-sided sign-flip test of `n` pairs goes below, whatever their differences: 2 / 2**n."""
+    return min(1.0, 2.0 ** (1 - n))
+
+
+def pairs_needed(comparisons: int = 1, alpha: float = ALPHA) -> int:
+    """The smallest number of pairs with which a two-sided sign-flip test can go below `alpha`.
+
+    With several comparisons the smallest of their p values has to do so after Holm's correction.
+    """
+    return next(n for n in itertools.count(1) if comparisons * smallest_sign_flip_p(n) < alpha)

@@ -2,16 +2,21 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
-from pixelpick_ray.report.cells import Area, Cell, Line, areas, build_cells, line_of, reported
+from pixelpick_ray.report.cells import Area, Cell, Line, areas, build_cells, full_line, line_of, reported
 from pixelpick_ray.report.formats import to_text
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.points import Budget
+from pixelpick_ray.report.points import Budget, size_text
 from pixelpick_ray.report.rows import BEST, BEST_ON, LAST, Results, csv_text
+from pixelpick_ray.report.statistics import summarise
 from pixelpick_ray.spec.canonical import brief
 
 FULL = "full supervision"
+RANDOM = "random"
+
+Strong = frozenset[tuple[Line, Budget]]
 
 CSV_COLUMNS = (
     *("experiment", "dataset", "architecture", "backbone", "pretrained", "strategy", "setting", "budget", "share"),
@@ -22,15 +27,48 @@ CSV_COLUMNS = (
 # Contents
 
 
-def result_table(results: Results, cells: Sequence[Cell]) -> Table:
-    """The default table: mIoU in percent, one row a model, strategy and budget; full supervision last."""
+def result_table(results: Results, cells: Sequence[Cell], *, strong: Strong = frozenset()) -> Table:
+    """The default table: mIoU in percent, one row a model, strategy and budget; full supervision last.
+
+    `strong` are the cells whose mIoU is set in bold. Where full supervision has a value, a column gives the others'
+    means in percent of it, "-" where no full supervision, or more than one, is of the same training.
+    """
     shown = reported(results, cells)
-    columns = line_columns(cell.line for cell in shown)
-    rows = tuple((*(columns[name][cell.line] for name in columns), *_cell_texts(cell)) for cell in shown)
-    header = (*columns, "pixels per image", "share (%)", "mIoU (%)", "n")
-    missing = len({one.point for one in results.missing})
-    counted = (f"Missing: {missing} of {len(results.trials)} trials.",) if missing else ()
-    return Table(_caption(results, shown), header, rows, "l" * len(columns) + "rrrr", counted + _mixed_notes(shown))
+    lines = line_columns(cell.line for cell in shown)
+    columns = {name: [texts[cell.line] for cell in shown] for name, texts in lines.items()}
+    columns["pixels per image"] = [budget_text(cell.budget) for cell in shown]
+    columns["share (%)"] = [share_text(cell) for cell in shown]
+    columns[_MIOU] = [value_text(cell) for cell in shown]
+    if {"full"} < {cell.budget for cell in shown if cell.values}:
+        columns["of full (%)"] = _of_full_texts(shown)
+    columns["n"] = [n_text(cell) for cell in shown]
+    alignment = "l" * len(lines) + "r" * (len(columns) - len(lines))
+    bold = {(at, list(columns).index(_MIOU)) for at, cell in enumerate(shown) if (cell.line, cell.budget) in strong}
+    caption, notes = caption_text("mIoU in percent", results, shown), result_notes(results, shown, strong)
+    return Table(caption, tuple(columns), tuple(zip(*columns.values(), strict=True)), alignment, notes, frozenset(bold))
+
+
+_MIOU = "mIoU (%)"
+
+
+def _of_full_texts(cells: Sequence[Cell]) -> list[str]:
+    """Each cell's mean in percent of its model's mean under full supervision, "-" where there is none."""
+    means = {cell.line: cell.summary.mean for cell in cells if cell.budget == "full"}
+    fulls = full_lines(cell.line for cell in cells)
+    ratios = (_ratio(cell.summary.mean, means.get(fulls.get(cell.line, cell.line), math.nan)) for cell in cells)
+    return [percent_text(ratio, math.nan) for ratio in ratios]
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def full_lines(lines: Iterable[Line]) -> dict[Line, Line]:
+    """The line of full supervision that each other line is to be held against, where there is one."""
+    distinct = dict.fromkeys(lines)
+    fulls = [line for line in distinct if not line.strategy]
+    found = {line: full_line(line, fulls) for line in distinct if line.strategy}
+    return {line: full for line, full in found.items() if full}
 
 
 def protocol_table(results: Results, cells: Sequence[Cell]) -> Table | None:
@@ -43,16 +81,17 @@ def protocol_table(results: Results, cells: Sequence[Cell]) -> Table | None:
     columns = line_columns(cell.line for cell in shown)
     values: defaultdict[tuple[Line, Budget], dict[str, str]] = defaultdict(dict)
     for cell, head in zip(shown, heads, strict=True):
-        values[cell.line, cell.budget][head] = _value_and_n_text(cell)
+        values[cell.line, cell.budget][head] = value_and_n_text(cell)
     rows = tuple(
         (*(texts[line] for texts in columns.values()), budget_text(budget), *(found.get(name, "-") for name in names))
         for (line, budget), found in values.items()
     )
-    caption = f"mIoU in percent on {' and '.join(dict.fromkeys(map(_place, shown)))}, by the epoch of a stage: the last"
+    caption = f"mIoU in percent on {_places_text(shown)}, by the epoch of a stage: the last"
     if any(cell.checkpoint == BEST for cell in shown):
         caption += ", or the best on a split; the best on the split that is reported flatters, being judged by itself"
+    caption += f". Training at {_training_text(results, shown)}; {_spread_text(shown)}."
     header = (*columns, "pixels per image", *names)
-    return Table(f"{caption}.", header, rows, "l" * len(columns) + "r" * (1 + len(names)))
+    return Table(caption, header, rows, "l" * len(columns) + "r" * (1 + len(names)), count_notes(shown))
 
 
 def _is_of_the_reported_split(results: Results, cell: Cell) -> bool:
@@ -76,37 +115,68 @@ def rule_text(checkpoint: str, split: str) -> str:
 
 
 def class_tables(results: Results, cells: Sequence[Cell]) -> tuple[Table, ...]:
-    """IoU of each class in percent at each strategy's largest budget; a table for each model and setting."""
-    by_model: defaultdict[tuple[tuple[str, ...], str], dict[Line, list[Cell]]] = defaultdict(dict)
+    """IoU of each class in percent at each strategy's largest budget, with its change against random.
+
+    A table for each model and setting that has a value there.
+    """
+    by_setting: defaultdict[tuple[tuple[str, ...], str], dict[tuple[Line, Budget], dict[str, Cell]]] = defaultdict(dict)
     for cell in (*reported(results, cells, "iou"), *reported(results, cells)):
-        by_model[cell.line.model, cell.line.setting].setdefault(cell.line, []).append(cell)
-    # Cells of a line ascend in their budget, so the last one of a class is that of the largest.
-    largest = [[{cell.class_name: cell for cell in line} for line in lines.values()] for lines in by_model.values()]
-    return tuple(_class_table(last) for last in largest if any(cells[""].values for cells in last))
+        own = by_setting[cell.line.model, cell.line.setting]
+        own.setdefault((cell.line, cell.budget), {})[cell.class_name] = cell
+    return tuple(table for found in by_setting.values() if (table := _class_table(results, found)))
 
 
-def _class_table(last: list[dict[str, Cell]]) -> Table:
-    """Classes down, lines across; the class name "" stands for their mean."""
-    names = [name for name in last[0] if name] + [""]
-    heads = [f"{strategy_text(cells[''].line)}, {budget_text(cells[''].budget)}" for cells in last]
-    rows = tuple((name or "mean", *(_value_and_n_text(cells[name]) for cells in last)) for name in names)
-    line, split, size = last[0][""].line, last[0][""].split, last[0][""].size
-    parts = [line.experiment, f"{line.architecture} {line.backbone}", f"pretrained {line.pretrained}", line.setting]
-    what = f"IoU of each class in percent on {line.dataset} {split} ({size}) at the largest budget"
-    caption = f"{what}: {', '.join(part for part in parts if part)}."
-    return Table(caption, ("class", *heads), rows, "l" + "r" * len(heads))
+def _class_table(results: Results, found: Mapping[tuple[Line, Budget], dict[str, Cell]]) -> Table | None:
+    """Classes down, lines across; the class "" stands for their mean. None without any value at a largest budget."""
+    # Budgets of a line ascend, so the last one stays.
+    largest = {line: (line, budget) for line, budget in found}.values()
+    shown = [found[place][""] for place in largest]
+    if not any(cell.values for cell in shown):
+        return None
+    columns = [("class", [name or "mean" for name in found[shown[0].line, shown[0].budget]])]
+    for line, budget in largest:
+        own, chance = found[line, budget], found.get((replace(line, strategy=RANDOM), budget))
+        head = f"{strategy_text(line)}, {budget_text(budget)}"
+        columns.append((head, [value_and_n_text(cell) for cell in own.values()]))
+        if chance and line.strategy != RANDOM:
+            columns.append((_CHANGE, [points_text(_change(cell, chance[name])) for name, cell in own.items()]))
+    header, texts = zip(*columns, strict=True)
+    notes = count_notes(cell for place in largest for cell in found[place].values())
+    if _CHANGE in header:
+        notes += (f"{_CHANGE}: mean change against random in points, over the seeds that both have.",)
+    caption = caption_text(_class_subject(shown[0].line), results, shown)
+    return Table(caption, header, tuple(zip(*texts, strict=True)), "l" + "r" * (len(header) - 1), notes)
+
+
+_CHANGE = f"vs {RANDOM}"
+
+
+def _class_subject(line: Line) -> str:
+    parts = (line.experiment, f"{line.architecture} {line.backbone}", f"pretrained {line.pretrained}", line.setting)
+    return f"{', '.join(part for part in parts if part)}: IoU of each class in percent, at the largest budget,"
+
+
+def _change(cell: Cell, other: Cell) -> float:
+    """Mean difference over the seeds that both have; NaN without one."""
+    values = dict(zip(other.seeds, other.values, strict=True))
+    pairs = zip(cell.seeds, cell.values, strict=True)
+    return summarise([value - values[seed] for seed, value in pairs if seed in values]).mean
 
 
 def area_table(results: Results, cells: Sequence[Cell]) -> Table | None:
     """Normalised area under each budget curve in percent; None when no line has two budgets."""
-    found = areas(reported(results, cells))
+    shown = [cell for cell in reported(results, cells) if cell.budget != "full"]
+    found = areas(shown)
     if not found:
         return None
     columns = line_columns(area.line for area in found)
     rows = tuple((*(columns[name][area.line] for name in columns), *_area_texts(area)) for area in found)
+    what = caption_text(
+        "Normalised area under the curve of mIoU (percent) over labelled pixels per image", results, shown
+    )
     caption = (
-        "Normalised area under the curve of mIoU (percent) over labelled pixels per image: the mean height between the "
-        "smallest and the largest budget, over the seeds that have every budget."
+        f"{what} The area is the mean height between the smallest and the largest budget, over the seeds that have "
+        "every budget."
     )
     return Table(caption, (*columns, "budgets", "area (%)", "n"), rows, "l" * len(columns) + "rrr")
 
@@ -115,7 +185,8 @@ def missing_table(results: Results, cells: Sequence[Cell]) -> Table | None:
     """Trials without a stored measurement, seeds side by side; None when everything is there."""
     seeds: defaultdict[tuple[Line, Budget, str, str], list[str]] = defaultdict(list)
     for one in results.missing:
-        seeds[line_of(one.point), one.point.budget, one.split, one.reason].append(str(one.point.seed))
+        reason = brief(" ".join(one.reason.split()), 90)
+        seeds[line_of(one.point), one.point.budget, one.split, reason].append(str(one.point.seed))
     if not seeds:
         return None
     columns = line_columns(line for line, _, _, _ in seeds)
@@ -162,25 +233,61 @@ def line_labels(lines: Sequence[Line]) -> dict[Line, str]:
     return dict(zip(distinct, labels, strict=True))
 
 
-def _caption(results: Results, cells: Sequence[Cell]) -> str:
-    places: dict[str, str] = {}
-    for experiment in results.experiments:
-        own = [cell for cell in cells if cell.line.experiment == experiment.name]
-        found = dict.fromkeys(_place(cell) for cell in own)
-        places[experiment.name] = " and ".join(found)
-    where = next(iter(places.values()), "")
-    if len(set(places.values())) > 1:
-        where = "; ".join(f"{place} for {name}" for name, place in places.items())
-    seeds = sorted({cell.expected for cell in cells})
-    counts = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
+# Captions and notes
+
+
+def caption_text(what: str, results: Results, cells: Sequence[Cell]) -> str:
+    """What these cells of the default table show: where, at which sizes, after which epoch, over how many seeds."""
     return (
-        f"mIoU in percent on {where}, weights after the last epoch of a stage; "
-        f"mean ± sample standard deviation (n-1) over {counts}."
+        f"{what} on {_places_text(cells)}. Training at {_training_text(results, cells)}; weights after the last epoch "
+        f"of a stage; {_spread_text(cells)}."
     )
 
 
-def _place(cell: Cell) -> str:
-    return f"{cell.line.dataset} {cell.split} ({cell.size})"
+def _places_text(cells: Iterable[Cell]) -> str:
+    places = ((cell.line.experiment, f"{cell.line.dataset} {cell.split} ({cell.size})") for cell in cells)
+    return _by_experiment(places, " and ")
+
+
+def _training_text(results: Results, cells: Iterable[Cell]) -> str:
+    lines = {cell.line for cell in cells}
+    trials = ((point, trial.dataset) for point, trial in results.trials.items() if line_of(point) in lines)
+    return _by_experiment(((point.experiment, size_text(dataset, " pixels")) for point, dataset in trials), " or ")
+
+
+def _by_experiment(texts: Iterable[tuple[str, str]], joint: str) -> str:
+    """The texts of each experiment joined; experiments are named only where these differ."""
+    found: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for experiment, text in texts:
+        found[experiment][text] = None
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for experiment, own in found.items():
+        names[joint.join(own)].append(experiment)
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{text} for {' and '.join(of)}" for text, of in names.items())
+
+
+def _spread_text(cells: Iterable[Cell]) -> str:
+    counts = sorted({cell.expected for cell in cells})
+    if counts == [1]:
+        return "values of one seed"
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    return f"mean ± sample standard deviation (n-1) over {seeds} seeds"
+
+
+def result_notes(results: Results, cells: Sequence[Cell], strong: Strong) -> tuple[str, ...]:
+    """What is missing, what is mixed within a cell, and what bold means."""
+    missing = len({one.point for one in results.missing})
+    counted = (f"Missing: {missing} of {len(results.trials)} trials.",) if missing else ()
+    bold = (_BOLD,) if any((cell.line, cell.budget) in strong for cell in cells) else ()
+    return counted + _mixed_notes(cells) + bold
+
+
+_BOLD = (
+    "Bold: the best mean of a setting at a budget, and those that a paired t test over seeds does not tell apart "
+    "from it."
+)
 
 
 def _mixed_notes(cells: Iterable[Cell]) -> tuple[str, ...]:
@@ -192,11 +299,14 @@ def _mixed_notes(cells: Iterable[Cell]) -> tuple[str, ...]:
     )
 
 
+def count_notes(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """How to read the counts of `value_and_n_text`, where it writes one."""
+    if all(cell.summary.n in (0, cell.expected) for cell in cells):
+        return ()
+    return ("A count such as (2/3): the value is of 2 of the 3 seeds asked for.",)
+
+
 # Texts of one cell
-
-
-def _cell_texts(cell: Cell) -> tuple[str, str, str, str]:
-    return budget_text(cell.budget), share_text(cell), value_text(cell), n_text(cell)
 
 
 def value_text(cell: Cell) -> str:
@@ -206,7 +316,7 @@ def value_text(cell: Cell) -> str:
     return percent_text(cell.summary.mean, cell.summary.std)
 
 
-def _value_and_n_text(cell: Cell) -> str:
+def value_and_n_text(cell: Cell) -> str:
     """A value that says itself when it is of fewer seeds than asked for, for tables without a column for it."""
     n = cell.summary.n
     return value_text(cell) + (f" ({n}/{cell.expected})" if 0 < n < cell.expected else "")
@@ -217,6 +327,11 @@ def percent_text(mean: float, std: float) -> str:
     if math.isnan(mean):
         return "-"
     return f"{100 * mean:.1f}" if math.isnan(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"
+
+
+def points_text(difference: float) -> str:
+    """A difference of fractions in points, as "+2.3" or "-0.4"; "-" for NaN."""
+    return "-" if math.isnan(difference) else f"{100 * difference:+z.1f}"
 
 
 def n_text(cell: Cell) -> str:

@@ -1,26 +1,17 @@
-"""Progress that a person likes: a live table on a terminal, plain lines in a log, and TensorBoard files."""
+"""Progress that a person likes: a live table on a terminal, plain lines in a log."""
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pixelpick_ray.data.cache import prepare
-from pixelpick_ray.data.datasets import DatasetFacts, open_dataset, training_split
-from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.loop import Event
 from pixelpick_ray.plan import Chain, Plan
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.store import Store
 
 
 @dataclass
@@ -151,77 +142,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-class TensorBoard:
-    """Writes loss, mIoU by budget and pictures with the picked pixels under ``runs/<experiment>/<chain>``."""
-
-    def __init__(self, plan: Plan, execution: Execution) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # here: planning and reporting never need it
-
-        self._plan, self._execution = plan, execution
-        self._chains = {chain.id: chain for chain in plan.chains}
-        self._store = Store(execution.store_path)
-        self._make = SummaryWriter
-        self._writers: dict[str, Any] = {}
-
-    def __call__(self, event: Event) -> None:
-        """Write what an event carries."""
-        chain = self._chains[event.chain]
-        if event.kind == "stage":
-            self._write_stage(chain, event)
-        elif event.kind == "pick":
-            labels = LabelledPixels.read(self._store.folder("pick", event.values["pick"]) / "pixels.npz")
-            for name, picture in picked_pictures(self._plan, chain, labels, self._execution).items():
-                self._writer(chain).add_image(f"picked/{name}", picture, event.stage + 1, dataformats="HWC")
-
-    def _write_stage(self, chain: Chain, event: Event) -> None:
-        writer, losses = self._writer(chain), event.values["losses"]
-        for epoch, loss in enumerate(losses):
-            writer.add_scalar("loss", loss, event.stage * len(losses) + epoch + 1)
-        budget = event.values["budget"]
-        writer.add_scalar("miou_by_budget", event.values["miou"], 0 if budget == "full" else budget)
-        writer.flush()
-
-    def _writer(self, chain: Chain) -> Any:
-        if chain.id not in self._writers:
-            folder = (
-                self._execution.runs_path
-                / self._plan.experiment.name
-                / f"{re.sub(r'[^A-Za-z0-9._=-]+', '-', chain.label)[:120]}-{chain.id[:8]}"
-            )
-            self._writers[chain.id] = self._make(str(folder))
-        return self._writers[chain.id]
-
-    def close(self) -> None:
-        """Finish the files."""
-        for writer in self._writers.values():
-            writer.close()
-
-
-def picked_pictures(
-    plan: Plan, chain: Chain, labels: LabelledPixels, execution: Execution, count: int = 4
-) -> dict[str, Any]:
-    """A few training images, enlarged, with their picked pixels as dots in the colour of their class, (H, W, 3)
-    uint8 by name.
-    """
-    spec = chain.trial.dataset
-    dataset = open_dataset(spec, execution.data_path)
-    prepared = prepare(dataset, training_split(dataset, spec), spec, execution.cache_path)
-    shown = [labels.names[at] for at in np.unique(np.linspace(0, len(labels.names) - 1, num=count, dtype=int))]
-    return {
-        Path(name).stem: _dotted(prepared.image(prepared.index[name]), labels, name, dataset.facts) for name in shown
-    }
-
-
-def _dotted(image: Any, labels: LabelledPixels, name: str, facts: DatasetFacts) -> Any:
-    factor = max(1, round(480 / max(image.shape)))
-    picture = Image.fromarray(np.asarray(image)).resize(
-        (image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.NEAREST
-    )
-    pen = ImageDraw.Draw(picture)
-    at = labels.of_image(name)
-    for y, x, label in zip(labels.y[at], labels.x[at], labels.label[at], strict=True):
-        centre = ((int(x) + 0.5) * factor, (int(y) + 0.5) * factor)
-        pen.circle(centre, 6, fill=facts.palette[int(label)], outline=(255, 255, 255), width=2)
-    return np.asarray(picture)

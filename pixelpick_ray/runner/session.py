@@ -85,7 +85,7 @@ def _run_chains(
     planned: Plan, chains: list[Chain], execution: Execution, console: Console, stop: "StopRequest", *, local: bool
 ) -> tuple[dict[str, str], int]:
     from pixelpick_ray.runner.progress import Progress as Live
-    from pixelpick_ray.runner.progress import TensorBoard
+    from pixelpick_ray.runner.tensorboard import TensorBoard
 
     if local:
         from pixelpick_ray.runner.local import run as run_chains

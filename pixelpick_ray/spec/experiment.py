@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError
 
 from pixelpick_ray.errors import SpecError
@@ -30,6 +29,7 @@ from pixelpick_ray.spec.trial import (
     TrainSpec,
     Trial,
 )
+from pixelpick_ray.spec.yaml_text import read_yaml, write_yaml
 
 
 class Experiment(Spec):
@@ -90,14 +90,14 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = ()) -> Experiment:
     """As `load_experiment`, from YAML text; `where` is the name that messages begin with."""
-    tree = _read_yaml(text, where)
+    tree = read_yaml(text, where)
     if not isinstance(tree, dict):
         raise SpecError(f"{where}: expected a mapping with name, dataset, model, train, evaluate, grid")
     for override in overrides:
         path, sign, value = override.partition("=")
         if not sign or not path:
             raise SpecError(f"--set {override}: expected dotted.path=value, e.g. --set train.epochs=5")
-        _set(tree, path.strip().split("."), _read_yaml(value, f"--set {path}"), where=f"--set {path}")
+        _set(tree, path.strip().split("."), read_yaml(value, f"--set {path}"), where=f"--set {path}")
     try:
         experiment = _validated(Experiment, tree)
         experiment.trials()
@@ -109,43 +109,7 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = ()) ->
 def dump_experiment(experiment: Experiment) -> str:
     """The effective experiment as YAML; reading it back gives an equal value."""
     tree = experiment.model_dump(mode="json", exclude_none=True)
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with numbers such as 5e-4 as numbers, and repeated keys refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: list[Any] = []
-        for inner, _ in node.value:
-            if inner.tag == "tag:yaml.org,2002:merge":
-                continue
-            keys.append(self.construct_object(inner, deep=True))
-            if keys.count(keys[-1]) > 1:
-                message = f"the key {keys[-1]!r} appears twice"
-                raise yaml.constructor.ConstructorError(None, None, message, inner.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """YAML that `_Loader` reads back: text that looks like 5e-4 is quoted."""
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-        list("-+.0123456789"),
-    )
-
-
-def _read_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise SpecError(f"{where}:{line} is not YAML: {getattr(error, 'problem', error)}") from error
+    return write_yaml(tree)
 
 
 S = TypeVar("S", bound=Spec)

@@ -1,6 +1,7 @@
 """Metrics against torchmetrics."""
 
 import math
+import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from pixelpick_ray.active.metrics import iou, miou, pixel_accuracy
+from pixelpick_ray.active.metrics import iou, miou, mious, pixel_accuracy
 
 CLASSES = 5
 VOID = 255
@@ -71,6 +72,24 @@ def test_nothing_counted_is_no_number() -> None:
 def test_matrices_of_several_epochs_are_read_at_once() -> None:
     counts = np.random.default_rng(0).integers(0, 9, (4, 3, 3))
     assert (iou(counts) == np.stack([iou(one) for one in counts])).all()
+
+
+def test_many_matrices_have_the_means_over_their_own_classes() -> None:
+    # IoU 3/4 and 1/2; 0, only predicted, and 3/4; no pixel at all; and one class that is right everywhere.
+    counts = np.array([[[6, 2], [0, 2]], [[0, 0], [2, 6]], [[0, 0], [0, 0]], [[0, 0], [0, 9]]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = mious(counts)
+        assert mious(counts.reshape(2, 2, 2, 2)).tolist()[0] == [0.625, 0.375]
+    np.testing.assert_array_equal(found, [0.625, 0.375, np.nan, 1.0])
+
+
+def test_the_mean_of_many_is_that_of_torchmetrics_for_each() -> None:
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(0, CLASSES, (6, 2, 30))
+    metric = MulticlassJaccardIndex(num_classes=CLASSES, average="macro")
+    expected = [float(metric(torch.from_numpy(predicted), torch.from_numpy(truth))) for truth, predicted in pairs]
+    np.testing.assert_allclose(mious(np.stack([confusion(*pair) for pair in pairs])), expected, atol=1e-6)
 
 
 def test_large_counts_stay_exact() -> None:

@@ -140,8 +140,15 @@ def test_a_wrong_description_is_told_with_file_key_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("classes: [a, b", r"dataset\.yaml: is not YAML \(.*line 1.*\); correct it"),
-        ("classes: !!python/name:os.system", r"dataset\.yaml: is not YAML \(could not determine a constructor"),
+        ("classes: [a, b", r"dataset\.yaml: line 1, column 15 is not YAML: .*; correct it"),
+        (
+            "classes: !!python/name:os.system",
+            r"line 1, column 10 is not YAML: could not determine a constructor",
+        ),
+        (
+            "classes: [a, b]\nclasses: [b, a]",
+            r"line 2, column 1 is not YAML: the key 'classes' appears twice",
+        ),
         ("- a", r"dataset\.yaml: expected a mapping with classes, void, splits.*; got \['a'\]"),
         ("", r"dataset\.yaml: expected a mapping with classes, void, splits.*; got None"),
         ("classes: &x [*x]", r"dataset\.yaml: holds something that is neither number, text, list nor mapping"),

@@ -2,11 +2,16 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
+from pixelpick_ray.data.description import write_label_map
+from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.experiment import Experiment, parse_experiment
 from pixelpick_ray.spec.keys import chain_id
@@ -28,6 +33,29 @@ grid:
 Matrix = Sequence[Sequence[int]]
 Measured = Matrix | Sequence[Matrix]
 Measure = Callable[[Trial], Measured | Mapping[str, Measured] | None]
+LabelMap = npt.NDArray[np.uint8]
+PALETTE = ((10, 20, 30), (200, 100, 50))
+NO_PIXELS = LabelledPixels.of(names=[], y=[], x=[], label=[], stage=0)
+
+
+@dataclass(frozen=True)
+class Described:
+    """Images of one colour each, by name, with label maps (H, W) of two classes; `shapes` where they are not theirs."""
+
+    colours: Mapping[str, tuple[int, int, int]]
+    labels: Mapping[str, LabelMap]
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        for name in ("images", "labels"):
+            (folder / name).mkdir()
+        for number, (name, label) in enumerate(self.labels.items()):
+            image = Image.new("RGB", (label.shape[1], label.shape[0]), self.colours[name])
+            image.save(folder / "images" / f"{number}.jpg")
+            write_label_map(folder / "labels" / f"{number}.png", label, PALETTE)
+        shapes = [list(self.shapes.get(name, label.shape)) for name, label in self.labels.items()]
+        facts = {"names": list(self.labels), "shapes": shapes}
+        (folder / "description.json").write_text(json.dumps(facts | {"palette": [list(colour) for colour in PALETTE]}))
 
 
 def experiment(*overrides: str) -> Experiment:
@@ -46,24 +74,44 @@ def exact(thousandths: int) -> Matrix:
     return [[thousandths, wrong], [wrong, thousandths]]
 
 
+def chain_path(experiment: Experiment, trial: Trial) -> str:
+    """Where the record of a trial's chain lies in the store."""
+    return f"{experiment_folder(experiment)}/chains/{chain_id(trial)}.json"
+
+
 class Study:
     """Fills a store with hand-made results."""
 
     def __init__(self, path: Path) -> None:
         self.store = Store(path)
 
-    def fill(self, experiment: Experiment, measure: Measure, **provenance: Any) -> None:
+    def fill(
+        self,
+        experiment: Experiment,
+        measure: Measure,
+        *,
+        predict: Callable[[Trial], Mapping[str, LabelMap]] = lambda trial: {},
+        **provenance: Any,
+    ) -> None:
         """Store the confusion that `measure` gives for each trial: one matrix or one an epoch, for all splits or for
-        each by name; None, or a split that is not named, is left out.
+        each by name; None, or a split that is not named, is left out. `predict` gives predictions by image.
         """
         for trial in experiment.trials():
             found = measure(trial)
             if found is not None:
                 by_split = found if isinstance(found, Mapping) else dict.fromkeys(experiment.evaluate.splits, found)
                 stacks = {split: np.asarray(each, dtype=np.int64) for split, each in by_split.items()}
-                self.add(experiment, trial, {k: v[None] if v.ndim == 2 else v for k, v in stacks.items()}, provenance)
+                by_epoch = {split: each[None] if each.ndim == 2 else each for split, each in stacks.items()}
+                self.add(experiment, trial, by_epoch, provenance, predict(trial))
 
-    def add(self, experiment: Experiment, trial: Trial, by_split: dict[str, Any], provenance: dict[str, Any]) -> None:
+    def add(
+        self,
+        experiment: Experiment,
+        trial: Trial,
+        by_split: dict[str, Any],
+        provenance: dict[str, Any],
+        predictions: Mapping[str, LabelMap],
+    ) -> None:
         made = {"device": "cpu", "torch": "2.0", "version": "1", "seconds": 1.5, "world_size": 1} | provenance
         fit = {"step": "fit", "version": 1, "data": {"fingerprint": "f"}, "trial": trial.as_input()}
         self.store.publish("fit", fit, lambda folder: None, made)
@@ -74,37 +122,61 @@ class Study:
 
             def write(folder: Path, confusion: Any = confusion) -> None:
                 np.savez(folder / "confusion.npz", epochs=np.arange(1, len(confusion) + 1), confusion=confusion)
+                (folder / "predictions").mkdir()
+                for name, predicted in predictions.items():
+                    write_label_map(folder / "predictions" / f"{Path(name).stem}.png", predicted, PALETTE)
 
             self.store.publish("evaluation", inputs, write, made)
             keys[split] = digest(inputs)
         stage = {"budget": trial.budget, "fit": digest(fit), "evaluations": keys}
         self.record(experiment, trial, stage, next(iter(by_split.values())))
 
-    def ask(self, experiment: Experiment, tell: Callable[[Trial, int], dict[str, Any] | None]) -> None:
-        """Store the picks of every recorded trial's chain, with the statistics that `tell` gives for each stage."""
+    def ask(
+        self,
+        experiment: Experiment,
+        tell: Callable[[Trial, int], dict[str, Any] | None],
+        mark: Callable[[Trial, int], LabelledPixels] = lambda trial, stage: NO_PIXELS,
+    ) -> None:
+        """Store the picks of every recorded trial's chain, with the statistics that `tell` gives for each stage and the
+        pixels that `mark` does.
+        """
         for trial in experiment.trials():
-            path = f"{experiment_folder(experiment)}/chains/{chain_id(trial)}.json"
+            path = chain_path(experiment, trial)
             record = self.store.read_record(path)
             if trial.budget == "full" or record is None:
                 continue
-            keys = [self._pick(trial, stage, tell(trial, stage)) for stage in range(trial.num_stages)]
+            stages = range(trial.num_stages)
+            keys = [self._pick(trial, stage, tell(trial, stage), mark(trial, stage)) for stage in stages]
             for stage, key in zip(record["stages"], keys[1:], strict=False):
                 stage["pick"] = key
             self.store.write_record(path, record | {"initial": keys[0]})
 
-    def _pick(self, trial: Trial, stage: int, statistics: dict[str, Any] | None) -> str:
+    def _pick(self, trial: Trial, stage: int, statistics: dict[str, Any] | None, pixels: LabelledPixels) -> str:
         inputs = {"step": "pick", "chain": chain_id(trial), "stage": stage}
 
         def write(folder: Path) -> None:
-            (folder / "pixels.npz").write_bytes(b"")
+            pixels.write(folder / "pixels.npz")
             if statistics is not None:
                 (folder / "statistics.json").write_text(json.dumps(statistics))
 
         self.store.publish("pick", inputs, write, {})
         return digest(inputs)
 
+    def describe(self, experiment: Experiment, training: Described, evaluated: Mapping[str, Described]) -> None:
+        """Store what is shown of splits, equal ones once, and name it in every chain's record."""
+        keys = {name: self._description(each) for name, each in evaluated.items()}
+        descriptions = {"training": self._description(training), "evaluated": keys}
+        for path in {chain_path(experiment, trial) for trial in experiment.trials()}:
+            if record := self.store.read_record(path):
+                self.store.write_record(path, record | {"descriptions": descriptions})
+
+    def _description(self, described: Described) -> str:
+        inputs = {"step": "split", "fingerprint": repr(described)}
+        self.store.publish("split", inputs, described.write, {})
+        return digest(inputs)
+
     def record(self, experiment: Experiment, trial: Trial, stage: dict[str, Any], confusion: Any) -> None:
-        path = f"{experiment_folder(experiment)}/chains/{chain_id(trial)}.json"
+        path = chain_path(experiment, trial)
         before = self.store.read_record(path) or {"stages": []}
         first, step = trial.acquire.initial_pixels, trial.acquire.pixels_per_stage
         between = range(len(before["stages"]), trial.num_stages)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from pixelpick_ray.report.queries import CSV_COLUMNS, load_queries, queries_csv, query_table
+from pixelpick_ray.report.chains import load_chains
+from pixelpick_ray.report.queries import CSV_COLUMNS, Query, load_queries, queries_csv, query_table
 from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.trial import Trial
@@ -25,6 +26,7 @@ def tell(trial: Trial, stage: int) -> dict[str, Any]:
         "entropy": trial.seed + 0.5 if asked else None,
         "distinct_classes": 1.25,
         "spread": 2.0 * stage,
+        "border_distance": 3.0 + stage,
     }
 
 
@@ -37,13 +39,17 @@ def spec(study: Study) -> Experiment:
     return spec
 
 
+def queries_of(study: Study, spec: Experiment) -> tuple[Query, ...]:
+    return load_queries(study.store, load_chains(study.store, load_results(study.store, [spec])))
+
+
 def lines(study: Study, spec: Experiment) -> list[dict[str, str]]:
-    queries = load_queries(study.store, load_results(study.store, [spec]))
+    queries = queries_of(study, spec)
     return list(csv.DictReader(io.StringIO(queries_csv(queries))))
 
 
 def test_every_stage_of_a_chain_is_there_once(study: Study, spec: Experiment) -> None:
-    queries = load_queries(study.store, load_results(study.store, [spec]))
+    queries = queries_of(study, spec)
     found = [(one.point.strategy, one.point.seed, one.stage, one.point.budget) for one in queries]
     stages = [(0, 10), (1, 20), (2, 30)]
     assert found == [(name, seed, *stage) for name in ("margin", "random") for seed in (0, 1) for stage in stages]
@@ -65,6 +71,7 @@ def test_the_csv_has_a_value_a_row(study: Study, spec: Experiment) -> None:
         ("entropy", "", "1.5"),
         ("distinct_classes", "", "1.25"),
         ("spread", "", "4.0"),
+        ("border_distance", "", "5.0"),
     ]
     assert {len(line["pick_key"]) for line in found} == {64}
 
@@ -76,19 +83,20 @@ def test_where_no_network_was_asked_the_entropy_is_empty(study: Study, spec: Exp
 
 
 def test_the_table_has_means_over_seeds(study: Study, spec: Experiment) -> None:
-    table = query_table(load_queries(study.store, load_results(study.store, [spec])))
+    table = query_table(queries_of(study, spec))
     assert table is not None
     start = table.header.index("strategy")
     assert table.header[start:] == (
-        *("strategy", "pixels per image", "entropy (nats)", "classes an image", "spread (pixels)", "n"),
+        *("strategy", "pixels per image", "entropy (nats)", "classes an image", "spread (pixels)"),
+        *("distance to a border (pixels)", "n"),
     )
     assert [row[start:] for row in table.rows] == [
-        ("margin", "10", "-", "1.25", "0.0", "2"),
-        ("margin", "20", "1.000", "1.25", "2.0", "2"),
-        ("margin", "30", "1.000", "1.25", "4.0", "2"),
-        ("random", "10", "-", "1.25", "0.0", "2"),
-        ("random", "20", "-", "1.25", "2.0", "2"),
-        ("random", "30", "-", "1.25", "4.0", "2"),
+        ("margin", "10", "-", "1.25", "0.0", "3.0", "2"),
+        ("margin", "20", "1.000", "1.25", "2.0", "4.0", "2"),
+        ("margin", "30", "1.000", "1.25", "4.0", "5.0", "2"),
+        ("random", "10", "-", "1.25", "0.0", "3.0", "2"),
+        ("random", "20", "-", "1.25", "2.0", "4.0", "2"),
+        ("random", "30", "-", "1.25", "4.0", "5.0", "2"),
     ]
 
 
@@ -96,7 +104,7 @@ def test_pixels_stored_before_there_were_statistics_are_counted_out(study: Study
     spec = experiment(GRID)
     study.fill(spec, lambda trial: matrix(50))
     study.ask(spec, lambda trial, stage: None if (trial.seed, stage) == (0, 1) else tell(trial, stage))
-    table = query_table(load_queries(study.store, load_results(study.store, [spec])))
+    table = query_table(queries_of(study, spec))
     assert table is not None
     assert [row[-1] for row in table.rows] == ["2", "1/2", "2"] * 2
     assert [row[table.header.index("entropy (nats)")] for row in table.rows[:3]] == ["-", "1.500", "1.000"]
@@ -104,11 +112,11 @@ def test_pixels_stored_before_there_were_statistics_are_counted_out(study: Study
 
 def test_without_any_statistics_there_is_no_table(study: Study) -> None:
     study.fill(experiment(), lambda trial: matrix(50))  # records without picks
-    queries = load_queries(study.store, load_results(study.store, [experiment()]))
+    queries = queries_of(study, experiment())
     assert query_table(queries) is None
     assert queries_csv(queries) == ",".join(CSV_COLUMNS) + "\n"
     nothing = experiment("name=never-run")
-    assert query_table(load_queries(study.store, load_results(study.store, [nothing]))) is None
+    assert query_table(queries_of(study, nothing)) is None
 
 
 def test_an_earlier_run_to_a_larger_budget_adds_nothing(study: Study, spec: Experiment) -> None:

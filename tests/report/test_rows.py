@@ -67,6 +67,28 @@ def test_trials_without_results_are_listed(study: Study) -> None:
     assert not by_metric(results, 1, 20)
 
 
+def test_a_trial_whose_chain_failed_says_why_and_a_stored_one_is_not_affected(study: Study) -> None:
+    spec = experiment()
+    study.fill(spec, lambda trial: None if (trial.seed, trial.budget) in ((1, 20), (2, 20)) else matrix(50))
+    folder = study.store.path / "attempts" / chain_id(next(trial for trial in spec.trials() if trial.seed == 1))
+    folder.mkdir(parents=True)
+    (folder / "1700000000000000000.txt").write_text("Traceback (most recent call last):\nDataError: a.png is damaged\n")
+    results = load_results(study.store, [spec])
+    assert [(one.point.seed, one.point.budget, one.reason) for one in results.missing] == [
+        (1, 20, "failed: DataError: a.png is damaged"),
+        (2, 20, "not run yet"),
+    ]
+    assert by_metric(results, 1, 10)["miou"].value == 0.25
+
+
+def test_a_chain_that_failed_before_its_first_stage_is_told_too(study: Study) -> None:
+    folder = study.store.path / "attempts" / chain_id(experiment().trials()[0])
+    folder.mkdir(parents=True)
+    (folder / "1700000000000000000.txt").write_text("RunError: no memory\n")
+    reasons = {(one.point.seed, one.reason) for one in load_results(study.store, [experiment()]).missing}
+    assert reasons == {(0, "failed: RunError: no memory"), (1, "not run yet"), (2, "not run yet")}
+
+
 def test_an_empty_store_has_every_trial_missing(study: Study) -> None:
     results = load_results(study.store, [experiment()])
     assert (results.rows, len(results.missing)) == ((), 6)

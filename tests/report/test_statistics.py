@@ -9,9 +9,12 @@ from scipy import stats
 
 from pixelpick_ray.report.statistics import (
     area_under_curve,
+    holm,
     interval,
     mean,
+    pairs_needed,
     sample_std,
+    smallest_sign_flip_p,
     student_quantile,
     summarise,
     welch_interval,
@@ -118,3 +121,30 @@ def test_a_flat_curve_has_its_height_as_area(values: list[float], height: float)
 def test_curves_that_do_not_ascend_are_refused(budgets: list[float], values: list[float]) -> None:
     with pytest.raises(ValueError, match="must ascend"):
         area_under_curve(budgets, values)
+
+
+def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls() -> None:
+    # By rank: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04, which may not be below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
+    assert holm([0.5, 0.9]) == (1.0, 1.0)
+    assert holm([0.03]) == (0.03,)
+    assert holm([]) == ()
+
+
+def test_a_test_that_was_not_possible_is_no_member_of_holm_s_family() -> None:
+    first, second, third = holm([0.02, math.nan, 0.03])
+    assert (first, third) == pytest.approx((0.04, 0.04))
+    assert math.isnan(second)
+
+
+@pytest.mark.parametrize(("n", "p"), [(0, 1.0), (1, 1.0), (2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125)])
+def test_few_pairs_keep_a_sign_flip_test_from_small_p_values(n: int, p: float) -> None:
+    assert smallest_sign_flip_p(n) == p
+
+
+def test_the_pairs_that_a_sign_flip_test_needs() -> None:
+    assert pairs_needed() == 6
+    assert pairs_needed(3) == 7  # 3 x 2 / 2**7 = 0.047
+    assert pairs_needed(45) == 11  # 45 x 2 / 2**11 = 0.044
+    assert pairs_needed(alpha=0.01) == 8
+    assert pairs_needed(alpha=0.0625) == 6  # five reach 0.0625 but are not below it

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pixelpick_ray.report.cells import build_cells
-from pixelpick_ray.report.formats import to_html, to_latex, to_markdown, to_text
+from pixelpick_ray.report.cells import Line, build_cells, full_line
+from pixelpick_ray.report.formats import to_text
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import Results, load_results
 from pixelpick_ray.report.tables import (
@@ -23,8 +23,6 @@ from pixelpick_ray.report.tables import (
     terminal_table,
 )
 from tests.report.fake_study import Study, experiment, matrix
-
-SMALL = Table("A & B", ("name", "x_1"), (("a|b", "1.0 ± 0.5"), ("<c>", "10.0")), "lr", ("50 % of $1",))
 
 
 def filled(study: Study, *overrides: str) -> Results:
@@ -55,6 +53,26 @@ def test_the_caption_says_split_size_checkpoint_and_seeds(study: Study) -> None:
     assert "camvid test (360 x 480 pixels)" in caption
     assert "last epoch" in caption
     assert "sample standard deviation (n-1) over 3 seeds" in caption
+
+
+def test_every_kind_of_table_says_where_at_which_sizes_and_after_which_epoch(study: Study) -> None:
+    results = filled(study, "evaluate={splits: {test: {size: [90, 120]}}, report: test}")
+    cells = build_cells(results)
+    tables = (result_table(results, cells), area_table(results, cells), *class_tables(results, cells))
+    assert len(tables) == 3
+    for table in tables:
+        assert table is not None
+        assert (
+            "on camvid test (90 x 120 pixels). Training at 360 x 480 pixels; weights after the last epoch of a stage; "
+            "mean ± sample standard deviation (n-1) over 3 seeds."
+        ) in table.caption
+
+
+def test_one_seed_has_no_deviation_and_the_caption_says_so(study: Study) -> None:
+    results = filled(study, "grid=[{seed: [0], budget: [10]}]")
+    table = result_table(results, build_cells(results))
+    assert column(table, "mIoU (%)") == ["20.0"]
+    assert table.caption.endswith("; values of one seed.")
 
 
 def test_captions_of_different_splits_name_their_experiment(study: Study) -> None:
@@ -93,9 +111,10 @@ def test_shares_read_as_in_the_paper(study: Study, share: float | None, text: st
 def test_classes_are_shown_at_the_largest_budget(study: Study) -> None:
     results = filled(study, "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}]")
     (table,) = class_tables(results, build_cells(results))
-    assert table.header == ("class", "margin, 20", "random, 20")
+    assert table.header == ("class", "margin, 20", "vs random", "random, 20")
     assert [row[0] for row in table.rows] == ["sky", "road", "mean"]
     assert column(table, "margin, 20") == ["50.0 ± 14.1 (2/3)", "0.0 ± 0.0 (2/3)", "25.0 ± 7.1 (2/3)"]
+    assert column(table, "vs random") == ["+0.0", "+0.0", "+0.0"]
 
 
 def test_a_class_that_never_occurs_is_a_dash(study: Study) -> None:
@@ -104,6 +123,39 @@ def test_a_class_that_never_occurs_is_a_dash(study: Study) -> None:
     results = load_results(study.store, [spec])
     (table,) = class_tables(results, build_cells(results))
     assert table.rows[2] == ("car", "-")
+
+
+def test_a_class_is_compared_with_random_over_the_seeds_that_both_have(study: Study) -> None:
+    spec = experiment("grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10]}]")
+    percents = {("margin", 0): 60, ("margin", 1): 90, ("random", 0): 50, ("random", 2): 10}
+    cell = {key: matrix(percent) for key, percent in percents.items()}
+    study.fill(spec, lambda trial: cell.get((trial.acquire.strategy, trial.seed)))
+    results = load_results(study.store, [spec])
+    (table,) = class_tables(results, build_cells(results))
+    assert column(table, "vs random") == ["+10.0", "+0.0", "+5.0"]
+
+
+def test_without_a_common_seed_or_without_random_there_is_no_comparison(study: Study) -> None:
+    apart = experiment("grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10]}]")
+    study.fill(apart, lambda trial: matrix(50) if (trial.acquire.strategy == "margin") == (trial.seed == 0) else None)
+    results = load_results(study.store, [apart])
+    (table,) = class_tables(results, build_cells(results))
+    assert column(table, "vs random") == ["-", "-", "-"]
+    alone = filled(study, "name=alone")
+    (table,) = class_tables(alone, build_cells(alone))
+    assert table.header == ("class", "margin, 20")
+
+
+def test_random_is_compared_at_the_same_budget(study: Study) -> None:
+    margin = "{acquire.strategy: [margin], seed: [0], budget: [10]}"
+    random = "{acquire.strategy: [random], seed: [0], budget: [10, 20]}"
+    spec = experiment(f"grid=[{margin}, {random}]")
+    percents = {("margin", 10): 30, ("random", 10): 40, ("random", 20): 80}
+    study.fill(spec, lambda trial: matrix(percents[trial.acquire.strategy, int(trial.budget)]))
+    results = load_results(study.store, [spec])
+    (table,) = class_tables(results, build_cells(results))
+    assert table.header == ("class", "margin, 10", "vs random", "random, 20")
+    assert column(table, "vs random") == ["-10.0", "+0.0", "-5.0"]
 
 
 def test_areas_and_missing_trials_have_tables_of_their_own(study: Study) -> None:
@@ -118,6 +170,61 @@ def test_areas_and_missing_trials_have_tables_of_their_own(study: Study) -> None
         ["10 to 20"],
     )
     assert missing.rows == (("deeplabv3plus small", "none", "margin", "20", "test", "1", "not run yet"),)
+
+
+def test_long_reasons_are_one_short_line(study: Study) -> None:
+    results = filled(study)
+    long = replace(results.missing[0], reason=f"failed: {'out of memory, ' * 20}\nsee the log")
+    table = missing_table(replace(results, missing=(long,)), build_cells(results))
+    assert table is not None
+    (reason,) = column(table, "why")
+    assert reason.startswith("failed: out of memory")
+    assert len(reason) <= 93
+    assert "\n" not in reason
+
+
+SETTINGS = "{acquire.pool_fraction: [0.5, 1.0], seed: [0], budget: [10]}, {seed: [0], budget: [full]}"
+
+
+def test_full_supervision_is_what_other_means_are_a_share_of(study: Study) -> None:
+    spec = experiment(f"grid=[{SETTINGS}]")
+    percents = {0.5: 20, 1.0: 50}
+    study.fill(spec, lambda trial: matrix(80 if trial.budget == "full" else percents[trial.acquire.pool_fraction]))
+    results = load_results(study.store, [spec])
+    table = result_table(results, build_cells(results))
+    assert column(table, "setting") == ["acquire.pool_fraction=0.5", "acquire.pool_fraction=1.0", ""]
+    assert column(table, "of full (%)") == ["25.0", "62.5", "100.0"]
+
+
+def test_without_one_full_supervision_of_the_same_training_there_is_no_share_of_it(study: Study) -> None:
+    grids = "{model.pretrained: [none], train.batch_size: [2, 4], seed: [0], budget: [10]}"
+    spec = experiment(f"grid=[{grids}, {{train.batch_size: [4], seed: [0], budget: [full]}}]")
+    study.fill(spec, lambda trial: matrix(50))
+    results = load_results(study.store, [spec])
+    assert column(result_table(results, build_cells(results)), "of full (%)") == ["-", "100.0", "100.0"]
+
+
+def test_full_supervision_without_a_value_gets_no_column(study: Study) -> None:
+    spec = experiment("grid=[{seed: [0], budget: [10, full]}]")
+    study.fill(spec, lambda trial: None if trial.budget == "full" else matrix(50))
+    results = load_results(study.store, [spec])
+    assert "of full (%)" not in result_table(results, build_cells(results)).header
+
+
+def test_full_supervision_alone_is_a_share_of_nothing(study: Study) -> None:
+    results = filled(study, "grid=[{seed: [0, 1], budget: [full]}]")
+    table = result_table(results, build_cells(results))
+    assert "of full (%)" not in table.header
+    assert column(table, "mIoU (%)") == ["22.5 ± 3.5"]
+
+
+def test_a_line_is_held_to_the_one_full_supervision_whose_settings_it_has() -> None:
+    line = Line("e", "d", "a", "b", "none", "margin", "acquire.pool_fraction=1.0, train.epochs=2")
+    plain, same = replace(line, strategy="", setting=""), replace(line, strategy="", setting="train.epochs=2")
+    other, stranger = replace(same, setting="train.epochs=3"), replace(same, backbone="c")
+    assert full_line(line, [line, same, same, other, stranger]) == same
+    assert full_line(line, [line, other, stranger]) is None
+    assert full_line(line, [plain, same]) is None
 
 
 def test_one_budget_has_no_area_and_complete_results_miss_nothing(study: Study) -> None:
@@ -211,35 +318,6 @@ def test_mixed_cells_are_noted(study: Study) -> None:
     study.fill(spec, lambda trial: matrix(50) if trial.seed == 1 else None, torch="2.1")
     results = load_results(study.store, [spec])
     assert result_table(results, build_cells(results)).notes == ("Mixed within a cell: margin at 10 of study (torch).",)
-
-
-def test_markdown() -> None:
-    expected = "A & B\n\n| name | x_1 |\n| --- | ---: |\n| a\\|b | 1.0 ± 0.5 |\n| <c> | 10.0 |\n\n50 % of $1\n"
-    assert to_markdown(SMALL) == expected
-
-
-def test_latex_is_escaped() -> None:
-    text = to_latex(SMALL, "tab:small")
-    assert r"\caption{A \& B 50 \% of \$1}" in text
-    assert "name & x\\_1 \\\\\n\\midrule\na|b & 1.0 $\\pm$ 0.5 \\\\\n\\textless{}c\\textgreater{} & 10.0 \\\\\n" in text
-    assert r"\begin{tabular}{lr}" in text
-
-
-def test_plain_text_is_aligned() -> None:
-    assert to_text(SMALL).splitlines() == [
-        "A & B",
-        "name        x_1",
-        "----  ---------",
-        "a|b   1.0 ± 0.5",
-        "<c>        10.0",
-        "50 % of $1",
-    ]
-
-
-def test_html_is_escaped() -> None:
-    text = to_html(SMALL)
-    assert "A &amp; B" in text
-    assert '<td>&lt;c&gt;</td><td class="r">10.0</td>' in text
 
 
 def test_the_terminal_gets_the_default_table(study: Study) -> None:

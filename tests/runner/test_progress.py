@@ -1,23 +1,16 @@
-"""What a person sees of a run: lines in a log, a table on a terminal, TensorBoard files."""
+"""What a person sees of a run: lines in a log, a table on a terminal."""
 
 import io
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.loop import Event
 from pixelpick_ray.plan import Plan
-from pixelpick_ray.runner.progress import Progress, TensorBoard
-from pixelpick_ray.spec.execution import Execution
-from tests.by_hand import do_steps, execution_at, tiny_plan
+from pixelpick_ray.runner.progress import Progress
+from tests.by_hand import tiny_plan
 
 
 @pytest.fixture
@@ -145,58 +138,3 @@ def test_every_event_reaches_the_listeners(plan: Plan) -> None:
     for event in events:
         progress(event)
     assert heard == events
-
-
-# TensorBoard
-
-
-@pytest.fixture
-def execution(write_camvid: Callable[..., Path], tmp_path: Path) -> Execution:
-    return execution_at(tmp_path, write_camvid(splits=("train", "test")))
-
-
-def written(plan: Plan, execution: Execution, events: list[Event]) -> list[EventAccumulator]:
-    """What TensorBoard reads after events, by chain folder in order."""
-    board = TensorBoard(plan, execution)
-    for event in events:
-        board(event)
-    board.close()
-    folders = sorted((execution.runs_path / plan.experiment.name).iterdir())
-    read = [EventAccumulator(str(folder), size_guidance={"images": 0}) for folder in folders]
-    for accumulator in read:
-        accumulator.Reload()
-    return read
-
-
-def test_loss_runs_through_the_stages_and_miou_over_the_budget(plan: Plan, execution: Execution) -> None:
-    events = [stage(plan, 0, 0, 0.25), stage(plan, 0, 1, 0.5), stage(plan, 1, 0, 0.125)]
-    margin, random = written(plan, execution, events)
-    assert Path(margin.path).name == f"test_resnet-margin-seed-0-{plan.chains[0].id[:8]}"
-    assert [(e.step, e.value) for e in margin.Scalars("loss")] == [(1, 2.0), (2, 1.0), (3, 1.0), (4, 0.5)]
-    assert [(e.step, e.value) for e in margin.Scalars("miou_by_budget")] == [(2, 0.25), (4, 0.5)]
-    assert [(e.step, e.value) for e in random.Scalars("miou_by_budget")] == [(2, 0.125)]
-
-
-def test_picked_pixels_are_dots_at_their_places_in_the_colour_of_their_class(plan: Plan, execution: Execution) -> None:
-    key = do_steps(plan, plan.chains[0], execution)["pick 1"]
-    events = [Event("pick", plan.chains[0].id, 1, values={"pick": key})]
-    (board,) = written(plan, execution, events)
-    labels = {"train_000": (3, 8), "train_001": (0, 1), "train_002": (2, 10)}  # of the pixels (2, 0) and (2, 1)
-    assert sorted(board.Tags()["images"]) == [f"picked/{name}" for name in sorted(labels)]
-    size = 48  # of a pixel of an 8 x 10 image
-    for name, classes in labels.items():
-        (image,) = board.Images(f"picked/{name}")
-        assert image.step == 2  # the stage that the pixels are for
-        picture = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
-        assert picture.shape == (8 * size, 10 * size, 3)
-        for x, label in enumerate(classes):
-            assert tuple(picture[int(2.5 * size), int((x + 0.5) * size)]) == CamVid.facts.palette[label]
-        original = np.asarray(Image.open(execution.data_path / "camvid" / "train" / f"{name}.png"))
-        enlarged = original.repeat(size, axis=0).repeat(size, axis=1)
-        changed = np.argwhere((picture != enlarged).any(axis=2))
-        assert {tuple(at) for at in (changed // size).tolist()} == {(2, 0), (2, 1)}  # nothing else is painted
-
-
-def test_nothing_is_written_without_events(plan: Plan, execution: Execution) -> None:
-    TensorBoard(plan, execution).close()
-    assert not execution.runs_path.exists()

@@ -1,0 +1,39 @@
+"""The few numbers that a page begins with."""
+
+from collections.abc import Iterator, Sequence
+
+from pixelpick_ray.report.cells import Cell, full_line, reported
+from pixelpick_ray.report.page import Fact
+from pixelpick_ray.report.provenance import device_hours
+from pixelpick_ray.report.rows import Results
+from pixelpick_ray.report.tables import budget_text, count_text, n_text, share_text, strategy_text, value_text
+
+
+def headline(results: Results, cells: Sequence[Cell]) -> tuple[Fact, ...]:
+    """The best strategy at the largest budget where there is one setting to speak of, what is stored, what it cost."""
+    shown = [cell for cell in reported(results, cells) if cell.values]
+    asking = [cell for cell in shown if cell.line.strategy]
+    one_setting = len({(cell.line.model, cell.line.setting) for cell in asking}) == 1
+    best = tuple(_best_facts(asking, shown)) if one_setting else ()
+    trials = len(results.trials)
+    stored = trials - len({one.point for one in results.missing})
+    hours = sum(map(device_hours, results.fits.values()))
+    devices = " and ".join(sorted({str(fit.get("device", "unknown")) for fit in results.fits.values()}))
+    return (
+        *best,
+        Fact(count_text(stored, trials), "trials stored", f"from {len(results.fits)} trainings"),
+        Fact(f"{hours:.3g}", "device hours", f"training and evaluation, on {devices}" if devices else ""),
+    )
+
+
+def _best_facts(asking: Sequence[Cell], shown: Sequence[Cell]) -> Iterator[Fact]:
+    largest = max(cell.budget for cell in asking if cell.budget != "full")
+    best = max((cell for cell in asking if cell.budget == largest), key=lambda cell: cell.summary.mean)
+    what = f"{strategy_text(best.line)} at {budget_text(best.budget)} pixels per image"
+    yield Fact(f"{value_text(best)} %", f"mIoU of {what}", f"the highest mean at this budget, n = {n_text(best)}")
+    yield Fact(f"{share_text(best)} %", "of the pixels labelled", "at the largest budget")
+    full = full_line(best.line, [cell.line for cell in shown])
+    top = next((cell for cell in shown if cell.line == full), None)
+    if top is not None and top.summary.mean > 0:
+        share = 100 * best.summary.mean / top.summary.mean
+        yield Fact(f"{share:.1f} %", "of full supervision", f"which reaches {value_text(top)} %, n = {n_text(top)}")

@@ -1,0 +1,108 @@
+"""Whether strategies and seeds ask for the same pixels: how many of one's lie near one of the other's."""
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree  # type: ignore[import-untyped]
+
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.report.cells import Line
+from pixelpick_ray.report.chains import Chain
+from pixelpick_ray.report.parts import Table
+from pixelpick_ray.report.statistics import mean
+from pixelpick_ray.report.tables import line_columns, strategy_text
+from pixelpick_ray.store import Store
+
+NEAR = 5.0  # pixels
+SEEDS = 3  # of each line, at most
+IMAGES = 50  # of the training set, at most, evenly spaced
+_APART = 1e6  # between two images, along an axis of its own
+_BEYOND_NEAR, _BEYOND_SAME = NEAR + 0.01, 0.5  # distances that are just too large
+
+Asked = tuple[LabelledPixels, ...]  # of one chain, a stage each
+Points = npt.NDArray[np.float64]  # (N, 3): image, y and x
+
+
+def overlap_table(store: Store, chains: Sequence[Chain]) -> Table | None:
+    """Share of the pixels asked for after the first stage that lie near one of another strategy with the same seed, and
+    of the same strategy with another seed, in percent; None without two chains to compare.
+
+    Of two chains with different largest budgets all pixels of both count.
+    """
+    by_setting: defaultdict[tuple[tuple[str, ...], str], dict[Line, dict[int, Asked]]] = defaultdict(dict)
+    for chain in chains:
+        seeds = by_setting[chain.line.model, chain.line.setting].setdefault(chain.line, {})
+        if len(seeds) < SEEDS and (asked := _asked(store, chain)):
+            seeds[chain.point.seed] = asked
+    texts = {line: strategy_text(line) for lines in by_setting.values() for line in lines}
+    columns = {name: column for name, column in line_columns(texts).items() if name != "strategy"}
+    rows = []
+    for lines in by_setting.values():
+        where = tuple(column[next(iter(lines))] for column in columns.values())
+        rows += [(*where, *row) for row in _rows(_points(lines), texts)]
+    if not rows:
+        return None
+    caption = (
+        f"Pixels asked for after the first stage that lie within {NEAR:g} pixels of one that the other asked for, in "
+        f"percent, and that are the same: means over both directions and over at most {SEEDS} seeds, of at most "
+        f"{IMAGES} evenly spaced training images. What two seeds of random sampling share is what chance gives."
+    )
+    header = (*columns, "one", "other", "seeds", "near (%)", "same (%)", "n")
+    return Table(caption, header, tuple(rows), "l" * (len(columns) + 3) + "rrr")
+
+
+def _rows(lines: dict[Line, dict[int, Points]], texts: dict[Line, str]) -> list[tuple[str, ...]]:
+    rows = []
+    for (one, ours), (other, theirs) in combinations(lines.items(), 2):
+        pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+        rows.append((texts[one], texts[other], "the same", *_shares(pairs)))
+    for line, seeds in lines.items():
+        pairs = list(combinations(seeds.values(), 2))
+        rows.append((texts[line], texts[line], "different", *_shares(pairs)))
+    return [row for row in rows if row[-1] != "0"]
+
+
+def _shares(pairs: Sequence[tuple[Points, Points]]) -> tuple[str, str, str]:
+    both = [*pairs, *((other, one) for one, other in pairs)]
+    near, same = (100 * mean([_share(*pair, beyond) for pair in both]) for beyond in (_BEYOND_NEAR, _BEYOND_SAME))
+    return f"{near:.1f}", f"{same:.2f}", str(len(pairs))
+
+
+def _share(points: Points, others: Points, beyond: float) -> float:
+    """Share of points (N, 3) with one of the others nearer than `beyond`."""
+    distances, _ = cKDTree(others).query(points, distance_upper_bound=beyond)
+    return float(np.isfinite(distances).mean())
+
+
+def _asked(store: Store, chain: Chain) -> Asked:
+    """The pixels asked for after the first stage; none when some are not stored."""
+    asked = []
+    for _, key in list(chain.pick_keys())[1:]:
+        files = store.files("pick", key, ["pixels.npz"]) if key else None
+        if files is None:
+            return ()
+        asked.append(LabelledPixels.read(io.BytesIO(files["pixels.npz"])))
+    return tuple(asked)
+
+
+def _points(lines: dict[Line, dict[int, Asked]]) -> dict[Line, dict[int, Points]]:
+    """The pixels of all chains of a setting on the same few images; a chain without any there is left out."""
+    chains = [asked for seeds in lines.values() for asked in seeds.values()]
+    names = sorted({name for asked in chains for pixels in asked for name in pixels.names})
+    shown = np.unique(np.linspace(0, len(names) - 1, num=IMAGES, dtype=int)).tolist() if names else []
+    numbers = {names[at]: number for number, at in enumerate(shown)}
+    points = {line: {seed: _numbered(asked, numbers) for seed, asked in seeds.items()} for line, seeds in lines.items()}
+    return {line: {seed: own for seed, own in seeds.items() if len(own)} for line, seeds in points.items()}
+
+
+def _numbered(asked: Asked, numbers: dict[str, int]) -> Points:
+    """The pixels of the images that have a number, as points."""
+    parts = []
+    for pixels in asked:
+        image = np.asarray([numbers.get(name, -1) for name in pixels.names], dtype=np.int64)[pixels.image]
+        parts.append(np.stack([image * _APART, pixels.y, pixels.x], axis=1)[image >= 0])
+    return np.concatenate(parts)

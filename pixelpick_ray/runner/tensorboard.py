@@ -1,0 +1,209 @@
+"""TensorBoard files: for each chain a row of settings to compare by, curves, picked pixels and predictions."""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from pixelpick_ray.data.cache import prepare
+from pixelpick_ray.data.datasets import DatasetFacts, open_dataset, training_split
+from pixelpick_ray.data.description import shown
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.loop import Event
+from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.report.pictures import read_description
+from pixelpick_ray.report.points import lookup
+from pixelpick_ray.report.rows import read_chain
+from pixelpick_ray.spec.canonical import brief, canonical_json
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.spec.trial import Trial
+from pixelpick_ray.store import Store
+
+Picture = npt.NDArray[np.uint8]
+
+# Settings that every chain is compared by, beside those that the grid varies.
+COMPARED = (
+    "dataset.name",
+    "model.architecture",
+    "model.backbone",
+    "model.pretrained",
+    "acquire.strategy",
+    "seed",
+    "train.epochs",
+    "train.batch_size",
+    "train.optimizer.lr",
+)
+
+
+class TensorBoard:
+    """Writes what events tell of each chain under ``runs/<experiment>/<chain>``.
+
+    Against epochs, counted through all stages: ``loss``, and at the end of each stage ``miou_by_epoch`` and
+    ``pixels_per_image``. Against pixels per image: ``miou_by_budget``, at 0 for full supervision. Against stages:
+    ``picked/<image>`` (new pixels that the stage trains with) and ``predicted/<image>`` (image, truth, prediction).
+    """
+
+    def __init__(self, plan: Plan, execution: Execution) -> None:
+        self._plan, self._execution = plan, execution
+        self._chains = {chain.id: chain for chain in plan.chains}
+        self._store = Store(execution.store_path)
+        self._runs: dict[str, _Run] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Write what an event carries."""
+        chain = self._chains[event.chain]
+        if event.kind == "epoch":
+            epoch = event.stage * chain.trial.train.epochs + event.values["epoch"]
+            self._run(chain).add_scalar("loss", event.values["loss"], epoch)
+        elif event.kind == "stage":
+            self._write_stage(chain, event)
+        elif event.kind == "pick":
+            labels = LabelledPixels.read(self._store.folder("pick", event.values["pick"]) / "pixels.npz")
+            self._run(chain).add_images("picked", picked_pictures(chain, labels, self._execution), event.stage + 1)
+        elif event.kind == "done":
+            self._run(chain).finish()
+
+    def _write_stage(self, chain: Chain, event: Event) -> None:
+        run, before = self._run(chain), event.stage * chain.trial.train.epochs
+        budget, miou, losses = (event.values[name] for name in ("budget", "miou", "losses"))
+        for epoch, loss in enumerate(losses, start=before + 1):
+            run.add_scalar("loss", loss, epoch)
+        run.add_scalar("miou_by_epoch", miou, before + len(losses))
+        run.add_scalar("miou_by_budget", miou, 0 if budget == "full" else budget)
+        if budget != "full":
+            run.add_scalar("pixels_per_image", budget, before + len(losses))
+        experiment = self._plan.experiment
+        record = read_chain(self._store, experiment, chain.trial) or {}
+        pictures = predicted_pictures(self._store, record, event.stage, experiment.evaluate.report)
+        run.add_images("predicted", pictures, event.stage)
+        run.flush()
+
+    def _run(self, chain: Chain) -> "_Run":
+        if chain.id not in self._runs:
+            name = f"{re.sub(r'[^A-Za-z0-9._=-]+', '-', chain.label)[:120]}-{chain.id[:8]}"
+            experiment = self._plan.experiment
+            folder = self._execution.runs_path / experiment.name / name
+            self._runs[chain.id] = _Run(folder, settings_of(experiment, chain.trial))
+        return self._runs[chain.id]
+
+    def close(self) -> None:
+        """Finish the files."""
+        for run in self._runs.values():
+            run.close()
+
+
+class _Run:
+    """The event file of a chain. The steps of a tag ascend: what a chain that starts again tells again is left out."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        # Stored stages are told again, so the file takes the place of all that an earlier process wrote here.
+        self._writer: Any = SummaryWriter(str(folder), purge_step=0)
+        # TensorBoard would take the experiment's list of columns from any one run for all of them; without such a list
+        # it gathers the columns from all runs, which may be of several experiments.
+        _, start, self._end = hparams(settings, {})  # type: ignore[no-untyped-call]
+        self._steps: dict[str, int] = {}
+        self._add_summary(start)
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        if self._is_new(tag, step):
+            self._writer.add_scalar(tag, value, step)
+
+    def add_images(self, group: str, pictures: dict[str, Picture], step: int) -> None:
+        for name, picture in pictures.items():
+            if self._is_new(f"{group}/{name}", step):
+                self._writer.add_image(f"{group}/{name}", picture, step, dataformats="HWC")
+
+    def _is_new(self, tag: str, step: int) -> bool:
+        new = step > self._steps.get(tag, -1)
+        if new:
+            self._steps[tag] = step
+        return new
+
+    def finish(self) -> None:
+        """Mark the row of settings as a success."""
+        self._add_summary(self._end)
+
+    def _add_summary(self, summary: Any) -> None:
+        self._writer.file_writer.add_summary(summary)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def settings_of(experiment: Experiment, trial: Trial) -> dict[str, str | float]:
+    """What a chain is compared by, by path: the usual settings and what the grid varies, the budget apart.
+
+    Numbers and texts are as they are, anything else is its JSON text; absent options are left out.
+    """
+    tree = trial.as_input()
+    if trial.budget == "full":
+        tree["acquire"] = {"strategy": "full supervision"}  # how pixels are picked means nothing to it
+    varied = {path for grid in experiment.grid for path in grid} - {"budget"}
+    found = ((path, *lookup(tree, path)) for path in dict.fromkeys((*COMPARED, *sorted(varied))))
+    values = {path: _plain(value) for path, known, value in found if known}
+    return {"experiment": experiment.name} | values
+
+
+def _plain(value: Any) -> str | float:
+    return value if isinstance(value, str | int | float) else brief(canonical_json(value))
+
+
+# Pictures
+
+
+def picked_pictures(chain: Chain, labels: LabelledPixels, execution: Execution) -> dict[str, Picture]:
+    """A few training images, enlarged, with their picked pixels as dots in the colour of their class, (H, W, 3)
+    uint8 by name.
+    """
+    spec = chain.trial.dataset
+    dataset = open_dataset(spec, execution.data_path)
+    prepared = prepare(dataset, training_split(dataset, spec), spec, execution.cache_path)
+    return {
+        Path(name).stem: _dotted(prepared.image(prepared.index[name]), labels, name, dataset.facts)
+        for name in (labels.names[at] for at in shown(range(len(labels.names))))
+    }
+
+
+def _dotted(image: Any, labels: LabelledPixels, name: str, facts: DatasetFacts) -> Picture:
+    factor = max(1, round(480 / max(image.shape)))
+    picture = Image.fromarray(np.asarray(image)).resize(
+        (image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.NEAREST
+    )
+    pen = ImageDraw.Draw(picture)
+    at = labels.of_image(name)
+    for y, x, label in zip(labels.y[at], labels.x[at], labels.label[at], strict=True):
+        centre = ((int(x) + 0.5) * factor, (int(y) + 0.5) * factor)
+        pen.circle(centre, 6, fill=facts.palette[int(label)], outline=(255, 255, 255), width=2)
+    return np.asarray(picture)
+
+
+def predicted_pictures(store: Store, record: dict[str, Any], stage: int, split: str) -> dict[str, Picture]:
+    """The images that a chain's record describes a split by, each beside its truth and the prediction of a stage,
+    (H, 3 W, 3) uint8 by name; images of which something is not stored are left out.
+    """
+    description = read_description(store, record.get("descriptions", {}).get("evaluated", {}).get(split))
+    if description is None:
+        return {}
+    evaluation = record["stages"][stage]["evaluations"][split]
+    pictures = {}
+    for name, image, truth in zip(description.names, description.images, description.labels, strict=True):
+        file = f"predictions/{Path(name).stem}.png"
+        found = store.files("evaluation", evaluation, [file])
+        if found is not None:
+            pictures[Path(name).stem] = np.hstack([_rgb(part) for part in (image, truth, found[file])])
+    return pictures
+
+
+def _rgb(content: bytes) -> Picture:
+    with Image.open(io.BytesIO(content)) as picture:
+        return np.asarray(picture.convert("RGB"))

@@ -1,0 +1,148 @@
+"""What results cost and were made with, against sums worked out by hand."""
+
+import shutil
+from dataclasses import replace
+from typing import Any
+
+from pixelpick_ray.report.cells import Cell, build_cells
+from pixelpick_ray.report.parts import Table
+from pixelpick_ray.report.provenance import device_hours, effort_table, provenance_table
+from pixelpick_ray.report.rows import Results, load_results
+from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.spec.trial import Trial
+from tests.report.fake_study import Study, experiment, matrix
+
+GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}]"
+
+
+def fill(study: Study, spec: Experiment, of: Any = lambda trial: True, **provenance: Any) -> None:
+    """Store what is not stored yet of the trials that `of` chooses."""
+    study.fill(spec, lambda trial: matrix(50) if of(trial) else None, **provenance)
+
+
+def load(study: Study, *specs: Experiment) -> tuple[Results, tuple[Cell, ...]]:
+    results = load_results(study.store, specs)
+    return results, build_cells(results)
+
+
+def last_columns(table: Table | None) -> list[tuple[str, ...]]:
+    """Strategy, budget, fits, shared, seconds a fit, device hours and devices of each row."""
+    assert table is not None
+    assert table.header[-7:] == (
+        *("strategy", "pixels per image", "fits", "shared", "seconds a fit", "device hours", "devices"),
+    )
+    assert table.alignment == "lllrrrrrl"
+    return [row[-7:] for row in table.rows]
+
+
+def test_device_hours_count_every_rank() -> None:
+    assert device_hours({"seconds": 900.0, "world_size": 4}) == 1.0
+    assert device_hours({"seconds": 900.0}) == 0.25
+    assert device_hours({}) == 0.0
+
+
+def test_effort_is_told_by_cell_and_its_sum_counts_every_fit_once(study: Study) -> None:
+    spec = experiment(GRID)
+    fill(study, spec, lambda trial: trial.budget == 10 and trial.seed == 0, seconds=900.0, world_size=4)
+    fill(study, spec, lambda trial: trial.budget == 10 and trial.seed == 1, seconds=1800.0, device="H100")
+    fill(study, spec, lambda trial: trial.budget == 20, seconds=3600.0, world_size=2)
+    results, cells = load(study, spec)
+    table = effort_table(results, cells)
+    assert last_columns(table) == [
+        ("margin", "10", "2", "0", "1350.0", "1.5", "H100, cpu"),
+        ("margin", "20", "2", "0", "3600.0", "4", "cpu"),
+        ("random", "10", "2", "0", "1350.0", "1.5", "H100, cpu"),
+        ("random", "20", "2", "0", "3600.0", "4", "cpu"),
+    ]
+    assert table is not None
+    assert table.caption == (
+        "Fits that the values are of: seconds of one, training and evaluation together, hours of the devices of all "
+        "(seconds times ranks), and how many of them other cells of this table use too. Stages at other budgets are "
+        "not in it. Each fit counted once: 8 fits, 11 device hours."
+    )
+
+
+def test_a_shared_fit_counts_in_every_cell_and_once_in_the_sum(study: Study) -> None:
+    spec = experiment(GRID)
+    fill(study, spec, seconds=3600.0)
+    results, cells = load(study, spec)
+    keys = {(cell.line.strategy, cell.budget): cell.fit_keys for cell in cells}
+    mine, theirs = keys["margin", 10], keys["random", 10]
+    shared = tuple(replace(cell, fit_keys=(mine[0], theirs[1])) if cell.fit_keys == theirs else cell for cell in cells)
+    table = effort_table(results, shared)
+    assert [row[:4] + row[5:6] for row in last_columns(table)] == [
+        ("margin", "10", "2", "1", "2"),
+        ("margin", "20", "2", "0", "2"),
+        ("random", "10", "2", "1", "2"),
+        ("random", "20", "2", "0", "2"),
+    ]
+    assert table is not None
+    assert table.caption.endswith("Each fit counted once: 7 fits, 7 device hours.")
+
+
+def test_removed_fits_are_not_counted(study: Study) -> None:
+    spec = experiment(GRID)
+    fill(study, spec, seconds=3600.0)
+    _, cells = load(study, spec)
+    first, *_ = cells
+    shutil.rmtree(study.store.folder("fit", first.fit_keys[0]))
+    results, cells = load(study, spec)
+    table = effort_table(results, cells)
+    assert last_columns(table)[0] == ("margin", "10", "1", "0", "3600.0", "1", "cpu")
+    assert table is not None
+    assert table.caption.endswith("Each fit counted once: 7 fits, 7 device hours.")
+    shutil.rmtree(study.store.path / "fit")
+    assert effort_table(*load(study, spec)) is None
+
+
+def test_other_splits_and_epochs_do_not_count_a_fit_again(study: Study) -> None:
+    spec = experiment(GRID, "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}")
+    study.fill(spec, lambda trial: [matrix(40), matrix(50)], seconds=3600.0)
+    table = effort_table(*load(study, spec))
+    assert [row[2:4] for row in last_columns(table)] == [("2", "0")] * 4
+
+
+def rows(table: Table) -> dict[str, list[str]]:
+    return {name: texts for name, *texts in table.rows}
+
+
+def test_experiments_stand_side_by_side_with_what_they_were_made_with(study: Study) -> None:
+    first, other = experiment(GRID), experiment(GRID, "name=other")
+
+    def early(trial: Trial) -> bool:
+        return (trial.seed, trial.budget, trial.acquire.strategy) == (0, 10, "margin")
+
+    fill(study, first, early, code="abc+", seconds=900.0, world_size=2)
+    fill(study, first, lambda trial: not early(trial), code="def", seconds=900.0, threads=4)
+    # The same trials under another name: fits that are stored already are not made again.
+    fill(study, other, lambda trial: trial.seed == 1, code="ghi")
+    table = provenance_table(load_results(study.store, [first, other]))
+    assert table.header == ("", "study", "other")
+    assert table.alignment == "lll"
+    assert rows(table) == {
+        "fits": ["8", "4"],
+        "devices": ["cpu", "cpu"],
+        "ranks": ["1 (7 fits), 2 (1 fit)", "1"],
+        "threads a rank": ["4 (7 fits), unknown (1 fit)", "4"],
+        "torch": ["2.0", "2.0"],
+        "NumPy": ["unknown", "unknown"],
+        "Python": ["unknown", "unknown"],
+        "package": ["1", "1"],
+        "code commits": ["abc+ (1 fit), def (7 fits)", "def"],
+        "device hours, training and evaluation": ["2.25", "1"],
+    }
+
+
+def test_an_experiment_without_results_was_made_with_nothing(study: Study) -> None:
+    table = provenance_table(load_results(study.store, [experiment()]))
+    assert rows(table)["fits"] == ["0"]
+    assert rows(table)["code commits"] == ["-"]
+    assert rows(table)["device hours, training and evaluation"] == ["0"]
+
+
+def test_a_removed_fit_is_unknown(study: Study) -> None:
+    fill(study, experiment(GRID), code="abc")
+    results = load_results(study.store, [experiment(GRID)])
+    shutil.rmtree(study.store.folder("fit", results.readings[0].fit_key))
+    table = provenance_table(load_results(study.store, [experiment(GRID)]))
+    assert rows(table)["code commits"] == ["abc (7 fits), unknown (1 fit)"]

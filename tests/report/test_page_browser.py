@@ -1,0 +1,374 @@
+"""The page in a real browser: what a click does, at the width of a phone, in both themes, without scripts."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pixelpick_ray.report.page import Fact, Page, page_html
+from pixelpick_ray.report.parts import Pictures, Prose, Table
+from tests.report.test_page import PIXEL, curves
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+
+FLAGS = (
+    *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
+    *("disable-background-networking", "disable-component-update", "disable-sync"),
+)
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of a reference to an element, W3C WebDriver section 12.2
+ENTER, ESCAPE = "\ue007", "\ue00c"
+
+ORDERED = Table(
+    "A table to sort.",
+    ("strategy", "pixels per image", "mIoU (%)", "n", "difference", "wide number", "same"),
+    (
+        ("margin", "20", "9.8 ± 0.2", "5", "+2.3", "1,024", "x"),
+        ("entropy", "all", "50.8 ± 0.2", "3/5", "-1.5", "300", "x"),
+        ("random", "100", "missing 0/5", "-", "-", "-", "x"),
+        ("coreset10", "9", "50.75", "4/5", "−0.2", "20,480.5", "x"),
+        ("coreset9", "10", "7", "10", "0.0", "5", "x"),
+    ),
+    "lrrrrrl",
+    strong=frozenset({(1, 2)}),
+)
+LONG = Table(
+    'Many rows, "and" more.',
+    ("setting", "value, in percent"),
+    tuple((f"a long name of a setting that does not end, number {number}", str(number)) for number in range(35)),
+    "lr",
+)
+
+
+SHEET = f"""
+<label class="stages" hidden>stages: the first <output>3</output> of 3 <input type="range" min="1" max="3" value="3">
+</label><div class="wide"><table class="pictures"><thead><tr><th>image</th><th>picks</th></tr></thead><tbody><tr>
+<td><img class="label-map" src="{PIXEL}" alt="a map"></td>
+<td><svg viewBox="0 0 9 9"><g class="picks" data-stage="1"><circle r="1"/></g><g class="picks" data-stage="2">
+<circle r="1"/></g><g class="picks" data-stage="3"><circle r="1"/></g></svg></td></tr></tbody></table></div>"""
+PAGE = Page(
+    "A study with a rather long title, which says what was compared_with_what_else_at_the_same_time",
+    "study: 12 trials, 10 fits",
+    (Fact("50.8 ± 0.2", "mIoU at 100 pixels", "5 seeds"), Fact("3/5", "seeds", "")),
+    {
+        "Results": (Prose(("A sentence.",)), ORDERED),
+        "Curve": (
+            curves(("pixels", "linear"), ("pixels", "log"), ("share", "log"), ("share", "linear"), ("clicks", "log")),
+        ),
+        "Many": (LONG,),
+        "Pictures": (Pictures("Seen.", SHEET),),
+    },
+)
+
+
+class Browser:
+    """A session of the W3C WebDriver protocol."""
+
+    def __init__(self, port: int, profile: Path) -> None:
+        self.address = f"http://127.0.0.1:{port}"
+        self.open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        wait_for(lambda: self.call("GET", "/status")["ready"])
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": {"args": [f"--{flag}" for flag in (*FLAGS, f"user-data-dir={profile}")]},
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
+        session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.address += f"/session/{session['sessionId']}"
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with self.open(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{method} {path} {body}: {json.load(error)['value']['message']}") from error
+
+    def devtools(self, command: str, **parameters: Any) -> Any:
+        return self.call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def run(self, script: str) -> Any:
+        return self.call("POST", "/execute/sync", {"script": script, "args": []})
+
+    def find(self, selector: str) -> str:
+        found = self.call("POST", "/element", {"using": "css selector", "value": selector})
+        return f"/element/{found[ELEMENT]}"
+
+    def click(self, selector: str) -> None:
+        """A click of a mouse at the middle of the element, which must not be covered."""
+        self.call("POST", self.find(selector) + "/click", {})
+
+    def press(self, selector: str, key: str) -> None:
+        self.call("POST", self.find(selector) + "/value", {"text": key})
+
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        """What was logged since the last call."""
+        found: list[dict[str, Any]] = self.call("POST", "/se/log", {"type": kind})
+        return found
+
+    def prefer(self, colours: str) -> None:
+        """Colours that the system asks for; and no motion, which would let a click miss what is still moving."""
+        wanted = {"prefers-color-scheme": colours, "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wanted.items()]
+        self.devtools("Emulation.setEmulatedMedia", features=features)
+
+    def visit(self, path: Path, width: int = 1400) -> None:
+        self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
+        self.call("POST", "/url", {"url": path.as_uri()})
+
+    def column(self, number: int, table: str = "#results") -> list[str]:
+        cells = f"document.querySelectorAll('{table} tbody td:nth-child({number})')"
+        return self.run(f"return [...{cells}].map(one => one.textContent)")
+
+    def shown(self, selector: str) -> list[bool]:
+        return self.run(f"return [...document.querySelectorAll('{selector}')].map(one => one.checkVisibility())")
+
+
+def wait_for(tell: Callable[[], Any]) -> Any:
+    """The first answer of `tell` that is true."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            if found := tell():
+                return found
+        except OSError:  # the driver does not listen yet
+            pass
+        time.sleep(0.05)
+    raise AssertionError("nothing happened within 20 seconds")
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    driver = subprocess.Popen([str(DRIVER), f"--port={port}", "--log-level=OFF"], start_new_session=True)
+    try:
+        browser = Browser(port, tmp_path_factory.mktemp("profile"))
+        yield browser
+        browser.call("DELETE", "")
+    finally:
+        os.killpg(driver.pid, signal.SIGTERM)  # with the browser, should it still run
+        driver.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "index.html"
+    path.write_text(page_html(PAGE), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def browser(started: Browser, path: Path) -> Browser:
+    """A browser that has just opened the page on a wide screen."""
+    started.prefer("light")
+    started.visit(path)
+    return started
+
+
+def test_no_message_and_no_request(browser: Browser, path: Path) -> None:
+    browser.log("browser")
+    browser.log("performance")
+    browser.visit(path)
+    assert browser.log("browser") == []
+    events = [json.loads(one["message"])["message"] for one in browser.log("performance")]
+    requests = [one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"]
+    assert path.as_uri() in requests
+    assert {url for url in requests if not url.startswith(("data:", "blob:"))} == {path.as_uri()}
+
+
+def test_numbers_are_sorted_as_numbers_then_reversed_then_as_before(browser: Browser) -> None:
+    before = browser.column(3)
+    head = "#results th:nth-child(3)"
+    states = []
+    for expected in (
+        ["7", "9.8 ± 0.2", "50.75", "50.8 ± 0.2", "missing 0/5"],
+        ["50.8 ± 0.2", "50.75", "9.8 ± 0.2", "7", "missing 0/5"],
+        before,
+    ):
+        browser.click(f"{head} button")
+        assert browser.column(3) == expected
+        states.append(browser.run(f"return document.querySelector('{head}').ariaSort"))
+    assert states == ["ascending", "descending", None]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (1, ["coreset9", "coreset10", "entropy", "margin", "random"]),
+        (2, ["9", "10", "20", "100", "all"]),
+        (4, ["3/5", "4/5", "5", "10", "-"]),
+        (5, ["-1.5", "−0.2", "0.0", "+2.3", "-"]),
+        (6, ["5", "300", "1,024", "20,480.5", "-"]),
+    ],
+)
+def test_every_kind_of_value_has_its_order(browser: Browser, column: int, expected: list[str]) -> None:
+    browser.click(f"#results th:nth-child({column}) button")
+    assert browser.column(column) == expected
+
+
+def test_equal_values_keep_their_order_in_both_directions(browser: Browser) -> None:
+    before = browser.column(1)
+    for _ in range(2):
+        browser.click("#results th:nth-child(7) button")
+        assert browser.column(1) == before
+
+
+def test_a_header_is_sorted_from_the_keyboard_and_only_one_at_a_time(browser: Browser) -> None:
+    browser.press("#results th:nth-child(2) button", ENTER)
+    browser.press("#results th:nth-child(1) button", ENTER)
+    assert browser.column(1)[0] == "coreset9"
+    states = "return [...document.querySelectorAll('#results th')].map(one => one.ariaSort)"
+    assert browser.run(states) == ["ascending"] + [None] * 6
+
+
+def test_a_long_table_is_short_until_all_is_asked_for(browser: Browser) -> None:
+    assert sum(browser.shown("#many tbody tr")) == 20
+    assert browser.run("return document.querySelector('#many .more').textContent") == "Show all 35 rows"
+    browser.click("#many .more")
+    assert sum(browser.shown("#many tbody tr")) == 35
+    browser.click("#many .more")
+    assert sum(browser.shown("#many tbody tr")) == 20
+    assert browser.run("return document.querySelectorAll('.more').length") == 1
+
+
+def test_a_table_is_downloaded_as_csv_with_all_its_rows(browser: Browser, tmp_path: Path) -> None:
+    browser.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    browser.click("#many .tools button:nth-of-type(3)")
+    found = wait_for(lambda: list(tmp_path.glob("*.csv")))
+    with found[0].open(newline="", encoding="utf-8") as file:
+        assert [tuple(row) for row in csv.reader(file)] == [LONG.header, *LONG.rows]
+    assert found[0].name.startswith("many-")
+
+
+def test_a_table_is_copied_as_it_is_sorted(browser: Browser) -> None:
+    browser.devtools("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    browser.click("#results th:nth-child(2) button")
+    browser.click("#results .tools button:nth-of-type(1)")
+    wait_for(lambda: browser.run("return document.querySelector('#results [role=status]').textContent") == "Copied.")
+    text = browser.run("return navigator.clipboard.readText()")
+    rows = [tuple(row) for row in csv.reader(text.splitlines())]
+    assert rows[0] == ORDERED.header
+    assert rows[1:] == [ORDERED.rows[index] for index in (3, 4, 0, 2, 1)]
+
+
+def test_the_theme_changes_colours_and_is_kept(browser: Browser, path: Path) -> None:
+    def colour() -> str:
+        return browser.run("return getComputedStyle(document.body).backgroundColor")
+
+    light = colour()
+    browser.click(".theme label:nth-child(3)")
+    dark = colour()
+    assert dark != light
+    browser.visit(path)
+    assert colour() == dark
+    assert browser.run("return document.querySelector('.theme input:checked').value") == "dark"
+    browser.click(".theme label:nth-child(1)")
+    assert colour() == light
+    browser.prefer("dark")
+    assert colour() == dark
+
+
+def test_a_browser_that_stores_nothing_still_changes_the_theme(browser: Browser, path: Path) -> None:
+    refuse = "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('', 'SecurityError'); }})"
+    script = browser.devtools("Page.addScriptToEvaluateOnNewDocument", source=refuse)
+    try:
+        browser.visit(path)
+        browser.click(".theme label:nth-child(3)")
+        assert browser.run("return document.documentElement.dataset.theme") == "dark"
+        assert browser.log("browser") == []
+    finally:
+        browser.devtools("Page.removeScriptToEvaluateOnNewDocument", **script)
+
+
+def test_axis_and_scale_choose_the_curve(browser: Browser) -> None:
+    def chosen() -> list[str]:
+        return browser.run("return [...document.querySelectorAll('.choices input:checked')].map(one => one.value)")
+
+    assert browser.shown(".curve") == [True, False, False, False, False]
+    browser.click(".axis label:nth-child(2)")
+    assert browser.shown(".curve") == [False, False, False, True, False]
+    browser.click(".scale label:nth-child(2)")
+    assert browser.shown(".curve") == [False, False, True, False, False]
+    browser.click(".scale label:nth-child(1)")
+    browser.click(".axis label:nth-child(3)")  # has no linear scale
+    assert browser.shown(".curve") == [False, False, False, False, True]
+    assert chosen() == ["clicks", "log"]
+    browser.click("summary")
+    assert browser.shown("#curve details table") == [True]
+
+
+def test_a_slider_hides_the_picks_of_later_stages(browser: Browser) -> None:
+    displays = "return [...document.querySelectorAll('.picks')].map(one => getComputedStyle(one).display)"
+    assert "none" not in browser.run(displays)
+    browser.click(".stages input")  # at its middle
+    assert browser.run(displays) == ["inline", "inline", "none"]
+    assert browser.run("return document.querySelector('.stages output').value") == "2"
+
+
+def test_pictures_are_no_table_of_numbers(browser: Browser) -> None:
+    assert browser.run("return document.querySelectorAll('.sheet :is(.sort, .tools)').length") == 0
+
+
+def test_a_picture_is_enlarged_and_put_back(browser: Browser) -> None:
+    browser.click(".sheet .zoom")
+    wide = "return document.querySelector('.viewer img').getBoundingClientRect().width"
+    fitting = browser.run(wide)
+    browser.click(".viewer .zoom")
+    assert browser.run(wide) > 2 * fitting > 1400
+    browser.press(".viewer .close", ESCAPE)
+    assert browser.shown(".viewer") == [False]
+
+
+@pytest.mark.parametrize("width", [360, 390, 820, 1400])
+def test_only_boxes_scroll_sideways(browser: Browser, path: Path, width: int) -> None:
+    browser.visit(path, width)
+    browser.run("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    outside = f"""
+        return [...document.querySelectorAll('body *')]
+            .filter(one => !one.closest('.wide *, .contents ol *, .skip') && one.checkVisibility())
+            .filter(one => one.getBoundingClientRect().right > {width} || one.getBoundingClientRect().left < 0
+                || (one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).overflowX === 'visible'
+                    && getComputedStyle(one).display === 'block'))
+            .map(one => one.outerHTML.slice(0, 80))"""
+    assert browser.run(outside) == []
+
+
+def test_what_scrolls_is_reached_by_keyboard_and_keeps_its_first_column(browser: Browser, path: Path) -> None:
+    browser.visit(path, 360)
+    box = "document.querySelector('#results .wide')"
+    wait_for(lambda: browser.run(f"return {box}.tabIndex") == 0)
+    browser.run(f"{box}.scrollLeft = 200")
+    left = "getBoundingClientRect().left"
+    assert abs(browser.run(f"return {box}.querySelector('td').{left} - {box}.{left}")) < 1
+
+
+def test_the_contents_follow_the_reader(browser: Browser) -> None:
+    browser.run("document.getElementById('many').scrollIntoView({behavior: 'instant'})")
+    current = "return document.querySelector('.contents [aria-current]')?.textContent"
+    wait_for(lambda: browser.run(current) == "Many")
+
+
+def test_without_scripts_everything_is_there(browser: Browser, path: Path) -> None:
+    browser.devtools("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        browser.visit(path)
+        assert browser.shown(".curve") == [True] * 5
+        assert browser.shown("fieldset") == [False] * 3
+        assert sum(browser.shown("#many tbody tr")) == 35
+    finally:
+        browser.devtools("Emulation.setScriptExecutionDisabled", value=False)

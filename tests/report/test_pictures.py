@@ -1,0 +1,401 @@
+"""Contact sheets: what is shown, once in the page, as HTML that a reader can trust."""
+
+import base64
+import io
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.report.chains import load_chains
+from pixelpick_ray.report.parts import Pictures
+from pixelpick_ray.report.pictures import contact_sheets, error_map
+from pixelpick_ray.report.rows import load_results
+from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.spec.trial import Trial
+from tests.report.fake_study import Described, LabelMap, Study, chain_path, experiment, matrix
+
+GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}, {seed: [0], budget: [full]}]"
+
+
+def label_map(*rows: str) -> LabelMap:
+    """Digits are classes; "." is void."""
+    return np.asarray([[255 if value == "." else int(value) for value in row] for row in rows], dtype=np.uint8)
+
+
+TRAINING = Described(
+    {"a.png": (250, 0, 0), "b.png": (0, 250, 0)},
+    {"a.png": label_map("000111", "000111"), "b.png": label_map("01", "01", "01")},
+)
+TEST = Described({"t.png": (0, 0, 250)}, {"t.png": label_map("0011", "001.")})
+PREDICTED = {
+    ("margin", 10): label_map("0000", "0000"),  # 3 of 7 wrong
+    ("margin", 20): label_map("0011", "0011"),
+    ("random", 10): label_map("1111", "1111"),
+    ("random", 20): label_map("1011", "0011"),  # 1 of 7 wrong
+}
+
+
+def mark(trial: Trial, stage: int) -> LabelledPixels:
+    """A pixel of each image, one of an image that is not shown, and after the first stage another one of "a.png"."""
+    places = [("a.png", stage, trial.seed + 1, 0), ("b.png", stage, 0, 1), ("hidden.png", 0, 0, 0)]
+    names, y, x, label = zip(*places, *[("a.png", 0, 5, 1)] * (stage > 0), strict=True)
+    return LabelledPixels.of(names=names, y=y, x=x, label=label, stage=stage)
+
+
+def predict(trial: Trial) -> Mapping[str, LabelMap]:
+    found = PREDICTED.get((trial.acquire.strategy, trial.budget))
+    return {} if found is None else {"t.png": found}
+
+
+def fill(study: Study, *overrides: str) -> Experiment:
+    spec = experiment(*overrides)
+    study.fill(spec, lambda trial: matrix(50), predict=predict)
+    study.ask(spec, lambda trial, stage: None, mark)
+    study.describe(spec, TRAINING, {"test": TEST})
+    return spec
+
+
+def sheets(study: Study, *specs: Experiment, settings: int = 3) -> tuple[Pictures, ...]:
+    results = load_results(study.store, specs)
+    return contact_sheets(study.store, results, load_chains(study.store, results), settings=settings)
+
+
+@dataclass
+class Node:
+    """An element with its text and its elements."""
+
+    tag: str
+    attributes: dict[str, str | None]
+    nodes: list["Node"] = field(default_factory=list)
+    text: str = ""
+
+    def all(self, tag: str) -> list["Node"]:
+        return [node for one in self.nodes for node in ([one] if one.tag == tag else []) + one.all(tag)]
+
+    def all_text(self) -> str:
+        return self.text + "".join(node.all_text() for node in self.nodes)
+
+
+class Tree(HTMLParser):
+    """Elements as they are nested; an end that is not that of the innermost element is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.path = [Node("", {})]
+        self.feed(text)
+        self.close()
+        assert [node.tag for node in self.path] == [""]
+
+    @property
+    def root(self) -> Node:
+        return self.path[0]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag != "input":  # has no end in HTML
+            self.path.append(self.path[-1].nodes[-1])
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs)
+        self.path[-1].nodes.append(Node(tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.path.pop().tag == tag
+
+    def handle_data(self, data: str) -> None:
+        self.path[-1].text += data
+
+
+def tree(*found: Pictures) -> Node:
+    return Tree("".join(one.html for one in found)).root
+
+
+def grid(sheet: Pictures) -> tuple[list[str], list[list[Node]]]:
+    """Heads and, row by row, cells of a sheet."""
+    (table,) = tree(sheet).all("table")
+    heads, *rows = table.all("tr")
+    return [head.all_text() for head in heads.all("th")], [row.all("td") for row in rows]
+
+
+def decoded(root: Node, cell: Node) -> Image.Image:
+    """The picture of a cell, which may be embedded in another one."""
+    (shown,) = cell.all("image") or [
+        one
+        for use in cell.all("use")
+        for one in root.all("image")
+        if use.attributes["href"] == f"#{one.attributes['id']}"
+    ]
+    _, _, data = str(shown.attributes["href"]).partition(";base64,")
+    return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+
+
+# Picked pixels
+
+
+def test_every_labelled_pixel_of_a_shown_image_is_a_dot(study: Study) -> None:
+    picks, _ = sheets(study, fill(study, GRID))
+    heads, rows = grid(picks)
+    assert heads == ["margin", "random"]
+    assert [[len(cell.all("circle")) for cell in row] for row in rows] == [[3, 3], [2, 2]]
+    first, second = (group for group in rows[0][0].all("g") if group.attributes["class"] == "picks")
+    assert (first.attributes["data-stage"], second.attributes["data-stage"]) == ("1", "2")
+    (dot,) = first.all("circle")
+    # The middle of pixel (0, 1), in the first colour of the palette.
+    assert (dot.attributes["cx"], dot.attributes["cy"], dot.attributes["fill"]) == ("1.5", "0.5", "rgb(10,20,30)")
+    assert dot.all_text() == "sky, asked for at 10 pixels"
+    assert [(dot.attributes["cx"], dot.attributes["cy"], dot.all_text()) for dot in second.all("circle")] == [
+        ("5.5", "0.5", "road, asked for at 20 pixels"),
+        ("1.5", "1.5", "sky, asked for at 20 pixels"),
+    ]
+
+
+def test_a_picture_fills_the_frame_of_its_image(study: Study) -> None:
+    picks, _ = sheets(study, fill(study, GRID))
+    _, rows = grid(picks)
+    assert [row[0].all("svg")[0].attributes["viewbox"] for row in rows] == ["0 0 6 2", "0 0 2 3"]
+    for name, row in zip(TRAINING.labels, rows, strict=True):
+        for cell in row:
+            image = decoded(tree(picks), cell)
+            assert np.abs(np.asarray(image, dtype=int) - TRAINING.colours[name]).max() < 12
+            assert cell.all("svg")[0].attributes["aria-label"] == f"pixels picked in {name}"
+
+
+def test_classes_and_stages_stand_above_the_pictures(study: Study) -> None:
+    picks, _ = sheets(study, fill(study, GRID))
+    (control,), (slider,) = tree(picks).all("label"), tree(picks).all("input")
+    assert control.attributes == {"class": "stages", "hidden": None}
+    assert slider.attributes == {"type": "range", "min": "1", "max": "2", "value": "2"}
+    assert [item.all_text() for item in tree(picks).all("li")] == ["sky", "road"]
+    assert "background:rgb(200,100,50)" in picks.html
+    assert picks.caption == (
+        "Pixels asked for (study: camvid, deeplabv3plus small, pretrained none, seed 0), in the colour of the answered "
+        "class."
+    )
+
+
+def test_one_stage_needs_no_slider(study: Study) -> None:
+    picks, _ = sheets(study, fill(study, "grid=[{seed: [0], budget: [10]}]"))
+    assert tree(picks).all("label") == []
+
+
+def test_a_stage_that_is_not_stored_keeps_the_numbers_of_the_others(study: Study) -> None:
+    spec = fill(study, "grid=[{seed: [0], budget: [30]}]")
+    record = study.store.read_record(chain_path(spec, spec.trials()[0]))
+    shutil.rmtree(study.store.folder("pick", record["stages"][0]["pick"]))
+    picks, _ = sheets(study, spec)
+    assert {group.attributes["data-stage"] for group in tree(picks).all("g")} == {"1", "3"}
+    assert [slider.attributes["max"] for slider in tree(picks).all("input")] == ["3"]
+
+
+def test_the_first_stored_seed_of_each_strategy_is_shown(study: Study) -> None:
+    spec = fill(study, GRID)
+    first = next(one for one in spec.trials() if (one.acquire.strategy, one.seed) == ("random", 0))
+    (study.store.path / chain_path(spec, first)).unlink()
+    picks, _ = sheets(study, spec)
+    _, rows = grid(picks)
+    assert [cell.all("circle")[0].attributes["cx"] for cell in rows[0]] == ["1.5", "2.5"]
+    assert "pretrained none, seeds 0 and 1)" in picks.caption
+
+
+# Predictions
+
+
+def test_predictions_stand_before_and_after_with_their_errors(study: Study) -> None:
+    _, predictions = sheets(study, fill(study, GRID))
+    heads, (cells,) = grid(predictions)
+    after = ("margin, 20 pixels", "random, 20 pixels")
+    assert heads == [
+        *("image", "truth", "10 pixels", "10 pixels: errors"),
+        *(head for name in after for head in (name, f"{name}: errors")),
+    ]
+    root = tree(predictions)
+    before, *others = (np.asarray(decoded(root, cell)).tolist() for cell in cells[2::2])
+    assert before == PREDICTED["margin", 10].tolist()
+    assert others == [PREDICTED["margin", 20].tolist(), PREDICTED["random", 20].tolist()]
+    assert np.asarray(decoded(root, cells[1])).tolist() == TEST.labels["t.png"].tolist()
+    # 0 is right, 1 wrong, 2 void.
+    assert [np.asarray(decoded(root, cell)).tolist() for cell in cells[3::2]] == [
+        [[0, 0, 1, 1], [0, 0, 1, 2]],
+        [[0, 0, 0, 0], [0, 0, 0, 2]],
+        [[1, 0, 0, 0], [0, 0, 0, 2]],
+    ]
+    assert [cell.all_text() for cell in cells] == ["", "", "", "43 % wrong", "", "0 % wrong", "", "14 % wrong"]
+    assert predictions.caption == (
+        "Predictions on camvid test before and after (study: camvid, deeplabv3plus small, pretrained none, seed 0); "
+        "errors are orange, void is dark grey."
+    )
+
+
+def test_errors_are_orange_and_void_is_dark_grey(study: Study) -> None:
+    _, predictions = sheets(study, fill(study, GRID))
+    _, (cells,) = grid(predictions)
+    colours = np.asarray(decoded(tree(predictions), cells[3]).convert("RGB"))
+    right, wrong, void = ([int(value) for value in colours[place]] for place in ((0, 0), (0, 2), (1, 3)))
+    assert right[0] == right[1] == right[2] > 200
+    assert wrong[0] > wrong[1] > wrong[2] == 0
+    assert void == [128, 128, 128]
+
+
+def test_predictions_that_are_not_stored_leave_their_cells_empty(study: Study) -> None:
+    spec = experiment(GRID)
+    study.fill(spec, lambda trial: matrix(50), predict=lambda trial: predict(trial) if trial.budget == 10 else {})
+    study.describe(spec, TRAINING, {"test": TEST})
+    (predictions,) = sheets(study, spec)
+    _, (cells,) = grid(predictions)
+    assert [bool(cell.nodes) for cell in cells] == [True] * 4 + [False] * 4
+
+
+def test_a_single_stage_has_no_after(study: Study) -> None:
+    _, predictions = sheets(study, fill(study, "grid=[{seed: [0], budget: [10]}]"))
+    assert grid(predictions)[0] == ["image", "truth", "10 pixels", "10 pixels: errors"]
+
+
+def test_an_error_map_counts_what_is_not_void() -> None:
+    errors, share = error_map(label_map("0112", "3..0"), label_map("0121", "3.0."), num_classes=4)
+    # The prediction may be anything: where the truth is a class, a void prediction is wrong.
+    assert errors.tolist() == [[0, 0, 1, 1], [0, 2, 1, 2]]
+    assert errors.dtype == np.uint8
+    assert share == 3 / 6
+
+
+def test_values_beyond_the_classes_are_void() -> None:
+    assert error_map(label_map("01"), label_map("03"), num_classes=3)[0].tolist() == [[0, 2]]
+
+
+def test_an_image_of_void_has_no_share_of_errors(study: Study) -> None:
+    errors, share = error_map(label_map("01"), label_map(".."), num_classes=2)
+    assert errors.tolist() == [[2, 2]]
+    assert math.isnan(share)
+    spec = experiment("grid=[{seed: [0], budget: [10]}]")
+    study.fill(spec, lambda trial: matrix(50), predict=lambda trial: {"t.png": label_map("01")})
+    study.describe(spec, TRAINING, {"test": replace(TEST, labels={"t.png": label_map("..")})})
+    (predictions,) = sheets(study, spec)
+    assert tree(predictions).all("small")[0].all_text() == "void only"
+
+
+# The page
+
+
+def embedded(found: tuple[Pictures, ...]) -> list[str]:
+    return re.findall(r"base64,([^\"]+)", "".join(one.html for one in found))
+
+
+def check_identifiers(root: Node) -> None:
+    """Every identifier is there once, and what is referred to is there."""
+    given = [one.attributes["id"] for one in root.all("image")]
+    assert len(set(given)) == len(given)
+    assert {f"#{one}" for one in given} >= {use.attributes["href"] for use in root.all("use")}
+
+
+def test_a_picture_is_in_the_page_once(study: Study) -> None:
+    found = sheets(study, fill(study, GRID))
+    pictures = embedded(found)
+    assert len(set(pictures)) == len(pictures) == 2 + 2 + 2 * 3  # training; image and truth; predictions, errors
+    root = tree(*found)
+    assert len(root.all("svg")) == 2 * 2 + 8
+    check_identifiers(root)
+
+
+def test_settings_and_experiments_share_their_pictures(study: Study) -> None:
+    varied = "acquire.strategy: [margin, random], acquire.pool_fraction: [0.1, 0.2], seed: [0], budget: [10, 20]"
+    specs = [fill(study, f"grid=[{{{varied}}}]", *name) for name in ((), ("name=other",))]
+    found = sheets(study, *specs, settings=4)
+    assert len(found) == 2 * 4
+    pictures = embedded(found)
+    assert len(set(pictures)) == len(pictures) == 10
+    check_identifiers(tree(*found))
+
+
+def test_the_same_picture_of_images_of_two_sizes_keeps_both_frames(study: Study) -> None:
+    same = Described({"a.png": (9, 9, 9), "b.png": (9, 9, 9)}, dict.fromkeys(("a.png", "b.png"), label_map("0")))
+    spec = experiment("grid=[{seed: [0], budget: [10]}]")
+    study.fill(spec, lambda trial: matrix(50))
+    study.ask(spec, lambda trial, stage: None, mark)
+    study.describe(spec, replace(same, shapes={"a.png": (1, 1), "b.png": (2, 3)}), {})
+    (picks,) = sheets(study, spec)
+    sizes = {(one.attributes["width"], one.attributes["height"]) for one in tree(picks).all("image")}
+    assert sizes == {("1", "1"), ("3", "2")}
+    check_identifiers(tree(picks))
+
+
+def test_names_are_escaped(study: Study) -> None:
+    evil = "</svg><b>'&\""
+    names = {f"{name}.png": f"{evil}{name}.png" for name in "abt"}
+    spec = experiment('grid=[{acquire.strategy: ["<b>\'&"], seed: [0], budget: [20]}]')
+
+    def renamed(described: Described) -> Described:
+        colours = {names[name]: colour for name, colour in described.colours.items()}
+        return replace(
+            described, colours=colours, labels={names[name]: label for name, label in described.labels.items()}
+        )
+
+    def marked(trial: Trial, stage: int) -> LabelledPixels:
+        pixels = mark(trial, stage)
+        return replace(pixels, names=tuple(names.get(name, name) for name in pixels.names))
+
+    study.fill(spec, lambda trial: matrix(50))
+    study.ask(spec, lambda trial, stage: None, marked)
+    study.describe(spec, renamed(TRAINING), {"test": renamed(TEST)})
+    path = chain_path(spec, spec.trials()[0])
+    study.store.write_record(path, study.store.read_record(path) | {"class_names": [evil, "road"]})
+    found = sheets(study, spec)
+    assert len(found) == 2
+    assert "<b>" not in "".join(one.html for one in found)
+    root = tree(*found)
+    assert [item.all_text() for item in root.all("li")] == [evil, "road"]
+    assert {title.all_text() for title in root.all("title")} >= {f"{evil}, asked for at 10 pixels"}
+    assert {svg.attributes["aria-label"] for svg in root.all("svg")} >= {f"truth of {names['t.png']}"}
+    assert root.all("th")[0].all_text() == "<b>'&"
+
+
+def test_equal_stores_give_equal_sheets(study: Study) -> None:
+    spec = fill(study, GRID)
+    assert sheets(study, spec) == sheets(study, spec)
+
+
+# What is left out
+
+
+def test_a_few_settings_and_six_strategies_are_shown(study: Study) -> None:
+    strategies = ", ".join(f"s{number}" for number in range(7))
+    grid_text = f"acquire.strategy: [{strategies}], acquire.pool_fraction: [0.1, 0.2, 0.3], seed: [0], budget: [10]"
+    spec = experiment(f"grid=[{{{grid_text}}}]")
+    study.fill(spec, lambda trial: matrix(50))
+    study.ask(spec, lambda trial, stage: None, mark)
+    study.describe(spec, TRAINING, {})
+    found = sheets(study, spec, settings=2)
+    assert [grid(one)[0] for one in found] == [
+        [f"s{number}, acquire.pool_fraction={fraction}" for number in range(6)] for fraction in (0.1, 0.2)
+    ]
+    assert sheets(study, spec, settings=0) == ()
+
+
+def test_without_descriptions_there_are_no_sheets(study: Study) -> None:
+    spec = experiment(GRID)
+    study.fill(spec, lambda trial: matrix(50), predict=predict)
+    study.ask(spec, lambda trial, stage: None, mark)
+    assert sheets(study, spec) == ()
+    study.describe(spec, TRAINING, {"test": TEST})
+    assert len(sheets(study, spec)) == 2
+    shutil.rmtree(study.store.path / "split")
+    assert sheets(study, spec) == ()
+
+
+@pytest.mark.parametrize("kind", ["description.json", "images/0.jpg", "labels/0.png"])
+def test_a_damaged_description_is_not_shown(study: Study, kind: str) -> None:
+    spec = fill(study, GRID)
+    for folder in (study.store.path / "split").iterdir():
+        (folder / kind).write_bytes(b"damaged")
+    assert sheets(study, spec) == ()
+
+
+def test_chains_that_never_ran_are_not_shown(study: Study) -> None:
+    assert sheets(study, experiment(GRID)) == ()

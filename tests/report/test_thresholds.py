@@ -1,0 +1,168 @@
+"""The budget at which 95 % of full supervision is reached, against numbers worked out by hand and by scipy."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from pixelpick_ray.report.cells import Cell, Line, build_cells
+from pixelpick_ray.report.points import Budget
+from pixelpick_ray.report.rows import load_results
+from pixelpick_ray.report.statistics import summarise
+from pixelpick_ray.report.thresholds import (
+    Threshold,
+    estimate_text,
+    first_crossing,
+    interval_text,
+    threshold_table,
+    thresholds,
+)
+from tests.report.fake_study import Study, exact, experiment
+
+INF = math.inf
+MARGIN, FULL = (Line("study", "camvid", "deeplabv3plus", "small", "none", name, "") for name in ("margin", ""))
+
+
+def cell(line: Line, budget: Budget, by_seed: dict[int, float], expected: int = 3) -> Cell:
+    seeds, values = tuple(by_seed), tuple(by_seed.values())
+    return Cell(
+        line=line,
+        budget=budget,
+        split="test",
+        checkpoint="last",
+        metric="miou",
+        class_name="",
+        size="native size",
+        share=None,
+        expected=expected,
+        seeds=seeds,
+        values=values,
+        summary=summarise(values),
+        fit_keys=("",) * len(seeds),
+        mixed=(),
+    )
+
+
+def one(*cells: Cell) -> Threshold:
+    (found,) = thresholds(cells)
+    return found
+
+
+def test_a_crossing_lies_on_the_straight_line_between_two_budgets() -> None:
+    assert first_crossing([10, 20, 40], [-3, -1, 4]) == 24
+    assert first_crossing([10, 20, 40], [-1, 1, -1]) == 15  # the first one counts
+    assert first_crossing([10, 20], [-1, 0]) == 20
+    assert first_crossing([10, 20], [0, 1]) == 10
+    assert first_crossing([10, 20], [1, -1]) == -INF
+    assert first_crossing([10, 20], [-2, -1]) == INF
+    assert math.isnan(first_crossing([10, 20], [math.nan, 1]))
+
+
+def test_seeds_that_are_shared_are_paired() -> None:
+    low, high = {0: 0.50, 1: 0.53, 2: 0.56}, {2: 0.64, 0: 0.60, 1: 0.61}
+    full = {1: 0.61, 2: 0.62, 0: 0.57}
+    found = one(cell(MARGIN, 20, low), cell(MARGIN, 40, high), cell(FULL, "full", full))
+    assert found.full == pytest.approx(0.6)
+    assert found.level == pytest.approx(0.57)
+    # From 0.53 up to 37/60 the level 0.57 is 6/13 of the way.
+    assert found.estimate == pytest.approx(20 + 20 * 6 / 13)
+    ends = []
+    for cells in (low, high):
+        differences = [cells[seed] - 0.95 * full[seed] for seed in range(3)]
+        ends.append(stats.ttest_1samp(differences, 0.0).confidence_interval(0.95))
+    assert found.low == pytest.approx(20 + 20 * ends[0].high / (ends[0].high - ends[1].high))
+    assert found.high == pytest.approx(20 + 20 * ends[0].low / (ends[0].low - ends[1].low))
+    assert 20 < found.low < found.estimate < found.high < 40
+
+
+def test_other_seeds_are_compared_as_two_samples() -> None:
+    low, high = [0.50, 0.505, 0.51], [0.61, 0.62, 0.63, 0.66]
+    full = [0.60, 0.61, 0.605]
+    found = one(
+        cell(MARGIN, 20, dict(enumerate(low))),
+        cell(MARGIN, 40, dict(enumerate(high))),
+        cell(FULL, "full", dict(enumerate(full, start=5))),
+    )
+    scaled = [0.95 * value for value in full]
+    ends = [stats.ttest_ind(values, scaled, equal_var=False).confidence_interval(0.95) for values in (low, high)]
+    assert found.low == pytest.approx(20 + 20 * ends[0].high / (ends[0].high - ends[1].high))
+    assert found.high == pytest.approx(20 + 20 * ends[0].low / (ends[0].low - ends[1].low))
+    assert found.low < found.estimate < found.high
+
+
+def test_the_interval_shrinks_to_the_estimate_where_every_seed_says_the_same() -> None:
+    seeds = range(3)
+    found = one(
+        cell(MARGIN, 10, dict.fromkeys(seeds, 0.5)),
+        cell(MARGIN, 20, dict.fromkeys(seeds, 0.9)),
+        cell(FULL, "full", dict.fromkeys(seeds, 0.8)),
+    )
+    assert (found.low, found.estimate, found.high) == pytest.approx((16.5, 16.5, 16.5))
+    assert interval_text(found) == estimate_text(found) == "16"
+
+
+def test_one_seed_has_an_estimate_and_no_interval() -> None:
+    found = one(cell(MARGIN, 10, {0: 0.5}), cell(MARGIN, 20, {0: 0.9}), cell(FULL, "full", {0: 0.8}))
+    assert found.estimate == pytest.approx(16.5)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert interval_text(found) == "-"
+    assert (found.n, found.expected) == (1, 3)
+
+
+def test_lines_without_a_counterpart_with_values_have_no_threshold() -> None:
+    other = Line("study", "camvid", "fpn", "small", "none", "margin", "")
+    full = cell(FULL, "full", {0: 0.8})
+    assert thresholds([cell(other, 10, {0: 0.5}), full]) == ()
+    assert thresholds([cell(MARGIN, 10, {}), full]) == ()
+    assert thresholds([cell(MARGIN, 10, {0: 0.5}), cell(FULL, "full", {})]) == ()
+
+
+@pytest.mark.parametrize(
+    ("estimate", "low", "high", "texts"),
+    [
+        (45.6, 31.4, INF, ("46", "31 to beyond 100")),
+        (-INF, -INF, -INF, ("below 10", "below 10")),
+        (-INF, -INF, 12.0, ("below 10", "below 10 to 12")),
+        (INF, 88.0, INF, ("not reached by 100", "88 to beyond 100")),
+        (INF, INF, INF, ("not reached by 100", "beyond 100")),
+        (2.04, 1.0, 9.5, ("2", "1 to 9.5")),
+        (45.6, math.nan, math.nan, ("46", "-")),
+    ],
+)
+def test_texts(estimate: float, low: float, high: float, texts: tuple[str, str]) -> None:
+    found = Threshold(MARGIN, 0.6, 0.57, (10, 100), estimate, low, high, 5, 5)
+    assert (estimate_text(found), interval_text(found)) == texts
+
+
+def test_the_table_has_a_row_a_line_and_counts_the_fewest_seeds(study: Study) -> None:
+    spec = experiment(
+        "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"
+    )
+    heights = {10: 400, 20: 600, "full": 600}
+    study.fill(
+        spec,
+        lambda trial: (
+            None
+            if (trial.acquire.strategy, trial.seed, trial.budget) == ("margin", 2, 20)
+            else exact(heights[trial.budget] - 100 * (trial.acquire.strategy == "random") * (trial.budget != "full"))
+        ),
+    )
+    results = load_results(study.store, [spec])
+    table = threshold_table(results, build_cells(results))
+    assert table is not None
+    assert table.header == (
+        *("model", "pretrained", "strategy", "full (%)", "95 % of it (%)", "pixels per image", "95 % interval", "n"),
+    )
+    # 0.57 lies 17/20 of the way from 0.4 to 0.6; the other curve ends at 0.5.
+    assert [row[2:] for row in table.rows] == [
+        ("margin", "60.0", "57.0", "18", "18", "2/3"),
+        ("random", "60.0", "57.0", "not reached by 20", "beyond 20", "3"),
+    ]
+
+
+def test_there_is_no_table_without_full_supervision(study: Study) -> None:
+    spec = experiment()
+    study.fill(spec, lambda trial: exact(500))
+    results = load_results(study.store, [spec])
+    assert threshold_table(results, build_cells(results)) is None
