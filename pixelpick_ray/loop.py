@@ -29,7 +29,6 @@ from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.keys import (
     Source,
-    chain_id,
     evaluation_input,
     evaluation_size,
     fit_input,
@@ -85,7 +84,7 @@ class Steps:
         self, experiment: Experiment, trial: Trial, place: Workplace, world: World, on_event: Callable[[Event], None]
     ) -> None:
         self.experiment, self.trial, self.place, self.world = experiment, trial, place, world
-        self.chain = chain_id(trial)
+        self.chain = trial.chain_id
         self._on_event = on_event
         self.record: dict[str, Any] = {"stages": []}
 

@@ -22,7 +22,6 @@ from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.keys import (
     Source,
-    chain_id,
     evaluation_input,
     evaluation_size,
     fit_input,
@@ -116,7 +115,7 @@ def make_plan(experiment: Experiment) -> Plan:
     longest: dict[str, Trial] = {}
     budgets: dict[str, list[int | str]] = {}
     for trial in trials:
-        key = chain_id(trial)
+        key = trial.chain_id
         budgets.setdefault(key, []).append(trial.budget)
         if key not in longest or trial.num_stages > longest[key].num_stages:
             longest[key] = trial
@@ -254,7 +253,7 @@ class Sources:
         return prepare(dataset, split, size, self._execution.cache_path).fingerprint
 
     def _recorded(self, trial: Trial) -> Source | None:
-        record = self._store.read_record(f"{experiment_folder(self._experiment)}/chains/{chain_id(trial)}.json")
+        record = self._store.read_record(f"{experiment_folder(self._experiment)}/chains/{trial.chain_id}.json")
         return Source(**record["source"]) if record and "source" in record else None
 
 

@@ -66,15 +66,16 @@ class Store:
         return folder if digest(inputs) == key else None
 
     def files(self, kind: str, key: str, names: Sequence[str]) -> dict[str, bytes] | None:
-        """Contents of files of a result by its key; None when the result is absent, or one of them or its input is
-        damaged or absent. What is not asked for is not verified.
+        """Contents of files of a result by its key; None when the result or one of them is absent or damaged.
+
+        What is not asked for is not verified; "input.json" is verified to be that of the key.
         """
-        folder = self.folder(kind, key)
+        folder = f"{self.path}/{kind}/{key}"
         try:
-            manifest = json.loads((folder / "manifest.json").read_bytes())
-            contents = {name: (folder / name).read_bytes() for name in ("input.json", *names)}
+            manifest = json.loads(_content(f"{folder}/manifest.json"))
+            contents = {name: _content(f"{folder}/{name}") for name in names}
             intact = all(_digest(content) == manifest[name]["sha256"] for name, content in contents.items())
-            mine = intact and digest(json.loads(contents["input.json"])) == key
+            mine = intact and ("input.json" not in contents or digest(json.loads(contents["input.json"])) == key)
         except (OSError, ValueError, AttributeError, KeyError, TypeError):
             return None
         return contents if mine else None
@@ -288,6 +289,11 @@ def _damage(folder: Path) -> str:
 def _file_digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # twice as fast as a Path, and reports read a hundred thousand
+        return file.readall()
 
 
 def _digest(content: bytes) -> str:

@@ -194,9 +194,9 @@ def contents(store: Store) -> dict[Path, bytes]:
     return {path.relative_to(store.path): path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
 
 
-def test_files_of_a_result_are_read_with_its_input(store: Store) -> None:
+def test_files_of_a_result_are_read(store: Store) -> None:
     folder = publish(store)
-    assert store.files("fit", KEY, ["payload.txt", "inner/more.txt"]) == {
+    assert store.files("fit", KEY, ["input.json", "payload.txt", "inner/more.txt"]) == {
         "input.json": (folder / "input.json").read_bytes(),
         "payload.txt": b"one",
         "inner/more.txt": b"oneone",
@@ -218,7 +218,7 @@ def test_what_is_asked_for_is_verified_and_left_as_it_is(store: Store, kind: str
     name, damage = NO_FILES[kind]
     damage(publish(store) / name)
     before = contents(store)
-    assert store.files("fit", KEY, ["payload.txt"]) is None
+    assert store.files("fit", KEY, ["payload.txt", "input.json"]) is None
     assert contents(store) == before
 
 
@@ -244,7 +244,7 @@ def test_no_file_is_read_of_what_is_absent_or_was_never_published(store: Store) 
 def test_no_file_is_read_under_a_key_of_other_inputs(store: Store) -> None:
     other = digest({**INPUTS, "seed": 1})
     publish(store).rename(store.folder("fit", other))
-    assert store.files("fit", other, ["payload.txt"]) is None
+    assert store.files("fit", other, ["payload.txt", "input.json"]) is None
 
 
 def fail(store: Store, time_ns: int, text: str) -> None:

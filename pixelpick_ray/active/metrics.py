@@ -21,12 +21,11 @@ def iou(confusion: Counts) -> Floats:
 
 def miou(confusion: Counts) -> float:
     """Mean IoU over the classes that occur; NaN when none does."""
-    return float(mious(confusion))
+    return float(mean_iou(iou(confusion)))
 
 
-def mious(confusion: Counts) -> Floats:
-    """The mean IoU of each of many confusion matrices (..., C, C), as `miou`."""
-    values = iou(confusion)
+def mean_iou(values: Floats) -> Floats:
+    """Mean of the IoU of each class (..., C) over the classes that occur; NaN where none does."""
     occurs = np.isfinite(values)
     number = occurs.sum(axis=-1)
     total = np.where(occurs, values, 0.0).sum(axis=-1)
@@ -34,7 +33,8 @@ def mious(confusion: Counts) -> Floats:
     return means
 
 
-def pixel_accuracy(confusion: Counts) -> float:
-    """Share of the pixels that are predicted rightly; NaN without pixels."""
-    total = int(confusion.sum())
-    return float(np.trace(confusion)) / total if total else float("nan")
+def pixel_accuracy(confusion: Counts) -> Floats:
+    """Share of the pixels that are predicted rightly (...,); NaN without pixels."""
+    hits, total = np.trace(confusion, axis1=-2, axis2=-1), confusion.sum(axis=(-2, -1))
+    shares: Floats = np.divide(hits, total, out=np.full(np.shape(total), np.nan), where=total > 0)
+    return shares

@@ -5,7 +5,9 @@ A description is a folder: ``description.json`` and, numbered like its ``names``
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ from pixelpick_ray.data.borders import border_distances, mean_distance
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.dataset import Colour, DatasetFacts, UInt8Array
 from pixelpick_ray.data.streams import stream
+from pixelpick_ray.store import Store
 
 SHOWN_IMAGES = 4
 LONG_SIDE = 256  # pixels, at most
@@ -85,3 +88,36 @@ def _border_distance(prepared: PreparedSplit, positions: Sequence[int], facts: D
             rng = stream(0, "border_distance", prepared.names[position])
             distances.append(border_distances(label, rng.choice(labelled, size=SAMPLED_PIXELS)))
     return mean_distance(distances)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is stored of a split: some images and label maps as files, and its facts."""
+
+    facts: dict[str, Any]
+    images: tuple[bytes, ...]
+    labels: tuple[bytes, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the images shown."""
+        return list(self.facts["names"])
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Shapes of the prepared images, of which those shown are smaller copies."""
+        return [(height, width) for height, width in self.facts["shapes"]]
+
+
+def read_description(store: Store, key: str | None) -> Description | None:
+    """A stored description; None when there is none."""
+    first = store.files("split", key, ["description.json"]) if key else None
+    if key is None or first is None:
+        return None
+    facts = json.loads(first["description.json"])
+    numbers = range(len(facts["names"]))
+    images, labels = [f"images/{number}.jpg" for number in numbers], [f"labels/{number}.png" for number in numbers]
+    files = store.files("split", key, [*images, *labels])
+    if files is None:
+        return None
+    return Description(facts, tuple(files[name] for name in images), tuple(files[name] for name in labels))

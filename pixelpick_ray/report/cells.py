@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+from pixelpick_ray.report.evaluations import MIOU, PIXEL_ACCURACY, Metric
 from pixelpick_ray.report.points import Budget, Point
-from pixelpick_ray.report.rows import LAST, MIOU, PIXEL_ACCURACY, Measurement, Metric, Reading, Results
+from pixelpick_ray.report.rows import LAST, Measurement, Reading, Results
 from pixelpick_ray.report.statistics import Summary, area_under_curve, mean, summarise
 
 
@@ -83,7 +84,8 @@ def build_cells(results: Results) -> tuple[Cell, ...]:
 
 def line_of(point: Point) -> Line:
     """The line that a trial lies on."""
-    return Line(**{field.name: getattr(point, field.name) for field in fields(Line)})
+    model = point.experiment, point.dataset, point.architecture, point.backbone, point.pretrained
+    return Line(*model, point.strategy, point.setting)
 
 
 def full_line(line: Line, lines: Iterable[Line]) -> Line | None:

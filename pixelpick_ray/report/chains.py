@@ -7,7 +7,6 @@ from typing import Any
 from pixelpick_ray.report.cells import Line, line_of
 from pixelpick_ray.report.points import Point
 from pixelpick_ray.report.rows import Results, read_chain
-from pixelpick_ray.spec.keys import chain_id
 from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.store import Store
 
@@ -39,7 +38,7 @@ def load_chains(store: Store, results: Results) -> tuple[Chain, ...]:
     for point, trial in results.trials.items():
         if trial.budget == "full":
             continue
-        key = point.experiment, chain_id(trial)
+        key = point.experiment, trial.chain_id
         if key not in longest or trial.num_stages > longest[key][1].num_stages:
             longest[key] = point, trial
     experiments = {experiment.name: experiment for experiment in results.experiments}

@@ -8,7 +8,6 @@ import base64
 import hashlib
 import html
 import io
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pixelpick_ray.data.description import Description, read_description
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.report.cells import Line
 from pixelpick_ray.report.chains import Chain
@@ -34,39 +34,6 @@ Shape = tuple[int, int]  # height, width
 
 LINES = 6  # of a setting, shown at most
 RIGHT, WRONG, VOID = (224, 224, 224), (213, 94, 0), (128, 128, 128)
-
-
-@dataclass(frozen=True)
-class Description:
-    """What is stored of a split (`data/description.py`): some images and label maps as files, and its facts."""
-
-    facts: dict[str, Any]
-    images: tuple[bytes, ...]
-    labels: tuple[bytes, ...]
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the images shown."""
-        return list(self.facts["names"])
-
-    @property
-    def shapes(self) -> list[Shape]:
-        """Shapes of the prepared images, of which those shown are smaller copies."""
-        return [(height, width) for height, width in self.facts["shapes"]]
-
-
-def read_description(store: Store, key: str | None) -> Description | None:
-    """A stored description; None when there is none."""
-    first = store.files("split", key, ["description.json"]) if key else None
-    if key is None or first is None:
-        return None
-    facts = json.loads(first["description.json"])
-    numbers = range(len(facts["names"]))
-    images, labels = [f"images/{number}.jpg" for number in numbers], [f"labels/{number}.png" for number in numbers]
-    files = store.files("split", key, [*images, *labels])
-    if files is None:
-        return None
-    return Description(facts, tuple(files[name] for name in images), tuple(files[name] for name in labels))
 
 
 def training_description(store: Store, chain: Chain) -> Description | None:

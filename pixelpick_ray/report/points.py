@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.spec.canonical import canonical_json
 from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.keys import chain_id
 from pixelpick_ray.spec.trial import SizeSpec, Trial
 
 Budget = int | Literal["full"]
@@ -50,14 +49,14 @@ def merged(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
             )
         if known is not experiment:
             grids = known.grid + tuple(grid for grid in experiment.grid if grid not in known.grid)
-            by_name[experiment.name] = known.model_copy(update={"grid": grids})
+            by_name[experiment.name] = Experiment(**dict(known) | {"grid": grids})
     return tuple(by_name.values())
 
 
 def trials_by_point(experiment: Experiment) -> dict[Point, Trial]:
     """The distinct trials under their names; full supervision under several strategies is one trial."""
     paths = _setting_paths(experiment)
-    distinct = {(chain_id(trial), trial.budget): trial for trial in reversed(experiment.trials())}
+    distinct = {(trial.chain_id, trial.budget): trial for trial in reversed(experiment.trials())}
     return {_point(experiment, trial, paths): trial for trial in reversed(distinct.values())}
 
 

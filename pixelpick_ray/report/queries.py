@@ -66,13 +66,15 @@ def _statistics(store: Store, key: str | None) -> dict[str, Any] | None:
 
 def queries_csv(queries: Sequence[Query]) -> str:
     """One value a row: pixels, images, class_count of each class, entropy, distinct_classes, spread."""
-    lines = []
+    return csv_text(CSV_COLUMNS, _lines(queries))
+
+
+def _lines(queries: Sequence[Query]) -> Iterator[tuple[Any, ...]]:
     for query in queries:
-        fixed = vars(query.point) | {"stage": query.stage, "pick_key": query.pick_key}
-        for statistic, class_name, value in _values(query):
-            values = fixed | {"statistic": statistic, "class_name": class_name, "value": value}
-            lines.append([values[name] for name in CSV_COLUMNS])
-    return csv_text(CSV_COLUMNS, lines)
+        point = query.point
+        where = point.experiment, point.dataset, point.architecture, point.backbone, point.strategy, point.setting
+        for value in _values(query):
+            yield *where, point.seed, query.stage, point.budget, *value, point.pretrained, query.pick_key
 
 
 def _values(query: Query) -> Iterator[tuple[str, str, Any]]:

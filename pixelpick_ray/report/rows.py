@@ -2,20 +2,17 @@
 
 import csv
 import io
-import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from pixelpick_ray.active.metrics import Counts, iou, miou, mious, pixel_accuracy
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.report.points import Budget, Point, merged, size_text, trials_by_point
+from pixelpick_ray.report.evaluations import Metric, Stored, evidence_of, read_evaluations
+from pixelpick_ray.report.points import Point, merged, size_text, trials_by_point
 from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.keys import chain_id, evaluation_size
+from pixelpick_ray.spec.keys import evaluation_size
 from pixelpick_ray.spec.trial import EvaluateSpec, Trial
 from pixelpick_ray.store import Store, experiment_folder
 
@@ -37,33 +34,11 @@ class Measurement:
     share: float | None
 
 
-class Row(NamedTuple):
-    """One value as a fraction, NaN for a class that does not occur; `class_name` is empty unless the metric is iou."""
-
-    experiment: str
-    dataset: str
-    architecture: str
-    backbone: str
-    strategy: str
-    seed: int
-    budget: Budget
-    split: str
-    checkpoint: str
-    metric: str
-    class_name: str
-    value: float
-    fit_key: str
-    pretrained: str
-    setting: str
-    share: float
-    evaluation_key: str
-
-
-CSV_COLUMNS = Row._fields  # the order is promised to scripts; what comes later is appended
-
-# A metric and, where it is of one class, the class.
-Metric = tuple[str, str]
-MIOU, PIXEL_ACCURACY = ("miou", ""), ("pixel_accuracy", "")
+# The order is promised to scripts; what comes later is appended after them.
+CSV_COLUMNS = (
+    *("experiment", "dataset", "architecture", "backbone", "strategy", "seed", "budget", "split", "checkpoint"),
+    *("metric", "class_name", "value", "fit_key", "pretrained", "setting", "share", "evaluation_key"),
+)
 
 
 @dataclass(frozen=True)
@@ -101,11 +76,6 @@ class Results:
     evidence: dict[str, dict[str, str]]
     fits: dict[str, dict[str, Any]]
 
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """The readings, one value a row."""
-        return tuple(_rows(self))
-
     def evaluate(self, experiment: str) -> EvaluateSpec:
         """What an experiment evaluates, by its name."""
         return next(one.evaluate for one in self.experiments if one.name == experiment)
@@ -117,49 +87,77 @@ def load_results(store: Store, experiments: Sequence[Experiment]) -> Results:
     SpecError when different experiments have one name, StoreError for a record that contradicts its trial.
     """
     together = merged(experiments)
-    trials: dict[Point, Trial] = {}
-    measurements: list[Measurement] = []
-    readings: list[Reading] = []
-    missing: list[Missing] = []
-    evidence: dict[str, dict[str, str]] = {}
-    fits: dict[str, _Fit] = {}
-    for experiment in together:
-        for point, trial in trials_by_point(experiment).items():
-            record = read_chain(store, experiment, trial)
-            asked = list(_measurements(experiment.evaluate, trial, point, record))
-            found, lost = _read(store, trial, record, asked)
-            trials[point] = trial
-            measurements += asked
-            readings += _readings(asked, found, record)
-            missing += lost
-            for evaluation in found.values():
-                if evaluation.key not in evidence:
-                    fit = fits.setdefault(evaluation.fit_key, _fit(store, evaluation.fit_key))
-                    evidence[evaluation.key] = _evidence(evaluation, fit)
-    made = {key: fit.provenance for key, fit in fits.items()}
-    return Results(together, trials, tuple(measurements), tuple(readings), tuple(missing), evidence, made)
+    asked = [one for experiment in together for one in _asked(store, experiment)]
+    stored = read_evaluations(store, {key: one.class_names for one in asked for key in one.evaluation_keys.values()})
+    found = {key: one for key, one in stored.items() if not isinstance(one, str)}
+    evidence = {key: evidence_of(evaluation, fit) for key, (evaluation, fit) in found.items()}
+    fits = {evaluation.fit_key: fit.provenance for evaluation, fit in found.values()}
+    return Results(
+        experiments=together,
+        trials={one.point: one.trial for one in asked},
+        measurements=tuple(measurement for one in asked for measurement in one.measurements),
+        readings=tuple(reading for one in asked for reading in _readings(one, stored)),
+        missing=tuple(lost for one in asked for lost in _missing(store, one, stored)),
+        evidence=evidence,
+        fits=fits,
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A trial, what is asked of it, and the keys of its recorded evaluations by split."""
+
+    point: Point
+    trial: Trial
+    measurements: tuple[Measurement, ...]
+    evaluation_keys: Mapping[str, str]
+    class_names: Sequence[str]
+
+
+def _asked(store: Store, experiment: Experiment) -> Iterator[_Asked]:
+    read_record = cache(partial(_record, store, experiment_folder(experiment)))
+    for point, trial in trials_by_point(experiment).items():
+        record = read_record(trial.chain_id)
+        stage = _recorded_stage(record, trial)
+        measurements = tuple(_measurements(experiment.evaluate, trial, point, record))
+        keys = {} if stage is None else {split: stage["evaluations"].get(split) for split in experiment.evaluate.splits}
+        known = {split: key for split, key in keys.items() if key}
+        yield _Asked(point, trial, measurements, known, record["class_names"] if record else ())
 
 
 def read_chain(store: Store, experiment: Experiment, trial: Trial) -> Any:
     """The record of the chain that a trial is a prefix of; None when it never ran."""
-    return store.read_record(f"{experiment_folder(experiment)}/chains/{chain_id(trial)}.json")
+    return _record(store, experiment_folder(experiment), trial.chain_id)
+
+
+def _record(store: Store, folder: str, chain: str) -> Any:
+    return store.read_record(f"{folder}/chains/{chain}.json")
 
 
 def rows_csv(results: Results) -> str:
-    """The rows as CSV; floats in their shortest exact text, NaN as an empty field."""
-    return csv_text(CSV_COLUMNS, _rows(results))
+    """One value a row; floats in their shortest exact text, NaN as an empty field.
 
-
-def _rows(results: Results) -> Iterator[Row]:
+    There may be a million rows, so that only what is new in a row is formatted.
+    """
+    lines = [csv_text(CSV_COLUMNS, ())]
+    metric_text = cache(_fields)
     for one in results.readings:
-        point, split, checkpoint = one.asked.point, one.asked.split, one.asked.checkpoint
+        point, asked = one.asked.point, one.asked
         where = point.experiment, point.dataset, point.architecture, point.backbone, point.strategy
-        place = *where, point.seed, point.budget, split, checkpoint
-        if one.asked.share is None:
-            raise AssertionError("a recorded trial knows its pixels")
-        behind = one.fit_key, point.pretrained, point.setting, one.asked.share, one.evaluation_key
-        for (metric, class_name), value in one.values.items():
-            yield Row(*place, metric, class_name, value, *behind)
+        before = _fields((*where, point.seed, point.budget, asked.split, asked.checkpoint))
+        behind = _fields((one.fit_key, point.pretrained, point.setting, asked.share, one.evaluation_key))
+        lines += [
+            f"{before},{metric_text(metric)},{'' if math.isnan(value) else repr(value)},{behind}\n"
+            for metric, value in one.values.items()
+        ]
+    return "".join(lines)
+
+
+def _fields(values: Sequence[Any]) -> str:
+    """Fields of a line of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(values)
+    return text.getvalue()
 
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
@@ -167,8 +165,7 @@ def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    # Only NaN differs from itself; there may be a million lines.
-    writer.writerows(["" if value is None or value != value else value for value in line] for line in lines)
+    writer.writerows([None if value != value else value for value in line] for line in lines)  # NaN differs from itself
     return text.getvalue()
 
 
@@ -198,89 +195,30 @@ def _share(trial: Trial, record: Any) -> float | None:
     return trial.budget / (size[0] * size[1]) if size else None
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """Confusion matrices (E, C, C) of a fit on one split, after each of the `epochs` (E,), which ascend; its input."""
-
-    key: str
-    inputs: dict[str, Any]
-    epochs: npt.NDArray[np.int64]
-    confusion: Counts
-
-    @property
-    def fit_key(self) -> str:
-        return str(self.inputs["fit"])
-
-    @cached_property
-    def best_epoch(self) -> int:
-        """The epoch with the highest mIoU, the first of equals."""
-        values = mious(self.confusion)
-        return int(self.epochs[np.argmax(np.where(np.isnan(values), -1.0, values))])
-
-
-def _read(
-    store: Store, trial: Trial, record: Any, asked: Sequence[Measurement]
-) -> tuple[dict[str, _Evaluation], list[Missing]]:
-    """The evaluations of a trial by split, and its splits without one."""
-    stage = _recorded_stage(record, trial)
-    found: dict[str, _Evaluation] = {}
-    missing = []
-    for split in dict.fromkeys(one.split for one in asked):
-        evaluation = _evaluation(store, stage, split, record) or _failure(store, trial)
-        if isinstance(evaluation, str):
-            missing.append(Missing(asked[0].point, split, evaluation))
-        else:
-            found[split] = evaluation
-    return found, missing
+def _missing(store: Store, one: _Asked, stored: Mapping[str, Stored]) -> Iterator[Missing]:
+    """The splits of a trial that it was not measured on, and why."""
+    for split in dict.fromkeys(measurement.split for measurement in one.measurements):
+        key = one.evaluation_keys.get(split)
+        found = _failure(store, one.trial) if key is None else stored[key]
+        if isinstance(found, str):
+            yield Missing(one.point, split, found)
 
 
 def _failure(store: Store, trial: Trial) -> str:
-    """Why a trial was not measured."""
-    error = store.last_error(chain_id(trial))
+    error = store.last_error(trial.chain_id)
     return f"failed: {error}" if error else "not run yet"
 
 
-def _evaluation(store: Store, stage: dict[str, Any] | None, split: str, record: Any) -> _Evaluation | str | None:
-    """A stored evaluation, None when there never was one, or why it cannot be read."""
-    key = stage["evaluations"].get(split) if stage else None
-    if key is None:
-        return None
-    files = store.files("evaluation", key, ["confusion.npz"])
-    if files is None:
-        return f"evaluation {key[:16]} is absent or damaged"
-    with np.load(io.BytesIO(files["confusion.npz"]), allow_pickle=False) as file:
-        epochs, confusion = file["epochs"], file["confusion"]
-    classes = len(record["class_names"])
-    if confusion.shape != (len(epochs), classes, classes) or not len(epochs):
-        raise StoreError(
-            f"{store.folder('evaluation', key)}: confusion {confusion.shape} does not fit {classes} classes; "
-            "remove it, run again"
-        )
-    return _Evaluation(key, json.loads(files["input.json"]), epochs, confusion)
-
-
-def _readings(asked: Sequence[Measurement], found: Mapping[str, _Evaluation], record: Any) -> Iterator[Reading]:
-    for one in asked:
-        matrix = _chosen(one, found)
-        if matrix is not None:
-            evaluation = found[one.split]
-            yield Reading(one, evaluation.fit_key, evaluation.key, _metrics(matrix, record["class_names"]))
-
-
-def _chosen(one: Measurement, found: Mapping[str, _Evaluation]) -> Counts | None:
-    """The confusion on a split after the epoch that the rule chooses; None when a split that it needs is missing."""
-    chooser = one.checkpoint.removeprefix(BEST_ON) if one.checkpoint.startswith(BEST_ON) else one.split
-    if one.split not in found or chooser not in found:
-        return None
-    read, chosen = found[one.split], found[chooser]
-    epoch = int(chosen.epochs.max()) if one.checkpoint == LAST else chosen.best_epoch
-    matrices: list[Counts] = list(read.confusion[read.epochs == epoch])
-    return matrices[0] if matrices else None
-
-
-def _metrics(confusion: Counts, class_names: Sequence[str]) -> dict[Metric, float]:
-    values = {MIOU: miou(confusion), PIXEL_ACCURACY: pixel_accuracy(confusion)}
-    return values | {("iou", name): value for name, value in zip(class_names, iou(confusion).tolist(), strict=True)}
+def _readings(one: _Asked, stored: Mapping[str, Stored]) -> Iterator[Reading]:
+    found = {split: stored[key] for split, key in one.evaluation_keys.items()}
+    for asked in one.measurements:
+        chooser = asked.checkpoint.removeprefix(BEST_ON) if asked.checkpoint.startswith(BEST_ON) else asked.split
+        read, chosen = found.get(asked.split, ""), found.get(chooser, "")
+        if not isinstance(read, str) and not isinstance(chosen, str):
+            epoch = chosen[0].last_epoch if asked.checkpoint == LAST else chosen[0].best_epoch
+            values = read[0].values(epoch)
+            if values is not None:
+                yield Reading(asked, read[0].fit_key, read[0].key, values)
 
 
 def _recorded_stage(record: Any, trial: Trial) -> dict[str, Any] | None:
@@ -290,35 +228,7 @@ def _recorded_stage(record: Any, trial: Trial) -> dict[str, Any] | None:
     stage: dict[str, Any] = stages[trial.num_stages - 1]
     if stage["budget"] != trial.budget:
         raise StoreError(
-            f"chains/{chain_id(trial)}.json: stage {trial.num_stages - 1} has budget {stage['budget']}, "
+            f"chains/{trial.chain_id}.json: stage {trial.num_stages - 1} has budget {stage['budget']}, "
             f"the trial {trial.budget}; remove the file and run again"
         )
     return stage
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """Input and provenance of a fit, empty when it was removed: the numbers remain valid."""
-
-    inputs: dict[str, Any]
-    provenance: dict[str, Any]
-
-
-def _fit(store: Store, key: str) -> _Fit:
-    files = store.files("fit", key, ["provenance.json"])
-    return _Fit(*(json.loads(files[name]) if files else {} for name in ("input.json", "provenance.json")))
-
-
-def _evidence(evaluation: _Evaluation, fit: _Fit) -> dict[str, str]:
-    """What the results of one cell should have in common, beside what their trials say."""
-    facts = {
-        "device": fit.provenance.get("device"),
-        "torch": fit.provenance.get("torch"),
-        "package version": fit.provenance.get("version"),
-        "training data": fit.inputs.get("data", {}).get("fingerprint"),
-        "evaluation data": evaluation.inputs["data"]["fingerprint"],
-        "pretrained weights": fit.inputs.get("model", {}).get("weights_digest", "unknown"),
-        "version of fit": fit.inputs.get("version"),
-        "version of evaluation": evaluation.inputs["version"],
-    }
-    return {name: "unknown" if value is None else str(value) for name, value in facts.items()}

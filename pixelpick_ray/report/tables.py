@@ -251,8 +251,10 @@ def _places_text(cells: Iterable[Cell]) -> str:
 
 def _training_text(results: Results, cells: Iterable[Cell]) -> str:
     lines = {cell.line for cell in cells}
-    trials = ((point, trial.dataset) for point, trial in results.trials.items() if line_of(point) in lines)
-    return _by_experiment(((point.experiment, size_text(dataset, " pixels")) for point, dataset in trials), " or ")
+    # Trials of a line differ in the seed and the budget alone.
+    datasets = {line_of(point): trial.dataset for point, trial in results.trials.items()}
+    texts = ((line.experiment, size_text(spec, " pixels")) for line, spec in datasets.items() if line in lines)
+    return _by_experiment(texts, " or ")
 
 
 def _by_experiment(texts: Iterable[tuple[str, str]], joint: str) -> str:

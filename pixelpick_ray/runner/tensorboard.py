@@ -13,11 +13,10 @@ from torch.utils.tensorboard.summary import hparams
 
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.datasets import DatasetFacts, open_dataset, training_split
-from pixelpick_ray.data.description import shown
+from pixelpick_ray.data.description import read_description, shown
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.loop import Event
 from pixelpick_ray.plan import Chain, Plan
-from pixelpick_ray.report.pictures import read_description
 from pixelpick_ray.report.points import lookup
 from pixelpick_ray.report.rows import read_chain
 from pixelpick_ray.spec.canonical import brief, canonical_json

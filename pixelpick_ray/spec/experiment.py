@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -47,6 +48,10 @@ class Experiment(Spec):
 
     def trials(self) -> tuple[Trial, ...]:
         """The distinct trials of all grids, in the order of the file. Raises SpecError for a wrong point."""
+        return self._trials
+
+    @cached_property
+    def _trials(self) -> tuple[Trial, ...]:
         if not self.grid:
             raise SpecError("grid: an empty list; give at least one grid, e.g. grid: [{seed: [0], budget: [10, 20]}]")
         seen: dict[str, Trial] = {}
@@ -67,12 +72,16 @@ class Experiment(Spec):
         for values in itertools.product(*grid.values()):
             point = json.loads(json.dumps(base))
             for path, value in zip(grid, values, strict=True):
-                _set(point, path.split("."), value, where=f"{where}.{path}", known=_known_paths(point))
+                _set_known(point, path.split("."), value, where=f"{where}.{path}")
             shown = ", ".join(f"{path}={value}" for path, value in zip(grid, values, strict=True))
             trials.append(
                 _validated(Trial, point, prefixes=dict.fromkeys(grid, f"{where}."), at=f" ({where} at {shown})")
             )
         return trials
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: thousands of expanded trials would travel to every process."""
+        return super().__getstate__() | {"__dict__": dict(self)}
 
     def identity(self) -> str:
         """Digest of everything but the grid and the title: what experiments of one name must share."""
@@ -210,11 +219,19 @@ def _known_paths(tree: Any, prefix: str = "") -> list[str]:
     return inner + ([prefix] if prefix else [])
 
 
-def _set(tree: Any, path: list[str], value: Any, *, where: str, known: Sequence[str] | None = None) -> None:
-    """Set a dotted path in nested mappings; with `known`, only paths that exist (or `budget`) are accepted."""
-    if known is not None and ".".join(path) not in known and path != ["budget"]:
-        allowed = ["budget", *(field for field in known if field != "budget")]
-        raise SpecError(f"{where}: no such field; allowed: {', '.join(allowed)}")
+def _set_known(tree: Any, path: list[str], value: Any, *, where: str) -> None:
+    """Set a dotted path that exists, or `budget`."""
+    inner = tree
+    for part in path:
+        if path != ["budget"] and (not isinstance(inner, dict) or part not in inner):
+            allowed = ["budget", *(field for field in _known_paths(tree) if field != "budget")]
+            raise SpecError(f"{where}: no such field; allowed: {', '.join(allowed)}")
+        inner = inner.get(part)
+    _set(tree, path, value, where=where)
+
+
+def _set(tree: Any, path: list[str], value: Any, *, where: str) -> None:
+    """Set a dotted path in nested mappings."""
     for part in path[:-1]:
         if isinstance(tree.get(part), list):
             raise SpecError(f"{where}: {part} is a list; lists are replaced whole, e.g. --set {part}=[...]")

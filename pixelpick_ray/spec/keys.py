@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.trial import EvaluateSpec, SizeSpec, Trial
 
 # Raised by hand when the meaning of a step's result changes; older results are then computed again.
@@ -65,28 +64,13 @@ def evaluation_input(
 
 def split_input(size: SizeSpec, *, fingerprint: str, images: list[str] | None) -> dict[str, Any]:
     """Input of what a report tells of a prepared split; `images` are those that it is reduced to, None for all."""
-    size = SizeSpec(**size.model_dump(include=set(SizeSpec.model_fields)))
-    return _step_input("split", fingerprint=fingerprint, size=size.as_input(), images=images)
+    return _step_input("split", fingerprint=fingerprint, size=size.size_spec().as_input(), images=images)
 
 
 def evaluation_size(evaluate: EvaluateSpec, trial: Trial, split: str) -> SizeSpec:
     """The size that a split is evaluated at: its own, or that of training when it gives none."""
-    own, training = (
-        SizeSpec(**spec.model_dump(include=set(SizeSpec.model_fields)))
-        for spec in (evaluate.splits[split], trial.dataset)
-    )
-    return own if own.as_input() else training
-
-
-def chain_id(trial: Trial) -> str:
-    """Identity of the chain that a trial is a prefix of: everything but the budget; full supervision has no
-    strategy.
-    """
-    fields = trial.as_input()
-    full = fields.pop("budget") == "full"
-    if full:
-        del fields["acquire"]
-    return digest({**fields, "full": full})
+    own = evaluate.splits[split].size_spec()
+    return trial.dataset.size_spec() if own == SizeSpec() else own
 
 
 def _data(trial: Trial, source: Source) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """One point of the grid: every choice that changes the science, and what is measured."""
 
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pixelpick_ray.spec.canonical import digest
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -35,6 +38,10 @@ class SizeSpec(Spec):
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other; keep one of size, scale, long_side")
         return self
+
+    def size_spec(self) -> "SizeSpec":
+        """The size alone, of a spec that says more."""
+        return SizeSpec(size=self.size, scale=self.scale, long_side=self.long_side)
 
     def prepared_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) in pixels that an image of this native size is resized to."""
@@ -336,6 +343,17 @@ class Trial(Spec):
                 f"budget: the stages do not reach {self.budget} exactly: they start at {first} (initial_pixels) and "
                 f"add {step} (pixels_per_stage); the nearest are {below} and {below + step}"
             )
+
+    @cached_property
+    def chain_id(self) -> str:
+        """Identity of the chain that the trial is a prefix of: everything but the budget; full supervision has no
+        strategy.
+        """
+        fields = self.as_input()
+        full = fields.pop("budget") == "full"
+        if full:
+            del fields["acquire"]
+        return digest({**fields, "full": full})
 
     @property
     def num_stages(self) -> int:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
-from pixelpick_ray.active.metrics import iou, miou, mious, pixel_accuracy
+from pixelpick_ray.active.metrics import iou, mean_iou, miou, pixel_accuracy
 
 CLASSES = 5
 VOID = 255
@@ -79,8 +79,8 @@ def test_many_matrices_have_the_means_over_their_own_classes() -> None:
     counts = np.array([[[6, 2], [0, 2]], [[0, 0], [2, 6]], [[0, 0], [0, 0]], [[0, 0], [0, 9]]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = mious(counts)
-        assert mious(counts.reshape(2, 2, 2, 2)).tolist()[0] == [0.625, 0.375]
+        found = mean_iou(iou(counts))
+        assert mean_iou(iou(counts.reshape(2, 2, 2, 2))).tolist()[0] == [0.625, 0.375]
     np.testing.assert_array_equal(found, [0.625, 0.375, np.nan, 1.0])
 
 
@@ -89,7 +89,7 @@ def test_the_mean_of_many_is_that_of_torchmetrics_for_each() -> None:
     pairs = rng.integers(0, CLASSES, (6, 2, 30))
     metric = MulticlassJaccardIndex(num_classes=CLASSES, average="macro")
     expected = [float(metric(torch.from_numpy(predicted), torch.from_numpy(truth))) for truth, predicted in pairs]
-    np.testing.assert_allclose(mious(np.stack([confusion(*pair) for pair in pairs])), expected, atol=1e-6)
+    np.testing.assert_allclose(mean_iou(iou(np.stack([confusion(*pair) for pair in pairs]))), expected, atol=1e-6)
 
 
 def test_large_counts_stay_exact() -> None:

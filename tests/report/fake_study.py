@@ -14,7 +14,6 @@ from pixelpick_ray.data.description import write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.experiment import Experiment, parse_experiment
-from pixelpick_ray.spec.keys import chain_id
 from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.store import Store, experiment_folder
 
@@ -76,7 +75,7 @@ def exact(thousandths: int) -> Matrix:
 
 def chain_path(experiment: Experiment, trial: Trial) -> str:
     """Where the record of a trial's chain lies in the store."""
-    return f"{experiment_folder(experiment)}/chains/{chain_id(trial)}.json"
+    return f"{experiment_folder(experiment)}/chains/{trial.chain_id}.json"
 
 
 class Study:
@@ -152,7 +151,7 @@ class Study:
             self.store.write_record(path, record | {"initial": keys[0]})
 
     def _pick(self, trial: Trial, stage: int, statistics: dict[str, Any] | None, pixels: LabelledPixels) -> str:
-        inputs = {"step": "pick", "chain": chain_id(trial), "stage": stage}
+        inputs = {"step": "pick", "chain": trial.chain_id, "stage": stage}
 
         def write(folder: Path) -> None:
             pixels.write(folder / "pixels.npz")

@@ -16,7 +16,6 @@ from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.tables import area_table, class_tables, missing_table, protocol_table, result_table
 from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.keys import chain_id
 from pixelpick_ray.store import Store, experiment_folder
 from tests.report.fake_study import Study, experiment, matrix
 
@@ -79,7 +78,7 @@ def tables(study: Study) -> Mapping[str, Table]:
 
 def rename_classes(store: Store, spec: Experiment) -> None:
     for trial in spec.trials():
-        path = f"{experiment_folder(spec)}/chains/{chain_id(trial)}.json"
+        path = f"{experiment_folder(spec)}/chains/{trial.chain_id}.json"
         record = store.read_record(path)
         store.write_record(path, record | {"class_names": [f"sky {AWKWARD}", "tree & bush_50%"]})
 

@@ -4,13 +4,14 @@ import csv
 import io
 import math
 import shutil
+from typing import NamedTuple
 
 import pytest
 
 from pixelpick_ray.errors import SpecError, StoreError
-from pixelpick_ray.report.rows import CSV_COLUMNS, Results, Row, load_results, rows_csv
+from pixelpick_ray.report.points import Budget
+from pixelpick_ray.report.rows import CSV_COLUMNS, Results, load_results, rows_csv
 from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.keys import chain_id
 from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.store import experiment_folder
 from tests.report.fake_study import Study, experiment, matrix
@@ -18,8 +19,32 @@ from tests.report.fake_study import Study, experiment, matrix
 THREE = [[6, 2, 0], [1, 1, 0], [0, 0, 0]]
 
 
+class Row(NamedTuple):
+    strategy: str
+    setting: str
+    seed: int
+    budget: Budget
+    split: str
+    checkpoint: str
+    metric: str
+    class_name: str
+    value: float
+    share: float | None
+    evaluation_key: str
+
+
+def rows_of(results: Results) -> tuple[Row, ...]:
+    """One value a row."""
+    rows = []
+    for one in results.readings:
+        point, asked = one.asked.point, one.asked
+        trial = point.strategy, point.setting, point.seed, point.budget, asked.split, asked.checkpoint
+        rows += [Row(*trial, *metric, value, asked.share, one.evaluation_key) for metric, value in one.values.items()]
+    return tuple(rows)
+
+
 def by_metric(results: Results, seed: int, budget: int | str) -> dict[str, Row]:
-    rows = [row for row in results.rows if (row.seed, row.budget) == (seed, budget)]
+    rows = [row for row in rows_of(results) if (row.seed, row.budget) == (seed, budget)]
     return {row.class_name or row.metric: row for row in rows}
 
 
@@ -53,7 +78,7 @@ def test_csv_values_are_exact(study: Study) -> None:
     results = load_results(study.store, [experiment()])
     lines = list(csv.DictReader(io.StringIO(rows_csv(results))))
     assert tuple(lines[0]) == CSV_COLUMNS
-    for line, row in zip(lines, results.rows, strict=True):
+    for line, row in zip(lines, rows_of(results), strict=True):
         assert line["value"] == "" if math.isnan(row.value) else float(line["value"]) == row.value
 
 
@@ -70,7 +95,7 @@ def test_trials_without_results_are_listed(study: Study) -> None:
 def test_a_trial_whose_chain_failed_says_why_and_a_stored_one_is_not_affected(study: Study) -> None:
     spec = experiment()
     study.fill(spec, lambda trial: None if (trial.seed, trial.budget) in ((1, 20), (2, 20)) else matrix(50))
-    folder = study.store.path / "attempts" / chain_id(next(trial for trial in spec.trials() if trial.seed == 1))
+    folder = study.store.path / "attempts" / next(trial for trial in spec.trials() if trial.seed == 1).chain_id
     folder.mkdir(parents=True)
     (folder / "1700000000000000000.txt").write_text("Traceback (most recent call last):\nDataError: a.png is damaged\n")
     results = load_results(study.store, [spec])
@@ -82,7 +107,7 @@ def test_a_trial_whose_chain_failed_says_why_and_a_stored_one_is_not_affected(st
 
 
 def test_a_chain_that_failed_before_its_first_stage_is_told_too(study: Study) -> None:
-    folder = study.store.path / "attempts" / chain_id(experiment().trials()[0])
+    folder = study.store.path / "attempts" / experiment().trials()[0].chain_id
     folder.mkdir(parents=True)
     (folder / "1700000000000000000.txt").write_text("RunError: no memory\n")
     reasons = {(one.point.seed, one.reason) for one in load_results(study.store, [experiment()]).missing}
@@ -91,7 +116,7 @@ def test_a_chain_that_failed_before_its_first_stage_is_told_too(study: Study) ->
 
 def test_an_empty_store_has_every_trial_missing(study: Study) -> None:
     results = load_results(study.store, [experiment()])
-    assert (results.rows, len(results.missing)) == ((), 6)
+    assert (results.readings, len(results.missing)) == ((), 6)
 
 
 def test_a_damaged_evaluation_is_missing_and_stays_where_it_is(study: Study) -> None:
@@ -123,7 +148,7 @@ def test_a_removed_fit_leaves_the_numbers(study: Study) -> None:
 
 def test_a_record_that_contradicts_its_trial_is_refused(study: Study) -> None:
     study.fill(experiment(), lambda trial: matrix(10))
-    path = f"{experiment_folder(experiment())}/chains/{chain_id(experiment().trials()[0])}.json"
+    path = f"{experiment_folder(experiment())}/chains/{experiment().trials()[0].chain_id}.json"
     record = study.store.read_record(path)
     record["stages"][0]["budget"] = 15
     study.store.write_record(path, record)
@@ -134,19 +159,19 @@ def test_a_record_that_contradicts_its_trial_is_refused(study: Study) -> None:
 def test_the_best_epoch_is_named_where_every_epoch_was_evaluated(study: Study) -> None:
     spec = experiment("evaluate.when=every_epoch", "train.epochs=3")
     study.fill(spec, lambda trial: [matrix(40), matrix(80), matrix(60)])
-    rows = [row for row in load_results(study.store, [spec]).rows if (row.seed, row.budget) == (0, 10)]
+    rows = [row for row in rows_of(load_results(study.store, [spec])) if (row.seed, row.budget) == (0, 10)]
     rows = [row for row in rows if row.metric == "miou"]
     assert {row.checkpoint: row.value for row in rows} == {"last": pytest.approx(0.3), "best": pytest.approx(0.4)}
 
 
 def test_the_last_epoch_alone_has_no_best(study: Study) -> None:
     study.fill(experiment(), lambda trial: matrix(40))
-    assert {row.checkpoint for row in load_results(study.store, [experiment()]).rows} == {"last"}
+    assert {row.checkpoint for row in rows_of(load_results(study.store, [experiment()]))} == {"last"}
 
 
 def by_rule(study: Study, spec: Experiment) -> dict[tuple[str, str], float]:
     """mIoU of seed 0 by split and rule."""
-    rows = [row for row in load_results(study.store, [spec]).rows if (row.seed, row.metric) == (0, "miou")]
+    rows = [row for row in rows_of(load_results(study.store, [spec])) if (row.seed, row.metric) == (0, "miou")]
     return {(row.split, row.checkpoint): row.value for row in rows}
 
 
@@ -203,7 +228,7 @@ def test_full_supervision_is_one_trial_whatever_the_strategy(study: Study) -> No
     spec = experiment(f"grid=[{{{varied}, seed: [0], budget: [10, full]}}]")
     study.fill(spec, lambda trial: matrix(40))
     results = load_results(study.store, [spec])
-    full = [row for row in results.rows if row.budget == "full" and row.metric == "miou"]
+    full = [row for row in rows_of(results) if row.budget == "full" and row.metric == "miou"]
     assert [(row.strategy, row.setting, row.share) for row in full] == [("", "", 1.0)]
     assert len(results.trials) == 3
 
@@ -272,4 +297,4 @@ def test_every_split_has_its_rows(study: Study) -> None:
         return [[5 + trial.seed, 5], [1, 9]]
 
     study.fill(spec, measure)
-    assert {row.split for row in load_results(study.store, [spec]).rows} == {"test", "val"}
+    assert {row.split for row in rows_of(load_results(study.store, [spec]))} == {"test", "val"}

@@ -13,7 +13,6 @@ from pixelpick_ray.spec.canonical import canonical_json, digest
 from pixelpick_ray.spec.experiment import Experiment, parse_experiment
 from pixelpick_ray.spec.keys import (
     Source,
-    chain_id,
     evaluation_input,
     fit_input,
     initial_input,
@@ -135,7 +134,7 @@ def test_a_split_without_size_is_evaluated_at_the_training_size(camvid_yaml: str
 
 def test_trials_of_one_chain_differ_in_the_budget_only(camvid_yaml: str) -> None:
     def chains(grid: str) -> list[str]:
-        return [chain_id(trial) for trial in parse(camvid_yaml, f"grid=[{grid}]").trials()]
+        return [trial.chain_id for trial in parse(camvid_yaml, f"grid=[{grid}]").trials()]
 
     assert len(set(chains("{budget: [10, 20, 30]}"))) == 1
     assert len(set(chains("{budget: [10, full]}"))) == 2
@@ -157,7 +156,7 @@ def test_the_key_is_the_hash_of_the_written_input(camvid_yaml: str) -> None:
 def test_keys_are_those_of_this_version(camvid_yaml: str) -> None:
     """If this fails, stored results are lost to everyone: change a digest only together with its version."""
     experiment = parse(camvid_yaml)
-    assert {**keys_of(experiment), "chain": chain_id(experiment.trials()[-1])} == {
+    assert {**keys_of(experiment), "chain": experiment.trials()[-1].chain_id} == {
         "initial": "aeecfcdf620432aa193d230349e307e298fdf0642d2442a8cb1f5b2fd845203a",
         "fit": "02a9e91ada055080545a92df77a7d1cd5859665d7719ad1bd3065c32a2656a20",
         "pick": "56901df25c736913cc0836fc48cf69099319bcf4f402dd82a08cb054b0e1c668",
@@ -185,7 +184,7 @@ def test_a_trial_read_back_from_its_record_has_the_same_keys(camvid_yaml: str) -
     trial = parse(camvid_yaml).trials()[0]
     again = Trial.model_validate_json(canonical_json(trial.as_input()))
     assert digest(initial_input(again, SOURCE)) == digest(initial_input(trial, SOURCE))
-    assert chain_id(again) == chain_id(trial)
+    assert again.chain_id == trial.chain_id
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
