@@ -1,9 +1,12 @@
 """The files of a report: tables, rows, curves and one page, from a store and experiments alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+from pixelpick_ray.data.description import read_description
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import Cell, Line, build_cells, reported
 from pixelpick_ray.report.chains import Chain, load_chains
@@ -24,9 +27,9 @@ from pixelpick_ray.report.judgement import (
 from pixelpick_ray.report.layouts import transposed_table, wide_table
 from pixelpick_ray.report.overlap import overlap_table
 from pixelpick_ray.report.page import Page, page_html
-from pixelpick_ray.report.parts import Part, Prose, Table
-from pixelpick_ray.report.pictures import contact_sheets, training_description
-from pixelpick_ray.report.provenance import effort_table, provenance_table
+from pixelpick_ray.report.parts import Listing, Part, Prose, Table
+from pixelpick_ray.report.pictures import contact_sheets
+from pixelpick_ray.report.provenance import effort_table, load_efforts, provenance_table
 from pixelpick_ray.report.queries import Query, class_share_tables, load_queries, queries_csv, query_table
 from pixelpick_ray.report.rows import Missing, Results, load_results, rows_csv
 from pixelpick_ray.report.scoreboard import (
@@ -47,7 +50,7 @@ from pixelpick_ray.report.tables import (
 )
 from pixelpick_ray.report.thresholds import threshold_table
 from pixelpick_ray.report.verdicts import verdicts
-from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.spec.experiment import Experiment, dump_experiment
 from pixelpick_ray.store import Store
 
 
@@ -112,12 +115,12 @@ def _contents(
     queries, comparisons, contests = load_queries(store, chains), compare(results, cells), judge(results, cells)
     found = _Findings(results, cells, chains, queries, comparisons, contests)
     costs = costs_of(cost_model, queries, reported(results, cells)) if cost_model else None
-    published = comparable_cells(comparisons)
+    published, efforts = comparable_cells(comparisons), load_efforts(store, results, chains)
     sections = _sections(store, found, costs)
     more: dict[str, tuple[Part, ...]] = {
         "Pictures": contact_sheets(store, results, chains, settings=picture_settings),
         "Elsewhere": _some(elsewhere_table(results)),
-        "Provenance": _some(effort_table(results, cells), provenance_table(results)),
+        "Provenance": _some(effort_table(efforts), provenance_table(results), *map(_listing, results.experiments)),
     }
     return {
         "table.md": "\n".join(text for parts in sections.values() for part in parts if (text := _markdown(part))),
@@ -130,14 +133,16 @@ def _contents(
         "curve.png": curve_png(results, cells, published),
         "curve.svg": curve_svg(results, cells, published),
         "curve.pdf": curve_pdf(results, cells, published),
-        "index.html": page_html(_page(results, cells, sections | more)),
+        "index.html": page_html(Page(*_title(results), headline(results, cells, efforts), sections | more)),
     }
 
 
 def _sections(store: Store, found: _Findings, costs: Costs | None) -> dict[str, tuple[Part, ...]]:
     """Parts under their titles, in the order of reading; a section may be empty."""
     results, cells, contests = found.results, found.cells, found.contests
-    shares = class_share_tables(found.queries, _training_counts(store, found.chains))
+    training = _training_facts(store, found.chains)
+    shares = class_share_tables(found.queries, {line: facts["class_counts"] for line, facts in training.items()})
+    distances = {line: facts["border_distance"] for line, facts in training.items()}
     return {
         "Results": _some(verdicts(contests), *_forms(found).values()),
         "Budget curve": _some(
@@ -151,7 +156,7 @@ def _sections(store: Store, found: _Findings, costs: Costs | None) -> dict[str, 
         "Published numbers": _some(scoreboard_table(results, found.comparisons)),
         "Missing": _some(missing_table(results, cells)),
         "Classes": class_tables(results, cells),
-        "What was asked": _some(query_table(found.queries), *shares, overlap_table(store, found.chains)),
+        "What was asked": _some(query_table(found.queries, distances), *shares, overlap_table(store, found.chains)),
     }
 
 
@@ -173,25 +178,22 @@ def _latex_files(found: _Findings) -> dict[str, str]:
     return forms | ({"table_classes.tex": latex_tables(named)} if named else {})
 
 
-def _page(results: Results, cells: Sequence[Cell], sections: Mapping[str, Sequence[Part]]) -> Page:
+def _title(results: Results) -> tuple[str, str]:
+    """Title and lead of the page."""
     title = " · ".join(experiment.title or experiment.name for experiment in results.experiments)
     names = ", ".join(experiment.name for experiment in results.experiments)
-    lead = f"{names}: {len(results.trials)} trials, {len(results.fits)} fits"
-    return Page(title, lead, headline(results, cells), sections)
+    return title, f"{names}: {len(results.trials)} trials, {len(results.fits)} fits"
 
 
-def _training_counts(store: Store, chains: Sequence[Chain]) -> dict[Line, Sequence[int]]:
-    """Labelled pixels of each class in the training images of every line that tells them."""
-    by_key: dict[str, Sequence[int]] = {}
-    counts: dict[Line, Sequence[int]] = {}
-    for chain in chains:
-        key = chain.record.get("descriptions", {}).get("training")
-        if key is not None and chain.line not in counts:
-            if key not in by_key and (description := training_description(store, chain)):
-                by_key[key] = description.facts["class_counts"]
-            if key in by_key:
-                counts[chain.line] = by_key[key]
-    return counts
+def _listing(experiment: Experiment) -> Listing:
+    return Listing(f"The experiment {experiment.name} as it was run", dump_experiment(experiment))
+
+
+def _training_facts(store: Store, chains: Sequence[Chain]) -> dict[Line, dict[str, Any]]:
+    """What is stored of the training images of every line, by the line."""
+    read = cache(partial(read_description, store))
+    described = {chain.line: read(chain.record.get("descriptions", {}).get("training")) for chain in reversed(chains)}
+    return {line: description.facts for line, description in described.items() if description}
 
 
 def _markdown(part: Part) -> str:

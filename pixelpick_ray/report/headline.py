@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 
 from pixelpick_ray.report.cells import Cell, full_line, reported
 from pixelpick_ray.report.page import Fact
-from pixelpick_ray.report.provenance import device_hours
+from pixelpick_ray.report.provenance import Effort, devices, total_effort
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.tables import budget_text, count_text, n_text, share_text, strategy_text, value_text
 
 
-def headline(results: Results, cells: Sequence[Cell]) -> tuple[Fact, ...]:
+def headline(results: Results, cells: Sequence[Cell], efforts: Sequence[Effort]) -> tuple[Fact, ...]:
     """The best strategy at the largest budget where there is one setting to speak of, what is stored, what it cost."""
     shown = [cell for cell in reported(results, cells) if cell.values]
     asking = [cell for cell in shown if cell.line.strategy]
@@ -17,12 +17,12 @@ def headline(results: Results, cells: Sequence[Cell]) -> tuple[Fact, ...]:
     best = tuple(_best_facts(asking, shown)) if one_setting else ()
     trials = len(results.trials)
     stored = trials - len({one.point for one in results.missing})
-    hours = sum(map(device_hours, results.fits.values()))
-    devices = " and ".join(sorted({str(fit.get("device", "unknown")) for fit in results.fits.values()}))
+    fits, hours = total_effort(efforts)
+    places = " and ".join(devices(efforts))
     return (
         *best,
-        Fact(count_text(stored, trials), "trials stored", f"from {len(results.fits)} trainings"),
-        Fact(f"{hours:.3g}", "device hours", f"training and evaluation, on {devices}" if devices else ""),
+        Fact(count_text(stored, trials), "trials stored", f"from {fits} trainings"),
+        Fact(f"{hours:.3g}", "device hours", f"training and evaluation, on {places}" if places else ""),
     )
 
 

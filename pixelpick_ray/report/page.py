@@ -10,7 +10,7 @@ from importlib import resources
 
 from pixelpick_ray.report.figures import inline_svg
 from pixelpick_ray.report.formats import to_html
-from pixelpick_ray.report.parts import Curve, Curves, Part, Pictures, Prose, Table
+from pixelpick_ray.report.parts import Curve, Curves, Listing, Part, Pictures, Prose, Table
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,9 @@ def _part(name: str, part: Part) -> str:
             return f'<div class="part prose">\n{paragraphs}</div>\n' if paragraphs else ""
         case Curves():
             return _curves(name, part)
+        case Listing():
+            summary = f"<summary>{html.escape(part.title)}</summary>"
+            return f'<div class="part"><details>{summary}<pre>{html.escape(part.text)}</pre></details></div>\n'
         case Pictures():
             caption = f"<figcaption>{html.escape(part.caption)}</figcaption>"
             return f'<div class="part sheet"><figure>{caption}\n{part.html}</figure></div>\n'

@@ -48,4 +48,12 @@ class Pictures:
     html: str
 
 
-Part = Table | Prose | Curves | Pictures
+@dataclass(frozen=True)
+class Listing:
+    """A text as it is, line by line, that a reader opens."""
+
+    title: str
+    text: str
+
+
+Part = Listing | Table | Prose | Curves | Pictures

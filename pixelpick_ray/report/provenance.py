@@ -1,14 +1,19 @@
 """How results came about: what was trained with what, for how long, and what was shared."""
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pixelpick_ray.report.cells import Cell, reported
+from pixelpick_ray.report.cells import Line, line_of
+from pixelpick_ray.report.chains import Chain
 from pixelpick_ray.report.parts import Table
+from pixelpick_ray.report.points import Budget
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.statistics import mean
 from pixelpick_ray.report.tables import budget_text, line_columns
+from pixelpick_ray.store import Store
 
 # What a fit says of itself, and how a reader calls it.
 _FACTS = {
@@ -23,36 +28,78 @@ _FACTS = {
 }
 
 
-def effort_table(results: Results, cells: Sequence[Cell]) -> Table | None:
-    """Seconds and device hours of each cell's fits, evaluation included, and how many of them other cells share; None
-    when no fit is stored. A fit that several cells share counts in each of them.
+@dataclass(frozen=True)
+class Effort:
+    """The fits of one stage of a line over all seeds: provenance by key, empty for a fit that was removed."""
+
+    line: Line
+    budget: Budget
+    fits: Mapping[str, dict[str, Any]]
+
+
+def load_efforts(store: Store, results: Results, chains: Sequence[Chain]) -> tuple[Effort, ...]:
+    """Every stage of every chain, whether or not a trial ends there, then full supervision."""
+    found: dict[Line, dict[Budget, dict[str, dict[str, Any]]]] = {}
+    for chain in chains:
+        stages = zip(chain.pick_keys(), chain.record["stages"], strict=False)
+        for (budget, _), stage in stages:
+            if key := stage.get("fit"):
+                fits = found.setdefault(chain.line, {}).setdefault(budget, {})
+                fits[key] = results.fits[key] if key in results.fits else _read(store, key)
+    for reading in results.readings:
+        point = reading.asked.point
+        if point.budget == "full":
+            fits = found.setdefault(line_of(point), {}).setdefault("full", {})
+            fits[reading.fit_key] = results.fits[reading.fit_key]
+    return tuple(Effort(line, budget, fits) for line, stages in found.items() for budget, fits in stages.items())
+
+
+def _read(store: Store, key: str) -> dict[str, Any]:
+    files = store.files("fit", key, ["provenance.json"])
+    value: dict[str, Any] = json.loads(files["provenance.json"]) if files else {}
+    return value
+
+
+def effort_table(efforts: Sequence[Effort]) -> Table | None:
+    """Seconds and device hours of the fits of each stage, evaluation included, and how many of them other lines share;
+    None when no fit is stored. A fit that several lines share counts in each of them.
     """
-    shown = [cell for cell in reported(results, cells) if any(results.fits.get(key) for key in cell.fit_keys)]
+    shown = [effort for effort in efforts if any(effort.fits.values())]
     if not shown:
         return None
-    users = Counter(key for cell in shown for key in cell.fit_keys)
-    columns = line_columns(cell.line for cell in shown)
+    users = Counter(key for effort in shown for key in effort.fits)
+    columns = line_columns(effort.line for effort in shown)
     rows = tuple(
-        (*(texts[cell.line] for texts in columns.values()), budget_text(cell.budget), *_effort(results, cell, users))
-        for cell in shown
+        (*(texts[one.line] for texts in columns.values()), budget_text(one.budget), *_effort_texts(one, users))
+        for one in shown
     )
-    hours = [device_hours(fit) for key in users if (fit := results.fits.get(key))]
+    number, hours = total_effort(shown)
     caption = (
-        "Fits that the values are of: seconds of one, training and evaluation together, hours of the devices of all "
-        "(seconds times ranks), and how many of them other cells of this table use too. Stages at other budgets are "
-        f"not in it. Each fit counted once: {_count(len(hours))}, {sum(hours):.3g} device hours."
+        "Fits of every stage: seconds of one, training and evaluation together, hours of the devices of all (seconds "
+        "times ranks), and how many of them other lines of this table use too. Each fit counted once: "
+        f"{_count(number)}, {hours:.3g} device hours."
     )
     header = (*columns, "pixels per image", "fits", "shared", "seconds a fit", "device hours", "devices")
     return Table(caption, header, rows, "l" * len(columns) + "rrrrrl")
 
 
-def _effort(results: Results, cell: Cell, users: Counter[str]) -> tuple[str, ...]:
-    fits = [fit for key in cell.fit_keys if (fit := results.fits.get(key))]
-    shared = sum(users[key] > 1 for key in cell.fit_keys)
+def total_effort(efforts: Sequence[Effort]) -> tuple[int, float]:
+    """Number of stored fits and their device hours, each fit counted once."""
+    fits = {key: fit for effort in efforts for key, fit in effort.fits.items() if fit}
+    return len(fits), sum(map(device_hours, fits.values()))
+
+
+def _effort_texts(effort: Effort, users: Counter[str]) -> tuple[str, ...]:
+    fits = [fit for fit in effort.fits.values() if fit]
+    shared = sum(users[key] > 1 for key in effort.fits)
     seconds = mean([float(fit.get("seconds", 0.0)) for fit in fits])
     hours = sum(map(device_hours, fits))
-    devices = ", ".join(sorted({str(fit.get("device", "unknown")) for fit in fits}))
-    return str(len(fits)), str(shared), f"{seconds:.1f}", f"{hours:.3g}", devices
+    return str(len(fits)), str(shared), f"{seconds:.1f}", f"{hours:.3g}", ", ".join(devices([effort]))
+
+
+def devices(efforts: Sequence[Effort]) -> tuple[str, ...]:
+    """Names of the devices that the stored fits were trained on, sorted."""
+    return tuple(sorted({str(fit.get("device", "unknown")) for one in efforts for fit in one.fits.values() if fit}))
 
 
 def device_hours(fit: dict[str, Any]) -> float:
@@ -61,15 +108,13 @@ def device_hours(fit: dict[str, Any]) -> float:
 
 
 def provenance_table(results: Results) -> Table:
-    """What the fits of each experiment were made with; several values are listed with their number of fits."""
+    """What the fits of each experiment's values were made with; several values are listed with their number of fits."""
     keys = {experiment.name: dict.fromkeys(_fit_keys(results, experiment.name)) for experiment in results.experiments}
     made = {name: [results.fits[key] for key in own] for name, own in keys.items()}
     rows = [("fits", *(str(len(fits)) for fits in made.values()))]
     for name, shown in _FACTS.items():
         rows.append((shown, *(_listed([str(fit.get(name, "unknown")) for fit in fits]) for fits in made.values())))
-    hours = (f"{sum(map(device_hours, fits)):.3g}" for fits in made.values())
-    rows.append(("device hours, training and evaluation", *hours))
-    return Table("What the results were made with.", ("", *made), tuple(rows), "l" * (1 + len(made)))
+    return Table("What the networks behind the values were made with.", ("", *made), tuple(rows), "l" * (1 + len(made)))
 
 
 def _fit_keys(results: Results, experiment: str) -> list[str]:

@@ -87,8 +87,11 @@ def _values(query: Query) -> Iterator[tuple[str, str, Any]]:
     yield from ((name, "", known.get(name)) for name in _SHOWN)
 
 
-def query_table(queries: Sequence[Query]) -> Table | None:
-    """Means over seeds of what was asked, by line and budget; None when no statistics are stored."""
+def query_table(queries: Sequence[Query], distances: Mapping[Line, float | None]) -> Table | None:
+    """Means over seeds of what was asked, by line and budget; None when no statistics are stored.
+
+    `distances` are mean distances of labelled pixels to a border in the training images of a line, where known.
+    """
     if all(query.statistics is None for query in queries):
         return None
     groups: defaultdict[Line, defaultdict[int, list[Query]]] = defaultdict(lambda: defaultdict(list))
@@ -106,7 +109,17 @@ def query_table(queries: Sequence[Query]) -> Table | None:
         "nearest border of a class. The first pixels are by chance, whatever the strategy."
     )
     header = (*columns, "pixels per image", *(heading for heading, _ in _SHOWN.values()), "n")
-    return Table(caption, header, rows, "l" * len(columns) + "r" * (2 + len(_SHOWN)))
+    return Table(caption, header, rows, "l" * len(columns) + "r" * (2 + len(_SHOWN)), tuple(_distance_notes(distances)))
+
+
+def _distance_notes(distances: Mapping[Line, float | None]) -> Iterator[str]:
+    known = sorted({distance for distance in distances.values() if distance is not None})
+    if known:
+        texts = dict.fromkeys(f"{distance:.1f}" for distance in (known[0], known[-1]))
+        yield (
+            f"Any labelled pixel of the training images lies {' to '.join(texts)} pixels from a border on average, "
+            "estimated from a sample."
+        )
 
 
 def _texts(queries: Sequence[Query]) -> list[str]:

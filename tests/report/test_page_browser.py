@@ -16,10 +16,15 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.report.costs import read_cost_model
+from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.page import Fact, Page, page_html
 from pixelpick_ray.report.parts import Pictures, Prose, Table
+from tests.report.fake_study import Study
 from tests.report.test_page import PIXEL, curves
+from tests.report.test_pictures import GRID, fill
 
+RESULTS = sorted((Path(__file__).resolve().parents[2] / "results").glob("*/index.html"))
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 
@@ -179,7 +184,25 @@ def browser(started: Browser, path: Path) -> Browser:
     return started
 
 
-def test_no_message_and_no_request(browser: Browser, path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a whole report with everything in it: pictures, judgement, costs."""
+    folder = tmp_path_factory.mktemp("whole")
+    study = Study(folder / "store")
+    spec = fill(study, GRID)
+    (folder / "costs.yaml").write_text("{seconds_per_pixel: 2, money_per_hour: 20, currency: EUR}")
+    model = read_cost_model(folder / "costs.yaml")
+    write_report(study.store, [spec], folder / "report", cost_model=model, picture_settings=1)
+    return folder / "report" / "index.html"
+
+
+@pytest.mark.parametrize("page", ["sample", "whole", *(path.parent.name for path in RESULTS)])
+def test_no_message_and_no_request(started: Browser, path: Path, whole: Path, page: str) -> None:
+    known = {"sample": path, "whole": whole} | {found.parent.name: found for found in RESULTS}
+    check_silence(started, known[page])
+
+
+def check_silence(browser: Browser, path: Path) -> None:
     browser.log("browser")
     browser.log("performance")
     browser.visit(path)
@@ -188,6 +211,21 @@ def test_no_message_and_no_request(browser: Browser, path: Path) -> None:
     requests = [one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"]
     assert path.as_uri() in requests
     assert {url for url in requests if not url.startswith(("data:", "blob:"))} == {path.as_uri()}
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_a_whole_report_is_sorted_by_a_click_and_fits_every_screen(started: Browser, whole: Path, width: int) -> None:
+    started.prefer("light")
+    started.visit(whole, width)
+    assert started.run("return document.documentElement.scrollWidth") <= width
+    head = "#results .table:nth-of-type(2) th"
+    names = started.run(f"return [...document.querySelectorAll('{head}')].map(one => one.textContent.trim())")
+    column = names.index("pixels per image") + 1
+    started.run(
+        f"document.querySelector('{head}:nth-child({column})').scrollIntoView({{block: 'center', inline: 'center'}})"
+    )
+    started.click(f"{head}:nth-child({column}) button")
+    assert started.column(column, "#results .table:nth-of-type(2)") == ["10", "10", "20", "20", "all"]
 
 
 def test_numbers_are_sorted_as_numbers_then_reversed_then_as_before(browser: Browser) -> None:

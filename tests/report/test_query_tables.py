@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.report.cells import line_of
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.queries import CSV_COLUMNS, Query, load_queries, queries_csv, query_table
 from pixelpick_ray.report.rows import load_results
@@ -83,7 +84,7 @@ def test_where_no_network_was_asked_the_entropy_is_empty(study: Study, spec: Exp
 
 
 def test_the_table_has_means_over_seeds(study: Study, spec: Experiment) -> None:
-    table = query_table(queries_of(study, spec))
+    table = query_table(queries_of(study, spec), {})
     assert table is not None
     start = table.header.index("strategy")
     assert table.header[start:] == (
@@ -104,19 +105,31 @@ def test_pixels_stored_before_there_were_statistics_are_counted_out(study: Study
     spec = experiment(GRID)
     study.fill(spec, lambda trial: matrix(50))
     study.ask(spec, lambda trial, stage: None if (trial.seed, stage) == (0, 1) else tell(trial, stage))
-    table = query_table(queries_of(study, spec))
+    table = query_table(queries_of(study, spec), {})
     assert table is not None
     assert [row[-1] for row in table.rows] == ["2", "1/2", "2"] * 2
     assert [row[table.header.index("entropy (nats)")] for row in table.rows[:3]] == ["-", "1.500", "1.000"]
 
 
+def test_the_distance_of_any_pixel_to_a_border_is_told_where_it_is_known(study: Study, spec: Experiment) -> None:
+    queries = queries_of(study, spec)
+    margin, random = dict.fromkeys(line_of(query.point) for query in queries)
+    told = {"7.2": {margin: 7.25, random: 7.25}, "8.0 to 9.0": {margin: 9.0, random: 8.0}, "": {margin: None}}
+    for text, distances in told.items():
+        table = query_table(queries, distances)
+        assert table is not None
+        assert [note.split(" pixels from")[0] for note in table.notes] == (
+            [f"Any labelled pixel of the training images lies {text}"] if text else []
+        )
+
+
 def test_without_any_statistics_there_is_no_table(study: Study) -> None:
     study.fill(experiment(), lambda trial: matrix(50))  # records without picks
     queries = queries_of(study, experiment())
-    assert query_table(queries) is None
+    assert query_table(queries, {}) is None
     assert queries_csv(queries) == ",".join(CSV_COLUMNS) + "\n"
     nothing = experiment("name=never-run")
-    assert query_table(queries_of(study, nothing)) is None
+    assert query_table(queries_of(study, nothing), {}) is None
 
 
 def test_an_earlier_run_to_a_larger_budget_adds_nothing(study: Study, spec: Experiment) -> None:
