@@ -2,10 +2,13 @@
 
 import io
 import json
+import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
+from multiprocessing import get_all_start_methods, get_context
 from typing import Any
 
 import numpy as np
@@ -13,32 +16,32 @@ import numpy.typing as npt
 
 from pixelpick_ray.active.metrics import Floats, iou, mean_iou, pixel_accuracy
 from pixelpick_ray.errors import StoreError
+from pixelpick_ray.spec.execution import local_cpus
 from pixelpick_ray.store import Store
 
 # A metric and, where it is of one class, the class.
 Metric = tuple[str, str]
 MIOU, PIXEL_ACCURACY = ("miou", ""), ("pixel_accuracy", "")
 
+READ_ALONE = 1000  # evaluations that are read sooner than other processes hand them over
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """The metrics of a fit on one split after each of the `epochs` (E,), which ascend; fractions, `iou` (E, C).
 
-    `inputs` is what the key is of. NaN stands for a class that does not occur.
+    NaN stands for a class that does not occur. `evidence` is what the results of one cell should have in common, beside
+    what their trials say.
     """
 
     key: str
-    inputs: dict[str, Any]
+    fit_key: str
+    evidence: Mapping[str, str]
     class_names: Sequence[str]
     epochs: npt.NDArray[np.int64]
     iou: Floats
     mean_iou: Floats
     pixel_accuracy: Floats
-
-    @property
-    def fit_key(self) -> str:
-        """Key of the fit that was measured."""
-        return str(self.inputs["fit"])
 
     @property
     def last_epoch(self) -> int:
@@ -60,29 +63,45 @@ class Evaluation:
         return means | {("iou", name): value for name, value in classes}
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What a fit was made from, and its provenance; both empty when it was removed: the numbers remain valid."""
-
-    inputs: dict[str, Any]
-    provenance: dict[str, Any]
+Provenance = dict[str, Any]
 
 
-# An evaluation and the fit that it is of, or why it cannot be read.
-Stored = tuple[Evaluation, Fit] | str
+def read_evaluations(
+    store: Store, wanted: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Evaluation | str], dict[str, Provenance]]:
+    """Evaluations by their keys, or why they cannot be read, and the provenance of their fits, empty for removed ones:
+    the numbers remain valid.
+
+    `wanted` has the class names of each. Many are read by several processes where the system can fork them. StoreError
+    for an evaluation of other classes.
+    """
+    read, pairs = partial(_read_part, store), list(wanted.items())
+    processes = min(local_cpus(), len(pairs) // READ_ALONE)
+    if processes < 2 or "fork" not in get_all_start_methods():
+        return read(pairs)
+    size = 1 + len(pairs) // (4 * processes)
+    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    evaluations: dict[str, Evaluation | str] = {}
+    fits: dict[str, Provenance] = {}
+    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+        for found, made in pool.map(read, parts):
+            evaluations |= found
+            fits |= made
+    return evaluations, fits
 
 
-def read_evaluations(store: Store, wanted: Mapping[str, Sequence[str]]) -> dict[str, Stored]:
-    """Evaluations by their keys, `wanted` being the class names of each; StoreError for one of other classes."""
+def _read_part(
+    store: Store, pairs: Sequence[tuple[str, Sequence[str]]]
+) -> tuple[dict[str, Evaluation | str], dict[str, Provenance]]:
     read_fit = cache(partial(_read_fit, store))  # several splits are of one fit
-    found: dict[str, Stored] = {}
-    for key, class_names in wanted.items():
-        evaluation = _read_evaluation(store, key, class_names)
-        found[key] = evaluation if isinstance(evaluation, str) else (evaluation, read_fit(evaluation.fit_key))
-    return found
+    found = {key: _read_evaluation(store, key, class_names, read_fit) for key, class_names in pairs}
+    keys = (one.fit_key for one in found.values() if isinstance(one, Evaluation))
+    return found, {key: read_fit(key)[1] for key in keys}
 
 
-def _read_evaluation(store: Store, key: str, class_names: Sequence[str]) -> Evaluation | str:
+def _read_evaluation(
+    store: Store, key: str, class_names: Sequence[str], read_fit: Callable[[str], tuple[dict[str, Any], Provenance]]
+) -> Evaluation | str:
     files = store.files("evaluation", key, ["input.json", "confusion.npz"])
     if files is None:
         return f"evaluation {key[:16]} is absent or damaged"
@@ -93,29 +112,33 @@ def _read_evaluation(store: Store, key: str, class_names: Sequence[str]) -> Eval
             f"{store.folder('evaluation', key)}: confusion {confusion.shape} does not fit {classes} classes; "
             "remove it, run again"
         )
-    each = iou(confusion)
-    inputs = json.loads(files["input.json"])
-    return Evaluation(key, inputs, class_names, epochs, each, mean_iou(each), pixel_accuracy(confusion))
+    inputs, each = json.loads(files["input.json"]), iou(confusion)
+    evidence = _evidence(inputs, *read_fit(inputs["fit"]))
+    return Evaluation(
+        key, inputs["fit"], evidence, class_names, epochs, each, mean_iou(each), pixel_accuracy(confusion)
+    )
 
 
-def _read_fit(store: Store, key: str) -> Fit:
+def _read_fit(store: Store, key: str) -> tuple[dict[str, Any], Provenance]:
+    """Input and provenance of a fit; both empty when it was removed."""
     files = store.files("fit", key, ["input.json", "provenance.json"])
-    return Fit(*(json.loads(files[name]) if files else {} for name in ("input.json", "provenance.json")))
+    return (json.loads(files["input.json"]), json.loads(files["provenance.json"])) if files else ({}, {})
 
 
-def evidence_of(evaluation: Evaluation, fit: Fit) -> dict[str, str]:
-    """What the results of one cell should have in common, beside what their trials say."""
+def _evidence(evaluation: dict[str, Any], fit: dict[str, Any], made: Provenance) -> dict[str, str]:
+    """What should be common, from the inputs of an evaluation and its fit, and the fit's provenance."""
     facts = {
-        "device": fit.provenance.get("device"),
-        "torch": fit.provenance.get("torch"),
-        "package version": fit.provenance.get("version"),
-        "training data": fit.inputs.get("data", {}).get("fingerprint"),
-        "evaluation data": evaluation.inputs["data"]["fingerprint"],
-        "pretrained weights": fit.inputs.get("model", {}).get("weights_digest", "unknown"),
-        "version of fit": fit.inputs.get("version"),
-        "version of evaluation": evaluation.inputs["version"],
+        "device": made.get("device"),
+        "torch": made.get("torch"),
+        "package version": made.get("version"),
+        "training data": fit.get("data", {}).get("fingerprint"),
+        "evaluation data": evaluation["data"]["fingerprint"],
+        "pretrained weights": fit.get("model", {}).get("weights_digest", "unknown"),
+        "version of fit": fit.get("version"),
+        "version of evaluation": evaluation["version"],
     }
-    return {name: "unknown" if value is None else str(value) for name, value in facts.items()}
+    # The same few texts a thousand times are one object each, which travels between processes once.
+    return {name: sys.intern("unknown" if value is None else str(value)) for name, value in facts.items()}
 
 
 def read_arrays(npz: bytes) -> dict[str, npt.NDArray[Any]]:

@@ -9,7 +9,7 @@ from functools import cache, partial
 from typing import Any
 
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.report.evaluations import Metric, Stored, evidence_of, read_evaluations
+from pixelpick_ray.report.evaluations import Evaluation, Metric, read_evaluations
 from pixelpick_ray.report.points import Point, merged, size_text, trials_by_point
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.keys import evaluation_size
@@ -88,10 +88,9 @@ def load_results(store: Store, experiments: Sequence[Experiment]) -> Results:
     """
     together = merged(experiments)
     asked = [one for experiment in together for one in _asked(store, experiment)]
-    stored = read_evaluations(store, {key: one.class_names for one in asked for key in one.evaluation_keys.values()})
-    found = {key: one for key, one in stored.items() if not isinstance(one, str)}
-    evidence = {key: evidence_of(evaluation, fit) for key, (evaluation, fit) in found.items()}
-    fits = {evaluation.fit_key: fit.provenance for evaluation, fit in found.values()}
+    wanted = {key: one.class_names for one in asked for key in one.evaluation_keys.values()}
+    stored, fits = read_evaluations(store, wanted)
+    evidence = {key: dict(one.evidence) for key, one in stored.items() if isinstance(one, Evaluation)}
     return Results(
         experiments=together,
         trials={one.point: one.trial for one in asked},
@@ -195,7 +194,7 @@ def _share(trial: Trial, record: Any) -> float | None:
     return trial.budget / (size[0] * size[1]) if size else None
 
 
-def _missing(store: Store, one: _Asked, stored: Mapping[str, Stored]) -> Iterator[Missing]:
+def _missing(store: Store, one: _Asked, stored: Mapping[str, Evaluation | str]) -> Iterator[Missing]:
     """The splits of a trial that it was not measured on, and why."""
     for split in dict.fromkeys(measurement.split for measurement in one.measurements):
         key = one.evaluation_keys.get(split)
@@ -209,16 +208,15 @@ def _failure(store: Store, trial: Trial) -> str:
     return f"failed: {error}" if error else "not run yet"
 
 
-def _readings(one: _Asked, stored: Mapping[str, Stored]) -> Iterator[Reading]:
+def _readings(one: _Asked, stored: Mapping[str, Evaluation | str]) -> Iterator[Reading]:
     found = {split: stored[key] for split, key in one.evaluation_keys.items()}
     for asked in one.measurements:
         chooser = asked.checkpoint.removeprefix(BEST_ON) if asked.checkpoint.startswith(BEST_ON) else asked.split
         read, chosen = found.get(asked.split, ""), found.get(chooser, "")
         if not isinstance(read, str) and not isinstance(chosen, str):
-            epoch = chosen[0].last_epoch if asked.checkpoint == LAST else chosen[0].best_epoch
-            values = read[0].values(epoch)
+            values = read.values(chosen.last_epoch if asked.checkpoint == LAST else chosen.best_epoch)
             if values is not None:
-                yield Reading(asked, read[0].fit_key, read[0].key, values)
+                yield Reading(asked, read.fit_key, read.key, values)
 
 
 def _recorded_stage(record: Any, trial: Trial) -> dict[str, Any] | None:
