@@ -43,7 +43,7 @@ def overlap_table(store: Store, chains: Sequence[Chain]) -> Table | None:
     rows = []
     for lines in by_setting.values():
         where = tuple(column[next(iter(lines))] for column in columns.values())
-        rows += [(*where, *row) for row in _rows(_points(lines), texts)]
+        rows += [(*where, *row) for row in _rows(_trees(lines), texts)]
     if not rows:
         return None
     caption = (
@@ -55,7 +55,7 @@ def overlap_table(store: Store, chains: Sequence[Chain]) -> Table | None:
     return Table(caption, header, tuple(rows), "l" * (len(columns) + 3) + "rrr")
 
 
-def _rows(lines: dict[Line, dict[int, Points]], texts: dict[Line, str]) -> list[tuple[str, ...]]:
+def _rows(lines: dict[Line, dict[int, cKDTree]], texts: dict[Line, str]) -> list[tuple[str, ...]]:
     rows = []
     for (one, ours), (other, theirs) in combinations(lines.items(), 2):
         pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
@@ -66,16 +66,18 @@ def _rows(lines: dict[Line, dict[int, Points]], texts: dict[Line, str]) -> list[
     return [row for row in rows if row[-1] != "0"]
 
 
-def _shares(pairs: Sequence[tuple[Points, Points]]) -> tuple[str, str, str]:
-    both = [*pairs, *((other, one) for one, other in pairs)]
-    near, same = (100 * mean([_share(*pair, beyond) for pair in both]) for beyond in (_BEYOND_NEAR, _BEYOND_SAME))
+def _shares(pairs: Sequence[tuple[cKDTree, cKDTree]]) -> tuple[str, str, str]:
+    distances = [_distances(*pair) for one, other in pairs for pair in ((one, other), (other, one))]
+    near, same = (
+        100 * mean([float((own < beyond).mean()) for own in distances]) for beyond in (_BEYOND_NEAR, _BEYOND_SAME)
+    )
     return f"{near:.1f}", f"{same:.2f}", str(len(pairs))
 
 
-def _share(points: Points, others: Points, beyond: float) -> float:
-    """Share of points (N, 3) with one of the others nearer than `beyond`."""
-    distances, _ = cKDTree(others).query(points, distance_upper_bound=beyond)
-    return float(np.isfinite(distances).mean())
+def _distances(points: cKDTree, others: cKDTree) -> npt.NDArray[np.float64]:
+    """Distance (N,) of each point to the nearest of the others, infinite where none is near."""
+    nearest: npt.NDArray[np.float64] = others.query(points.data, distance_upper_bound=_BEYOND_NEAR)[0]
+    return nearest
 
 
 def _asked(store: Store, chain: Chain) -> Asked:
@@ -89,14 +91,14 @@ def _asked(store: Store, chain: Chain) -> Asked:
     return tuple(asked)
 
 
-def _points(lines: dict[Line, dict[int, Asked]]) -> dict[Line, dict[int, Points]]:
+def _trees(lines: dict[Line, dict[int, Asked]]) -> dict[Line, dict[int, cKDTree]]:
     """The pixels of all chains of a setting on the same few images; a chain without any there is left out."""
     chains = [asked for seeds in lines.values() for asked in seeds.values()]
     names = sorted({name for asked in chains for pixels in asked for name in pixels.names})
     shown = np.unique(np.linspace(0, len(names) - 1, num=IMAGES, dtype=int)).tolist() if names else []
     numbers = {names[at]: number for number, at in enumerate(shown)}
     points = {line: {seed: _numbered(asked, numbers) for seed, asked in seeds.items()} for line, seeds in lines.items()}
-    return {line: {seed: own for seed, own in seeds.items() if len(own)} for line, seeds in points.items()}
+    return {line: {seed: cKDTree(own) for seed, own in seeds.items() if len(own)} for line, seeds in points.items()}
 
 
 def _numbered(asked: Asked, numbers: dict[str, int]) -> Points:
