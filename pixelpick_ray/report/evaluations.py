@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from pixelpick_ray.active.metrics import Floats, iou, mean_iou, pixel_accuracy
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.spec.execution import local_cpus
 from pixelpick_ray.store import Store
 
 # A metric and, where it is of one class, the class.
@@ -67,16 +66,16 @@ Provenance = dict[str, Any]
 
 
 def read_evaluations(
-    store: Store, wanted: Mapping[str, Sequence[str]]
+    store: Store, wanted: Mapping[str, Sequence[str]], *, processes: int
 ) -> tuple[dict[str, Evaluation | str], dict[str, Provenance]]:
     """Evaluations by their keys, or why they cannot be read, and the provenance of their fits, empty for removed ones:
     the numbers remain valid.
 
-    `wanted` has the class names of each. Many are read by several processes where the system can fork them. StoreError
-    for an evaluation of other classes.
+    `wanted` has the class names of each. Many are read by several processes, at most `processes`, where the system can
+    fork them. StoreError for an evaluation of other classes.
     """
     read, pairs = partial(_read_part, store), list(wanted.items())
-    processes = min(local_cpus(), len(pairs) // READ_ALONE)
+    processes = min(processes, len(pairs) // READ_ALONE)
     if processes < 2 or "fork" not in get_all_start_methods():
         return read(pairs)
     size = 1 + len(pairs) // (4 * processes)
@@ -151,8 +150,7 @@ def read_arrays(npz: bytes) -> dict[str, npt.NDArray[Any]]:
 
 
 def _array(npy: bytes) -> npt.NDArray[Any]:
-    field = slice(8, 10) if npy[6] == 1 else slice(8, 12)  # of the header's length, by the format's version
-    start = field.stop + int.from_bytes(npy[field], "little")
+    start = 10 + int.from_bytes(npy[8:10], "little")  # version 1: numpy reads no longer header either, unless told to
     shape, fortran_order, dtype = _header(npy[:start])
     array = np.frombuffer(npy, dtype=dtype, offset=start)
     return array.reshape(shape, order="F" if fortran_order else "C")
@@ -161,9 +159,9 @@ def _array(npy: bytes) -> npt.NDArray[Any]:
 @lru_cache(maxsize=256)
 def _header(text: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     file = io.BytesIO(text)
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read(file)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array of another version than 1")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.hasobject:
         raise ValueError("an array of objects")
     return shape, fortran_order, dtype

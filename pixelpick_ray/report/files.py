@@ -50,6 +50,7 @@ from pixelpick_ray.report.tables import (
 )
 from pixelpick_ray.report.thresholds import threshold_table
 from pixelpick_ray.report.verdicts import verdicts
+from pixelpick_ray.spec.execution import local_cpus
 from pixelpick_ray.spec.experiment import Experiment, dump_experiment
 from pixelpick_ray.store import Store
 
@@ -78,7 +79,7 @@ def write_report(
     experiments cannot be told apart or the cost model does not fit them; StoreError for a record that contradicts its
     trial.
     """
-    results = load_results(store, experiments)
+    results = load_results(store, experiments, processes=local_cpus())
     contents = _contents(store, results, cost_model, picture_settings)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -81,15 +81,16 @@ class Results:
         return next(one.evaluate for one in self.experiments if one.name == experiment)
 
 
-def load_results(store: Store, experiments: Sequence[Experiment]) -> Results:
-    """Read what the experiments ask for.
+def load_results(store: Store, experiments: Sequence[Experiment], *, processes: int = 1) -> Results:
+    """Read what the experiments ask for; more than one of `processes` only where nothing else runs that a fork would
+    break, such as Ray.
 
     SpecError when different experiments have one name, StoreError for a record that contradicts its trial.
     """
     together = merged(experiments)
     asked = [one for experiment in together for one in _asked(store, experiment)]
     wanted = {key: one.class_names for one in asked for key in one.evaluation_keys.values()}
-    stored, fits = read_evaluations(store, wanted)
+    stored, fits = read_evaluations(store, wanted, processes=processes)
     evidence = {key: dict(one.evidence) for key, one in stored.items() if isinstance(one, Evaluation)}
     return Results(
         experiments=together,
