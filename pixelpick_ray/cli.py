@@ -192,7 +192,9 @@ def report(
     ] = None,
     pictures: Annotated[
         int,
-        typer.Option("--pictures", min=0, help="Settings shown with pictures of the data set; 0 leaves them out."),
+        typer.Option(
+            "--pictures", min=0, metavar="N", help="Settings shown with pictures of the data set; 0 leaves them out."
+        ),
     ] = 3,
     explain: Annotated[
         str | None,
