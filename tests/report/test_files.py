@@ -163,3 +163,29 @@ def test_reporting_imports_neither_torch_nor_ray() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split(" ", 1)[1].strip() == "[]"
     assert int(done.stdout.split()[0]) >= 11
+
+
+SPARSE = {
+    "one seed": ("grid=[{acquire.strategy: [margin, random], seed: [0], budget: [10, 20]}]", "one seed allows no test"),
+    "one budget": (
+        "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [20]}]",
+        "By mIoU at 20 pixels per image",
+    ),
+    "a failed chain": (GRID, "failed: RunError: out of memory"),
+    "a class that does not occur": (GRID, "<td>car</td>"),
+}
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_sparse_results_give_a_sensible_page(study: Study, tmp_path: Path, kind: str) -> None:
+    grid, told = SPARSE[kind]
+    spec = experiment(grid)
+    failed = next(trial for trial in spec.trials() if trial.acquire.strategy == "random")
+    counts = [[60, 10, 0], [20, 60, 0], [0, 0, 0]] if "class" in kind else [[60, 10], [20, 60]]
+    study.fill(spec, lambda trial: None if "failed" in kind and trial.chain_id == failed.chain_id else counts)
+    (study.store.path / "attempts" / failed.chain_id).mkdir(parents=True)
+    (study.store.path / "attempts" / failed.chain_id / "1.txt").write_text("Traceback\nRunError: out of memory\n")
+    write_report(study.store, [spec], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert told in page
+    assert not re.search(r"[^a-z]nan[^a-z]", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL).lower())
