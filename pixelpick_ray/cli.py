@@ -220,7 +220,9 @@ def report(
         summary = write_report(Store(store), given, out, cost_model=cost_model, picture_settings=pictures)
     for one in planned:
         print(f"{one.experiment.name}: {one.sharing}")
-    if summary.missing:
+    if len({one.point for one in summary.missing}) == summary.num_trials:
+        print(f"nothing of it is stored in {store}; give the folder of the results with --store DIR, or run it first")
+    elif summary.missing:
         print(f"missing: {len(summary.missing)} results, listed in the report")
     print(f"written to {out}: {', '.join(path.name for path in summary.files)}")
 

@@ -46,6 +46,13 @@ def test_labels_are_priced_and_pictures_are_as_many_as_asked_for(place: Path) ->
     assert "| margin | 20 | 80 | 2 | 40 |" in (place / "with" / "table.md").read_text(encoding="utf-8")
 
 
+def test_a_store_without_the_experiment_is_pointed_out(place: Path) -> None:
+    outcome = launch(place, "report", "tiny.yaml", "--store", "elsewhere", "--out", "nothing")
+    assert outcome.status == 0
+    assert "nothing of it is stored in elsewhere; give the folder of the results with --store DIR" in outcome.out
+    assert "missing 0/1" in (place / "nothing" / "table.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

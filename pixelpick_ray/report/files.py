@@ -85,6 +85,8 @@ def write_report(
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             (out / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        for name in _NOT_ALWAYS - contents.keys():
+            (out / name).unlink(missing_ok=True)  # of an earlier report: beside this one it would mislead
     except OSError as error:
         raise SpecError(f"--out {out}: cannot be written ({error}); give a folder that you may write to") from error
     return ReportSummary(tuple(out / name for name in contents), len(results.trials), results.missing)
@@ -169,6 +171,9 @@ def _forms(found: _Findings) -> dict[str, Table | None]:
         "_wide": wide_table(found.results, found.cells, strong=strong),
         "_transposed": transposed_table(found.results, found.cells, strong=strong),
     }
+
+
+_NOT_ALWAYS = {"table_wide.tex", "table_transposed.tex", "table_classes.tex"}
 
 
 def _latex_files(found: _Findings) -> dict[str, str]:

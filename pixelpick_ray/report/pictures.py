@@ -36,11 +36,6 @@ LINES = 6  # of a setting, shown at most
 RIGHT, WRONG, VOID = (224, 224, 224), (213, 94, 0), (128, 128, 128)
 
 
-def training_description(store: Store, chain: Chain) -> Description | None:
-    """What is stored of the images that a chain trains on."""
-    return read_description(store, chain.record.get("descriptions", {}).get("training"))
-
-
 class _Album:
     """The pictures of a page: one that is shown again refers to where it is shown first."""
 
@@ -86,7 +81,7 @@ class _Asked:
 
 def _picks_sheet(store: Store, lines: Mapping[Line, Chain], album: _Album) -> Pictures | None:
     chain = next(iter(lines.values()))
-    description = training_description(store, chain)
+    description = read_description(store, chain.record.get("descriptions", {}).get("training"))
     asked = {line: _stages(store, one) for line, one in lines.items()}
     if description is None or not any(asked.values()):
         return None

@@ -64,6 +64,14 @@ def test_only_the_page_depends_on_how_long_it_took(study: Study, spec: Experimen
     assert b"2.5" in second["index.html"]  # hours of a fit
 
 
+def test_no_table_of_an_earlier_report_stays(study: Study, spec: Experiment, tmp_path: Path) -> None:
+    write_report(study.store, [spec], tmp_path / "out")
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    summary = write_report(Store(tmp_path / "none"), [spec], tmp_path / "out")
+    assert set(contents(tmp_path / "out")) == {path.name for path in summary.files} | {"mine.txt"}
+    assert "table_classes.tex" not in contents(tmp_path / "out")
+
+
 def test_an_empty_store_is_reported_as_missing(tmp_path: Path) -> None:
     summary = write_report(Store(tmp_path / "none"), [experiment()], tmp_path / "out")
     assert len(summary.missing) == 6
