@@ -20,7 +20,8 @@ from pixelpick_ray.data.datasets import Dataset, open_dataset, training_split
 from pixelpick_ray.data.description import write_description, write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.weights import weights_digest
-from pixelpick_ray.engine.fit import Epoch, FitJob, TrainingData, fit
+from pixelpick_ray.engine.batches import FitJob, TrainingData
+from pixelpick_ray.engine.fit import Epoch, fit
 from pixelpick_ray.engine.provenance import provenance_of
 from pixelpick_ray.engine.score import Query, evaluate, pick, pick_initial
 from pixelpick_ray.engine.world import World
@@ -300,7 +301,9 @@ class Stage:
     def _train(self, missing: list[str]) -> None:
         """Train, evaluate the missing splits on the way, and publish."""
         steps, trial = self.steps, self.steps.trial
-        job = FitJob(trial.model, trial.train, trial.seed, self.number, steps.data, self.labels, steps.place.data_path)
+        job = FitJob(
+            trial.model, trial.training, trial.seed, self.number, steps.data, self.labels, steps.place.data_path
+        )
         losses: list[float] = []
         found: dict[str, dict[int, Any]] = {split: {} for split in missing}
         start = time.perf_counter()

@@ -160,7 +160,7 @@ def _check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> N
 
 def _chain(trial: Trial, key: str, budgets: list[int | str]) -> Chain:
     dataset, oracle = trial.dataset.as_input(), trial.oracle.as_input()
-    network = [dataset, trial.model.as_input(), trial.train.as_input(), trial.seed]
+    network = [dataset, trial.model.as_input(), trial.training.as_input(), trial.seed]
     if trial.budget == "full":
         return Chain(trial, key, ("full",), (digest([network, "full"]),), ())
     acquire = trial.acquire.as_input()

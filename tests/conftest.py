@@ -11,6 +11,18 @@ from PIL import Image
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("default")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in items:
+                if item.get_closest_marker("gpu"):
+                    item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 # The experiment file of the interface, with the default colour jitter and blur.
 CAMVID_YAML = """\
 name: camvid-mobilenet

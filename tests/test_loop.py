@@ -15,7 +15,8 @@ from torch import nn
 import pixelpick_ray.loop
 import pixelpick_ray.store
 from pixelpick_ray.data import datasets
-from pixelpick_ray.engine.fit import Epoch, FitJob, fit
+from pixelpick_ray.engine.batches import FitJob
+from pixelpick_ray.engine.fit import Epoch, fit
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.loop import Event, Workplace, run_chain
 from pixelpick_ray.spec.experiment import Experiment

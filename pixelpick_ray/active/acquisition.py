@@ -21,20 +21,34 @@ if TYPE_CHECKING:  # so that planning, which only needs the names, does not impo
 
 
 def margin(logits: Tensor) -> Tensor:
-    """Minus the difference of the two largest class probabilities, in -1..0."""
-    best = logits.softmax(dim=1).topk(2, dim=1).values
-    return best[:, 1] - best[:, 0]
+    """Minus the difference of the two largest class probabilities, in -1..0; of one class alone -1."""
+    others = _below_best(logits)
+    runner_up = others.amax(dim=1)
+    return runner_up.expm1_().div_(others.exp_().sum(dim=1).add_(1.0))
 
 
 def least_confidence(logits: Tensor) -> Tensor:
     """One minus the largest class probability, in 0..1."""
-    return 1.0 - logits.softmax(dim=1).amax(dim=1)
+    rest = _below_best(logits).exp_().sum(dim=1)
+    return rest / (rest + 1.0)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the class probabilities in nats, in 0..ln C; from log-probabilities, so that 0 log 0 is 0."""
-    log_probabilities = _finite(logits.log_softmax(dim=1))
-    return -(log_probabilities.exp() * log_probabilities).sum(dim=1)
+    """Entropy of the class probabilities in nats, in 0..ln C."""
+    others = _finite(_below_best(logits))
+    powers = others.exp()
+    rest = powers.sum(dim=1)
+    return rest.log1p() - powers.mul_(others).sum(dim=1).div_(rest + 1.0)
+
+
+def _below_best(logits: Tensor) -> Tensor:
+    """How far each class is below the best one (N, C, H, W); the best itself, the first of equal ones, is at -inf.
+
+    So with ``rest``, the sum of the exponentials, the best class has probability 1 / (1 + rest): no score has to tell a
+    small rest from 1. No number where a largest logit is none or infinite.
+    """
+    best = logits.max(dim=1, keepdim=True)
+    return (logits - best.values).scatter_(1, best.indices, best.values * 0.0 - float("inf"))
 
 
 def bald(passes: Iterable[Tensor]) -> Tensor:
@@ -54,13 +68,14 @@ def soft_vote(score: Score, passes: Iterable[Tensor]) -> Tensor:
 
 def hard_vote(score: Score, passes: Iterable[Tensor]) -> Tensor:
     """The score of the shares of passes that vote for each class; of entropy, vote entropy (Dagan, Engelson 1995)."""
-    votes: Tensor | float = 0.0
-    count = 0
+    votes: Tensor | None = None
     for logits in passes:
-        vote = logits.new_zeros(logits.shape).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
-        votes = vote.masked_fill_(~logits.isfinite(), float("nan")) + votes  # what is no number wins no vote silently
-        count += 1
-    return score(_finite((votes / logits.new_tensor(count)).log()))
+        best = logits.max(dim=1, keepdim=True)
+        votes = logits.new_zeros(logits.shape) if votes is None else votes
+        votes.scatter_add_(1, best.indices, best.values * 0.0 + 1.0)  # what is no number wins no vote silently
+    if votes is None:
+        raise AssertionError("no pass was made")
+    return score(_finite(votes.log()))
 
 
 class MeanPrediction:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pixelpick_ray.data.labels import LabelledPixels
 
@@ -18,23 +19,25 @@ def query_statistics(
     mean Euclidean distance between two new pixels of the image, in pixels (None: no image has two);
     ``border_distance``: mean distance to a border of classes in pixels (`data/borders.py`), as given.
     """
-    spreads, distinct = [], []
-    for name in pixels.names:
-        at = pixels.of_image(name)
-        distinct.append(len(np.unique(pixels.label[at])))
-        if (count := at.stop - at.start) > 1:
-            place = np.stack([pixels.y[at], pixels.x[at]], axis=1).astype(np.float64)
-            distance = np.sqrt(((place[:, None] - place[None]) ** 2).sum(axis=2))
-            spreads.append(math.fsum(distance.ravel()) / (count * (count - 1)))
+    counts = np.bincount(pixels.image, minlength=len(pixels.names))
+    answers = np.unique(pixels.image.astype(np.int64) * num_classes + pixels.label)
+    places = np.split(np.stack([pixels.y, pixels.x], axis=1).astype(np.float64), np.cumsum(counts)[:-1])
     return {
         "pixels": len(pixels),
         "images": len(pixels.names),
         "class_counts": np.bincount(pixels.label, minlength=num_classes).tolist(),
         "entropy": None if entropies is None else _mean(entropies),
-        "distinct_classes": _mean(distinct),
-        "spread": _mean(spreads),
+        "distinct_classes": _mean(np.bincount(answers // num_classes).tolist()),
+        "spread": _mean([_mean_distance(place) for place in places if len(place) > 1]),
         "border_distance": border_distance,
     }
+
+
+def _mean_distance(places: npt.NDArray[np.float64]) -> float:
+    """Mean Euclidean distance between two of the places (k, 2)."""
+    squares = np.square(places[:, None] - places[None])
+    distances = np.sqrt(squares[..., 0] + squares[..., 1])
+    return math.fsum(distances.ravel()) / (len(places) * (len(places) - 1))
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -1,29 +1,37 @@
 """Batched augmentation on the device; labelled pixels travel as coordinates.
 
 The order is the original's: one scale for both axes, pad right and bottom and crop, flip, colour jitter, grayscale,
-blur.
-Scaling, padding, cropping and flipping are one pair of matrix products an image with antialiased triangle-filter
-weights (the
-definition of Pillow's and torchvision's antialiased bilinear resize).
+blur. Scaling, padding, cropping and flipping are one weighted sum of source rows and one of source columns, with
+antialiased triangle-filter weights (the definition of Pillow's and torchvision's antialiased bilinear resize).
+All random numbers of a batch travel to the device in one small tensor; whatever is large is computed there.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, starmap
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as colour
 
 from pixelpick_ray.spec.trial import AugmentSpec, BlurSpec, JitterSpec
 
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+CPU_IMAGES = 1  # at once: a CPU is fast on what its cache holds, a GPU on the whole batch in few kernels
+NO_CHANGE = ("", 1.0)  # in place of an operation and its factor
+NO_BLUR = 1e-3  # a deviation so small that the kernel is 1 in its middle and 0 beside it
+BLUR_REACH = 6  # deviations; what lies beyond is lost in float32
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices for one image: `top` and `left` in 0..1 of the room that the crop has."""
+    """The random choices for one image: `top` and `left` in 0..1 of the room that the crop has.
+
+    `jitter` is operations, each once at most, and their factors, in their order.
+    """
 
     scale: float = 1.0
     top: float = 0.0
@@ -108,67 +116,160 @@ def augment(
 ) -> Tensor:
     """(N, 3, H, W) floats in 0..1, smaller images padded right and bottom, to (N, 3, crop height, crop width) in 0..1.
 
-    `fill` (3,) is the colour outside the image.
+    `fill` (3,) is the colour outside the image. The result is on the images' device; the host does not wait for it.
     """
-    images = _place(images, geometries, fill)
-    for index, choice in enumerate(draws):
-        image = images[index]
-        for operation, factor in choice.jitter:
-            image = getattr(colour, f"adjust_{operation}")(image, factor)
-        if choice.grayscale:
-            image = colour.rgb_to_grayscale(image, num_output_channels=3)
-        images[index] = image
-    if spec is not None and spec.blur is not None:
-        images = _blur(images, draws, spec.blur)
-    return images
-
-
-def _place(images: Tensor, geometries: Sequence[Geometry], fill: Tensor) -> Tensor:
-    if all(g.source == g.scaled == g.crop == images.shape[2:] and not g.flip for g in geometries):
+    if not draws:
         return images.clone()
-    rows = torch.stack([_resize_weights(g, 0, images.shape[2]) for g in geometries]).to(images.device)
-    columns = torch.stack([_resize_weights(g, 1, images.shape[3]) for g in geometries]).to(images.device)
-    placed = rows.unsqueeze(1) @ images @ columns.unsqueeze(1).transpose(2, 3)
-    covered = rows.sum(dim=2)[:, None, :, None] * columns.sum(dim=2)[:, None, None, :]
-    return (placed + fill[None, :, None, None] * (1.0 - covered)).clamp_(0.0, 1.0)
+    axes, sigmas, steps = _numbers(draws, geometries, images.device)
+    at_once = CPU_IMAGES if images.device.type == "cpu" else len(draws)
+    result = images.new_empty(len(draws), 3, *geometries[0].crop)
+    for first in range(0, len(draws), at_once):
+        part = slice(first, first + at_once)
+        changed = _place(images[part], axes[part], geometries[part], fill)
+        changed = _change_colours(changed, steps[part], draws[part])
+        if spec is not None and spec.blur is not None:
+            changed = _blur(changed, sigmas[part], draws[part], spec.blur)
+        result[part] = changed
+    return result
 
 
-def _resize_weights(geometry: Geometry, axis: int, padded: int) -> Tensor:
-    """(crop, padded) weights of source pixels for the crop's pixels along one axis; rows in the padding are zero."""
-    source, scaled, crop = geometry.source[axis], geometry.scaled[axis], geometry.crop[axis]
-    target = torch.arange(crop, dtype=torch.float64) + geometry.offset[axis]
-    support = max(1.0, source / scaled)
-    distance = torch.arange(source, dtype=torch.float64)[None, :] - ((target + 0.5) * source / scaled - 0.5)[:, None]
-    weights = (1.0 - distance.abs() / support).clamp_(min=0.0)
-    weights = weights / weights.sum(dim=1, keepdim=True).clamp_(min=1e-12)
-    weights[target >= scaled] = 0.0
-    if axis == 1 and geometry.flip:
-        weights = weights.flip(0)
-    return torch.nn.functional.pad(weights, (0, padded - source)).float()
+def _numbers(
+    draws: Sequence[Draw], geometries: Sequence[Geometry], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the device needs: `_axis` numbers (N, 2, 4) and blur deviations (N, 1), float64; colour steps (N, S, 5)."""
+    numbers = np.asarray(
+        [
+            [*_axis(g, 0), *_axis(g, 1), choice.blur_sigma or NO_BLUR, *chain(*starmap(_colour_step, _slots(choice)))]
+            for choice, g in zip(draws, geometries, strict=True)
+        ]
+    )
+    there = torch.from_numpy(numbers)
+    if device.type == "cuda":
+        there = there.pin_memory()
+    there = there.to(device, non_blocking=True)
+    return there[:, :8].view(-1, 2, 4), there[:, 8:9], there[:, 9:].float().view(len(draws), -1, 5)
 
 
-def _blur(images: Tensor, draws: Sequence[Draw], spec: BlurSpec) -> Tensor:
-    blurred = [index for index, choice in enumerate(draws) if choice.blur_sigma is not None]
-    if not blurred:
-        return images
-    height, width = images.shape[2:]
-    kernel_size = int(spec.kernel_fraction * min(height, width) // 2 * 2 + 1)
-    sigmas = [draws[index].blur_sigma or 0.0 for index in blurred]
-    rows = torch.stack([blur_weights(height, sigma, kernel_size) for sigma in sigmas]).to(images.device)
-    columns = torch.stack([blur_weights(width, sigma, kernel_size) for sigma in sigmas]).to(images.device)
-    images[blurred] = rows.unsqueeze(1) @ images[blurred] @ columns.unsqueeze(1).transpose(2, 3)
+def _axis(geometry: Geometry, axis: int) -> tuple[float, ...]:
+    """Of one axis, in source pixels: the first crop pixel's centre, the step to the next, the filter's support and the
+    last pixel.
+    """
+    step = geometry.source[axis] / geometry.scaled[axis]
+    flip = geometry.flip and axis == 1
+    first = geometry.offset[axis] + (geometry.crop[axis] - 1 if flip else 0)
+    return (first + 0.5) * step - 0.5, -step if flip else step, max(1.0, step), geometry.source[axis] - 1.0
+
+
+def _place(images: Tensor, axes: Tensor, geometries: Sequence[Geometry], fill: Tensor) -> Tensor:
+    """Images as the geometries say, with `fill` where they do not reach."""
+    if all(g.source == g.scaled == g.crop == images.shape[2:] and not g.flip for g in geometries):
+        return images.clone(memory_format=torch.contiguous_format)
+    height, width = geometries[0].crop
+    widest = max(1.0, *(source / scaled for g in geometries for source, scaled in zip(g.source, g.scaled, strict=True)))
+    index, weights, inside = _filter(axes, max(height, width), math.ceil(2 * widest))
+    placed = _weighted_sums(images.permute(0, 2, 3, 1), index[:, 0, :height], weights[:, 0, :height])
+    placed = _weighted_sums(placed.permute(0, 2, 3, 1), index[:, 1, :width], weights[:, 1, :width]).permute(0, 2, 3, 1)
+    if any(scaled < side for g in geometries for scaled, side in zip(g.scaled, g.crop, strict=True)):
+        outside = ~(inside[:, 1, None, :width, None] & inside[:, 0, None, None, :height])
+        placed.addcmul_(fill[:, None, None], outside.to(fill.dtype).transpose(2, 3))
+    return placed.clamp_(0.0, 1.0)
+
+
+def _filter(axes: Tensor, length: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Source pixels and their weights (N, 2, length, taps) for the crop's pixels along both axes.
+
+    And which of these are in the image (N, 2, length); outside all weights are zero.
+    """
+    start, step, support, last = axes[..., None].unbind(2)
+    centre = torch.addcmul(start, step, torch.arange(length, dtype=axes.dtype, device=axes.device))
+    tap = (centre - support).floor_()[..., None] + torch.arange(1, taps + 1, device=axes.device)
+    index = torch.minimum(tap.clamp(min=0), last[..., None])
+    weights = (support[..., None] - (tap - centre[..., None]).abs_()).clamp_(min=0.0).mul_(index == tap)
+    inside = centre < last + 0.5
+    weights.mul_((inside / weights.sum(dim=3).clamp_(min=1e-12))[..., None])
+    return index.long(), weights.float(), inside
+
+
+def _weighted_sums(slices: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """(n, L, a, b) to (n, K, a, b): weighted sums of slices along the second dimension, by (n, K, taps)."""
+    number, length = slices.shape[:2]
+    index = index + torch.arange(0, number * length, length, device=index.device)[:, None, None]
+    # An embedding bag is this very sum in one kernel, each slice being a row of its table.
+    table = slices.reshape(number * length, -1)
+    sums = F.embedding_bag(index.flatten(0, 1), table, per_sample_weights=weights.flatten(0, 1), mode="sum")
+    return sums.view(number, -1, *slices.shape[2:])
+
+
+def _slots(choice: Draw) -> list[tuple[str, float]]:
+    """The colour changes in order, spread over eight slots. All hues are in the fourth: a batch turns them at once."""
+    changes = [*choice.jitter, *[("saturation", 0.0)] * choice.grayscale]
+    hue = next((at for at, (operation, _) in enumerate(changes) if operation == "hue"), None)
+    before, after = ([], [NO_CHANGE, *changes]) if hue is None else (changes[:hue], changes[hue:])
+    return before + [NO_CHANGE] * (3 - len(before)) + after + [NO_CHANGE] * (5 - len(after))
+
+
+def _colour_step(operation: str, factor: float) -> tuple[float, ...]:
+    """Shares of the image, of its gray and of its mean gray in the result; whether the hue turns and how far."""
+    if operation == "hue":
+        return 1.0, 0.0, 0.0, 1.0, factor
+    rest = 1.0 - factor
+    return factor, rest * (operation == "saturation"), rest * (operation == "contrast"), 0.0, 0.0
+
+
+def _change_colours(images: Tensor, steps: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """The draws' changes, slot by slot; writes to `images`."""
+    for slot, changes in enumerate(zip(*map(_slots, draws), strict=True)):
+        operations = {operation for operation, _ in changes}
+        own, gray, mean, turns, turn = steps[:, slot, :, None, None, None].unbind(1)
+        if not operations.isdisjoint({"contrast", "saturation"}):
+            grays = _grays(images, gray, mean)
+            images.mul_(own).add_(grays).clamp_(0.0, 1.0)
+        elif "brightness" in operations:
+            images.mul_(own).clamp_(0.0, 1.0)
+        if "hue" in operations:
+            turned = _turn_hue(images, turn)
+            images = turned if operations == {"hue"} else torch.where(turns > 0, turned, images)
     return images
 
 
-def blur_weights(length: int, sigma: float, kernel_size: int) -> Tensor:
-    """(length, length) matrix of a Gaussian blur along one axis, borders mirrored without repeating the edge
-    (reflect 101).
+def _grays(images: Tensor, gray_share: Tensor, mean_share: Tensor) -> Tensor:
+    """(n, 1, H, W): a share of the images' gray and one of its mean."""
+    red, green, blue = images.chunk(3, dim=1)
+    gray = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    return torch.addcmul(mean_share * gray.mean(dim=(1, 2, 3), keepdim=True), gray, gray_share)
+
+
+def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Hue in HSV moved by `turn` (n, 1, 1, 1) rounds.
+
+    Written with the distance on the colour circle: a channel is highest within a sixth of a round from its own pure
+    colour, lowest beyond two sixths, linear between.
     """
-    reach = min(kernel_size // 2, length - 1)
-    offsets = torch.arange(-reach, reach + 1)
-    kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).float()
-    source = torch.arange(length)[:, None] + offsets[None, :]
-    source = source.abs()
-    source = torch.where(source >= length, 2 * (length - 1) - source, source)
-    return torch.zeros(length, length).scatter_add_(1, source, kernel.expand(length, -1))
+    red, green, blue = images.chunk(3, dim=1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = high - low
+    sixths = (green - red).add_(blue - low).div_(chroma.clamp(min=1e-12)).add_(1.0)  # from red, either way round
+    hue = sixths.copysign_(green - blue).div_(6.0)
+    distance = hue + (turn - torch.arange(3, device=images.device)[:, None, None] / 3.0)
+    distance = (distance - distance.round()).abs_()
+    return torch.addcmul(low, chroma, torch.rsub(distance, 2.0, alpha=6.0).clamp_(0.0, 1.0))
+
+
+def _blur(images: Tensor, sigmas: Tensor, draws: Sequence[Draw], spec: BlurSpec) -> Tensor:
+    """Gaussian blur with deviations (n, 1) in pixels; borders mirrored without repeating the edge (reflect 101)."""
+    widest = max(choice.blur_sigma or 0.0 for choice in draws)
+    if widest == 0.0:
+        return images
+    kernel_size = int(spec.kernel_fraction * min(images.shape[2:]) // 2 * 2 + 1)
+    reach = min(kernel_size // 2, math.ceil(BLUR_REACH * widest))
+    offsets = torch.arange(-reach, reach + 1, device=images.device)
+    kernel = torch.exp(-0.5 * (offsets / sigmas) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).float()[:, None]
+    slices = images.permute(0, 3, 1, 2)
+    for _ in range(2):  # columns, then rows
+        length = slices.shape[1]
+        index = (torch.arange(length, device=images.device)[:, None] + offsets).abs_()
+        index = length - 1 - (length - 1 - index).abs_()
+        slices = _weighted_sums(slices, index, kernel.expand(-1, length, -1)).permute(0, 3, 2, 1)
+    return slices.permute(0, 2, 3, 1)

@@ -16,21 +16,24 @@ from pixelpick_ray.active.acquisition import MeanPrediction, entropy, needs_mode
 from pixelpick_ray.active.metrics import Counts
 from pixelpick_ray.active.oracle import answer
 from pixelpick_ray.active.queries import query_statistics
-from pixelpick_ray.active.selection import POOLS, candidate_mask, choose_initial, pool_size
-from pixelpick_ray.data.borders import border_distances, mean_distance
+from pixelpick_ray.active.selection import POOLS, candidate_masks, choose_by_chance, pool_size, require_candidates
+from pixelpick_ray.data.borders import distances_to_borders, mean_distance
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import DatasetFacts
 from pixelpick_ray.data.description import shown
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.streams import stream, stream_seed
-from pixelpick_ray.engine.fit import TrainingData, autocast, network_input, set_precision, stack_images
+from pixelpick_ray.engine.batches import TrainingData, network_input
+from pixelpick_ray.engine.images import SplitImages, moved
+from pixelpick_ray.engine.step import autocast, set_precision
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import RunError
 from pixelpick_ray.models.segmentation import stochastic, upsample
 from pixelpick_ray.spec.trial import AcquireSpec, ErringSpec, GroundTruthSpec
 
-BATCH_PIXELS = {"cpu": 4 * 360 * 480, "cuda": 16 * 360 * 480}
+BATCH_PIXELS = {"cpu": 360 * 480, "cuda": 16 * 360 * 480}  # a CPU keeps what one image needs in its caches
 LARGEST_BATCH = 16
+HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -53,22 +56,33 @@ class Query:
 def evaluate(
     model: nn.Module, prepared: PreparedSplit, facts: DatasetFacts, world: World
 ) -> tuple[Counts, dict[str, npt.NDArray[np.uint8]]]:
-    """Confusion matrix (C, C) of a whole split, on every rank, and this rank's predictions of a few images (H, W)."""
-    classes = facts.num_classes
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=world.device)
+    """Confusion matrix (C, C) of a whole split, on every rank, and this rank's predictions of a few images (H, W).
+
+    All of it stays on the device until the split is done.
+    """
+    classes, images = facts.num_classes, SplitImages.on(prepared, world.device)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
     kept = set(shown(range(len(prepared))))
     examples = {}
     for batch in predict(model, prepared, facts, range(len(prepared))[world.slice_of(len(prepared))], world):
         (logits,) = batch.passes
-        predicted = logits.argmax(dim=1)
-        truth = torch.from_numpy(np.stack([prepared.label(p) for p in batch.positions])).to(world.device, torch.int64)
-        valid = truth < classes
-        confusion += torch.bincount(truth[valid] * classes + predicted[valid], minlength=classes * classes)
-        for index, position in enumerate(batch.positions):
-            if position in kept:
-                examples[prepared.names[position]] = predicted[index].to(torch.uint8).cpu().numpy()
-    total = world.sum_(confusion).view(classes, classes)
-    return total.cpu().numpy(), examples
+        predicted = logits.max(dim=1).indices  # on a CPU twice as fast as argmax
+        confusion += confusion_counts(images.labels(batch.positions), predicted, classes)
+        for index in (index for index, position in enumerate(batch.positions) if position in kept):
+            examples[prepared.names[batch.positions[index]]] = predicted[index].to(torch.uint8)
+    pictures = {name: picture.cpu().numpy() for name, picture in examples.items()}
+    return world.sum_(confusion).cpu().numpy(), pictures
+
+
+def confusion_counts(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """(C, C) int64 counts of pixels by label and prediction; labels from `classes` on are void and do not count."""
+    void = classes * classes
+    cells = truth.int().mul_(classes).add_(predicted).masked_fill_(truth >= classes, void).flatten()
+    if cells.device.type == "cuda":  # there bincount waits for the largest value; integers are counted exactly
+        counts = torch.histc(cells, bins=void + 1, min=0, max=void + 1)
+    else:
+        counts = torch.bincount(cells, minlength=void + 1)
+    return counts[:void].view(classes, classes).long()
 
 
 def predict(
@@ -88,13 +102,13 @@ def predict(
     """
     model.eval()
     set_precision(precision)
+    split = SplitImages.on(prepared, world.device)
     ordered = sorted(positions, key=prepared.shape)  # stable: images of one size stay in order
     for (height, width), group in groupby(ordered, key=prepared.shape):
         members = list(group)
         size = max(1, min(LARGEST_BATCH, BATCH_PIXELS[world.device.type] // (height * width)))
         for batch in (members[start : start + size] for start in range(0, len(members), size)):
-            raw = stack_images([prepared.image(position) for position in batch], (height, width))
-            images = network_input(raw.to(world.device).float().div_(255), facts)
+            images = network_input(split.images(batch).float().div_(255), facts)
             generators = [[draw(position) for position in batch] for draw in passes] if passes else [None]
             yield Predicted(batch, _passes(model, images, (height, width), precision, generators))
 
@@ -110,27 +124,39 @@ def _passes(
     for one in generators:
         with stochastic(model, one) if one else nullcontext(), autocast(precision, images.device):
             coarse = model(images)
-        yield upsample(coarse.float(), frame)[:, :, : size[0], : size[1]]
-
-
-def pick_initial(data: TrainingData, num_pixels: int, oracle: GroundTruthSpec | ErringSpec, *, seed: int) -> Query:
-    """The first pixels of every training image, uniform over those that are not void, with their labels."""
-    picked = []
-    for position, name in zip(data.positions, data.names, strict=True):
-        label = data.prepared.label(int(position))
-        candidates = candidate_mask(label, data.facts.void_index, np.zeros(0, dtype=np.int64))
-        rng = stream(seed, "initial", name)
-        picked.append(Picked(int(position), choose_initial(candidates, num_pixels, image=name, rng=rng), None))
-    return _answered(picked, data, oracle, seed=seed, stage=0)
+        planes = coarse.float().contiguous()  # class by class: scores go through full-size planes
+        yield upsample(planes, frame)[:, :, : size[0], : size[1]]
 
 
 @dataclass(frozen=True)
 class Picked:
-    """Flat indices picked in an image, and the entropy of the prediction there where the network was asked."""
+    """Flat indices (k,) picked in an image, their distances to a border of classes, and the entropies of the prediction
+    there where the network was asked.
+    """
 
     position: int
     indices: npt.NDArray[np.int64]
-    entropies: list[float] | None
+    distances: npt.NDArray[np.float64]
+    entropies: npt.NDArray[np.float32] | None = None
+
+
+def pick_initial(data: TrainingData, num_pixels: int, oracle: GroundTruthSpec | ErringSpec, *, seed: int) -> Query:
+    """The first pixels of every training image, uniform over those that are not void, with their labels."""
+    none = np.zeros(0, dtype=np.int64)
+    picked = [
+        _pick_by_chance(data, int(position), none, num_pixels, stream(seed, "initial", name))
+        for position, name in zip(data.positions, data.names, strict=True)
+    ]
+    return _answered(picked, data, oracle, seed=seed, stage=0)
+
+
+def _pick_by_chance(
+    data: TrainingData, position: int, taken: npt.NDArray[np.int64], num_pixels: int, rng: np.random.Generator
+) -> Picked:
+    labels = SplitImages.on(data.prepared, HOST).labels([position])
+    candidates = candidate_masks(labels, data.facts.void_index, torch.from_numpy(taken))[0].numpy()
+    chosen = choose_by_chance(candidates, num_pixels, image=data.prepared.names[position], rng=rng)
+    return Picked(position, chosen, distances_to_borders(labels, torch.from_numpy(chosen)[None])[0].numpy())
 
 
 @torch.inference_mode()
@@ -148,80 +174,99 @@ def pick(
     """The next pixels of every training image, labelled; the whole result on the first rank.
 
     `model` may be None for a strategy that does not score with it. The pool of an image is its best-scored candidates,
-    of which the picks are drawn by chance, or the other way round. Only their coordinates leave the device. RunError
-    when a score is no number.
+    of which the picks are drawn by chance, or the other way round. Only what is known of the picks leaves the device,
+    after the last batch. DataError when an image has too few candidates, RunError when a score is no number.
     """
-    positions = [int(position) for position in data.positions]
-    mine = positions[world.slice_of(len(positions))]
-    scored = _scores(model, data, mine, acquire, world, seed=seed, stage=stage)
-    picked = [_pick_in_image(one, data, labels, acquire, seed=seed, stage=stage) for one in scored]
+    names, positions = data.prepared.names, [int(position) for position in data.positions]
+    labelled = dict(zip(labels.names, np.bincount(labels.image, minlength=len(labels.names)).tolist(), strict=True))
+    for position in positions:
+        available = int(data.prepared.candidates[position]) - labelled.get(names[position], 0)
+        require_candidates(available, acquire.pixels_per_stage, image=names[position])
+    mine, count = positions[world.slice_of(len(positions))], acquire.pixels_per_stage
+    if model is None or not needs_model(acquire.strategy):
+        picked = [
+            _pick_by_chance(data, p, _taken(data, labels, p), count, stream(seed, "pick", stage, names[p]))
+            for p in mine
+        ]
+    else:
+        picked = _Asking(data, labels, acquire, world, seed, stage).best(model, mine)
     everyone = [item for part in world.gather(picked) for item in part]
     return _answered(everyone, data, oracle, seed=seed, stage=stage + 1)
 
 
+def _taken(data: TrainingData, labels: LabelledPixels, position: int) -> npt.NDArray[np.int64]:
+    """Flat indices of the labelled pixels of an image; none is void."""
+    at = labels.of_image(data.prepared.names[position])
+    return labels.y[at].astype(np.int64) * data.prepared.shape(position)[1] + labels.x[at]
+
+
 @dataclass(frozen=True)
-class _Scored:
-    """(H, W) scores of an image, and its (C, H, W) logits of the mean prediction where the network was asked."""
+class _Asking:
+    """The picks of a stage by a network's scores; `labels` are those that there are already."""
 
-    position: int
-    scores: Tensor
-    logits: Tensor | None
+    data: TrainingData
+    labels: LabelledPixels
+    acquire: AcquireSpec
+    world: World
+    seed: int
+    stage: int
 
+    def best(self, model: nn.Module, positions: list[int]) -> list[Picked]:
+        """The picks in these images, image by image. RunError names the first image with a score that is no number."""
+        prepared, facts, acquire = self.data.prepared, self.data.facts, self.acquire
+        passes = range(acquire.stochastic.passes if acquire.stochastic else 0)
+        draws = [partial(self._generator, number) for number in passes]
+        images = SplitImages.on(prepared, self.world.device)
+        done, chosen = list[int](), list[tuple[Tensor, ...]]()
+        for batch in predict(model, prepared, facts, positions, self.world, precision=acquire.precision, passes=draws):
+            done += batch.positions
+            chosen.append(self._choose(batch, images.labels(batch.positions)))
+        if not done:
+            return []
+        finite, *columns = (torch.cat(column).cpu().numpy() for column in zip(*chosen, strict=True))
+        if not finite.all():
+            name = prepared.names[done[int(finite.argmin())]]
+            raise RunError(
+                f"image {name}: the {acquire.strategy} score is not finite after stage {self.stage}; "
+                "is the training stable?"
+            )
+        return [Picked(position, *parts) for position, *parts in zip(done, *columns, strict=True)]
 
-def _scores(
-    model: nn.Module | None,
-    data: TrainingData,
-    positions: list[int],
-    acquire: AcquireSpec,
-    world: World,
-    *,
-    seed: int,
-    stage: int,
-) -> Iterator[_Scored]:
-    names = data.prepared.names
-    if model is None or not needs_model(acquire.strategy):
-        for position in positions:
-            rng = stream(seed, "random", stage, names[position])
-            yield _Scored(position, torch.from_numpy(rng.random(data.prepared.shape(position), dtype=np.float32)), None)
-        return
+    def _generator(self, number: int, position: int) -> torch.Generator:
+        purpose = stream_seed(self.seed, "mc_dropout", self.stage, self.data.prepared.names[position], number)
+        return torch.Generator(device=self.world.device).manual_seed(purpose)
 
-    def generator(number: int, position: int) -> torch.Generator:
-        purpose = stream_seed(seed, "mc_dropout", stage, names[position], number)
-        return torch.Generator(device=world.device).manual_seed(purpose)
+    def _choose(self, batch: Predicted, truth: Tensor) -> tuple[Tensor, ...]:
+        """On the device: (n,) whether all scores are numbers; (n, k) indices, distances to borders and entropies.
 
-    passes = [partial(generator, number) for number in range(acquire.stochastic.passes)] if acquire.stochastic else None
-    for batch in predict(
-        model, data.prepared, data.facts, positions, world, precision=acquire.precision, passes=passes
-    ):
+        `truth` are the label maps (n, H, W).
+        """
         mean = MeanPrediction(batch.passes)
-        for position, *parts in zip(batch.positions, score_passes(acquire, mean), mean.logits(), strict=True):
-            yield _Scored(position, *parts)
+        scores = score_passes(self.acquire, mean).flatten(1)
+        finite = scores.sum(dim=1, dtype=torch.float64).isfinite()  # float32 cannot add up to infinity there
+        (height, width), count = truth.shape[1:], self.acquire.pixels_per_stage
+        pool = pool_size(height, width, self.acquire.pool_fraction, count)
+        candidates, seeds = self._candidates(batch.positions, truth), self._seeds(batch.positions)
+        indices = POOLS[self.acquire.pool](scores, candidates, seeds, count, pool)
+        return finite, indices, distances_to_borders(truth, indices), entropies_at(mean.logits(), indices)
+
+    def _candidates(self, positions: list[int], truth: Tensor) -> Tensor:
+        pixels = truth[0].numel()
+        taken = [_taken(self.data, self.labels, p) + index * pixels for index, p in enumerate(positions)]
+        there = moved(torch.from_numpy(np.concatenate(taken)), self.world.device)
+        return candidate_masks(truth, self.data.facts.void_index, there)
+
+    def _seeds(self, positions: list[int]) -> Tensor:
+        names = (self.data.prepared.names[position] for position in positions)
+        seeds = [stream_seed(self.seed, "pick", self.stage, name) for name in names]
+        return moved(torch.tensor(seeds), self.world.device)
 
 
-def _pick_in_image(
-    scored: _Scored, data: TrainingData, labels: LabelledPixels, acquire: AcquireSpec, *, seed: int, stage: int
-) -> Picked:
-    position, scores = scored.position, scored.scores
-    name, (height, width) = data.prepared.names[position], data.prepared.shape(position)
-    at = labels.of_image(name)
-    taken = labels.y[at].astype(np.int64) * width + labels.x[at]
-    candidates = candidate_mask(data.prepared.label(position), data.facts.void_index, taken)
-    if not bool(torch.isfinite(scores).all()):
-        raise RunError(
-            f"image {name}: the {acquire.strategy} score is not finite after stage {stage}; is the training stable?"
-        )
-    chosen = POOLS[acquire.pool](
-        scores.flatten(),
-        torch.from_numpy(candidates).to(scores.device),
-        acquire.pixels_per_stage,
-        pool=pool_size(height, width, acquire.pool_fraction, acquire.pixels_per_stage),
-        image=name,
-        rng=stream(seed, "pick", stage, name),
-    )
-    entropies = None
-    if scored.logits is not None:
-        entropies = entropy(scored.logits.flatten(1)[None, :, None, chosen]).flatten().tolist()
-    return Picked(position, chosen.cpu().numpy(), entropies)
+def entropies_at(logits: Tensor, indices: Tensor) -> Tensor:
+    """(n, k) entropies in nats of the prediction at flat indices (n, k), from full-size logits (n, C, H, W)."""
+    image = torch.arange(len(indices), device=indices.device)[:, None]
+    there = logits[image, :, indices // logits.shape[3], indices % logits.shape[3]]
+    return entropy(there.flatten(0, 1)[:, :, None, None]).view(indices.shape)
 
 
 def _answered(
@@ -229,28 +274,24 @@ def _answered(
 ) -> Query:
     """The oracle's answers of one stage; empty on ranks other than the first."""
     prepared, class_names = data.prepared, data.facts.class_names
-    parts = [
-        answer(
-            oracle,
-            prepared.label(one.position),
-            one.indices,
-            class_names=class_names,
-            image=prepared.names[one.position],
-            seed=seed,
-            stage=stage,
-        )
-        for one in picked
+    names = [prepared.names[one.position] for one in picked]
+    maps = [prepared.label(one.position) for one in picked]
+    said = [
+        answer(oracle, label, one.indices, class_names=class_names, image=name, seed=seed)
+        for one, name, label in zip(picked, names, maps, strict=True)
     ]
+    places = [np.divmod(one.indices, label.shape[1]) for one, label in zip(picked, maps, strict=True)]
+    none = np.zeros(0, dtype=np.int64)
     pixels = LabelledPixels.of(
-        names=[name for part in parts for name in part.names_per_pixel()],
-        y=np.concatenate([np.zeros(0, dtype=np.int32), *(part.y for part in parts)]),
-        x=np.concatenate([np.zeros(0, dtype=np.int32), *(part.x for part in parts)]),
-        label=np.concatenate([np.zeros(0, dtype=np.int32), *(part.label for part in parts)]),
+        names=np.repeat(np.asarray(names, dtype=np.str_), [len(one.indices) for one in picked]),
+        y=np.concatenate([none, *(y for y, _ in places)]),
+        x=np.concatenate([none, *(x for _, x in places)]),
+        label=np.concatenate([none, *said]),
         stage=stage,
     )
-    asked = [value for one in picked if one.entropies is not None for value in one.entropies]
-    distances = [border_distances(prepared.label(one.position), one.indices) for one in picked]
+    asked = [value for one in picked if one.entropies is not None for value in one.entropies.tolist()]
+    border_distance = mean_distance([one.distances for one in picked])
     statistics = query_statistics(
-        pixels, num_classes=len(class_names), entropies=asked or None, border_distance=mean_distance(distances)
+        pixels, num_classes=len(class_names), entropies=asked or None, border_distance=border_distance
     )
     return Query(pixels, statistics)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, he_initialise, load_pretrained
+from pixelpick_ray.models.sparse import decode_at
 from pixelpick_ray.spec.trial import ModelSpec
 
 FRAME_MULTIPLE = 8  # the published networks halve an image three times before they dilate
@@ -26,8 +27,12 @@ class SegmentationModel(Protocol):
     it on.
     """
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised images to logits (N, C, h, w), h <= H and w <= W."""
+    def __call__(self, images: Tensor, points: Tensor | None = None) -> Tensor:
+        """(N, 3, H, W) normalised images to logits (N, C, h, w), h <= H and w <= W.
+
+        With points (N, P, 2), (y, x) in the images: logits (N, P, C) at them alone, for networks that the spec allows
+        ``train.decoder: sparse``. Batch norm then counts every point, so that each should be a place of its image.
+        """
 
 
 class Dropout(nn.Module):
@@ -110,12 +115,16 @@ class DeepLabV3Plus(nn.Module):
         for part in (self.aspp, self.low, self.decoder, self.classifier):
             he_initialise(part)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, points: Tensor | None = None) -> Tensor:
         features = self.backbone(images)
         low = self.low(self.drop_features(features[self.low_level]))
         high = self.aspp(self.drop_features(features[self.high_level]))
-        high = upsample(high, (low.shape[2], low.shape[3]))
-        return cast(Tensor, self.classifier(self.decoder(torch.cat([high, low], dim=1))))
+        if points is not None:
+            frame = images.shape[2], images.shape[3]
+            return decode_at(points, frame, high=high, low=low, decoder=self.decoder, classifier=self.classifier)
+        (conv, norm, activation), drop, second, drop_last = cast(Any, self.decoder)
+        decoded = drop(activation(norm(conv_of_upsampled(conv, high, low))))
+        return cast(Tensor, self.classifier(drop_last(second(decoded))))
 
 
 class FPN(nn.Module):
@@ -163,6 +172,38 @@ def doubling_blocks(steps: int) -> nn.Sequential:
     return nn.Sequential(*blocks)
 
 
+def conv_of_upsampled(conv: nn.Conv2d, high: Tensor, low: Tensor) -> Tensor:
+    """What a 3x3 convolution without bias makes of `high` (N, C, h, w), interpolated to the size of `low`, and `low`.
+
+    Interpolation with aligned corners is linear and treats all channels alike, so each tap of the kernel is applied at
+    the size of `high` and its product is interpolated: the same values at an eighth of the cost for the 256 channels of
+    the pyramid. Nothing of `high` is ever interpolated itself.
+    """
+    channels, (height, width) = high.shape[1], low.shape[2:]
+    outputs = conv.out_channels
+    over_high, over_low = conv.weight[:, :channels], conv.weight[:, channels:]
+    taps = F.conv2d(high, over_high.permute(2, 3, 0, 1).reshape(9 * outputs, channels, 1, 1))
+    number, _, coarse_height, coarse_width = taps.shape
+    with torch.autocast(taps.device.type, enabled=False):  # weights in bfloat16 would not add up to 1
+        parts = taps.to(torch.promote_types(taps.dtype, torch.float32)).permute(0, 2, 3, 1)
+        rows, columns = _tap_weights(height, coarse_height, parts), _tap_weights(width, coarse_width, parts)
+        parts = parts.reshape(number, coarse_height, coarse_width, 3, 3 * outputs).transpose(2, 3).transpose(1, 2)
+        parts = rows @ parts.reshape(number, 3 * coarse_height, coarse_width * 3 * outputs)
+        parts = parts.view(number, height, coarse_width, 3, outputs).transpose(2, 3)
+        parts = columns @ parts.reshape(number * height, 3 * coarse_width, outputs)
+    upsampled = parts.view(number, height, width, outputs).permute(0, 3, 1, 2)
+    return F.conv2d(low, over_low, padding=1) + upsampled.to(taps.dtype)
+
+
+def _tap_weights(length: int, coarse: int, like: Tensor) -> Tensor:
+    """(length, 3 * coarse): weights of coarse positions at the places that each of three taps reads; 0 outside."""
+    tap, position, known = (torch.arange(n, device=like.device, dtype=torch.float64) for n in (3, length, coarse))
+    read = position[:, None] + tap - 1
+    step = (coarse - 1) / max(1, length - 1)
+    weights = (1 - (read[:, :, None] * step - known).abs()).clamp_(min=0)
+    return weights.mul_(((read >= 0) & (read < length))[:, :, None]).flatten(1).to(like.dtype)
+
+
 MODELS: dict[str, Callable[[Pyramid, int, ModelSpec], nn.Module]] = {"deeplabv3plus": DeepLabV3Plus, "fpn": FPN}
 
 
@@ -195,8 +236,8 @@ def logits_at(logits: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
 
     Equal to ``upsample(logits, size)`` read at integer points; points between pixels are interpolated.
     """
-    scale = points.new_tensor([2.0 / max(1, size[1] - 1), 2.0 / max(1, size[0] - 1)])
-    grid = points.flip(-1) * scale - 1.0  # grid_sample wants (x, y) in -1..1
+    x, y = (points[..., axis] * (2.0 / max(1, size[axis] - 1)) - 1.0 for axis in (1, 0))
+    grid = torch.stack([x, y], dim=-1)  # grid_sample wants (x, y) in -1..1
     if logits.dtype == torch.bfloat16:
         logits = logits.float()
     grid = grid.unsqueeze(2).to(logits.dtype)

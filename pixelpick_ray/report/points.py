@@ -98,10 +98,10 @@ def _leaves(path: str, value: Any) -> Iterator[str]:
 
 
 def _setting(trial: Trial, paths: list[str]) -> str:
-    """For example "acquire.pool_fraction=0.1"; how pixels are picked means nothing to full supervision."""
+    """For example "acquire.pool_fraction=0.1"; how pixels are picked or decoded means nothing to full supervision."""
     tree = trial.model_dump(mode="json")
     if trial.budget == "full":
-        del tree["acquire"]
+        del tree["acquire"], tree["train"]["decoder"]
     parts = []
     for path in paths:
         known, value = lookup(tree, path)

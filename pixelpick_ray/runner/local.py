@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.loop import Event, Workplace, run_chain
@@ -20,7 +21,7 @@ def run(
 ) -> dict[str, str]:
     """Run chains here; returns the error of each chain that failed. Stops between epochs when `stop` says so."""
     device = check_local(execution)
-    torch.set_num_threads(execution.cpus_per_rank)
+    prepare_process(execution.cpus_per_rank)
     errors: dict[str, str] = {}
 
     def relay(event: Event) -> None:

@@ -22,12 +22,12 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-import torch
 from ray import tune
 from ray.tune.search import Searcher
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.engine.world import World, join
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.loop import Event, run_chain
@@ -237,7 +237,7 @@ def _report(event: Event) -> None:
 
 
 def _run_rank(job: Job, chain: Chain, world: World, on_event: Callable[[Event], None]) -> None:
-    torch.set_num_threads(job.execution.cpus_per_rank)
+    prepare_process(job.execution.cpus_per_rank)
     run_chain(job.plan.experiment, chain.trial, workplace(job.plan, chain, job.execution), world, on_event)
 
 

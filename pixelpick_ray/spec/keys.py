@@ -6,7 +6,7 @@ from typing import Any
 from pixelpick_ray.spec.trial import EvaluateSpec, SizeSpec, Trial
 
 # Raised by hand when the meaning of a step's result changes; older results are then computed again.
-VERSIONS = {"initial": 2, "fit": 2, "evaluation": 2, "pick": 2, "split": 1}
+VERSIONS = {"initial": 2, "fit": 3, "evaluation": 2, "pick": 3, "split": 1}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def fit_input(trial: Trial, source: Source, *, stage: int, labels_digest: str) -
         "fit",
         data=_data(trial, source),
         model=trial.model.as_input() | {"weights_digest": source.weights_digest},
-        train=trial.train.as_input(),
+        train=trial.training.as_input(),
         seed=trial.seed,
         stage=stage,
         labels=labels_digest,

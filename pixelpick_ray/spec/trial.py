@@ -4,7 +4,15 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from pixelpick_ray.spec.canonical import digest
 
@@ -201,7 +209,12 @@ class AugmentSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """How one stage is trained; ``batch_size`` is global, over all ranks."""
+    """How one stage is trained; ``batch_size`` is global, over all ranks.
+
+    With ``decoder: sparse`` the decoder of DeepLabv3+ runs around the labelled pixels only. It is the same function but
+    for the statistics that its batch norm trains with: those of these places, not of whole images. Evaluation and
+    picking are dense, and so is full supervision.
+    """
 
     epochs: Count
     batch_size: Count = 4
@@ -209,6 +222,15 @@ class TrainSpec(Spec):
     schedule: Annotated[ConstantSpec | MultistepSpec | PolySpec, Field(discriminator="name")] = ConstantSpec()
     augment: AugmentSpec | None = None
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    decoder: Literal["dense", "sparse"] = "dense"
+
+    @model_serializer(mode="wrap")
+    def _dense_is_absent(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Keys are older than the option."""
+        fields: dict[str, Any] = serialise(self)
+        if info.exclude_none and fields.get("decoder") == "dense":
+            del fields["decoder"]
+        return fields
 
 
 class StochasticSpec(Spec):
@@ -318,6 +340,11 @@ class Trial(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         self._check_budget()
+        if self.training.decoder == "sparse" and self.model.architecture != "deeplabv3plus":
+            raise ValueError(
+                f"train.decoder: {self.model.architecture} normalises over whole images (group norm), around labelled "
+                "pixels it would be another network; leave out decoder, or take architecture deeplabv3plus"
+            )
         stochastic = self.acquire.stochastic is not None and self.budget != "full"
         if stochastic and not any((*self.model.dropout, self.model.feature_dropout)):
             raise ValueError(
@@ -344,12 +371,17 @@ class Trial(Spec):
                 f"add {step} (pixels_per_stage); the nearest are {below} and {below + step}"
             )
 
+    @property
+    def training(self) -> TrainSpec:
+        """How its stages are trained: `train`, of which full supervision has no use for a sparse decoder."""
+        return self.train.model_copy(update={"decoder": "dense"}) if self.budget == "full" else self.train
+
     @cached_property
     def chain_id(self) -> str:
         """Identity of the chain that the trial is a prefix of: everything but the budget; full supervision has no
         strategy.
         """
-        fields = self.as_input()
+        fields = self.as_input() | {"train": self.training.as_input()}
         full = fields.pop("budget") == "full"
         if full:
             del fields["acquire"]

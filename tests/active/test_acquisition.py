@@ -76,6 +76,61 @@ def test_any_logits_have_the_score_of_the_formula(name: str, data: st.DataObject
 
 
 @every_score
+@pytest.mark.parametrize("scale", [0.01, 1.0, 5.0, 30.0, 1e4])
+def test_scores_have_the_precision_of_their_numbers(name: str, scale: float) -> None:
+    """Against double precision: to 4e-7 of a probability, to 1e-6 nats, and a tiny score to 1e-5 of itself."""
+    for classes in (2, 11, 21):
+        logits = torch.randn(2, classes, 50, 50, generator=torch.Generator().manual_seed(classes)) * scale
+        exact, found = score_of(name, logits.double()), score_of(name, logits)
+        assert np.abs(found - exact).max() < {"margin": 4e-7, "least_confidence": 4e-7, "entropy": 1e-6}[name]
+        normal = np.abs(exact) > 1e-30
+        assert np.abs(found / np.where(normal, exact, 1.0) - 1)[normal].max() < 1e-5
+    by_hand = by_formula(name, logits[:1, :, :3, :3].double())
+    assert np.abs(exact[:1, :3, :3] - by_hand).max() < 1e-12
+
+
+@every_score
+def test_a_single_class_is_sure(name: str) -> None:
+    assert (
+        score_of(name, torch.tensor([-7.0, 0.0, 1e4]).reshape(1, 1, 1, 3)) == (-1.0 if name == "margin" else 0.0)
+    ).all()
+
+
+@every_score
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_is_no_number_never_gets_a_score(name: str, wrong: float) -> None:
+    logits = torch.zeros(1, 3, 1, 4)
+    logits[0, 1, 0, 2] = wrong
+    for vote in ("soft", "hard"):
+        scores = score_passes(spec_of(name, vote=vote), [torch.zeros(1, 3, 1, 4), logits])
+        assert torch.isfinite(scores).flatten().tolist() == [True, True, False, True]
+
+
+@every_score
+def test_scores_leave_the_logits_as_they_are(name: str) -> None:
+    logits = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    score_of(name, logits)
+    score_passes(spec_of(name, vote="hard"), [logits, logits])
+    assert torch.equal(logits, before)
+
+
+def test_the_host_reads_nothing_back_from_the_device() -> None:
+    """Tensors on the meta device have no values, so whoever asks for one fails."""
+    passes = [torch.zeros(2, 4, 6, 5, device="meta")] * 3
+    ways = [spec_of(name, vote=vote) for name in SCORED for vote in ("soft", "hard")]
+    for spec in (*ways, spec_of("bald")):
+        assert score_passes(spec, iter(passes)).shape == (2, 6, 5)
+
+
+@pytest.mark.gpu
+@every_score
+def test_a_gpu_gives_the_same_scores(name: str) -> None:
+    logits = torch.randn(4, 11, 40, 50, generator=torch.Generator().manual_seed(0)) * 5
+    assert np.abs(SCORED[name](logits.cuda()).cpu().numpy() - score_of(name, logits)).max() < 1e-6
+
+
+@every_score
 def test_the_less_sure_pixel_has_the_larger_score(name: str) -> None:
     sure_to_unsure = [
         [9.0, 0.0, 0.0],

@@ -1,31 +1,31 @@
 """Selection against brute force: the right pool, the right number, never an excluded pixel."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chisquare
+from torch import Tensor
 
-from pixelpick_ray.active.selection import POOLS, candidate_mask, choose_initial, pool_size
+from pixelpick_ray.active.selection import (
+    POOLS,
+    candidate_masks,
+    choose_by_chance,
+    pool_size,
+    random_priority,
+    require_candidates,
+)
 from pixelpick_ray.errors import DataError
 
 
 def choose(
-    scores: list[float],
-    candidates: list[bool],
-    num_pixels: int,
-    pool: int,
-    rng: np.random.Generator | None = None,
-    by: str = "score",
+    scores: list[float], candidates: list[bool], num_pixels: int, pool: int, seed: int = 0, by: str = "score"
 ) -> list[int]:
-    chosen = POOLS[by](
-        torch.tensor(scores, dtype=torch.float32),
-        torch.tensor(candidates, dtype=torch.bool),
-        num_pixels,
-        pool=pool,
-        image="a.png",
-        rng=rng or np.random.default_rng(0),
-    )
+    """The picks in one image."""
+    rows = torch.tensor([scores], dtype=torch.float32), torch.tensor([candidates]), torch.tensor([seed])
+    (chosen,) = POOLS[by](*rows, num_pixels, pool).tolist()
     return [int(index) for index in chosen]
 
 
@@ -33,6 +33,32 @@ def best(scores: list[float], candidates: list[bool], count: int) -> list[int]:
     """The best candidates by sorting, ties by index."""
     allowed = [index for index, allow in enumerate(candidates) if allow]
     return sorted(sorted(allowed, key=lambda index: (-np.float32(scores[index]), index))[:count])
+
+
+def split_mix(seed: int, count: int) -> list[int]:
+    """The generator SplitMix64 step by step, its outputs as signed numbers."""
+    outputs, state = [], seed
+    for _ in range(count):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        mixed = state
+        for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> shift)) * multiplier % 2**64
+        mixed ^= mixed >> 31
+        outputs.append(mixed - 2**64 if mixed >= 2**63 else mixed)
+    return outputs
+
+
+def chosen_by_sorting(
+    by: str, scores: list[float], candidates: list[bool], num_pixels: int, pool: int, seed: int
+) -> list[int]:
+    """The picks by their definition, in plain Python."""
+    chance = split_mix(seed, len(scores))
+    by_chance = sorted((i for i, allow in enumerate(candidates) if allow), key=lambda index: -chance[index])
+    if by == "chance":
+        members = set(by_chance[:pool])
+        return best(scores, [index in members for index in range(len(scores))], num_pixels)
+    members = set(best(scores, candidates, pool))
+    return sorted([index for index in by_chance if index in members][:num_pixels])
 
 
 @st.composite
@@ -46,13 +72,62 @@ def images(draw: st.DrawFn) -> tuple[list[float], list[bool], int, int]:
     return scores, candidates, num_pixels, draw(st.integers(num_pixels, 50))
 
 
-@given(image=images(), seed=st.integers(0, 5))
-def test_picks_are_distinct_candidates_of_the_pool(image: tuple[list[float], list[bool], int, int], seed: int) -> None:
+@pytest.mark.parametrize("by", POOLS)
+@given(image=images(), seed=st.integers(0, 2**63 - 1))
+def test_picks_are_those_of_sorting(by: str, image: tuple[list[float], list[bool], int, int], seed: int) -> None:
     scores, candidates, num_pixels, pool = image
-    chosen = choose(scores, candidates, num_pixels, pool, np.random.default_rng(seed))
-    assert len(chosen) == len(set(chosen)) == num_pixels
-    assert set(chosen) <= set(best(scores, candidates, pool))
+    chosen = choose(scores, candidates, num_pixels, pool, seed, by)
+    assert chosen == chosen_by_sorting(by, scores, candidates, num_pixels, pool, seed)
+    assert len(set(chosen)) == num_pixels
     assert all(candidates[index] for index in chosen)
+
+
+def some_images(count: int, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores with ties, candidates and seeds; in the first image there are eight candidates."""
+    rng = np.random.default_rng(7)
+    scores = torch.from_numpy(rng.integers(-30, 30, (count, pixels)).astype(np.float32) / 8)
+    candidates = torch.from_numpy(rng.random((count, pixels)) < 0.8)
+    candidates[0] = torch.arange(pixels) % (pixels // 8) == 3
+    return scores, candidates, torch.from_numpy(rng.integers(0, 2**63, count))
+
+
+@pytest.mark.parametrize("by", POOLS)
+def test_images_of_a_batch_do_not_touch_each_other(by: str) -> None:
+    scores, candidates, seeds = some_images(5, 400)
+    together = POOLS[by](scores, candidates, seeds, 8, 100)
+    assert together.shape == (5, 8)
+    for row in range(5):
+        alone = choose(scores[row].tolist(), candidates[row].tolist(), 8, 100, int(seeds[row]), by)
+        assert together[row].tolist() == alone
+    assert candidates[0].nonzero().flatten().tolist() == together[0].tolist()
+
+
+@pytest.mark.parametrize("by", POOLS)
+def test_the_host_reads_nothing_back_from_the_device(by: str) -> None:
+    """Tensors on the meta device have no values, so whoever asks for one fails."""
+    labels = torch.zeros(3, 20, 20, dtype=torch.uint8, device="meta")
+    candidates = candidate_masks(labels, 255, torch.zeros(7, dtype=torch.int64, device="meta"))
+    scores, _, seeds = (part.to("meta") for part in some_images(3, 400))
+    assert POOLS[by](scores, candidates, seeds, 8, 100).shape == (3, 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("by", POOLS)
+@pytest.mark.parametrize("pixels", [400, 360 * 480])
+def test_a_gpu_picks_what_a_cpu_picks_and_the_host_never_waits(by: str, pixels: int) -> None:
+    images = some_images(16, pixels)
+    expected = POOLS[by](*images, 8, pixels // 20)
+    on_gpu = [part.cuda() for part in images]
+    POOLS[by](*on_gpu, 8, pixels // 20)  # what is loaded at the first call may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = POOLS[by](*on_gpu, 8, pixels // 20)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found.cpu(), expected)
+    every = torch.arange(pixels)
+    on_cpu = random_priority(images[2][:, None], every)
+    assert torch.equal(random_priority(on_gpu[2][:, None], every.cuda()).cpu(), on_cpu)
 
 
 @given(image=images())
@@ -61,27 +136,12 @@ def test_a_pool_of_the_picks_alone_gives_the_best(image: tuple[list[float], list
     assert choose(scores, candidates, num_pixels, pool=num_pixels) == best(scores, candidates, num_pixels)
 
 
-@given(image=images(), seed=st.integers(0, 5))
-def test_of_a_pool_by_chance_the_best_are_picked(image: tuple[list[float], list[bool], int, int], seed: int) -> None:
-    """Against sorting: the picks are the best of some pool of candidates, and of all of them when the pool is all."""
-    scores, candidates, num_pixels, pool = image
-    chosen = choose(scores, candidates, num_pixels, pool, np.random.default_rng(seed), by="chance")
-    assert len(chosen) == len(set(chosen)) == num_pixels
-    assert all(candidates[index] for index in chosen)
-    everything = sum(candidates)
-    assert choose(scores, candidates, num_pixels, everything, by="chance") == best(scores, candidates, num_pixels)
-    better = [index for index in best(scores, candidates, everything) if scores[index] > min(scores[i] for i in chosen)]
-    left_out = set(better) - set(chosen)
-    assert len(left_out) <= everything - min(pool, everything)  # what is better and was not picked was not in the pool
-
-
 def test_a_pool_by_chance_is_uniform() -> None:
     """The best two of three of six candidates: of the 20 pools, 10 hold the best, 10 the second, 9 show the third..."""
     scores, candidates = [5.0, 4.0, 3.0, 2.0, 1.0, 0.0, 9.0], [True] * 6 + [False]
-    rng = np.random.default_rng(0)
     counts = np.zeros(7)
-    for _ in range(4000):
-        counts[choose(scores, candidates, 2, pool=3, rng=rng, by="chance")] += 1
+    for seed in range(4000):
+        counts[choose(scores, candidates, 2, pool=3, seed=seed, by="chance")] += 1
     expected = [10 / 20, 10 / 20, 9 / 20, 7 / 20, 4 / 20, 0.0, 0.0]
     assert np.abs(counts / 4000 - expected).max() < 0.03
 
@@ -89,18 +149,63 @@ def test_a_pool_by_chance_is_uniform() -> None:
 def test_every_pixel_of_the_pool_and_no_other_is_drawn_equally_often() -> None:
     scores = [0.1, 0.9, 0.5, 0.9, 0.5, 0.5, 0.0, 1.0]
     candidates = [True, True, True, True, True, True, True, False]
-    rng = np.random.default_rng(0)
     counts = np.zeros(8, dtype=int)
-    for _ in range(2000):
-        counts[choose(scores, candidates, 2, pool=4, rng=rng)] += 1
+    for seed in range(2000):
+        counts[choose(scores, candidates, 2, pool=4, seed=seed)] += 1
     assert set(np.flatnonzero(counts)) == {1, 2, 3, 4}  # the tie of 2, 4 and 5 is cut by index
     assert np.abs(counts[[1, 2, 3, 4]] - 1000).max() < 120
 
 
-def test_the_same_stream_gives_the_same_picks() -> None:
+def test_the_same_seed_gives_the_same_picks() -> None:
     scores = np.random.default_rng(3).random(500).tolist()
-    first, again, other = (choose(scores, [True] * 500, 10, 100, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (choose(scores, [True] * 500, 10, 100, seed) for seed in (1, 1, 2))
     assert first == again != other
+
+
+# Priorities
+
+
+def test_priorities_are_the_published_generator() -> None:
+    """Outputs for the seed 1234567 that implementations of SplitMix64 are commonly checked with."""
+    known = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    found = random_priority(torch.tensor(1234567), torch.arange(5)).tolist()
+    assert [value % 2**64 for value in found] == known
+
+
+@given(seed=st.integers(0, 2**63 - 1))
+def test_priorities_are_those_of_the_generator_step_by_step(seed: int) -> None:
+    assert random_priority(torch.tensor(seed), torch.arange(50)).tolist() == split_mix(seed, 50)
+
+
+def order_of(seeds: npt.NDArray[np.int64], pixels: int) -> npt.NDArray[np.int64]:
+    """The pixels of each seed (n, pixels), from the lowest to the highest priority."""
+    return random_priority(torch.from_numpy(seeds)[:, None], torch.arange(pixels)).argsort(dim=1).numpy()
+
+
+@pytest.mark.parametrize("spaced", [1, 2**40 + 1, 0], ids=["counted", "far apart", "random"])
+def test_priorities_are_uniform_and_independent(spaced: int) -> None:
+    """Every one of the 24 orders of four pixels is as frequent; so are the bits, and the pairs of neighbours' bits."""
+    count = 24_000
+    seeds = np.random.default_rng(5).integers(0, 2**63, count) if spaced == 0 else np.arange(count) * spaced
+    orders, frequency = np.unique(order_of(seeds, 4), axis=0, return_counts=True)
+    assert len(orders) == 24
+    assert chisquare(frequency).pvalue > 1e-4
+    values = random_priority(torch.from_numpy(seeds[:1000])[:, None], torch.arange(500)).numpy()
+    assert len(np.unique(values[0])) == 500
+    for bit in range(64):
+        ones = (values >> bit) & 1
+        assert abs(ones.mean() - 0.5) < 0.005
+        assert abs((ones[:, 1:] ^ ones[:, :-1]).mean() - 0.5) < 0.005
+        assert abs((ones[1:] ^ ones[:-1]).mean() - 0.5) < 0.005
+
+
+# Candidates
 
 
 def test_excluded_pixels_are_never_picked_even_as_the_only_good_ones() -> None:
@@ -112,34 +217,37 @@ def test_excluded_pixels_are_never_picked_even_as_the_only_good_ones() -> None:
 def test_too_few_candidates_are_told_with_the_image(wanted: int) -> None:
     told = rf"image a\.png: {wanted} pixels wanted, only 2 are neither void nor already labelled; lower the budget"
     with pytest.raises(DataError, match=told):
-        choose([0.0, 1.0, 2.0], [True, False, True], wanted, pool=wanted)
+        require_candidates(2, wanted, image="a.png")
     with pytest.raises(DataError, match=told):
-        choose_initial(np.array([True, False, True]), wanted, image="a.png", rng=np.random.default_rng(0))
+        choose_by_chance(np.array([True, False, True]), wanted, image="a.png", rng=np.random.default_rng(0))
+    require_candidates(wanted, wanted, image="a.png")
 
 
 @given(candidates=st.lists(st.booleans(), min_size=1, max_size=40).filter(any), data=st.data(), seed=st.integers(0, 5))
-def test_first_pixels_are_distinct_candidates(candidates: list[bool], data: st.DataObject, seed: int) -> None:
+def test_pixels_by_chance_are_distinct_candidates(candidates: list[bool], data: st.DataObject, seed: int) -> None:
     count = data.draw(st.integers(1, sum(candidates)))
-    chosen = choose_initial(np.asarray(candidates), count, image="a", rng=np.random.default_rng(seed))
+    chosen = choose_by_chance(np.asarray(candidates), count, image="a", rng=np.random.default_rng(seed))
     assert len(set(chosen.tolist())) == count
     assert all(candidates[index] for index in chosen)
 
 
-def test_first_pixels_are_uniform() -> None:
+def test_pixels_by_chance_are_uniform() -> None:
     candidates, rng = np.array([True, False, True, True, True]), np.random.default_rng(0)
     counts = np.zeros(5, dtype=int)
     for _ in range(2000):
-        counts[choose_initial(candidates, 2, image="a", rng=rng)] += 1
+        counts[choose_by_chance(candidates, 2, image="a", rng=rng)] += 1
     assert counts[1] == 0
     assert np.abs(counts[[0, 2, 3, 4]] - 1000).max() < 120
 
 
 def test_candidates_are_neither_void_nor_taken() -> None:
-    label = np.array([[0, 255, 2], [255, 4, 5]], dtype=np.uint8)
-    mask = candidate_mask(label, 255, np.array([2, 4]))
-    assert mask.tolist() == [True, False, False, False, False, True]
-    assert candidate_mask(label, 255, np.zeros(0, dtype=np.int64)).tolist() == [True, False, True, False, True, True]
-    assert label.tolist() == [[0, 255, 2], [255, 4, 5]]
+    labels = torch.tensor([[[0, 255, 2], [255, 4, 5]], [[255, 1, 1], [0, 0, 255]]], dtype=torch.uint8)
+    before = labels.clone()
+    masks = candidate_masks(labels, 255, torch.tensor([2, 4, 7]))
+    assert masks.tolist() == [[True, False, False, False, False, True], [False, False, True, True, True, False]]
+    untaken = candidate_masks(labels, 255, torch.zeros(0, dtype=torch.int64))
+    assert torch.equal(untaken, (labels != 255).flatten(1))
+    assert torch.equal(labels, before)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
-from pixelpick_ray.data.augment import JITTER_OPERATIONS, Draw, Geometry, augment, blur_weights, draw
+import pixelpick_ray.data.augment
+from pixelpick_ray.data.augment import JITTER_OPERATIONS, Draw, Geometry, augment, draw
 from pixelpick_ray.data.streams import stream
 from pixelpick_ray.spec.trial import AugmentSpec, BlurSpec, JitterSpec
 
@@ -76,6 +77,13 @@ def test_pictures_of_different_sizes_and_geometries_in_one_batch_do_not_mix() ->
     for index, (height, width) in enumerate(sizes):
         alone = by_torchvision(images[index, :, :height, :width], geometries[index])
         assert (together[index] - alone).abs().max() < 1e-5
+
+
+def test_rounding_makes_nothing_brighter_than_white() -> None:
+    white = torch.ones(1, 3, 60, 80)
+    for scale in (0.53, 0.61, 0.77, 1.19, 1.73):
+        geometry = Geometry.of(Draw(scale), (60, 80), (60, 80))
+        assert augment(white, [Draw()], [geometry], None, torch.ones(3)).max() == 1.0
 
 
 def test_an_empty_batch_stays_empty() -> None:
@@ -243,32 +251,98 @@ def test_blur_kernels_are_those_of_the_original(short_side: int, kernel: int) ->
     assert int(blurred.any(dim=0).sum()) == int(blurred.any(dim=1).sum()) == kernel
 
 
-def test_blur_of_a_picture_smaller_than_the_kernel_keeps_its_mean() -> None:
-    for length in (1, 2, 5):
-        weights = blur_weights(length, 2.0, 37)
-        assert torch.allclose(weights.sum(dim=1), torch.ones(length))
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 5), (5, 2), (3, 3)])
+def test_blur_of_a_picture_as_small_as_the_kernel_keeps_its_mean(size: Size) -> None:
+    choice, spec = Draw(blur_sigma=2.0), AugmentSpec(blur=BlurSpec(kernel_fraction=1.0))
+    image = torch.full((1, 3, *size), 0.7)
+    assert torch.allclose(augment(image, [choice], [Geometry.of(choice, size, size)], spec, FILL), image)
+
+
+ADJUST = {
+    "brightness": reference.adjust_brightness,
+    "contrast": reference.adjust_contrast,
+    "saturation": reference.adjust_saturation,
+    "hue": reference.adjust_hue,
+}
+
+
+def by_torchvision_in_order(image: Tensor, choice: Draw) -> Tensor:
+    """Jitter and grayscale of one image (3, H, W)."""
+    for name, factor in choice.jitter:
+        image = ADJUST[name](image, factor)
+    return reference.rgb_to_grayscale(image, num_output_channels=3) if choice.grayscale else image
+
+
+def coloured(images: Tensor, draws: list[Draw]) -> Tensor:
+    """What `augment` makes of images that keep their size."""
+    size = images.shape[2], images.shape[3]
+    return augment(images, draws, [Geometry.of(Draw(), size, size)] * len(draws), None, FILL)
+
+
+def in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a CPU take a batch as a GPU does."""
+    monkeypatch.setattr(pixelpick_ray.data.augment, "CPU_IMAGES", 1000)
 
 
 def test_colours_change_in_the_drawn_order_as_by_torchvision() -> None:
     jitter = (("hue", -0.15), ("brightness", 1.6), ("saturation", 0.3), ("contrast", 1.7))
     image = noise(12, 16)
-    geometry = Geometry.of(Draw(), (12, 16), (12, 16))
     found = {}
     for order in (jitter, jitter[::-1]):
-        found[order] = augment(image, [Draw(jitter=order, grayscale=False)], [geometry], None, FILL)[0]
-        wanted = image[0]
-        for name, factor in order:
-            adjust = {
-                "hue": reference.adjust_hue,
-                "brightness": reference.adjust_brightness,
-                "saturation": reference.adjust_saturation,
-                "contrast": reference.adjust_contrast,
-            }[name]
-            wanted = adjust(wanted, factor)
-        assert torch.equal(found[order], wanted)
+        found[order] = coloured(image, [Draw(jitter=order)])[0]
+        assert (found[order] - by_torchvision_in_order(image[0], Draw(jitter=order))).abs().max() < 5e-6
     assert (found[jitter] - found[jitter[::-1]]).abs().max() > 0.05
-    gray = augment(image, [Draw(jitter=jitter, grayscale=True)], [geometry], None, FILL)[0]
-    assert torch.equal(gray, reference.rgb_to_grayscale(found[jitter], num_output_channels=3))
+    gray = coloured(image, [Draw(jitter=jitter, grayscale=True)])[0]
+    assert (gray - reference.rgb_to_grayscale(found[jitter], num_output_channels=3)).abs().max() < 1e-6
+    assert torch.equal(gray[0], gray[1])
+    assert torch.equal(gray[0], gray[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [
+        *((name, factor) for name in JITTER_OPERATIONS[:3] for factor in (0.0, 0.2, 1.0, 1.3, 1.8, 3.0)),
+        *(("hue", factor) for factor in (-0.5, -0.2, -1 / 6, 0.0, 0.05, 1 / 3, 0.5)),
+    ],
+)
+def test_each_colour_change_is_that_of_torchvision(name: str, factor: float) -> None:
+    """Also on colours of which two or three channels are equal, and on dark, pale and nearly gray ones."""
+    levels = torch.tensor([0.0, 1e-7, 0.25, 0.5, 0.5000001, 0.75, 1.0])
+    corners = torch.cartesian_prod(levels, levels, levels).T.reshape(3, 7, 49)
+    for image in (corners, noise(7, 49)[0], noise(7, 49)[0] * 0.01, 0.99 + noise(7, 49)[0] * 0.01):
+        choice = Draw(jitter=((name, factor),))
+        found = coloured(image[None], [choice])[0]
+        assert (found - by_torchvision_in_order(image, choice)).abs().max() < 2e-6
+        assert found.min() >= 0.0
+        assert found.max() <= 1.0
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_random_orders_of_colour_changes_are_as_by_torchvision(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if together:
+        in_one_go(monkeypatch)
+    spec = AugmentSpec(jitter=JitterSpec(hue=0.5), grayscale=0.3)
+    for batch in range(12):
+        draws = [draw(spec, stream(batch, index)) for index in range(5)]
+        images = noise(12, 16, seed=batch, count=5)
+        for image, found, choice in zip(images, coloured(images, draws), draws, strict=True):
+            assert (found - by_torchvision_in_order(image, choice)).abs().max() < 1e-5
+            if not choice.jitter and not choice.grayscale:
+                assert torch.equal(found, image)
+
+
+@pytest.mark.parametrize("left_out", JITTER_OPERATIONS)
+def test_images_with_fewer_changes_than_others_get_only_theirs(left_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_one_go(monkeypatch)
+    jitter = (("contrast", 1.4), ("hue", 0.3), ("saturation", 0.3), ("brightness", 0.8))
+    fewer = tuple(change for change in jitter if change[0] != left_out)
+    draws = [Draw(jitter=jitter), Draw(jitter=fewer), Draw(), Draw(jitter=fewer[::-1], grayscale=True), Draw()]
+    images = noise(12, 16, count=5)
+    found = coloured(images, draws)
+    for index in (0, 1, 3):
+        assert (found[index] - by_torchvision_in_order(images[index], draws[index])).abs().max() < 5e-6
+    assert torch.equal(found[2], images[2])
+    assert torch.equal(found[4], images[4])
 
 
 def test_colour_comes_after_geometry_and_blur_last() -> None:
@@ -284,6 +358,59 @@ def test_colour_comes_after_geometry_and_blur_last() -> None:
 
 
 FULL = AugmentSpec(jitter=JitterSpec(), grayscale=0.2, blur=BlurSpec())
+
+
+def full_batch(count: int, seed: int = 0) -> tuple[Tensor, list[Draw], list[Geometry]]:
+    """Images of different sizes with everything drawn for them, one of them with nothing."""
+    images = torch.zeros(count, 3, 40, 52)
+    draws = [draw(FULL, stream(seed, index)) for index in range(count - 1)] + [Draw()]
+    sizes = [(40 - index % 3, 52 - index % 5) for index in range(count - 1)] + [(36, 48)]
+    for index, (height, width) in enumerate(sizes):
+        images[index, :, :height, :width] = noise(height, width, seed=index)[0]
+    return images, draws, [Geometry.of(choice, size, (36, 48)) for choice, size in zip(draws, sizes, strict=True)]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_batch_in_one_go_equals_its_images_one_by_one(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_one_go(monkeypatch)
+    for seed in range(4):
+        images, draws, geometries = full_batch(7, seed)
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        together = augment(images, draws, geometries, FULL, FILL)
+        assert together.shape == (7, 3, 36, 48)
+        for index in range(7):
+            one = slice(index, index + 1)
+            alone = augment(images[one], draws[one], geometries[one], FULL, FILL)
+            assert (together[one] - alone).abs().max() < 2e-6
+        assert torch.equal(together[6], images[6, :, :36, :48])
+
+
+def test_a_cpu_takes_its_images_one_by_one_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, draws, geometries = full_batch(7)
+    one_by_one = augment(images, draws, geometries, FULL, FILL)
+    in_one_go(monkeypatch)
+    assert (augment(images, draws, geometries, FULL, FILL) - one_by_one).abs().max() < 2e-6
+
+
+def test_the_host_reads_nothing_back_from_the_device() -> None:
+    """Tensors on the meta device have no values, so whoever asks for one fails."""
+    images, draws, geometries = full_batch(5)
+    result = augment(images.to("meta"), draws, geometries, FULL, FILL.to("meta"))
+    assert (result.device.type, result.shape) == ("meta", (5, 3, 36, 48))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_makes_the_same_pictures_and_nothing_waits_for_it() -> None:
+    images, draws, geometries = full_batch(9)
+    there, fill = images.cuda(), FILL.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = augment(there, draws, geometries, FULL, fill)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert (found.cpu() - augment(images, draws, geometries, FULL, FILL)).abs().max() < 1e-4
 
 
 def test_draws_depend_on_their_stream_only() -> None:

@@ -1,5 +1,6 @@
 """Tiny data and specs for tests of the engine: images of 32x48 or so, random labels with structure, no files."""
 
+import hashlib
 from pathlib import Path
 from typing import ClassVar
 
@@ -8,7 +9,7 @@ import numpy as np
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import Dataset, DatasetFacts, UInt8Array
 from pixelpick_ray.data.labels import LabelledPixels
-from pixelpick_ray.engine.fit import FitJob, TrainingData
+from pixelpick_ray.engine.batches import FitJob, TrainingData
 from pixelpick_ray.spec.experiment import Experiment, parse_experiment
 from pixelpick_ray.spec.trial import AdamSpec, AugmentSpec, DatasetSpec, ModelSpec, TrainSpec
 
@@ -46,7 +47,9 @@ def tiny_split(num_images: int = 7, shapes: tuple[tuple[int, int], ...] = ((32, 
     flat = np.concatenate(labels)
     counts = np.asarray([(part != VOID).sum() for part in labels], dtype=np.int64)
     names = tuple(f"img_{index:02d}" for index in range(num_images))
-    return PreparedSplit("train", names, shape_array, offsets, counts, "0" * 64, np.concatenate(images), flat)
+    pixels = np.concatenate(images)
+    fingerprint = hashlib.sha256(pixels.tobytes() + flat.tobytes()).hexdigest()
+    return PreparedSplit("train", names, shape_array, offsets, counts, fingerprint, pixels, flat)
 
 
 def tiny_data(num_images: int = 7, shapes: tuple[tuple[int, int], ...] = ((32, 48),), seed: int = 0) -> TrainingData:

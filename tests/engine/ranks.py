@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pixelpick_ray.data import datasets
-from pixelpick_ray.engine.fit import FitJob, TrainingData, build_optimizer, fit, make_batch, network_input, train_step
+from pixelpick_ray.engine.batches import FitJob, TrainingData, make_batch, network_input
+from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.engine.score import evaluate, pick
+from pixelpick_ray.engine.step import build_optimizer, train_step
 from pixelpick_ray.engine.world import World, join
 from pixelpick_ray.loop import Event, Workplace, run_chain
 from pixelpick_ray.models.segmentation import build_model
@@ -155,7 +157,7 @@ def double_precision() -> Iterator[None]:
         return network_input(*arguments).double()
 
     engine = "pixelpick_ray.engine"
-    with patch(f"{engine}.fit.build_model", build), patch(f"{engine}.fit.network_input", images):
+    with patch(f"{engine}.fit.build_model", build), patch(f"{engine}.batches.network_input", images):
         with patch(f"{engine}.score.network_input", images):
             yield
 
@@ -189,7 +191,7 @@ def step_gradients(
     mine = np.asarray(positions[start : start + sizes[world.rank]], dtype=np.int64)
     batch = make_batch(job, mine, 0, world.device)
     optimizer = build_optimizer(job.train.optimizer, model)
-    total = world.sum_(train_step(world.distribute(model), optimizer, batch, world, "fp32"))
+    total = world.sum_(train_step(world.distribute(model), optimizer, batch, world, job.train))
     return total, {name: value.grad.clone() for name, value in model.named_parameters()}
 
 

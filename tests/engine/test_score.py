@@ -1,5 +1,6 @@
 """Evaluating and picking: confusion matrices against brute force, and the contract of every strategy."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -11,8 +12,9 @@ from pixelpick_ray.active.acquisition import COMMITTEE_SCORES, SCORES, needs_mod
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.engine import score
-from pixelpick_ray.engine.fit import FitJob, TrainingData, network_input
-from pixelpick_ray.engine.score import evaluate, pick, pick_initial, predict
+from pixelpick_ray.engine.batches import FitJob, TrainingData, network_input
+from pixelpick_ray.engine.score import confusion_counts, evaluate, pick, pick_initial, predict
+from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, RunError
 from pixelpick_ray.models.segmentation import build_model, stochastic, upsample
 from pixelpick_ray.spec.trial import AcquireSpec, ErringSpec
@@ -67,6 +69,25 @@ def test_the_confusion_matrix_equals_counting_pixel_by_pixel(shapes: tuple[tuple
     assert 1 <= len(examples) <= 4
     for name, picture in examples.items():
         assert np.mean(picture != predicted[data.prepared.index[name]]) < 0.001
+
+
+def some_predictions(classes: int) -> tuple[Tensor, Tensor]:
+    """Labels (3, 40, 50), some of them void or beyond the classes, and predictions."""
+    rng = np.random.default_rng(classes)
+    truth = rng.integers(0, classes + 2, (3, 40, 50))
+    truth = np.where(truth < classes, truth, np.where(rng.random(truth.shape) < 0.5, VOID, classes)).astype(np.uint8)
+    return torch.from_numpy(truth), torch.from_numpy(rng.integers(0, classes, truth.shape))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 11, 150, 254])
+def test_counts_are_those_of_numpy(classes: int) -> None:
+    truth, predicted = some_predictions(classes)
+    expected = np.zeros((classes, classes), dtype=np.int64)
+    counted = truth.numpy() < classes
+    np.add.at(expected, (truth.numpy()[counted], predicted.numpy()[counted]), 1)
+    found = confusion_counts(truth, predicted, classes)
+    assert found.dtype == torch.int64
+    assert np.array_equal(found.numpy(), expected)
 
 
 def test_dropout_and_batch_statistics_are_off_while_scoring() -> None:
@@ -288,3 +309,71 @@ def test_the_first_pixels_are_answered_by_the_oracle_too() -> None:
             pick(model, data, truth, acquire(way), oracle, ALONE, seed=0, stage=0).pixels for oracle in (wrong, TRUTH)
         ]
         assert answers[0].label.tolist() == [(label - 1) % CLASSES for label in answers[1].label]
+
+
+# On a GPU
+
+GPU = World(0, 1, torch.device("cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("classes", [1, 2, 11, 150, 254])
+def test_a_gpu_counts_exactly(classes: int) -> None:
+    truth, predicted = some_predictions(classes)
+    found = confusion_counts(truth.cuda(), predicted.cuda(), classes)
+    assert torch.equal(found.cpu(), confusion_counts(truth, predicted, classes))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", [way for way, spec in WAYS.items() if "stochastic" not in spec])
+def test_a_gpu_picks_what_a_cpu_picks_from_the_same_logits(way: str) -> None:
+    data = tiny_data(5)
+    labels = label_some(data, [10, 0, 3, 700, 1])
+    logits = torch.randn(5, CLASSES, 32, 48, generator=torch.Generator().manual_seed(3)) * 3
+    alone, there = (
+        pick(Fixed(logits.to(world.device)), data, labels, acquire(way), TRUTH, world, seed=0, stage=0)
+        for world in (ALONE, GPU)
+    )
+    assert there.pixels.digest() == alone.pixels.digest()
+    assert there.statistics == pytest.approx(alone.statistics, rel=1e-5)
+
+
+def waits(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
+    """How often the host copies from the GPU; whatever else makes it wait, and what does so before, is an error."""
+    copies, copied = [0], Tensor.cpu
+
+    def copy(tensor: Tensor) -> Tensor:
+        copies[0] += 1
+        torch.cuda.set_sync_debug_mode("default")
+        return copied(tensor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tensor, "cpu", copy)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return copies[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", [None, *(way for way, spec in WAYS.items() if needs_model(str(spec["strategy"])))])
+def test_the_host_never_waits_for_a_gpu_before_the_last_batch(way: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_data(6, shapes=MIXED)
+    labels = label_some(data, [4] * 6)
+    model = some_model(data).to(GPU.device)
+
+    def work() -> None:
+        if way is None:
+            evaluate(model, data.prepared, FACTS, GPU)
+        else:
+            pick(model, data, labels, acquire(way), TRUTH, GPU, seed=0, stage=0)
+
+    work()  # what is made once may wait
+    copies = set()
+    for size in (1, 3):
+        monkeypatch.setattr(score, "LARGEST_BATCH", size)
+        copies.add(waits(monkeypatch, work))
+    assert len(copies) == 1
+    assert copies.pop() <= 5

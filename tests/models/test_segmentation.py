@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from pixelpick_ray.models.segmentation import MODELS, Dropout, logits_at, parameter_groups, stochastic, upsample
+from pixelpick_ray.models.segmentation import (
+    MODELS,
+    Dropout,
+    conv_of_upsampled,
+    logits_at,
+    parameter_groups,
+    stochastic,
+    upsample,
+)
 from pixelpick_ray.spec.trial import ModelSpec
 from tests.models.helpers import count, model_of, same_state, spec
 
@@ -162,3 +170,34 @@ def test_logits_of_full_size_are_not_interpolated() -> None:
 
 def test_no_points_are_no_logits() -> None:
     assert logits_at(torch.zeros(2, 5, 3, 4), torch.zeros(2, 0, 2), (12, 16)).shape == (2, 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("coarse", "size"),
+    [((5, 6), (17, 21)), ((23, 30), (90, 120)), ((1, 1), (4, 4)), ((2, 1), (2, 9)), ((3, 4), (3, 4)), ((1, 3), (1, 1))],
+    ids=str,
+)
+def test_a_convolution_of_interpolated_features_is_that_of_features_interpolated_after_its_taps(
+    coarse: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Values and all gradients against torch's interpolation, concatenation and convolution, in float64."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5 + 3, 7, 3, padding=1, bias=False).double()
+    high, low = (torch.randn(2, n, *shape).double().requires_grad_() for n, shape in ((5, coarse), (3, size)))
+    found = conv_of_upsampled(conv, high, low)
+    expected = conv(torch.cat([upsample(high, size), low], dim=1))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    weight = torch.randn_like(expected)
+    inputs = [high, low, conv.weight]
+    for ours, reference in zip(
+        torch.autograd.grad(found, inputs, weight), torch.autograd.grad(expected, inputs, weight), strict=True
+    ):
+        torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-11)
+
+
+def test_in_bfloat16_the_weights_of_interpolation_still_add_up_to_one() -> None:
+    conv = nn.Conv2d(2 + 1, 1, 3, padding=1, bias=False)
+    conv.weight.data.zero_()[:, :2, 1, 1] = 0.5
+    high, low = torch.ones(1, 2, 7, 5), torch.zeros(1, 1, 40, 33)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(conv_of_upsampled(conv, high, low).float(), torch.ones(1, 1, 40, 33))

@@ -10,7 +10,8 @@ from torch import nn
 
 import pixelpick_ray.loop
 from pixelpick_ray.data import datasets
-from pixelpick_ray.engine.fit import Epoch, FitJob, fit
+from pixelpick_ray.engine.batches import FitJob
+from pixelpick_ray.engine.fit import Epoch, fit
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.loop import Event

@@ -118,6 +118,7 @@ def test_a_whole_number_and_the_same_fraction_are_the_same_trial(camvid_yaml: st
         ("model={architecture: fpn, backbone: resnet50, dropout: [0.1]}", ["model.dropout: ", "fpn has 0 rates"]),
         ("model.dropout=[0.1]", ["model.dropout: ", "deeplabv3plus has 3 rates", "[0.1]"]),
         ("model.width=0.5", ["model.width: ", "no pretrained weights", "pretrained: none"]),
+        ("train.decoder=thin", ["train.decoder: ", "'dense' or 'sparse'", "'thin'"]),
         ("acquire.pool=luck", ["acquire.pool: ", "'score' or 'chance'", "'luck'"]),
         ("acquire={pool: chance, pool_fraction: 0}", ["acquire.pool_fraction: ", "above 0"]),
         ("acquire.stochastic={passes: 1}", ["acquire.stochastic.passes: ", "greater than or equal to 2"]),
@@ -354,6 +355,24 @@ def test_a_committee_needs_a_network_with_dropout(camvid_yaml: str) -> None:
     spec = parse(camvid_yaml, fpn, "model.feature_dropout=0.2", "acquire.stochastic={}", "grid=[{budget: [20]}]")
     assert spec.acquire.stochastic is not None
     assert (spec.acquire.stochastic.passes, spec.acquire.stochastic.vote) == (20, "soft")
+
+
+def test_a_network_with_group_norm_has_no_sparse_decoder(camvid_yaml: str) -> None:
+    fpn = "model={architecture: fpn, backbone: resnet50}"
+    told = r"camvid\.yaml: train\.decoder: fpn normalises over whole images.*take architecture deeplabv3plus"
+    with pytest.raises(SpecError, match=told):
+        parse(camvid_yaml, fpn, "train.decoder=sparse", "grid=[{budget: [20]}]")
+    parse(camvid_yaml, fpn, "train.decoder=sparse", "grid=[{budget: [full]}]")  # which is trained densely
+
+
+def test_dense_is_what_an_experiment_without_decoder_is(camvid_yaml: str) -> None:
+    plain, dense = parse(camvid_yaml), parse(camvid_yaml, "train.decoder=dense")
+    assert dense.identity() == plain.identity()
+    assert "decoder" not in dump_experiment(dense)
+    sparse = parse(camvid_yaml, "train.decoder=sparse")
+    assert parse_experiment(dump_experiment(sparse), where="again") == sparse
+    both = parse(camvid_yaml, "grid=[{budget: [20], train.decoder: [dense, sparse]}]").trials()
+    assert [trial.train.decoder for trial in both] == ["dense", "sparse"]
 
 
 def test_one_split_can_be_evaluated_under_several_names(camvid_yaml: str) -> None:

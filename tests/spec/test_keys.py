@@ -61,6 +61,8 @@ def moved(before: dict[str, str], after: dict[str, str]) -> set[str]:
         ("train.augment=null", {"fit", "pick", "evaluation"}),
         ("train.augment.blur=null", {"fit", "pick", "evaluation"}),
         ("train.precision=bf16", {"fit", "pick", "evaluation"}),
+        ("train.decoder=dense", set()),
+        ("train.decoder=sparse", {"fit", "pick", "evaluation"}),
         ("acquire.strategy=entropy", {"pick"}),
         ("acquire.pool_fraction=0.1", {"pick"}),
         ("acquire.pixels_per_stage=5", {"pick"}),
@@ -143,6 +145,14 @@ def test_trials_of_one_chain_differ_in_the_budget_only(camvid_yaml: str) -> None
     assert len(set(chains("{budget: [full], train.epochs: [50, 60]}"))) == 2
 
 
+def test_full_supervision_is_the_same_with_either_decoder(camvid_yaml: str) -> None:
+    dense, sparse = parse(camvid_yaml, "grid=[{budget: [full], train.decoder: [dense, sparse]}]").trials()
+    assert sparse.chain_id == dense.chain_id
+    assert sparse.training == dense.training == dense.train
+    keys_of_both = [digest(fit_input(trial, SOURCE, stage=0, labels_digest="full")) for trial in (dense, sparse)]
+    assert keys_of_both[0] == keys_of_both[1]
+
+
 def test_the_key_is_the_hash_of_the_written_input(camvid_yaml: str) -> None:
     trial = parse(camvid_yaml).trials()[0]
     written = (
@@ -158,9 +168,9 @@ def test_keys_are_those_of_this_version(camvid_yaml: str) -> None:
     experiment = parse(camvid_yaml)
     assert {**keys_of(experiment), "chain": experiment.trials()[-1].chain_id} == {
         "initial": "aeecfcdf620432aa193d230349e307e298fdf0642d2442a8cb1f5b2fd845203a",
-        "fit": "02a9e91ada055080545a92df77a7d1cd5859665d7719ad1bd3065c32a2656a20",
-        "pick": "56901df25c736913cc0836fc48cf69099319bcf4f402dd82a08cb054b0e1c668",
-        "evaluation": "8f6d69bc97fa62f2c6377a214753d210eee075c2707dd657f28c4b8b46368041",
+        "fit": "40f8b63945a9984257d1b3da076da23da98f2b7766b7e75d576cfa4af1552056",
+        "pick": "2ffbd65d78b8dd751bdaee2b91508b0b0cde4b3905f404bae7c42965439badf7",
+        "evaluation": "f78fbb708158493a39dcd23d0125a4e2ef69120f53e4a65dc180a9ba1f249299",
         "chain": "42b8f8636c549070372dc800d0c024a5eca93cc71f9baf28a11cd961c00169c5",
     }
 

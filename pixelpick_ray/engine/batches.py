@@ -1,0 +1,192 @@
+"""Training batches: images loaded, augmented and normalised on the device, labelled pixels as coordinates."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pixelpick_ray.data.augment import Geometry, augment, draw
+from pixelpick_ray.data.cache import PreparedSplit
+from pixelpick_ray.data.datasets import DatasetFacts
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.streams import stream
+from pixelpick_ray.engine.images import SplitImages, moved
+from pixelpick_ray.engine.world import World
+from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.models.segmentation import FRAME_MULTIPLE
+from pixelpick_ray.models.sparse import spread_points
+from pixelpick_ray.spec.trial import ModelSpec, TrainSpec
+
+IGNORED = -100  # the label that torch's cross entropy leaves out
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training images of a trial: a prepared split and the positions used in it."""
+
+    facts: DatasetFacts
+    prepared: PreparedSplit
+    positions: npt.NDArray[np.int64]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the training images, sorted."""
+        return tuple(self.prepared.names[position] for position in self.positions)
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """Everything that one training depends on. `labels` None: every pixel is labelled (full supervision)."""
+
+    model: ModelSpec
+    train: TrainSpec
+    seed: int
+    stage: int
+    data: TrainingData
+    labels: LabelledPixels | None
+    data_path: Path
+
+    @cached_property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width of the training crops: the spec's, or the size that all images share."""
+        if self.train.augment is not None and self.train.augment.crop_size is not None:
+            return self.train.augment.crop_size
+        shapes = np.unique(self.data.prepared.shapes[self.data.positions], axis=0)
+        if len(shapes) > 1:
+            raise DataError("train.augment.crop_size: the training images differ in size; give the size of the crops")
+        return int(shapes[0, 0]), int(shapes[0, 1])
+
+    @cached_property
+    def most_labels(self) -> int:
+        """Labelled pixels of the image that has most, at least 1: as many points are in every batch."""
+        if self.labels is None:
+            raise AssertionError("full supervision has label maps")
+        sizes = (self.labels.of_image(name) for name in self.data.names)
+        return max([1, *(int(at.stop - at.start) for at in sizes)])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's slice of a global batch: normalised images (n, 3, H, W) in their frame and either points or a label map.
+
+    ``points`` (n, P, 2) are (y, x) with ``labels`` (n, P), filled up with places that no one labelled, at label
+    IGNORED; for full supervision ``points`` is None and ``labels`` is (n, h, w), without the frame's margin.
+    """
+
+    images: Tensor
+    points: Tensor | None
+    labels: Tensor
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Images, labels and, where there are any, points."""
+        return [self.images, self.labels, *([] if self.points is None else [self.points])]
+
+
+def num_batches(num_images: int, batch_size: int) -> int:
+    """Steps an epoch: the last batch is left out when it would hold one image (batch norm after pooling needs two)."""
+    if batch_size == 1:
+        raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more")
+    batches, rest = divmod(num_images, batch_size)
+    batches += rest > 1
+    if batches == 0:
+        raise DataError(f"dataset.images: {num_images} training image is too few; at least 2 are needed")
+    return batches
+
+
+def epoch_batches(job: FitJob, epoch: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Positions of the global batches of an epoch: one permutation by the seed, stage and epoch, cut in order."""
+    order = stream(job.seed, "order", job.stage, epoch).permutation(job.data.positions)
+    for index in range(num_batches(len(order), job.train.batch_size)):
+        yield order[index * job.train.batch_size : (index + 1) * job.train.batch_size]
+
+
+def rank_batches(job: FitJob, epoch: int, world: World) -> Iterator[Batch]:
+    """This rank's slices of an epoch's batches, each made when it is asked for.
+
+    On a GPU a batch is made on a stream of its own, beside the training step before it.
+    """
+    for positions in epoch_batches(job, epoch):
+        mine = positions[world.slice_of(len(positions))]
+        if world.device.type != "cuda":
+            yield make_batch(job, mine, epoch, world.device)
+            continue
+        current, side = torch.cuda.current_stream(world.device), _side_stream(world.device)
+        with torch.cuda.stream(side):
+            batch = make_batch(job, mine, epoch, world.device)
+        current.wait_stream(side)
+        for tensor in batch.tensors:
+            tensor.record_stream(current)
+        yield batch
+
+
+@lru_cache(maxsize=1)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def make_batch(job: FitJob, positions: npt.NDArray[np.int64], epoch: int, device: torch.device) -> Batch:
+    """Load, augment and normalise images by position; every labelled pixel inside the crop is there exactly once."""
+    spec, prepared, facts, crop = job.train.augment, job.data.prepared, job.data.facts, job.crop_size
+    names = [prepared.names[position] for position in positions]
+    draws = [draw(spec, stream(job.seed, "augment", job.stage, epoch, name)) for name in names]
+    geometries = [Geometry.of(choice, prepared.shape(p), crop) for choice, p in zip(draws, positions, strict=True)]
+    raw = SplitImages.on(prepared, device).images(positions.tolist(), crop)
+    images = augment(raw.float().div_(255), draws, geometries, spec, _colours(facts, device).fill)
+    points, labels = _supervision(job, positions, geometries)
+    return Batch(network_input(images, facts), None if points is None else moved(points, device), moved(labels, device))
+
+
+@dataclass(frozen=True)
+class _Colours:
+    """The mean, deviation and padding colour of a data set's images, on a device: (1, 3, 1, 1) twice, (3,)."""
+
+    mean: Tensor
+    std: Tensor
+    fill: Tensor
+
+
+@lru_cache(maxsize=8)
+def _colours(facts: DatasetFacts, device: torch.device) -> _Colours:
+    mean, std = (torch.tensor(values)[None, :, None, None].to(device) for values in (facts.mean, facts.std))
+    return _Colours(mean, std, torch.floor(255 * torch.tensor(facts.mean)).to(device) / 255)
+
+
+def network_input(images: Tensor, facts: DatasetFacts) -> Tensor:
+    """Subtract the data set's mean and divide by its deviation; mirror right and bottom up to the frame; channels last.
+
+    The frame is the next size whose sides the network can halve: PixelPick pads VOC so, its other sizes fit as they
+    are.
+    """
+    colours = _colours(facts, images.device)
+    normalised = (images - colours.mean).div_(colours.std)
+    bottom, right = (-side % FRAME_MULTIPLE for side in images.shape[2:])
+    if bottom or right:
+        normalised = F.pad(normalised, (0, right, 0, bottom), mode="reflect" if len(images) else "constant")
+    # torch's own conversion to channels last takes four times as long
+    return normalised.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _supervision(
+    job: FitJob, positions: npt.NDArray[np.int64], geometries: list[Geometry]
+) -> tuple[Tensor | None, Tensor]:
+    void, prepared = job.data.facts.void_index, job.data.prepared
+    if job.labels is None:
+        maps = [g.label_map(prepared.label(p), void) for g, p in zip(geometries, positions, strict=True)]
+        stacked = torch.from_numpy(np.stack(maps)).long() if maps else torch.zeros(0, 1, 1, dtype=torch.long)
+        return None, stacked.masked_fill_(stacked == void, IGNORED)
+    points = np.tile(spread_points(job.most_labels, job.crop_size), (len(positions), 1, 1))
+    labels = np.full((len(positions), job.most_labels), IGNORED, dtype=np.int64)
+    for index, (position, geometry) in enumerate(zip(positions, geometries, strict=True)):
+        at = job.labels.of_image(prepared.names[position])
+        place, inside = geometry.points(job.labels.y[at], job.labels.x[at])
+        count = int(inside.sum())
+        points[index, :count] = place[inside]
+        labels[index, :count] = job.labels.label[at][inside]
+    return torch.from_numpy(points), torch.from_numpy(labels)

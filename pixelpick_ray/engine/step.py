@@ -1,0 +1,171 @@
+"""One training step: forward, loss, backward, optimiser. On a GPU it is recorded once and replayed."""
+
+import contextlib
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pixelpick_ray.engine.batches import IGNORED, Batch
+from pixelpick_ray.engine.world import World
+from pixelpick_ray.models.segmentation import logits_at, parameter_groups, upsample
+from pixelpick_ray.spec.trial import AdamSpec, SgdSpec, TrainSpec
+
+EAGER_STEPS = 3  # of each shape, before a step is recorded: libraries choose their kernels in them
+STEPS_AHEAD = 4  # the host may be so far ahead of a GPU; what it has prepared occupies memory
+
+
+class TrainStep:
+    """Steps of one training on this rank. `total` (2,) float64 on the device sums up loss and labelled pixels.
+
+    One rank on a GPU records the step of each shape of batch as a CUDA graph, because launching its kernels one by one
+    takes longer than the kernels; the learning rate and all batches are then read from fixed memory.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, train: TrainSpec) -> None:
+        self.total = torch.zeros(2, dtype=torch.float64, device=world.device)
+        self._model, self._optimizer, self._world, self._train = model, optimizer, world, train
+        self._recorder = _Recorder(world.device, self._eager) if _is_recorded(world) else None
+        self._lr_factor = 1.0
+
+    def __call__(self, batch: Batch) -> None:
+        """Train on a rank's slice of one global batch."""
+        if self._recorder is None:
+            self._eager(batch)
+        else:
+            self._recorder(batch)
+
+    def set_lr(self, factor: float) -> None:
+        """Set the learning rate of every group to its base times `factor`."""
+        if factor != self._lr_factor:
+            for group in self._optimizer.param_groups:
+                group["lr"].fill_(group["base_lr"] * factor)
+            self._lr_factor = factor
+
+    def _eager(self, batch: Batch) -> None:
+        self.total += train_step(self._model, self._optimizer, batch, self._world, self._train)
+
+
+def _is_recorded(world: World) -> bool:
+    return world.device.type == "cuda" and world.size == 1
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A recorded step and the batch in fixed memory that it reads."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+
+    def __call__(self, batch: Batch) -> None:
+        for fixed, new in zip(self.batch.tensors, batch.tensors, strict=True):
+            fixed.copy_(new, non_blocking=True)
+        self.graph.replay()
+
+
+class _Recorder:
+    """Calls a function of a batch on a stream of its own; from the fourth call with a shape on, its recording."""
+
+    def __init__(self, device: torch.device, function: Callable[[Batch], None]) -> None:
+        self._function = function
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._eager_calls: Counter[Any] = Counter()
+        self._recordings: dict[Any, _Recording] = {}
+        self._issued: deque[torch.cuda.Event] = deque()
+
+    def __call__(self, batch: Batch) -> None:
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            self._call(batch)
+        current.wait_stream(self._stream)
+        self._stay_near(current)
+
+    def _call(self, batch: Batch) -> None:
+        shape = tuple(tensor.shape for tensor in batch.tensors)
+        if shape not in self._recordings and self._eager_calls[shape] < EAGER_STEPS:
+            self._eager_calls[shape] += 1
+            self._function(batch)
+            return
+        if shape not in self._recordings:
+            self._recordings[shape] = self._record(batch)
+        self._recordings[shape](batch)
+
+    def _record(self, batch: Batch) -> _Recording:
+        images, labels, *points = (tensor.clone() for tensor in batch.tensors)
+        fixed = Batch(images, points[0] if points else None, labels)
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self._recordings.values())).graph.pool() if self._recordings else None
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream):
+            self._function(fixed)
+        return _Recording(graph, fixed)
+
+    def _stay_near(self, current: torch.cuda.Stream) -> None:
+        self._issued.append(current.record_event())
+        if len(self._issued) > STEPS_AHEAD:
+            self._issued.popleft().synchronize()
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, world: World, train: TrainSpec
+) -> Tensor:
+    """One step on this rank's slice; returns (loss sum, labelled pixels) of the slice, float64, on the device."""
+    count = (batch.labels != IGNORED).sum().to(torch.float64)
+    everywhere = world.sum_(count.clone()).clamp(min=1.0)
+    optimizer.zero_grad(set_to_none=True)
+    inputs = (batch.images, batch.points) if train.decoder == "sparse" else (batch.images,)
+    with autocast(train.precision, world.device):
+        logits = model(*inputs)
+    loss = loss_sum(logits, batch)
+    share = (loss * (world.size / everywhere)).to(loss.dtype)  # DDP averages gradients: times the number of ranks
+    share.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return torch.stack([loss.detach().to(torch.float64), count])
+
+
+def loss_sum(logits: Tensor, batch: Batch) -> Tensor:
+    """Summed cross entropy at the labelled pixels, in full supervision all.
+
+    `logits` are coarse (n, C, h, w), or those at the points (n, P, C).
+    """
+    if batch.labels.numel() == 0:
+        return logits.sum() * 0.0
+    frame = batch.images.shape[2], batch.images.shape[3]
+    if batch.points is None:
+        height, width = batch.labels.shape[1:]
+        full = upsample(logits.float(), frame)[:, :, :height, :width]
+        return F.cross_entropy(full, batch.labels, ignore_index=IGNORED, reduction="sum")
+    sampled = logits if logits.dim() == 3 else logits_at(logits, batch.points, frame)
+    return F.cross_entropy(sampled.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def build_optimizer(spec: AdamSpec | SgdSpec, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser with the backbone in a group of its own; weight decay is L2 on all parameters.
+
+    Learning rates are tensors on the parameters' device, so that a recorded step reads them anew.
+    """
+    groups = parameter_groups(model, lr=spec.lr, backbone_lr_factor=spec.backbone_lr_factor)
+    device = groups[-1]["params"][0].device
+    for group in groups:
+        group["lr"] = torch.tensor(group["base_lr"], device=device)
+    on_gpu = device.type == "cuda"
+    if isinstance(spec, AdamSpec):
+        return torch.optim.Adam(groups, weight_decay=spec.weight_decay, fused=on_gpu, capturable=on_gpu)
+    return torch.optim.SGD(groups, weight_decay=spec.weight_decay, momentum=spec.momentum, fused=on_gpu)
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The context of the network's forward pass: bfloat16 where asked for."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def set_precision(precision: str) -> None:
+    """Allow TensorFloat-32 only where asked for; torch allows it in convolutions by default."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"

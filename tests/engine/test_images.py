@@ -1,0 +1,59 @@
+"""A split as tensors: the same pixels whether they live on the device or are copied batch by batch."""
+
+import numpy as np
+import pytest
+import torch
+
+from pixelpick_ray.data.cache import PreparedSplit
+from pixelpick_ray.engine.images import SplitImages
+from tests.engine.helpers import tiny_split
+
+CPU = torch.device("cpu")
+SHAPES = ((32, 48), (40, 24))
+
+
+def resident(prepared: PreparedSplit, device: torch.device) -> SplitImages:
+    """The whole split on the device, as a GPU has it."""
+    tensors = [torch.from_numpy(np.array(flat)).to(device) for flat in (prepared.images, prepared.labels)]
+    return SplitImages(prepared, device, (tensors[0], tensors[1]))
+
+
+@pytest.mark.parametrize("make", [SplitImages.on, resident], ids=["copied", "resident"])
+def test_images_and_labels_are_those_of_the_split(make: type) -> None:
+    prepared = tiny_split(6, SHAPES)
+    source = make(prepared, CPU)
+    images = source.images([4, 0])
+    assert images.shape == (2, 3, 32, 48)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    for image, position in zip(images, (4, 0), strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), prepared.image(position))
+    assert np.array_equal(source.labels([1, 5, 1]).numpy(), np.stack([prepared.label(p) for p in (1, 5, 1)]))
+
+
+@pytest.mark.parametrize("make", [SplitImages.on, resident], ids=["copied", "resident"])
+def test_smaller_images_of_a_batch_are_padded_with_zeros_right_and_bottom(make: type) -> None:
+    prepared = tiny_split(6, SHAPES)
+    images = make(prepared, CPU).images([0, 1], (8, 8))
+    assert images.shape == (2, 3, 40, 48)
+    for image, position in zip(images, (0, 1), strict=True):
+        height, width = prepared.shape(position)
+        assert np.array_equal(image[:, :height, :width].permute(1, 2, 0).numpy(), prepared.image(position))
+        assert not image[:, height:].any()
+        assert not image[:, :, width:].any()
+
+
+@pytest.mark.parametrize("make", [SplitImages.on, resident], ids=["copied", "resident"])
+def test_a_batch_without_images_has_the_smallest_size(make: type) -> None:
+    assert make(tiny_split(2), CPU).images([], (16, 24)).shape == (0, 3, 16, 24)
+
+
+@pytest.mark.gpu
+def test_a_gpu_holds_a_split_once_and_gives_the_same_pixels() -> None:
+    prepared, device = tiny_split(6, SHAPES), torch.device("cuda")
+    source = SplitImages.on(prepared, device)
+    assert source.resident is not None
+    assert SplitImages.on(tiny_split(6, SHAPES), device).resident is source.resident
+    for positions in ([4, 0, 2], [0, 1]):
+        expected = SplitImages.on(prepared, CPU).images(positions)
+        assert torch.equal(source.images(positions).cpu(), expected)
+    assert torch.equal(source.labels([1, 3]).cpu(), SplitImages.on(prepared, CPU).labels([1, 3]))
