@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, he_initialise, load_pretrained
+from pixelpick_ray.models.convolution import Conv3x3, conv3x3
 from pixelpick_ray.models.sparse import decode_at
 from pixelpick_ray.spec.trial import ModelSpec
 
@@ -71,7 +72,10 @@ def stochastic(model: nn.Module, generators: list[torch.Generator]) -> Iterator[
 def conv_norm_act(inputs: int, outputs: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
     """Convolution without bias that keeps the size, batch norm, ReLU."""
     padding = dilation * (kernel_size // 2)
-    conv = nn.Conv2d(inputs, outputs, kernel_size, padding=padding, dilation=dilation, bias=False)
+    if (kernel_size, dilation) == (3, 1):
+        conv: nn.Conv2d = Conv3x3(inputs, outputs)
+    else:
+        conv = nn.Conv2d(inputs, outputs, kernel_size, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
@@ -192,7 +196,7 @@ def conv_of_upsampled(conv: nn.Conv2d, high: Tensor, low: Tensor) -> Tensor:
         parts = parts.view(number, height, coarse_width, 3, outputs).transpose(2, 3)
         parts = columns @ parts.reshape(number * height, 3 * coarse_width, outputs)
     upsampled = parts.view(number, height, width, outputs).permute(0, 3, 1, 2)
-    return F.conv2d(low, over_low, padding=1) + upsampled.to(taps.dtype)
+    return conv3x3(low, over_low) + upsampled.to(taps.dtype)
 
 
 def _tap_weights(length: int, coarse: int, like: Tensor) -> Tensor:
