@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pixelpick_ray.data.weights import weights_path
 from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.models.activation import replace_relu6
 from pixelpick_ray.models.tensors import check_tensors, read_tensors
 from pixelpick_ray.spec.trial import ModelSpec
 
@@ -74,6 +75,7 @@ def _is_resnet(spec: ModelSpec) -> bool:
 
 
 def _pyramid(network: Any) -> Pyramid:
+    replace_relu6(network)
     return Pyramid(network, tuple(network.feature_info.channels()), tuple(network.feature_info.reduction()))
 
 

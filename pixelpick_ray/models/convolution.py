@@ -38,7 +38,7 @@ class _Conv3x3(torch.autograd.Function):
         images, weight = ctx.saved_tensors
         of_images = None
         if ctx.needs_input_grad[0]:
-            of_images = conv2d_input(images.shape, weight, gradients[0], padding=1)
+            of_images = conv2d_input(images.shape, weight, gradients[0], padding=1)  # type: ignore[no-untyped-call]
         return of_images, weight_gradient(images, gradients[0])
 
 
@@ -48,9 +48,11 @@ def weight_gradient(images: Tensor, gradient: Tensor) -> Tensor:
     With a margin of zeros around the images, and as much behind the gradient, each tap is one product of two matrices:
     the pixels that it reads lie at one distance in memory from those that it writes.
     """
-    width = images.shape[3] + 2
-    read = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).flatten(0, 2)
-    written = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, 2, 0, 2)).flatten(0, 2)
-    distances = [row * width + column for row in range(3) for column in range(3)]
-    taps = [written[: len(written) - distance].t() @ read[distance:] for distance in distances]
-    return torch.stack(taps, dim=2).view(gradient.shape[1], images.shape[1], 3, 3)
+    distances = [row * (images.shape[3] + 2) + column for row in range(3) for column in range(3)]
+    taps = images.new_zeros(9, gradient.shape[1], images.shape[1])
+    for image, upstream in zip(images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1), strict=True):
+        read = F.pad(image, (0, 0, 1, 1, 1, 1)).flatten(0, 1)
+        written = F.pad(upstream, (0, 0, 0, 2, 0, 2)).flatten(0, 1)
+        for tap, distance in zip(taps, distances, strict=True):
+            tap.addmm_(written[: len(written) - distance].t(), read[distance:])
+    return taps.permute(1, 2, 0).reshape(gradient.shape[1], images.shape[1], 3, 3)

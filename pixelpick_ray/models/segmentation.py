@@ -47,8 +47,11 @@ class Dropout(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if self.generators is not None and self.rate > 0:
             return features * torch.stack([self._mask(features[0], generator) for generator in self.generators])
-        drop = F.dropout2d if self.of == "channels" else F.dropout
-        return drop(features, self.rate, self.training)
+        if self.of == "channels":
+            return F.dropout2d(features, self.rate, self.training)
+        if not self.training or self.rate == 0:
+            return features
+        return torch.native_dropout(features, self.rate, True)[0]  # on a CPU F.dropout keeps its mask as floats
 
     def _mask(self, features: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(features), 1, 1) if self.of == "channels" else features.shape
@@ -76,7 +79,7 @@ def conv_norm_act(inputs: int, outputs: int, kernel_size: int, dilation: int = 1
         conv: nn.Conv2d = Conv3x3(inputs, outputs)
     else:
         conv = nn.Conv2d(inputs, outputs, kernel_size, padding=padding, dilation=dilation, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class AtrousPyramid(nn.Module):
