@@ -3,7 +3,7 @@ PYTHON ?= python3
 DATA ?= data
 BIN := .venv/bin
 
-.PHONY: demo test lint check test-gpu docs clean
+.PHONY: demo test lint check test-gpu bench docs clean
 
 demo: .venv/runtime      ## a small real benchmark on this computer, no download of data or weights
 	$(BIN)/python launch.py run experiments/quickstart.yaml
@@ -21,6 +21,9 @@ check: lint test         ## what every change must pass
 
 test-gpu: .venv/dev      ## the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
+
+bench: .venv/runtime     ## what every part costs over the network alone: JSON lines, benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.bench
 
 docs: .venv/runtime      ## the README's results, from results/
 	$(BIN)/python docs/update_readme.py

@@ -1,11 +1,18 @@
 """A 3x3 convolution that a CPU trains in channels-last order without being slow at the gradient of its weights."""
 
+import contextlib
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Within it nothing is computed in a lower precision: bilinear weights in bfloat16 would not add up to 1."""
+    known = torch.amp.autocast_mode.is_autocast_available(device.type)  # networks are counted on devices that have none
+    return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
 
 
 class Conv3x3(nn.Conv2d):

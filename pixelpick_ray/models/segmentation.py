@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, he_initialise, load_pretrained
-from pixelpick_ray.models.convolution import Conv3x3, conv3x3
+from pixelpick_ray.models.convolution import Conv3x3, conv3x3, without_autocast
 from pixelpick_ray.models.sparse import decode_at
 from pixelpick_ray.spec.trial import ModelSpec
 
@@ -191,7 +191,7 @@ def conv_of_upsampled(conv: nn.Conv2d, high: Tensor, low: Tensor) -> Tensor:
     over_high, over_low = conv.weight[:, :channels], conv.weight[:, channels:]
     taps = F.conv2d(high, over_high.permute(2, 3, 0, 1).reshape(9 * outputs, channels, 1, 1))
     number, _, coarse_height, coarse_width = taps.shape
-    with torch.autocast(taps.device.type, enabled=False):  # weights in bfloat16 would not add up to 1
+    with without_autocast(taps.device):
         parts = taps.to(torch.promote_types(taps.dtype, torch.float32)).permute(0, 2, 3, 1)
         rows, columns = _tap_weights(height, coarse_height, parts), _tap_weights(width, coarse_width, parts)
         parts = parts.reshape(number, coarse_height, coarse_width, 3, 3 * outputs).transpose(2, 3).transpose(1, 2)

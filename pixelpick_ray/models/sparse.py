@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixelpick_ray.models.convolution import without_autocast
+
 
 class Axis(NamedTuple):
     """Where M patches lie along one axis of a map, (M, *) positions; all but `at` are whole numbers.
@@ -123,7 +125,7 @@ def _resample(patches: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(M, C, I, J) weighted sums of patches (M, C, K, L), in float32 at least; weights (M, I, K) and (M, J, L)."""
     dtype = torch.promote_types(patches.dtype, torch.float32)
     weights = rows[:, :, None, :, None] * columns[:, None, :, None, :]
-    with torch.autocast(patches.device.type, enabled=False):  # weights in bfloat16 would not add up to 1
+    with without_autocast(patches.device):
         values = patches.permute(0, 2, 3, 1).flatten(1, 2).to(dtype)
         summed = torch.bmm(weights.flatten(3, 4).flatten(1, 2).to(dtype), values)
     return summed.view(*weights.shape[:3], patches.shape[1]).permute(0, 3, 1, 2)

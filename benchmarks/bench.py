@@ -1,0 +1,62 @@
+"""Time everything: ``python -m benchmarks.bench`` prints one JSON object a line and writes ``RESULTS.md``.
+
+A measurement that fails says so in a line of its own, and the others go on; the exit status is then 1.
+"""
+
+import argparse
+import json
+import re
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from benchmarks import render
+from benchmarks.measures import Bench, measurements
+from pixelpick_ray.cli import parse_size
+from pixelpick_ray.engine.host import prepare_process
+
+FOLDER = Path(__file__).resolve().parent
+IMAGES = {"cpu": 8, "cuda": 184}
+
+
+def run(bench: Bench, select: str, folder: Path) -> int:
+    """Measure what the pattern selects, store and print each line at once, render; returns how many failed."""
+    failed = 0
+    for name, measurement in measurements(bench).items():
+        if not re.search(select, name):
+            continue
+        try:
+            for line in measurement():
+                print(json.dumps(line), flush=True)
+                render.update([line], folder)
+        except Exception as error:
+            failed += 1
+            traceback.print_exc()
+            print(json.dumps({"name": name, "error": f"{type(error).__name__}: {error}"}), flush=True)
+    return failed
+
+
+def main() -> None:
+    """Parse the options and measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--size", type=parse_size, help="HEIGHTxWIDTH; that of the experiments if absent")
+    parser.add_argument("--images", type=int, help=f"of the pool, the split and an epoch; {IMAGES} if absent")
+    parser.add_argument("--rounds", type=int, default=3, help="turns that count")
+    parser.add_argument("--threads", type=int, default=1, help="of a process that computes, as of a trial")
+    parser.add_argument("--data", type=Path, help="folder with camvid/; generated images if absent")
+    parser.add_argument("--only", default="", help="measurements whose name this regular expression finds")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results/ and RESULTS.md")
+    options = parser.parse_args()
+    cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
+    device = torch.device("cuda" if cuda else "cpu")
+    prepare_process(options.threads)
+    images = options.images or IMAGES[device.type]
+    bench = Bench(device, options.size, images, options.rounds, options.threads, options.data)
+    sys.exit(1 if run(bench, options.only, options.out) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""What processes share: a prepared split is in memory once, however many read it. Imports no torch."""
+
+import tempfile
+from pathlib import Path
+from threading import Barrier
+
+from benchmarks.processes import together
+from pixelpick_ray.data.cache import PreparedSplit, prepare
+from pixelpick_ray.data.datasets import open_dataset
+from pixelpick_ray.spec.trial import DatasetSpec
+
+SCENES = DatasetSpec(name="scenes", size=(96, 128))
+
+
+def mapped_copies(processes: int) -> float:
+    """How often a prepared split is in memory while so many processes have read all of it (1: they share it)."""
+    with tempfile.TemporaryDirectory() as cache:
+        size = _prepared(Path(cache)).images.nbytes
+        return sum(together(mapped_share, processes, Path(cache))) / size
+
+
+def _prepared(cache: Path) -> PreparedSplit:
+    return prepare(open_dataset(SCENES, cache), "val", SCENES, cache)
+
+
+def mapped_share(rank: int, barrier: Barrier, cache: Path) -> int:
+    """This process's share in bytes of the mapped images, once every process has read them all."""
+    images = _prepared(cache).images
+    images.sum()
+    barrier.wait()
+    share, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if "-" in line.split()[0]:
+            inside = line.endswith("images.bin")
+        share += 1024 * int(line.split()[1]) if inside and line.startswith("Pss:") else 0
+    barrier.wait()  # nobody leaves while another still looks
+    return share

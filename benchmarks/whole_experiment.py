@@ -1,0 +1,130 @@
+"""A whole experiment against its stages alone: ``python -m benchmarks.whole_experiment EXPERIMENT --data DIR``.
+
+The commands ``run`` and ``report`` compute the experiment into an empty store, with an empty cache. What is bare in it
+is counted from the plan (train steps, images scored and evaluated) and timed before, in as many processes at once as
+trials run at once. For experiments of one network at one size. The line goes to the results of ``make bench``.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, median
+from threading import Barrier
+
+import torch
+
+from benchmarks import render
+from benchmarks.bench import FOLDER
+from benchmarks.measures import Bench
+from benchmarks.processes import together
+from benchmarks.timing import Action, seconds_of, short
+from benchmarks.work import ROOT, Setting, bare_forward, bare_train_step, fresh_model, make_work, resident_pool
+from pixelpick_ray.active.acquisition import needs_model
+from pixelpick_ray.data.datasets import open_dataset, training_split
+from pixelpick_ray.engine.batches import num_batches
+from pixelpick_ray.engine.host import prepare_process
+from pixelpick_ray.plan import Plan, make_plan
+from pixelpick_ray.spec.execution import local_cpus
+from pixelpick_ray.spec.experiment import load_experiment
+
+SAMPLES = 12  # of each bare action
+IMAGES = 16  # of a bare forward
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What an experiment asks of the network: train steps from labelled pixels and from label maps, images forward."""
+
+    steps: int
+    full_steps: int
+    forwards: int
+
+    def seconds(self, step: float, full_step: float, forward: float) -> float:
+        """Of one process, from the seconds of each."""
+        return self.steps * step + self.full_steps * full_step + self.forwards * forward
+
+
+def amounts(plan: Plan, data_path: Path) -> Amounts:
+    """Counted over the distinct fits and picks of a plan."""
+    fits: dict[str, bool] = {}
+    picks: set[str] = set()
+    for chain in plan.chains:
+        fits |= dict.fromkeys(chain.fits, chain.trial.budget == "full")
+        if needs_model(chain.trial.acquire.strategy):
+            picks |= set(chain.picks[1:])
+    trial, evaluate = plan.trials[0], plan.experiment.evaluate
+    dataset = open_dataset(trial.dataset, data_path)
+    images = trial.dataset.images or len(dataset.names(training_split(dataset, trial.dataset)))
+    evaluated = sum(len(dataset.names(evaluate.split_of(split))) for split in evaluate.splits)
+    times = trial.train.epochs if evaluate.when == "every_epoch" else 1
+    steps, full = num_batches(images, trial.train.batch_size) * trial.train.epochs, sum(fits.values())
+    return Amounts(steps * (len(fits) - full), steps * full, len(fits) * times * evaluated + len(picks) * images)
+
+
+def bare_seconds(rank: int, barrier: Barrier, setting: Setting, device: torch.device) -> tuple[float, float, float]:
+    """Medians of a train step from labelled pixels, of one from label maps, and of an image forward; one thread."""
+    prepare_process(1)
+    work = make_work(setting, None, IMAGES, device)
+    model = fresh_model(work)
+    full = replace(work, job=replace(work.job, labels=None))
+    forward = bare_forward(work, model, resident_pool(work, IMAGES))
+    actions: list[Action] = [bare_train_step(work), bare_train_step(full), forward]
+    step, full_step, pool = (_median(action, device, barrier) for action in actions)
+    return step, full_step, pool / IMAGES
+
+
+def _median(action: Action, device: torch.device, barrier: Barrier) -> float:
+    for _ in range(4):  # warms up; on a GPU a step is recorded in the fourth call
+        action()
+    barrier.wait()
+    return median(seconds_of(action, device) for _ in range(SAMPLES))
+
+
+def wall_seconds(experiment: Path, options: Sequence[str]) -> float:
+    """Seconds of the commands that run and report an experiment of which nothing is there yet."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, launch = Path(name), [sys.executable, str(ROOT / "launch.py")]
+        store = ["--store", str(folder / "store")]
+        places = [*store, "--cache", str(folder / "cache"), "--runs", str(folder / "runs")]
+        start = time.perf_counter()
+        for command in (
+            ["run", str(experiment), *places, *options],
+            ["report", str(experiment), *store, "--out", "report"],
+        ):
+            subprocess.run([*launch, *command], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Time the bare actions, run the experiment, store and print the line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="data folder, as for run")
+    parser.add_argument("--trials", type=int, help="at once; as many as CPUs, on a GPU one, if absent")
+    options = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    device, trials = torch.device("cuda" if cuda else "cpu"), options.trials or (1 if cuda else local_cpus())
+    experiment, data = options.experiment.resolve(), options.data.resolve()
+    plan = make_plan(load_experiment(experiment))
+    setting, counts = Setting(str(experiment.with_suffix(""))), amounts(plan, data)
+    measured = together(bare_seconds, trials, setting, device)
+    bare = counts.seconds(*(mean(values) for values in zip(*measured, strict=True))) / trials
+    shares = ["--gpus-per-rank", str(1 / trials)] if cuda else []
+    wall = wall_seconds(experiment, ["--data", str(data), "--max-concurrent", str(trials), *shares])
+    line = Bench(device, None, IMAGES, 1, 1).line(
+        "whole_experiment_over_bare",
+        f"{plan.experiment.name}, {plan.num_fits} stages, {trials} trials at once",
+        **{"value": short(wall / bare), "seconds": [round(wall), round(bare)]},
+    )
+    print(json.dumps(line), flush=True)
+    render.update([line], FOLDER)
+
+
+if __name__ == "__main__":
+    main()

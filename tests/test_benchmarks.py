@@ -1,0 +1,169 @@
+"""The benchmarks: the baseline does the same work, and what is measured becomes lines and RESULTS.md."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import baseline, bench, render
+from benchmarks.goals import MEASURES
+from benchmarks.measures import FIRST, RESNET, SETTINGS, Bench, measurements
+from benchmarks.sharing import mapped_copies
+from benchmarks.timing import compare, take_turns
+from benchmarks.work import Frozen, Setting, Work, label_maps, make_work
+from pixelpick_ray.active.acquisition import margin
+from pixelpick_ray.engine.batches import IGNORED
+from pixelpick_ray.models.segmentation import build_model, upsample
+
+SIZE = (32, 48)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def work() -> Work:
+    return make_work(FIRST, SIZE, 4, CPU)
+
+
+@pytest.mark.parametrize("setting", [FIRST, RESNET], ids=["deeplabv3plus", "fpn"])
+def test_the_plain_network_is_the_projects_at_full_size(setting: Setting) -> None:
+    spec = setting.load(SIZE).model
+    model = build_model(spec, num_classes=5, data_path=Path("no-data"), seed=0, stage=0).eval()
+    plain = baseline.plain_network(spec, 5).eval()
+    plain.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(plain(images), upsample(model(images), SIZE), rtol=1e-4, atol=1e-4)
+
+
+def test_the_baselines_margin_is_the_score() -> None:
+    logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(-baseline.margin_of(logits), margin(logits))
+
+
+def test_the_baseline_queries_the_pool_of_best_pixels_that_are_neither_void_nor_taken(
+    work: Work, tmp_path: Path
+) -> None:
+    frozen = Frozen(work, 1, tmp_path)
+    frozen.model.eval()
+    prepared, facts = work.job.data.prepared, frozen.facts
+    options: dict[str, Any] = {"pool_fraction": 0.0, "num_pixels": 20}
+    asked = baseline.query_image(frozen.model, frozen.paths[0], frozen.taken[0], facts, CPU, **options)
+    image = baseline.normalised(prepared.image(0), facts)[None]
+    with torch.inference_mode():
+        score = margin(frozen.model(image))[0].numpy().reshape(-1)
+    score[frozen.taken[0].reshape(-1) | (prepared.label(0).reshape(-1) == facts.void_index)] = -np.inf
+    assert frozen.taken[0].any()
+    assert set(asked) == set(np.argsort(-score)[:20])
+
+
+def test_the_baselines_confusion_counts_every_pixel_that_is_not_void() -> None:
+    truth, predicted = np.array([[0, 1, 11], [1, 1, 0]]), np.array([[0, 0, 1], [1, 1, 1]])
+    assert baseline.count(truth, predicted, 2).tolist() == [[1, 1], [1, 2]]
+
+
+def test_the_baselines_training_images_keep_their_labels_in_the_crop(work: Work, tmp_path: Path) -> None:
+    frozen = Frozen(work, 2, tmp_path)
+    spec = work.job.train.augment
+    assert spec is not None
+    still = spec.model_copy(update={"scale": (1.0, 1.0), "hflip": 1.0, "jitter": None, "grayscale": 0.0, "blur": None})
+    image, target = replace(frozen.batches.dataset, spec=still)[0]
+    expected = np.where(frozen.taken[0], work.job.data.prepared.label(0), frozen.facts.void_index)[:, ::-1]
+    assert target.tolist() == expected.tolist()
+    turned = np.ascontiguousarray(work.job.data.prepared.image(0)[:, ::-1])
+    torch.testing.assert_close(image, baseline.normalised(turned, frozen.facts))
+
+
+def test_label_maps_have_each_labelled_point_and_void_elsewhere() -> None:
+    points = torch.tensor([[[0.0, 1.0], [1.2, 1.9]], [[1.0, 0.0], [0.0, 0.0]]])
+    labels = torch.tensor([[3, 4], [5, IGNORED]])
+    assert label_maps(points, labels, (2, 3), 9).tolist() == [[[9, 3, 9], [9, 9, 4]], [[9, 9, 9], [5, 9, 9]]]
+
+
+def test_contestants_take_turns_after_one_round_of_warming_up() -> None:
+    order: list[str] = []
+    seconds = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, CPU)
+    assert order == ["a", "b"] * 3
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_comparison_is_the_median_of_ratios_round_by_round() -> None:
+    assert compare([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == {"value": 2.0, "spread": [1.0, 3.0]}
+
+
+def test_processes_share_a_prepared_split() -> None:
+    assert mapped_copies(2) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_small_run_gives_valid_lines_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = Bench(CPU, SIZE, images=4, rounds=1, threads=torch.get_num_threads())
+    assert bench.run(small, "training|inference", tmp_path) == 0
+    lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    assert {line["name"] for line in lines} >= {"train_step_over_bare", "picking_over_bare", "evaluation_over_bare"}
+    for line in lines:
+        assert line["value"] > 0
+        assert line["spread"][0] <= line["value"] <= line["spread"][1]
+        assert line["goal"] == MEASURES[line["name"]].goals.get("cpu")
+    assert render.read(tmp_path / "results" / "cpu.jsonl") == lines
+    page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert all(MEASURES[line["name"]].about in page for line in lines)
+
+
+def test_a_measurement_that_fails_loses_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Bench(CPU, SIZE, images=4, rounds=1, threads=1)
+
+    def broken() -> Any:
+        yield small.line("train_memory", "first", value=1.0)
+        raise RuntimeError("out of order")
+
+    good = {"broken": broken, "good": lambda: iter([small.line("data_copies", "second", value=1.0)])}
+    monkeypatch.setattr(bench, "measurements", lambda _: good)
+    assert bench.run(small, "", tmp_path) == 1
+    first, error, second = (json.loads(text) for text in capsys.readouterr().out.splitlines())
+    assert (first["name"], second["name"]) == ("train_memory", "data_copies")
+    assert error == {"name": "broken", "error": "RuntimeError: out of order"}
+
+
+def test_results_keep_other_devices_and_say_what_holds_and_what_is_not_measured(tmp_path: Path) -> None:
+    common = {"setting": "a network", "torch": "2.11", "code": "0" * 40, "threads": 2}
+    cpu = common | {"device": "cpu", "kind": "cpu"}
+    gpu = common | {"device": "NVIDIA H200", "kind": "cuda"}
+    ratio = {"name": "train_step_over_bare", "unit": "ratio"}
+    render.update([gpu | ratio | {"value": 1.2, "goal": 1.1, "spread": [1.1, 1.3]}], tmp_path)
+    for value in (1.5, 1.02):
+        render.update([cpu | ratio | {"value": value, "goal": 1.05, "spread": [1.0, 1.6]}], tmp_path)
+    faster = {"name": "bare_train_step_against_plain", "unit": "times faster", "value": 1.4, "goal": 1.3}
+    render.update(
+        [cpu | faster, gpu | {"name": "start_fresh", "unit": "s", "skipped": "Ray is not installed"}], tmp_path
+    )
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"cpu.jsonl", "nvidia-h200.jsonl"}
+    page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "1.02 [1, 1.6] | ≤ 1.05 | yes" in page
+    assert "1.5 [" not in page
+    assert "1.4 times faster | ≥ 1.3 | yes" in page
+    assert "1.2 [1.1, 1.3] | ≤ 1.1 | **no**" in page
+    assert "not measured: Ray is not installed" in page
+    missing = page.split("## Not measured on a GPU yet")[1]
+    assert "`start_fresh`" in missing
+    assert "`train_step_over_bare`" not in missing
+
+
+def test_every_kind_of_device_has_its_measurements() -> None:
+    for kind, settings in SETTINGS.items():
+        names = list(measurements(Bench(torch.device(kind), None, 4, 1, 1)))
+        assert sum(name.startswith("training") for name in names) == len(settings)
+        assert names[-1] == "start"
