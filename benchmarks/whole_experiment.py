@@ -86,19 +86,17 @@ def _median(action: Action, device: torch.device, barrier: Barrier) -> float:
     return median(seconds_of(action, device) for _ in range(SAMPLES))
 
 
-def wall_seconds(experiment: Path, options: Sequence[str]) -> float:
-    """Seconds of the commands that run and report an experiment of which nothing is there yet."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, launch = Path(name), [sys.executable, str(ROOT / "launch.py")]
-        store = ["--store", str(folder / "store")]
-        places = [*store, "--cache", str(folder / "cache"), "--runs", str(folder / "runs")]
-        start = time.perf_counter()
-        for command in (
-            ["run", str(experiment), *places, *options],
-            ["report", str(experiment), *store, "--out", "report"],
-        ):
-            subprocess.run([*launch, *command], check=True, cwd=folder, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
+def wall_seconds(experiment: Path, folder: Path, options: Sequence[str]) -> float:
+    """Seconds of the commands that run and report an experiment in a folder where nothing of it is yet."""
+    launch, store = [sys.executable, str(ROOT / "launch.py")], ["--store", str(folder / "store")]
+    places = [*store, "--cache", str(folder / "cache"), "--runs", str(folder / "runs")]
+    start = time.perf_counter()
+    for command in (
+        ["run", str(experiment), *places, *options],
+        ["report", str(experiment), *store, "--out", str(folder / "report")],
+    ):
+        subprocess.run([*launch, *command], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -106,6 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="data folder, as for run")
+    parser.add_argument("--folder", type=Path, help="new folder that keeps the store and the report")
     parser.add_argument("--trials", type=int, help="at once; as many as CPUs, on a GPU one, if absent")
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
@@ -116,7 +115,10 @@ def main() -> None:
     measured = together(bare_seconds, trials, setting, device)
     bare = counts.seconds(*(mean(values) for values in zip(*measured, strict=True))) / trials
     shares = ["--gpus-per-rank", str(1 / trials)] if cuda else []
-    wall = wall_seconds(experiment, ["--data", str(data), "--max-concurrent", str(trials), *shares])
+    with tempfile.TemporaryDirectory() as nowhere:
+        folder = (options.folder or Path(nowhere) / "whole").resolve()
+        folder.mkdir(parents=True)
+        wall = wall_seconds(experiment, folder, ["--data", str(data), "--max-concurrent", str(trials), *shares])
     line = Bench(device, None, IMAGES, 1, 1).line(
         "whole_experiment_over_bare",
         f"{plan.experiment.name}, {plan.num_fits} stages, {trials} trials at once",
