@@ -53,6 +53,7 @@ def fit(job: FitJob, world: World, on_epoch: Callable[[Epoch], None]) -> nn.Modu
         if not np.isfinite(loss_sum):
             raise RunError(f"stage {job.stage}, epoch {epoch + 1}: the loss is {loss_sum}; lower train.optimizer.lr")
         on_epoch(Epoch(epoch + 1, loss_sum / max(count, 1.0), model))
+    model.zero_grad(set_to_none=True)  # gradients would keep the memory of recorded steps
     return model
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from pixelpick_ray.data.cache import PreparedSplit
 
 DEVICE_SHARE = 0.25  # of a GPU's free memory that one split may take
+DEVICE_SPLITS = 4  # kept at once: those that one trial trains on and evaluates, as a rule
 
 _resident: dict[tuple[str, bytes, torch.device], tuple[Tensor, Tensor] | None] = {}
 
@@ -77,6 +78,8 @@ def _made_resident(prepared: PreparedSplit, device: torch.device) -> tuple[Tenso
     """The flat images (pixels, 3) and labels (pixels,) on the device, kept for later calls; None: they do not fit."""
     key = prepared.fingerprint, prepared.shapes.tobytes(), device
     if key not in _resident:
+        while len(_resident) >= DEVICE_SPLITS:
+            del _resident[next(iter(_resident))]  # the oldest
         free, _ = torch.cuda.mem_get_info(device)
         fits = prepared.images.nbytes + prepared.labels.nbytes <= DEVICE_SHARE * free
         _resident[key] = (_on_device(prepared.images, device), _on_device(prepared.labels, device)) if fits else None

@@ -27,17 +27,17 @@ class TrainStep:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, train: TrainSpec) -> None:
-        self.total = torch.zeros(2, dtype=torch.float64, device=world.device)
-        self._model, self._optimizer, self._world, self._train = model, optimizer, world, train
-        self._recorder = _Recorder(world.device, self._eager) if _is_recorded(world) else None
-        self._lr_factor = 1.0
+        self.total = total = torch.zeros(2, dtype=torch.float64, device=world.device)
+        self._optimizer, self._lr_factor = optimizer, 1.0
+
+        def launch(batch: Batch) -> None:
+            total.add_(train_step(model, optimizer, batch, world, train))
+
+        self._step = _Recorder(world.device, launch) if _is_recorded(world) else launch
 
     def __call__(self, batch: Batch) -> None:
         """Train on a rank's slice of one global batch."""
-        if self._recorder is None:
-            self._eager(batch)
-        else:
-            self._recorder(batch)
+        self._step(batch)
 
     def set_lr(self, factor: float) -> None:
         """Set the learning rate of every group to its base times `factor`."""
@@ -45,9 +45,6 @@ class TrainStep:
             for group in self._optimizer.param_groups:
                 group["lr"].fill_(group["base_lr"] * factor)
             self._lr_factor = factor
-
-    def _eager(self, batch: Batch) -> None:
-        self.total += train_step(self._model, self._optimizer, batch, self._world, self._train)
 
 
 def _is_recorded(world: World) -> bool:
