@@ -86,14 +86,14 @@ def _median(action: Action, device: torch.device, barrier: Barrier) -> float:
     return median(seconds_of(action, device) for _ in range(SAMPLES))
 
 
-def wall_seconds(experiment: Path, folder: Path, options: Sequence[str]) -> float:
+def wall_seconds(experiment: Path, folder: Path, how: Sequence[str], overrides: Sequence[str]) -> float:
     """Seconds of the commands that run and report an experiment in a folder where nothing of it is yet."""
     launch, store = [sys.executable, str(ROOT / "launch.py")], ["--store", str(folder / "store")]
     places = [*store, "--cache", str(folder / "cache"), "--runs", str(folder / "runs")]
     start = time.perf_counter()
     for command in (
-        ["run", str(experiment), *places, *options],
-        ["report", str(experiment), *store, "--out", str(folder / "report")],
+        ["run", str(experiment), *places, *how, *overrides],
+        ["report", str(experiment), *store, "--out", str(folder / "report"), *overrides],
     ):
         subprocess.run([*launch, *command], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
@@ -104,24 +104,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="data folder, as for run")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as for run")
     parser.add_argument("--folder", type=Path, help="new folder that keeps the store and the report")
     parser.add_argument("--trials", type=int, help="at once; as many as CPUs, on a GPU one, if absent")
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     device, trials = torch.device("cuda" if cuda else "cpu"), options.trials or (1 if cuda else local_cpus())
     experiment, data = options.experiment.resolve(), options.data.resolve()
-    plan = make_plan(load_experiment(experiment))
-    setting, counts = Setting(str(experiment.with_suffix(""))), amounts(plan, data)
+    plan = make_plan(load_experiment(experiment, options.set))
+    setting, counts = Setting(str(experiment.with_suffix("")), tuple(options.set)), amounts(plan, data)
     measured = together(bare_seconds, trials, setting, device)
     bare = counts.seconds(*(mean(values) for values in zip(*measured, strict=True))) / trials
-    shares = ["--gpus-per-rank", str(1 / trials)] if cuda else []
+    how = ["--data", str(data), "--max-concurrent", str(trials)]
+    how += ["--gpus-per-rank", str(1 / trials)] if cuda else []
+    overrides = [part for override in options.set for part in ("--set", override)]
     with tempfile.TemporaryDirectory() as nowhere:
         folder = (options.folder or Path(nowhere) / "whole").resolve()
         folder.mkdir(parents=True)
-        wall = wall_seconds(experiment, folder, ["--data", str(data), "--max-concurrent", str(trials), *shares])
+        wall = wall_seconds(experiment, folder, how, overrides)
     line = Bench(device, None, IMAGES, 1, 1).line(
         "whole_experiment_over_bare",
-        f"{plan.experiment.name}, {plan.num_fits} stages, {trials} trials at once",
+        ", ".join([plan.experiment.name, *options.set, f"{plan.num_fits} stages", f"{trials} trials at once"]),
         **{"value": short(wall / bare), "seconds": [round(wall), round(bare)]},
     )
     print(json.dumps(line), flush=True)
