@@ -1,7 +1,6 @@
 """The benchmarks: the baseline does the same work, and what is measured becomes lines and RESULTS.md."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,9 @@ from pixelpick_ray.active.acquisition import margin
 from pixelpick_ray.engine.batches import IGNORED
 from pixelpick_ray.models.segmentation import build_model, upsample
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = (32, 48)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

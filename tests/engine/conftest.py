@@ -3,17 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from tests.engine.ranks import Ranks
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _always(one_thread: None) -> None:
+    """On one thread."""
 
 
 @pytest.fixture(scope="session")

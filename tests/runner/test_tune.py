@@ -84,7 +84,9 @@ def test_two_ranks_run_as_actors_of_one_trial_and_learn_what_one_rank_learns(pla
     assert one.keys() == two.keys()
     for chain, stages in one.items():
         assert stages[0]["fit"] == two[chain][0]["fit"]  # the same initial pixels; ranks are in no key
-        assert losses_of(place, "store", stages[0]) == pytest.approx(losses_of(place, "two", two[chain][0]), rel=0.1)
+        found, expected = losses_of(place, "two", two[chain][0]), losses_of(place, "store", stages[0])
+        assert found[0] == pytest.approx(expected[0], rel=0.01)
+        assert found == pytest.approx(expected, rel=0.1)  # Adam enlarges rounding; float64 is compared in test_fit.py
     provenance = [json.loads(path.read_text()) for path in (place / "two").glob("fit/*/provenance.json")]
     assert {entry["world_size"] for entry in provenance} == {2}
 
