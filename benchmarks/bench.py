@@ -10,12 +10,12 @@ import sys
 import traceback
 from pathlib import Path
 
-import torch
-
 from benchmarks import render
 from benchmarks.measures import Bench, measurements
 from pixelpick_ray.cli import parse_size
 from pixelpick_ray.engine.host import prepare_process
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.runner.local import choose_device
 
 FOLDER = Path(__file__).resolve().parent
 IMAGES = {"cpu": 8, "cuda": 184}
@@ -50,8 +50,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="measurements whose name this regular expression finds")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results/ and RESULTS.md")
     options = parser.parse_args()
-    cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
-    device = torch.device("cuda" if cuda else "cpu")
+    try:
+        device = choose_device(options.device)
+    except SpecError as error:
+        parser.error(str(error))
     prepare_process(options.threads)
     images = options.images or IMAGES[device.type]
     bench = Bench(device, options.size, images, options.rounds, options.threads, options.data)
