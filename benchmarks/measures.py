@@ -162,7 +162,7 @@ def train_turns(work: Work, others: dict[str, tuple[Action, int]], rounds: int) 
 def epoch_logger(work: Work, folder: Path) -> Callable[[Epoch], None]:
     """What a run does with an epoch that has ended: an event, and from it TensorBoard's file."""
     plan = make_plan(work.experiment)
-    board = TensorBoard(plan, Execution(folder, folder / "store", folder / "cache", folder / "runs"))
+    board = TensorBoard(plan, Execution(folder, str(folder / "store"), folder / "cache", folder / "runs"))
 
     def log(epoch: Epoch) -> None:
         values = {"epoch": epoch.number, "epochs": work.job.train.epochs, "loss": epoch.loss}

@@ -70,7 +70,7 @@ def measure(device: Literal["cpu", "cuda"]) -> dict[str, list[Start]]:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        places = folder, folder / "store", folder / "cache", folder / "runs"
+        places = folder, str(folder / "store"), folder / "cache", folder / "runs"
         execution = Execution(*places, cpus_per_rank=local_cpus(), device=device)
         execution.runs_path.mkdir()
         check_data(plan, execution)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError
+from pixelpick_ray.options import AsJson, Cache, Data, ExperimentFile, Overrides, StorePath
 from pixelpick_ray.plan import Plan, Progress, claim_name, make_plan, progress_of
 from pixelpick_ray.runner import session
 from pixelpick_ray.spec.execution import Execution
@@ -29,32 +30,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Active learning for semantic segmentation from a few labelled pixels an image, on Ray Tune.",
 )
-
-ExperimentFile = Annotated[
-    Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (YAML).", show_default=False)
-]
-Overrides = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field; repeatable.")]
-Data = Annotated[
-    Path,
-    typer.Option(
-        "--data",
-        envvar="PIXELPICK_DATA",
-        file_okay=False,
-        metavar="DIR",
-        help="Folder that holds camvid, voc, weights, ...",
-    ),
-]
-StorePath = Annotated[
-    Path,
-    typer.Option("--store", envvar="PIXELPICK_STORE", file_okay=False, metavar="DIR", help="Folder of the results."),
-]
-Cache = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache", file_okay=False, metavar="DIR", help="Folder of decoded images.", show_default="DATA/.cache"
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 def main() -> None:
@@ -81,7 +56,7 @@ def plan(
 ) -> None:
     """Validate an experiment; list its trials, chains, stages, and what is stored and shared."""
     planned = _planned(experiment, overrides)
-    execution = Execution(data, store, cache or default_cache_path(data), ranks=ranks)
+    execution = Execution(data, str(store), cache or default_cache_path(data), ranks=ranks)
     execution.check({trial.train.batch_size for trial in planned.trials})
     progress = progress_of(planned, execution)
     summary = summarise(planned, progress, execution)
@@ -134,7 +109,7 @@ def run(
     planned = _planned(experiment, overrides)
     execution = Execution(
         data_path=data.resolve(),
-        store_path=store.resolve(),
+        store=str(store.resolve()),
         cache_path=(cache or default_cache_path(data)).resolve(),
         runs_path=runs.resolve(),
         ranks=ranks,
@@ -154,7 +129,7 @@ def run(
         check_local(execution)
     with _naming(experiment):
         session.prepare(planned, execution, console)
-    claim_name(planned, Store(execution.store_path))
+    claim_name(planned, Store(execution.store))
     sys.exit(session.run(planned, execution, console, local=local))
 
 
@@ -169,7 +144,7 @@ def status(
 ) -> None:
     """Show stored, running, waiting, missing and failed stages, and the last error line of each failed chain."""
     planned = _planned(experiment, overrides)
-    execution = Execution(data, store, cache or default_cache_path(data))
+    execution = Execution(data, str(store), cache or default_cache_path(data))
     state = status_of(planned, execution)
     if as_json:
         print(json.dumps(state.as_dict()))
@@ -322,7 +297,7 @@ def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[s
 
 def fit_seconds(planned: Plan, progress: Progress, execution: Execution) -> float | None:
     """Mean seconds of the plan's stored fits, evaluation included; None before the first."""
-    store = Store(execution.store_path)
+    store = Store(execution.store)
     keys = {stage.fit for row in progress.stages.values() for stage in row if stage.fit_stored}
     seconds = [store.read_record(f"fit/{key}/provenance.json")["seconds"] for key in sorted(filter(None, keys))]
     return round(sum(seconds) / len(seconds), 2) if seconds else None

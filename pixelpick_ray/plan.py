@@ -214,7 +214,7 @@ class Progress:
 
 def progress_of(plan: Plan, execution: Execution) -> Progress:
     """Walk every chain through the store as far as its keys are known. DataError when present data are wrong."""
-    store = Store(execution.store_path)
+    store = Store(execution.store)
     sources = Sources(plan.experiment, execution)
     stages, initial = {}, {}
     for chain in plan.chains:
@@ -233,7 +233,7 @@ class Sources:
 
     def __init__(self, experiment: Experiment, execution: Execution) -> None:
         self._experiment, self._execution = experiment, execution
-        self._store = Store(execution.store_path)
+        self._store = Store(execution.store)
         self._fingerprint = lru_cache(self._prepared_fingerprint)
 
     def of(self, trial: Trial) -> Source | None:

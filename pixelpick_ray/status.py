@@ -49,7 +49,7 @@ def status_of(plan: Plan, execution: Execution) -> Status:
     failed when the chain's last attempt left an error; else it is missing.
     """
     progress = progress_of(plan, execution)
-    leased = set(Store(execution.store_path).leased())
+    leased = set(Store(execution.store).leased())
     return Status(
         plan.experiment.name, tuple(_chain_status(chain, progress, leased, execution) for chain in plan.chains)
     )
@@ -57,7 +57,7 @@ def status_of(plan: Plan, execution: Execution) -> Status:
 
 def _chain_status(chain: Chain, progress: Progress, leased: set[str], execution: Execution) -> ChainStatus:
     row = progress.stages.get(chain.id) or [StageStatus(stage, None) for stage in range(len(chain.fits))]
-    error = "" if progress.done(chain) else Store(execution.store_path).last_error(chain.id)
+    error = "" if progress.done(chain) else Store(execution.store).last_error(chain.id)
     states: list[str] = []
     busy = f"pick-{progress.initial.get(chain.id, ('', False))[0]}" in leased
     for stage in row:

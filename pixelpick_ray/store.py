@@ -33,8 +33,8 @@ def experiment_folder(experiment: Experiment) -> str:
 class Store:
     """Results by kind ("fit", "pick", "evaluation") and key; any number of processes may use one store."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, location: str | Path) -> None:
+        self.path = Path(location)
 
     def folder(self, kind: str, key: str) -> Path:
         """Where a result lies or would lie."""
@@ -79,6 +79,12 @@ class Store:
         except (OSError, ValueError, AttributeError, KeyError, TypeError):
             return None
         return contents if mine else None
+
+    def record_attempt(self, chain: str, text: str) -> None:
+        """Leave the traceback of a failed attempt at a chain, by its identity; never read as a result."""
+        folder = self.path / "attempts" / chain
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{time.time_ns()}.txt").write_text(text, encoding="utf-8")
 
     def last_error(self, chain: str) -> str:
         """The last line of the latest failed attempt at a chain, by its identity; empty when there is none."""

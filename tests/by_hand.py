@@ -33,7 +33,7 @@ def tiny_plan(*overrides: str) -> Plan:
 
 def execution_at(place: Path, data: Path) -> Execution:
     """A store, runs and cache in a folder."""
-    return Execution(data, place / "store", place / "cache", runs_path=place / "runs")
+    return Execution(data, str(place / "store"), place / "cache", runs_path=place / "runs")
 
 
 def do_steps(plan: Plan, chain: Chain, execution: Execution, count: int | None = None) -> dict[str, str]:
@@ -47,12 +47,12 @@ def do_steps(plan: Plan, chain: Chain, execution: Execution, count: int | None =
     for _, (name, key) in zip(range(count if count is not None else 99), _steps(plan, chain, execution), strict=False):
         done[name] = key
     record = {"source": asdict(source)}
-    Store(execution.store_path).write_record(f"{experiment_folder(plan.experiment)}/chains/{chain.id}.json", record)
+    Store(execution.store).write_record(f"{experiment_folder(plan.experiment)}/chains/{chain.id}.json", record)
     return done
 
 
 def _steps(plan: Plan, chain: Chain, execution: Execution) -> Iterator[tuple[str, str]]:
-    store, trial = Store(execution.store_path), chain.trial
+    store, trial = Store(execution.store), chain.trial
     source = Sources(plan.experiment, execution).of(trial)
     assert source is not None
 

@@ -240,7 +240,7 @@ def test_a_damaged_result_counts_as_absent(
     execution = execution_at(tmp_path, data)
     keys = do_steps(plan, plan.chains[0], execution)
     assert progress_of(plan, execution).done(plan.chains[0])
-    path = execution.store_path / step.split()[0] / keys[step] / file
+    path = Path(execution.store) / step.split()[0] / keys[step] / file
     path.write_bytes(path.read_bytes()[:-3])
     progress = progress_of(plan, execution)
     assert not progress.done(plan.chains[0])

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from pixelpick_ray.plan import Chain, Plan
-from pixelpick_ray.runner.local import record_attempt
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.status import Status, status_of
 from pixelpick_ray.store import Store
@@ -33,7 +32,7 @@ def stages(status: Status) -> list[tuple[str, ...]]:
 
 def test_nothing_done_is_missing(plan: Plan, execution: Execution) -> None:
     assert stages(status_of(plan, execution)) == [("missing",) * 3] * 2
-    assert not execution.store_path.exists()
+    assert not Path(execution.store).exists()
 
 
 def test_what_is_stored_and_measured_is_stored(plan: Plan, execution: Execution) -> None:
@@ -58,8 +57,8 @@ def test_a_live_lease_runs_and_what_comes_after_it_waits(
 ) -> None:
     key = do_steps(plan, plan.chains[0], execution_at(tmp_path / "all", execution.data_path))[step]
     do_steps(plan, plan.chains[0], execution, done)
-    record_attempt(execution, plan.chains[0].id, "OSError: earlier")
-    with Store(execution.store_path).lease(step.split()[0], key):
+    Store(execution.store).record_attempt(plan.chains[0].id, "OSError: earlier")
+    with Store(execution.store).lease(step.split()[0], key):
         state = status_of(plan, execution)
     assert stages(state) == expected
     assert state.chains[0].error == ""  # it is being tried again
@@ -68,7 +67,7 @@ def test_a_live_lease_runs_and_what_comes_after_it_waits(
 
 def test_the_lease_of_a_dead_process_does_not_run(plan: Plan, execution: Execution) -> None:
     key = do_steps(plan, plan.chains[0], execution, 2)["fit 0"]
-    lease = execution.store_path / "leases" / f"fit-{key}"
+    lease = Path(execution.store) / "leases" / f"fit-{key}"
     lease.parent.mkdir()
     lease.write_text(f"{socket.gethostname()} pid {os.getpid()}")
     assert stages(status_of(plan, execution)) == [("running", "waiting", "waiting")] * 2
@@ -78,7 +77,7 @@ def test_the_lease_of_a_dead_process_does_not_run(plan: Plan, execution: Executi
 
 def fail(execution: Execution, chain: Chain, *texts: str) -> None:
     for text in texts:
-        record_attempt(execution, chain.id, text)
+        Store(execution.store).record_attempt(chain.id, text)
 
 
 def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(plan: Plan, execution: Execution) -> None:
@@ -97,7 +96,7 @@ def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(pl
         "3 stored, 2 missing, 1 failed",
     ]
     fail(execution, random, "")
-    assert Store(execution.store_path).last_error(random.id) == ""
+    assert Store(execution.store).last_error(random.id) == ""
 
 
 def test_a_chain_that_ended_well_has_no_error_whatever_happened_before(plan: Plan, execution: Execution) -> None:

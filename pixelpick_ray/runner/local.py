@@ -1,6 +1,5 @@
 """The runner's contract in this process, one chain after another: for debugging, and where there is no Ray."""
 
-import time
 import traceback
 from collections.abc import Callable
 
@@ -38,7 +37,7 @@ def run(
             return errors
         except Exception as error:  # one chain that fails must not stop the others
             errors[chain.id] = explain(error)
-            record_attempt(execution, chain.id, traceback.format_exc())
+            Store(execution.store).record_attempt(chain.id, traceback.format_exc())
             on_event(Event("failed", chain.id, 0, values={"message": errors[chain.id]}))
     return errors
 
@@ -53,7 +52,7 @@ def check_local(execution: Execution) -> torch.device:
 def workplace(plan: Plan, chain: Chain, execution: Execution) -> Workplace:
     """Where a chain finds its inputs and leaves its results."""
     return Workplace(
-        Store(execution.store_path),
+        Store(execution.store),
         execution.data_path,
         execution.cache_path,
         execution.keep_weights,
@@ -66,10 +65,3 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise SpecError("--device cuda: torch sees no GPU here; use --device cpu, or auto")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def record_attempt(execution: Execution, chain: str, text: str) -> None:
-    """Leave the traceback of a failed attempt in the store; never read as a result."""
-    folder = execution.store_path / "attempts" / chain
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{time.time_ns()}.txt").write_text(text, encoding="utf-8")

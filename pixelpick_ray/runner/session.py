@@ -117,7 +117,7 @@ def _print_result(planned: Plan, execution: Execution, console: Console) -> None
     from pixelpick_ray.report.rows import load_results
     from pixelpick_ray.report.tables import terminal_table
 
-    results = load_results(Store(execution.store_path), [planned.experiment])
+    results = load_results(Store(execution.store), [planned.experiment])
     console.print(terminal_table(results), markup=False, soft_wrap=True)
 
 
@@ -125,7 +125,7 @@ def _drop_weights(planned: Plan, progress: Progress, execution: Execution) -> No
     """After the last chain, weights kept for other chains are needed no more."""
     if execution.keep_weights == "all":
         return
-    store = Store(execution.store_path)
+    store = Store(execution.store)
     for row in progress.stages.values():
         for stage in row:
             last = stage.stage + 1 == len(row)

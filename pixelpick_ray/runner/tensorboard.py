@@ -52,7 +52,7 @@ class TensorBoard:
     def __init__(self, plan: Plan, execution: Execution) -> None:
         self._plan, self._execution = plan, execution
         self._chains = {chain.id: chain for chain in plan.chains}
-        self._store = Store(execution.store_path)
+        self._store = Store(execution.store)
         self._runs: dict[str, _Run] = {}
 
     def __call__(self, event: Event) -> None:

@@ -4,22 +4,12 @@ One rank runs in the trial's own process. More ranks are Ray actors in the bundl
 torch.distributed group; the trial's process only watches them, so a rank that fails or dies ends its group at once.
 """
 
-import contextlib
-import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
-
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
@@ -32,9 +22,11 @@ from pixelpick_ray.engine.world import World, join
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.loop import Event, run_chain
 from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.failures import explain, gives_up
-from pixelpick_ray.runner.local import choose_device, record_attempt, workplace
-from pixelpick_ray.spec.execution import Execution, local_cpus
+from pixelpick_ray.runner.local import choose_device, workplace
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.store import Store
 
 COORDINATOR_CPUS = 0.01  # taken from the first rank's share, so that N ranks of one CPU fit on N CPUs
 
@@ -59,7 +51,7 @@ def run(
 
     SpecError when no node or not even the whole cluster can ever hold one trial.
     """
-    with _cluster(execution):
+    with joined(execution):
         resources = placement(execution, ray.cluster_resources())
         callback = _Relay(on_event, chains)
         tuner = tune.Tuner(
@@ -82,26 +74,6 @@ def run(
         )
         tuner.fit()
         return callback.errors
-
-
-@contextlib.contextmanager
-def _cluster(execution: Execution) -> Iterator[None]:
-    """Join the cluster at the address, or start one on this machine; left as found."""
-    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "ignore_reinit_error": False}
-    if execution.address:
-        options["address"] = execution.address
-    else:
-        options |= {"include_dashboard": False, "num_cpus": local_cpus(), "address": "local"}
-    try:
-        ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise SpecError(
-            f"--address {execution.address}: no Ray cluster could be joined or started ({error})"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def placement(execution: Execution, cluster: dict[str, float]) -> tune.PlacementGroupFactory:
@@ -224,7 +196,7 @@ def _trial(config: dict[str, Any], job: Job) -> None:
         else:
             _run_ranks(job, chain)
     except Exception as error:
-        record_attempt(job.execution, chain.id, traceback.format_exc())
+        Store(job.execution.store).record_attempt(chain.id, traceback.format_exc())
         _report(Event("failed", chain.id, 0, values={"message": explain(error), "final": gives_up(error)}))
         if not gives_up(error):
             raise
@@ -296,7 +268,9 @@ class _Rank:
                 _run_rank(self._job, self._chain, world, self._events.append)
         except Exception as error:
             time.sleep(2.0 if _is_consequence(error) else 0.0)  # let the rank that caused it speak first
-            record_attempt(self._job.execution, self._chain.id, f"rank {self._rank}\n{traceback.format_exc()}")
+            Store(self._job.execution.store).record_attempt(
+                self._chain.id, f"rank {self._rank}\n{traceback.format_exc()}"
+            )
             return error if gives_up(error) else RunnerLost(f"rank {self._rank}: {explain(error)}")
         return None
 

@@ -15,7 +15,7 @@ class Execution:
     """Where and how fast chains run. `gpus_per_rank` None means 1 where there are GPUs, else 0."""
 
     data_path: Path
-    store_path: Path
+    store: str
     cache_path: Path
     runs_path: Path = Path("runs")
     ranks: int = 1

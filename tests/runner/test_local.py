@@ -35,7 +35,7 @@ def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def execution(tmp_path: Path, cache_path: Path) -> Execution:
-    return Execution(tmp_path / "data", tmp_path / "store", cache_path, tmp_path / "runs")
+    return Execution(tmp_path / "data", str(tmp_path / "store"), cache_path, tmp_path / "runs")
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def run(
 def results(execution: Execution) -> dict[str, bytes]:
     """Bytes of picks, measurements and losses."""
     names = ("pixels.npz", "confusion.npz", "training.json")
-    found = [path for name in names for path in execution.store_path.glob(f"*/*/{name}")]
-    return {str(path.relative_to(execution.store_path)): path.read_bytes() for path in found}
+    found = [path for name in names for path in Path(execution.store).glob(f"*/*/{name}")]
+    return {str(path.relative_to(Path(execution.store))): path.read_bytes() for path in found}
 
 
 def test_chains_run_one_after_another_and_each_says_when_it_is_done(plan: Plan, execution: Execution) -> None:
@@ -86,7 +86,7 @@ def test_the_threads_are_those_of_the_rank(plan: Plan, execution: Execution) -> 
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_path: Path) -> dict[str, bytes]:
     """What a run without a stop leaves."""
     place = tmp_path_factory.mktemp("undisturbed")
-    execution = Execution(place / "data", place / "store", cache_path, place / "runs")
+    execution = Execution(place / "data", str(place / "store"), cache_path, place / "runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(datasets.DATASETS, "tiny", TinyDataset)
         run(make_plan(tiny_experiment(GRID, "train.epochs=2")), execution)
@@ -101,7 +101,7 @@ def test_a_stop_leaves_a_store_to_go_on_from(
     errors, events = run(plan, execution, lambda events: len(events) >= asked)
     assert errors == {}
     assert len(events) == last  # nothing more happened
-    assert Store(execution.store_path).leased() == {}
+    assert Store(execution.store).leased() == {}
     stages = [stage for chain in status_of(plan, execution).chains for stage in chain.stages]
     assert set(stages) <= {"stored", "missing"}
     assert "missing" in stages
@@ -126,10 +126,10 @@ def test_a_chain_that_fails_leaves_its_traceback_and_the_others_go_on(
     assert [event.chain for event in events if event.kind == "done"] == [other]
     failed = {event.chain: event.values for event in events if event.kind == "failed"}
     assert failed == {key: {"message": "OSError: the disk is gone"} for key in (margin, random)}
-    (attempt,) = (execution.store_path / "attempts" / margin).iterdir()
+    (attempt,) = (Path(execution.store) / "attempts" / margin).iterdir()
     assert attempt.read_text().startswith("Traceback")
     assert "in breaks" in attempt.read_text()
-    assert not (execution.store_path / "attempts" / other).exists()
+    assert not (Path(execution.store) / "attempts" / other).exists()
     state = status_of(plan, execution)
     assert [chain.stages for chain in state.chains] == [("stored", "failed"), ("stored", "failed"), ("stored",)]
     assert [chain.error for chain in state.chains] == ["and so is the rest", "and so is the rest", ""]
@@ -152,4 +152,4 @@ def test_what_one_process_cannot_do_is_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SpecError, match=told):
         run(plan, Execution(**{**vars(execution), **options}))
-    assert not execution.store_path.exists()
+    assert not Path(execution.store).exists()

@@ -304,7 +304,7 @@ def record_predictions(
     plan: Plan, execution: Execution, prepared: PreparedSplit, predicted: dict[int, dict[str, int]]
 ) -> Path:
     """Store predictions of one class each, by stage and image, as the first chain's; the description's folder."""
-    store, chain, palette = Store(execution.store_path), plan.chains[0], CamVid.facts.palette
+    store, chain, palette = Store(execution.store), plan.chains[0], CamVid.facts.palette
     description = store.publish(
         "split", {"of": "test"}, lambda folder: write_description(folder, prepared, range(3), CamVid.facts), {}
     )
