@@ -1,9 +1,10 @@
 # One word per duty. Everything happens in .venv, which is made on the first call.
 PYTHON ?= python3
 DATA ?= data
+STUDIES ?=
 BIN := .venv/bin
 
-.PHONY: demo test lint check test-gpu bench docs clean
+.PHONY: demo test lint check test-gpu faults bench docs clean
 
 demo: .venv/runtime      ## a small real benchmark on this computer, no download of data or weights
 	$(BIN)/python launch.py run experiments/quickstart.yaml
@@ -21,6 +22,10 @@ check: lint test         ## what every change must pass
 
 test-gpu: .venv/dev      ## the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
+
+faults: .venv/dev        ## a hundred kills, an hour on two cores; in parts with STUDIES='one rank': docs/faults.md
+	$(BIN)/python -m pytest tests/faults/test_faults.py -m slow -k "$(STUDIES)"
+	$(BIN)/python tests/faults/fault_summary.py build/faults docs/faults.md
 
 bench: .venv/runtime     ## what every part costs over the network alone: JSON lines, benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.bench

@@ -36,10 +36,10 @@ from pixelpick_ray.engine.batches import num_batches
 from pixelpick_ray.engine.fit import Epoch, fit
 from pixelpick_ray.engine.provenance import code_commit
 from pixelpick_ray.engine.score import evaluate
-from pixelpick_ray.loop import Event
 from pixelpick_ray.plan import make_plan
 from pixelpick_ray.runner.tensorboard import TensorBoard
 from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.steps import Event
 
 FIRST, RESNET = Setting("camvid-mobilenet"), Setting("camvid-resnet50")
 TF32, BF16, SPARSE = "train.precision=tf32", "train.precision=bf16", "train.decoder=sparse"

@@ -6,22 +6,35 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.main import get_command
 
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError
-from pixelpick_ray.options import AsJson, Cache, Data, ExperimentFile, Overrides, StorePath
+from pixelpick_ray.options import (
+    Address,
+    AsJson,
+    Cache,
+    CpusPerRank,
+    Data,
+    Device,
+    ExperimentFile,
+    GpusPerRank,
+    Overrides,
+    Ranks,
+    StoreLocation,
+)
 from pixelpick_ray.plan import Plan, Progress, claim_name, make_plan, progress_of
 from pixelpick_ray.runner import session
 from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import load_experiment
-from pixelpick_ray.spec.trial import DatasetSpec
+from pixelpick_ray.spec.experiment import dataset_of_options, load_experiment
 from pixelpick_ray.status import status_of
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, absolute
 
 app = typer.Typer(
     add_completion=False,
@@ -49,14 +62,14 @@ def plan(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006 (typer copies it)
     data: Data = Path("data"),
-    store: StorePath = Path("store"),
+    store: StoreLocation = "store",
     cache: Cache = None,
-    ranks: Annotated[int, typer.Option("--ranks", help="DDP processes a trial.")] = 1,
+    ranks: Ranks = 1,
     as_json: AsJson = False,
 ) -> None:
     """Validate an experiment; list its trials, chains, stages, and what is stored and shared."""
     planned = _planned(experiment, overrides)
-    execution = Execution(data, str(store), cache or default_cache_path(data), ranks=ranks)
+    execution = Execution(data, store, cache or default_cache_path(data), ranks=ranks)
     execution.check({trial.train.batch_size for trial in planned.trials})
     progress = progress_of(planned, execution)
     summary = summarise(planned, progress, execution)
@@ -77,30 +90,28 @@ def run(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006
     data: Data = Path("data"),
-    store: StorePath = Path("store"),
+    store: StoreLocation = "store",
     cache: Cache = None,
-    ranks: Annotated[int, typer.Option("--ranks", help="DDP processes a trial.")] = 1,
-    cpus_per_rank: Annotated[int, typer.Option("--cpus-per-rank", help="CPUs, and threads, of a rank.")] = 1,
-    gpus_per_rank: Annotated[
-        float | None,
-        typer.Option(
-            "--gpus-per-rank",
-            help="GPUs of a rank; a fraction packs one-rank trials.",
-            show_default="1 where there are GPUs",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")] = "auto",
+    ranks: Ranks = 1,
+    cpus_per_rank: CpusPerRank = 1,
+    gpus_per_rank: GpusPerRank = None,
+    device: Device = "auto",
     max_concurrent: Annotated[
         int | None, typer.Option("--max-concurrent", help="Chains at the same time.", show_default="as many as fit")
     ] = None,
-    address: Annotated[
-        str | None, typer.Option("--address", help="An existing Ray cluster.", show_default="start one here")
-    ] = None,
+    address: Address = None,
     local: Annotated[bool, typer.Option("--local", help="No Ray: chains one after another in this process.")] = False,
     time_limit: Annotated[
         str | None, typer.Option("--time-limit", help="Stop cleanly after e.g. 30m; run again to go on.")
     ] = None,
     keep_weights: Annotated[str, typer.Option("--keep-weights", help="needed, last or all.")] = "needed",
+    checkpoint_minutes: Annotated[
+        float,
+        typer.Option("--checkpoint-minutes", min=0, help="Save a fit in training after so long, at an epoch's end."),
+    ] = 5.0,
+    rank_timeout: Annotated[
+        str, typer.Option("--rank-timeout", help="How long ranks wait for one that hangs, e.g. 10m.")
+    ] = "10m",
     runs: Annotated[
         Path, typer.Option("--runs", file_okay=False, metavar="DIR", help="Folder of logs and TensorBoard files.")
     ] = Path("runs"),
@@ -109,7 +120,7 @@ def run(
     planned = _planned(experiment, overrides)
     execution = Execution(
         data_path=data.resolve(),
-        store=str(store.resolve()),
+        store=absolute(store),
         cache_path=(cache or default_cache_path(data)).resolve(),
         runs_path=runs.resolve(),
         ranks=ranks,
@@ -118,8 +129,10 @@ def run(
         device=_one_of("--device", device, ("auto", "cuda", "cpu")),
         max_concurrent=max_concurrent,
         address=address,
-        time_limit_seconds=parse_duration(time_limit) if time_limit else None,
+        time_limit_seconds=parse_duration("--time-limit", time_limit) if time_limit else None,
         keep_weights=_one_of("--keep-weights", keep_weights, ("needed", "last", "all")),
+        checkpoint_seconds=60 * checkpoint_minutes,
+        rank_timeout_seconds=parse_duration("--rank-timeout", rank_timeout),
     )
     execution.check({trial.train.batch_size for trial in planned.trials})
     console = Console(stderr=False, highlight=False)
@@ -127,10 +140,160 @@ def run(
         from pixelpick_ray.runner.local import check_local
 
         check_local(execution)
-    with _naming(experiment):
-        session.prepare(planned, execution, console)
-    claim_name(planned, Store(execution.store))
-    sys.exit(session.run(planned, execution, console, local=local))
+    stop = session.StopRequest(execution.time_limit_seconds)
+    with stop.listening():
+        with _naming(experiment):
+            session.prepare(planned, execution, console)
+        claim_name(planned, Store(execution.store))
+        exit_status = session.run(planned, execution, console, stop, local=local)
+    sys.exit(exit_status)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def submit(
+    context: typer.Context,
+    experiment: ExperimentFile,
+    to: Annotated[str, typer.Option("--to", metavar="KIND", help="slurm, kubernetes or ray.", show_default=False)],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be submitted, and submit nothing.")
+    ] = False,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes.", show_default="1")] = None,
+    cpus_per_node: Annotated[
+        int | None, typer.Option("--cpus-per-node", min=1, help="CPUs of a node.", show_default="8")
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option("--gpus-per-node", min=0, help="GPUs of a node.", show_default="1, or 0 with --device cpu"),
+    ] = None,
+    memory_gib: Annotated[
+        int | None,
+        typer.Option(
+            "--memory-per-node",
+            min=1,
+            metavar="GIB",
+            help="Memory of a node.",
+            show_default="all of it, or 4 a CPU on Kubernetes",
+        ),
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", help="Limit of the job, e.g. 12h.", show_default="the cluster's")
+    ] = None,
+    folder: Annotated[
+        str | None,
+        typer.Option(
+            "--folder",
+            metavar="DIR",
+            help="Where relative paths start: a folder that every node sees; on Kubernetes the place of the volume.",
+            show_default="this one; /shared on Kubernetes",
+        ),
+    ] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="Slurm: partition.")] = None,
+    account: Annotated[str | None, typer.Option("--account", help="Slurm: account.")] = None,
+    image: Annotated[str | None, typer.Option("--image", help="Kubernetes: container image.")] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", help="Kubernetes: namespace.")] = None,
+    claim: Annotated[str | None, typer.Option("--claim", help="Kubernetes: volume claim of data and results.")] = None,
+    address: Annotated[str | None, typer.Option("--address", help="Ray: address of its job server.")] = None,
+) -> None:
+    """Write, show and submit a batch job that runs an experiment; further options are those of `run`.
+
+    EXPERIMENT comes first. The job is one Ray cluster on Slurm or Kubernetes, or joins the one at --address.
+    """
+    from pixelpick_ray.runner.submit import MAKERS, OPTIONS, Request
+
+    given: dict[str, Any] = {
+        "nodes": nodes,
+        "cpus_per_node": cpus_per_node,
+        "gpus_per_node": gpus_per_node,
+        "memory_gib": memory_gib,
+        "seconds": parse_duration("--time", time) if time else None,
+        "folder": folder,
+        "partition": partition,
+        "account": account,
+        "image": image,
+        "namespace": namespace,
+        "claim": claim,
+        "address": address,
+    }
+    asked = {name: value for name, value in given.items() if value is not None}
+    kind = _one_of("--to", to, tuple(MAKERS))
+    if foreign := sorted(asked.keys() - OPTIONS[kind]):
+        names = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+        names["seconds"] = "--time"
+        raise SpecError(f"{', '.join(names[name] for name in foreign)}: not an option of --to {kind}")
+    planned, execution = _checked_run(experiment, context.args)
+    if execution.device == "cpu":
+        asked = {"gpus_per_node": 0} | asked
+    request = Request(planned.experiment.name, experiment, tuple(context.args), **asked)
+    if kind != "ray":
+        request.check(execution)
+    job = MAKERS[kind](request)
+    print(job.shown())
+    if not dry_run:
+        print(job.submit())
+
+
+def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution]:
+    """The plan and the execution of `run EXPERIMENT OPTIONS`, checked as far as the cluster is not needed."""
+    command = get_command(app).commands["run"]  # type: ignore[attr-defined]
+    values = command.make_context("run", [str(experiment), *options]).params
+    if values["local"] or values["address"]:
+        raise SpecError("--local, --address: not for a batch job, which always runs on its own Ray cluster")
+    for option in ("time_limit", "rank_timeout"):
+        if values[option]:
+            parse_duration(f"--{option.replace('_', '-')}", values[option])
+    _one_of("--keep-weights", values["keep_weights"], ("needed", "last", "all"))
+    planned = _planned(experiment, values["overrides"])
+    execution = Execution(
+        data_path=values["data"],
+        store=str(values["store"]),
+        cache_path=values["cache"] or Path(),
+        ranks=values["ranks"],
+        cpus_per_rank=values["cpus_per_rank"],
+        gpus_per_rank=values["gpus_per_rank"],
+        device=_one_of("--device", values["device"], ("auto", "cuda", "cpu")),
+        max_concurrent=values["max_concurrent"],
+    )
+    execution.check({trial.train.batch_size for trial in planned.trials})
+    return planned, execution
+
+
+@app.command()
+def doctor(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006
+    data: Data = Path("data"),
+    store: StoreLocation = "store",
+    cache: Cache = None,
+    ranks: Ranks = 1,
+    cpus_per_rank: CpusPerRank = 1,
+    gpus_per_rank: GpusPerRank = None,
+    device: Device = "auto",
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every node of a cluster before a long run: a line each, ok or what to do; exit status 1 if one is not."""
+    planned = _planned(experiment, overrides)
+    execution = Execution(
+        data_path=data.resolve(),
+        store=absolute(store),
+        cache_path=(cache or default_cache_path(data)).resolve(),
+        ranks=ranks,
+        cpus_per_rank=cpus_per_rank,
+        gpus_per_rank=gpus_per_rank,
+        device=_one_of("--device", device, ("auto", "cuda", "cpu")),
+        address=address,
+    )
+    execution.check({trial.train.batch_size for trial in planned.trials})
+    from pixelpick_ray.runner.doctor import diagnose
+    from pixelpick_ray.runner.survey import survey
+
+    lines = diagnose(survey(planned, execution, lambda what: print(f"{what} ...", file=sys.stderr, flush=True)))
+    well = all(line.ok for line in lines)
+    if as_json:
+        print(json.dumps({"ok": well, "lines": [asdict(line) for line in lines]}))
+    else:
+        print("\n".join(map(str, lines)))
+    sys.exit(session.OK if well else session.FAILED)
 
 
 @app.command()
@@ -138,13 +301,13 @@ def status(
     experiment: ExperimentFile,
     overrides: Overrides = [],  # noqa: B006
     data: Data = Path("data"),
-    store: StorePath = Path("store"),
+    store: StoreLocation = "store",
     cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
     """Show stored, running, waiting, missing and failed stages, and the last error line of each failed chain."""
     planned = _planned(experiment, overrides)
-    execution = Execution(data, str(store), cache or default_cache_path(data))
+    execution = Execution(data, store, cache or default_cache_path(data))
     state = status_of(planned, execution)
     if as_json:
         print(json.dumps(state.as_dict()))
@@ -161,7 +324,7 @@ def report(
         Path | None, typer.Option("--out", file_okay=False, metavar="DIR", help="Folder of the report.")
     ] = None,
     overrides: Overrides = [],  # noqa: B006
-    store: StorePath = Path("store"),
+    store: StoreLocation = "store",
     costs: Annotated[
         Path | None, typer.Option("--costs", metavar="FILE", help="What a label costs (YAML): more axes and a table.")
     ] = None,
@@ -196,7 +359,8 @@ def report(
     for one in planned:
         print(f"{one.experiment.name}: {one.sharing}")
     if len({one.point for one in summary.missing}) == summary.num_trials:
-        print(f"nothing of it is stored in {store}; give the folder of the results with --store DIR, or run it first")
+        where = Store(store).address
+        print(f"nothing of it is stored in {where}; give the folder of the results with --store DIR, or run it first")
     elif summary.missing:
         print(f"missing: {len(summary.missing)} results, listed in the report")
     print(f"written to {out}: {', '.join(path.name for path in summary.files)}")
@@ -222,7 +386,7 @@ def evaluate(
     ] = None,
     data: Data = Path("data"),
     cache: Cache = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")] = "auto",
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Measure per-class IoU, mIoU and pixel accuracy of a stored or a published checkpoint."""
@@ -232,7 +396,7 @@ def evaluate(
 
     names, confusion = evaluate_checkpoint(
         weights,
-        DatasetSpec(name=dataset, path=path, size=parse_size(size) if size else None),
+        dataset_of_options(dataset, path, parse_size(size) if size else None),
         split,
         data_path=data.resolve(),
         cache_path=(cache or default_cache_path(data)).resolve(),
@@ -332,7 +496,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(option: str, text: str) -> float:
     """Seconds of "90", "90s", "30m", "2h" or "1d". SpecError otherwise."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     number, unit = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
@@ -341,7 +505,7 @@ def parse_duration(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not seconds > 0:
-        raise SpecError(f"--time-limit: {text!r} is no duration; give e.g. 90s, 30m, 2h or 1d")
+        raise SpecError(f"{option}: {text!r} is no duration; give e.g. 90s, 30m, 2h or 1d")
     return seconds
 
 

@@ -1,66 +1,37 @@
 """The active-learning loop: every rank of a trial runs `run_chain`."""
 
-import contextlib
+import hashlib
+import io
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from pixelpick_ray.active.acquisition import needs_model
-from pixelpick_ray.active.metrics import miou
-from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
-from pixelpick_ray.data.datasets import Dataset, open_dataset, training_split
-from pixelpick_ray.data.description import write_description, write_label_map
+from pixelpick_ray.active.metrics import Counts, miou
+from pixelpick_ray.data.description import write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
-from pixelpick_ray.data.weights import weights_digest
-from pixelpick_ray.engine.batches import FitJob, TrainingData
+from pixelpick_ray.engine.batches import FitJob
 from pixelpick_ray.engine.fit import Epoch, fit
 from pixelpick_ray.engine.provenance import provenance_of
-from pixelpick_ray.engine.score import Query, evaluate, pick, pick_initial
+from pixelpick_ray.engine.resume import FitProgress, Unfinished, pack, unpack
+from pixelpick_ray.engine.score import Query, evaluate, pick
 from pixelpick_ray.engine.world import World
+from pixelpick_ray.errors import StoreError
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.keys import (
-    Source,
-    evaluation_input,
-    evaluation_size,
-    fit_input,
-    initial_input,
-    pick_input,
-    split_input,
-)
-from pixelpick_ray.spec.trial import SizeSpec, Trial
-from pixelpick_ray.store import Store, experiment_folder
+from pixelpick_ray.spec.keys import evaluation_input, fit_input, pick_input
+from pixelpick_ray.spec.trial import Trial
+from pixelpick_ray.steps import Event, Steps, Workplace
+from pixelpick_ray.store import WEIGHTS
 
-
-@dataclass(frozen=True)
-class Event:
-    """What a chain reports while it runs: ``kind`` is epoch, stage or pick; ``values`` are plain numbers."""
-
-    kind: str
-    chain: str
-    stage: int
-    computed: bool = True
-    values: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where a chain finds its inputs and leaves its results. `keep_stages` keep their weights for other chains."""
-
-    store: Store
-    data_path: Path
-    cache_path: Path
-    keep_weights: str = "needed"
-    keep_stages: frozenset[int] = frozenset()
+SAME = ("torch", "numpy", "device", "world_size", "threads")  # what one fit must be made by from begin to end
 
 
 def run_chain(
@@ -71,147 +42,11 @@ def run_chain(
     steps.describe_splits()
     labels = None if trial.budget == "full" else steps.initial_pixels()
     for stage in range(trial.num_stages):
-        current = steps.stage(stage, labels)
+        current = Stage(steps, stage, labels)
         current.evaluate()
         if labels is not None and stage + 1 < trial.num_stages:
             labels = labels.add(current.pick())
         current.finish()
-
-
-class Steps:
-    """The steps of one chain, each answered from the store or computed by all ranks and published by the first."""
-
-    def __init__(
-        self, experiment: Experiment, trial: Trial, place: Workplace, world: World, on_event: Callable[[Event], None]
-    ) -> None:
-        self.experiment, self.trial, self.place, self.world = experiment, trial, place, world
-        self.chain = trial.chain_id
-        self._on_event = on_event
-        self.record: dict[str, Any] = {"stages": []}
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        """The opened data set."""
-        return open_dataset(self.trial.dataset, self.place.data_path)
-
-    @cached_property
-    def data(self) -> TrainingData:
-        """The training images."""
-        spec = self.trial.dataset
-        prepared = prepare(self.dataset, training_split(self.dataset, spec), spec, self.place.cache_path)
-        names = training_names(prepared.names, spec.images, self.trial.seed)
-        return TrainingData(
-            self.dataset.facts, prepared, np.asarray([prepared.index[name] for name in names], dtype=np.int64)
-        )
-
-    def split(self, split: str) -> PreparedSplit:
-        """An evaluated split, by the name that the experiment gives it."""
-        evaluate = self.experiment.evaluate
-        size = evaluation_size(evaluate, self.trial, split)
-        return prepare(self.dataset, evaluate.split_of(split), size, self.place.cache_path)
-
-    @cached_property
-    def source(self) -> Source:
-        """Contents that keys depend on."""
-        evaluate, training = self.experiment.evaluate, self.data.prepared
-        prints = {evaluate.split_of(name): self.split(name).fingerprint for name in evaluate.splits}
-        prints[training.split] = training.fingerprint
-        return Source(prints, training.split, weights_digest(self.trial.model, self.place.data_path))
-
-    def describe_splits(self) -> None:
-        """Make sure that what a report tells of the images is stored: small pictures, and statistics of the labels."""
-        if not self.world.is_first:
-            return
-        evaluate, data = self.experiment.evaluate, self.data
-        images = list(data.names) if self.trial.dataset.images else None
-        splits = {name: self.split(name) for name in evaluate.splits}
-        evaluated = {
-            name: self._describe(split, range(len(split)), evaluation_size(evaluate, self.trial, name), None)
-            for name, split in splits.items()
-        }
-        training = self._describe(data.prepared, data.positions.tolist(), self.trial.dataset, images)
-        self.record["descriptions"] = {"training": training, "evaluated": evaluated}
-
-    def _describe(
-        self, prepared: PreparedSplit, positions: Sequence[int], size: SizeSpec, images: list[str] | None
-    ) -> str:
-        inputs = split_input(size, fingerprint=prepared.fingerprint, images=images)
-
-        def write(folder: Path) -> None:
-            write_description(folder, prepared, positions, self.dataset.facts)
-
-        if self.place.store.read("split", inputs) is None:
-            self.place.store.publish("split", inputs, write, provenance_of(self.world, time.perf_counter()))
-        return digest(inputs)
-
-    def initial_pixels(self) -> LabelledPixels:
-        """The first pixels, by chance."""
-        inputs = initial_input(self.trial, self.source)
-        trial = self.trial
-
-        def compute() -> Query:
-            return pick_initial(self.data, trial.acquire.initial_pixels, trial.oracle, seed=trial.seed)
-
-        labels, _ = self._pixels(inputs, compute, dict)
-        self.record["initial"] = digest(inputs)
-        return labels
-
-    def stage(self, stage: int, labels: LabelledPixels | None) -> "Stage":
-        """The steps of one stage, given the labels so far (None: every pixel)."""
-        return Stage(self, stage, labels)
-
-    def emit(self, kind: str, stage: int, *, computed: bool = True, **values: Any) -> None:
-        """Report an event from the first rank."""
-        if self.world.is_first:
-            self._on_event(Event(kind, self.chain, stage, computed, values))
-
-    def _pixels(
-        self, inputs: dict[str, Any], compute: Callable[[], Query], facts: Callable[[], dict[str, Any]]
-    ) -> tuple[LabelledPixels, bool]:
-        """Pixels from the store, or computed and stored; and whether they were computed."""
-
-        def read() -> LabelledPixels | None:
-            folder = self.place.store.read("pick", inputs)
-            return LabelledPixels.read(folder / "pixels.npz") if folder else None
-
-        found = self.world.broadcast(read() if self.world.is_first else None)
-        if found is not None:
-            return found, False
-        with hold(self, "pick", digest(inputs)):
-            start = time.perf_counter()
-            query = compute()
-
-            def write(folder: Path) -> None:
-                query.pixels.write(folder / "pixels.npz")
-                (folder / "statistics.json").write_text(json.dumps(query.statistics) + "\n")
-
-            if self.world.is_first:
-                self.place.store.publish("pick", inputs, write, provenance_of(self.world, start) | facts())
-            return self.world.broadcast(read() if self.world.is_first else None), True
-
-    def write_record(self) -> None:
-        """Record the keys reached, so that a report needs neither data nor torch."""
-        if not self.world.is_first:
-            return
-        relative = f"{experiment_folder(self.experiment)}/chains/{self.chain}.json"
-        before = self.place.store.read_record(relative) or {"stages": []}
-        mine = self.record["stages"]
-        goes_on = len(before["stages"]) >= len(mine) > 0 and before["stages"][len(mine) - 1]["fit"] == mine[-1]["fit"]
-        later = before["stages"][len(mine) :] if goes_on else []  # of an earlier run to a larger budget
-        shapes = self.data.prepared.shapes[self.data.positions]
-        self.place.store.write_record(
-            relative,
-            {
-                "trial": self.trial.model_dump(mode="json", exclude={"budget"}, exclude_none=True),
-                "full": self.trial.budget == "full",
-                "class_names": list(self.data.facts.class_names),
-                "num_images": len(self.data.positions),
-                "pixels_per_image": float(shapes.prod(axis=1).mean()),
-                "source": asdict(self.source),
-                **self.record,
-                "stages": mine + later,
-            },
-        )
 
 
 class Stage:
@@ -237,13 +72,13 @@ class Stage:
         steps, computed = self.steps, False
         must_train, missing = self._state()
         if must_train:
-            with hold(steps, "fit", self.fit_key):
+            with steps.hold("fit", self.fit_key):
                 must_train, missing = self._state()  # another chain may have trained it while this one waited
                 if must_train:
                     self._train(missing)
                     computed, missing = True, []
         if missing:
-            self._store_evaluations({split: {0: self._evaluate(split, self.model())} for split in missing})
+            self._measure(missing)
         self._record()
         steps.emit("stage", self.number, computed=computed, **self._summary())
 
@@ -259,7 +94,7 @@ class Stage:
             place = steps.data, labels, trial.acquire, trial.oracle, steps.world
             return pick(model, *place, seed=trial.seed, stage=self.number)
 
-        pixels, computed = steps._pixels(self.pick_input, compute, lambda: {"fit_weights": self._weights_digest})
+        pixels, computed = steps.pixels(self.pick_input, compute, lambda: {"fit_weights": self._weights_digest})
         self._picked = True
         self._record()
         steps.emit("pick", self.number, computed=computed, pick=digest(self.pick_input))
@@ -299,95 +134,161 @@ class Stage:
         return steps.world.place(model)
 
     def _train(self, missing: list[str]) -> None:
-        """Train, evaluate the missing splits on the way, and publish."""
-        steps, trial = self.steps, self.steps.trial
+        """Train, evaluate the missing splits on the way, and publish: the fit last, so that its stage is whole then."""
+        steps, trial, world = self.steps, self.steps.trial, self.steps.world
         job = FitJob(
             trial.model, trial.training, trial.seed, self.number, steps.data, self.labels, steps.place.data_path
         )
-        losses: list[float] = []
-        found: dict[str, dict[int, Any]] = {split: {} for split in missing}
         start = time.perf_counter()
+        self._discard_leftovers(missing)
+        before = self._unfinished(missing)
+        progress = before.progress if before else FitProgress(self._made_by())
+        earlier_seconds, saved = progress.seconds, time.monotonic()
+        examples: dict[str, dict[str, Any]] = {split: {} for split in missing}
 
         def on_epoch(epoch: Epoch) -> None:
-            losses.append(epoch.loss)
+            nonlocal saved
+            progress.losses.append(epoch.loss)
+            is_last = epoch.number == trial.train.epochs
             values: dict[str, Any] = {"epoch": epoch.number, "epochs": trial.train.epochs, "loss": epoch.loss}
-            if epoch.number == trial.train.epochs or steps.experiment.evaluate.when == "every_epoch":
+            if is_last or steps.experiment.evaluate.when == "every_epoch":
                 for split in missing:
-                    found[split][epoch.number] = self._evaluate(split, epoch.model)
-            steps.emit("epoch", self.number, **values, seconds=time.perf_counter() - start)
+                    confusion, examples[split] = self._evaluate(split, epoch.model)
+                    progress.confusions.setdefault(digest(self.evaluation_inputs[split]), {})[epoch.number] = confusion
+            progress.seconds = earlier_seconds + time.perf_counter() - start
+            if world.is_first and not is_last and time.monotonic() - saved >= steps.place.checkpoint_seconds:
+                steps.place.store.write_unfinished(self.fit_key, pack(progress, epoch.model, epoch.optimizer))
+                saved = time.monotonic()
+            steps.emit("epoch", self.number, **values, seconds=progress.seconds)
 
-        self._model = fit(job, steps.world, on_epoch)
-        if steps.world.is_first:
-            self._publish_fit(losses, start)
-        self._weights_digest = steps.world.broadcast(self._weights_digest)
-        self._store_evaluations(found)
+        with steps.phase("fit", self.fit_key):
+            self._model = fit(job, world, on_epoch, before)
+        weights = self._weights_of(self._model) if world.is_first else b""
+        self._weights_digest = world.broadcast(hashlib.sha256(weights).hexdigest())
+        confusions = {split: progress.confusions[digest(self.evaluation_inputs[split])] for split in missing}
+        self._store_evaluations({s: (by_epoch, examples[s]) for s, by_epoch in confusions.items()})
+        if world.is_first:
+            self._publish_fit(progress, weights, start)
+            steps.place.store.drop_unfinished(self.fit_key)
 
-    def _publish_fit(self, losses: list[float], start: float) -> None:
-        steps, store, model = self.steps, self.steps.place.store, self._model
-        if model is None:
-            raise AssertionError("published before training")
+    def _discard_leftovers(self, missing: list[str]) -> None:
+        store = self.steps.place.store
+        if self.steps.world.is_first and not store.has("fit", self.fit_key):
+            for split in missing:
+                store.discard("evaluation", digest(self.evaluation_inputs[split]))
+
+    def _made_by(self) -> dict[str, Any]:
+        provenance = provenance_of(self.steps.world, time.perf_counter())
+        return {name: provenance[name] for name in SAME}
+
+    def _unfinished(self, missing: list[str]) -> Unfinished | None:
+        """What an earlier process left of this training, on every rank; None when it cannot be continued as it was.
+
+        It must be made by the same versions, ranks and device, and have measured what is missing.
+        """
+        steps = self.steps
+        content = steps.place.store.unfinished(self.fit_key) if steps.world.is_first else None
+        content = steps.world.broadcast(content)
+        found = unpack(content) if content is not None else None
+        if found is None or found.progress.made_by != self._made_by():
+            return None
+        progress = found.progress
+        if steps.experiment.evaluate.when == "every_epoch":
+            keys = [digest(self.evaluation_inputs[split]) for split in missing]
+            if any(len(progress.confusions.get(key, {})) < progress.epoch for key in keys):
+                return None
+        progress.processes += 1
+        epochs = {"epoch": progress.epoch, "epochs": steps.trial.train.epochs}
+        steps.emit("resume", self.number, computed=False, **epochs)
+        return found
+
+    @staticmethod
+    def _weights_of(model: nn.Module) -> bytes:
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        return bytes(save(state))
+
+    def _publish_fit(self, progress: FitProgress, weights: bytes, start: float) -> None:
+        steps, store = self.steps, self.steps.place.store
         supervised = "full" if self.labels is None else len(self.labels)
 
-        def write(folder: Path) -> None:
-            (folder / "training.json").write_text(json.dumps({"losses": losses, "labelled_pixels": supervised}) + "\n")
+        def write_weights(path: Path) -> None:
+            path.write_bytes(weights)
 
-        store.publish("fit", self.fit_input, write, provenance_of(steps.world, start))
-        self._weights_digest = store.write_weights(self.fit_key, lambda path: save_file(state, path))
+        if store.has("fit", self.fit_key):  # trained again for its weights, or for measurements of its epochs
+            store.write_weights(self.fit_key, write_weights)
+            return
+
+        def write(folder: Path) -> None:
+            values = {"losses": progress.losses, "labelled_pixels": supervised}
+            (folder / "training.json").write_text(json.dumps(values) + "\n")
+            write_weights(folder / WEIGHTS)
+
+        cost = {"seconds": round(progress.seconds, 3), "processes": progress.processes}
+        steps.publish("fit", self.fit_input, write, provenance_of(steps.world, start) | cost)
+
+    def _measure(self, missing: list[str]) -> None:
+        """Evaluate the trained model on splits that lack it."""
+        last, model = self.steps.trial.train.epochs, self.model()
+        found = {split: self._evaluate(split, model) for split in missing}
+        self._store_evaluations({split: ({last: confusion}, shown) for split, (confusion, shown) in found.items()})
 
     def _evaluate(self, split: str, model: nn.Module) -> tuple[Any, dict[str, Any]]:
-        prepared = self.steps.split(split)
-        confusion, examples = evaluate(model, prepared, self.steps.dataset.facts, self.steps.world)
-        merged: dict[str, Any] = {}
-        for part in self.steps.world.gather(examples):
-            merged |= part
+        steps = self.steps
+        with steps.phase("evaluate", digest(self.evaluation_inputs[split])):
+            confusion, examples = evaluate(model, steps.split(split), steps.dataset.facts, steps.world)
+            merged: dict[str, Any] = {}
+            for part in steps.world.gather(examples):
+                merged |= part
         return confusion, merged
 
-    def _store_evaluations(self, found: dict[str, dict[int, Any]]) -> None:
-        """Publish confusion matrices by split and epoch; epoch 0 stands for the last one."""
+    def _store_evaluations(self, found: dict[str, tuple[dict[int, Counts], dict[str, Any]]]) -> None:
+        """Publish confusion matrices by epoch, and the examples of the last, of each split."""
         steps = self.steps
         if not steps.world.is_first:
             return
-        for split, by_epoch in found.items():
-            epochs = [epoch or steps.trial.train.epochs for epoch in by_epoch]
-            matrices = np.stack([confusion for confusion, _ in by_epoch.values()]).astype(np.int64)
-            _, examples = by_epoch[max(by_epoch)]
+        for split, (by_epoch, examples) in found.items():
 
-            def write(folder: Path, epochs: Any = epochs, matrices: Any = matrices, examples: Any = examples) -> None:
-                np.savez(folder / "confusion.npz", epochs=np.asarray(epochs, dtype=np.int64), confusion=matrices)
+            def write(folder: Path, by_epoch: Any = by_epoch, examples: Any = examples) -> None:
+                matrices = np.stack(list(by_epoch.values())).astype(np.int64)
+                np.savez(folder / "confusion.npz", epochs=np.asarray(list(by_epoch)), confusion=matrices)
                 (folder / "predictions").mkdir()
                 for name, predicted in examples.items():
                     path = folder / "predictions" / f"{Path(name).stem}.png"
                     write_label_map(path, predicted, steps.dataset.facts.palette)
 
             provenance = provenance_of(steps.world, time.perf_counter()) | {"fit_weights": self._weights_digest}
-            steps.place.store.publish("evaluation", self.evaluation_inputs[split], write, provenance)
+            steps.publish("evaluation", self.evaluation_inputs[split], write, provenance)
 
     def _state(self) -> tuple[bool, list[str]]:
-        """Whether training is necessary, and the splits that lack their evaluation, as the first rank sees it."""
+        """Whether training is necessary, and the splits that lack their evaluation, as the first rank sees it.
+
+        Evaluations without their fit are of a training that was killed; its end is measured anew.
+        """
         steps, store = self.steps, self.steps.place.store
         if not steps.world.is_first:
             return cast(tuple[bool, list[str]], steps.world.broadcast(None))
+        trained = store.read("fit", self.fit_input) is not None
         missing = [
-            split for split, inputs in self.evaluation_inputs.items() if store.read("evaluation", inputs) is None
+            split
+            for split, inputs in self.evaluation_inputs.items()
+            if not trained or store.read("evaluation", inputs) is None
         ]
         by_epoch = bool(missing) and steps.experiment.evaluate.when == "every_epoch"
-        state = store.read("fit", self.fit_input) is None or by_epoch, missing
-        steps.world.broadcast(state)
-        return state
+        return cast(tuple[bool, list[str]], steps.world.broadcast((not trained or by_epoch, missing)))
 
     def _summary(self) -> dict[str, Any]:
         """Numbers for progress: mIoU of the last epoch on the reported split, and the fit's losses."""
         steps, store = self.steps, self.steps.place.store
         if not steps.world.is_first:
             return {}
-        with np.load(
-            store.folder("evaluation", digest(self.evaluation_inputs[steps.experiment.evaluate.report]))
-            / "confusion.npz"
-        ) as file:
+        key = digest(self.evaluation_inputs[steps.experiment.evaluate.report])
+        measured = store.files("evaluation", key, ["confusion.npz"])
+        training = store.files("fit", self.fit_key, ["training.json"])
+        if measured is None or training is None:
+            raise StoreError(f"{store.address}: fit {self.fit_key} or evaluation {key} vanished; run again")
+        with np.load(io.BytesIO(measured["confusion.npz"])) as file:
             value = miou(file["confusion"][-1])
-        losses = json.loads((store.folder("fit", self.fit_key) / "training.json").read_text())["losses"]
-        return {"miou": value, "budget": self._budget(), "losses": losses}
+        return {"miou": value, "budget": self._budget(), "losses": json.loads(training["training.json"])["losses"]}
 
     def _budget(self) -> int | str:
         acquire = self.steps.trial.acquire
@@ -402,8 +303,3 @@ class Stage:
         }
         self.steps.record["stages"][self.number :] = [entry]
         self.steps.write_record()
-
-
-def hold(steps: Steps, kind: str, key: str) -> contextlib.AbstractContextManager[None]:
-    """The store's lease on a result, held by the first rank for all."""
-    return steps.place.store.lease(kind, key) if steps.world.is_first else contextlib.nullcontext()

@@ -2,10 +2,11 @@
 ray.
 """
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
 from pixelpick_ray.data.datasets import DatasetFacts, known_facts, open_dataset, training_split
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.weights import weights_digest
-from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.errors import DataError, SpecError, StoreError
 from pixelpick_ray.spec.canonical import brief, digest
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import Experiment
@@ -187,11 +188,13 @@ class StageStatus:
 class Progress:
     """What is stored of a plan; chains are absent where neither data nor a record gives their keys.
 
-    ``known`` is False where that is so of every chain.
+    ``recorded`` are the chains with all that a report needs beside the results. ``known`` is False where no chain's
+    keys are.
     """
 
     stages: dict[str, list[StageStatus]] = field(default_factory=dict)
     initial: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    recorded: frozenset[str] = frozenset()
     known: bool = True
 
     @property
@@ -207,16 +210,18 @@ class Progress:
         return len(picks | initial) if self.known else None
 
     def done(self, chain: Chain) -> bool:
-        """Whether every fit and evaluation of a chain is stored."""
+        """Whether every fit and evaluation of a chain is stored, and all that a report needs beside them."""
         row = self.stages.get(chain.id, [])
-        return len(row) == len(chain.fits) and all(s.fit_stored and s.evaluated for s in row)
+        stored = len(row) == len(chain.fits) and all(s.fit_stored and s.evaluated for s in row)
+        return stored and chain.id in self.recorded
 
 
 def progress_of(plan: Plan, execution: Execution) -> Progress:
     """Walk every chain through the store as far as its keys are known. DataError when present data are wrong."""
     store = Store(execution.store)
     sources = Sources(plan.experiment, execution)
-    stages, initial = {}, {}
+    described = cache(partial(store.intact, "split"))  # chains share the descriptions of their images
+    stages, initial, recorded = {}, {}, set()
     for chain in plan.chains:
         source = sources.of(chain.trial)
         if source is None:
@@ -225,7 +230,18 @@ def progress_of(plan: Plan, execution: Execution) -> Progress:
         stages[chain.id] = list(walk.stages())
         if walk.initial:
             initial[chain.id] = walk.initial
-    return Progress(stages, initial, known=bool(stages))
+        record = store.read_record(f"{experiment_folder(plan.experiment)}/chains/{chain.id}.json")
+        if record and _is_whole(record, stages[chain.id], described):
+            recorded.add(chain.id)
+    return Progress(stages, initial, frozenset(recorded), known=bool(stages))
+
+
+def _is_whole(record: dict[str, Any], stages: list[StageStatus], described: Callable[[str], bool]) -> bool:
+    """Whether a chain's record names the fit of every stage, and the descriptions of images that it names are there."""
+    named = [stage["fit"] for stage in record.get("stages", [])]
+    descriptions = record.get("descriptions", {})
+    keys = [descriptions.get("training"), *descriptions.get("evaluated", {}).values()]
+    return named[: len(stages)] == [stage.fit for stage in stages] and all(described(key) for key in keys if key)
 
 
 class Sources:
@@ -286,18 +302,17 @@ class _Walk:
             fit = digest(fit_input(trial, self._source, stage=stage, labels_digest=labels_digest))
             pick = digest(pick_input(trial, fit_key=fit, stage=stage)) if stage + 1 < len(self._chain.fits) else None
             new = self._pixels(pick) if pick else None
-            stored = store.result("fit", fit) is not None
-            yield StageStatus(stage, fit, stored, self._evaluated(fit), pick, new is not None)
+            yield StageStatus(stage, fit, store.intact("fit", fit), self._evaluated(fit), pick, new is not None)
             labels = labels.add(new) if labels is not None and new is not None else None
 
     def _pixels(self, key: str) -> LabelledPixels | None:
-        folder = self._store.result("pick", key)
-        return LabelledPixels.read(folder / "pixels.npz") if folder else None
+        files = self._store.files("pick", key, ["pixels.npz"]) if self._store.intact("pick", key) else None
+        return LabelledPixels.read(io.BytesIO(files["pixels.npz"])) if files else None
 
     def _evaluated(self, fit: str) -> bool:
         spec, trial = self._experiment.evaluate, self._chain.trial
         inputs = [evaluation_input(spec, trial, self._source, split=split, fit_key=fit) for split in spec.splits]
-        return all(self._store.result("evaluation", digest(item)) is not None for item in inputs)
+        return all(self._store.intact("evaluation", digest(item)) for item in inputs)
 
 
 def check_data(plan: Plan, execution: Execution, report: Report | None = None) -> None:
@@ -327,7 +342,9 @@ def _check_training(trial: Trial, prepared: PreparedSplit) -> None:
     title = f"{trial.dataset.name} {prepared.split}"
     names = training_names(prepared.names, trial.dataset.images, trial.seed)
     if len(names) < 2:
-        raise DataError(f"dataset.images: {len(names)} training image; batch norm needs at least 2")
+        raise DataError(
+            f"dataset.images: {len(names)} training image; batch norm needs at least 2; ask for more, or add some"
+        )
     positions = np.asarray([prepared.index[name] for name in names])
     crop_size = trial.train.augment.crop_size if trial.train.augment else None
     if crop_size is None and len(np.unique(prepared.shapes[positions], axis=0)) > 1:
@@ -348,20 +365,13 @@ def claim_name(plan: Plan, store: Store) -> None:
 
     Experiments of one name must be equal or one must extend the other's grid, so that a report never mixes two.
     """
-    try:
-        _claim_name(plan, store)
-    except OSError as error:
-        raise SpecError(f"--store {store.path}: cannot be used ({error}); give a folder you may write to") from error
-
-
-def _claim_name(plan: Plan, store: Store) -> None:
     experiment = plan.experiment
     mine = experiment_folder(experiment)
-    for other in store.path.glob(f"experiments/{experiment.name}-*"):
-        suffix = other.name.removeprefix(f"{experiment.name}-")
-        if len(suffix) == 16 and f"experiments/{other.name}" != mine and (other / "experiment.json").is_file():
+    for other in store.names("experiments"):
+        same_name = other.rpartition("-")[0] == experiment.name and f"experiments/{other}" != mine
+        if same_name and store.read_record(f"experiments/{other}/experiment.json") is not None:
             raise SpecError(
-                f"name: {experiment.name!r} is already another experiment in {store.path} ({other.name}); give this "
+                f"name: {experiment.name!r} is already another experiment in {store.address} ({other}); give this "
                 "one a name of its own (name: in the file, or --set name=...), or use another --store"
             )
     ids = sorted(digest(trial.as_input()) for trial in plan.trials)
@@ -374,4 +384,7 @@ def _claim_name(plan: Plan, store: Store) -> None:
             "instead of replacing it, or give this one a name of its own (--set name=...)"
         )
     value = {"experiment": experiment.model_dump(mode="json", exclude_none=True), "trials": ids}
-    store.write_record(f"{mine}/experiment.json", value)
+    try:
+        store.write_record(f"{mine}/experiment.json", value)
+    except StoreError as error:
+        raise SpecError(f"--store {store.address}: cannot be used ({error}); give a folder you may write to") from error

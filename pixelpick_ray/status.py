@@ -1,23 +1,24 @@
 """How far an experiment is: stored, running, waiting, missing and failed stages. Imports neither torch nor ray."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pixelpick_ray.plan import Chain, Plan, Progress, StageStatus, progress_of
 from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, run_lease
 
 STATES = ("stored", "running", "waiting", "missing", "failed")
 
 
 @dataclass(frozen=True)
 class ChainStatus:
-    """A chain's stages by state, in order, and its last error line ("" when nothing failed since)."""
+    """A chain's stages by state, in order; its last error line, and what it waits for ("" where nothing)."""
 
     label: str
     id: str
     stages: tuple[str, ...]
     error: str
+    waits_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,21 @@ class Status:
 
     experiment: str
     chains: tuple[ChainStatus, ...]
+    damaged: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         counts = {state: sum(chain.stages.count(state) for chain in self.chains) for state in STATES}
-        rows = [{"label": c.label, "id": c.id, "stages": list(c.stages), "error": c.error} for c in self.chains]
-        return {"experiment": self.experiment, "stages": counts, "chains": rows}
+        rows = [asdict(chain) | {"stages": list(chain.stages)} for chain in self.chains]
+        return {"experiment": self.experiment, "stages": counts, "chains": rows, "damaged": list(self.damaged)}
 
     def as_text(self) -> str:
         """One line a chain, then the sums."""
         width = max(len(chain.label) for chain in self.chains)
         lines = [f"{chain.label:<{width}}  {_counted(chain.stages)}" for chain in self.chains]
+        lines += [f"WAITING {chain.label}: for {chain.waits_for}" for chain in self.chains if chain.waits_for]
         lines += [f"FAILED {chain.label}: {chain.error}" for chain in self.chains if chain.error]
+        lines += [f"DAMAGED {line}" for line in self.damaged]
         counts = self.as_dict()["stages"]
         return "\n".join([*lines, ", ".join(f"{count} {state}" for state, count in counts.items() if count)])
 
@@ -45,33 +49,42 @@ class Status:
 def status_of(plan: Plan, execution: Execution) -> Status:
     """The state of every stage, from the store alone where the data are absent.
 
-    A stage runs when its fit is leased, by whichever chain; it waits when an earlier fit or pick of its chain is; it
-    failed when the chain's last attempt left an error; else it is missing.
+    A stage runs when its fit is leased, by whichever chain. It waits when an earlier fit or pick of its chain is, or
+    when a run of the experiment is alive that has not come to its chain yet. It failed when the chain's last attempt
+    left an error; else it is missing.
     """
-    progress = progress_of(plan, execution)
-    leased = set(Store(execution.store).leased())
-    return Status(
-        plan.experiment.name, tuple(_chain_status(chain, progress, leased, execution) for chain in plan.chains)
-    )
+    store = Store(execution.store)
+    progress, leased = progress_of(plan, execution), store.leased()
+    prefix = run_lease(plan.experiment)
+    run = next((holder for name, holder in leased.items() if name.startswith(f"run-{prefix}")), "")
+    chains = tuple(_chain_status(chain, progress, leased, run, store) for chain in plan.chains)
+    return Status(plan.experiment.name, chains, tuple(store.damaged()))
 
 
-def _chain_status(chain: Chain, progress: Progress, leased: set[str], execution: Execution) -> ChainStatus:
+def _chain_status(chain: Chain, progress: Progress, leased: dict[str, str], run: str, store: Store) -> ChainStatus:
     row = progress.stages.get(chain.id) or [StageStatus(stage, None) for stage in range(len(chain.fits))]
-    error = "" if progress.done(chain) else Store(execution.store).last_error(chain.id)
+    error = "" if progress.done(chain) else store.last_error(chain.id)
     states: list[str] = []
-    busy = f"pick-{progress.initial.get(chain.id, ('', False))[0]}" in leased
+    first = leased.get(f"pick-{progress.initial.get(chain.id, ('', False))[0]}", "")
+    waits_for = f"its first pixels, which {first} picks" if first else ""
     for stage in row:
-        running = f"fit-{stage.fit}" in leased
+        trains, picks = leased.get(f"fit-{stage.fit}", ""), leased.get(f"pick-{stage.pick}", "")
         if stage.fit_stored and stage.evaluated:
             states.append("stored")
-        elif running:
+        elif trains:
             states.append("running")
-        elif busy:
+        elif waits_for:
             states.append("waiting")
         else:
             states.append("failed" if error and "failed" not in states else "missing")
-        busy = busy or running or f"pick-{stage.pick}" in leased
-    return ChainStatus(chain.label, chain.id, tuple(states), "" if busy else error)
+        if trains or picks:
+            waits_for = f"stage {stage.stage}, which {trains} trains" if trains else f"the pick that {picks} makes"
+    if run and not waits_for:  # every error is of an earlier run, or the chain is tried again
+        states = ["waiting" if state in ("missing", "failed") else state for state in states]
+        waits_for = f"a free place in the run of {run}"
+    return ChainStatus(
+        chain.label, chain.id, tuple(states), "" if waits_for else error, waits_for if "waiting" in states else ""
+    )
 
 
 def _counted(states: tuple[str, ...]) -> str:

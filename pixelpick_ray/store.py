@@ -2,27 +2,26 @@
 
 Layout: ``<kind>/<key>/`` holds ``input.json``, the payload, ``provenance.json`` and, written last, ``manifest.json``;
 the weights of a fit lie beside them in ``weights.safetensors``, checked by themselves, and may be removed at any time.
-``experiments/<name>-<digest>/`` records which keys an experiment's chains have reached. ``leases/`` says who computes.
+``experiments/<name>-<digest>/`` records which keys an experiment's chains have reached. ``leases/`` says who computes,
+``unfinished/`` has the fits in training, ``attempts/`` the tracebacks of failures, ``damaged/`` what was set aside.
 """
 
 import contextlib
 import hashlib
 import json
-import os
-import shutil
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pixelpick_ray.errors import StoreError
+from pixelpick_ray.leases import Lease, holder, take
+from pixelpick_ray.objects import Objects
 from pixelpick_ray.spec.canonical import canonical_json, digest
 from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.storage import MANIFEST, LocalFiles, Storage, explained
 
-WEIGHTS = "weights.safetensors"
-LEASE_SECONDS = 60.0
+WEIGHTS, WEIGHTS_DIGEST = "weights.safetensors", "weights.json"
 
 
 def experiment_folder(experiment: Experiment) -> str:
@@ -30,37 +29,69 @@ def experiment_folder(experiment: Experiment) -> str:
     return f"experiments/{experiment.name}-{experiment.identity()[:16]}"
 
 
+def run_lease(experiment: Experiment) -> str:
+    """How the names of the leases of an experiment's runs begin, after their kind, "run"."""
+    return f"{experiment.identity()[:16]}-"
+
+
 class Store:
-    """Results by kind ("fit", "pick", "evaluation") and key; any number of processes may use one store."""
+    """Results by kind ("fit", "pick", "evaluation", "split") and key; any number of processes may use one store.
+
+    `location` is a folder, or the address of object storage such as ``s3://bucket/prefix``. What cannot be read or
+    written for lack of space or permission is a StoreError.
+    """
 
     def __init__(self, location: str | Path) -> None:
-        self.path = Path(location)
+        self._storage = _open(location)
+
+    @property
+    def address(self) -> str:
+        """Where it is, for messages: without the credentials that a location may have."""
+        return self._storage.address
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder that this machine sees."""
+        return isinstance(self._storage, LocalFiles)
+
+    @property
+    def path(self) -> Path:
+        """The folder of a store that is one."""
+        if not isinstance(self._storage, LocalFiles):
+            raise StoreError(f"{self.address}: is not a folder")
+        return self._storage.root
 
     def folder(self, kind: str, key: str) -> Path:
-        """Where a result lies or would lie."""
+        """Where a result lies or would lie in a store that is a folder."""
         return self.path / kind / key
 
     def has(self, kind: str, key: str) -> bool:
         """Whether the result is published; its files are verified when they are read."""
-        return (self.folder(kind, key) / "manifest.json").is_file()
+        return self._storage.age_seconds(f"{kind}/{key}/{MANIFEST}") is not None
 
     def read(self, kind: str, inputs: dict[str, Any]) -> Path | None:
-        """The verified folder of the result of these inputs; None if absent, or damaged and therefore set aside."""
-        folder = self.folder(kind, digest(inputs))
-        if not (folder / "manifest.json").is_file():
-            return None
-        if problem := _damage(folder):
-            self._set_aside(folder, problem)
+        """A verified local folder of the result of these inputs; None if absent, or damaged and so set aside.
+
+        In a folder, one without a manifest is damaged, because results appear there all at once. On object storage it
+        may be just being written, and is absent.
+        """
+        path = f"{kind}/{digest(inputs)}"
+        folder, problem = self._fetched(path)
+        if problem:
+            self._set_aside(path, problem)
+        if folder is None or problem:
             return None
         stored = json.loads((folder / "input.json").read_text(encoding="utf-8"))
         if canonical_json(stored) != canonical_json(inputs):
-            raise StoreError(f"{folder}: was made from other inputs than its key says; remove the folder and run again")
+            raise StoreError(
+                f"{self.address}/{path}: was made from other inputs than its key says; remove the folder and run again"
+            )
         return folder
 
     def result(self, kind: str, key: str) -> Path | None:
-        """The verified folder of a result by its key; None if absent or damaged, which is left as it is."""
-        folder = self.folder(kind, key)
-        if not (folder / "manifest.json").is_file() or _damage(folder):
+        """A verified local folder of a result by its key; None if absent or damaged, which is left as it is."""
+        folder, problem = self._fetched(f"{kind}/{key}")
+        if folder is None or problem:
             return None
         inputs = json.loads((folder / "input.json").read_text(encoding="utf-8"))
         return folder if digest(inputs) == key else None
@@ -70,250 +101,264 @@ class Store:
 
         What is not asked for is not verified; "input.json" is verified to be that of the key.
         """
-        folder = f"{self.path}/{kind}/{key}"
-        try:
-            manifest = json.loads(_content(f"{folder}/manifest.json"))
-            contents = {name: _content(f"{folder}/{name}") for name in names}
-            intact = all(_digest(content) == manifest[name]["sha256"] for name, content in contents.items())
-            mine = intact and ("input.json" not in contents or digest(json.loads(contents["input.json"])) == key)
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        paths = [f"{kind}/{key}/{name}" for name in (MANIFEST, *names)]
+        manifest, *contents = self._storage.read_each(paths)
+        found = {name: content for name, content in zip(names, contents, strict=True) if content is not None}
+        if manifest is None or len(found) < len(names):
             return None
-        return contents if mine else None
+        try:
+            entries = json.loads(manifest)
+            intact = all(_digest(content) == entries[name]["sha256"] for name, content in found.items())
+            mine = intact and ("input.json" not in found or digest(json.loads(found["input.json"])) == key)
+        except (ValueError, AttributeError, KeyError, TypeError):
+            return None
+        return found if mine else None
 
-    def record_attempt(self, chain: str, text: str) -> None:
-        """Leave the traceback of a failed attempt at a chain, by its identity; never read as a result."""
-        folder = self.path / "attempts" / chain
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{time.time_ns()}.txt").write_text(text, encoding="utf-8")
-
-    def last_error(self, chain: str) -> str:
-        """The last line of the latest failed attempt at a chain, by its identity; empty when there is none."""
-        attempts = sorted((self.path / "attempts" / chain).glob("*.txt"))
-        if not attempts:
-            return ""
-        lines = [line for line in attempts[-1].read_text(encoding="utf-8").splitlines() if line.strip()]
-        return lines[-1].strip() if lines else ""
+    def intact(self, kind: str, key: str) -> bool:
+        """Whether a result is published and every file of it is as published."""
+        entries, _ = self._entries(f"{kind}/{key}")
+        return entries is not None and self.files(kind, key, list(entries)) is not None
 
     def publish(
         self, kind: str, inputs: dict[str, Any], write: Callable[[Path], None], provenance: dict[str, Any]
     ) -> Path:
         """Write a result all at once: `write` fills a temporary folder, which is synced and renamed.
 
-        When another process was first its result is kept, and its folder returned.
+        Weights that it leaves there appear with the result, and are no part of it. When another process was first its
+        result is kept, and its folder returned. On object storage, which has no rename, the manifest is written last:
+        of two that publish one result at the same time the files may mix, which is found when it is read.
         """
-        folder = self.folder(kind, digest(inputs))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = folder.parent / f".partial-{folder.name[:16]}-{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
-        partial.mkdir()
-        try:
-            write(partial)
-            _write_json(partial / "input.json", inputs)
-            _write_json(partial / "provenance.json", provenance)
-            _write_json(partial / "manifest.json", _manifest(partial))
-            _sync_folder(partial)
-            if folder.exists() and not (folder / "manifest.json").is_file():
-                shutil.rmtree(folder, ignore_errors=True)  # a leftover without a manifest does not exist
-            with contextlib.suppress(OSError):  # refused only when another process published first
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        if not (folder / "manifest.json").is_file():
-            raise StoreError(f"{folder}: could not be published; is {self.path} writable and has space?")
-        _sync(folder.parent)
-        return folder
+        path = f"{kind}/{digest(inputs)}"
 
-    def _set_aside(self, folder: Path, problem: str) -> None:
-        damaged = self.path / "damaged" / f"{folder.parent.name}-{folder.name}-{time.time_ns()}"
-        damaged.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another process set it aside first
-            folder.rename(damaged)
-            (damaged / "problem.txt").write_text(problem + "\n", encoding="utf-8")
+        def fill(folder: Path) -> None:
+            write(folder)
+            if (folder / WEIGHTS).is_file():
+                _write_json(folder / WEIGHTS_DIGEST, _entry(folder / WEIGHTS))
+            _write_json(folder / "input.json", inputs)
+            _write_json(folder / "provenance.json", provenance)
+            _write_json(folder / MANIFEST, _manifest(folder))
+
+        self._storage.publish(path, fill)
+        entries, _ = self._entries(path)
+        if entries is None:
+            raise StoreError(
+                f"{self.address}/{path}: could not be published; is {self.address} writable and has space?"
+            )
+        return self._storage.fetch(path, [MANIFEST, *entries])
+
+    def discard(self, kind: str, key: str) -> None:
+        """Remove a result if it is there; what a kill leaves of it does not exist."""
+        self._storage.remove_folder(f"{kind}/{key}")
+
+    def damaged(self) -> list[str]:
+        """What was found damaged, one line a result: "fit/<key>: <problem> (set aside as damaged/<name>)"."""
+        return [self._damage_line(name) for name in self._storage.names("damaged") if name.count("-") == 2]
+
+    def _damage_line(self, name: str) -> str:
+        kind, key, _ = name.split("-")
+        problem = self._storage.read(f"damaged/{name}/problem.txt")
+        told = (problem or b"damaged").decode("utf-8", "replace").strip()
+        return f"{kind}/{key}: {told} (set aside as damaged/{name})"
+
+    def _set_aside(self, path: str, problem: str) -> None:
+        """Move a damaged result away, unless another process has done it, or has made it again meanwhile."""
+        aside = f"damaged/{path.replace('/', '-')}-{time.time_ns()}"
+        if not self._storage.move(path, aside):
+            return
+        if self._fetched(aside)[1]:
+            self._storage.write(f"{aside}/problem.txt", f"{problem}\n".encode())
+        elif not self._storage.move(aside, path):
+            self._storage.remove_folder(aside)
+
+    def _fetched(self, path: str) -> tuple[Path | None, str]:
+        """A local folder of what is published at a path, None when nothing is, and what contradicts its manifest."""
+        entries, problem = self._entries(path)
+        if entries is None:
+            return None, problem
+        folder = self._storage.fetch(path, [MANIFEST, *entries])
+        return folder, _damage(folder, entries)
+
+    def _entries(self, path: str) -> tuple[dict[str, tuple[int, str]] | None, str]:
+        """Size and digest of every file that the manifest of a published folder names, and what is wrong with it."""
+        manifest = self._storage.read(f"{path}/{MANIFEST}")
+        if manifest is None:
+            lost = self._storage.publishes_whole and self._storage.names(path)
+            return None, f"{MANIFEST}: missing" if lost else ""
+        try:
+            value = json.loads(manifest)
+            entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in value.items()}
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            return None, f"{MANIFEST}: {type(error).__name__}: {error}"
+        if manifest != _json(value):
+            return None, f"{MANIFEST}: other content than was published"
+        if not {"input.json", "provenance.json"} <= entries.keys() or not all(_is_inside(name) for name in entries):
+            return None, f"{MANIFEST}: names other files than a result has"
+        return entries, ""
 
     # Weights: needed only until the picks exist, so they live and die beside their fit.
 
     def write_weights(self, fit_key: str, write: Callable[[Path], None]) -> str:
-        """Publish a fit's weights beside it and return their digest."""
-        folder = self.folder("fit", fit_key)
-        partial = folder / f".{WEIGHTS}-{os.getpid()}-{time.time_ns()}"
-        write(partial)
-        value = _file_digest(partial)
-        _sync(partial)
-        _write_json(folder / "weights.json", {"sha256": value, "bytes": partial.stat().st_size})
-        partial.rename(folder / WEIGHTS)
-        return value
+        """Write the weights of a published fit again and return their digest."""
+        entry: dict[str, Any] = {}
+
+        def fill(path: Path) -> None:
+            write(path)
+            entry.update(_entry(path))
+            self.write_record(f"fit/{fit_key}/{WEIGHTS_DIGEST}", entry)
+
+        self._storage.put(f"fit/{fit_key}/{WEIGHTS}", fill)
+        return str(entry["sha256"])
 
     def weights(self, fit_key: str) -> tuple[Path, str] | None:
-        """Path and digest of a fit's weights; None when they are absent or damaged."""
-        folder = self.folder("fit", fit_key)
+        """Local path and digest of a fit's weights; None when they are absent or damaged."""
         try:
-            expected = str(json.loads((folder / "weights.json").read_text(encoding="utf-8"))["sha256"])
-            return (folder / WEIGHTS, expected) if _file_digest(folder / WEIGHTS) == expected else None
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            expected = str(json.loads(self._storage.read(f"fit/{fit_key}/{WEIGHTS_DIGEST}") or b"")["sha256"])
+            path = self._storage.fetch(f"fit/{fit_key}", [WEIGHTS]) / WEIGHTS
+            return (path, expected) if _file_digest(path) == expected else None
+        except (ValueError, KeyError, TypeError):
             return None
 
     def drop_weights(self, fit_key: str) -> None:
         """Remove a fit's weights if they are there."""
-        (self.folder("fit", fit_key) / WEIGHTS).unlink(missing_ok=True)
+        self._storage.remove(f"fit/{fit_key}/{WEIGHTS}")
+
+    # Unfinished fits: what a training needs to go on, private to it, replaced as it goes.
+
+    def write_unfinished(self, fit_key: str, content: bytes) -> None:
+        """Replace what a fit in training needs to go on, all at once and synced."""
+        self._storage.write(f"unfinished/{fit_key}", _digest(content).encode(), b"\n", content)
+
+    def unfinished(self, fit_key: str) -> bytes | None:
+        """What a fit in training needs to go on; None when it is absent, or damaged and therefore removed."""
+        stored = self._storage.read(f"unfinished/{fit_key}")
+        if stored is None:
+            return None
+        sha256, _, content = stored.partition(b"\n")
+        if sha256 == _digest(content).encode():
+            return content
+        self.drop_unfinished(fit_key)
+        return None
+
+    def drop_unfinished(self, fit_key: str) -> None:
+        """Remove what a fit in training needed if it is there."""
+        self._storage.remove(f"unfinished/{fit_key}")
 
     # Records: small JSON files that are replaced whole.
 
     def write_record(self, relative: str, value: Any) -> None:
         """Replace a record, e.g. ``experiments/<name>/chains/<id>.json``, atomically."""
-        path = self.path / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(path, value)
+        self._storage.write(relative, _json(value))
 
     def read_record(self, relative: str) -> Any:
         """A record, or None when there is none."""
+        content = self._storage.read(relative)
         try:
-            return json.loads((self.path / relative).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
+            return None if content is None else json.loads(content)
         except ValueError as error:
-            raise StoreError(f"{self.path / relative}: is not JSON ({error}); remove it and run again") from error
+            raise StoreError(f"{self.address}/{relative}: is not JSON ({error}); remove it and run again") from error
 
     def records(self, relative: str) -> list[str]:
         """Names of the records in a folder, without suffix, sorted."""
-        return sorted(path.stem for path in (self.path / relative).glob("*.json"))
+        return [name.removesuffix(".json") for name in self.names(relative) if name.endswith(".json")]
+
+    def names(self, relative: str) -> list[str]:
+        """Names of what lies in a folder, sorted."""
+        return self._storage.names(relative)
 
     def remove_record(self, relative: str) -> None:
         """Remove a record if it is there."""
-        (self.path / relative).unlink(missing_ok=True)
+        self._storage.remove(relative)
+
+    # Failures
+
+    def record_attempt(self, chain: str, text: str) -> None:
+        """Leave the traceback of a failed attempt at a chain, by its identity; never read as a result.
+
+        A store that cannot take it does not: the failure itself must be told, not that of its record.
+        """
+        with contextlib.suppress(StoreError):
+            self._storage.write(f"attempts/{chain}/{time.time_ns()}.txt", text.encode())
+
+    def last_error(self, chain: str) -> str:
+        """The last line of the latest failed attempt at a chain, by its identity; empty when there is none."""
+        attempts = [name for name in self.names(f"attempts/{chain}") if name.endswith(".txt")]
+        text = self._storage.read(f"attempts/{chain}/{attempts[-1]}") if attempts else None
+        lines = [line for line in (text or b"").decode("utf-8", "replace").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
 
     # Leases: who computes a result now.
 
+    def take(self, kind: str, key: str) -> Lease | None:
+        """The right to compute a result, to be released by `with`; None while another live holder has it."""
+        return take(self._storage, f"leases/{kind}-{key}")
+
     @contextlib.contextmanager
     def lease(self, kind: str, key: str) -> Iterator[None]:
-        """Hold the right to compute a result; waits while another live holder has it, or until the result is there.
-
-        A lease is a file that its holder touches; one not touched for LEASE_SECONDS is dead.
-        """
-        path = self.path / "leases" / f"{kind}-{key}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while not (taken := _take(path)) and not self.has(kind, key):
+        """Hold the right to compute a result; waits while another live holder has it, or until the result is there."""
+        while (lease := self.take(kind, key)) is None and not self.has(kind, key):
             time.sleep(0.5)
-        if not taken:
+        with lease or contextlib.nullcontext():
             yield
-            return
-        stop = threading.Event()
-        beat = threading.Thread(target=_heartbeat, args=(path, stop), daemon=True)
-        beat.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            beat.join()
-            if _holder(path) == _myself():  # it may have been taken over, were this process stopped for long
-                path.unlink(missing_ok=True)
 
     def leased(self) -> dict[str, str]:
         """Live leases as "kind-key" -> holder."""
-        folder = self.path / "leases"
-        return {path.name: holder for path in folder.glob("*-*") if (holder := _holder(path))}
+        found = {name: holder(self._storage, f"leases/{name}") for name in self.names("leases")}
+        return {name: who for name, who in found.items() if who}
 
 
-def _myself() -> str:
-    return f"{socket.gethostname()} pid {os.getpid()}"
+def absolute(location: str) -> str:
+    """The same location for a process that runs in another folder."""
+    return location if "://" in location else str(Path(location).resolve())
 
 
-def _holder(path: Path) -> str:
-    """Who holds a live lease; empty when nobody does."""
-    try:
-        alive = time.time() - path.stat().st_mtime < LEASE_SECONDS
-        holder = path.read_text(encoding="utf-8") or "a process that has just taken it"
-    except FileNotFoundError:
-        return ""
-    host, _, pid = holder.rpartition(" pid ")
-    if host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
-        return ""  # its process is known to be gone
-    return holder if alive else ""
+def _open(location: str | Path) -> Storage:
+    return Objects(str(location)) if "://" in str(location) else LocalFiles(Path(location))
 
 
-def _take(path: Path) -> bool:
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(_myself())
-        return True
-    except FileExistsError:
-        with contextlib.suppress(FileNotFoundError):
-            seen = path.stat()
-            if _holder(path) in ("", _myself()):
-                _bury(path, seen)
-        return False
+def _is_inside(name: str) -> bool:
+    return not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
 
 
-def _bury(path: Path, seen: os.stat_result) -> None:
-    """Remove a dead lease, and not the live one that another process has put in its place meanwhile."""
-    grave = path.with_name(f".dead.{os.getpid()}.{time.time_ns()}")
-    path.rename(grave)
-    moved = grave.stat()
-    if (moved.st_ino, moved.st_mtime_ns) != (seen.st_ino, seen.st_mtime_ns):
-        with contextlib.suppress(FileExistsError):
-            os.link(grave, path)
-    grave.unlink()
-
-
-def _heartbeat(path: Path, stop: threading.Event) -> None:
-    while not stop.wait(LEASE_SECONDS / 6):
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path)
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    path.write_bytes(_json(value))
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of every file of a result: the weights are none."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _file_digest(path)} for path in files
-    }
+    names = {str(path.relative_to(folder)): path for path in files}
+    return {name: _entry(path) for name, path in names.items() if name not in (WEIGHTS, WEIGHTS_DIGEST)}
 
 
-def _damage(folder: Path) -> str:
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
+
+
+def _damage(folder: Path, entries: dict[str, tuple[int, str]]) -> str:
     """What contradicts the manifest; empty when nothing does."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        manifest = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        return f"manifest.json: {error}"
-    for name, (size, sha256) in manifest.items():
-        path = folder / name
-        if not path.is_file():
+    for name, (size, sha256) in entries.items():
+        found = _file_digest(folder / name)
+        if not found:
             return f"{name}: missing"
-        if path.stat().st_size != size or _file_digest(path) != sha256:
+        if found != sha256 or (folder / name).stat().st_size != size:
             return f"{name}: other content than was published"
     return ""
 
 
 def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:  # twice as fast as a Path, and reports read a hundred thousand
-        return file.readall()
+    """The digest of a file's content; empty when it is not there. StoreError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise explained(error, str(path)) from error
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)

@@ -46,7 +46,8 @@ def do_steps(plan: Plan, chain: Chain, execution: Execution, count: int | None =
     assert source is not None
     for _, (name, key) in zip(range(count if count is not None else 99), _steps(plan, chain, execution), strict=False):
         done[name] = key
-    record = {"source": asdict(source)}
+    stages = [{"fit": key} for name, key in done.items() if name.startswith("fit")]
+    record = {"source": asdict(source), "stages": stages}
     Store(execution.store).write_record(f"{experiment_folder(plan.experiment)}/chains/{chain.id}.json", record)
     return done
 

@@ -507,9 +507,10 @@ def test_a_stop_is_asked_for_by_the_deadline_or_a_signal_and_handlers_are_restor
     for number in (signal.SIGINT, signal.SIGTERM):
         stop = StopRequest(60)
         with stop.listening():
-            assert not stop()
-            os.kill(os.getpid(), number)
-            assert stop()
+            with stop.awaited():
+                assert not stop()
+                os.kill(os.getpid(), number)
+                assert stop()
         assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -517,7 +518,8 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
     code = """
 import os, signal
 from pixelpick_ray.runner.session import StopRequest
-with StopRequest(None).listening():
+stop = StopRequest(None)
+with stop.listening(), stop.awaited():
     os.kill(os.getpid(), signal.SIGTERM)
     print("still here", flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -528,17 +530,30 @@ with StopRequest(None).listening():
     assert done.stderr == "stopping; once more to stop at once\n"
 
 
+def test_a_signal_before_or_after_the_chains_ends_the_process_with_status_3() -> None:
+    code = """
+import os, signal
+from pixelpick_ray.runner.session import StopRequest
+with StopRequest(None).listening():
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("too long", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "stopped; the same command goes on from here\n"
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("30m", 1800), ("2h", 7200), ("1d", 86400)]
 )
 def test_durations_are_numbers_with_a_unit(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
+    assert parse_duration("--time-limit", text) == seconds
 
 
 @pytest.mark.parametrize("text", ["m", "10 minutes", "-5m", "0", "nan", "1w", ""])
 def test_anything_else_is_no_duration(text: str) -> None:
     with pytest.raises(SpecError, match="is no duration"):
-        parse_duration(text)
+        parse_duration("--time-limit", text)
 
 
 # Help

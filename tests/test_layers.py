@@ -15,10 +15,11 @@ LAYERS = [
     {"runner", "report", "status"},
     {"plan"},
     {"loop"},
+    {"steps"},
     {"engine"},
     {"active", "models"},
     {"data"},
-    {"store"},
+    {"store", "storage", "objects", "leases"},
     {"spec"},
     {"errors"},
 ]

@@ -13,13 +13,16 @@ import torch
 from torch import nn
 
 import pixelpick_ray.loop
+import pixelpick_ray.storage
 import pixelpick_ray.store
 from pixelpick_ray.data import datasets
 from pixelpick_ray.engine.batches import FitJob
 from pixelpick_ray.engine.fit import Epoch, fit
+from pixelpick_ray.engine.resume import unpack
 from pixelpick_ray.engine.world import World
-from pixelpick_ray.loop import Event, Workplace, run_chain
+from pixelpick_ray.loop import run_chain
 from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.steps import Event, Workplace
 from pixelpick_ray.store import Store, experiment_folder
 from tests.engine.helpers import TinyDataset, tiny_experiment
 
@@ -45,9 +48,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     """(stage, labelled pixels; None for all) of every training that happens."""
     jobs: list[tuple[int, int | None]] = []
 
-    def counted(job: FitJob, world: World, on_epoch: Callable[[Epoch], None]) -> nn.Module:
+    def counted(job: FitJob, *rest: Any) -> nn.Module:
         jobs.append((job.stage, None if job.labels is None else len(job.labels)))
-        return fit(job, world, on_epoch)
+        return fit(job, *rest)
 
     monkeypatch.setattr(pixelpick_ray.loop, "fit", counted)
     return jobs
@@ -289,13 +292,13 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[str]:
 
         return method
 
-    for name in ("publish", "write_weights", "write_record", "drop_weights"):
+    for name in ("publish", "write_weights", "write_record", "drop_weights", "drop_unfinished", "discard"):
         monkeypatch.setattr(Store, name, dying(name))
     return writes
 
 
 TWO_STAGES = ("grid=[{budget: [6]}]", "train.epochs=1")
-WRITES = 15
+WRITES = 17
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +317,7 @@ def test_the_interruptions_below_cover_every_write(undisturbed: tuple[dict[str, 
     results, writes = undisturbed
     assert len(writes) == WRITES
     assert writes.count("publish") == 2 + 2 + 2 + 2  # descriptions, pixels, fits, evaluations
-    assert writes.count("write_weights") == writes.count("drop_weights") == 2
+    assert writes.count("drop_weights") == writes.count("drop_unfinished") == writes.count("discard") == 2
     assert len([name for name in results if name.endswith(".npz")]) == 4
 
 
@@ -349,7 +352,7 @@ def test_a_result_half_written_does_not_exist(
 
     with monkeypatch.context() as patch:
         patch.setattr(pixelpick_ray.store, "_manifest", dying)
-        patch.setattr(pixelpick_ray.store.shutil, "rmtree", lambda *arguments, **options: None)
+        patch.setattr(pixelpick_ray.storage.shutil, "rmtree", lambda *arguments, **options: None)
         with pytest.raises(Killed):
             run(experiment, place)
     assert calls[-1].is_dir()
@@ -362,10 +365,10 @@ def test_an_error_in_training_leaves_no_result_of_its_stage(place: Workplace, mo
     experiment = tiny_experiment()
     with monkeypatch.context() as patch:
 
-        def failing(job: FitJob, world: World, on_epoch: Callable[[Epoch], None]) -> nn.Module:
+        def failing(job: FitJob, *rest: Any) -> nn.Module:
             if job.stage == 1:
                 raise RuntimeError("out of luck")
-            return fit(job, world, on_epoch)
+            return fit(job, *rest)
 
         patch.setattr(pixelpick_ray.loop, "fit", failing)
         with pytest.raises(RuntimeError, match="out of luck"):
@@ -374,6 +377,134 @@ def test_an_error_in_training_leaves_no_result_of_its_stage(place: Workplace, mo
     assert len(record(experiment, place)["stages"]) == 1
     run(experiment, place)
     assert len(record(experiment, place)["stages"]) == 3
+
+
+# Inside a fit
+
+
+FOUR_EPOCHS = ("train.epochs=4", "evaluate.when=every_epoch", "model.dropout=[0.5, 0.5, 0.2]")
+
+
+class Clock:
+    """A clock that moves by ten seconds each time it is looked at."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 10.0
+        return self.now
+
+
+@pytest.fixture
+def epochs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(stage, 1-based epoch) of every epoch that is trained."""
+    seen: list[tuple[int, int]] = []
+
+    def watched(job: FitJob, world: World, on_epoch: Callable[[Epoch], None], *rest: Any) -> nn.Module:
+        def note(epoch: Epoch) -> None:
+            seen.append((job.stage, epoch.number))
+            on_epoch(epoch)
+
+        return fit(job, world, note, *rest)
+
+    monkeypatch.setattr(pixelpick_ray.loop, "fit", watched)
+    return seen
+
+
+def die_at(experiment: Experiment, place: Workplace, stage: int, epoch: int) -> list[Event]:
+    """Run a chain whose process dies right after an epoch has been reported, or not at all."""
+    events: list[Event] = []
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        if event.kind == "epoch" and (event.stage, event.values["epoch"]) == (stage, epoch):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_chain(experiment, experiment.trials()[-1], place, ALONE, listen)
+    return events
+
+
+@pytest.mark.parametrize("optimizer", ["{name: adam, lr: 3e-3}", "{name: sgd, lr: 0.02, momentum: 0.9}"])
+def test_a_fit_killed_after_every_one_of_its_epochs_ends_with_the_bytes_of_an_undisturbed_one(
+    optimizer: str, place: Workplace, tmp_path: Path, epochs: list[tuple[int, int]]
+) -> None:
+    """Losses, picks, confusion matrices of all epochs, and the weights; no epoch is trained twice."""
+    experiment = tiny_experiment(*FOUR_EPOCHS, f"train.optimizer={optimizer}", "grid=[{budget: [6]}]")
+    place = replace(place, keep_weights="all")
+    run(experiment, replace(place, store=Store(tmp_path / "undisturbed")))
+    undisturbed = payload(replace(place, store=Store(tmp_path / "undisturbed")))
+    epochs.clear()
+    place = replace(place, checkpoint_seconds=0.0)
+    for stage, epoch in [(0, 1), (0, 2), (0, 3), (1, 2)]:
+        die_at(experiment, place, stage, epoch)
+    events = run(experiment, place)
+    assert payload(place) == undisturbed
+    assert epochs == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2), (1, 3), (1, 4)]
+    assert [event.values["epoch"] for event in events if event.kind == "resume"] == [2]
+    assert not list((place.store.path / "unfinished").iterdir())
+    first = record(experiment, place)["stages"][0]["fit"]
+    assert provenance(place, "fit", first)["processes"] == 4
+
+
+def test_a_fit_in_training_is_saved_no_more_often_than_told(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs and saves of ten seconds each and 25 seconds between saves: every third, and never the last."""
+    saved: list[int] = []
+    original = Store.write_unfinished
+
+    def watched(self: Store, key: str, content: bytes) -> None:
+        saved.append(unpack(content).progress.epoch)
+        original(self, key, content)
+
+    monkeypatch.setattr(Store, "write_unfinished", watched)
+    monkeypatch.setattr(pixelpick_ray.loop.time, "monotonic", Clock())
+    run(tiny_experiment("train.epochs=12", "grid=[{budget: [3]}]"), replace(place, checkpoint_seconds=25.0))
+    assert saved == [3, 6, 9]
+    saved.clear()
+    run(tiny_experiment("train.epochs=3", "grid=[{budget: [3]}]"), replace(place, checkpoint_seconds=3600.0))
+    assert saved == []
+
+
+def test_what_another_version_or_number_of_ranks_left_is_not_continued(
+    place: Workplace, epochs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny_experiment(*FOUR_EPOCHS, "grid=[{budget: [3]}]")
+    place = replace(place, checkpoint_seconds=0.0)
+    with monkeypatch.context() as patch:
+        other = pixelpick_ray.loop.provenance_of
+        patch.setattr(pixelpick_ray.loop, "provenance_of", lambda *a: other(*a) | {"torch": "1.0"})
+        die_at(experiment, place, 0, 2)
+    epochs.clear()
+    run(experiment, place)
+    assert epochs == [(0, 1), (0, 2), (0, 3), (0, 4)]
+
+
+def test_a_fit_goes_on_only_with_measurements_of_all_its_epochs(
+    place: Workplace, epochs: list[tuple[int, int]]
+) -> None:
+    """Another split is asked for meanwhile: its first epochs were not measured, so they are trained again."""
+    place = replace(place, checkpoint_seconds=0.0)
+    die_at(tiny_experiment(*FOUR_EPOCHS, "grid=[{budget: [3]}]"), place, 0, 2)
+    epochs.clear()
+    more = tiny_experiment(*FOUR_EPOCHS, "grid=[{budget: [3]}]", "evaluate.splits={val: {}, train: {}}")
+    run(more, place)
+    assert epochs == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    (stage,) = record(more, place)["stages"]
+    assert {len(confusion(place, key)[0]) for key in stage["evaluations"].values()} == {4}
+
+
+def test_a_damaged_saved_state_is_not_used(place: Workplace, epochs: list[tuple[int, int]]) -> None:
+    experiment = tiny_experiment(*FOUR_EPOCHS, "grid=[{budget: [3]}]")
+    place = replace(place, checkpoint_seconds=0.0)
+    die_at(experiment, place, 0, 2)
+    (path,) = (place.store.path / "unfinished").iterdir()
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+    epochs.clear()
+    run(experiment, place)
+    assert epochs == [(0, 1), (0, 2), (0, 3), (0, 4)]
 
 
 # Evaluation

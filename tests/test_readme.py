@@ -40,9 +40,10 @@ def test_every_experiment_can_be_planned_and_costs_what_the_readme_says(path: st
 def test_every_command_and_option_of_the_readme_exists() -> None:
     known = get_command(app).commands  # type: ignore[attr-defined]
     seen = commands()
-    assert {words[0] for words in seen} == {"plan", "run", "status", "report", "evaluate"}
+    assert {words[0] for words in seen} == {"plan", "run", "submit", "status", "report", "evaluate"}
     for words in seen:
-        options = {name for parameter in known[words[0]].params for name in parameter.opts}
+        commands_of = ("submit", "run") if words[0] == "submit" else (words[0],)  # submit passes the options of run on
+        options = {name for command in commands_of for parameter in known[command].params for name in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options
         assert all(Path(ROOT / word).is_file() for word in words if word.endswith(".yaml") and "NAME" not in word)
     assert set(re.findall(r"`(--[a-z-]+)", README)) <= {

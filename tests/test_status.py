@@ -11,7 +11,7 @@ import pytest
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.status import Status, status_of
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, run_lease
 from tests.by_hand import do_steps, execution_at, tiny_plan
 
 
@@ -73,6 +73,27 @@ def test_the_lease_of_a_dead_process_does_not_run(plan: Plan, execution: Executi
     assert stages(status_of(plan, execution)) == [("running", "waiting", "waiting")] * 2
     os.utime(lease, (time.time() - 3600,) * 2)
     assert stages(status_of(plan, execution)) == [("missing",) * 3] * 2
+
+
+def test_what_is_waited_for_is_told_with_its_holder(plan: Plan, execution: Execution, tmp_path: Path) -> None:
+    me = f"{socket.gethostname()} pid {os.getpid()}"
+    store = Store(execution.store)
+    keys = do_steps(plan, plan.chains[0], execution_at(tmp_path / "all", execution.data_path))
+    do_steps(plan, plan.chains[0], execution, 4)
+
+    def waits() -> list[str]:
+        return [chain.waits_for for chain in status_of(plan, execution).chains]
+
+    assert waits() == ["", ""]
+    with store.take("run", f"{run_lease(plan.experiment)}1"):
+        assert waits() == [f"a free place in the run of {me}"] * 2
+        assert stages(status_of(plan, execution)) == [("stored", "waiting", "waiting")] * 2
+        with store.take("fit", keys["fit 1"]):
+            assert waits() == [f"stage 1, which {me} trains", f"a free place in the run of {me}"]
+            text = status_of(plan, execution).as_text()
+            assert f"WAITING test_resnet margin seed 0: for stage 1, which {me} trains" in text.splitlines()
+    with store.take("run", "another experiment"):
+        assert waits() == ["", ""]
 
 
 def fail(execution: Execution, chain: Chain, *texts: str) -> None:

@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from pixelpick_ray import leases
 from pixelpick_ray import store as store_module
 from pixelpick_ray.errors import StoreError
+from pixelpick_ray.leases import LEASE_SECONDS
 from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.experiment import parse_experiment
-from pixelpick_ray.store import LEASE_SECONDS, Store, experiment_folder
+from pixelpick_ray.storage import Storage
+from pixelpick_ray.store import Store, experiment_folder
 
 INPUTS = {"step": "fit", "version": 1, "seed": 0, "lr": 5e-4}
 KEY = digest(INPUTS)
@@ -165,9 +168,10 @@ def test_readers_that_find_the_same_damage_at_once_both_see_an_absent_result(
     damage_byte(publish(store) / "payload.txt")
     find, barrier, found = store_module._damage, threading.Barrier(2), []
 
-    def together(folder: Path) -> str:
-        problem = find(folder)
-        barrier.wait(10)
+    def together(folder: Path, entries: dict[str, tuple[int, str]]) -> str:
+        problem = find(folder, entries)
+        if folder == store.folder("fit", KEY):
+            barrier.wait(10)
         return problem
 
     monkeypatch.setattr(store_module, "_damage", together)
@@ -438,7 +442,7 @@ def test_a_lease_that_nobody_touches_is_dead(store: Store, holder: str) -> None:
 
 
 def test_a_lease_is_kept_alive_by_its_holder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.6)
     with store.lease("fit", KEY):
         for _ in range(4):
             time.sleep(0.3)
@@ -450,16 +454,16 @@ def test_a_dead_lease_that_was_just_taken_over_is_not_taken_again(
 ) -> None:
     """Two processes find the same dead lease; the slower one must not remove the lease of the faster."""
     put_lease(store, "another-host pid 1", age_seconds=LEASE_SECONDS + 1)
-    look = store_module._holder
+    look = leases.holder
 
-    def overtaken(path: Path) -> str:
-        found = look(path)
+    def overtaken(storage: Storage, path: str) -> str:
+        found = look(storage, path)
         if found == "":
-            path.unlink()
+            (store.path / path).unlink()
             put_lease(store, "third-host pid 3")
         return found
 
-    monkeypatch.setattr(store_module, "_holder", overtaken)
+    monkeypatch.setattr(leases, "holder", overtaken)
     waiter = Waiter(store)
     assert not waiter.enters_within(0.8)
     assert lease_path(store).read_text(encoding="utf-8") == "third-host pid 3"

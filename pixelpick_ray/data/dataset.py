@@ -1,7 +1,10 @@
 """What a data set is: facts, names, and reading one image with its label."""
 
+import contextlib
+import os
+import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from pixelpick_ray.errors import DataError
-from pixelpick_ray.spec.trial import DatasetSpec
+from pixelpick_ray.spec.trial import DatasetSpec, is_line
 
 UInt8Array = npt.NDArray[np.uint8]
 Report = Callable[[int, int], None]
 Colour = tuple[int, int, int]
+ORIENTATION = 0x0112  # of a picture, in its EXIF data
 
 
 @dataclass(frozen=True)
@@ -90,18 +94,34 @@ class FileDataset(Dataset):
         return read_image(path, mode="L")
 
     def signature(self, split: str) -> list[list[str | int]]:
-        """Path, size in bytes and time of change of every file. DataError names the first that is missing."""
-        rows: list[list[str | int]] = []
-        for name in self.names(split):
-            for path, what in zip(self.paths(split, name), ("image file", "label"), strict=True):
-                if not path.is_file():
-                    raise DataError(
-                        f"{self.facts.name}: image {name} of split {split} has no {what} {path}; add it or remove the "
-                        "image"
-                    )
-                stat = path.stat()
-                rows.append([path.relative_to(self.path).as_posix(), stat.st_size, stat.st_mtime_ns])
+        """Path, size in bytes and time of change of every file. DataError names the first that is missing or may not
+        be used.
+        """
+        with readable():
+            files = [(name, self.paths(split, name)) for name in self.names(split)]
+            self._check_names(files)
+            rows: list[list[str | int]] = []
+            for name, paths in files:
+                for path, what in zip(paths, ("image file", "label"), strict=True):
+                    if not path.is_file():
+                        raise DataError(
+                            f"{self.facts.name}: image {name} of split {split} has no {what} {path}; add it or remove "
+                            "the image"
+                        )
+                    stat = path.stat()
+                    rows.append([path.relative_to(self.path).as_posix(), stat.st_size, stat.st_mtime_ns])
         return rows
+
+    def _check_names(self, files: Sequence[tuple[str, tuple[Path, Path]]]) -> None:
+        """DataError for a file that lies outside of the data folder, or whose name no report could write."""
+        known: set[Path] = set()
+        for name, paths in files:
+            if not is_line(name):
+                raise DataError(f"{paths[0].parent}: the file name {name!a} is not one line of UTF-8; rename it")
+            for path in paths:
+                if path.parent not in known or path.is_symlink():
+                    check_inside(path, self.data_path)
+                    known.add(path.parent)
 
     def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
         image_path, label_path = self.paths(split, name)
@@ -111,10 +131,47 @@ class FileDataset(Dataset):
         return image, label
 
 
-def read_image(path: Path, *, mode: str) -> UInt8Array:
-    """Decode a file to (H, W, 3) for mode RGB or (H, W) for mode L; DataError for a damaged or missing file."""
+def check_inside(path: Path, data_path: Path) -> Path:
+    """The same path. DataError when links lead it out of the data folder.
+
+    What lies right in the data folder may itself be a link, made by whoever made the folder; data sets and weights from
+    elsewhere must not bring more of them.
+    """
+    real = Path(os.path.realpath(path))
+    allowed = [data_path, *(data_path / part for part in path.relative_to(data_path).parts[:1])]
+    if not any(real.is_relative_to(os.path.realpath(folder)) for folder in allowed):
+        raise DataError(
+            f"{path}: leads out of the data folder, to {real}; put the file or folder itself there (only what lies "
+            f"right in {data_path} may be a link)"
+        )
+    return path
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """What the system refuses is a DataError that names the file."""
     try:
-        with Image.open(path) as image:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename}: cannot be read ({error.strerror}); make it readable for the user who runs this"
+        ) from error
+
+
+def read_image(path: Path, *, mode: str) -> UInt8Array:
+    """Decode a file to (H, W, 3) for mode RGB or (H, W) for mode L.
+
+    DataError for a damaged or missing file, and for one that its viewers turn: whether its label map was drawn on the
+    turned picture or on the stored one, only its owner knows.
+    """
+    formats = ("PNG",) if mode == "L" else ("PNG", "JPEG")  # Pillow runs other programs for some others
+    try:
+        with Image.open(path, formats=formats) as image:
+            if (turn := image.getexif().get(ORIENTATION)) in range(2, 9):
+                raise DataError(
+                    f"{path}: its EXIF orientation {turn} turns or mirrors it in viewers, its pixels are stored "
+                    "otherwise; store it upright, without the mark, and check that its label map fits"
+                )
             if mode == "L" and image.mode not in ("L", "P"):
                 raise DataError(
                     f"{path}: a label map has one 8-bit channel, this file has mode {image.mode}; convert it"
@@ -122,9 +179,19 @@ def read_image(path: Path, *, mode: str) -> UInt8Array:
             if image.mode.startswith(("I", "F")):  # Pillow would clip all values to 255
                 raise DataError(f"{path}: an image has 8 bits a channel, this file has mode {image.mode}; convert it")
             pixels = np.asarray(image if mode == "L" else image.convert(mode))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise DataError(
-            f"{path}: cannot be decoded ({error}); the file is damaged or cut short, copy it again"
+            f"{path}: cannot be read ({error.strerror}); make it a file that the user who runs this may read"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path}: has more pixels than Pillow reads ({2 * (Image.MAX_IMAGE_PIXELS or 0)}); cut it, and its label "
+            "map, into tiles"
+        ) from error
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise DataError(
+            f"{path}: cannot be decoded ({error}); the file is damaged or cut short, copy it again; "
+            f"{' and '.join(formats)} files are read"
         ) from error
     return np.ascontiguousarray(pixels, dtype=np.uint8)
 

@@ -7,18 +7,18 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from pixelpick_ray.data.dataset import DatasetFacts, FileDataset
+from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, check_inside, readable
 from pixelpick_ray.data.voc import Voc, colour_map
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.spec.trial import DatasetSpec, Spec
-from pixelpick_ray.spec.yaml_text import read_yaml
+from pixelpick_ray.spec.trial import DatasetSpec, Spec, escapes
+from pixelpick_ray.spec.yaml_text import in_words, read_yaml
 
 DESCRIPTION = "dataset.yaml"
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def _inside(path: str) -> str:
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+    if escapes(path):
         raise ValueError(f"{path!r} leaves the folder of the data set; give a folder inside it, e.g. train/images")
     return path
 
@@ -96,7 +96,7 @@ class Folder(FileDataset):
     def __init__(self, spec: DatasetSpec, data_path: Path) -> None:
         """Read the description. SpecError without ``path``, DataError for a missing or wrong description."""
         super().__init__(spec, data_path)
-        described = self._description = _read(self.path / DESCRIPTION)
+        described = self._description = _read(check_inside(self.path / DESCRIPTION, data_path))
         self.facts = DatasetFacts(
             name="folder",
             class_names=described.classes,
@@ -147,12 +147,14 @@ class Folder(FileDataset):
 
     def _files(self, split: str, what: str, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
         """File names by stem; hidden files and those of other kinds do not count."""
-        folder, found = self._folder(split, what), dict[str, list[str]]()
+        folder, found = check_inside(self._folder(split, what), self.data_path), dict[str, list[str]]()
         if not folder.is_dir():
             raise DataError(
                 f"{self.path / DESCRIPTION}: splits.{split}.{what}: no folder {folder}; make it or correct the entry"
             )
-        for path in sorted(folder.iterdir()):
+        with readable():
+            paths = sorted(folder.iterdir())
+        for path in paths:
             if path.suffix.lower() in suffixes and not path.name.startswith("."):
                 found.setdefault(path.stem, []).append(path.name)
         return found
@@ -204,8 +206,8 @@ def _explain(item: Any) -> str:
         return f"{key}: unknown key; allowed here: {', '.join(kind.model_fields)}"
     if item["type"] == "missing":
         message = "is required"
-    if item["type"] == "string_type":
-        message = "should be text, in quotes where YAML reads something else"
-    if item["type"] == "value_error":
+    elif item["type"] == "value_error":
         return f"{key}: {message}" if key else message
+    else:
+        message = in_words(item)
     return f"{key}: {message}; got {given!r:.80}"

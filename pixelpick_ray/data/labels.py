@@ -1,6 +1,7 @@
 """Labelled pixels: the one value that grows during active learning."""
 
 import hashlib
+import zipfile
 from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from pixelpick_ray.errors import DataError
+from pixelpick_ray.errors import DataError, StoreError
 from pixelpick_ray.spec.canonical import canonical_json
 
 IntArray = npt.NDArray[np.int32]
@@ -91,7 +92,14 @@ class LabelledPixels:
 
     @classmethod
     def read(cls, path: Path | BinaryIO) -> Self:
-        """Read what `write` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            names = tuple(str(name) for name in file["names"])
-            return cls(names, file["image"], file["y"], file["x"], file["label"], file["stage"])
+        """Read what `write` wrote; code in a file is never run. StoreError when it holds something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = tuple(str(name) for name in file["names"])
+                return cls(names, file["image"], file["y"], file["x"], file["label"], file["stage"])
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            where = path if isinstance(path, Path) else "pick/<key>/pixels.npz of the store"
+            raise StoreError(
+                f"{where}: holds no labelled pixels ({str(error).partition('.')[0]}); who wrote it? remove its folder "
+                "and run again"
+            ) from error

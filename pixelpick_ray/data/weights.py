@@ -1,33 +1,35 @@
 """Where pretrained weights lie and which they are; reading them is the models' business."""
 
 import hashlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from pixelpick_ray.data.dataset import check_inside
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.spec.trial import ModelSpec
+from pixelpick_ray.spec.trial import ModelSpec, escapes
 
 
 def weights_path(spec: ModelSpec, data_path: Path) -> Path | None:
     """Where the pretrained weights of a model lie or belong; None for ``pretrained: none``.
 
-    SpecError for a file outside the data folder, and for weights that exist for another backbone only.
+    SpecError for a file outside the data folder, and for weights that exist for another backbone only; DataError for a
+    link that leads out of it.
     """
     if spec.pretrained == "none":
         return None
     if spec.pretrained.startswith("file:"):
-        inside = PurePosixPath(spec.pretrained.removeprefix("file:"))
-        if inside.is_absolute() or ".." in inside.parts:
+        inside = spec.pretrained.removeprefix("file:")
+        if escapes(inside):
             raise SpecError(
                 f"model.pretrained: {spec.pretrained!r} leaves the data folder {data_path}; copy the file into it and "
                 "give its path inside, e.g. file:weights/mine.safetensors"
             )
-        return data_path / inside
+        return check_inside(data_path / inside, data_path)
     if spec.pretrained == "moco_v2" and spec.backbone != "resnet50":
         raise SpecError(
             f"model.pretrained: moco_v2 weights exist for resnet50 only; {spec.backbone} needs others, or "
             "file:PATH for weights of your own"
         )
-    return data_path / "weights" / f"{spec.backbone}.{spec.pretrained}.safetensors"
+    return check_inside(data_path / "weights" / f"{spec.backbone}.{spec.pretrained}.safetensors", data_path)
 
 
 def weights_digest(spec: ModelSpec, data_path: Path) -> str | None:

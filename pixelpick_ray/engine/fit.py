@@ -9,6 +9,7 @@ from torch import nn
 
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.engine.batches import FitJob, num_batches, rank_batches
+from pixelpick_ray.engine.resume import Unfinished
 from pixelpick_ray.engine.step import TrainStep, build_optimizer, set_precision
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import RunError
@@ -18,17 +19,21 @@ from pixelpick_ray.spec.trial import ConstantSpec, MultistepSpec, PolySpec
 
 @dataclass(frozen=True)
 class Epoch:
-    """A finished epoch: 1-based number, mean loss over the supervised pixels, and the model as it is now."""
+    """A finished epoch: 1-based number, mean loss over the supervised pixels, model and optimiser as they are now."""
 
     number: int
     loss: float
     model: nn.Module
+    optimizer: torch.optim.Optimizer
 
 
-def fit(job: FitJob, world: World, on_epoch: Callable[[Epoch], None]) -> nn.Module:
-    """Train a fresh model for one stage and return it; `on_epoch` is called on every rank after each epoch.
+def fit(
+    job: FitJob, world: World, on_epoch: Callable[[Epoch], None], unfinished: Unfinished | None = None
+) -> nn.Module:
+    """Train a model for one stage and return it; `on_epoch` is called on every rank after each epoch.
 
-    The loss is the cross entropy, averaged over the labelled pixels of the global batch; zero for a batch with none.
+    An unfinished fit, equal on all ranks, goes on after its last epoch. The loss is the cross entropy, averaged over
+    the labelled pixels of the global batch; zero for a batch with none.
     RunError when the loss is no number.
     """
     model = build_model(
@@ -39,9 +44,12 @@ def fit(job: FitJob, world: World, on_epoch: Callable[[Epoch], None]) -> nn.Modu
         stage=job.stage,
     )
     model = world.share_batch_norm(world.place(model))
-    step = TrainStep(world.distribute(model), build_optimizer(job.train.optimizer, model), world, job.train)
+    optimizer = build_optimizer(job.train.optimizer, model)
+    if unfinished is not None:
+        unfinished.restore(model, optimizer)
+    step = TrainStep(world.distribute(model), optimizer, world, job.train)
     batches = num_batches(len(job.data.positions), job.train.batch_size)
-    for epoch in range(job.train.epochs):
+    for epoch in range(unfinished.progress.epoch if unfinished else 0, job.train.epochs):
         model.train()
         set_precision(job.train.precision)  # every epoch: an evaluation in between has a precision of its own
         torch.manual_seed(stream_seed(job.seed, "dropout", job.stage, epoch, world.rank))
@@ -52,7 +60,7 @@ def fit(job: FitJob, world: World, on_epoch: Callable[[Epoch], None]) -> nn.Modu
         loss_sum, count = world.sum_(step.total).tolist()
         if not np.isfinite(loss_sum):
             raise RunError(f"stage {job.stage}, epoch {epoch + 1}: the loss is {loss_sum}; lower train.optimizer.lr")
-        on_epoch(Epoch(epoch + 1, loss_sum / max(count, 1.0), model))
+        on_epoch(Epoch(epoch + 1, loss_sum / max(count, 1.0), model, optimizer))
     model.zero_grad(set_to_none=True)  # gradients would keep the memory of recorded steps
     return model
 

@@ -4,6 +4,8 @@ A world of one rank needs no process group. With more, every rank calls the same
 """
 
 import contextlib
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -89,13 +91,28 @@ def join(
         yield World(0, 1, device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds)
-    )
+    timeout = timedelta(seconds=timeout_seconds)
+    host, _, port = address.rpartition(":")
+    if host == "127.0.0.1":
+        group: dict[str, Any] = {"store": _store_on_loopback(int(port), rank, size, timeout)}
+    else:
+        group = {"init_method": f"tcp://{address}"}
+    dist.init_process_group(backend, **group, rank=rank, world_size=size, timeout=timeout)
     try:
         yield World(rank, size, device)
     finally:
         dist.destroy_process_group()
+
+
+def _store_on_loopback(port: int, rank: int, size: int, timeout: timedelta) -> Any:
+    """Where the ranks of one machine meet; neither it nor they listen on any other interface, as by default they do."""
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, loopback)
+    listening = socket.create_server(("127.0.0.1", port)).detach() if rank == 0 else None
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", port, size, rank == 0, timeout, master_listen_fd=listening
+    )
 
 
 class _GlobalSum(torch.autograd.Function):

@@ -5,7 +5,7 @@ import json
 import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from multiprocessing import get_all_start_methods, get_context
@@ -23,6 +23,7 @@ Metric = tuple[str, str]
 MIOU, PIXEL_ACCURACY = ("miou", ""), ("pixel_accuracy", "")
 
 READ_ALONE = 1000  # evaluations that are read sooner than other processes hand them over
+THREADS = 16  # that read from object storage
 
 
 @dataclass(frozen=True)
@@ -72,17 +73,18 @@ def read_evaluations(
     the numbers remain valid.
 
     `wanted` has the class names of each. Many are read by several processes, at most `processes`, where the system can
-    fork them. StoreError for an evaluation of other classes.
+    fork them; from object storage by threads, which wait for it. StoreError for an evaluation of other classes.
     """
     read, pairs = partial(_read_part, store), list(wanted.items())
-    processes = min(processes, len(pairs) // READ_ALONE)
-    if processes < 2 or "fork" not in get_all_start_methods():
+    workers = min(processes, len(pairs) // READ_ALONE) if store.is_folder else THREADS
+    if workers < 2 or "fork" not in get_all_start_methods():
         return read(pairs)
-    size = 1 + len(pairs) // (4 * processes)
+    size = 1 + len(pairs) // (4 * workers)
     parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     evaluations: dict[str, Evaluation | str] = {}
     fits: dict[str, Provenance] = {}
-    with ProcessPoolExecutor(processes, mp_context=get_context("fork")) as pool:
+    forked = partial(ProcessPoolExecutor, mp_context=get_context("fork"))
+    with forked(workers) if store.is_folder else ThreadPoolExecutor(workers) as pool:
         for found, made in pool.map(read, parts):
             evaluations |= found
             fits |= made
@@ -104,11 +106,17 @@ def _read_evaluation(
     files = store.files("evaluation", key, ["input.json", "confusion.npz"])
     if files is None:
         return f"evaluation {key[:16]} is absent or damaged"
-    arrays = read_arrays(files["confusion.npz"])
-    epochs, confusion, classes = arrays["epochs"], arrays["confusion"], len(class_names)
+    try:
+        arrays = read_arrays(files["confusion.npz"])
+        epochs, confusion, classes = arrays["epochs"], arrays["confusion"], len(class_names)
+    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StoreError(
+            f"{store.address}/evaluation/{key}/confusion.npz: holds no confusion matrices ({error}); who wrote it? "
+            "remove its folder and run again"
+        ) from error
     if confusion.shape != (len(epochs), classes, classes) or not len(epochs):
         raise StoreError(
-            f"{store.folder('evaluation', key)}: confusion {confusion.shape} does not fit {classes} classes; "
+            f"{store.address}/evaluation/{key}: confusion {confusion.shape} does not fit {classes} classes; "
             "remove it, run again"
         )
     inputs, each = json.loads(files["input.json"]), iou(confusion)

@@ -132,10 +132,10 @@ def _reading_lines(
 ) -> Iterator[str]:
     value = percent_text(reading.values[cell.metric, cell.class_name], math.nan)
     yield f"  seed {reading.asked.point.seed}: {_percent(value)}"
-    yield f"    fit         {store.folder('fit', reading.fit_key)}"
-    yield f"    evaluation  {store.folder('evaluation', reading.evaluation_key)}"
+    yield f"    fit         {store.address}/fit/{reading.fit_key}"
+    yield f"    evaluation  {store.address}/evaluation/{reading.evaluation_key}"
     for budget, key in _picks(chains, cell.line, reading):
-        yield f"    {f'{budget} pixels':<10}  {store.folder('pick', key)}"
+        yield f"    {f'{budget} pixels':<10}  {store.address}/pick/{key}"
     yield from _made_lines(results.fits[reading.fit_key])
     for place in _others(results, reading, cell.line):
         yield f"    also of     {place}"

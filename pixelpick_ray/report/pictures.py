@@ -217,7 +217,7 @@ def error_map(predicted: Indices, truth: Indices, num_classes: int) -> tuple[Ind
 
 
 def _indices(png: bytes) -> Indices:
-    with Image.open(io.BytesIO(png)) as picture:
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as picture:
         return np.asarray(picture, dtype=np.uint8)
 
 

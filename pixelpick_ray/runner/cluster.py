@@ -1,30 +1,168 @@
-"""The Ray cluster of a run: joined or started, and left as found."""
+"""The Ray cluster of a run: joined or started, and left as found.
+
+A cluster that a run starts serves this machine alone: its ports listen on loopback, the dashboard is off, and whoever
+connects must have its token, a fresh one unless the user set one. Joining one is up to the user's variables.
+"""
 
 import contextlib
-from collections.abc import Iterator
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
+from ray._private import ray_constants, services
+from ray.exceptions import AuthenticationError
 
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.spec.execution import Execution, local_cpus
 
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+CONNECT_SECONDS = 5.0
+
 
 @contextlib.contextmanager
 def joined(execution: Execution) -> Iterator[None]:
-    """Join the cluster at the address, or start one on this machine; left as found."""
+    """Join the cluster at the address, or start one on this machine; left as found.
+
+    SpecError within a minute or so when nothing answers there, or the cluster has another token.
+    """
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "ignore_reinit_error": False}
     if execution.address:
         options["address"] = execution.address
     else:
         options |= {"include_dashboard": False, "num_cpus": local_cpus(), "address": "local"}
+    with _authenticated(execution.address), _on_loopback(execution.address):
+        try:
+            if execution.address:
+                _reach(execution.address)
+            with _handlers_kept():
+                ray.init(**options)
+        except AuthenticationError as error:
+            raise SpecError(_unauthenticated(execution.address)) from error
+        except SpecError:
+            raise
+        except Exception as error:  # Ray raises plain ones, too, as when its processes start too slowly
+            raise SpecError(_unreachable(execution.address, error)) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def authentication(environment: Mapping[str, str], *, joins: bool, has_token: bool) -> dict[str, str]:
+    """The variables that decide on Ray's token, all explicit; what the user has set stays.
+
+    `has_token`: Ray finds one in a variable or in the user's own file. A cluster that is joined gets it, and a cluster
+    that is started gets a fresh one where no variable gives one. Nothing is ever written to a file.
+    """
+    mode = environment.get(MODE) or ("token" if has_token or not joins else "disabled")
+    chosen = {MODE: mode}
+    given = environment.get(TOKEN) or environment.get(TOKEN_PATH)
+    if mode.lower() == "token" and not joins and not given:
+        chosen[TOKEN] = secrets.token_hex(32)
+    return chosen
+
+
+@contextlib.contextmanager
+def _authenticated(address: str | None) -> Iterator[None]:
+    """Ray's authentication in this process and in those that it starts; as before on leaving."""
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     try:
-        ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        has_token = _has_token()
+    except AuthenticationError as error:
         raise SpecError(
-            f"--address {execution.address}: no Ray cluster could be joined or started ({error})"
+            f"{TOKEN_PATH}: {os.environ.get(TOKEN_PATH)!r} cannot be read or is empty; give the file with the "
+            f"cluster's token, or unset it"
         ) from error
+    chosen = authentication(os.environ, joins=bool(address), has_token=has_token)
+    before = {name: os.environ.get(name) for name in chosen}
+    os.environ.update(chosen)
+    _read_again()
     try:
         yield
     finally:
-        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        _read_again()
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """The handlers of signals as they are: Ray takes SIGTERM for itself, which asks a run to stop."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _has_token() -> bool:
+    return bool(ray._raylet.AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+
+
+def _read_again() -> None:
+    """Ray reads the mode when it is imported and the token once."""
+    ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _on_loopback(address: str | None) -> Iterator[None]:
+    """A cluster that is started meanwhile takes 127.0.0.1 as its node's address, and so listens there alone.
+
+    Ray has this switch for systems whose firewalls ask about every port; `_node_ip_address` cannot say it, for Ray
+    replaces a loopback address there.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = before and bool(address)
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _reach(address: str) -> None:
+    """Raise at once what `ray.init` would only find after many tries, or not tell: no cluster, or another token."""
+    if "://" in address:
+        raise ValueError("it is an address of Ray's client; run on a node of the cluster and give HOST:PORT, or auto")
+    target = services.canonicalize_bootstrap_address(address)
+    if target is None:
+        raise ValueError("it names no cluster")
+    if os.environ[MODE].lower() == "token" and not _has_token():
+        raise SpecError(_unauthenticated(address))  # Ray would end this process
+    host, _, port = target.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
+        pass
+    ray._raylet.GcsClient(address=target)
+
+
+def _unauthenticated(address: str | None) -> str:
+    given = next((name for name in (TOKEN, TOKEN_PATH) if os.environ.get(name)), None)
+    if given and os.environ[MODE].lower() != "token":
+        what = f"{MODE}={os.environ[MODE]} keeps the token of {given} back"
+    elif given or _has_token():
+        what = f"the token of {given or '~/.ray/auth_token'} is not the cluster's"
+    else:
+        what = "it asks for a token, and none is given"
+    return (
+        f"--address {address}: {what}; set {TOKEN}, or {TOKEN_PATH} to a file with it, and {MODE}=token, the same as "
+        "where the cluster was started"
+    )
+
+
+def _unreachable(address: str | None, error: Exception) -> str:
+    if address is None:
+        return f"no Ray cluster could be started on this machine ({error}); --local runs without Ray"
+    return (
+        f"--address {address}: no Ray cluster could be joined ({error}); give HOST:PORT of a running one, from one of "
+        "its nodes, or leave --address out to start one here"
+    )

@@ -1,6 +1,6 @@
 """What to do about a failure: decisions apart from actions."""
 
-from pixelpick_ray.errors import PixelPickError
+from pixelpick_ray.errors import PixelPickError, StoreError
 
 
 class Stopped(Exception):
@@ -8,11 +8,13 @@ class Stopped(Exception):
 
 
 def gives_up(error: BaseException) -> bool:
-    """Whether trying again would fail the same way: a data or spec error, or too little memory.
+    """Whether trying again would fail the same way: a data, spec or numerical error, or too little memory.
 
-    Anything else (a lost node, a killed process, a preemption, an error of a library) is worth a retry.
+    Anything else (a lost node, a killed process, a preemption, a store that cannot be reached, an error of a library)
+    is worth a retry.
     """
-    return isinstance(error, PixelPickError) or _is_out_of_memory(error)
+    ours = isinstance(error, PixelPickError) and not isinstance(error, StoreError)
+    return ours or _is_out_of_memory(error)
 
 
 def explain(error: BaseException) -> str:

@@ -8,10 +8,11 @@ import torch
 from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.loop import Event, Workplace, run_chain
+from pixelpick_ray.loop import run_chain
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.failures import Stopped, explain
 from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.steps import Event, Workplace
 from pixelpick_ray.store import Store
 
 
@@ -57,6 +58,8 @@ def workplace(plan: Plan, chain: Chain, execution: Execution) -> Workplace:
         execution.cache_path,
         execution.keep_weights,
         plan.stages_to_keep(chain),
+        execution.checkpoint_seconds,
+        execution.runs_path / plan.experiment.name / "steps",
     )
 
 

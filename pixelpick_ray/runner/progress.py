@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pixelpick_ray.loop import Event
 from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.steps import Event
 
 
 @dataclass
@@ -66,6 +66,12 @@ class Progress:
         values = event.values
         row.state, row.stage, row.loss = "training", event.stage, values["loss"]
         row.epoch = f"{values['epoch']}/{values['epochs']}"
+
+    def _on_resume(self, row: Row, event: Event) -> None:
+        values = event.values
+        row.state, row.stage = "training", event.stage
+        row.epoch = f"{values['epoch']}/{values['epochs']}"
+        self._line(f"{row.label}: stage {event.stage} goes on after epoch {row.epoch}")
 
     def _on_stage(self, row: Row, event: Event) -> None:
         row.state, row.stage, row.budget = "stored", event.stage, event.values["budget"]

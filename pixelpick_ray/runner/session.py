@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rich.progress import Progress as Bar
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.plan import Chain, Plan, Progress, check_data, progress_of
 from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, run_lease
 
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
 
@@ -61,24 +61,32 @@ def prepare(planned: Plan, execution: Execution, console: Console) -> None:
         build_model(trial.model, num_classes=num_classes, data_path=execution.data_path, seed=trial.seed, stage=0)
 
 
-def run(planned: Plan, execution: Execution, console: Console, *, local: bool) -> int:
+def run(planned: Plan, execution: Execution, console: Console, stop: "StopRequest", *, local: bool) -> int:
     """Run what is missing, print the result table, and return the exit status."""
+    store = Store(execution.store)
+    damaged_before = set(store.damaged())
     progress = progress_of(planned, execution)
     chains = [chain for chain in planned.chains if not progress.done(chain)]
     errors: dict[str, str] = {}
     trained = 0
-    stop = StopRequest(execution.time_limit_seconds)
     if chains:
         console.print(planned.sharing, soft_wrap=True)
-        with stop.listening():
+        with stop.awaited(), _announced(planned, store):
             errors, trained = _run_chains(planned, chains, execution, console, stop, local=local)
         progress = progress_of(planned, execution)
     missing = [chain for chain in planned.chains if not progress.done(chain)]
     if not missing:
         _drop_weights(planned, progress, execution)
     _print_result(planned, execution, console)
+    for line in sorted(set(store.damaged()) - damaged_before):
+        console.print(f"DAMAGED {line}", soft_wrap=True, markup=False)
     console.print(f"{planned.sharing}; trained now: {trained}", soft_wrap=True)
     return _conclude(missing, errors, stop, console)
+
+
+def _announced(planned: Plan, store: Store) -> AbstractContextManager[Any]:
+    """A lease that says that this run is alive; several runs of an experiment may be."""
+    return store.take("run", f"{run_lease(planned.experiment)}{time.time_ns()}") or nullcontext()
 
 
 def _run_chains(
@@ -134,11 +142,14 @@ def _drop_weights(planned: Plan, progress: Progress, execution: Execution) -> No
 
 
 class StopRequest:
-    """Says when to stop: after a time limit, SIGINT or SIGTERM."""
+    """Says when to stop: after a time limit, SIGINT or SIGTERM.
+
+    While chains run a signal only asks, so that whoever runs them can end them; before and after, it ends the process.
+    """
 
     def __init__(self, limit_seconds: float | None) -> None:
         self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
-        self._signalled = False
+        self._signalled = self._is_awaited = False
 
     @property
     def asked(self) -> bool:
@@ -149,23 +160,34 @@ class StopRequest:
         return self.asked
 
     @contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Around code that asks whether to stop."""
+        self._is_awaited = True
+        try:
+            yield
+        finally:
+            self._is_awaited = False
+
+    @contextmanager
     def listening(self) -> Iterator[None]:
         """Take SIGINT and SIGTERM as the request; a second signal ends the process at once."""
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def on_signal(number: int, frame: Any) -> None:
-            if self._signalled:
-                os._exit(STOPPED)
-            self._signalled = True
-            print("stopping; once more to stop at once", file=sys.stderr)
-
         for number in before:
-            signal.signal(number, on_signal)
+            signal.signal(number, self._on_signal)
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._signalled:
+            os._exit(STOPPED)
+        self._signalled = True
+        if not self._is_awaited:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            sys.exit(STOPPED)
+        print("stopping; once more to stop at once", file=sys.stderr)
 
 
 def _shown(path: Path) -> str:

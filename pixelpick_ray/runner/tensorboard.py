@@ -15,7 +15,6 @@ from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.datasets import DatasetFacts, open_dataset, training_split
 from pixelpick_ray.data.description import read_description, shown
 from pixelpick_ray.data.labels import LabelledPixels
-from pixelpick_ray.loop import Event
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.report.points import lookup
 from pixelpick_ray.report.rows import read_chain
@@ -23,6 +22,7 @@ from pixelpick_ray.spec.canonical import brief, canonical_json
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.trial import Trial
+from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 
 Picture = npt.NDArray[np.uint8]
@@ -64,10 +64,15 @@ class TensorBoard:
         elif event.kind == "stage":
             self._write_stage(chain, event)
         elif event.kind == "pick":
-            labels = LabelledPixels.read(self._store.folder("pick", event.values["pick"]) / "pixels.npz")
-            self._run(chain).add_images("picked", picked_pictures(chain, labels, self._execution), event.stage + 1)
+            self._write_pick(chain, event)
         elif event.kind == "done":
             self._run(chain).finish()
+
+    def _write_pick(self, chain: Chain, event: Event) -> None:
+        files = self._store.files("pick", event.values["pick"], ["pixels.npz"])
+        if files is not None:
+            labels = LabelledPixels.read(io.BytesIO(files["pixels.npz"]))
+            self._run(chain).add_images("picked", picked_pictures(chain, labels, self._execution), event.stage + 1)
 
     def _write_stage(self, chain: Chain, event: Event) -> None:
         run, before = self._run(chain), event.stage * chain.trial.train.epochs
@@ -204,5 +209,5 @@ def predicted_pictures(store: Store, record: dict[str, Any], stage: int, split: 
 
 
 def _rgb(content: bytes) -> Picture:
-    with Image.open(io.BytesIO(content)) as picture:
+    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as picture:
         return np.asarray(picture.convert("RGB"))

@@ -1,43 +1,33 @@
 """Ray Tune: placement, ranks, retries, order. A Tune trial is a chain and owns its resources in one placement group.
 
-One rank runs in the trial's own process. More ranks are Ray actors in the bundles of the trial's group and form a
-torch.distributed group; the trial's process only watches them, so a rank that fails or dies ends its group at once.
+One rank runs in the trial's own process; more are actors in the bundles of the trial's group (`ranks.py`). A chain
+whose process or node is lost is tried again from the store, as long as it gets further every few tries.
 """
 
-import socket
-import time
+import contextlib
+import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.search import Searcher
-from ray.util.placement_group import get_current_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pixelpick_ray.engine.host import prepare_process
-from pixelpick_ray.engine.world import World, join
-from pixelpick_ray.errors import SpecError
-from pixelpick_ray.loop import Event, run_chain
+from pixelpick_ray.engine.world import World
+from pixelpick_ray.errors import RunError, SpecError, StoreError
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.failures import explain, gives_up
-from pixelpick_ray.runner.local import choose_device, workplace
+from pixelpick_ray.runner.local import choose_device
+from pixelpick_ray.runner.ranks import Job, run_rank, run_ranks
 from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 
 COORDINATOR_CPUS = 0.01  # taken from the first rank's share, so that N ranks of one CPU fit on N CPUs
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every trial of a run is given."""
-
-    plan: Plan
-    chains: list[Chain]
-    execution: Execution
 
 
 def run(
@@ -49,53 +39,77 @@ def run(
 ) -> dict[str, str]:
     """Run chains as Tune trials; returns the error of each chain that failed. Ends early when `stop` says so.
 
-    SpecError when no node or not even the whole cluster can ever hold one trial.
+    SpecError when the cluster can never hold one trial. RunError when the cluster is lost.
     """
     with joined(execution):
-        resources = placement(execution, ray.cluster_resources())
-        callback = _Relay(on_event, chains)
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trial, job=Job(plan, chains, execution)), resources),
+        resources = placement(execution, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        relay = _Relay(on_event, execution.max_failures)
+        left = chains
+        while left and not stop():
+            relay.begin(left)
+            try:
+                _run_trials(Job(plan, left, execution), resources, relay, stop)
+            except (ray.exceptions.RayError, ConnectionError) as error:
+                raise RunError(f"the Ray cluster was lost ({explain(error)}); the same command goes on") from error
+            left = relay.lost
+        return relay.errors
+
+
+def _run_trials(job: Job, resources: Any, relay: "_Relay", stop: Callable[[], bool]) -> None:
+    """One Tune experiment; its folder is of no use afterwards, since the store is the only state."""
+    with tempfile.TemporaryDirectory(prefix="pixelpick-tune-", ignore_cleanup_errors=True) as folder:
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(_trial, job=job), resources),
             param_space={},
             tune_config=tune.TuneConfig(
-                search_alg=ChainOrder(chains, callback),
-                num_samples=len(chains),
-                max_concurrent_trials=execution.max_concurrent,
+                search_alg=ChainOrder(job.chains, relay),
+                num_samples=len(job.chains),
+                max_concurrent_trials=job.execution.max_concurrent,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=str((execution.runs_path / plan.experiment.name).resolve()),
-                failure_config=tune.FailureConfig(max_failures=execution.max_failures),
-                callbacks=[callback],
+                storage_path=folder,
+                failure_config=tune.FailureConfig(max_failures=-1),  # the relay counts
+                callbacks=[relay],
                 stop=_StopWhen(stop),
                 verbose=0,
             ),
-        )
-        tuner.fit()
-        return callback.errors
+        ).fit()
 
 
-def placement(execution: Execution, cluster: dict[str, float]) -> tune.PlacementGroupFactory:
-    """The placement group of one trial. SpecError with the sizes at hand when the cluster can never hold it."""
+def placement(execution: Execution, nodes: list[dict[str, float]]) -> tune.PlacementGroupFactory:
+    """The placement group of one trial, given each node's resources.
+
+    SpecError with the sizes at hand when these nodes can never hold it: every rank must fit on one of them.
+    """
     gpus = execution.gpus_per_rank
     if gpus is None:
-        gpus = 1.0 if cluster.get("GPU", 0) and execution.device != "cpu" else 0.0
+        gpus = 1.0 if any(node.get("GPU", 0) for node in nodes) and execution.device != "cpu" else 0.0
     if execution.device == "cuda" and not gpus:
         raise SpecError("--device cuda: the cluster has no GPU; use --device cpu or auto, or join one with --address")
-    wanted = {"CPU": float(execution.cpus_per_rank * execution.ranks), "GPU": gpus * execution.ranks}
-    for kind, amount in wanted.items():
-        if amount > cluster.get(kind, 0.0):
-            raise SpecError(
-                f"a trial of {execution.ranks} ranks needs {amount:g} {kind}s, the cluster has "
-                f"{cluster.get(kind, 0.0):g}; lower --ranks, --cpus-per-rank or --gpus-per-rank"
-            )
     rank = {"CPU": float(execution.cpus_per_rank)} | ({"GPU": gpus} if gpus else {})
+    room = sum(min(int(node.get(kind, 0.0) / amount) for kind, amount in rank.items()) for node in nodes)
+    if room < execution.ranks:
+        raise SpecError(
+            f"a trial of {_counted(execution.ranks, 'rank')} needs {_amounts(rank)} for each rank, on one node each; "
+            f"the cluster has room for {room}: {'; '.join(_amounts(node) for node in nodes)}; lower --ranks, "
+            "--cpus-per-rank or --gpus-per-rank"
+        )
     if execution.ranks == 1:
         return tune.PlacementGroupFactory([rank])
     first = rank | {"CPU": rank["CPU"] - COORDINATOR_CPUS}
     others = [rank] * (execution.ranks - 1)
     return tune.PlacementGroupFactory([{"CPU": COORDINATOR_CPUS}, first, *others], strategy="PACK")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    """Processors as text: "4 CPUs and 1 GPU"."""
+    return " and ".join(f"{resources.get(kind, 0.0):g} {kind}s" for kind in ("CPU", "GPU") if kind in resources)
 
 
 class ChainOrder(Searcher):
@@ -139,16 +153,27 @@ class ChainOrder(Searcher):
 
 
 class _Relay(tune.Callback):
-    """Passes the events of trials on, and knows which stages and chains are done or failed."""
+    """Passes the events of trials on; knows which stages are done, which chains failed, and which to try again.
 
-    def __init__(self, on_event: Callable[[Event], None], chains: list[Chain]) -> None:
-        self._on_event = on_event
-        self._chains = chains
+    A chain may be lost `max_failures` times in a row; getting further, by a stage, a pick or a saved epoch, forgives.
+    """
+
+    def __init__(self, on_event: Callable[[Event], None], max_failures: int) -> None:
+        self._on_event, self._max_failures = on_event, max_failures
+        self._chains: list[Chain] = []
+        self._losses: Counter[str] = Counter()
+        self._resumed: dict[str, tuple[int, int]] = {}
+        self._last_message: dict[str, str] = {}
         self.stages_done: dict[str, int] = {}
         self.errors: dict[str, str] = {}
+        self.lost: list[Chain] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles a run's settings to restore them; we never do, and listeners belong to this process
+
+    def begin(self, chains: list[Chain]) -> None:
+        """Begin a round of these chains."""
+        self._chains, self.lost = chains, []
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -156,19 +181,50 @@ class _Relay(tune.Callback):
         if "event" not in result:
             return
         event = Event(**result["event"])
+        if self._gets_further(event):
+            self._losses[event.chain] = 0
         if event.kind == "stage":
             self.stages_done[event.chain] = event.stage + 1
         if event.kind == "failed":
-            self.errors[event.chain] = event.values["message"]
-        if event.kind == "done":
-            self.errors.pop(event.chain, None)
+            self._last_message[event.chain] = event.values["message"]
+            if event.values["final"]:
+                self.errors[event.chain] = event.values["message"]
         self._on_event(event)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def _gets_further(self, event: Event) -> bool:
+        """Whether an event says that something is stored that was not, which no retry has to repeat."""
+        if event.kind != "resume":
+            return event.kind in ("stage", "pick") and event.computed
+        reached = event.stage, event.values["epoch"]
+        before = self._resumed.get(event.chain, (-1, -1))
+        self._resumed[event.chain] = max(reached, before)
+        return reached > before
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process or node was lost and Tune starts it again; one time too many makes it give up."""
         chain = self._chains[trial.config["chain"]]
-        if chain.id not in self.errors:
-            self.errors[chain.id] = "its process or node was lost, and every retry too"
-        self._on_event(Event("failed", chain.id, 0, values={"message": self.errors[chain.id]}))
+        if not self._may_try_again(chain):
+            trial.config["give_up"] = self.errors[chain.id]
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial was lost before it began, which Tune does not try again; the next round does."""
+        chain = self._chains[trial.config["chain"]]
+        if self._may_try_again(chain):
+            self.lost.append(chain)
+        else:
+            self._on_event(_failed(chain, self.errors[chain.id], final=True))
+
+    def _may_try_again(self, chain: Chain) -> bool:
+        self._losses[chain.id] += 1
+        if self._losses[chain.id] <= self._max_failures:
+            return True
+        message = self._last_message.get(chain.id, "its process or node was lost")
+        self.errors[chain.id] = f"{message} (tried {self._losses[chain.id]} times without getting further)"
+        return False
+
+
+def _failed(chain: Chain, message: str, *, final: bool) -> Event:
+    return Event("failed", chain.id, 0, values={"message": message, "final": final})
 
 
 class _StopWhen(tune.Stopper):
@@ -190,14 +246,18 @@ class _StopWhen(tune.Stopper):
 def _trial(config: dict[str, Any], job: Job) -> None:
     """One chain, in the process of its Tune trial."""
     chain = job.chains[config["chain"]]
+    if "give_up" in config:
+        _report(_failed(chain, config["give_up"], final=True))
+        return
     try:
         if job.execution.ranks == 1:
-            _run_rank(job, chain, World(0, 1, choose_device(job.execution.device)), _report)
+            run_rank(job, chain, World(0, 1, choose_device(job.execution.device)), _report)
         else:
-            _run_ranks(job, chain)
+            run_ranks(job, chain, _report)
     except Exception as error:
-        Store(job.execution.store).record_attempt(chain.id, traceback.format_exc())
-        _report(Event("failed", chain.id, 0, values={"message": explain(error), "final": gives_up(error)}))
+        with contextlib.suppress(StoreError):  # it may be what failed
+            Store(job.execution.store).record_attempt(chain.id, traceback.format_exc())
+        _report(_failed(chain, explain(error), final=gives_up(error)))
         if not gives_up(error):
             raise
         return
@@ -206,84 +266,3 @@ def _trial(config: dict[str, Any], job: Job) -> None:
 
 def _report(event: Event) -> None:
     tune.report({"event": asdict(event)})
-
-
-def _run_rank(job: Job, chain: Chain, world: World, on_event: Callable[[Event], None]) -> None:
-    prepare_process(job.execution.cpus_per_rank)
-    run_chain(job.plan.experiment, chain.trial, workplace(job.plan, chain, job.execution), world, on_event)
-
-
-def _run_ranks(job: Job, chain: Chain) -> None:
-    """Start one actor a rank in the trial's placement group and watch them until all are done or one fails."""
-    execution = job.execution
-    group = get_current_placement_group()
-    actors = [
-        _Rank.options(  # type: ignore[attr-defined]
-            **_share(group.bundle_specs[1 + rank]),
-            max_concurrency=2,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + rank),
-        ).remote(job, chain, rank)
-        for rank in range(execution.ranks)
-    ]
-    try:
-        address = ray.get(actors[0].meeting_point.remote())
-        pending = [actor.run.remote(address) for actor in actors]
-        while pending:
-            done, pending = ray.wait(pending, timeout=0.2)
-            for event in ray.get(actors[0].events.remote()):
-                _report(event)
-            for reference in done:
-                if problem := ray.get(reference):
-                    raise problem
-    except ray.exceptions.RayActorError as error:
-        raise RuntimeError(f"a rank's process was lost: {error}") from error
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-def _share(bundle: dict[str, float]) -> dict[str, float]:
-    return {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0.0)}
-
-
-@ray.remote
-class _Rank:
-    """One rank of a chain. `run` and `events` may be called at the same time."""
-
-    def __init__(self, job: Job, chain: Chain, rank: int) -> None:
-        self._job, self._chain, self._rank = job, chain, rank
-        self._events: list[Event] = []
-
-    def meeting_point(self) -> str:
-        """A free port on this rank's node, as host:port."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
-
-    def run(self, address: str) -> Exception | None:
-        """Take part in the chain; returns the error, with the traceback as its note, instead of raising it."""
-        try:
-            device = choose_device(self._job.execution.device)
-            with join(rank=self._rank, size=self._job.execution.ranks, device=device, address=address) as world:
-                _run_rank(self._job, self._chain, world, self._events.append)
-        except Exception as error:
-            time.sleep(2.0 if _is_consequence(error) else 0.0)  # let the rank that caused it speak first
-            Store(self._job.execution.store).record_attempt(
-                self._chain.id, f"rank {self._rank}\n{traceback.format_exc()}"
-            )
-            return error if gives_up(error) else RunnerLost(f"rank {self._rank}: {explain(error)}")
-        return None
-
-    def events(self) -> list[Event]:
-        """The events since the last call."""
-        taken, self._events[:] = list(self._events), []
-        return taken
-
-
-class RunnerLost(Exception):
-    """A rank failed in a way that is worth a retry."""
-
-
-def _is_consequence(error: Exception) -> bool:
-    """Whether a rank failed because another left the group."""
-    return type(error).__name__.startswith("Dist") or "Connection" in str(error)

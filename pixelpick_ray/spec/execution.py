@@ -12,7 +12,12 @@ KeepWeights = Literal["needed", "last", "all"]
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how fast chains run. `gpus_per_rank` None means 1 where there are GPUs, else 0."""
+    """Where and how fast chains run. `gpus_per_rank` None means 1 where there are GPUs, else 0.
+
+    `max_failures` is how often in a row a chain may be lost without getting further; `checkpoint_seconds` how old the
+    saved state of a fit in training may become, its last epoch apart; `rank_timeout_seconds` how long ranks wait for
+    one that hangs.
+    """
 
     data_path: Path
     store: str
@@ -27,6 +32,8 @@ class Execution:
     address: str | None = None
     time_limit_seconds: float | None = None
     keep_weights: KeepWeights = "needed"
+    checkpoint_seconds: float = 300.0
+    rank_timeout_seconds: float = 600.0
 
     def check(self, batch_sizes: set[int]) -> None:
         """SpecError for options that no run can have."""

@@ -30,7 +30,7 @@ from pixelpick_ray.spec.trial import (
     TrainSpec,
     Trial,
 )
-from pixelpick_ray.spec.yaml_text import read_yaml, write_yaml
+from pixelpick_ray.spec.yaml_text import in_words, read_yaml, write_yaml
 
 
 class Experiment(Spec):
@@ -115,6 +115,12 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = ()) ->
     return experiment
 
 
+def dataset_of_options(name: str, path: str | None, size: tuple[int, int] | None) -> DatasetSpec:
+    """The data set that options of a command name; SpecError names the option."""
+    tree = {"name": name, "path": path, "size": size}
+    return _validated(DatasetSpec, tree, prefixes=dict.fromkeys(("path", "size"), "--"))
+
+
 def dump_experiment(experiment: Experiment) -> str:
     """The effective experiment as YAML; reading it back gives an equal value."""
     tree = experiment.model_dump(mode="json", exclude_none=True)
@@ -134,8 +140,10 @@ def _validated(kind: type[S], tree: Any, *, prefixes: Mapping[str, str] | None =
         found = dict(_explain(item) for item in reversed(items))
         problems = list(reversed(found.items()))
     except (TypeError, ValueError) as error:
-        path = "" if "Circular" in str(error) else _strange(tree) or ""
-        problems = [(path, f"neither a finite number, text, list nor mapping ({error})")]
+        circular = "Circular" in str(error)
+        path, value = ("", None) if circular else _strange(tree) or ("", None)
+        wrong = "an alias (*) stands inside of what it names" if circular else f"got {value}; put text in quotes"
+        problems = [(path, f"should be a finite number, text, a list or a mapping; {wrong}")]
     lines = []
     for path, message in problems:
         prefix = next((text for field, text in (prefixes or {}).items() if f"{path}.".startswith(f"{field}.")), "")
@@ -143,15 +151,15 @@ def _validated(kind: type[S], tree: Any, *, prefixes: Mapping[str, str] | None =
     raise SpecError("\n".join(lines))
 
 
-def _strange(tree: Any, path: str = "") -> str | None:
-    """Path of the first value that JSON does not have, such as a date or NaN."""
+def _strange(tree: Any, path: str = "") -> tuple[str, Any] | None:
+    """Path and value of the first that JSON does not have, such as a date or NaN."""
     if isinstance(tree, dict):
         inner = [_strange(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
     elif isinstance(tree, list):
         inner = [_strange(value, f"{path}[{index}]") for index, value in enumerate(tree)]
     else:
         fine = tree is None or isinstance(tree, (str, int)) or (isinstance(tree, float) and math.isfinite(tree))
-        inner = [] if fine else [path]
+        inner = [] if fine else [(path, tree)]
     return next((found for found in inner if found is not None), None)
 
 
@@ -166,12 +174,14 @@ def _explain(item: Any) -> tuple[str, str]:
     message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if item["type"] == "extra_forbidden":
         message = f"unknown key; {_known_keys(item['loc'])}"
+        if path in ("seed", "budget"):
+            message += "; seeds and budgets stand in the grid"
     elif item["type"] == "missing":
         message = "is required"
     elif item["type"] == "union_tag_not_found":
         message = f"name is required, one of {', '.join(_names_of(item['loc'][-1]))}; got {item['input']!r}"
     elif item["type"] != "value_error":
-        wanted = f"{message} or 'full'" if path == "budget" else message
+        wanted = in_words(item) + (" or 'full'" if path == "budget" else "")
         message = f"{wanted}; got {item['input']!r}"
     elif field := re.match(r"[a-z_.]+(?=: )", message):  # a check of several fields says which of them is wrong
         path, message = f"{path}.{field[0]}" if path else field[0], message[field.end() + 2 :]

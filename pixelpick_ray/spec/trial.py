@@ -1,5 +1,7 @@
 """One point of the grid: every choice that changes the science, and what is measured."""
 
+import re
+import unicodedata
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -75,9 +77,19 @@ class DatasetSpec(SizeSpec):
 
     @model_validator(mode="after")
     def _path_stays_inside(self) -> Self:
-        if self.path is not None and (PurePosixPath(self.path).is_absolute() or ".." in PurePosixPath(self.path).parts):
+        if self.path is not None and escapes(self.path):
             raise ValueError(f"path: {self.path!r} leaves the data folder; give a path inside it, e.g. path: leaves")
         return self
+
+
+def escapes(path: str) -> bool:
+    """Whether a path may leave the folder that it is relative to, or is none; links are another matter."""
+    return PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or not is_line(path)
+
+
+def is_line(text: str) -> bool:
+    """Whether a text is one line that UTF-8 can write: without control characters and lone surrogates."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 # What a model has unless its spec says otherwise.
@@ -111,6 +123,10 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _fits_the_architecture(self) -> Self:
+        for field in ("backbone", "pretrained"):  # both are in the name of a file
+            name = getattr(self, field)
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and not name.startswith("file:"):
+                raise ValueError(f"{field}: {name!r} is no name; letters, digits, _, . and - are allowed")
         rates = len(_ARCHITECTURES[self.architecture]["dropout"])
         if len(self.dropout) != rates:
             raise ValueError(f"dropout: {self.architecture} has {rates} rates; got {list(self.dropout)}")
@@ -312,6 +328,8 @@ class EvaluateSpec(Spec):
 
     @model_validator(mode="after")
     def _reported_is_evaluated(self) -> Self:
+        if not self.splits:
+            raise ValueError("splits: none given; give at least one, e.g. splits: {val: {}}")
         if self.report not in self.splits:
             raise ValueError(f"report: {self.report!r} is not among the evaluated splits {sorted(self.splits)}")
         return self

@@ -45,6 +45,22 @@ def read_yaml(text: str, where: str) -> Any:
         raise SpecError(f"{where}:{line} is not YAML: {getattr(error, 'problem', error)}") from error
 
 
+def in_words(problem: Any) -> str:
+    """What should be where pydantic found a wrong value, in the words of YAML."""
+    words = {
+        "string_type": "should be text, in quotes where YAML reads something else",
+        "tuple_type": "should be a list, e.g. [1, 2]",
+        "dict_type": "should be a mapping, e.g. {name: value}",
+        "model_type": "should be a mapping, e.g. {name: value}",
+        "string_pattern_mismatch": (
+            "should be lower-case letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        ),
+    }
+    if problem["type"] == "too_long":
+        return f"has {problem['ctx']['max_length']} values at most"
+    return str(words.get(problem["type"], problem["msg"]))
+
+
 def write_yaml(tree: Any) -> str:
     """The value as YAML that `read_yaml` gives back."""
     return str(yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120))

@@ -91,7 +91,7 @@ GOOD = {"images": "train/images", "labels": "train/labels"}
             "splits.train.label: unknown key; allowed here: images, labels",
         ),
         ({"splits": {"train": {"images": "x"}}}, "splits.train.labels: is required; got {'images': 'x'}"),
-        ({"splits": ["train"]}, "splits: Input should be an object; got ['train']"),
+        ({"splits": ["train"]}, "splits: should be a mapping, e.g. {name: value}; got ['train']"),
         ({"splits": {"": GOOD}}, "splits: '' is no name of a split; letters, digits, _ and - are allowed"),
         ({"splits": {"a/b": GOOD}}, "splits: 'a/b' is no name of a split; letters, digits, _ and - are allowed"),
         ({"splits": {}}, "train_split: 'train' is not described; described in splits: none"),
@@ -108,7 +108,7 @@ GOOD = {"images": "train/images", "labels": "train/labels"}
             "splits.train.labels: '/x' leaves the folder of the data set",
         ),
         ({"splits": {"train": {"images": "x/", "labels": "x"}}}, "splits.train: images and labels are the same folder"),
-        ({"classes": "soil"}, "classes: Input should be a valid array; got 'soil'"),
+        ({"classes": "soil"}, "classes: should be a list, e.g. [1, 2]; got 'soil'"),
         ({"classes": ["soil"]}, "classes: 1 given; allowed are 2..255"),
         ({"classes": [str(index) for index in range(256)]}, "classes: 256 given; allowed are 2..255"),
         (

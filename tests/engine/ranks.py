@@ -19,10 +19,11 @@ from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.engine.score import evaluate, pick
 from pixelpick_ray.engine.step import build_optimizer, train_step
 from pixelpick_ray.engine.world import World, join
-from pixelpick_ray.loop import Event, Workplace, run_chain
+from pixelpick_ray.loop import run_chain
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.trial import AcquireSpec, GroundTruthSpec
+from pixelpick_ray.steps import Event, Workplace
 from tests.engine.helpers import CLASSES, TinyDataset
 
 ALONE = World(0, 1, torch.device("cpu"))

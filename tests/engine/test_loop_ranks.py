@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pixelpick_ray.loop import Workplace
+from pixelpick_ray.steps import Workplace
 from pixelpick_ray.store import Store, experiment_folder
 from tests.engine.helpers import tiny_experiment
 from tests.engine.ranks import ALONE, Ranks, chain, chain_in_double

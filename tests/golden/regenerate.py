@@ -10,9 +10,10 @@ import torch
 
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.engine.world import World
-from pixelpick_ray.loop import Event, Workplace, run_chain
+from pixelpick_ray.loop import run_chain
 from pixelpick_ray.spec.experiment import parse_experiment
 from pixelpick_ray.spec.keys import VERSIONS
+from pixelpick_ray.steps import Event, Workplace
 from pixelpick_ray.store import Store, experiment_folder
 
 COMMAND = "PYTHONPATH=. python -m tests.golden.regenerate"

@@ -11,14 +11,13 @@ from torch import nn
 import pixelpick_ray.loop
 from pixelpick_ray.data import datasets
 from pixelpick_ray.engine.batches import FitJob
-from pixelpick_ray.engine.fit import Epoch, fit
-from pixelpick_ray.engine.world import World
+from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.loop import Event
 from pixelpick_ray.plan import Plan, make_plan, progress_of
 from pixelpick_ray.runner import local
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.status import status_of
+from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 from tests.engine.helpers import TinyDataset, tiny_experiment
 
@@ -114,10 +113,10 @@ def test_a_stop_leaves_a_store_to_go_on_from(
 def test_a_chain_that_fails_leaves_its_traceback_and_the_others_go_on(
     plan: Plan, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaks(job: FitJob, world: World, on_epoch: Callable[[Epoch], None]) -> nn.Module:
+    def breaks(job: FitJob, *rest: Any) -> nn.Module:
         if job.stage == 1:
             raise OSError("the disk is gone\nand so is the rest")
-        return fit(job, world, on_epoch)
+        return fit(job, *rest)
 
     monkeypatch.setattr(pixelpick_ray.loop, "fit", breaks)
     errors, events = run(plan, execution)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pixelpick_ray.loop import Event
 from pixelpick_ray.plan import Plan
 from pixelpick_ray.runner.progress import Progress
+from pixelpick_ray.steps import Event
 from tests.by_hand import tiny_plan
 
 

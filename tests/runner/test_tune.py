@@ -154,7 +154,7 @@ def test_a_trial_whose_process_is_killed_is_tried_again_and_goes_on_from_the_sto
             holders = [text for path in leases.glob("fit-*") if (text := read_if_there(path))]
         time.sleep(0.02)
     stored = finished_times(place)
-    os.kill(int(holders[0].rpartition(" ")[2]), signal.SIGKILL)
+    os.kill(int(holders[0].splitlines()[0].rpartition(" ")[2]), signal.SIGKILL)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     after = finished_times(place)

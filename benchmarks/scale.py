@@ -1,0 +1,207 @@
+"""What many chains cost the runner: its real loop on many fake nodes of this machine, with fits that take no time.
+
+``python -m benchmarks.scale`` runs 2,000 chains of one stage and of three on 64 nodes and writes ``RESULTS.md``.
+"""
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks import render
+from benchmarks.goals import Line
+from benchmarks.instant import GATE, Work, instant_trial
+from benchmarks.measures import Bench
+from benchmarks.timing import short
+from pixelpick_ray.plan import Plan, make_plan
+from pixelpick_ray.runner import tune as runner
+from pixelpick_ray.runner.progress import Progress
+from pixelpick_ray.runner.tensorboard import TensorBoard
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.spec.experiment import parse_experiment
+from pixelpick_ray.steps import Event
+
+FOLDER = Path(__file__).resolve().parent
+STAGES = (1, 3)
+STRATEGIES = ("margin", "random")  # chains of one seed share its first fit
+EXPERIMENT = """
+name: scale
+dataset: {name: scenes, size: [32, 48]}
+model: {backbone: mobilenetv2_035, pretrained: none}
+train: {epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
+evaluate: {splits: {val: {}}, report: val}
+"""
+
+
+class Job(runner.Job):
+    """A job that leaves the driver without what the workers do not need here, so that they import no torch."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        gate = str(self.execution.runs_path / GATE)
+        return Work, ([(chain.id, len(chain.fits)) for chain in self.chains], gate)
+
+
+@dataclass
+class Watch:
+    """What the driver sees of a run: when chains began and were done, and its own memory then.
+
+    When `fill` chains have begun, the gate is opened for which they wait.
+    """
+
+    gate: Path
+    fill: int
+    began: list[float] = field(default_factory=list)
+    done: list[float] = field(default_factory=list)
+    megabytes: list[float] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "epoch" and event.stage == 0:
+            self.began.append(time.monotonic())
+            if len(self.began) == self.fill:
+                self.gate.touch()
+        if event.kind == "done":
+            self.done.append(time.monotonic())
+            self.megabytes.append(resident_megabytes())
+
+    @property
+    def seconds_per_chain(self) -> float:
+        """Without the first fifth of the chains, when workers are starting."""
+        few = len(self.done) // 5
+        return (self.done[-1] - self.done[few]) / (len(self.done) - 1 - few)
+
+    @property
+    def megabytes_per_thousand(self) -> float:
+        """How the driver grows with chains, without the first fifth."""
+        few = len(self.done) // 5
+        return 1000 * (self.megabytes[-1] - self.megabytes[few]) / (len(self.done) - 1 - few)
+
+
+def plan_of(chains: int, stages: int) -> Plan:
+    """So many chains of so many stages."""
+    seeds, budgets = list(range(chains // len(STRATEGIES))), [10 * (stage + 1) for stage in range(stages)]
+    grid = [{"acquire.strategy": list(STRATEGIES), "seed": seeds, "budget": budgets}]
+    return make_plan(parse_experiment(f"{EXPERIMENT}grid: {json.dumps(grid)}\n", where="scale"))
+
+
+def run(plan: Plan, address: str, folder: Path, fill: int = 1) -> Watch:
+    """Run a plan with the real runner, its progress and its TensorBoard files; chains wait until `fill` have begun."""
+    places = folder, str(folder / "store"), folder / "cache", folder / "runs"
+    execution = Execution(*places, device="cpu", address=address)
+    watch, chains = Watch(execution.runs_path / GATE, fill), list(plan.chains)
+    execution.runs_path.mkdir()
+    board = TensorBoard(plan, execution)
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        Progress(plan, chains, Console(file=nowhere), [board, watch]) as progress,
+    ):
+        errors = runner.run(plan, chains, execution, progress, lambda: False)
+    board.close()
+    if errors or len(watch.done) != len(chains):
+        raise RuntimeError(f"{len(watch.done)} of {len(chains)} chains are done, these failed: {errors}")
+    return watch
+
+
+@contextmanager
+def fake_nodes(count: int) -> Iterator[tuple[str, float, float]]:
+    """A cluster of so many nodes of one CPU and a head of none: address, seconds to start a node, and its megabytes."""
+    from ray.cluster_utils import Cluster
+
+    with tempfile.TemporaryDirectory(prefix="pixelpick-", ignore_cleanup_errors=True) as folder:
+        os.environ["RAY_TMPDIR"] = folder  # whose path must be short
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        try:
+            before, began = free_megabytes(), time.monotonic()
+            for _ in range(count):
+                cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+            seconds = (time.monotonic() - began) / count
+            yield str(cluster.address), seconds, (before - free_megabytes()) / count
+        finally:
+            cluster.shutdown()
+
+
+def resident_megabytes() -> float:
+    """Memory of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:"))) / 1000
+
+
+def free_megabytes() -> float:
+    """Memory that this machine could still give."""
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) / 1000
+
+
+def measure(chains: int, nodes: int, address: str, profile: Callable[[], Any]) -> tuple[dict[int, Watch], Watch]:
+    """Chains of few and of more stages that take no time; and chains that wait until each node has one."""
+    runner.Job, runner._trial = Job, instant_trial  # type: ignore[misc]
+    watches = {}
+    for stages in STAGES:
+        with tempfile.TemporaryDirectory() as folder, profile():
+            watches[stages] = run(plan_of(chains, stages), address, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        return watches, run(plan_of(2 * nodes, 1), address, Path(folder), fill=nodes)
+
+
+def lines_of(
+    watches: dict[int, Watch], filling: Watch, chains: int, nodes: int, node: tuple[float, float]
+) -> Iterator[Line]:
+    """Lines of the results: what a stage takes is told from runs with few and with more."""
+    bench, of = Bench(torch.device("cpu"), None, 0, 1, 1), f"{chains:,} chains, {nodes} nodes"
+    few, more = STAGES
+    stage = (watches[more].seconds_per_chain - watches[few].seconds_per_chain) / (more - few)
+    yield bench.line("runner_chain", of, value=short(1000 * (watches[few].seconds_per_chain - few * stage)))
+    yield bench.line("runner_stage", of, value=short(1000 * stage))
+    grown = watches[more]
+    reached = [short(grown.megabytes[0]), short(grown.megabytes[-1])]
+    yield bench.line("runner_memory", of, value=short(grown.megabytes_per_thousand), megabytes=reached)
+    yield bench.line("runner_filling", f"{nodes} nodes", value=short(filling.began[-1] - filling.began[0]))
+    yield bench.line("fake_node", f"{nodes} nodes", value=short(node[1]), seconds=short(node[0]))
+
+
+@contextmanager
+def profiled() -> Iterator[None]:
+    """Print where the driver's time goes."""
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        yield
+    finally:
+        profile.disable()
+        pstats.Stats(profile).sort_stats("cumulative").print_stats(60)
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """No profile."""
+    yield
+
+
+def main() -> None:
+    """Start the nodes, run, store and print the lines."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chains", type=int, default=2000)
+    parser.add_argument("--nodes", type=int, default=64)
+    parser.add_argument("--profile", action="store_true", help="print where the time goes; then nothing is stored")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results/ and RESULTS.md")
+    options = parser.parse_args()
+    with fake_nodes(options.nodes) as (address, *node):
+        watches, filling = measure(options.chains, options.nodes, address, profiled if options.profile else unobserved)
+    for line in lines_of(watches, filling, options.chains, options.nodes, (node[0], node[1])):
+        print(json.dumps(line), flush=True)
+        if not options.profile:
+            render.update([line], options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Leases: who computes a result now. One that is not refreshed, or whose holder is known to be dead, is free."""
+
+import contextlib
+import os
+import secrets
+import socket
+import threading
+from types import TracebackType
+
+from pixelpick_ray.errors import StoreError
+from pixelpick_ray.storage import Storage, is_gone, process_stamp
+
+LEASE_SECONDS = 60.0
+
+
+class Lease:
+    """The right to compute a result, held until the end of the block; a thread refreshes it meanwhile.
+
+    A process that was stopped for longer than LEASE_SECONDS may have lost it: what it computes is then computed twice,
+    and the first to publish wins.
+    """
+
+    def __init__(self, storage: Storage, path: str, content: bytes) -> None:
+        self._storage, self._path, self._content = storage, path, content
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(LEASE_SECONDS / 6):
+            with contextlib.suppress(StoreError):  # a store that cannot be reached for a moment
+                self._storage.refresh(self._path, self._content)
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(StoreError):  # it dies of age, and must not hide the error that ends the block
+            self._storage.remove(self._path, self._content)
+
+
+def take(storage: Storage, path: str) -> Lease | None:
+    """The lease at a path; None while another live holder has it, be it a thread of this process."""
+    content = f"{socket.gethostname()} pid {os.getpid()}\n{process_stamp()} {secrets.token_hex(8)}".encode()
+    for _ in range(2):
+        if storage.create(path, content):
+            return Lease(storage, path, content)
+        found = storage.read(path)
+        if found is not None and holder(storage, path):
+            return None
+        if found is not None:
+            storage.remove(path, found)
+    return None
+
+
+def holder(storage: Storage, path: str) -> str:
+    """Who holds a live lease, as "HOST pid N"; empty when nobody does."""
+    age, content = storage.age_seconds(path), storage.read(path)
+    if age is None or content is None:
+        return ""
+    who, _, stamp = content.decode("utf-8", "replace").partition("\n")
+    if age >= LEASE_SECONDS or is_gone(stamp.partition(" ")[0]):
+        return ""
+    return who or "a process that has just taken it"

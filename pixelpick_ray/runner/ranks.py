@@ -1,0 +1,174 @@
+"""A chain on its ranks: in this process, or one actor a rank in the bundles of the trial's placement group.
+
+The actors form a torch.distributed group; the trial's process only watches them, so a rank that fails, dies or hangs
+ends its group within a bounded time.
+"""
+
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from pixelpick_ray.engine.host import prepare_process
+from pixelpick_ray.engine.world import World, join
+from pixelpick_ray.loop import run_chain
+from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.runner.failures import explain, gives_up
+from pixelpick_ray.runner.local import choose_device, workplace
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.steps import Event, Steps
+from pixelpick_ray.store import Store
+
+CAUSE_SECONDS = 2.0  # how long a rank that lost its group lets the one that caused it speak first
+LAST_WORDS_SECONDS = 5.0  # how long a rank may take to say where it is
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every trial of a run is given."""
+
+    plan: Plan
+    chains: list[Chain]
+    execution: Execution
+
+
+class RankLost(Exception):
+    """A rank failed in a way that is worth a retry."""
+
+
+def run_rank(job: Job, chain: Chain, world: World, on_event: Callable[[Event], None]) -> None:
+    """Take part in a chain as one rank."""
+    prepare_process(job.execution.cpus_per_rank)
+    run_chain(job.plan.experiment, chain.trial, workplace(job.plan, chain, job.execution), world, on_event)
+
+
+def run_ranks(job: Job, chain: Chain, on_event: Callable[[Event], None]) -> None:
+    """Start one actor a rank in the current placement group and watch them until all are done or one fails."""
+    group = get_current_placement_group()
+    actors = [
+        _Rank.options(  # type: ignore[attr-defined]
+            **_share(group.bundle_specs[1 + rank]),
+            max_concurrency=3,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + rank),
+        ).remote(job, chain, rank)
+        for rank in range(job.execution.ranks)
+    ]
+    try:
+        ray.get([actor.prepare.remote() for actor in actors])
+        address = ray.get(actors[0].meeting_point.remote())
+        _watch(job, chain, actors, [actor.run.remote(address) for actor in actors], on_event)
+    except ray.exceptions.RayActorError as error:
+        raise RankLost(f"a rank's process was lost: {error}") from error
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _watch(job: Job, chain: Chain, actors: list[Any], runs: list[Any], on_event: Callable[[Event], None]) -> None:
+    """Pass the first rank's events on until all ranks are done; raises what ended the first that failed."""
+    asked, news = time.monotonic(), actors[0].events.remote()
+    pending = list(runs)
+    while pending:
+        done, _ = ray.wait([*pending, news], timeout=1.0)
+        for reference in done:
+            value = ray.get(reference)
+            if reference is news:
+                for event in value:
+                    on_event(event)
+                asked, news = time.monotonic(), actors[0].events.remote()
+                continue
+            pending.remove(reference)
+            if value is not None:
+                _hear_others(job, chain, actors, but=runs.index(reference))
+                raise value
+        if time.monotonic() - asked > job.execution.rank_timeout_seconds:
+            raise RankLost("rank 0 has not answered for as long as --rank-timeout allows")
+    for event in ray.get(actors[0].events.remote()):
+        on_event(event)
+
+
+def _hear_others(job: Job, chain: Chain, actors: list[Any], but: int) -> None:
+    """Record where the other ranks are when one has failed: the one that hangs has no traceback of its own."""
+    others = {rank: actor.where.remote() for rank, actor in enumerate(actors) if rank != but}
+    heard, _ = ray.wait(list(others.values()), num_returns=len(others), timeout=LAST_WORDS_SECONDS)
+    for rank, reference in others.items():
+        try:
+            text = (
+                ray.get(reference) if reference in heard else "gives no answer: its process is stopped or its node lost"
+            )
+        except ray.exceptions.RayActorError as error:
+            text = f"its process was lost: {error}"
+        if text:
+            Store(job.execution.store).record_attempt(chain.id, f"rank {rank}, while rank {but} failed\n{text}")
+
+
+def _share(bundle: dict[str, float]) -> dict[str, float]:
+    return {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0.0)}
+
+
+@ray.remote
+class _Rank:
+    """One rank of a chain. `run`, `events` and `where` may be called at the same time."""
+
+    def __init__(self, job: Job, chain: Chain, rank: int) -> None:
+        self._job, self._chain, self._rank = job, chain, rank
+        self._events: list[Event] = []
+        self._thread: int | None = None
+        self._has_ended = False
+
+    def prepare(self) -> None:
+        """Decode and describe the images: it may take longer than ranks of a group wait for each other."""
+        place = workplace(self._job.plan, self._chain, self._job.execution)
+        alone = World(self._rank, 1, choose_device("cpu"))
+        steps = Steps(self._job.plan.experiment, self._chain.trial, place, alone, self._events.append)
+        steps.describe_splits()
+        _ = steps.source
+
+    def meeting_point(self) -> str:
+        """A free port on this rank's node, as host:port."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+    def run(self, address: str) -> Exception | None:
+        """Take part in the chain; returns the error instead of raising it, and records its traceback."""
+        execution, self._thread = self._job.execution, threading.get_ident()
+        group = {"rank": self._rank, "size": execution.ranks, "address": address}
+        try:
+            device = choose_device(execution.device)
+            with join(**group, device=device, timeout_seconds=execution.rank_timeout_seconds) as world:  # type: ignore[arg-type]
+                run_rank(self._job, self._chain, world, self._events.append)
+        except Exception as error:
+            time.sleep(CAUSE_SECONDS if _is_consequence(error) else 0.0)
+            text = f"rank {self._rank}\n{traceback.format_exc()}"
+            Store(execution.store).record_attempt(self._chain.id, text)
+            return error if gives_up(error) else RankLost(f"rank {self._rank}: {explain(error)}")
+        finally:
+            self._thread, self._has_ended = None, True
+        return None
+
+    def events(self) -> list[Event]:
+        """The events since the last call; waits a moment for the first."""
+        until = time.monotonic() + 1.0
+        while not (self._events or self._has_ended) and time.monotonic() < until:
+            time.sleep(0.02)
+        taken, self._events[:] = list(self._events), []
+        return taken
+
+    def where(self) -> str:
+        """The stack of `run` as it is now; empty when it has ended."""
+        frame = sys._current_frames().get(self._thread or 0)
+        return "".join(traceback.format_stack(frame)) if frame else ""
+
+
+def _is_consequence(error: Exception) -> bool:
+    """Whether a rank failed because another left the group."""
+    return type(error).__name__.startswith("Dist") or "Connection" in str(error)

@@ -1,0 +1,258 @@
+"""Batch jobs: a template of cluster/ filled for one experiment, and the command that submits it.
+
+Every value is quoted for the language that it goes into: words of #SBATCH lines are checked, words of shell scripts
+quoted by shlex, Kubernetes objects written by a YAML emitter.
+"""
+
+import importlib.util
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pixelpick_ray.errors import RunError, SpecError
+from pixelpick_ray.spec.execution import Execution
+
+PROJECT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"(?<=# >>> filled by submit\n).*?(?=^# <<< filled by submit)", flags=re.DOTALL | re.MULTILINE)
+WORD = re.compile(r"[A-Za-z0-9_.,:=@%+/-]+")
+DAY, HOUR, MINUTE = 86400, 3600, 60
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a batch job runs, and what it asks for; None leaves the choice to the template or the cluster."""
+
+    name: str
+    experiment: Path
+    run_options: tuple[str, ...]
+    nodes: int = 1
+    cpus_per_node: int = 8
+    gpus_per_node: int = 1
+    memory_gib: int | None = None
+    seconds: float | None = None
+    folder: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    image: str | None = None
+    namespace: str | None = None
+    claim: str | None = None
+    address: str | None = None
+
+    def check(self, execution: Execution) -> None:
+        """SpecError when no node, or not all of them together, can hold one trial."""
+        gpus = execution.gpus_per_rank
+        if gpus is None:
+            gpus = 1.0 if self.gpus_per_node and execution.device != "cpu" else 0.0
+        if execution.device == "cuda" and not self.gpus_per_node:
+            raise SpecError("--device cuda with --gpus-per-node 0: ask for GPUs, or use --device cpu")
+        for kind, rank, node in (
+            ("CPU", execution.cpus_per_rank, self.cpus_per_node),
+            ("GPU", gpus, self.gpus_per_node),
+        ):
+            fitting = self.nodes * int(node // rank) if rank else execution.ranks
+            if fitting < execution.ranks:
+                raise SpecError(
+                    f"a trial of {execution.ranks} ranks with {rank:g} {kind}s each does not fit on {self.nodes} nodes "
+                    f"with {node} {kind}s; raise --nodes or --{kind.lower()}s-per-node, or lower --ranks"
+                )
+
+
+@dataclass(frozen=True)
+class Job:
+    """Files of a batch job by name, what is copied beside them into its folder, and the command that submits it.
+
+    `needs` is a module without which the command cannot work.
+    """
+
+    folder: Path
+    files: dict[str, str]
+    command: list[str]
+    copies: tuple[Path, ...] = ()
+    needs: str = ""
+
+    def shown(self) -> str:
+        """Everything that would be submitted, and the command."""
+        files = [f"# {self.folder / name}\n{text.rstrip()}\n" for name, text in self.files.items()]
+        copies = [f"# {self.folder / path.name}: a copy of {path}\n" for path in self.copies]
+        return "\n".join([*files, *copies, f"# the command\n{shlex.join(self.command)}"])
+
+    def submit(self) -> str:
+        """Write the files and run the command; returns what it said.
+
+        SpecError when its program is not here, RunError when it fails.
+        """
+        if shutil.which(self.command[0]) is None or (self.needs and importlib.util.find_spec(self.needs) is None):
+            raise SpecError(_absent(self.command[0]))
+        self.folder.mkdir(parents=True)
+        for name, text in self.files.items():
+            (self.folder / name).write_text(text, encoding="utf-8")
+        for path in self.copies:
+            if path.is_dir():
+                shutil.copytree(path, self.folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(path, self.folder)
+        done = subprocess.run(self.command, capture_output=True, text=True)
+        if done.returncode:
+            raise RunError(f"{shlex.join(self.command)} ended with {done.returncode}: {done.stderr or done.stdout}")
+        return done.stdout
+
+
+def _absent(program: str) -> str:
+    if Path(program).name == "ray":
+        return 'ray job submit needs Ray with its job server: python -m pip install "ray[default]"'
+    return f"{program} is not on PATH: submit where it is, or see with --dry-run what it would be given"
+
+
+def slurm_job(request: Request) -> Job:
+    """One Ray cluster inside a Slurm allocation."""
+    directives = {
+        "job-name": request.name,
+        "nodes": request.nodes,
+        "cpus-per-task": request.cpus_per_node,
+        "gres": f"gpu:{request.gpus_per_node}" if request.gpus_per_node else None,
+        "mem": f"{request.memory_gib}G" if request.memory_gib else "0",
+        "time": _slurm_time(request.seconds) if request.seconds else None,
+        "partition": request.partition,
+        "account": request.account,
+        "output": "%x-%j.log",
+    }
+    lines = [f"#SBATCH --{name}={_word(name, value)}" for name, value in directives.items() if value is not None]
+    lines += [
+        f"project={shlex.quote(str(PROJECT))}",
+        f"environment={shlex.quote(str(Path(sys.executable).parent))}",
+        f"folder={shlex.quote(request.folder or str(Path.cwd()))}",
+        f"run=({shlex.join([str(request.experiment.absolute()), *request.run_options])})",
+    ]
+    folder = _job_folder(request)
+    text = _filled("slurm/experiment.sbatch", lines)
+    return Job(folder, {"experiment.sbatch": text}, ["sbatch", str(folder / "experiment.sbatch")])
+
+
+def kubernetes_job(request: Request) -> Job:
+    """A RayJob of the KubeRay operator, with the experiment in a ConfigMap."""
+    if not (request.image and request.claim):
+        raise SpecError(
+            "--to kubernetes needs --image, built from cluster/kubernetes/Dockerfile, and --claim, the name of a "
+            "volume claim that every node can mount; it holds the data and the results"
+        )
+    folder, shared = _job_folder(request), request.folder or "/shared"
+    name = f"{re.sub('[^a-z0-9]+', '-', request.name)[:28].strip('-')}-{folder.name}"
+    name = name if name[0].isalpha() else f"p-{name}"  # KubeRay allows 47 characters, a letter first
+    config, job = yaml.safe_load_all(_template("kubernetes/rayjob.yaml"))
+    for tree in (config, job):
+        tree["metadata"] = {"name": name} | ({"namespace": request.namespace} if request.namespace else {})
+    config["data"] = {"job.sh": _job_script(shared, request), "experiment.yaml": _text(request.experiment)}
+    spec = job["spec"]
+    spec.pop("activeDeadlineSeconds")
+    if request.seconds:
+        spec["activeDeadlineSeconds"] = int(request.seconds)
+    cluster = spec["rayClusterSpec"]
+    _fill_pod(cluster["headGroupSpec"]["template"]["spec"], request, shared, config=name)
+    for group in cluster["workerGroupSpecs"]:
+        wanted = (group["groupName"] == "gpu") == bool(request.gpus_per_node)
+        group["replicas"] = group["maxReplicas"] = request.nodes if wanted else 0
+        _fill_pod(group["template"]["spec"], request, shared, config=name)
+        amounts = {"cpu": request.cpus_per_node, "memory": f"{request.memory_gib or 4 * request.cpus_per_node}Gi"}
+        if group["groupName"] == "gpu":
+            amounts["nvidia.com/gpu"] = max(1, request.gpus_per_node)
+        group["template"]["spec"]["containers"][0]["resources"] = {"requests": amounts, "limits": amounts}
+    text = yaml.dump_all([config, job], Dumper=_KubernetesDumper, sort_keys=False, width=120)
+    return Job(folder, {"rayjob.yaml": text}, ["kubectl", "create", "-f", str(folder / "rayjob.yaml")])
+
+
+def ray_job(request: Request) -> Job:
+    """A job on a Ray cluster that runs already; the package travels with it."""
+    if not (request.address and request.folder):
+        raise SpecError(
+            "--to ray needs --address, such as http://HEAD:8265, and --folder, a folder that every node sees and "
+            "where the relative paths of --data and --store start"
+        )
+    folder = _job_folder(request)
+    files = {"job.sh": _job_script(request.folder, request), "experiment.yaml": _text(request.experiment)}
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "job", "submit", "--address", request.address, "--working-dir", str(folder), "--no-wait"]
+    command += ["--", "bash", "job.sh", ".", "experiment.yaml"]
+    return Job(folder, files, command, copies=(PROJECT / "launch.py", PROJECT / "pixelpick_ray"), needs="aiohttp_cors")
+
+
+MAKERS: dict[str, Callable[[Request], Job]] = {"slurm": slurm_job, "kubernetes": kubernetes_job, "ray": ray_job}
+SIZES = {"nodes", "cpus_per_node", "gpus_per_node", "memory_gib", "seconds"}
+OPTIONS = {  # fields of Request that a kind of cluster has
+    "slurm": SIZES | {"folder", "partition", "account"},
+    "kubernetes": SIZES | {"folder", "image", "namespace", "claim"},
+    "ray": {"folder", "address"},
+}
+
+
+class _KubernetesDumper(yaml.SafeDumper):
+    """Writes text of several lines as a block where YAML can, and no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """A scalar in literal style when it has several lines."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_KubernetesDumper.add_representer(str, _KubernetesDumper.represent_text)
+
+
+def _fill_pod(pod: dict[str, Any], request: Request, shared: str, *, config: str) -> None:
+    pod["containers"][0]["image"] = request.image
+    for mount in pod["containers"][0]["volumeMounts"]:
+        if mount["name"] == "shared":
+            mount["mountPath"] = shared
+    for volume in pod["volumes"]:
+        if volume["name"] == "shared":
+            volume["persistentVolumeClaim"]["claimName"] = request.claim
+        if volume["name"] == "job":
+            volume["configMap"]["name"] = config
+
+
+def _job_script(folder: str, request: Request) -> str:
+    lines = [f"folder={shlex.quote(folder)}", f"options=({shlex.join(request.run_options)})"]
+    return _filled("ray/job.sh", lines)
+
+
+def _filled(template: str, lines: list[str]) -> str:
+    """The template with other lines between its marks."""
+    text = "".join(f"{line}\n" for line in lines)
+    return BLOCK.sub(lambda _: text, _template(template), count=1)
+
+
+def _template(name: str) -> str:
+    path = PROJECT / "cluster" / name
+    if not path.is_file() or not (PROJECT / "launch.py").is_file():
+        raise SpecError(f"submit needs launch.py and the folder cluster/, which are not in {PROJECT}; use a checkout")
+    return _text(path)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _job_folder(request: Request) -> Path:
+    stamp = datetime.now().strftime("%m%d-%H%M%S-%f")[:-3]
+    return Path("runs", request.name, "submit", stamp).absolute()
+
+
+def _word(name: str, value: object) -> str:
+    """A value of an #SBATCH line, where there is no quoting that all versions of Slurm read alike."""
+    if not WORD.fullmatch(str(value)):
+        raise SpecError(f"--{name}: {value!r} given; letters, digits and _ . , : = @ % + / - are allowed")
+    return str(value)
+
+
+def _slurm_time(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // DAY}-{whole % DAY // HOUR:02}:{whole % HOUR // MINUTE:02}:{whole % MINUTE:02}"

@@ -1,0 +1,92 @@
+"""Machines of their own on this one: network, process, host name and mount namespaces joined by a virtual cable."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.cluster import fake_slurm
+
+SLURMD_PORT = 6818
+NODES = {"node-a": "10.77.0.1", "node-b": "10.77.0.2"}
+
+# pid 1 of a node; the shell reaps what its processes leave behind. Arguments: name, address, hosts file, folder of the
+# job, slurmd's command. A default route is what Ray and torch look at to find a node's own address.
+NODE = """
+set -e
+hostname "$1"
+mount --bind "$3" /etc/hosts
+mkdir -p "$4" && mount -t tmpfs tmpfs "$4" && chmod 700 "$4"
+ip link set lo up
+until ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done
+ip address add "$2/24" dev eth0
+ip link set eth0 up
+ip route add default dev eth0
+address=$2
+shift 4
+"$@" "$address" "$SLURMD_PORT"
+:
+"""
+
+
+def why_not() -> str:
+    """Why there can be no namespaces here; empty where there can."""
+    probe = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "ip", "link", "add", "p0", "type", "veth"]
+    try:
+        done = subprocess.run(probe, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        return f"needs unshare and ip ({error})"
+    return f"needs the right to make network namespaces ({done.stderr.strip()})" if done.returncode else ""
+
+
+@contextlib.contextmanager
+def two_nodes(place: Path, job_folder: Path) -> Iterator[list[str]]:
+    """Start both nodes, each with a slurmd and a folder of the job of its own; yields the command prefix of node-a."""
+    hosts = place / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in NODES.items()))
+    slurmd = [sys.executable, fake_slurm.__file__, "slurmd"]
+    kinds = ["--net", "--pid", "--uts", "--mount"]
+    holders = []
+    try:
+        for name, address in NODES.items():
+            holders.append(
+                subprocess.Popen(
+                    ["unshare", *kinds, "--fork", "--kill-child", "--mount-proc", "bash", "-c", NODE, "node",
+                     name, address, str(hosts), str(job_folder), *slurmd],
+                    env=os.environ | {"SLURMD_PORT": str(SLURMD_PORT), fake_slurm.FOLDER: str(place)},
+                )
+            )  # fmt: skip
+        first, second = map(_only_child, holders)
+        cable = ["type", "veth", "peer", "name", "eth0", "netns", second]
+        subprocess.run(["ip", "link", "add", "eth0", "netns", first, *cable], check=True)
+        prefix = ["nsenter", "--target", first, *kinds]
+        _wait_for(lambda: all(_listens([*prefix], address) for address in NODES.values()))
+        yield prefix
+    finally:
+        for holder in holders:
+            holder.send_signal(signal.SIGKILL)  # takes pid 1 of the node with it, and so all its processes
+            holder.wait()
+        with contextlib.suppress(OSError):
+            job_folder.rmdir()
+
+
+def _only_child(process: "subprocess.Popen[bytes]") -> str:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    _wait_for(lambda: bool(path.read_text().strip()))
+    return path.read_text().strip()
+
+
+def _listens(prefix: list[str], address: str) -> bool:
+    connect = f"exec 3<>/dev/tcp/{address}/{SLURMD_PORT}"
+    return subprocess.run([*prefix, "bash", "-c", connect], capture_output=True).returncode == 0
+
+
+def _wait_for(condition: "object") -> None:
+    deadline = time.monotonic() + 20
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "the nodes did not start"
+        time.sleep(0.1)

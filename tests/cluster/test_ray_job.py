@@ -1,0 +1,132 @@
+"""A job on a Ray cluster that runs already: a real one on this machine, with a token, on ports of its own."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.tiny import TINY
+from tests.launch import launch
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "of this test alone"
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of the job server of a cluster of two CPUs."""
+    gcs, dashboard, agent, client = free_ports(4)
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the paths of its sockets must be short
+    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
+    for key, value in settings.items():
+        monkeypatch.setenv(key, value)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}",
+         f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
+         f"--ray-client-server-port={client}", f"--temp-dir={folder}"],
+        env=os.environ | {"PATH": path}, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    yield f"http://127.0.0.1:{dashboard}"
+    process.terminate()  # it ends what it started
+    process.wait(timeout=60)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_submitted_job_brings_its_package_and_leaves_its_results_in_the_shared_folder(
+    cluster: str, tmp_path: Path
+) -> None:
+    shared = tmp_path / "the shared folder"
+    shared.mkdir()
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    _wait_for_server(cluster)
+    options = [
+        "--to",
+        "ray",
+        "--address",
+        cluster,
+        "--folder",
+        str(shared),
+        "--device",
+        "cpu",
+        "--set",
+        "title=it's $1",
+    ]
+    outcome = launch(tmp_path, "submit", "tiny.yaml", *options)
+    assert outcome.status == 0, outcome.err
+    [job] = set(re.findall(r"raysubmit_\w+", outcome.out))
+    logs = subprocess.run(
+        [RAY, "job", "logs", "--follow", "--address", cluster, job], capture_output=True, text=True, timeout=200
+    )
+    assert "values of one seed" in logs.stdout, logs.stdout + logs.stderr
+    assert "succeeded" in logs.stdout + logs.stderr
+    assert len(list((shared / "store").glob("fit/*/manifest.json"))) == 1
+    assert (shared / "runs" / "tiny").is_dir()
+    [record] = (shared / "store").glob("experiments/tiny-*/experiment.json")
+    assert "it's $1" in record.read_text()
+
+
+def _wait_for_server(address: str) -> None:
+    """Until the job server answers who has the token."""
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(request, timeout=10).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the job server did not start"
+            time.sleep(0.5)
+
+
+def test_what_would_be_submitted_is_shown_and_nothing_written(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    options = ["--to", "ray", "--address", "http://head:8265", "--folder", "/shared", "--dry-run"]
+    outcome = launch(tmp_path, "submit", "tiny.yaml", *options, "--", "--ranks", "2", "--data", "my data")
+    assert outcome.status == 0, outcome.err
+    assert "options=(--ranks 2 --data 'my data')" in outcome.out
+    assert TINY.strip() in outcome.out
+    assert "-- bash job.sh . experiment.yaml" in outcome.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_job_server_that_is_not_installed_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    outcome = launch(tmp_path, "submit", "tiny.yaml", "--to", "ray", "--address", "http://head:1", "--folder", "/s")
+    assert outcome.status == 2
+    assert 'pip install "ray[default]"' in outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_cluster_file_is_what_ray_up_accepts() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((ROOT / "cluster" / "ray" / "cluster.yaml").read_text())
+    validate_config(prepare_config(config))
+    commands = json.dumps([config["head_start_ray_commands"], config["worker_start_ray_commands"]])
+    assert commands.count("RAY_AUTH_MODE=token") == 2
+    assert "--dashboard-host=127.0.0.1" in commands

@@ -1,0 +1,17 @@
+"""Fixtures of the tests that kill."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fault_cluster import MARK
+
+
+@pytest.fixture
+def mark() -> Iterator[dict[str, str]]:
+    """Variables of all processes of a test: a mark, and Ray's own folder, whose path must be short."""
+    folder = tempfile.mkdtemp(prefix="pixelpick-")
+    yield {MARK: Path(folder).name, "RAY_TMPDIR": folder}
+    shutil.rmtree(folder, ignore_errors=True)

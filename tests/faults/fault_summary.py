@@ -1,0 +1,102 @@
+"""``docs/faults.md`` from the logs of all studies: ``python fault_summary.py build/faults docs/faults.md``."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+PHASES = ("start", "fit", "evaluate", "score", "publish", "report", "")
+PARTS = {
+    "driver": "driver, `launch.py run`",
+    "trial": "process of a trial",
+    "rank": "one rank of two",
+    "raylet": "raylet of a node of two",
+    "report": "`launch.py report`",
+}
+INTRODUCTION = """# Kills
+
+Made by `make faults` from the logs that it leaves in `build/faults`. Each study gives one command, `launch.py run`, in
+an empty folder, kills with SIGKILL what the command has started (or the command itself, or a node of the cluster that
+it has joined), and gives the same command again whenever it has ended, until it ends with exit status 0. Whom, in which
+phase and when is drawn from the study's name; the phase is what the workers' own logs say of the moment of the kill.
+Every epoch of a fit is saved (`--checkpoint-minutes 0.0001`), so that a kill costs at most one.
+
+At the end of every life of a study, all of this is checked against a run without kills, made by as many ranks: picks,
+confusion matrices, `table.md` and `table.csv` are the same bytes; no fit and no pick was begun after it was stored, and
+none by two processes at once; no fit has more than one epoch repeated for each time that it was begun again; no
+process, placement group, lease, unfinished fit or partial folder is left.
+"""
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The lines of all logs, in the order of their studies."""
+    paths = sorted(folder.glob("*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def summarise(lines: Sequence[dict[str, Any]]) -> str:
+    """The page."""
+    kills, lives = [line for line in lines if "what" in line], [line for line in lines if "problems" in line]
+    problems = [f"- {life['study']}: {text}" for life in lives for text in life["problems"]]
+    result = "All of it held every time." if not problems else "What did not hold:\n\n" + "\n".join(problems)
+    dates, machines = ({life[name] for life in lives} for name in ("date", "machine"))
+    studies = len({life["study"] for life in lives})
+    return "\n".join(
+        [
+            INTRODUCTION,
+            f"**{len(kills)} kills in {len(lives)} lives of {studies} studies. {result}**\n",
+            f"{', '.join(sorted(machines))}; {' to '.join(sorted({min(dates), max(dates)}))}.\n",
+            "## What was killed, and in which phase\n",
+            *_hits(kills),
+            "\n## Until work went on\n",
+            "Seconds from the kill to the first step of a process that took over. A driver has to be started again, to",
+            "join or start a cluster and to place the chains; a lost node is noticed after five seconds.\n",
+            *_recovery(kills),
+            "\n## Studies\n",
+            *_studies(kills, lives),
+            "",
+        ]
+    )
+
+
+def _hits(kills: Sequence[dict[str, Any]]) -> list[str]:
+    counts = Counter((kill["what"], kill["phase"]) for kill in kills)
+    names = [name or "between two" for name in PHASES]
+    rows = [
+        [text, *(str(counts[what, phase] or "") for phase in PHASES), str(sum(kill["what"] == what for kill in kills))]
+        for what, text in PARTS.items()
+    ]
+    total = [str(sum(kill["phase"] == phase for kill in kills)) for phase in PHASES]
+    return _table(["killed", *names, "all"], [*rows, ["all", *total, str(len(kills))]])
+
+
+def _recovery(kills: Sequence[dict[str, Any]]) -> list[str]:
+    rows = []
+    for what, text in PARTS.items():
+        seconds = [kill["seconds_to_recovery"] for kill in kills if kill["what"] == what]
+        if seconds:
+            rows.append([text, str(len(seconds)), f"{median(seconds):.1f}", f"{max(seconds):.1f}"])
+    return _table(["killed", "kills", "median", "longest"], rows)
+
+
+def _studies(kills: Sequence[dict[str, Any]], lives: Sequence[dict[str, Any]]) -> list[str]:
+    rows = []
+    for life in lives:
+        mine = [kill for kill in kills if (kill["study"], kill["life"]) == (life["study"], life["life"])]
+        seconds = f"{life['seconds']:.0f}", f"{life['undisturbed_seconds']:.0f}"
+        repeated = str(life["epochs_repeated"])
+        rows.append([life["study"], str(len(mine)), str(life["commands"]), repeated, *seconds])
+    names = ["study", "kills", "commands given", "epochs repeated", "seconds", "seconds without kills"]
+    return _table(names, rows)
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    align = ["---", *["---:"] * (len(names) - 1)]
+    return [f"| {' | '.join(cells)} |" for cells in (names, align, *rows)]
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).write_text(summarise(read(Path(sys.argv[1]))), encoding="utf-8")

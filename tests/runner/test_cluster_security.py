@@ -1,0 +1,309 @@
+"""The cluster of a run and strangers: who can connect to it, where it listens, and whose token decides."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.runner.cluster import authentication, joined
+from pixelpick_ray.spec.execution import Execution
+
+VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def execution(address: str | None = None) -> Execution:
+    return Execution(Path("data"), "store", Path("cache"), address=address)
+
+
+@contextmanager
+def variables(home: Path, **values: str) -> Iterator[None]:
+    """Only these of Ray's variables for its token, and a home that holds none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        for name in (*VARIABLES, "RAY_ADDRESS"):
+            patch.delenv(name, raising=False)
+        for name, value in values.items():
+            patch.setenv(name, value)
+        yield
+
+
+# Which token
+
+
+@pytest.mark.parametrize(
+    ("given", "joins", "has_token", "mode", "fresh"),
+    [
+        ({}, False, False, "token", True),
+        ({"RAY_AUTH_MODE": "disabled"}, False, False, "disabled", False),
+        ({"RAY_AUTH_MODE": "Token"}, False, False, "Token", True),
+        ({"RAY_AUTH_TOKEN": "mine"}, False, True, "token", False),
+        ({"RAY_AUTH_TOKEN_PATH": "file"}, False, True, "token", False),
+        ({}, False, True, "token", True),  # a file in the home is for the user's other clusters
+        ({"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": ""}, False, False, "token", True),
+        ({}, True, False, "disabled", False),
+        ({"RAY_AUTH_TOKEN": "mine"}, True, True, "token", False),
+        ({}, True, True, "token", False),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "mine"}, True, True, "disabled", False),
+        ({"RAY_AUTH_MODE": "token"}, True, False, "token", False),
+    ],
+)
+def test_the_users_variables_decide_and_a_cluster_that_is_started_gets_a_fresh_token_where_they_say_nothing(
+    given: dict[str, str], joins: bool, has_token: bool, mode: str, fresh: bool
+) -> None:
+    chosen = [authentication(given, joins=joins, has_token=has_token) for _ in range(2)]
+    assert [values.pop("RAY_AUTH_MODE") for values in chosen] == [mode, mode]
+    assert [set(values) for values in chosen] == [{"RAY_AUTH_TOKEN"} if fresh else set()] * 2
+    if fresh:
+        assert chosen[0] != chosen[1]
+        assert len(chosen[0]["RAY_AUTH_TOKEN"]) == 64
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+# A cluster that a run starts
+
+
+@pytest.fixture(scope="class")
+def started(home: Path) -> Iterator[dict[str, str]]:
+    """A cluster as a run starts it; its address and the variables of its processes."""
+    with variables(home), joined(execution()):
+        address = ray.get_runtime_context().gcs_address
+        yield {"address": address} | {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+
+STRANGER = """
+import json, os, sys
+import ray
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient
+for variables in json.loads(sys.argv[2]):
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    os.environ.update(variables)
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        GcsClient(address=sys.argv[1])
+        print("connected")
+    except Exception as error:
+        print(type(error).__name__, str(error).partition(".")[0])
+"""
+
+
+def descendants(pid: int) -> set[int]:
+    """A process and all that it has started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = {pid}
+    while new := {child for child, parent in parents.items() if parent in found} - found:
+        found |= new
+    return found
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Addresses that these processes listen on, from the kernel's tables."""
+    inodes = set()
+    for pid in pids:
+        for path in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                inodes.add(os.readlink(path).removeprefix("socket:[").removesuffix("]"))
+            except OSError:
+                continue
+    found = set()
+    for family in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.add(_address(fields[1].partition(":")[0]))
+    return found
+
+
+def _address(digits: str) -> str:
+    """The kernel writes an address as words of four bytes in the machine's order."""
+    words = [bytes.fromhex(digits[at : at + 8])[::-1] for at in range(0, len(digits), 8)]
+    packed = b"".join(words)
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+def two_ranks() -> list[Any]:
+    """Two actors as a trial has them, which may meet through torch.distributed.
+
+    The class is in the function because workers cannot import this file.
+    """
+
+    @ray.remote(num_cpus=0.1)
+    class Rank:
+        def address(self) -> str:
+            import socket
+
+            with socket.socket() as probe:
+                probe.bind(("", 0))
+                return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+        def join(self, rank: int, address: str) -> tuple[int, float]:
+            import torch
+
+            from pixelpick_ray.engine.world import join
+
+            self.group = join(rank=rank, size=2, device=torch.device("cpu"), address=address, timeout_seconds=60)
+            return os.getpid(), self.group.__enter__().sum_(torch.tensor(float(rank + 1))).item()
+
+    return [Rank.remote() for _ in range(2)]  # type: ignore[attr-defined]
+
+
+class TestStarted:
+    """A cluster that a run starts on its machine."""
+
+    def test_a_stranger_without_the_token_cannot_connect_and_one_with_it_can(
+        self, started: dict[str, str], home: Path
+    ) -> None:
+        attempts = [
+            {"RAY_AUTH_MODE": "disabled"},
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": started["RAY_AUTH_TOKEN"][::-1]},
+            {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": started["RAY_AUTH_TOKEN"]},
+        ]
+        clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+        text = str(attempts).replace("'", '"')
+        command = [sys.executable, "-c", STRANGER, started["address"], text]
+        done = subprocess.run(command, env=clean | {"HOME": str(home)}, capture_output=True, text=True, timeout=120)
+        refused = "AuthenticationError RPC error: InvalidAuthToken: Authentication token is missing or incorrect"
+        assert done.stdout.splitlines() == [refused, refused, "connected"], done.stderr
+
+    def test_its_workers_have_the_token_and_no_file_has(self, started: dict[str, str], home: Path) -> None:
+        names = list(VARIABLES)
+
+        @ray.remote
+        def inherited() -> dict[str, str]:
+            return {name: os.environ[name] for name in names if name in os.environ}
+
+        found = ray.get(inherited.remote(), timeout=60)
+        assert found == {name: started[name] for name in names if name in started}
+        assert found["RAY_AUTH_MODE"] == "token"
+        assert list(home.iterdir()) == []
+
+    @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs the kernel's tables")
+    def test_it_listens_on_loopback_alone_and_so_do_the_ranks_of_a_trial(self, started: dict[str, str]) -> None:
+        ranks = two_ranks()
+        address = ray.get(ranks[0].address.remote(), timeout=60)
+        met = ray.get([actor.join.remote(rank, address) for rank, actor in enumerate(ranks)], timeout=120)
+        assert [total for _, total in met] == [3.0, 3.0]
+        assert {pid for pid, _ in met} < descendants(os.getpid())
+        found = listening(descendants(os.getpid()))
+        assert found
+        assert found <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+        for pid, _ in met:
+            assert len(listening({pid})) >= 1
+
+
+# A cluster that a run joins
+
+
+HEAD = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="class")
+def shared(home: Path) -> Iterator[str]:
+    """The address of a cluster that its user started with the token `ours`."""
+    with variables(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="ours"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+        )
+    assert process.stdin
+    assert process.stdout
+    yield process.stdout.readline().strip()
+    process.stdin.close()
+    process.wait(timeout=60)
+
+
+class TestJoined:
+    """A cluster that others started."""
+
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            (
+                {},
+                "it asks for a token, and none is given; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file",
+            ),
+            (
+                {"RAY_AUTH_MODE": "token"},
+                "it asks for a token, and none is given; set RAY_AUTH_TOKEN, ",
+            ),
+            (
+                {"RAY_AUTH_TOKEN": "theirs"},
+                "the token of RAY_AUTH_TOKEN is not the cluster's; set RAY_AUTH_TOKEN",
+            ),
+            (
+                {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "ours"},
+                "RAY_AUTH_MODE=disabled keeps the token of RAY_AUTH_TOKEN back; set",
+            ),
+        ],
+    )
+    def test_joining_without_the_clusters_token_is_refused_soon_with_the_variables(
+        self, shared: str, home: Path, given: dict[str, str], told: str
+    ) -> None:
+        start = time.monotonic()
+        with variables(home, **given):
+            with pytest.raises(SpecError) as caught, joined(execution(shared)):
+                pass
+            assert {name: os.environ[name] for name in VARIABLES if name in os.environ} == given
+        assert f"--address {shared}: {told}" in str(caught.value)
+        assert str(caught.value).endswith("RAY_AUTH_MODE=token, the same as where the cluster was started")
+        assert time.monotonic() - start < 20
+        assert not ray.is_initialized()
+
+    @pytest.mark.parametrize("way", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "the user's file"])
+    def test_joining_with_the_clusters_token_works_however_it_is_given(
+        self, shared: str, tmp_path: Path, way: str
+    ) -> None:
+        file = tmp_path / (".ray/auth_token" if way == "the user's file" else "token")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("ours")
+        values = {"RAY_AUTH_TOKEN": "ours", "RAY_AUTH_TOKEN_PATH": str(file)}
+        with variables(tmp_path, **({way: values[way]} if way in values else {})), joined(execution(shared)):
+            assert ray.cluster_resources()["CPU"] == 1
+        assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:1", r"no Ray cluster could be joined \(.*refused\); give HOST:PORT of a running one"),
+        ("head", r"no Ray cluster could be joined \(Invalid address format: head\); give HOST:PORT"),
+        ("local", r"no Ray cluster could be joined \(it names no cluster\); give HOST:PORT"),
+        ("ray://127.0.0.1:10001", r"an address of Ray's client; run on a node of the cluster and give HOST:PORT, or"),
+    ],
+)
+def test_an_address_where_no_cluster_is_is_refused_at_once(home: Path, address: str, told: str) -> None:
+    start = time.monotonic()
+    with variables(home), pytest.raises(SpecError, match=told), joined(execution(address)):
+        pass
+    assert time.monotonic() - start < 10
+
+
+def test_a_token_file_that_is_not_there_is_named(home: Path) -> None:
+    with variables(home, RAY_AUTH_TOKEN_PATH=str(home / "none")):
+        with pytest.raises(SpecError, match=r"RAY_AUTH_TOKEN_PATH: '.*none' cannot be read or is empty; give the file"):
+            with joined(execution()):
+                pass

@@ -1,0 +1,105 @@
+"""Runs that are asked to stop, and chains whose processes are lost: on real Ray, with real signals."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = """
+name: long
+dataset: {name: scenes, size: [32, 48], images: 7}
+model: {backbone: mobilenetv2_035, pretrained: none}
+train: {epochs: 100000, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
+evaluate: {splits: {test: {}}, report: test}
+grid: [{seed: [0], budget: [10]}]
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "long.yaml").write_text(LONG)
+    return tmp_path
+
+
+def start(place: Path, *options: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(ROOT / "launch.py"), "run", "long.yaml", *options]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(place / "cache")}
+    output = subprocess.PIPE
+    return subprocess.Popen(command, cwd=place, env=environment, text=True, stdout=output, stderr=subprocess.STDOUT)
+
+
+def wait_for(look: Callable[[], Any], seconds: float = 240.0) -> Any:
+    """What `look` returns as soon as it is something."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+    return found
+
+
+def training(place: Path) -> dict[int, int]:
+    """Processes that have begun a fit, by their rank."""
+    logs = (place / "runs" / "long" / "steps").glob("*.jsonl")
+    begun = [(path, text) for path in logs if '"phase": "fit"' in (text := path.read_text())]
+    return {int(re.findall(r'"rank": (\d)', text)[-1]): int(path.stem.rpartition("-")[2]) for path, text in begun}
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_a_run_asked_to_stop_ends_with_status_3_and_leaves_no_process(place: Path) -> None:
+    process = start(place, "--checkpoint-minutes", "0")
+    wait_for(lambda: training(place) and list((place / "store" / "unfinished").glob("[!.]*")))
+    (pid,) = training(place).values()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 3, output
+    assert "stopped; the same command goes on from here" in output
+    assert not alive(pid)
+    again = start(place, "--time-limit", "240s")
+    line = next((text for text in iter(again.stdout.readline, "") if "goes on after" in text), "")
+    assert re.search(r"stage 0 goes on after epoch \d+/100000", line)
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=120)
+    assert again.returncode == 3
+
+
+@pytest.mark.slow
+def test_a_chain_that_never_gets_further_is_given_up_after_four_losses(place: Path) -> None:
+    process = start(place)
+    killed: set[int] = set()
+    for _ in range(4):
+        pid = wait_for(lambda: next((pid for pid in training(place).values() if pid not in killed), None))
+        killed.add(pid)
+        os.kill(pid, signal.SIGKILL)
+        for path in (place / "runs" / "long" / "steps").glob("*.jsonl"):
+            path.unlink()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, output
+    assert "its process or node was lost (tried 4 times without getting further)" in output
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_its_group_and_the_chain_goes_on_from_its_last_save(place: Path) -> None:
+    process = start(place, "--ranks", "2", "--rank-timeout", "20s", "--checkpoint-minutes", "0")
+    wait_for(lambda: len(training(place)) == 2 and list((place / "store" / "unfinished").glob("[!.]*")))
+    ranks = training(place)
+    os.kill(ranks[1], signal.SIGSTOP)
+    stopped = time.monotonic()
+    wait_for(lambda: not alive(ranks[0]) and not alive(ranks[1]), seconds=90)
+    assert time.monotonic() - stopped > 15
+    assert next((text for text in iter(process.stdout.readline, "") if "goes on after" in text), None)
+    attempts = [path.read_text() for path in (place / "store" / "attempts").glob("*/*.txt")]
+    assert any(text.startswith("rank 0\nTraceback") and "all_reduce" in text for text in attempts)
+    assert any("rank 1, while rank 0 failed\ngives no answer" in text for text in attempts)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)

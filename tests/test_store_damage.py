@@ -1,0 +1,178 @@
+"""Every required file of every kind of stored result, damaged in turn: found, named, never used, and made again."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pixelpick_ray.data import datasets
+from pixelpick_ray.store import Store
+from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset
+from tests.launch import Outcome, launch
+
+KINDS = ("fit", "pick", "evaluation", "split")
+NOT_EQUAL = ("provenance.json", "manifest.json", "weights.json")  # they tell times
+
+File = tuple[str, str, str]  # kind, key, name
+
+
+def flip(content: bytes) -> bytes:
+    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+
+
+WAYS: dict[str, Callable[[bytes], bytes | None]] = {
+    "flipped": flip,
+    "truncated": lambda content: content[:-1],
+    "emptied": lambda content: b"",
+    "removed": lambda content: None,
+}
+
+
+def run(place: Path, *more: str) -> Outcome:
+    options = ("--set", "grid=[{budget: [3, 6]}]", "--set", "train.epochs=1", "--local", "--device", "cpu", *more)
+    done = launch(place, "run", "tiny.yaml", *options)
+    assert done.status == 0, done.out + done.err
+    return done
+
+
+def table(done: Outcome) -> list[str]:
+    return [line for line in done.out.splitlines() if line.startswith("deeplabv3plus")]
+
+
+def files(store: Path) -> list[File]:
+    """All files of all results but weights, which are none of them."""
+    found = [path.relative_to(store) for kind in KINDS for path in sorted((store / kind).rglob("*")) if path.is_file()]
+    split = [(path.parts[0], path.parts[1], "/".join(path.parts[2:])) for path in found]
+    return [file for file in split if not file[2].startswith("weights.")]
+
+
+def payload(store: Path) -> dict[str, bytes]:
+    return {"/".join(file): store.joinpath(*file).read_bytes() for file in files(store) if file[2] not in NOT_EQUAL}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The place of a small run of two stages, and its table."""
+    import torch
+
+    place = tmp_path_factory.mktemp("undisturbed")
+    (place / "tiny.yaml").write_text(TINY_EXPERIMENT)
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(datasets.DATASETS, "tiny", TinyDataset)
+        return place, table(run(place))
+
+
+@pytest.fixture
+def place(
+    undisturbed: tuple[Path, list[str]], tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A copy of the small run to be damaged."""
+    monkeypatch.setitem(datasets.DATASETS, "tiny", TinyDataset)
+    shutil.copytree(undisturbed[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def check(place: Path, undisturbed: tuple[Path, list[str]], way: str, damaged: list[File]) -> None:
+    """Damage files of different results; the same command finds, names and mends each."""
+    root, store = place / "store", Store(place / "store")
+    before = payload(root)
+    for kind, key, name in damaged:
+        path = root / kind / key / name
+        content = WAYS[way](path.read_bytes())
+        path.unlink() if content is None else path.write_bytes(content)
+        assert not store.intact(kind, key)
+        if name != "manifest.json":
+            assert store.files(kind, key, [name]) is None  # no report uses it
+    done = run(place)
+    told = [line for line in done.out.splitlines() if line.startswith("DAMAGED ")]
+    assert len(told) == len(store.damaged()) == len(damaged)
+    for kind, key, name in damaged:
+        (line,) = [line for line in told if line.startswith(f"DAMAGED {kind}/{key}: ")]
+        (aside,) = (root / "damaged").glob(f"{kind}-{key}-*")
+        assert (aside / "problem.txt").read_text().strip() in line
+        if (way, name) != ("flipped", "manifest.json"):  # it may seem to be the file whose digest it has
+            assert line.startswith(f"DAMAGED {kind}/{key}: {name}: ")
+        assert store.intact(kind, key)
+    assert payload(root) == before  # the same keys, too: nothing was derived from what was damaged
+    assert table(done) == undisturbed[1]
+    again = run(place)
+    assert "DAMAGED" not in again.out
+    assert "trained now: 0" in again.out
+
+
+def in_turn(store: Path) -> Iterator[list[File]]:
+    """One file of one result of each kind after another, and of every result and role of a file once.
+
+    The results are such that none hides another: the fit of one stage, the evaluation and the pixels of another.
+    """
+    (record,) = (store / "experiments").glob("*/chains/*.json")
+    stages = json.loads(record.read_text())["stages"]
+    keys = {"fit": stages[1]["fit"], "evaluation": stages[0]["evaluations"]["val"], "pick": stages[0]["pick"]}
+    keys["split"] = json.loads(record.read_text())["descriptions"]["training"]
+    by_kind = {kind: [file for file in files(store) if file[:2] == (kind, key)] for kind, key in keys.items()}
+    roles = {kind: list({Path(file[2]).parts[0]: file for file in found}.values()) for kind, found in by_kind.items()}
+    for number in range(max(map(len, roles.values()))):
+        yield [found[number] for found in roles.values() if number < len(found)]
+
+
+def test_the_kinds_have_the_files_that_are_damaged_below(undisturbed: tuple[Path, list[str]]) -> None:
+    names: dict[str, set[str]] = {kind: set() for kind in KINDS}
+    for batch in in_turn(undisturbed[0] / "store"):
+        for kind, _, name in batch:
+            names[kind].add(Path(name).parts[0])
+    always = {"input.json", "provenance.json", "manifest.json"}
+    assert names == {
+        "fit": {"training.json"} | always,
+        "pick": {"pixels.npz", "statistics.json"} | always,
+        "evaluation": {"confusion.npz", "predictions"} | always,
+        "split": {"description.json", "images", "labels"} | always,
+    }
+
+
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("way", WAYS)
+def test_damage_is_found_named_and_mended_by_the_same_command(
+    place: Path, undisturbed: tuple[Path, list[str]], way: str, number: int
+) -> None:
+    check(place, undisturbed, way, list(in_turn(place / "store"))[number])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_every_single_file_of_every_result_is_found_named_and_mended(
+    place: Path, undisturbed: tuple[Path, list[str]], way: str
+) -> None:
+    for file in files(place / "store"):
+        check(place, undisturbed, way, [file])
+        shutil.rmtree(place / "store" / "damaged")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.json"])
+def test_missing_weights_are_no_damage(place: Path, undisturbed: tuple[Path, list[str]], name: str) -> None:
+    root = place / "store"
+    shutil.rmtree(root / "fit")
+    run(place, "--keep-weights", "all")
+    kept = sorted(root.glob(f"fit/*/{name}"))
+    assert len(kept) == 2
+    for path in kept:
+        path.unlink()
+    done = run(place, "--keep-weights", "all")
+    assert "trained now: 0" in done.out
+    assert "DAMAGED" not in done.out
+    assert Store(root).damaged() == []
+    assert table(done) == undisturbed[1]
+
+
+def test_a_lost_record_of_a_chain_is_written_again(place: Path, undisturbed: tuple[Path, list[str]]) -> None:
+    """As after a kill between the last result and its record: all is stored, and the report does not know it."""
+    (record,) = (place / "store" / "experiments").glob("*/chains/*.json")
+    before = record.read_bytes()
+    for content in (None, {**json.loads(before), "stages": json.loads(before)["stages"][:1]}):
+        record.unlink() if content is None else record.write_text(json.dumps(content))
+        done = run(place)
+        assert "trained now: 0" in done.out
+        assert record.read_bytes() == before
+        assert table(done) == undisturbed[1]
