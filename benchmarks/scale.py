@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import cProfile
 import json
 import os
@@ -11,7 +12,6 @@ import pstats
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,20 +112,20 @@ def run(plan: Plan, address: str, folder: Path, fill: int = 1) -> Watch:
     return watch
 
 
-@contextmanager
+@contextlib.contextmanager
 def fake_nodes(count: int) -> Iterator[tuple[str, float, float]]:
     """A cluster of so many nodes of one CPU and a head of none: address, seconds to start a node, and its megabytes."""
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="pixelpick-", ignore_cleanup_errors=True) as folder:
-        os.environ["RAY_TMPDIR"] = folder  # whose path must be short
+        os.environ |= {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}  # the path must be short
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
-            before, began = free_megabytes(), time.monotonic()
-            for _ in range(count):
-                cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+            began = time.monotonic()
+            nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(count)]
             seconds = (time.monotonic() - began) / count
-            yield str(cluster.address), seconds, (before - free_megabytes()) / count
+            raylets = {node.all_processes["raylet"][0].process.pid for node in nodes}
+            yield str(cluster.address), seconds, family_megabytes(raylets) / count
         finally:
             cluster.shutdown()
 
@@ -136,10 +136,16 @@ def resident_megabytes() -> float:
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:"))) / 1000
 
 
-def free_megabytes() -> float:
-    """Memory that this machine could still give."""
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))) / 1000
+def family_megabytes(parents: set[int]) -> float:
+    """Memory of processes and their children, what they share counted once."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            parent = int((folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+            if {int(folder.name), parent} & parents:
+                lines = (folder / "smaps_rollup").read_text(encoding="utf-8").splitlines()
+                total += int(next(line.split()[1] for line in lines if line.startswith("Pss:")))
+    return total / 1000
 
 
 def measure(chains: int, nodes: int, address: str, profile: Callable[[], Any]) -> tuple[dict[int, Watch], Watch]:
@@ -169,7 +175,7 @@ def lines_of(
     yield bench.line("fake_node", f"{nodes} nodes", value=short(node[1]), seconds=short(node[0]))
 
 
-@contextmanager
+@contextlib.contextmanager
 def profiled() -> Iterator[None]:
     """Print where the driver's time goes."""
     profile = cProfile.Profile()
@@ -181,12 +187,6 @@ def profiled() -> Iterator[None]:
         pstats.Stats(profile).sort_stats("cumulative").print_stats(60)
 
 
-@contextmanager
-def unobserved() -> Iterator[None]:
-    """No profile."""
-    yield
-
-
 def main() -> None:
     """Start the nodes, run, store and print the lines."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -196,7 +196,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results/ and RESULTS.md")
     options = parser.parse_args()
     with fake_nodes(options.nodes) as (address, *node):
-        watches, filling = measure(options.chains, options.nodes, address, profiled if options.profile else unobserved)
+        watches, filling = measure(
+            options.chains, options.nodes, address, profiled if options.profile else contextlib.nullcontext
+        )
     for line in lines_of(watches, filling, options.chains, options.nodes, (node[0], node[1])):
         print(json.dumps(line), flush=True)
         if not options.profile:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +87,6 @@ class Store:
                 f"{self.address}/{path}: was made from other inputs than its key says; remove the folder and run again"
             )
         return folder
-
-    def result(self, kind: str, key: str) -> Path | None:
-        """A verified local folder of a result by its key; None if absent or damaged, which is left as it is."""
-        folder, problem = self._fetched(f"{kind}/{key}")
-        if folder is None or problem:
-            return None
-        inputs = json.loads((folder / "input.json").read_text(encoding="utf-8"))
-        return folder if digest(inputs) == key else None
 
     def files(self, kind: str, key: str, names: Sequence[str]) -> dict[str, bytes] | None:
         """Contents of files of a result by its key; None when the result or one of them is absent or damaged.
@@ -291,14 +283,6 @@ class Store:
     def take(self, kind: str, key: str) -> Lease | None:
         """The right to compute a result, to be released by `with`; None while another live holder has it."""
         return take(self._storage, f"leases/{kind}-{key}")
-
-    @contextlib.contextmanager
-    def lease(self, kind: str, key: str) -> Iterator[None]:
-        """Hold the right to compute a result; waits while another live holder has it, or until the result is there."""
-        while (lease := self.take(kind, key)) is None and not self.has(kind, key):
-            time.sleep(0.5)
-        with lease or contextlib.nullcontext():
-            yield
 
     def leased(self) -> dict[str, str]:
         """Live leases as "kind-key" -> holder."""

@@ -58,7 +58,7 @@ def test_a_live_lease_runs_and_what_comes_after_it_waits(
     key = do_steps(plan, plan.chains[0], execution_at(tmp_path / "all", execution.data_path))[step]
     do_steps(plan, plan.chains[0], execution, done)
     Store(execution.store).record_attempt(plan.chains[0].id, "OSError: earlier")
-    with Store(execution.store).lease(step.split()[0], key):
+    with Store(execution.store).take(step.split()[0], key) or pytest.fail("it is free"):
         state = status_of(plan, execution)
     assert stages(state) == expected
     assert state.chains[0].error == ""  # it is being tried again

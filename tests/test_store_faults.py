@@ -1,5 +1,6 @@
 """The store under stress: disks that fill, are read-only or forbidden; processes that are killed, stopped, too many."""
 
+import builtins
 import contextlib
 import errno
 import json
@@ -287,7 +288,7 @@ def publish_all(location: Path, count: int) -> None:
     """What one driver does with the store, for a number of fits."""
     for number in range(count):
         store, inputs = Store(location), {"seed": number}
-        if store.read("fit", inputs) is None:
+        if not store.has("fit", digest(inputs)):
             store.write_unfinished(digest(inputs), b"unfinished" * 1000)
             store.publish("fit", inputs, slowly(number), {})
             store.drop_unfinished(digest(inputs))
@@ -312,26 +313,63 @@ def check_whole(location: Path, count: int) -> int:
     return found
 
 
-def test_kills_at_any_moment_leave_whole_results_and_nothing_else(tmp_path: Path) -> None:
-    rng, count, kills = random.Random(3), 60, 0
+OPERATIONS = ("mkdir", "fsync", "rename", "replace", "link", "unlink", "rmdir")
+
+
+def die_at(operation: int, act: Callable[[], None]) -> None:
+    """Do something and be killed before the file operation of this number."""
+    done = 0
+
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done == operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        return call
+
+    for name in OPERATIONS:
+        setattr(os, name, counted(getattr(os, name)))
+    builtins.open = counted(open)
+    act()
+
+
+def test_a_kill_before_any_file_operation_leaves_whole_results_and_nothing_else(tmp_path: Path) -> None:
+    count, operation, code = 1, 0, -signal.SIGKILL
     location = tmp_path / "store"
-    while True:
+    published = set()
+    while code == -signal.SIGKILL:
+        operation += 1
+        shutil.rmtree(location, ignore_errors=True)
+        process = FORK.Process(target=die_at, args=(operation, lambda: publish_all(location, count)))
+        process.start()
+        process.join(60)
+        code = process.exitcode
+        published.add(check_whole(location, count))
+        if operation % 3 == 0:
+            publish_all(location, count)
+            assert check_whole(location, count) == count
+            assert Store(location).damaged() == []
+            assert [name for name in left(Store(location)) if "/fit/" in name] == []  # the next tidied up
+    assert code == 0
+    assert operation > 30
+    assert published == {0, 1}
+
+
+def test_kills_at_random_moments_leave_whole_results(tmp_path: Path) -> None:
+    rng, count, location = random.Random(3), 10, tmp_path / "store"
+    for _ in range(15):
         process = FORK.Process(target=publish_all, args=(location, count))
         process.start()
-        process.join(rng.uniform(0.0, 0.04))
-        if not process.is_alive():
-            break
+        process.join(rng.uniform(0.005, 0.05))
         process.kill()
         process.join(10)
-        kills += 1
         check_whole(location, count)
-        assert kills < 500
-    assert process.exitcode == 0
-    assert kills >= 10
+    publish_all(location, count)
     assert check_whole(location, count) == count
     assert Store(location).damaged() == []
-    publish(Store(location), inputs={"seed": "last"})
-    assert [name for name in left(Store(location)) if "/fit/" in name] == []  # the next to publish tidied up
 
 
 def put_partial(store: Store, stamp: str, age_seconds: float = 0.0) -> Path:

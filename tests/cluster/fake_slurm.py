@@ -36,6 +36,7 @@ class Slurm:
         self.folder, self.commands = folder, folder / "bin"
         (folder / "jobs").mkdir(parents=True)
         self.commands.mkdir()
+        (folder / "first").write_text(str(FIRST_JOB + os.getpid() % 10000 * 10))  # a job has a folder in /tmp
         (folder / "nodes.json").write_text(json.dumps([vars(node) for node in nodes]))
         for name in ("sbatch", "srun", "scontrol"):
             command = self.commands / name
@@ -140,7 +141,7 @@ def _sbatch(folder: Path, arguments: list[str]) -> int:
     [script] = arguments
     text = Path(script).read_text()
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(.*)$", text, flags=re.MULTILINE))
-    number = FIRST_JOB + len(list((folder / "jobs").iterdir())) + os.getpid() % 1000
+    number = int((folder / "first").read_text()) + len(list((folder / "jobs").iterdir()))
     spooled = folder / f"slurm_script.{number}"
     spooled.write_text(text)
     gpus = re.fullmatch(r"gpu:(\d+)", options.get("gres", ""))

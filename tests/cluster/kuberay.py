@@ -1,9 +1,9 @@
-"""What the job uses of KubeRay's RayJob (ray.io/v1): names and types of fields, as release 1.7.1 has them.
+"""What the job uses of KubeRay's RayJob (ray.io/v1): names and types of fields.
 
-Noted from KubeRay's CRD API reference and the Go types that its CRD is generated from (ray-operator/apis/ray/v1:
-RayJobSpec, RayClusterSpec, HeadGroupSpec, WorkerGroupSpec, AuthOptions); `authOptions` needs release 1.6. No registry
-has a package of that CRD. Fields that are not here are refused: look them up there before they are added. Pod templates
-are Kubernetes' own and are validated against its published schemas.
+Noted from the CRD's API reference (ray-project/kuberay, docs/reference/api.md at 0057210: RayJobSpec, RayClusterSpec,
+HeadGroupSpec, WorkerGroupSpec); `authOptions`, which is younger, from Ray's documentation of token authentication.
+No registry has a package of that CRD. Fields that are not here are refused: look them up there before they are added.
+Pod templates are Kubernetes' own and are validated against its published schemas.
 """
 
 from typing import Any

@@ -61,19 +61,13 @@ def test_a_submitted_job_brings_its_package_and_leaves_its_results_in_the_shared
     shared.mkdir()
     (tmp_path / "tiny.yaml").write_text(TINY)
     _wait_for_server(cluster)
-    options = [
-        "--to",
-        "ray",
-        "--address",
-        cluster,
-        "--folder",
-        str(shared),
-        "--device",
-        "cpu",
-        "--set",
-        "title=it's $1",
-    ]
-    outcome = launch(tmp_path, "submit", "tiny.yaml", *options)
+    options = ["--to", "ray", "--address", cluster, "--folder", str(shared), "--device", "cpu"]
+    command = ["submit", "tiny.yaml", *options, "--set", "title=it's $1"]
+    deadline = time.monotonic() + 120
+    outcome = launch(tmp_path, *command)
+    while "No available agent" in outcome.err and time.monotonic() < deadline:  # Ray's word for not yet
+        time.sleep(2)
+        outcome = launch(tmp_path, *command)
     assert outcome.status == 0, outcome.err
     [job] = set(re.findall(r"raysubmit_\w+", outcome.out))
     logs = subprocess.run(

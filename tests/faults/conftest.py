@@ -11,7 +11,7 @@ from fault_cluster import MARK
 
 @pytest.fixture
 def mark() -> Iterator[dict[str, str]]:
-    """Variables of all processes of a test: a mark, and Ray's own folder, whose path must be short."""
+    """Variables of all processes of a test: a mark, and how Ray runs: its folder needs a short path."""
     folder = tempfile.mkdtemp(prefix="pixelpick-")
-    yield {MARK: Path(folder).name, "RAY_TMPDIR": folder}
+    yield {MARK: Path(folder).name, "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
     shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from fault_logs import Line, Logs
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = str(ROOT / "launch.py")
 PHASES = ("start", "fit", "evaluate", "score", "publish", "report")
-DELAYS = {"start": 1.5, "fit": 0.4, "evaluate": 0.03, "score": 0.03, "publish": 0.01, "report": 1.0}  # at most, seconds
+DELAYS = {"start": 0.2, "fit": 0.4, "evaluate": 0.03, "score": 0.03, "publish": 0.01, "report": 1.0}  # at most, seconds
 START_SECONDS = 12.0  # until a driver's first chain begins
 MOST_PASSED = 8  # how many beginnings of a phase are let pass at most after a kill
 RUN_SECONDS = 900.0
@@ -204,7 +204,7 @@ class Study:
                 if line.event == "begin" and to_pass < 0 and (found := self._working(line, run)):
                     time.sleep(self._dice.uniform(0, DELAYS[line.phase]))
                     return found
-            if turn % 100 == 0 and (found := self._starting(life, run, share) or self._reporting(life, run)):
+            if turn % 40 == 0 and (found := self._starting(life, run, share) or self._reporting(life, run)):
                 return found
             turn += 1
             time.sleep(STEP_SECONDS)
@@ -221,7 +221,9 @@ class Study:
         if what == "driver":
             return run.driver.pid
         if what == "raylet":
-            return self._raylet() if parent_of(line.pid) == self._raylet() else None
+            lost = {process.pid for process in self._processes() if process.parent == self._raylet()}
+            ranks = {process.pid for process in self._processes() if process.is_rank}
+            return self._raylet() if lost & (ranks | {line.pid}) else None  # a group ends with any of its ranks
         if what == "rank" or self._setting.ranks == 1:
             return line.pid
         return next((process.pid for process in self._processes() if process.is_trial), None)

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -46,12 +44,6 @@ def run(place: Path, *options: str, store: str = "store", status: int = 0) -> st
     output, _ = process.communicate(timeout=240)
     assert process.returncode == status, output
     return output
-
-
-def results(place: Path, store: str = "store") -> dict[str, bytes]:
-    """Bytes of all picks and confusion matrices."""
-    files = [*(place / store).glob("pick/*/pixels.npz"), *(place / store).glob("evaluation/*/confusion.npz")]
-    return {str(path.relative_to(place / store)): path.read_bytes() for path in files}
 
 
 def finished_times(place: Path) -> dict[str, float]:
@@ -101,65 +93,6 @@ def records(place: Path, store: str) -> dict[str, list[dict[str, str]]]:
 def losses_of(place: Path, store: str, stage: dict[str, str]) -> list[float]:
     found: list[float] = json.loads((place / store / "fit" / stage["fit"] / "training.json").read_text())["losses"]
     return found
-
-
-def test_a_driver_killed_in_the_middle_repeats_no_finished_stage_and_ends_like_an_undisturbed_one(place: Path) -> None:
-    run(place, store="undisturbed")
-    process = start(place)
-    deadline = time.monotonic() + 120
-    while not finished_times(place) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    time.sleep(3)  # workers notice that their driver is gone
-    stored = finished_times(place)
-    assert stored
-    run(place)
-    after = finished_times(place)
-    assert {key: after[key] for key in stored} == stored
-    assert results(place) == results(place, "undisturbed")
-    assert table(place) == table(place, "undisturbed")
-
-
-def table(place: Path, store: str = "store") -> bytes:
-    """The report's table."""
-    command = [
-        sys.executable,
-        str(ROOT / "launch.py"),
-        "report",
-        "tiny.yaml",
-        "--store",
-        store,
-        "--out",
-        f"report-{store}",
-    ]
-    subprocess.run(command, cwd=place, check=True, capture_output=True)
-    return (place / f"report-{store}" / "table.md").read_bytes()
-
-
-def read_if_there(path: Path) -> str:
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
-
-
-def test_a_trial_whose_process_is_killed_is_tried_again_and_goes_on_from_the_store(place: Path) -> None:
-    process = start(place, "--max-concurrent", "1", "--set", "train.epochs=20")
-    leases = place / "store" / "leases"
-    deadline = time.monotonic() + 120
-    holders: list[str] = []
-    while not (finished_times(place) and holders) and time.monotonic() < deadline:
-        if finished_times(place):
-            holders = [text for path in leases.glob("fit-*") if (text := read_if_there(path))]
-        time.sleep(0.02)
-    stored = finished_times(place)
-    os.kill(int(holders[0].splitlines()[0].rpartition(" ")[2]), signal.SIGKILL)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    after = finished_times(place)
-    assert {key: after[key] for key in stored} == stored
-    assert len(after) == 3
 
 
 def test_a_time_limit_stops_cleanly_with_status_3_and_the_next_run_goes_on(place: Path) -> None:
