@@ -107,7 +107,12 @@ def run(
     keep_weights: Annotated[str, typer.Option("--keep-weights", help="needed, last or all.")] = "needed",
     checkpoint_minutes: Annotated[
         float,
-        typer.Option("--checkpoint-minutes", min=0, help="Save a fit in training after so long, at an epoch's end."),
+        typer.Option(
+            "--checkpoint-minutes",
+            min=0,
+            metavar="MINUTES",
+            help="Save a fit in training after so long, at an epoch's end.",
+        ),
     ] = 5.0,
     rank_timeout: Annotated[
         str, typer.Option("--rank-timeout", help="How long ranks wait for one that hangs, e.g. 10m.")

@@ -81,8 +81,7 @@ def training_names(names: tuple[str, ...], num_images: int | None, seed: int) ->
         return names
     if num_images > len(names):
         raise DataError(
-            f"dataset.images: {num_images} asked for, the training split has {len(names)}; lower it, or leave it out to "
-            "take all"
+            f"dataset.images: {num_images} asked for, the training split has {len(names)}; lower it, or leave it out"
         )
     chosen = stream(seed, "images").permutation(len(names))[:num_images]
     return tuple(sorted(names[position] for position in chosen))

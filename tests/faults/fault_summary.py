@@ -47,7 +47,7 @@ def summarise(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(
         [
             INTRODUCTION,
-            f"**{len(kills)} kills in {len(lives)} lives of {studies} studies. {result}**\n",
+            f"**{len(kills)} kills in {len(lives)} lives of {studies} studies.** {result}\n",
             f"{', '.join(sorted(machines))}; {' to '.join(sorted({min(dates), max(dates)}))}.\n",
             "## What was killed, and in which phase\n",
             *_hits(kills),
@@ -69,7 +69,7 @@ def _hits(kills: Sequence[dict[str, Any]]) -> list[str]:
         [text, *(str(counts[what, phase] or "") for phase in PHASES), str(sum(kill["what"] == what for kill in kills))]
         for what, text in PARTS.items()
     ]
-    total = [str(sum(kill["phase"] == phase for kill in kills)) for phase in PHASES]
+    total = [str(sum(kill["phase"] == phase for kill in kills) or "") for phase in PHASES]
     return _table(["killed", *names, "all"], [*rows, ["all", *total, str(len(kills))]])
 
 
