@@ -564,7 +564,7 @@ def test_every_command_and_every_option_has_help() -> None:
     assert {"plan", "run", "status", "report"} <= set(commands)
     overview = CliRunner().invoke(app, ["--help"])
     for name in commands:
-        assert re.search(rf"^  {name} +[A-Z]\w+ ", overview.stdout, re.MULTILINE)
+        assert re.search(rf"^  {name} +[A-Z]\w+,? ", overview.stdout, re.MULTILINE)
         done = CliRunner().invoke(app, [name, "--help"], terminal_width=200)
         assert done.exit_code == 0
         options = done.stdout.split("Options:")[1].strip().splitlines()
