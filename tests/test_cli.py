@@ -570,4 +570,4 @@ def test_every_command_and_every_option_has_help() -> None:
         options = done.stdout.split("Options:")[1].strip().splitlines()
         assert len(options) >= 4
         for line in options:  # "--name TYPE  what it does"
-            assert re.match(r"\s*--[a-z-]+( <[a-z ]+>| [A-Z=|]+)?  +\S+", line), line
+            assert re.match(r"\s*--[a-z-]+( <[a-z ]+>| [A-Za-z=|]+)?  +\S+", line), line
