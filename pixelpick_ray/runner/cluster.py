@@ -22,6 +22,7 @@ from pixelpick_ray.spec.execution import Execution, local_cpus
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 CONNECT_SECONDS = 5.0
+START_TRIES = 3
 
 
 @contextlib.contextmanager
@@ -40,7 +41,7 @@ def joined(execution: Execution) -> Iterator[None]:
             if execution.address:
                 _reach(execution.address)
             with _handlers_kept():
-                ray.init(**options)
+                _start(options)
         except AuthenticationError as error:
             raise SpecError(_unauthenticated(execution.address)) from error
         except SpecError:
@@ -91,6 +92,18 @@ def _authenticated(address: str | None) -> Iterator[None]:
             else:
                 os.environ[name] = value
         _read_again()
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Start or join; a start that took Ray's half minute on a busy machine is tried again."""
+    for left in reversed(range(START_TRIES)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
 
 
 @contextlib.contextmanager

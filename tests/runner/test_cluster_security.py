@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.runner import cluster
 from pixelpick_ray.runner.cluster import authentication, joined
 from pixelpick_ray.spec.execution import Execution
 
@@ -307,3 +308,34 @@ def test_a_token_file_that_is_not_there_is_named(home: Path) -> None:
         with pytest.raises(SpecError, match=r"RAY_AUTH_TOKEN_PATH: '.*none' cannot be read or is empty; give the file"):
             with joined(execution()):
                 pass
+
+
+@pytest.mark.parametrize(("failures", "calls"), [(2, 3), (3, 3)])
+def test_a_start_that_took_too_long_is_tried_again_twice(
+    failures: int, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, object]] = []
+
+    def init(**options: object) -> None:
+        seen.append(options)
+        if len(seen) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    expected = pytest.raises(Exception, match="timed out") if failures == 3 else nullcontext()
+    with expected:
+        cluster._start({"num_cpus": 1})
+    assert seen == [{"num_cpus": 1}] * calls
+
+
+def test_another_failure_of_the_start_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def init(**options: object) -> None:
+        seen.append(1)
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(ValueError, match="no such thing"):
+        cluster._start({})
+    assert seen == [1]
