@@ -69,7 +69,7 @@ def run(planned: Plan, execution: Execution, console: Console, stop: "StopReques
     chains = [chain for chain in planned.chains if not progress.done(chain)]
     errors: dict[str, str] = {}
     trained = 0
-    if chains:
+    if chains and not stop():
         console.print(planned.sharing, soft_wrap=True)
         with stop.awaited(), _announced(planned, store):
             errors, trained = _run_chains(planned, chains, execution, console, stop, local=local)

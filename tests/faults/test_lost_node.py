@@ -19,10 +19,9 @@ evaluate: {splits: {val: {}}, report: val}
 grid: [{acquire.strategy: [random], seed: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], budget: [10, 20]}]
 """
 # The command line refuses GPUs for ranks on CPUs; here they are only counted, to place ranks as on a node with four.
-DRIVER = f"""
+DRIVER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
 from rich.console import Console
 from pixelpick_ray.plan import claim_name, make_plan
 from pixelpick_ray.runner import session
@@ -44,6 +43,7 @@ NODE = {"num_cpus": 4, "num_gpus": 4}
 def test_twelve_chains_of_two_ranks_finish_when_one_of_two_nodes_with_four_gpus_is_lost(
     tmp_path: Path, mark: dict[str, str]
 ) -> None:
+    mark |= {"PYTHONPATH": str(ROOT)}
     nodes = Nodes(mark, {"num_cpus": 0}, NODE)
     try:
         nodes.join_worker()
