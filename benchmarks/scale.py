@@ -54,7 +54,7 @@ class Job(runner.Job):
 
 @dataclass
 class Watch:
-    """What the driver sees of a run: when chains began and were done, and its own memory then.
+    """What the driver sees of a run: when chains began and were done, and its own processor time and memory then.
 
     When `fill` chains have begun, the gate is opened for which they wait.
     """
@@ -63,6 +63,7 @@ class Watch:
     fill: int
     began: list[float] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
     megabytes: list[float] = field(default_factory=list)
 
     def __call__(self, event: Event) -> None:
@@ -72,19 +73,14 @@ class Watch:
                 self.gate.touch()
         if event.kind == "done":
             self.done.append(time.monotonic())
+            self.processor.append(time.process_time())
             self.megabytes.append(resident_megabytes())
 
-    @property
-    def seconds_per_chain(self) -> float:
-        """Without the first fifth of the chains, when workers are starting."""
-        few = len(self.done) // 5
-        return (self.done[-1] - self.done[few]) / (len(self.done) - 1 - few)
-
-    @property
-    def megabytes_per_thousand(self) -> float:
-        """How the driver grows with chains, without the first fifth."""
-        few = len(self.done) // 5
-        return 1000 * (self.megabytes[-1] - self.megabytes[few]) / (len(self.done) - 1 - few)
+    @staticmethod
+    def per_chain(values: list[float]) -> float:
+        """How a value grows with a chain, without the first fifth of the chains, when workers are starting."""
+        few = len(values) // 5
+        return (values[-1] - values[few]) / (len(values) - 1 - few)
 
 
 def plan_of(chains: int, stages: int) -> Plan:
@@ -165,12 +161,15 @@ def lines_of(
     """Lines of the results: what a stage takes is told from runs with few and with more."""
     bench, of = Bench(torch.device("cpu"), None, 0, 1, 1), f"{chains:,} chains, {nodes} nodes"
     few, more = STAGES
-    stage = (watches[more].seconds_per_chain - watches[few].seconds_per_chain) / (more - few)
-    yield bench.line("runner_chain", of, value=short(1000 * (watches[few].seconds_per_chain - few * stage)))
-    yield bench.line("runner_stage", of, value=short(1000 * stage))
+    seconds = {stages: watch.per_chain(watch.done) for stages, watch in watches.items()}
+    busy = {stages: watch.per_chain(watch.processor) for stages, watch in watches.items()}
+    stage, busy_stage = ((of_run[more] - of_run[few]) / (more - few) for of_run in (seconds, busy))
+    chain, busy_chain = seconds[few] - few * stage, busy[few] - few * busy_stage
+    yield bench.line("runner_chain", of, value=short(1000 * chain), milliseconds={"busy": short(1000 * busy_chain)})
+    yield bench.line("runner_stage", of, value=short(1000 * stage), milliseconds={"busy": short(1000 * busy_stage)})
     grown = watches[more]
     reached = [short(grown.megabytes[0]), short(grown.megabytes[-1])]
-    yield bench.line("runner_memory", of, value=short(grown.megabytes_per_thousand), megabytes=reached)
+    yield bench.line("runner_memory", of, value=short(1000 * grown.per_chain(grown.megabytes)), megabytes=reached)
     yield bench.line("runner_filling", f"{nodes} nodes", value=short(filling.began[-1] - filling.began[0]))
     yield bench.line("fake_node", f"{nodes} nodes", value=short(node[1]), seconds=short(node[0]))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from pixelpick_ray.active.acquisition import needs_model
@@ -72,7 +72,7 @@ class Stage:
         steps, computed = self.steps, False
         must_train, missing = self._state()
         if must_train:
-            with steps.hold("fit", self.fit_key):
+            with steps.hold("fit", self.fit_key, lambda: not self._look()[0]):
                 must_train, missing = self._state()  # another chain may have trained it while this one waited
                 if must_train:
                     self._train(missing)
@@ -101,8 +101,10 @@ class Stage:
         return pixels
 
     def finish(self) -> None:
-        """Remove weights that nothing needs any more."""
+        """Remove weights that nothing needs any more, and what a process killed while publishing left unfinished."""
         steps = self.steps
+        if steps.world.is_first:
+            steps.place.store.drop_unfinished(self.fit_key)
         last = self.number + 1 == steps.trial.num_stages
         keep = steps.place.keep_weights == "all" or (steps.place.keep_weights == "last" and last)
         if steps.world.is_first and not keep and self.number not in steps.place.keep_stages:
@@ -110,19 +112,22 @@ class Stage:
 
     def model(self) -> nn.Module:
         """The trained model: in memory, from the stored weights, or trained again when these are gone."""
-        if self._model is None:
-            steps = self.steps
-            found = steps.world.broadcast(steps.place.store.weights(self.fit_key) if steps.world.is_first else None)
-            if found is None:
-                self._train([])
-            else:
-                self._model, self._weights_digest = self._load(found[0]), found[1]
+        store = self.steps.place.store
+        if self._model is None and not self._load():
+            with self.steps.hold("fit", self.fit_key, lambda: store.weights(self.fit_key) is not None):
+                if not self._load():
+                    self._train([])
         if self._model is None:
             raise AssertionError("training leaves a model")
         return self._model
 
-    def _load(self, path: Path) -> nn.Module:
+    def _load(self) -> bool:
+        """Whether the stored weights are there and are now the model; the first rank reads them for all."""
         steps, trial = self.steps, self.steps.trial
+        found = steps.place.store.weights(self.fit_key) if steps.world.is_first else None
+        content, weights_digest = steps.world.broadcast((found[0].read_bytes(), found[1]) if found else (None, None))
+        if content is None:
+            return False
         model = build_model(
             trial.model.model_copy(update={"pretrained": "none"}),
             num_classes=steps.data.facts.num_classes,
@@ -130,8 +135,9 @@ class Stage:
             seed=trial.seed,
             stage=self.number,
         )
-        model.load_state_dict(load_file(path))
-        return steps.world.place(model)
+        model.load_state_dict(load(content))
+        self._model, self._weights_digest = steps.world.place(model), weights_digest
+        return True
 
     def _train(self, missing: list[str]) -> None:
         """Train, evaluate the missing splits on the way, and publish: the fit last, so that its stage is whole then."""
@@ -260,13 +266,13 @@ class Stage:
             steps.publish("evaluation", self.evaluation_inputs[split], write, provenance)
 
     def _state(self) -> tuple[bool, list[str]]:
-        """Whether training is necessary, and the splits that lack their evaluation, as the first rank sees it.
+        """Whether training is necessary, and the splits that lack their evaluation, as the first rank sees it."""
+        world = self.steps.world
+        return cast(tuple[bool, list[str]], world.broadcast(self._look() if world.is_first else None))
 
-        Evaluations without their fit are of a training that was killed; its end is measured anew.
-        """
+    def _look(self) -> tuple[bool, list[str]]:
+        """Evaluations without their fit are of a training that was killed; its end is measured anew."""
         steps, store = self.steps, self.steps.place.store
-        if not steps.world.is_first:
-            return cast(tuple[bool, list[str]], steps.world.broadcast(None))
         trained = store.read("fit", self.fit_input) is not None
         missing = [
             split
@@ -274,7 +280,7 @@ class Stage:
             if not trained or store.read("evaluation", inputs) is None
         ]
         by_epoch = bool(missing) and steps.experiment.evaluate.when == "every_epoch"
-        return cast(tuple[bool, list[str]], steps.world.broadcast((not trained or by_epoch, missing)))
+        return not trained or by_epoch, missing
 
     def _summary(self) -> dict[str, Any]:
         """Numbers for progress: mIoU of the last epoch on the reported split, and the fit's losses."""

@@ -156,7 +156,7 @@ class Steps:
 
         if (found := read()) is not None:
             return found, False
-        with self.hold("pick", key):
+        with self.hold("pick", key, lambda: self.place.store.has("pick", key)):
             if (found := read()) is not None:  # another chain may have picked while this one waited
                 return found, False
             start = time.perf_counter()
@@ -182,16 +182,16 @@ class Steps:
             self.place.store.publish(kind, inputs, write, provenance)
 
     @contextlib.contextmanager
-    def hold(self, kind: str, key: str) -> Iterator[None]:
-        """The first rank's lease on a result for all ranks; or none, when the result has appeared meanwhile.
+    def hold(self, kind: str, key: str, is_done: Callable[[], bool]) -> Iterator[None]:
+        """The first rank's lease on a result for all ranks; or none, when another holder has done the work meanwhile.
 
         Ranks wait in short turns, so that a long wait for another driver is no collective that lasts.
         """
-        lease, store = None, self.place.store
+        lease = None
         while True:
             if self.world.is_first:
-                lease = store.take(kind, key)
-            if self.world.broadcast(lease is not None or (self.world.is_first and store.has(kind, key))):
+                lease = self.place.store.take(kind, key)
+            if self.world.broadcast(lease is not None or (self.world.is_first and is_done())):
                 break
             time.sleep(TURN_SECONDS)
         with lease or contextlib.nullcontext():

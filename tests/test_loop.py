@@ -298,7 +298,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[str]:
 
 
 TWO_STAGES = ("grid=[{budget: [6]}]", "train.epochs=1")
-WRITES = 17
+WRITES = 19
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,8 @@ def test_the_interruptions_below_cover_every_write(undisturbed: tuple[dict[str, 
     results, writes = undisturbed
     assert len(writes) == WRITES
     assert writes.count("publish") == 2 + 2 + 2 + 2  # descriptions, pixels, fits, evaluations
-    assert writes.count("drop_weights") == writes.count("drop_unfinished") == writes.count("discard") == 2
+    assert writes.count("drop_weights") == writes.count("discard") == 2
+    assert writes.count("drop_unfinished") == 2 + 2  # after the fit, and once more when the stage is left
     assert len([name for name in results if name.endswith(".npz")]) == 4
 
 
