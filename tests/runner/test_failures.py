@@ -23,7 +23,6 @@ def allocate_too_much() -> Exception:
         DataError("a.png: cannot be decoded"),
         SpecError("train.batch_size: 1 is too small"),
         RunError("stage 0: the loss is nan"),
-        StoreError("no space"),
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory"),
         OutOfMemoryError("node is low on memory"),
@@ -42,6 +41,10 @@ def test_what_would_fail_the_same_way_is_given_up(error: Exception) -> None:
 def test_anything_else_is_worth_another_try(error: Exception) -> None:
     assert not gives_up(error)
     assert explain(error) == f"{type(error).__name__}: {error}"
+
+
+def test_a_store_that_cannot_be_reached_for_a_moment_is_worth_another_try() -> None:
+    assert not gives_up(StoreError("store/fit: input/output error"))
 
 
 def test_the_message_of_an_own_error_stands_alone() -> None:
