@@ -40,9 +40,11 @@ MEASURES = {
     "data_copies": Measure("copies of a data set in memory, two processes", RATIO, {"cpu": 1.05}, kinds=("cpu",)),
     "start_fresh": Measure("first step after Tune was given the chain, new actor", "s", {"cpu": 2.0, "cuda": 2.0}),
     "start_reused": Measure("first step after the chain before ended, reused actor", "s", {"cpu": 0.2, "cuda": 0.2}),
-    "runner_chain": Measure("driver's own time a chain", "ms", kinds=("cpu",)),
-    "runner_stage": Measure("driver's own time a stage: its three events", "ms", kinds=("cpu",)),
+    "runner_chain": Measure("instant chains: time a chain, and of that the driver at work", "ms", kinds=("cpu",)),
+    "runner_stage": Measure(
+        "instant chains: time a stage (three events), and of that the driver at work", "ms", kinds=("cpu",)
+    ),
     "runner_memory": Measure("growth of the driver by 1,000 chains", "MB", kinds=("cpu",)),
-    "runner_filling": Measure("until every node has a chain, one a node", "s", kinds=("cpu",)),
+    "runner_filling": Measure("from the first chain at work until every node has one", "s", kinds=("cpu",)),
     "fake_node": Measure("memory of a fake node without work", "MB", kinds=("cpu",)),
 }

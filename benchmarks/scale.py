@@ -33,6 +33,7 @@ from pixelpick_ray.spec.experiment import parse_experiment
 from pixelpick_ray.steps import Event
 
 FOLDER = Path(__file__).resolve().parent
+SETTINGS = {"RAY_AUTH_MODE": "disabled", "REPORTER_UPDATE_INTERVAL_MS": "3600000"}  # else agents alone fill two cores
 STAGES = (1, 3)
 STRATEGIES = ("margin", "random")  # chains of one seed share its first fit
 EXPERIMENT = """
@@ -76,6 +77,13 @@ class Watch:
             self.processor.append(time.process_time())
             self.megabytes.append(resident_megabytes())
 
+    @property
+    def mean_running(self) -> float:
+        """Chains that ran at the same time, once the gate was open."""
+        opened, last = self.began[self.fill - 1], self.done[-1]
+        spans = zip(sorted(self.began), sorted(self.done), strict=True)  # which is whose does not matter to the sum
+        return sum(end - max(begin, opened) for begin, end in spans) / (last - opened)
+
     @staticmethod
     def per_chain(values: list[float]) -> float:
         """How a value grows with a chain, without the first fifth of the chains, when workers are starting."""
@@ -90,7 +98,7 @@ def plan_of(chains: int, stages: int) -> Plan:
     return make_plan(parse_experiment(f"{EXPERIMENT}grid: {json.dumps(grid)}\n", where="scale"))
 
 
-def run(plan: Plan, address: str, folder: Path, fill: int = 1) -> Watch:
+def run(plan: Plan, address: str, folder: Path, fill: int) -> Watch:
     """Run a plan with the real runner, its progress and its TensorBoard files; chains wait until `fill` have begun."""
     places = folder, str(folder / "store"), folder / "cache", folder / "runs"
     execution = Execution(*places, device="cpu", address=address)
@@ -114,7 +122,7 @@ def fake_nodes(count: int) -> Iterator[tuple[str, float, float]]:
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="pixelpick-", ignore_cleanup_errors=True) as folder:
-        os.environ |= {"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}  # the path must be short
+        os.environ |= SETTINGS | {"RAY_TMPDIR": folder}  # the path must be short
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
             began = time.monotonic()
@@ -144,20 +152,17 @@ def family_megabytes(parents: set[int]) -> float:
     return total / 1000
 
 
-def measure(chains: int, nodes: int, address: str, profile: Callable[[], Any]) -> tuple[dict[int, Watch], Watch]:
-    """Chains of few and of more stages that take no time; and chains that wait until each node has one."""
+def measure(chains: int, nodes: int, address: str, profile: Callable[[], Any]) -> dict[int, Watch]:
+    """Runs of chains of few and of more stages, which take no time once every node has had a chain."""
     runner.Job, runner._trial = Job, instant_trial  # type: ignore[misc]
     watches = {}
     for stages in STAGES:
         with tempfile.TemporaryDirectory() as folder, profile():
-            watches[stages] = run(plan_of(chains, stages), address, Path(folder))
-    with tempfile.TemporaryDirectory() as folder:
-        return watches, run(plan_of(2 * nodes, 1), address, Path(folder), fill=nodes)
+            watches[stages] = run(plan_of(chains, stages), address, Path(folder), fill=min(nodes, chains))
+    return watches
 
 
-def lines_of(
-    watches: dict[int, Watch], filling: Watch, chains: int, nodes: int, node: tuple[float, float]
-) -> Iterator[Line]:
+def lines_of(watches: dict[int, Watch], chains: int, nodes: int, node: tuple[float, float]) -> Iterator[Line]:
     """Lines of the results: what a stage takes is told from runs with few and with more."""
     bench, of = Bench(torch.device("cpu"), None, 0, 1, 1), f"{chains:,} chains, {nodes} nodes"
     few, more = STAGES
@@ -165,12 +170,13 @@ def lines_of(
     busy = {stages: watch.per_chain(watch.processor) for stages, watch in watches.items()}
     stage, busy_stage = ((of_run[more] - of_run[few]) / (more - few) for of_run in (seconds, busy))
     chain, busy_chain = seconds[few] - few * stage, busy[few] - few * busy_stage
-    yield bench.line("runner_chain", of, value=short(1000 * chain), milliseconds={"busy": short(1000 * busy_chain)})
-    yield bench.line("runner_stage", of, value=short(1000 * stage), milliseconds={"busy": short(1000 * busy_stage)})
+    known = {"running": [short(watch.mean_running) for watch in watches.values()]}
+    for name, value, busily in (("runner_chain", chain, busy_chain), ("runner_stage", stage, busy_stage)):
+        yield bench.line(name, of, value=short(1000 * value), milliseconds={"busy": short(1000 * busily)}, **known)
     grown = watches[more]
     reached = [short(grown.megabytes[0]), short(grown.megabytes[-1])]
     yield bench.line("runner_memory", of, value=short(1000 * grown.per_chain(grown.megabytes)), megabytes=reached)
-    yield bench.line("runner_filling", f"{nodes} nodes", value=short(filling.began[-1] - filling.began[0]))
+    yield bench.line("runner_filling", f"{nodes} nodes", value=short(grown.began[grown.fill - 1] - grown.began[0]))
     yield bench.line("fake_node", f"{nodes} nodes", value=short(node[1]), seconds=short(node[0]))
 
 
@@ -195,10 +201,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results/ and RESULTS.md")
     options = parser.parse_args()
     with fake_nodes(options.nodes) as (address, *node):
-        watches, filling = measure(
-            options.chains, options.nodes, address, profiled if options.profile else contextlib.nullcontext
-        )
-    for line in lines_of(watches, filling, options.chains, options.nodes, (node[0], node[1])):
+        profile = profiled if options.profile else contextlib.nullcontext
+        watches = measure(options.chains, options.nodes, address, profile)
+    for line in lines_of(watches, options.chains, options.nodes, (node[0], node[1])):
         print(json.dumps(line), flush=True)
         if not options.profile:
             render.update([line], options.out)

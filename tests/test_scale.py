@@ -39,15 +39,15 @@ def test_a_watch_opens_the_gate_when_so_many_chains_have_begun(tmp_path: Path) -
 
 def test_a_chains_time_is_what_is_left_of_it_without_its_stages(tmp_path: Path) -> None:
     def watched(seconds_a_chain: float) -> Watch:
-        watch = Watch(tmp_path, 1)
+        watch = Watch(tmp_path, fill=2)
         watch.done = [50.0 * (at < 2) + at * seconds_a_chain for at in range(10)]  # starting workers does not count
         watch.processor = [at * seconds_a_chain / 2 for at in range(10)]
         watch.megabytes = [100.0 + 2 * at for at in range(10)]
-        watch.began = [0.0, 7.0]
+        watch.began = [0.0, 7.0, *([50.0] * 8)]
         return watch
 
     few, more = watched(0.5), watched(0.9)
-    lines = {line["name"]: line for line in lines_of({1: few, 3: more}, few, 10, 4, (2.0, 200.0))}
+    lines = {line["name"]: line for line in lines_of({1: few, 3: more}, 10, 4, (2.0, 200.0))}
     assert lines["runner_stage"]["milliseconds"] == {"busy": pytest.approx(100)}
     assert {name: line["value"] for name, line in lines.items()} == pytest.approx(
         {"runner_chain": 300, "runner_stage": 200, "runner_memory": 2000, "runner_filling": 7, "fake_node": 200}
