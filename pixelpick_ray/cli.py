@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError
+from pixelpick_ray.estimate import cost_line, summarise
 from pixelpick_ray.options import (
     Address,
     AsJson,
@@ -28,8 +29,11 @@ from pixelpick_ray.options import (
     Overrides,
     Ranks,
     StoreLocation,
+    one_of,
+    parse_duration,
+    parse_size,
 )
-from pixelpick_ray.plan import Plan, Progress, claim_name, make_plan, progress_of
+from pixelpick_ray.plan import Plan, claim_name, make_plan, progress_of
 from pixelpick_ray.runner import session
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import dataset_of_options, load_experiment
@@ -82,7 +86,7 @@ def plan(
         known = f"{stored} stored" if chain.id in progress.stages else "not known: no data here"
         print(f"{chain.label}: {len(chain.fits)} stages for budgets {budgets} ({known})")
     print(planned.sharing)
-    print(_cost(summary))
+    print(cost_line(summary))
 
 
 @app.command()
@@ -123,23 +127,23 @@ def run(
 ) -> None:
     """Run what is missing of an experiment on Ray, with live progress, then print the result table."""
     planned = _planned(experiment, overrides)
-    execution = Execution(
-        data_path=data.resolve(),
-        store=absolute(store),
-        cache_path=(cache or default_cache_path(data)).resolve(),
+    execution = _execution(
+        planned,
+        data,
+        store,
+        cache,
+        device,
         runs_path=runs.resolve(),
         ranks=ranks,
         cpus_per_rank=cpus_per_rank,
         gpus_per_rank=gpus_per_rank,
-        device=_one_of("--device", device, ("auto", "cuda", "cpu")),
         max_concurrent=max_concurrent,
         address=address,
         time_limit_seconds=parse_duration("--time-limit", time_limit) if time_limit else None,
-        keep_weights=_one_of("--keep-weights", keep_weights, ("needed", "last", "all")),
+        keep_weights=one_of("--keep-weights", keep_weights, ("needed", "last", "all")),
         checkpoint_seconds=60 * checkpoint_minutes,
         rank_timeout_seconds=parse_duration("--rank-timeout", rank_timeout),
     )
-    execution.check({trial.train.batch_size for trial in planned.trials})
     console = Console(stderr=False, highlight=False)
     if local:
         from pixelpick_ray.runner.local import check_local
@@ -220,7 +224,7 @@ def submit(
         "address": address,
     }
     asked = {name: value for name, value in given.items() if value is not None}
-    kind = _one_of("--to", to, tuple(MAKERS))
+    kind = one_of("--to", to, tuple(MAKERS))
     if foreign := sorted(asked.keys() - OPTIONS[kind]):
         names = {parameter.name: parameter.opts[0] for parameter in context.command.params}
         names["seconds"] = "--time"
@@ -246,19 +250,11 @@ def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution]
     for option in ("time_limit", "rank_timeout"):
         if values[option]:
             parse_duration(f"--{option.replace('_', '-')}", values[option])
-    _one_of("--keep-weights", values["keep_weights"], ("needed", "last", "all"))
+    one_of("--keep-weights", values["keep_weights"], ("needed", "last", "all"))
     planned = _planned(experiment, values["overrides"])
-    execution = Execution(
-        data_path=values["data"],
-        store=str(values["store"]),
-        cache_path=values["cache"] or Path(),
-        ranks=values["ranks"],
-        cpus_per_rank=values["cpus_per_rank"],
-        gpus_per_rank=values["gpus_per_rank"],
-        device=_one_of("--device", values["device"], ("auto", "cuda", "cpu")),
-        max_concurrent=values["max_concurrent"],
-    )
-    execution.check({trial.train.batch_size for trial in planned.trials})
+    given = {name: values[name] for name in ("ranks", "cpus_per_rank", "gpus_per_rank", "max_concurrent")}
+    places = Path(values["data"]), values["store"], Path(values["cache"]) if values["cache"] else None
+    execution = _execution(planned, *places, values["device"], **given)
     return planned, execution
 
 
@@ -278,17 +274,8 @@ def doctor(
 ) -> None:
     """Check every node of a cluster before a long run: a line each, ok or what to do; exit status 1 if one is not."""
     planned = _planned(experiment, overrides)
-    execution = Execution(
-        data_path=data.resolve(),
-        store=absolute(store),
-        cache_path=(cache or default_cache_path(data)).resolve(),
-        ranks=ranks,
-        cpus_per_rank=cpus_per_rank,
-        gpus_per_rank=gpus_per_rank,
-        device=_one_of("--device", device, ("auto", "cuda", "cpu")),
-        address=address,
-    )
-    execution.check({trial.train.batch_size for trial in planned.trials})
+    rank = {"ranks": ranks, "cpus_per_rank": cpus_per_rank, "gpus_per_rank": gpus_per_rank}
+    execution = _execution(planned, data, store, cache, device, address=address, **rank)
     from pixelpick_ray.runner.doctor import diagnose
     from pixelpick_ray.runner.survey import survey
 
@@ -405,7 +392,7 @@ def evaluate(
         split,
         data_path=data.resolve(),
         cache_path=(cache or default_cache_path(data)).resolve(),
-        device=choose_device(_one_of("--device", device, ("auto", "cuda", "cpu"))),
+        device=choose_device(one_of("--device", device, ("auto", "cuda", "cpu"))),
     )
     values = {
         name: None if math.isnan(value) else float(value) for name, value in zip(names, iou(confusion), strict=True)
@@ -417,6 +404,19 @@ def evaluate(
     width = max(map(len, (*names, "pixel accuracy")))
     for name, value in (*values.items(), ("mIoU", means["miou"]), ("pixel accuracy", means["pixel_accuracy"])):
         print(f"{name:<{width}}  {'does not occur' if value is None else f'{100 * value:5.1f} %'}")
+
+
+def _execution(planned: Plan, data: Path, store: str, cache: Path | None, device: str, **options: Any) -> Execution:
+    """Where and how fast the plan is to run, in absolute paths. SpecError for what no run can have."""
+    execution = Execution(
+        data.resolve(),
+        absolute(store),
+        (cache or default_cache_path(data)).resolve(),
+        device=one_of("--device", device, ("auto", "cuda", "cpu")),
+        **options,
+    )
+    execution.check({trial.train.batch_size for trial in planned.trials})
+    return execution
 
 
 def _planned(path: Path, overrides: list[str]) -> Plan:
@@ -442,79 +442,3 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except SpecError as error:
         raise SpecError(f"{path.name}: {error}") from error
-
-
-def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[str, Any]:
-    """The figures of a plan, as `plan --json` prints them; `stored_*` are None where they cannot be known."""
-    seconds = fit_seconds(planned, progress, execution)
-    fits, stored = planned.num_fits, progress.stored_fits
-    missing = fits - (stored or 0)
-    return {
-        "experiment": planned.experiment.name,
-        "trials": len(planned.trials),
-        "chains": len(planned.chains),
-        "fits": fits,
-        "fits_unshared": planned.num_fits_unshared,
-        "picks": planned.num_picks,
-        "stored_fits": stored,
-        "stored_picks": progress.stored_picks,
-        "epochs_missing": sum(_epochs_missing(planned, progress).values()),
-        "seconds_per_fit": seconds,
-        "seconds_missing": None if seconds is None else round(seconds * missing, 1),
-    }
-
-
-def fit_seconds(planned: Plan, progress: Progress, execution: Execution) -> float | None:
-    """Mean seconds of the plan's stored fits, evaluation included; None before the first."""
-    store = Store(execution.store)
-    keys = {stage.fit for row in progress.stages.values() for stage in row if stage.fit_stored}
-    seconds = [store.read_record(f"fit/{key}/provenance.json")["seconds"] for key in sorted(filter(None, keys))]
-    return round(sum(seconds) / len(seconds), 2) if seconds else None
-
-
-def _epochs_missing(planned: Plan, progress: Progress) -> dict[str, int]:
-    """Epochs still to train by fit; a fit whose key is unknown counts as missing."""
-    missing: dict[str, int] = {}
-    for chain in planned.chains:
-        known = progress.stages.get(chain.id, [])
-        for stage, fit in enumerate(chain.fits):
-            if not (stage < len(known) and known[stage].fit_stored):
-                missing[fit] = chain.trial.train.epochs
-    return missing
-
-
-def _cost(summary: dict[str, Any]) -> str:
-    stored = summary["stored_fits"]
-    left = summary["fits"] - (stored or 0)
-    known = f"{stored} of {summary['fits']} stages are stored, " if stored is not None else ""
-    text = f"{known}{left} to train, {summary['epochs_missing']} epochs"
-    if summary["seconds_missing"] is not None:
-        text += f", about {summary['seconds_missing'] / 60:.0f} minutes of one trial's resources as measured so far"
-    return text
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) of "360x480". SpecError otherwise."""
-    height, sign, width = text.partition("x")
-    if not (sign and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise SpecError(f"--size: {text!r} is no size; give HEIGHTxWIDTH in pixels, e.g. 360x480")
-    return int(height), int(width)
-
-
-def parse_duration(option: str, text: str) -> float:
-    """Seconds of "90", "90s", "30m", "2h" or "1d". SpecError otherwise."""
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-    number, unit = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
-    try:
-        seconds = float(number) * unit
-    except ValueError:
-        seconds = -1.0
-    if not seconds > 0:
-        raise SpecError(f"{option}: {text!r} is no duration; give e.g. 90s, 30m, 2h or 1d")
-    return seconds
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> Any:
-    if value not in allowed:
-        raise SpecError(f"{option}: {value!r} given, allowed are {', '.join(allowed)}")
-    return value

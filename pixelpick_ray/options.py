@@ -1,9 +1,11 @@
-"""Options of the command line that several commands have: the same word and meaning everywhere."""
+"""Options of the command line: those that several commands have, and the reading of their values."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from pixelpick_ray.errors import SpecError
 
 ExperimentFile = Annotated[
     Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (YAML).", show_default=False)
@@ -58,3 +60,31 @@ Device = Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")]
 Address = Annotated[
     str | None, typer.Option("--address", help="An existing Ray cluster.", show_default="start one here")
 ]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of "360x480". SpecError otherwise."""
+    height, sign, width = text.partition("x")
+    if not (sign and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise SpecError(f"--size: {text!r} is no size; give HEIGHTxWIDTH in pixels, e.g. 360x480")
+    return int(height), int(width)
+
+
+def parse_duration(option: str, text: str) -> float:
+    """Seconds of "90", "90s", "30m", "2h" or "1d". SpecError otherwise."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    number, unit = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if not seconds > 0:
+        raise SpecError(f"{option}: {text!r} is no duration; give e.g. 90s, 30m, 2h or 1d")
+    return seconds
+
+
+def one_of(option: str, value: str, allowed: tuple[str, ...]) -> Any:
+    """The value if it is allowed. SpecError otherwise."""
+    if value not in allowed:
+        raise SpecError(f"{option}: {value!r} given, allowed are {', '.join(allowed)}")
+    return value

@@ -327,19 +327,6 @@ def test_a_failure_while_weights_are_written_keeps_the_old_ones(store: Store) ->
     assert found[1] == sha256
 
 
-def test_records_are_replaced_listed_and_removed(store: Store) -> None:
-    assert store.read_record("experiments/x/chains/a.json") is None
-    assert store.records("experiments/x/chains") == []
-    for value in ({"stages": [1]}, {"stages": [1, 2]}):
-        store.write_record("experiments/x/chains/a.json", value)
-        assert store.read_record("experiments/x/chains/a.json") == value
-    store.write_record("experiments/x/chains/b.json", [])
-    assert store.records("experiments/x/chains") == ["a", "b"]
-    store.remove_record("experiments/x/chains/a.json")
-    store.remove_record("experiments/x/chains/a.json")
-    assert store.records("experiments/x/chains") == ["b"]
-
-
 def test_a_record_that_cannot_be_written_keeps_the_old_one(store: Store) -> None:
     store.write_record("a.json", {"loss": 1.0})
     with pytest.raises(ValueError, match="JSON"):

@@ -110,6 +110,13 @@ def _hear_others(job: Job, chain: Chain, actors: list[Any], but: int) -> None:
             Store(job.execution.store).record_attempt(chain.id, f"rank {rank}, while rank {but} failed\n{text}")
 
 
+def free_address() -> str:
+    """A free port on this node, as host:port."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+
 def _share(bundle: dict[str, float]) -> dict[str, float]:
     return {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0.0)}
 
@@ -133,10 +140,8 @@ class _Rank:
         _ = steps.source
 
     def meeting_point(self) -> str:
-        """A free port on this rank's node, as host:port."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+        """Where the ranks are to meet."""
+        return free_address()
 
     def run(self, address: str) -> Exception | None:
         """Take part in the chain; returns the error instead of raising it, and records its traceback."""

@@ -49,9 +49,7 @@ class Request:
 
     def check(self, execution: Execution) -> None:
         """SpecError when no node, or not all of them together, can hold one trial."""
-        gpus = execution.gpus_per_rank
-        if gpus is None:
-            gpus = 1.0 if self.gpus_per_node and execution.device != "cpu" else 0.0
+        gpus = execution.gpus_of_rank(are_there=self.gpus_per_node > 0)
         if execution.device == "cuda" and not self.gpus_per_node:
             raise SpecError("--device cuda with --gpus-per-node 0: ask for GPUs, or use --device cpu")
         for kind, rank, node in (

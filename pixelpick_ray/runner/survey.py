@@ -1,7 +1,6 @@
 """Every node of a cluster asked through Ray what it is and sees; one that does not answer in time is a finding."""
 
 import contextlib
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pixelpick_ray.runner import inspection
 from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.doctor import Facts, Meeting, NodeFacts
 from pixelpick_ray.runner.local import choose_device
+from pixelpick_ray.runner.ranks import free_address
 from pixelpick_ray.runner.tune import placement
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.store import Store
@@ -237,9 +237,7 @@ class _Partner:
     """A rank that adds its number plus one."""
 
     def address(self) -> str:
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+        return free_address()
 
     def add(self, rank: int, address: str, device: str) -> float:
         import torch

@@ -83,9 +83,7 @@ def placement(execution: Execution, nodes: list[dict[str, float]]) -> tune.Place
 
     SpecError with the sizes at hand when these nodes can never hold it: every rank must fit on one of them.
     """
-    gpus = execution.gpus_per_rank
-    if gpus is None:
-        gpus = 1.0 if any(node.get("GPU", 0) for node in nodes) and execution.device != "cpu" else 0.0
+    gpus = execution.gpus_of_rank(are_there=any(node.get("GPU", 0) for node in nodes))
     if execution.device == "cuda" and not gpus:
         raise SpecError("--device cuda: the cluster has no GPU; use --device cpu or auto, or join one with --address")
     rank = {"CPU": float(execution.cpus_per_rank)} | ({"GPU": gpus} if gpus else {})
@@ -103,13 +101,13 @@ def placement(execution: Execution, nodes: list[dict[str, float]]) -> tune.Place
     return tune.PlacementGroupFactory([{"CPU": COORDINATOR_CPUS}, first, *others], strategy="PACK")
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _counted(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
 
 
 def _amounts(resources: dict[str, float]) -> str:
     """Processors as text: "4 CPUs and 1 GPU"."""
-    return " and ".join(f"{resources.get(kind, 0.0):g} {kind}s" for kind in ("CPU", "GPU") if kind in resources)
+    return " and ".join(_counted(resources[kind], kind) for kind in ("CPU", "GPU") if kind in resources)
 
 
 class ChainOrder(Searcher):

@@ -35,6 +35,12 @@ class Execution:
     checkpoint_seconds: float = 300.0
     rank_timeout_seconds: float = 600.0
 
+    def gpus_of_rank(self, *, are_there: bool) -> float:
+        """GPUs that each rank takes, given whether the nodes have any."""
+        if self.gpus_per_rank is None:
+            return 1.0 if are_there and self.device != "cpu" else 0.0
+        return self.gpus_per_rank
+
     def check(self, batch_sizes: set[int]) -> None:
         """SpecError for options that no run can have."""
         for name, value in (("--ranks", self.ranks), ("--cpus-per-rank", self.cpus_per_rank)):

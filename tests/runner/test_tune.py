@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.runner.tune import placement
+from pixelpick_ray.spec.execution import Execution
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """
 name: tiny
@@ -127,3 +131,29 @@ def test_impossible_resources_are_refused_at_once(place: Path) -> None:
     assert "--device cuda" in run(place, "--device", "cuda", status=2)
     assert "NCCL" in run(place, "--ranks", "2", "--gpus-per-rank", "0.5", status=2)
     assert "ranks that fit: 1, 2, 3, 4" in run(place, "--ranks", "5", status=2)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "room"),
+    [
+        (
+            [{"CPU": 2.0}, {"CPU": 2.0}],
+            {"cpus_per_rank": 3},
+            "room for 0: 2 CPUs; 2 CPUs",
+        ),  # four in all
+        ([{"CPU": 8.0, "GPU": 1.0}], {"ranks": 2}, "room for 1: 8 CPUs and 1 GPU"),
+        ([{"CPU": 1.0, "GPU": 4.0}, {"CPU": 9.0}], {"ranks": 2}, "room for 1: 1 CPU and 4 GPUs; 9 CPUs"),
+    ],
+)
+def test_every_rank_must_fit_on_one_node(nodes: list[dict[str, float]], options: dict[str, int], room: str) -> None:
+    execution = Execution(Path("data"), "store", Path("cache"), **options)
+    with pytest.raises(SpecError) as error:
+        placement(execution, nodes)
+    assert room in str(error.value)
+
+
+def test_ranks_spread_over_nodes_when_they_fit_on_several() -> None:
+    execution = Execution(Path("data"), "store", Path("cache"), ranks=3)
+    bundles = placement(execution, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 2.0, "GPU": 2.0}]).bundles
+    assert [bundle.get("GPU", 0.0) for bundle in bundles] == [0.0, 1.0, 1.0, 1.0]
+    assert sum(bundle["CPU"] for bundle in bundles) == 3.0
