@@ -35,6 +35,10 @@ from pixelpick_ray.options import (
 )
 from pixelpick_ray.plan import Plan, claim_name, make_plan, progress_of
 from pixelpick_ray.runner import session
+from pixelpick_ray.search.design import Search, make_search
+from pixelpick_ray.search.found import found_path
+from pixelpick_ray.search.journal import Journal
+from pixelpick_ray.search.overview import plan_figures, plan_text, search_status
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import dataset_of_options, load_experiment
 from pixelpick_ray.status import status_of
@@ -72,9 +76,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Validate an experiment; list its trials, chains, stages, and what is stored and shared."""
-    planned = _planned(experiment, overrides)
+    planned, search = _asked(experiment, overrides)
     execution = Execution(data, store, cache or default_cache_path(data), ranks=ranks)
     execution.check({trial.train.batch_size for trial in planned.trials})
+    if search is not None:
+        journal = Journal(Store(store), search)
+        print(json.dumps(plan_figures(search, journal)) if as_json else plan_text(search, journal))
+        return
     progress = progress_of(planned, execution)
     summary = summarise(planned, progress, execution)
     if as_json:
@@ -125,8 +133,11 @@ def run(
         Path, typer.Option("--runs", file_okay=False, metavar="DIR", help="Folder of logs and TensorBoard files.")
     ] = Path("runs"),
 ) -> None:
-    """Run what is missing of an experiment on Ray, with live progress, then print the result table."""
-    planned = _planned(experiment, overrides)
+    """Run what is missing of an experiment on Ray, with live progress, then print the result table.
+
+    With a search, print the best configurations and write the experiment of the best one.
+    """
+    planned, search = _asked(experiment, overrides)
     execution = _execution(
         planned,
         data,
@@ -148,13 +159,23 @@ def run(
     if local:
         from pixelpick_ray.runner.local import check_local
 
+        if search is not None:
+            raise SpecError("--local: a search runs on Ray Tune; leave out --local")
         check_local(execution)
+    if search is not None:
+        from pixelpick_ray.runner.searchers import check_searcher
+
+        check_searcher(search.spec.searcher)
     stop = session.StopRequest(execution.time_limit_seconds)
     with stop.listening():
         with _naming(experiment):
             session.prepare(planned, execution, console)
-        claim_name(planned, Store(execution.store))
-        exit_status = session.run(planned, execution, console, stop, local=local)
+        if search is None:
+            claim_name(planned, Store(execution.store))
+            exit_status = session.run(planned, execution, console, stop, local=local)
+        else:
+            claim_name(make_plan(search.experiment), Store(execution.store))
+            exit_status = session.run_search(search, execution, console, stop, experiment)
     sys.exit(exit_status)
 
 
@@ -297,10 +318,13 @@ def status(
     cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show stored, running, waiting, missing and failed stages, and the last error line of each failed chain."""
-    planned = _planned(experiment, overrides)
+    """Show stored, running, waiting, missing and failed stages, and the last error line of each failed chain.
+
+    Of a search, the samples.
+    """
+    planned, search = _asked(experiment, overrides)
     execution = Execution(data, store, cache or default_cache_path(data))
-    state = status_of(planned, execution)
+    state = status_of(planned, execution) if search is None else search_status(search, Store(store))
     if as_json:
         print(json.dumps(state.as_dict()))
         return
@@ -337,8 +361,12 @@ def report(
     from pixelpick_ray.report.costs import read_cost_model
     from pixelpick_ray.report.files import explain_cell, write_report  # matplotlib is slow to import
 
+    asked = [_asked(path, overrides) for path in experiments]
+    if any(search is not None for _, search in asked):
+        _report_search(asked, experiments, Store(store), out)
+        return
     with _collector_off():
-        planned = [_planned(path, overrides) for path in experiments]
+        planned = [one for one, _ in asked]
         given = [one.experiment for one in planned]
         if explain is not None:
             print(explain_cell(Store(store), given, explain))
@@ -406,6 +434,23 @@ def evaluate(
         print(f"{name:<{width}}  {'does not occur' if value is None else f'{100 * value:5.1f} %'}")
 
 
+def _report_search(asked: list[tuple[Plan, Search | None]], paths: list[Path], store: Store, out: Path | None) -> None:
+    """Write the report of the only experiment, a search."""
+    from pixelpick_ray.report.search import write_search_report
+
+    search = asked[0][1]
+    if len(asked) > 1 or search is None:
+        raise SpecError("report: a search is reported alone; give its file only, or leave it out")
+    if out is None:
+        raise SpecError("report: give --out DIR for the report of a search; it has no cells to explain")
+    best = Journal(store, search).best()
+    command = "" if best is None else f"python launch.py run {found_path(search, best, paths[0])}"
+    summary = write_search_report(store, search.experiment, out, next_command=command)
+    for line in summary.missing:
+        print(f"missing: {line}")
+    print(f"written to {out}: {', '.join(path.name for path in summary.files)}")
+
+
 def _execution(planned: Plan, data: Path, store: str, cache: Path | None, device: str, **options: Any) -> Execution:
     """Where and how fast the plan is to run, in absolute paths. SpecError for what no run can have."""
     execution = Execution(
@@ -420,9 +465,18 @@ def _execution(planned: Plan, data: Path, store: str, cache: Path | None, device
 
 
 def _planned(path: Path, overrides: list[str]) -> Plan:
+    """The plan of an experiment; of a search, that of its file's own configuration and of the values in its space."""
+    return _asked(path, overrides)[0]
+
+
+def _asked(path: Path, overrides: list[str]) -> tuple[Plan, Search | None]:
+    """The plan of an experiment, and its search if it has one."""
     experiment = load_experiment(path, overrides)
     with _naming(path):
-        return make_plan(experiment)
+        if experiment.search is None:
+            return make_plan(experiment), None
+        search = make_search(experiment)
+        return search.ends_plan, search
 
 
 @contextmanager

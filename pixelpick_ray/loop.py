@@ -161,6 +161,8 @@ class Stage:
                 for split in missing:
                     confusion, examples[split] = self._evaluate(split, epoch.model)
                     progress.confusions.setdefault(digest(self.evaluation_inputs[split]), {})[epoch.number] = confusion
+                    if split == steps.experiment.evaluate.report:
+                        values["miou"] = miou(confusion)
             progress.seconds = earlier_seconds + time.perf_counter() - start
             if world.is_first and not is_last and time.monotonic() - saved >= steps.place.checkpoint_seconds:
                 steps.place.store.write_unfinished(self.fit_key, pack(progress, epoch.model, epoch.optimizer))
@@ -283,18 +285,25 @@ class Stage:
         return not trained or by_epoch, missing
 
     def _summary(self) -> dict[str, Any]:
-        """Numbers for progress: mIoU of the last epoch on the reported split, and the fit's losses."""
+        """Numbers for progress: mIoU on the reported split at the last and at every measured epoch, and of the fit."""
         steps, store = self.steps, self.steps.place.store
         if not steps.world.is_first:
             return {}
         key = digest(self.evaluation_inputs[steps.experiment.evaluate.report])
         measured = store.files("evaluation", key, ["confusion.npz"])
-        training = store.files("fit", self.fit_key, ["training.json"])
+        training = store.files("fit", self.fit_key, ["training.json", "provenance.json"])
         if measured is None or training is None:
             raise StoreError(f"{store.address}: fit {self.fit_key} or evaluation {key} vanished; run again")
         with np.load(io.BytesIO(measured["confusion.npz"])) as file:
-            value = miou(file["confusion"][-1])
-        return {"miou": value, "budget": self._budget(), "losses": json.loads(training["training.json"])["losses"]}
+            by_epoch = [(int(epoch), miou(one)) for epoch, one in zip(file["epochs"], file["confusion"], strict=True)]
+        return {
+            "budget": self._budget(),
+            "fit": self.fit_key,
+            "miou": by_epoch[-1][1],
+            "miou_by_epoch": by_epoch,
+            "losses": json.loads(training["training.json"])["losses"],
+            "seconds": json.loads(training["provenance.json"])["seconds"],
+        }
 
     def _budget(self) -> int | str:
         acquire = self.steps.trial.acquire

@@ -4,7 +4,7 @@ ray.
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -15,6 +15,7 @@ from pixelpick_ray.active.acquisition import check_strategy
 from pixelpick_ray.active.oracle import check_oracle
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
 from pixelpick_ray.data.datasets import DatasetFacts, known_facts, open_dataset, training_split
+from pixelpick_ray.data.held_out import facts_with_held_out
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.errors import DataError, SpecError, StoreError
@@ -108,11 +109,14 @@ class Plan:
         )
 
 
-def make_plan(experiment: Experiment) -> Plan:
-    """Merge the trials into chains. SpecError for an unknown data set, split or strategy; needs no data."""
-    trials = experiment.trials()
+def make_plan(experiment: Experiment, trials: Sequence[Trial] | None = None) -> Plan:
+    """Merge trials, those of the grid unless given, into chains.
+
+    SpecError for an unknown data set, split or strategy; needs no data.
+    """
+    trials = tuple(experiment.trials() if trials is None else trials)
     for trial in trials:
-        _check_trial(experiment, trial)
+        check_trial(experiment, trial)
     longest: dict[str, Trial] = {}
     budgets: dict[str, list[int | str]] = {}
     for trial in trials:
@@ -128,21 +132,23 @@ def make_plan(experiment: Experiment) -> Plan:
 def _setting(trial: Trial, paths: list[str]) -> str:
     """What the grid varies beside the usual, for a label: ", train.optimizer.lr=0.01"; absent options are left out."""
     tree = trial.as_input()
-    given = ((path, _lookup(tree, path)) for path in paths)
+    given = ((path, value_at(tree, path)) for path in paths)
     return "".join(f", {path}={brief(json.dumps(value))}" for path, value in given if value is not None)
 
 
-def _lookup(tree: Any, path: str) -> Any:
+def value_at(tree: Any, path: str) -> Any:
+    """The value at a dotted path; None where there is none."""
     for name in path.split("."):
         tree = (tree or {}).get(name)
     return tree
 
 
-def _check_trial(experiment: Experiment, trial: Trial) -> None:
+def check_trial(experiment: Experiment, trial: Trial) -> None:
+    """SpecError for an unknown data set, split or strategy, and for what cannot be trained; needs no data."""
     facts = known_facts(trial.dataset.name)
     check_strategy(trial.acquire)
     if facts is not None:  # else it is described beside its files, and checked where these are read
-        _check_facts(experiment, trial, facts)
+        _check_facts(experiment, trial, facts_with_held_out(facts, trial.dataset))
     if trial.train.batch_size == 1:
         raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more")
 

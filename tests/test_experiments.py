@@ -104,6 +104,8 @@ def overrides(path: str) -> Iterator[str]:
     for name, spec in experiment.evaluate.splits.items():
         if spec.size is not None:
             yield f"evaluate.splits.{name}.size={json.dumps([side // 16 for side in spec.size])}"
+    if experiment.search is not None:
+        yield "search=null"  # its own configuration; tests/search runs searches
     # As many pixels as a tiny image has: a twentieth of those asked for.
     yield f"grid={json.dumps(tiny_grid(experiment))}"
 

@@ -13,6 +13,7 @@ LAYERS = [
     {"cli"},
     {"options"},
     {"runner", "report", "status", "estimate"},
+    {"search"},
     {"plan"},
     {"loop"},
     {"steps"},
@@ -33,8 +34,10 @@ TORCH_FREE = [
     "pixelpick_ray.data.description",
     "pixelpick_ray.data.scenes",
     "pixelpick_ray.plan",
+    "pixelpick_ray.search.design",
     "pixelpick_ray.status",
     "pixelpick_ray.report.files",
+    "pixelpick_ray.report.search",
     "pixelpick_ray.cli",
 ]
 
@@ -78,7 +81,13 @@ def test_imports_go_downward() -> None:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("ray", {"runner/tune.py", "runner/ranks.py", "runner/cluster.py", "runner/survey.py"}),
+        (
+            "ray",
+            {
+                *("runner/tune.py", "runner/search.py", "runner/searchers.py"),
+                *("runner/ranks.py", "runner/cluster.py", "runner/survey.py"),
+            },
+        ),
         ("torch.distributed", {"engine/world.py"}),
         ("timm", {"models/backbones.py", "engine/world.py"}),
     ],

@@ -1,6 +1,10 @@
 """Metrics derived from confusion matrices: (C, C) integer counts, rows truth, columns prediction, void pixels left
-out.
+out; and the area under the budget curve.
 """
+
+import itertools
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -38,3 +42,17 @@ def pixel_accuracy(confusion: Counts) -> Floats:
     hits, total = np.trace(confusion, axis1=-2, axis2=-1), confusion.sum(axis=(-2, -1))
     shares: Floats = np.divide(hits, total, out=np.full(np.shape(total), np.nan), where=total > 0)
     return shares
+
+
+def area_under_curve(budgets: Sequence[float], values: Sequence[float]) -> float:
+    """Area under straight lines through the points, divided by the width: the mean height, in the unit of `values`.
+
+    One point gives its own height. ValueError when the budgets do not ascend or the lengths differ.
+    """
+    points = list(zip(budgets, values, strict=True))
+    if not points or any(right[0] <= left[0] for left, right in itertools.pairwise(points)):
+        raise ValueError(f"budgets {list(budgets)}: at least one is needed and they must ascend")
+    if len(points) == 1:
+        return points[0][1]
+    pieces = [(x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(points)]
+    return math.fsum(pieces) / (points[-1][0] - points[0][0])

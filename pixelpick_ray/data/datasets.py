@@ -7,6 +7,7 @@ from pixelpick_ray.data.camvid import CamVid
 from pixelpick_ray.data.cityscapes import Cityscapes
 from pixelpick_ray.data.dataset import Dataset, DatasetFacts, Report, UInt8Array
 from pixelpick_ray.data.folder import Folder
+from pixelpick_ray.data.held_out import HeldOut
 from pixelpick_ray.data.voc import Voc
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.spec.trial import DatasetSpec
@@ -57,8 +58,12 @@ DATASETS: dict[str, type[Dataset]] = {
 
 
 def open_dataset(spec: DatasetSpec, data_path: Path) -> Dataset:
-    """The data set of a spec under the data folder. SpecError for an unknown name."""
-    return _kind(spec.name)(spec, data_path)
+    """The data set of a spec under the data folder, without the images that it holds out in the training split.
+
+    SpecError for an unknown name, and where the split ``held_out`` cannot be made.
+    """
+    whole = _kind(spec.name)(spec, data_path)
+    return whole if spec.held_out is None else HeldOut(whole, spec.held_out)
 
 
 def known_facts(name: str) -> DatasetFacts | None:

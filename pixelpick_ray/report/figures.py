@@ -4,9 +4,11 @@ import html
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 from matplotlib import rc_context
+from matplotlib.figure import Figure
 
 from pixelpick_ray.report.cells import Cell, reported
 from pixelpick_ray.report.costs import Costs, number_text
@@ -33,6 +35,7 @@ _STYLE = {
     "legend.frameon": False,
 }
 _SCALES: tuple[Scale, ...] = ("linear", "log")
+Lettering = Literal["path", "none"]  # text as outlines, or as text in the font of the page
 
 
 # Documents
@@ -44,14 +47,14 @@ def curve_png(results: Results, cells: Sequence[Cell], published: Published) -> 
     `published` are the papers' numbers that were made by our protocol, drawn as hollow markers.
     """
     shown = reported(results, cells)
-    return _drawn(shown, published, _pixel_axis(shown, "linear"), "png", {"Software": None})
+    return png(lambda: draw(shown, published, _pixel_axis(shown, "linear")))
 
 
 def curve_pdf(results: Results, cells: Sequence[Cell], published: Published) -> bytes:
     """The same curve as PDF."""
     shown = reported(results, cells)
     nothing = {"CreationDate": None, "Creator": None, "Producer": None}
-    return _drawn(shown, published, _pixel_axis(shown, "linear"), "pdf", nothing)
+    return _drawn(lambda: draw(shown, published, _pixel_axis(shown, "linear")), "pdf", nothing)
 
 
 def curve_svg(results: Results, cells: Sequence[Cell], published: Published) -> str:
@@ -86,24 +89,31 @@ def inline_svg(svg: str) -> str:
     return body.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
 
 
-def _svg(cells: Sequence[Cell], published: Published, axis: Axis, text: str) -> str:
-    metadata = {"Title": axis.title, "Date": None, "Creator": None, "Format": None, "Type": None}
+def _svg(cells: Sequence[Cell], published: Published, axis: Axis, text: Lettering) -> str:
+    return svg(lambda: draw(cells, published, axis), title=axis.title, text=text)
+
+
+def png(make: Callable[[], Figure]) -> bytes:
+    """A figure in the style of the reports as PNG; equal figures give equal bytes."""
+    return _drawn(make, "png", {"Software": None})
+
+
+def svg(make: Callable[[], Figure], *, title: str, text: Lettering) -> str:
+    """A figure in the style of the reports as SVG; titles differ between the figures of a page."""
+    metadata = {"Title": title, "Date": None, "Creator": None, "Format": None, "Type": None}
     # Without a salt identifiers are random; with one for all, those of several figures on a page would be the same.
-    style = {"svg.hashsalt": axis.title, "svg.fonttype": text}
-    return _drawn(cells, published, axis, "svg", metadata, style).decode("utf-8")
+    return _drawn(make, "svg", metadata, {"svg.hashsalt": title, "svg.fonttype": text}).decode("utf-8")
 
 
 def _drawn(
-    cells: Sequence[Cell],
-    published: Published,
-    axis: Axis,
+    make: Callable[[], Figure],
     kind: str,
     metadata: Mapping[str, str | None],
     style: Mapping[str, str] | None = None,
 ) -> bytes:
     target = io.BytesIO()
     with rc_context(_STYLE | dict(style or {})):  # type: ignore[arg-type]
-        draw(cells, published, axis).savefig(target, format=kind, dpi=160, metadata=metadata)
+        make().savefig(target, format=kind, dpi=160, metadata=metadata)
     return target.getvalue()
 
 

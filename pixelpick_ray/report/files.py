@@ -1,6 +1,6 @@
 """The files of a report: tables, rows, curves and one page, from a store and experiments alone."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -81,15 +81,22 @@ def write_report(
     """
     results = load_results(store, experiments, processes=local_cpus())
     contents = _contents(store, results, cost_model, picture_settings)
+    # Of an earlier report: beside this one they would mislead.
+    files = write_files(contents, out, stale=_NOT_ALWAYS - contents.keys())
+    return ReportSummary(files, len(results.trials), results.missing)
+
+
+def write_files(contents: Mapping[str, str | bytes], out: Path, *, stale: Collection[str] = ()) -> tuple[Path, ...]:
+    """Write files by their names into the folder `out`, and remove the stale ones; SpecError when it cannot be done."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             (out / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-        for name in _NOT_ALWAYS - contents.keys():
-            (out / name).unlink(missing_ok=True)  # of an earlier report: beside this one it would mislead
+        for name in stale:
+            (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise SpecError(f"--out {out}: cannot be written ({error}); give a folder that you may write to") from error
-    return ReportSummary(tuple(out / name for name in contents), len(results.trials), results.missing)
+    return tuple(out / name for name in contents)
 
 
 def explain_cell(store: Store, experiments: Sequence[Experiment], wanted: str) -> str:

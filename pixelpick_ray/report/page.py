@@ -161,7 +161,7 @@ def _curves(name: str, part: Curves) -> str:
 def _curve(name: str, curve: Curve) -> str:
     """One drawing; what it shows is said below it, for the reader without scripts who sees them all."""
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", inline_svg(curve.svg))
-    caption = html.escape(f"Over {curve.axis}, {curve.scale} scale.")
+    caption = html.escape(curve.caption or f"Over {curve.axis}, {curve.scale} scale.")
     return (
         f'<figure class="curve" data-axis="{html.escape(curve.axis)}" data-scale="{curve.scale}" '
         f'style="--points: {_width(svg):g}">\n'

@@ -25,11 +25,12 @@ class Prose:
 
 @dataclass(frozen=True)
 class Curve:
-    """The same results over one axis; `svg` is a document of its own."""
+    """The same results over one axis; `svg` is a document of its own. Without a caption, axis and scale are said."""
 
     axis: str
     scale: Literal["linear", "log"]
     svg: str
+    caption: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pixelpick_ray.report.rows import Results, csv_text
 from pixelpick_ray.report.statistics import welch_interval
 from pixelpick_ray.report.tables import budget_text, line_labels, n_text, percent_text, rule_text, value_text
 from pixelpick_ray.spec.keys import evaluation_size
-from pixelpick_ray.spec.trial import EvaluateSpec, SizeSpec, Trial
+from pixelpick_ray.spec.trial import DatasetSpec, EvaluateSpec, SizeSpec, Trial
 
 AGREES, HIGHER, LOWER = "agrees", "higher", "lower"
 TOO_FEW, NOT_COMPARABLE, NOTHING = "too few seeds", "not comparable", "nothing published"
@@ -97,13 +97,21 @@ def _protocol(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) ->
     errs = oracle.name == "erring" and oracle.rate != 0
     return {path: _text(lookup(tree, path)[1]) for path in published.protocol} | {
         "dataset.split": trial.dataset.split or published.protocol["dataset.split"],
-        "dataset.images": str(trial.dataset.images or published.protocol["dataset.images"]),
+        "dataset.images": _images(trial.dataset, published),
         "dataset.size": _size(trial.dataset, published),
         "evaluate.split": evaluate.split_of(evaluate.report),
         "evaluate.size": _size(evaluation_size(evaluate, trial, evaluate.report), published),
         "model.pretrained": "supervised ImageNet" if supervised else pretrained,
         "oracle.name": oracle.name if errs else "ground_truth",
     }
+
+
+def _images(dataset: DatasetSpec, published: PublishedCell) -> str:
+    """How many training images; where a share is held out, all but those."""
+    if dataset.images is not None:
+        return str(dataset.images)
+    every = published.protocol["dataset.images"]
+    return every if dataset.held_out is None else f"{every} without a share of {dataset.held_out:g}"
 
 
 def _size(size: SizeSpec, published: PublishedCell) -> str:

@@ -82,20 +82,6 @@ def welch_interval(
     return difference, difference - half, difference + half
 
 
-def area_under_curve(budgets: Sequence[float], values: Sequence[float]) -> float:
-    """Area under straight lines through the points, divided by the width: the mean height, in the unit of `values`.
-
-    One point gives its own height. ValueError when the budgets do not ascend or the lengths differ.
-    """
-    points = list(zip(budgets, values, strict=True))
-    if not points or any(right[0] <= left[0] for left, right in itertools.pairwise(points)):
-        raise ValueError(f"budgets {list(budgets)}: at least one is needed and they must ascend")
-    if len(points) == 1:
-        return points[0][1]
-    pieces = [(x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(points)]
-    return math.fsum(pieces) / (points[-1][0] - points[0][0])
-
-
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Holm's adjusted p values (1979) in the order given: below alpha where his step-down procedure rejects at alpha.
 

@@ -12,6 +12,7 @@ from pixelpick_ray.loop import run_chain
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.failures import Stopped, explain
 from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.steps import Event, Workplace
 from pixelpick_ray.store import Store
 
@@ -32,7 +33,8 @@ def run(
 
     for chain in chains:
         try:
-            run_chain(plan.experiment, chain.trial, workplace(plan, chain, execution), World(0, 1, device), relay)
+            place = workplace(plan.experiment, execution, plan.stages_to_keep(chain))
+            run_chain(plan.experiment, chain.trial, place, World(0, 1, device), relay)
             on_event(Event("done", chain.id, len(chain.fits) - 1))
         except Stopped:
             return errors
@@ -50,16 +52,16 @@ def check_local(execution: Execution) -> torch.device:
     return choose_device(execution.device)
 
 
-def workplace(plan: Plan, chain: Chain, execution: Execution) -> Workplace:
-    """Where a chain finds its inputs and leaves its results."""
+def workplace(experiment: Experiment, execution: Execution, keep_stages: frozenset[int]) -> Workplace:
+    """Where a chain of an experiment finds its inputs and leaves its results."""
     return Workplace(
         Store(execution.store),
         execution.data_path,
         execution.cache_path,
         execution.keep_weights,
-        plan.stages_to_keep(chain),
+        keep_stages,
         execution.checkpoint_seconds,
-        execution.runs_path / plan.experiment.name / "steps",
+        execution.runs_path / experiment.name / "steps",
     )
 
 

@@ -99,7 +99,7 @@ class Progress:
         if self._console.is_terminal:
             return
         self._console.print(
-            f"[{_clock(time.monotonic() - self._start)}] {text}", markup=False, highlight=False, soft_wrap=True
+            f"[{clock(time.monotonic() - self._start)}] {text}", markup=False, highlight=False, soft_wrap=True
         )
 
     def _left(self) -> str:
@@ -108,7 +108,7 @@ class Progress:
         if not self.computed_fits or done == len(self._stages):
             return counted
         left = (time.monotonic() - self._start) / self.computed_fits * (len(self._stages) - done)
-        return f"{counted}, about {_clock(left)} left"
+        return f"{counted}, about {clock(left)} left"
 
     def _render(self) -> Group:
         table = Table(
@@ -121,7 +121,7 @@ class Progress:
             table.add_column(name, justify="left" if name in ("chain", "state", "mIoU % by stage") else "right")
         for row in self._rows.values():
             table.add_row(*_cells(row))
-        return Group(table, Text(f"{_clock(time.monotonic() - self._start)} so far, {self._left()}", style="dim"))
+        return Group(table, Text(f"{clock(time.monotonic() - self._start)} so far, {self._left()}", style="dim"))
 
 
 STYLES = {"failed": "bold red", "done": "green", "training": "bold", "waiting": "dim"}
@@ -136,7 +136,7 @@ def _cells(row: Row) -> list[Text | str]:
         row.epoch,
         f"{row.loss:.3f}" if row.loss is not None else "",
         "  ".join(f"{100 * value:.1f}" for _, value in sorted(row.mious.items())),
-        _clock(seconds) if seconds is not None else "",
+        clock(seconds) if seconds is not None else "",
     ]
 
 
@@ -144,7 +144,8 @@ def _pixels(budget: int | str) -> str:
     return "full supervision" if budget == "full" else f"{budget} px"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -4,13 +4,14 @@ The actors form a torch.distributed group; the trial's process only watches them
 ends its group within a bounded time.
 """
 
+import contextlib
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import ray
@@ -20,10 +21,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.engine.world import World, join
 from pixelpick_ray.loop import run_chain
-from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.failures import explain, gives_up
 from pixelpick_ray.runner.local import choose_device, workplace
+from pixelpick_ray.search.sample import RunTrial
 from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.steps import Event, Steps
 from pixelpick_ray.store import Store
 
@@ -31,48 +34,68 @@ CAUSE_SECONDS = 2.0  # how long a rank that lost its group lets the one that cau
 LAST_WORDS_SECONDS = 5.0  # how long a rank may take to say where it is
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every trial of a run is given."""
-
-    plan: Plan
-    chains: list[Chain]
-    execution: Execution
-
-
 class RankLost(Exception):
     """A rank failed in a way that is worth a retry."""
 
 
-def run_rank(job: Job, chain: Chain, world: World, on_event: Callable[[Event], None]) -> None:
-    """Take part in a chain as one rank."""
-    prepare_process(job.execution.cpus_per_rank)
-    run_chain(job.plan.experiment, chain.trial, workplace(job.plan, chain, job.execution), world, on_event)
+@contextlib.contextmanager
+def ranks_of(experiment: Experiment, execution: Execution) -> Iterator[RunTrial]:
+    """What runs trials of an experiment, with all the trials that are prefixes of each, on the ranks of a Tune trial.
 
-
-def run_ranks(job: Job, chain: Chain, on_event: Callable[[Event], None]) -> None:
-    """Start one actor a rank in the current placement group and watch them until all are done or one fails."""
+    It is given the trial, the stages that keep their weights, and who hears of events.
+    """
+    if execution.ranks == 1:
+        yield partial(_run_rank, experiment, execution, World(0, 1, choose_device(execution.device)))
+        return
     group = get_current_placement_group()
     actors = [
         _Rank.options(  # type: ignore[attr-defined]
             **_share(group.bundle_specs[1 + rank]),
             max_concurrency=3,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + rank),
-        ).remote(job, chain, rank)
-        for rank in range(job.execution.ranks)
+        ).remote(experiment, execution, rank)
+        for rank in range(execution.ranks)
     ]
     try:
-        ray.get([actor.prepare.remote() for actor in actors])
-        address = ray.get(actors[0].meeting_point.remote())
-        _watch(job, chain, actors, [actor.run.remote(address) for actor in actors], on_event)
-    except ray.exceptions.RayActorError as error:
-        raise RankLost(f"a rank's process was lost: {error}") from error
+        yield partial(_run_ranks, actors, execution)
     finally:
         for actor in actors:
             ray.kill(actor)
 
 
-def _watch(job: Job, chain: Chain, actors: list[Any], runs: list[Any], on_event: Callable[[Event], None]) -> None:
+def _run_rank(
+    experiment: Experiment,
+    execution: Execution,
+    world: World,
+    trial: Trial,
+    keep_stages: frozenset[int],
+    on_event: Callable[[Event], None],
+) -> None:
+    """Take part in a chain as one rank."""
+    prepare_process(execution.cpus_per_rank)
+    run_chain(experiment, trial, workplace(experiment, execution, keep_stages), world, on_event)
+
+
+def _run_ranks(
+    actors: list[Any],
+    execution: Execution,
+    trial: Trial,
+    keep_stages: frozenset[int],
+    on_event: Callable[[Event], None],
+) -> None:
+    """Run a chain on all ranks and watch them until all are done or one fails."""
+    try:
+        ray.get([actor.prepare.remote(trial) for actor in actors])
+        address = ray.get(actors[0].meeting_point.remote())
+        runs = [actor.run.remote(trial, keep_stages, address) for actor in actors]
+        _watch(actors, runs, execution, trial.chain_id, on_event)
+    except ray.exceptions.RayActorError as error:
+        raise RankLost(f"a rank's process was lost: {error}") from error
+
+
+def _watch(
+    actors: list[Any], runs: list[Any], execution: Execution, chain: str, on_event: Callable[[Event], None]
+) -> None:
     """Pass the first rank's events on until all ranks are done; raises what ended the first that failed."""
     asked, news = time.monotonic(), actors[0].events.remote()
     pending = list(runs)
@@ -87,15 +110,15 @@ def _watch(job: Job, chain: Chain, actors: list[Any], runs: list[Any], on_event:
                 continue
             pending.remove(reference)
             if value is not None:
-                _hear_others(job, chain, actors, but=runs.index(reference))
+                _hear_others(actors, runs.index(reference), Store(execution.store), chain)
                 raise value
-        if time.monotonic() - asked > job.execution.rank_timeout_seconds:
+        if time.monotonic() - asked > execution.rank_timeout_seconds:
             raise RankLost("rank 0 has not answered for as long as --rank-timeout allows")
-    for event in ray.get(actors[0].events.remote()):
+    for event in (*ray.get(news), *ray.get(actors[0].events.remote())):
         on_event(event)
 
 
-def _hear_others(job: Job, chain: Chain, actors: list[Any], but: int) -> None:
+def _hear_others(actors: list[Any], but: int, store: Store, chain: str) -> None:
     """Record where the other ranks are when one has failed: the one that hangs has no traceback of its own."""
     others = {rank: actor.where.remote() for rank, actor in enumerate(actors) if rank != but}
     heard, _ = ray.wait(list(others.values()), num_returns=len(others), timeout=LAST_WORDS_SECONDS)
@@ -107,7 +130,7 @@ def _hear_others(job: Job, chain: Chain, actors: list[Any], but: int) -> None:
         except ray.exceptions.RayActorError as error:
             text = f"its process was lost: {error}"
         if text:
-            Store(job.execution.store).record_attempt(chain.id, f"rank {rank}, while rank {but} failed\n{text}")
+            store.record_attempt(chain, f"rank {rank}, while rank {but} failed\n{text}")
 
 
 def free_address() -> str:
@@ -125,17 +148,18 @@ def _share(bundle: dict[str, float]) -> dict[str, float]:
 class _Rank:
     """One rank of a chain. `run`, `events` and `where` may be called at the same time."""
 
-    def __init__(self, job: Job, chain: Chain, rank: int) -> None:
-        self._job, self._chain, self._rank = job, chain, rank
+    def __init__(self, experiment: Experiment, execution: Execution, rank: int) -> None:
+        self._experiment, self._execution, self._rank = experiment, execution, rank
         self._events: list[Event] = []
         self._thread: int | None = None
         self._has_ended = False
 
-    def prepare(self) -> None:
+    def prepare(self, trial: Trial) -> None:
         """Decode and describe the images: it may take longer than ranks of a group wait for each other."""
-        place = workplace(self._job.plan, self._chain, self._job.execution)
+        self._has_ended = False
+        place = workplace(self._experiment, self._execution, frozenset())
         alone = World(self._rank, 1, choose_device("cpu"))
-        steps = Steps(self._job.plan.experiment, self._chain.trial, place, alone, self._events.append)
+        steps = Steps(self._experiment, trial, place, alone, self._events.append)
         steps.describe_splits()
         _ = steps.source
 
@@ -143,18 +167,18 @@ class _Rank:
         """Where the ranks are to meet."""
         return free_address()
 
-    def run(self, address: str) -> Exception | None:
+    def run(self, trial: Trial, keep_stages: frozenset[int], address: str) -> Exception | None:
         """Take part in the chain; returns the error instead of raising it, and records its traceback."""
-        execution, self._thread = self._job.execution, threading.get_ident()
+        execution, self._thread = self._execution, threading.get_ident()
         group = {"rank": self._rank, "size": execution.ranks, "address": address}
         try:
             device = choose_device(execution.device)
             with join(**group, device=device, timeout_seconds=execution.rank_timeout_seconds) as world:  # type: ignore[arg-type]
-                run_rank(self._job, self._chain, world, self._events.append)
+                _run_rank(self._experiment, execution, world, trial, keep_stages, self._events.append)
         except Exception as error:
             time.sleep(CAUSE_SECONDS if _is_consequence(error) else 0.0)
             text = f"rank {self._rank}\n{traceback.format_exc()}"
-            Store(execution.store).record_attempt(self._chain.id, text)
+            Store(execution.store).record_attempt(trial.chain_id, text)
             return error if gives_up(error) else RankLost(f"rank {self._rank}: {explain(error)}")
         finally:
             self._thread, self._has_ended = None, True

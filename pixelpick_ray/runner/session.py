@@ -16,8 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from pixelpick_ray.data.datasets import open_dataset
+from pixelpick_ray.errors import RunError
 from pixelpick_ray.plan import Chain, Plan, Progress, check_data, progress_of
+from pixelpick_ray.search.design import Search
+from pixelpick_ray.search.found import write_found
+from pixelpick_ray.search.journal import Journal
+from pixelpick_ray.search.overview import best_text, fits_of, plan_text, state_line
 from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store, run_lease
 
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
@@ -71,7 +77,7 @@ def run(planned: Plan, execution: Execution, console: Console, stop: "StopReques
     trained = 0
     if chains and not stop():
         console.print(planned.sharing, soft_wrap=True)
-        with stop.awaited(), _announced(planned, store):
+        with stop.awaited(), _announced(planned.experiment, store):
             errors, trained = _run_chains(planned, chains, execution, console, stop, local=local)
         progress = progress_of(planned, execution)
     missing = [chain for chain in planned.chains if not progress.done(chain)]
@@ -84,9 +90,77 @@ def run(planned: Plan, execution: Execution, console: Console, stop: "StopReques
     return _conclude(missing, errors, stop, console)
 
 
-def _announced(planned: Plan, store: Store) -> AbstractContextManager[Any]:
+def run_search(search: Search, execution: Execution, console: Console, stop: "StopRequest", source: Path) -> int:
+    """Run what is missing of a search, whose file is `source`; print its best, write the experiment that it found, and
+    return the exit status.
+
+    RunError when another process runs it: only one may write its journal.
+    """
+    store = Store(execution.store)
+    with _alone(search, store):
+        journal = Journal(store, search)
+        errors: dict[str, str] = {}
+        trained = 0
+        if not journal.is_complete(search.spec.size) and not stop():
+            console.print(plan_text(search, journal), soft_wrap=True)
+            with stop.awaited(), _announced(search.experiment, store):
+                errors, trained = _run_samples(search, journal, execution, console, stop)
+        is_complete = journal.is_complete(search.spec.size)
+        if is_complete:
+            _drop_search_weights(journal, execution)
+        best = journal.best()
+        if best is not None:
+            console.print(best_text(search, journal), soft_wrap=True, markup=False)
+        console.print(f"{state_line(search, journal)}; trained now: {trained}", soft_wrap=True)
+        if is_complete and best is not None:
+            path = write_found(search, journal, best, source)
+            reported = search.experiment.evaluate.report
+            console.print(f"found: {_shown(path)}; on {reported}: python launch.py run {_shown(path)}", soft_wrap=True)
+    return _conclude_search(is_complete, errors, stop, console)
+
+
+def _alone(search: Search, store: Store) -> AbstractContextManager[Any]:
+    lease = store.take("search", search.experiment.identity())
+    if lease is None:
+        holder = store.leased().get(f"search-{search.experiment.identity()}", "another process")
+        raise RunError(f"{search.experiment.name}: {holder} runs this search; wait for it, or stop it there")
+    return lease
+
+
+def _run_samples(
+    search: Search, journal: Journal, execution: Execution, console: Console, stop: "StopRequest"
+) -> tuple[dict[str, str], int]:
+    from pixelpick_ray.runner.search import run as run_samples
+    from pixelpick_ray.runner.search_progress import SearchProgress
+
+    with SearchProgress(search, journal, console) as live:
+        errors = run_samples(search, journal, execution, live, stop)
+    return errors, live.computed_fits
+
+
+def _drop_search_weights(journal: Journal, execution: Execution) -> None:
+    """After the last sample, nothing needs weights, and what a stopped training has left is of no use."""
+    store = Store(execution.store)
+    for key in {key for sample in journal.samples for key in fits_of(sample)}:
+        store.drop_unfinished(key)
+        if execution.keep_weights == "needed":
+            store.drop_weights(key)
+
+
+def _conclude_search(is_complete: bool, errors: dict[str, str], stop: "StopRequest", console: Console) -> int:
+    for name, why in errors.items():
+        console.print(f"MISSING {name}: {why}", soft_wrap=True, markup=False)
+    if is_complete:
+        return OK
+    if stop.asked and not errors:
+        console.print("stopped; the same command goes on from here")
+        return STOPPED
+    return FAILED
+
+
+def _announced(experiment: Experiment, store: Store) -> AbstractContextManager[Any]:
     """A lease that says that this run is alive; several runs of an experiment may be."""
-    return store.take("run", f"{run_lease(planned.experiment)}{time.time_ns()}") or nullcontext()
+    return store.take("run", f"{run_lease(experiment)}{time.time_ns()}") or nullcontext()
 
 
 def _run_chains(

@@ -9,25 +9,33 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import RunError, SpecError, StoreError
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.failures import explain, gives_up
-from pixelpick_ray.runner.local import choose_device
-from pixelpick_ray.runner.ranks import Job, run_rank, run_ranks
+from pixelpick_ray.runner.ranks import ranks_of
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 
 COORDINATOR_CPUS = 0.01  # taken from the first rank's share, so that N ranks of one CPU fit on N CPUs
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every trial of a grid is given."""
+
+    plan: Plan
+    chains: list[Chain]
+    execution: Execution
 
 
 def run(
@@ -42,29 +50,42 @@ def run(
     SpecError when the cluster can never hold one trial. RunError when the cluster is lost.
     """
     with joined(execution):
-        resources = placement(execution, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        relay = _Relay(on_event, execution.max_failures)
+        resources = placement_here(execution)
+        relay = Relay(on_event, execution.max_failures)
         left = chains
         while left and not stop():
-            relay.begin(left)
-            try:
-                _run_trials(Job(plan, left, execution), resources, relay, stop)
-            except (ray.exceptions.RayError, ConnectionError) as error:
-                raise RunError(f"the Ray cluster was lost ({explain(error)}); the same command goes on") from error
-            left = relay.lost
+            relay.begin()
+            trainable = tune.with_parameters(_trial, job=Job(plan, left, execution))
+            order, most = ChainOrder(left, relay), execution.max_concurrent
+            run_trials(trainable, resources, order, len(left), relay, stop, max_concurrent=most)
+            left = [chain for chain in left if chain.id in relay.lost]
         return relay.errors
 
 
-def _run_trials(job: Job, resources: Any, relay: "_Relay", stop: Callable[[], bool]) -> None:
-    """One Tune experiment; its folder is of no use afterwards, since the store is the only state."""
+def run_trials(
+    trainable: Any,
+    resources: tune.PlacementGroupFactory,
+    searcher: Searcher,
+    num_samples: int,
+    relay: "Relay",
+    stop: Callable[[], bool],
+    *,
+    max_concurrent: int | None = None,
+    scheduler: TrialScheduler | None = None,
+) -> None:
+    """One Tune experiment; its folder is of no use afterwards, since the store is the only state.
+
+    RunError when the cluster is lost.
+    """
     with tempfile.TemporaryDirectory(prefix="pixelpick-tune-", ignore_cleanup_errors=True) as folder:
-        tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trial, job=job), resources),
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, resources),
             param_space={},
             tune_config=tune.TuneConfig(
-                search_alg=ChainOrder(job.chains, relay),
-                num_samples=len(job.chains),
-                max_concurrent_trials=job.execution.max_concurrent,
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=num_samples,
+                max_concurrent_trials=max_concurrent,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -75,7 +96,22 @@ def _run_trials(job: Job, resources: Any, relay: "_Relay", stop: Callable[[], bo
                 stop=_StopWhen(stop),
                 verbose=0,
             ),
-        ).fit()
+        )
+        try:
+            tuner.fit()
+        except (ray.exceptions.RayError, ConnectionError) as error:
+            raise RunError(f"the Ray cluster was lost ({explain(error)}); the same command goes on") from error
+
+
+def places_here(execution: Execution) -> int:
+    """How many trials the cluster that is joined can hold at the same time."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return _room(_share_of_rank(execution, nodes), nodes) // execution.ranks
+
+
+def placement_here(execution: Execution) -> tune.PlacementGroupFactory:
+    """The placement group of one trial on the cluster that is joined. SpecError when it can never hold one."""
+    return placement(execution, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
 def placement(execution: Execution, nodes: list[dict[str, float]]) -> tune.PlacementGroupFactory:
@@ -83,11 +119,10 @@ def placement(execution: Execution, nodes: list[dict[str, float]]) -> tune.Place
 
     SpecError with the sizes at hand when these nodes can never hold it: every rank must fit on one of them.
     """
-    gpus = execution.gpus_of_rank(are_there=any(node.get("GPU", 0) for node in nodes))
-    if execution.device == "cuda" and not gpus:
+    rank = _share_of_rank(execution, nodes)
+    if execution.device == "cuda" and "GPU" not in rank:
         raise SpecError("--device cuda: the cluster has no GPU; use --device cpu or auto, or join one with --address")
-    rank = {"CPU": float(execution.cpus_per_rank)} | ({"GPU": gpus} if gpus else {})
-    room = sum(min(int(node.get(kind, 0.0) / amount) for kind, amount in rank.items()) for node in nodes)
+    room = _room(rank, nodes)
     if room < execution.ranks:
         raise SpecError(
             f"a trial of {_counted(execution.ranks, 'rank')} needs {_amounts(rank)} for each rank, on one node each; "
@@ -99,6 +134,16 @@ def placement(execution: Execution, nodes: list[dict[str, float]]) -> tune.Place
     first = rank | {"CPU": rank["CPU"] - COORDINATOR_CPUS}
     others = [rank] * (execution.ranks - 1)
     return tune.PlacementGroupFactory([{"CPU": COORDINATOR_CPUS}, first, *others], strategy="PACK")
+
+
+def _share_of_rank(execution: Execution, nodes: list[dict[str, float]]) -> dict[str, float]:
+    gpus = execution.gpus_of_rank(are_there=any(node.get("GPU", 0) for node in nodes))
+    return {"CPU": float(execution.cpus_per_rank)} | ({"GPU": gpus} if gpus else {})
+
+
+def _room(rank: dict[str, float], nodes: list[dict[str, float]]) -> int:
+    """How many ranks fit on the nodes."""
+    return sum(min(int(node.get(kind, 0.0) / amount) for kind, amount in rank.items()) for node in nodes)
 
 
 def _counted(number: float, noun: str) -> str:
@@ -116,7 +161,7 @@ class ChainOrder(Searcher):
     Waiting holds no resources: Tune asks again about once a second.
     """
 
-    def __init__(self, chains: list[Chain], relay: "_Relay") -> None:
+    def __init__(self, chains: list[Chain], relay: "Relay") -> None:
         super().__init__(metric=None, mode=None)
         self._chains = chains
         self._relay = relay
@@ -133,7 +178,7 @@ class ChainOrder(Searcher):
             if all(self._may_start(index, other) for other in self._running.values()):
                 self._waiting.remove(index)
                 self._running[trial_id] = index
-                return {"chain": index}
+                return {"chain": index, "name": self._chains[index].id}
         return None
 
     def _may_start(self, index: int, other: int) -> bool:
@@ -150,28 +195,28 @@ class ChainOrder(Searcher):
         """Nothing to restore."""
 
 
-class _Relay(tune.Callback):
-    """Passes the events of trials on; knows which stages are done, which chains failed, and which to try again.
+class Relay(tune.Callback):
+    """Passes the events of trials on; knows which stages are done, what failed, and what to try again.
 
-    A chain may be lost `max_failures` times in a row; getting further, by a stage, a pick or a saved epoch, forgives.
+    Events tell by the name of a trial, which is in its settings, whose they are: in a grid that is the chain's. A trial
+    may be lost `max_failures` times in a row; getting further, by a stage, a pick or a saved epoch, forgives.
     """
 
     def __init__(self, on_event: Callable[[Event], None], max_failures: int) -> None:
         self._on_event, self._max_failures = on_event, max_failures
-        self._chains: list[Chain] = []
         self._losses: Counter[str] = Counter()
         self._resumed: dict[str, tuple[int, int]] = {}
         self._last_message: dict[str, str] = {}
         self.stages_done: dict[str, int] = {}
         self.errors: dict[str, str] = {}
-        self.lost: list[Chain] = []
+        self.lost: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles a run's settings to restore them; we never do, and listeners belong to this process
 
-    def begin(self, chains: list[Chain]) -> None:
-        """Begin a round of these chains."""
-        self._chains, self.lost = chains, []
+    def begin(self) -> None:
+        """Begin a round of trials, in which none is lost yet."""
+        self.lost = []
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -200,29 +245,30 @@ class _Relay(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial's process or node was lost and Tune starts it again; one time too many makes it give up."""
-        chain = self._chains[trial.config["chain"]]
-        if not self._may_try_again(chain):
-            trial.config["give_up"] = self.errors[chain.id]
+        name = trial.config["name"]
+        if not self._may_try_again(name):
+            trial.config["give_up"] = self.errors[name]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial was lost before it began, which Tune does not try again; the next round does."""
-        chain = self._chains[trial.config["chain"]]
-        if self._may_try_again(chain):
-            self.lost.append(chain)
+        name = trial.config["name"]
+        if self._may_try_again(name):
+            self.lost.append(name)
         else:
-            self._on_event(_failed(chain, self.errors[chain.id], final=True))
+            self._on_event(failed(name, self.errors[name], final=True))
 
-    def _may_try_again(self, chain: Chain) -> bool:
-        self._losses[chain.id] += 1
-        if self._losses[chain.id] <= self._max_failures:
+    def _may_try_again(self, name: str) -> bool:
+        self._losses[name] += 1
+        if self._losses[name] <= self._max_failures:
             return True
-        message = self._last_message.get(chain.id, "its process or node was lost")
-        self.errors[chain.id] = f"{message} (tried {self._losses[chain.id]} times without getting further)"
+        message = self._last_message.get(name, "its process or node was lost")
+        self.errors[name] = f"{message} (tried {self._losses[name]} times without getting further)"
         return False
 
 
-def _failed(chain: Chain, message: str, *, final: bool) -> Event:
-    return Event("failed", chain.id, 0, values={"message": message, "final": final})
+def failed(name: str, message: str, *, final: bool) -> Event:
+    """The event of a trial that failed, for good or to be tried again."""
+    return Event("failed", name, 0, values={"message": message, "final": final})
 
 
 class _StopWhen(tune.Stopper):
@@ -238,28 +284,40 @@ class _StopWhen(tune.Stopper):
         return self._stop()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # as in _Relay
+        return {}  # as in Relay
 
 
 def _trial(config: dict[str, Any], job: Job) -> None:
     """One chain, in the process of its Tune trial."""
-    chain = job.chains[config["chain"]]
+    chain, plan = job.chains[config["chain"]], job.plan
+
+    def work() -> None:
+        with ranks_of(plan.experiment, job.execution) as run_trial:
+            run_trial(chain.trial, plan.stages_to_keep(chain), _report)
+        _report(Event("done", chain.id, len(chain.fits) - 1))
+
+    attempt(work, config, chain.id, job.execution, _report)
+
+
+def attempt(
+    work: Callable[[], None],
+    config: dict[str, Any],
+    record: str,
+    execution: Execution,
+    report: Callable[[Event], None],
+) -> None:
+    """Do the work of a trial; what goes wrong is told, and recorded under `record`. What is worth a retry is raised."""
     if "give_up" in config:
-        _report(_failed(chain, config["give_up"], final=True))
+        report(failed(config["name"], config["give_up"], final=True))
         return
     try:
-        if job.execution.ranks == 1:
-            run_rank(job, chain, World(0, 1, choose_device(job.execution.device)), _report)
-        else:
-            run_ranks(job, chain, _report)
+        work()
     except Exception as error:
         with contextlib.suppress(StoreError):  # it may be what failed
-            Store(job.execution.store).record_attempt(chain.id, traceback.format_exc())
-        _report(_failed(chain, explain(error), final=gives_up(error)))
+            Store(execution.store).record_attempt(record, traceback.format_exc())
+        report(failed(config["name"], explain(error), final=gives_up(error)))
         if not gives_up(error):
             raise
-        return
-    _report(Event("done", chain.id, len(chain.fits) - 1))
 
 
 def _report(event: Event) -> None:

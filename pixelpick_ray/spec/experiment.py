@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.spec.search import SearchSpec
 from pixelpick_ray.spec.trial import (
     AcquireSpec,
     AdamSpec,
@@ -34,7 +35,11 @@ from pixelpick_ray.spec.yaml_text import in_words, read_yaml, write_yaml
 
 
 class Experiment(Spec):
-    """An experiment file after overrides; ``trials()`` expands its grid."""
+    """An experiment file after overrides; ``trials()`` expands its grid.
+
+    With a ``search`` the grid has the seeds and budgets of every configuration that is tried, and ``trials()`` are
+    those of the file's own one.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
     title: str = ""
@@ -45,6 +50,7 @@ class Experiment(Spec):
     oracle: OracleSpec = GroundTruthSpec()
     evaluate: EvaluateSpec
     grid: tuple[dict[str, tuple[Any, ...]], ...]
+    search: SearchSpec | None = None
 
     def trials(self) -> tuple[Trial, ...]:
         """The distinct trials of all grids, in the order of the file. Raises SpecError for a wrong point."""
@@ -67,25 +73,38 @@ class Experiment(Spec):
         for path, values in grid.items():
             if not values:
                 raise SpecError(f"{where}.{path}: an empty list; give at least one value")
-        base = self.model_dump(mode="json", include={"dataset", "model", "train", "acquire", "oracle"}) | {"seed": 0}
         trials = []
         for values in itertools.product(*grid.values()):
-            point = json.loads(json.dumps(base))
-            for path, value in zip(grid, values, strict=True):
-                _set_known(point, path.split("."), value, where=f"{where}.{path}")
             shown = ", ".join(f"{path}={value}" for path, value in zip(grid, values, strict=True))
-            trials.append(
-                _validated(Trial, point, prefixes=dict.fromkeys(grid, f"{where}."), at=f" ({where} at {shown})")
-            )
+            point = dict(zip(grid, values, strict=True))
+            trials.append(self.trial_at(point, where=f"{where}.", at=f" ({where} at {shown})"))
         return trials
+
+    def trial_at(self, settings: Mapping[str, Any], *, where: str, at: str = "") -> Trial:
+        """The trial with values at dotted paths, a budget among them.
+
+        SpecError for a path that there is not and a value that does not fit: `where` begins the names of these paths,
+        `at` ends the message.
+        """
+        base = self.model_dump(mode="json", include={"dataset", "model", "train", "acquire", "oracle"}) | {"seed": 0}
+        point = json.loads(json.dumps(base))
+        for path, value in settings.items():
+            _set_known(point, path.split("."), value, where=f"{where}{path}")
+        return _validated(Trial, point, prefixes=dict.fromkeys(settings, where), at=at)
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: thousands of expanded trials would travel to every process."""
         return super().__getstate__() | {"__dict__": dict(self)}
 
     def identity(self) -> str:
-        """Digest of everything but the grid and the title: what experiments of one name must share."""
-        return digest(self.model_dump(mode="json", exclude_none=True, exclude={"grid", "title"}))
+        """Digest of everything but the grid and the title: what experiments of one name must share.
+
+        A search is one by its grid, too, and may be extended by samples.
+        """
+        extended: Any = (
+            {"title": True, "grid": True} if self.search is None else {"title": True, "search": {"num_samples"}}
+        )
+        return digest(self.model_dump(mode="json", exclude_none=True, exclude=extended))
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -110,9 +129,64 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = ()) ->
     try:
         experiment = _validated(Experiment, tree)
         experiment.trials()
+        if experiment.search is not None:
+            check_search(experiment, experiment.search, [override.partition("=")[0].strip() for override in overrides])
     except SpecError as error:
         raise SpecError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from None
     return experiment
+
+
+def check_search(experiment: Experiment, search: SearchSpec, fixed: Sequence[str]) -> None:
+    """SpecError for a search that this experiment cannot have; `fixed` are paths that the command line sets."""
+    for path in search.space:
+        in_grid = [(f"grid[{index}].{key}", key) for index, grid in enumerate(experiment.grid) for key in grid]
+        for where, other in [*in_grid, *((f"--set {other}", other) for other in fixed)]:
+            if f"{other}.".startswith(f"{path}.") or (where.startswith("grid") and f"{path}.".startswith(f"{other}.")):
+                raise SpecError(f"{where}: {path} is searched, too; take it out of search.space, or out of here")
+    if len(experiment.grid) != 1 or set(experiment.grid[0]) != {"seed", "budget"}:
+        raise SpecError(
+            "grid: a search has one, with seed and budget alone: those of every configuration; what else varies "
+            "belongs in search.space, e.g. acquire.strategy: {choice: [margin, entropy]}"
+        )
+    for path, position, value in search.ends():
+        try:
+            experiment.trial_at({"budget": experiment.trials()[0].budget, path: value}, where="")
+        except SpecError as error:
+            lines = [line if line.startswith(f"{path}: ") else f"{path}: {line}" for line in str(error).splitlines()]
+            at = f" (value {position + 1} of {search.space[path].kind})"
+            raise SpecError("\n".join(f"search.space.{line}{at}" for line in lines)) from None
+    _check_levels(experiment, search)
+    evaluate = experiment.evaluate
+    if search.split is not None and search.split == evaluate.split_of(evaluate.report):
+        raise SpecError(
+            f"search.split: {search.split} is the split that is reported; what is chosen on it is no measurement any "
+            "more; take another split, e.g. val, or search.held_out: 0.2 for a share of the training images"
+        )
+
+
+def _check_levels(experiment: Experiment, search: SearchSpec) -> None:
+    """SpecError for budgets and epochs that configurations cannot be judged at."""
+    budgets = experiment.grid[0]["budget"]
+    if "full" in budgets and len(set(budgets)) > 1:
+        raise SpecError("grid[0].budget: a search judges by budgets in order; give numbers, or [full] alone")
+    last = search.metric.budget
+    if last is not None and last not in budgets:
+        raise SpecError(f"search.metric.budget: {last} is not in the grid; it has {', '.join(map(str, budgets))}")
+    if search.metric.name == "area" and len({one for one in budgets if last is None or one <= last}) < 2:
+        raise SpecError("search.metric: an area needs two budgets or more; add some to the grid, or take name: miou")
+    if not search.epochs:
+        return
+    if len(set(experiment.grid[0]["seed"])) > 1:
+        raise SpecError("search.epochs: seeds train one after the other, so that their epochs have no mean; give one")
+    if moving := {"train.epochs", "acquire.initial_pixels"} & set(search.space):
+        raise SpecError(f"search.epochs: the first stage is not the same with {min(moving)} searched; leave one out")
+    if search.epochs[-1] >= experiment.train.epochs:
+        raise SpecError(
+            f"search.epochs: {search.epochs[-1]} is not before the end of a stage of {experiment.train.epochs} epochs, "
+            "which is judged anyway; lower it"
+        )
+    if experiment.evaluate.when != "every_epoch":
+        raise SpecError("search.epochs: nothing is measured there; add evaluate.when: every_epoch")
 
 
 def dataset_of_options(name: str, path: str | None, size: tuple[int, int] | None) -> DatasetSpec:

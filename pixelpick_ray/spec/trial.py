@@ -67,13 +67,16 @@ class DatasetSpec(SizeSpec):
     """The training images: data set, prepared size, and how many of them (a nested random subset by seed).
 
     ``split`` is trained on, the data set's own training split unless given; ``path`` is for ``folder``, the user's own
-    images: the folder under the data folder that holds ``dataset.yaml``.
+    images: the folder under the data folder that holds ``dataset.yaml``. ``held_out`` is a share of the training
+    images, the same ones for every seed, that is never trained on: a further split ``held_out``. ``images`` are drawn
+    from the others.
     """
 
     name: str
     path: str | None = None
     split: str | None = None
     images: Count | None = None
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
 
     @model_validator(mode="after")
     def _path_stays_inside(self) -> Self:

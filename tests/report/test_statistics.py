@@ -7,8 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
+from pixelpick_ray.active.metrics import area_under_curve
 from pixelpick_ray.report.statistics import (
-    area_under_curve,
     holm,
     interval,
     mean,

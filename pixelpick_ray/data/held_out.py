@@ -1,0 +1,88 @@
+"""Images held out of training: a fixed share of the training split becomes a split of its own."""
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+from pixelpick_ray.data.dataset import Dataset, DatasetFacts, Report, UInt8Array
+from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.spec.trial import DatasetSpec
+
+HELD_OUT = "held_out"
+
+
+class HeldOut(Dataset):
+    """A data set whose training split lacks the images that are held out; these are the split ``held_out``.
+
+    Every other split is the data set's own. The images are the first of the training names in the order of their
+    SHA-256, so they do not depend on the seed, and those of a smaller share are among those of a larger one.
+    """
+
+    def __init__(self, whole: Dataset, share: float) -> None:
+        """Divide the training split of `whole`; no image is touched yet. SpecError as in `facts_with_held_out`."""
+        super().__init__(whole.spec, whole.data_path)
+        self.facts = facts_with_held_out(whole.facts, whole.spec)
+        self._whole, self._share = whole, share
+        self._training = whole.spec.split or whole.facts.train_split
+
+    def fetch(self, report: Report) -> None:
+        self._whole.fetch(report)
+
+    def identity(self, split: str) -> list[Any]:
+        """The reduced training split needs no mark: which images it has is in the fingerprint."""
+        if split == HELD_OUT:
+            return [*self._whole.identity(self._training), HELD_OUT]
+        return self._whole.identity(split)
+
+    def names(self, split: str) -> tuple[str, ...]:
+        """DataError also when fewer than two images would be left to train on."""
+        if split not in (self._training, HELD_OUT):
+            return self._whole.names(split)
+        names = self._whole.names(self._training)
+        held_out = self._first(names)
+        return tuple(name for name in names if (name in held_out) == (split == HELD_OUT))
+
+    def signature(self, split: str) -> list[list[str | int]]:
+        """That of the whole training split and the names, so that neither part passes for the whole or the other."""
+        if split not in (self._training, HELD_OUT):
+            return self._whole.signature(split)
+        return [*self._whole.signature(self._training), [split, *self.names(split)]]
+
+    def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
+        return self._whole.read(self._training if split == HELD_OUT else split, name)
+
+    def _first(self, names: tuple[str, ...]) -> frozenset[str]:
+        """The names that are held out."""
+        number = max(1, round(self._share * len(names)))
+        if len(names) - number < 2:
+            raise DataError(
+                f"dataset.held_out: {self._share:g} of the {len(names)} images of {self.facts.name} {self._training} "
+                f"leaves {len(names) - number} to train on, batch norm needs at least 2; lower it, add images, or "
+                "leave it out"
+            )
+        return frozenset(sorted(names, key=_order)[:number])
+
+
+def facts_with_held_out(facts: DatasetFacts, spec: DatasetSpec) -> DatasetFacts:
+    """The facts of a data set with the split ``held_out``, if its spec holds images out.
+
+    SpecError when the data set has a split of this name itself, or when that is the one to train on.
+    """
+    if spec.held_out is None:
+        return facts
+    if HELD_OUT in facts.splits:
+        raise SpecError(
+            f"dataset.held_out: {facts.name} has a split {HELD_OUT!r} of its own; leave dataset.held_out out to "
+            "evaluate that one, or give that one another name"
+        )
+    if spec.split == HELD_OUT:
+        raise SpecError(
+            f"dataset.split: {HELD_OUT!r} is what dataset.held_out takes from the training images; give the split that "
+            f"it is taken from, one of {', '.join(facts.splits)}"
+        )
+    return replace(facts, splits=(*facts.splits, HELD_OUT))
+
+
+def _order(name: str) -> bytes:
+    # A file name that is no text is refused with its path when its split is prepared, not here.
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,267 @@
+"""A hyperparameter search on Ray Tune: a Tune trial is a sample, and its searchers and schedulers see the journal.
+
+What a scheduler decides and a searcher proposes is in the journal before it takes effect. A search that is run again
+plays the journal to fresh ones: samples are handed out in the same order and report what is known of them at once.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import HyperBandScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from pixelpick_ray.runner.cluster import joined
+from pixelpick_ray.runner.ranks import ranks_of
+from pixelpick_ray.runner.searchers import RESOURCE, SCORE, Proposer, make_proposer, make_scheduler
+from pixelpick_ray.runner.tune import Relay, attempt, placement_here, places_here, run_trials
+from pixelpick_ray.search.design import Search
+from pixelpick_ray.search.journal import OWN, Journal, Report, Sample
+from pixelpick_ray.search.sample import RunTrial, run_sample
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.spec.trial import Trial
+from pixelpick_ray.steps import Event
+
+
+def run(
+    search: Search,
+    journal: Journal,
+    execution: Execution,
+    on_event: Callable[[Event], None],
+    stop: Callable[[], bool],
+) -> dict[str, str]:
+    """Run what is missing of a search; returns the error of each sample that failed, by its label.
+
+    SpecError when the cluster can never hold one trial. RunError when the cluster is lost.
+    """
+
+    def hear(event: Event) -> None:
+        if event.kind == "failed" and event.values["final"]:
+            journal.fail(int(event.chain.rpartition(" ")[2]), event.values["message"])
+        on_event(event)
+
+    with joined(execution):
+        resources = placement_here(execution)
+        relay = Relay(hear, execution.max_failures)
+        while not stop():
+            relay.begin()
+            samples = max(search.spec.size, len(journal.samples))
+            proposals = _Proposals(search, journal, execution, samples)
+            decisions = _Decisions(search, journal, proposals, on_event, stop)
+            trainable = tune.with_parameters(_trial, search=search, execution=execution)
+            run_trials(trainable, resources, proposals, samples, relay, stop, scheduler=decisions)
+            if not relay.lost:
+                break
+        return relay.errors
+
+
+class _Proposals(Searcher):
+    """Hands out the samples of the journal, then new ones, as many as can run and one more.
+
+    More would be proposed without knowing what those that run now will tell.
+    """
+
+    def __init__(self, search: Search, journal: Journal, execution: Execution, samples: int) -> None:
+        super().__init__(metric=None, mode=None)
+        self._search, self._journal, self._execution, self._samples = search, journal, execution, samples
+        self._known = len(journal.samples)
+        self._proposer: Proposer = make_proposer(search, [sample.values for sample in journal.samples])
+        self._issued: dict[str, int] = {}
+        self._live: set[str] = set()
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        index = len(self._issued)
+        if index >= self._samples:
+            return str(Searcher.FINISHED)
+        if len(self._live) >= self._room():
+            return None
+        values = self._proposer.propose(trial_id, index)
+        if values is None:
+            return None
+        sample = self._journal.samples[index] if index < self._known else self._issue(index, values)
+        self._issued[trial_id] = index
+        self._live.add(trial_id)
+        return {"name": sample.label, "sample": index, "values": dict(sample.values), **told(sample, heard=0)}
+
+    def _room(self) -> int:
+        room = places_here(self._execution) + 1
+        return min(room, self._execution.max_concurrent or room)
+
+    def _issue(self, index: int, values: Mapping[str, Any]) -> Sample:
+        own = index == 0 and values == self._search.own_values and self._search.spec.searcher != "grid"
+        return self._journal.issue(values, OWN if own else self._search.spec.searcher)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._live.add(trial_id)
+        if "report" in result:
+            self._proposer.learn(trial_id, result["level"], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._live.discard(trial_id)
+        sample = self._journal.samples[self._issued[trial_id]]
+        score = sample.reports[-1].score if self._journal.is_finished(sample) else None
+        last = sample.reports[-1] if sample.reports and (score is not None or sample.stopped) else None
+        told_last = {} if last is None else {SCORE: last.score, "training_iteration": len(sample.reports) - 1}
+        self._proposer.conclude(trial_id, score, told_last)
+
+    def on_pause(self, trial_id: str) -> None:
+        """A scheduler has paused a sample."""
+        self._live.discard(trial_id)
+        self._proposer.rest(trial_id)
+
+    def on_unpause(self, trial_id: str) -> None:
+        """A paused sample goes on."""
+        self._proposer.resume(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the journal is the only state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class _Decisions(TrialScheduler):
+    """A scheduler whose reports and stops are in the journal before they take effect.
+
+    What the journal has decided stays decided: a scheduler that hears the reports in another order may think otherwise.
+    Schedulers that pause all of a bracket before they decide hear them in no order, and are not overruled.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        journal: Journal,
+        proposals: _Proposals,
+        on_event: Callable[[Event], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self._search, self._journal, self._proposals = search, journal, proposals
+        self._on_event, self._stop = on_event, stop
+        self._inner = make_scheduler(search)
+        self._pauses = isinstance(self._inner, HyperBandScheduler)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._inner.on_trial_add(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._inner.on_trial_error(tune_controller, trial)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._inner.on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """A paused or waiting sample is removed: its scheduler has stopped it, or the run ends."""
+        self._inner.on_trial_remove(tune_controller, trial)
+        sample = self._journal.samples[trial.config["sample"]]
+        if sample.reports and not self._journal.is_over(sample) and not self._stop():
+            self._record_stop(sample)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "report" not in result or result["level"] < trial.config["heard"]:
+            return str(TrialScheduler.CONTINUE)
+        level, sample = result["level"], self._journal.samples[trial.config["sample"]]
+        is_new = level == len(sample.reports)
+        if is_new:
+            sample = self._journal.report(sample.index, Report.of(json.loads(result["report"])))
+        self._on_event(_heard(self._search, sample, level, computed=is_new))
+        trial.config.update(told(sample, heard=level + 1))
+        decision = str(self._inner.on_trial_result(tune_controller, trial, result))
+        if self._pauses:
+            return self._of_a_bracket(sample, decision, trial)
+        is_last_word = level + 1 == len(sample.reports)
+        if not is_last_word or self._journal.is_finished(sample):
+            return str(TrialScheduler.CONTINUE)
+        if sample.stopped:
+            return str(TrialScheduler.STOP)
+        if decision == TrialScheduler.STOP and sample.is_own:  # what others are compared with
+            return str(TrialScheduler.CONTINUE)
+        if decision == TrialScheduler.STOP:
+            self._record_stop(sample)
+        return decision
+
+    def _of_a_bracket(self, sample: Sample, decision: str, trial: Any) -> str:
+        if decision == TrialScheduler.STOP and not self._journal.is_over(sample):
+            self._record_stop(sample)
+        if decision == TrialScheduler.PAUSE and self._search.spec.searcher != "bohb":  # whose scheduler says so itself
+            self._proposals.on_pause(trial.trial_id)
+        return decision
+
+    def _record_stop(self, sample: Sample) -> None:
+        level, mine = self._search.levels[len(sample.reports) - 1], sample.reports[-1].score
+        there = [
+            one.reports[len(sample.reports) - 1].score
+            for one in self._journal.samples
+            if len(one.reports) >= len(sample.reports)
+        ]
+        rank = 1 + sum(score > mine for score in there)
+        why = f"{self._search.spec.scheduler}: rank {rank} of the {len(there)} that had come to {level.label}"
+        self._journal.stop(sample.index, why)
+        self._on_event(Event("stopped", sample.label, 0, values={"why": why}))
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        return self._inner.choose_trial_to_run(tune_controller)
+
+    def debug_string(self) -> str:
+        return str(self._inner.debug_string())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as in Relay
+
+
+def _heard(search: Search, sample: Sample, level: int, *, computed: bool) -> Event:
+    report = sample.reports[level]
+    values = {"level": search.levels[level].label, "score": report.score, "seconds": report.seconds}
+    return Event("report", sample.label, level, computed, values)
+
+
+def told(sample: Sample, heard: int) -> dict[str, Any]:
+    """What a trial is told of its sample: the reports, and how many of them its scheduler has heard in this run."""
+    return {"reports": [asdict(report) for report in sample.reports], "heard": heard}
+
+
+def _trial(config: dict[str, Any], search: Search, execution: Execution) -> None:
+    """One sample, in the process of its Tune trial."""
+    name, reports = config["name"], [Report.of(tree) for tree in config["reports"]]
+
+    def send(event: Event) -> None:
+        tune.report({"event": asdict(replace(event, chain=name))})
+
+    def work() -> None:
+        for position, report in enumerate(reports[config["heard"] :], start=config["heard"]):
+            _tell(search, position, report)
+        if len(reports) < len(search.levels):
+            with ranks_of(search.judged, execution) as run_trial:
+                run_sample(
+                    search, config["values"], reports, run=_overheard(run_trial, send), on_report=partial(_tell, search)
+                )
+        send(Event("done", name, 0))
+
+    attempt(work, config, f"{search.experiment.name} {name}", execution, send)
+
+
+def _overheard(run_trial: RunTrial, send: Callable[[Event], None]) -> RunTrial:
+    """The same, where `send` hears of every event first."""
+
+    def run(trial: Trial, keep_stages: frozenset[int], on_event: Callable[[Event], None]) -> None:
+        def hear(event: Event) -> None:
+            send(event)
+            on_event(event)
+
+        run_trial(trial, keep_stages, hear)
+
+    return run
+
+
+def _tell(search: Search, position: int, report: Report) -> None:
+    """Tell the scheduler what was measured at a level; does not return when that ends the trial."""
+    resource = search.levels[position].resource
+    tune.report({"report": json.dumps(asdict(report)), "level": position, RESOURCE: resource, SCORE: report.score})

@@ -1,0 +1,111 @@
+"""Progress of a search: its running and its best samples on a terminal, plain lines in a log."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pixelpick_ray.runner.progress import clock
+from pixelpick_ray.search.design import Search
+from pixelpick_ray.search.journal import Journal, Sample
+from pixelpick_ray.search.overview import SHOWN, state_line, values_text
+from pixelpick_ray.steps import Event
+
+
+@dataclass
+class Row:
+    """What a running sample does now."""
+
+    state: str = "starting"
+    scores: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+
+
+class SearchProgress:
+    """Listens to events and shows them; use as a context manager around a run."""
+
+    def __init__(self, search: Search, journal: Journal, console: Console) -> None:
+        self._search, self._journal, self._console = search, journal, console
+        self._running: dict[str, Row] = {}
+        self._start = time.monotonic()
+        self.computed_fits = 0
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=False)
+
+    def __enter__(self) -> "SearchProgress":
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take in one event."""
+        row = self._running.setdefault(event.chain, Row())
+        getattr(self, f"_on_{event.kind}")(row, event)
+
+    def _on_epoch(self, row: Row, event: Event) -> None:
+        row.state = f"stage {event.stage}, epoch {event.values['epoch']}/{event.values['epochs']}"
+
+    _on_resume = _on_epoch
+
+    def _on_stage(self, row: Row, event: Event) -> None:
+        row.state = f"stage {event.stage} stored"
+        self.computed_fits += event.computed
+
+    def _on_pick(self, row: Row, event: Event) -> None:
+        row.state = f"stage {event.stage} picked"
+
+    def _on_report(self, row: Row, event: Event) -> None:
+        row.scores.append(event.values["score"])
+        how = "" if event.computed else ", from the store"
+        values = values_text(self._sample(event.chain).values)
+        self._line(f"{event.chain} ({values}): {event.values['level']}: {100 * row.scores[-1]:.1f} %{how}")
+
+    def _on_stopped(self, row: Row, event: Event) -> None:
+        self._running.pop(event.chain)
+        self._line(f"{event.chain}: stopped early by {event.values['why']}")
+
+    def _on_done(self, row: Row, event: Event) -> None:
+        self._running.pop(event.chain)
+        self._line(state_line(self._search, self._journal, alive=True))
+
+    def _on_failed(self, row: Row, event: Event) -> None:
+        again = "" if event.values["final"] else " (trying again)"
+        self._running.pop(event.chain)
+        self._line(f"{event.chain}: FAILED{again}: {event.values['message']}")
+
+    def _sample(self, name: str) -> Sample:
+        return self._journal.samples[int(name.rpartition(" ")[2])]
+
+    def _line(self, text: str) -> None:
+        if not self._console.is_terminal:
+            at = clock(time.monotonic() - self._start)
+            self._console.print(f"[{at}] {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def _render(self) -> Group:
+        title = Text(self._search.experiment.title or self._search.experiment.name, style="table.title")
+        table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+        for name in ("sample", "state", "score % by level", "time", "configuration"):
+            table.add_column(name)
+        for name, row in self._running.items():
+            self._add(table, name, row.state, row.scores, clock(time.monotonic() - row.started))
+        finished = [one for one in self._journal.samples if self._journal.is_finished(one)]
+        for one in sorted(finished, key=lambda one: -one.reports[-1].score)[:SHOWN]:
+            self._add(table, one.label, "finished", [report.score for report in one.reports], "")
+        passed = clock(time.monotonic() - self._start)
+        return Group(
+            table, Text(f"{passed} so far, {state_line(self._search, self._journal, alive=True)}", style="dim")
+        )
+
+    def _add(self, table: Table, name: str, state: str, scores: list[float], passed: str) -> None:
+        values = self._journal.samples[int(name.rpartition(" ")[2])].values
+        shown = "  ".join(f"{100 * score:.1f}" for score in scores)
+        table.add_row(
+            name, Text(state, style="green" if state == "finished" else "bold"), shown, passed, values_text(values)
+        )

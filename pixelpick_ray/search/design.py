@@ -1,0 +1,176 @@
+"""From an experiment with a search to its samples: the split they are judged on, their trials, their levels."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pixelpick_ray.active.metrics import area_under_curve
+from pixelpick_ray.data.datasets import known_facts
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.plan import Plan, check_trial, make_plan, value_at
+from pixelpick_ray.spec.canonical import canonical_json
+from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.spec.search import SearchSpec
+from pixelpick_ray.spec.trial import EvaluateSpec, Trial
+
+HELD_OUT, HELD_OUT_SHARE = "held_out", 0.2
+
+
+@dataclass(frozen=True)
+class Level:
+    """A point at which a sample is judged: the end of a budget, or an epoch of the first stage.
+
+    ``resource`` is what schedulers count: labelled pixels an image in units of those of the first level, where an
+    epoch counts as its share of the first stage.
+    """
+
+    budget: int | str
+    epoch: int | None
+    resource: float
+
+    @property
+    def label(self) -> str:
+        """As a person reads it."""
+        at = "full supervision" if self.budget == "full" else f"{self.budget} px"
+        return at if self.epoch is None else f"{at}, epoch {self.epoch}"
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search, ready to run: ``judged`` is the experiment that samples are trials of, evaluated on the split of the
+    search alone.
+    """
+
+    experiment: Experiment
+    spec: SearchSpec
+    judged: Experiment
+
+    @property
+    def split(self) -> str:
+        """The split that samples are judged on."""
+        return self.judged.evaluate.report
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that each sample is trained for."""
+        return tuple(dict.fromkeys(self.experiment.grid[0]["seed"]))
+
+    @cached_property
+    def levels(self) -> tuple[Level, ...]:
+        """Where samples are judged, in order."""
+        last = self.spec.metric.budget
+        budgets = sorted({b for b in self.experiment.grid[0]["budget"] if b == "full" or last is None or b <= last})
+        first, epochs = budgets[0], self.experiment.train.epochs
+        start = first if first == "full" else self.experiment.acquire.initial_pixels
+        found: list[tuple[int | str, int | None]] = [(start, epoch) for epoch in self.spec.epochs]
+        found += [(budget, None) for budget in budgets]
+        amounts = [(1 if budget == "full" else int(budget)) * (epoch or epochs) / epochs for budget, epoch in found]
+        return tuple(
+            Level(budget, epoch, amount / amounts[0]) for (budget, epoch), amount in zip(found, amounts, strict=True)
+        )
+
+    @property
+    def metric_text(self) -> str:
+        """What samples are judged by, as a person reads it."""
+        last = self.levels[-1].label
+        return f"mIoU at {last}" if self.spec.metric.name == "miou" else f"area under the budget curve to {last}"
+
+    def score(self, mious: Sequence[float]) -> float:
+        """What a sample is judged by after the first levels, given its mIoU at each: the last one, or the area."""
+        if self.spec.metric.name == "miou":
+            return mious[-1]
+        ends = [(level.budget, value) for level, value in zip(self.levels, mious, strict=False) if level.epoch is None]
+        if len(ends) < 2:
+            return mious[-1]
+        return area_under_curve([float(budget) for budget, _ in ends], [value for _, value in ends])
+
+    def trial(self, values: Mapping[str, Any], *, seed: int, budget: int | str) -> Trial:
+        """The trial of a configuration. SpecError when its values do not fit together."""
+        trial = self.judged.trial_at({**values, "seed": seed, "budget": budget}, where="")
+        check_trial(self.judged, trial)
+        return trial
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """SpecError when the values of a configuration do not fit together at some budget of the grid."""
+        for budget in self.experiment.grid[0]["budget"]:
+            self.trial(values, seed=self.seeds[0], budget=budget)
+
+    @cached_property
+    def own_values(self) -> dict[str, Any] | None:
+        """The values of the file itself, if all are in the space: the first sample."""
+        tree = json.loads(canonical_json(self.judged.trials()[0].model_dump(mode="json")))
+        values = {path: value_at(tree, path) for path in self.spec.space}
+        return values if all(self.spec.space[path].contains(value) for path, value in values.items()) else None
+
+    @cached_property
+    def ends_plan(self) -> Plan:
+        """The file's own chains, and one for each value that stands in the space: what can be checked beforehand."""
+        last = self.levels[-1].budget
+        points: list[dict[str, Any]] = [{}, *({path: value} for path, _, value in self.spec.ends())]
+        trials = [self.trial(point, seed=seed, budget=last) for seed in self.seeds for point in points]
+        return make_plan(self.judged, trials)
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of a chain of the file's own configuration to the last level."""
+        return self.trial({}, seed=self.seeds[0], budget=self.levels[-1].budget).num_stages
+
+    @property
+    def shares_stages(self) -> bool:
+        """Whether configurations may share their first training, and differ in how they pick."""
+        return any(path.partition(".")[0] == "acquire" for path in self.spec.space)
+
+
+def make_search(experiment: Experiment) -> Search:
+    """The search of an experiment that has one. SpecError where no split is left to judge on; needs no data."""
+    spec = experiment.search
+    if spec is None:
+        raise AssertionError("the experiment has no search")
+    split, share = _judged_on(experiment, spec)
+    evaluate = experiment.evaluate
+    size = evaluate.splits[evaluate.report].model_copy(update={"split": None})
+    judged = experiment.model_copy(
+        update={
+            "search": None,
+            "dataset": experiment.dataset.model_copy(update={"held_out": share}),
+            "evaluate": EvaluateSpec(splits={split: size}, when=evaluate.when, report=split),
+        }
+    )
+    return Search(experiment, spec, judged)
+
+
+def _judged_on(experiment: Experiment, spec: SearchSpec) -> tuple[str, float | None]:
+    """The split that samples are judged on, and the share of the training images that is held out."""
+    evaluate, dataset = experiment.evaluate, experiment.dataset
+    reported = evaluate.split_of(evaluate.report)
+    if spec.held_out is not None and dataset.held_out is not None:
+        raise SpecError("search.held_out: dataset.held_out says the same; keep one of them")
+    if spec.held_out is not None or spec.split is not None:
+        split = HELD_OUT if spec.split is None else spec.split
+        share = dataset.held_out if spec.held_out is None else spec.held_out
+    elif dataset.held_out is not None and reported != HELD_OUT:
+        split, share = HELD_OUT, dataset.held_out
+    else:
+        split, share = _usual(experiment, reported)
+    facts = known_facts(dataset.name)
+    training = dataset.split or (facts.train_split if facts else None)
+    if split == training:
+        raise SpecError(
+            f"search.split: {split} is trained on; take a split that is neither trained on nor reported, or "
+            "search.held_out: 0.2 for a share of the training images"
+        )
+    return split, share
+
+
+def _usual(experiment: Experiment, reported: str) -> tuple[str, float | None]:
+    """The validation split where it is free, else a share of the training images."""
+    facts = known_facts(experiment.dataset.name)
+    if facts is None:
+        raise SpecError(
+            f"search.split: say which split of the {experiment.dataset.name} is judged on, or search.held_out: "
+            f"{HELD_OUT_SHARE} for a share of the training images; not {reported}, which is reported"
+        )
+    free = "val" in facts.splits and "val" not in (reported, experiment.dataset.split)
+    return ("val", experiment.dataset.held_out) if free else (HELD_OUT, experiment.dataset.held_out or HELD_OUT_SHARE)

@@ -1,0 +1,72 @@
+"""What a search has chosen, as an experiment of its own."""
+
+from pathlib import Path
+
+from pixelpick_ray.errors import RunError
+from pixelpick_ray.search.design import Search
+from pixelpick_ray.search.journal import Journal, Sample
+from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.spec.experiment import Experiment, dump_experiment
+
+NUM_SEEDS = 5  # as many as the paper's
+
+
+def found_experiment(search: Search, sample: Sample) -> Experiment:
+    """The experiment with a sample's configuration, with seeds that the search did not use, evaluated as its file says.
+
+    Its name tells configurations apart, so that searching further never gives a name two meanings.
+    """
+    asked = search.experiment
+    trial = search.trial(sample.values, seed=0, budget=search.levels[-1].budget)
+    first = max(search.seeds) + 1
+    return asked.model_copy(
+        update={
+            "name": f"{asked.name[:70]}-{digest(dict(sample.values))[:6]}",
+            "title": f"{asked.title or asked.name}, as found",
+            "dataset": trial.dataset.model_copy(update={"held_out": asked.dataset.held_out}),
+            "model": trial.model,
+            "train": trial.train,
+            "acquire": trial.acquire,
+            "grid": ({"seed": tuple(range(first, first + NUM_SEEDS)), "budget": asked.grid[0]["budget"]},),
+            "search": None,
+        }
+    )
+
+
+def found_path(search: Search, sample: Sample, source: Path) -> Path:
+    """Where the experiment of a sample is written, given the file of the search."""
+    return source.parent / "found" / f"{found_experiment(search, sample).name}.yaml"
+
+
+def write_found(search: Search, journal: Journal, sample: Sample, source: Path) -> Path:
+    """Write the experiment of a sample and return its path. RunError when it cannot be written."""
+    path = found_path(search, sample, source)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(found_text(search, journal, sample, source), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error}); the search is in the store, run again") from error
+    return path
+
+
+def found_text(search: Search, journal: Journal, sample: Sample, source: Path) -> str:
+    """The experiment of a sample as a file that says how it was found."""
+    spec, experiment = search.spec, found_experiment(search, sample)
+    stopped = sum(bool(one.stopped) for one in journal.samples)
+    seeds = ", ".join(map(str, search.seeds))
+    lines = [
+        f"Found by the search in {source.name}: {sample.label}, the best of {len(journal.samples)}, {stopped} of which "
+        "were stopped early.",
+        f"{search.metric_text} on {search.split}, seed {seeds}: {100 * sample.reports[-1].score:.2f} %{_own(journal)}.",
+        f"Searched by {spec.searcher} with scheduler {spec.scheduler}, seed {spec.seed}:",
+        *(f"  {path}: {domain.in_words()}; found {sample.values[path]}" for path, domain in spec.space.items()),
+        f"It was chosen by {search.split}, so that its scores there are no measurement. Its seeds are new; the table",
+        f"on {experiment.evaluate.report} is made by: python launch.py run {found_path(search, sample, source)}",
+    ]
+    return "".join(f"# {line}\n" for line in lines) + dump_experiment(experiment)
+
+
+def _own(journal: Journal) -> str:
+    """What the file's own configuration has, if it is another and was judged to the end."""
+    own = next((one for one in journal.samples if one.is_own and journal.is_finished(one)), None)
+    return "" if own is None else f"; the file's own configuration: {100 * own.reports[-1].score:.2f} %"

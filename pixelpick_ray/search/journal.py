@@ -1,0 +1,117 @@
+"""What is known of the samples of a search: a record each in the store, written before anything depends on it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from pixelpick_ray.search.design import Search
+from pixelpick_ray.store import Store, experiment_folder
+
+OWN = "file"  # the origin of the file's own configuration, with which others are compared
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured of a sample at a level: the score that it is judged by, and mIoU by seed.
+
+    ``fits`` are the keys of the trainings up to there, in order, by seed; ``seconds`` what they took in all.
+    """
+
+    score: float
+    mious: Mapping[str, float]
+    fits: Mapping[str, tuple[str, ...]]
+    seconds: float
+
+    @property
+    def miou(self) -> float:
+        """Mean over the seeds."""
+        return sum(self.mious.values()) / len(self.mious)
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> "Report":
+        """A report from its fields as JSON has them."""
+        fits = {seed: tuple(keys) for seed, keys in tree["fits"].items()}
+        return cls(tree["score"], tree["mious"], fits, tree["seconds"])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A configuration that was issued, and what became of it.
+
+    ``origin`` says who proposed it. It was stopped by a scheduler after its last report if ``stopped`` says why; it
+    failed if ``error`` says how.
+    """
+
+    index: int
+    values: Mapping[str, Any]
+    origin: str
+    reports: tuple[Report, ...] = ()
+    stopped: str = ""
+    error: str = ""
+
+    @property
+    def label(self) -> str:
+        """A short name for people."""
+        return f"sample {self.index}"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is the file's own configuration."""
+        return self.origin == OWN
+
+
+class Journal:
+    """The samples of a search. One process writes it at a time; any number may read.
+
+    `samples` are as the journal was opened, and as this process has gone on with it since.
+    """
+
+    def __init__(self, store: Store, search: Search) -> None:
+        self._store = store
+        self._folder = f"{experiment_folder(search.experiment)}/samples"
+        self._num_levels = len(search.levels)
+        self.samples = [self._read(name) for name in store.records(self._folder)]
+
+    def _read(self, name: str) -> Sample:
+        tree = self._store.read_record(f"{self._folder}/{name}.json")
+        return Sample(**{**tree, "reports": tuple(map(Report.of, tree["reports"]))})
+
+    def issue(self, values: Mapping[str, Any], origin: str) -> Sample:
+        """Record a new sample, before anything of it starts."""
+        sample = Sample(len(self.samples), dict(values), origin)
+        self.samples.append(sample)
+        return self._write(sample)
+
+    def report(self, index: int, report: Report) -> Sample:
+        """Record what was measured at the next level of a sample."""
+        return self._write(replace(self.samples[index], reports=(*self.samples[index].reports, report), error=""))
+
+    def stop(self, index: int, why: str) -> Sample:
+        """Record that a scheduler has stopped a sample after its last report."""
+        return self._write(replace(self.samples[index], stopped=why))
+
+    def fail(self, index: int, error: str) -> Sample:
+        """Record that a sample has failed for good."""
+        return self._write(replace(self.samples[index], error=error))
+
+    def _write(self, sample: Sample) -> Sample:
+        self.samples[sample.index] = sample
+        self._store.write_record(f"{self._folder}/{sample.index:05d}.json", asdict(sample))
+        return sample
+
+    def is_finished(self, sample: Sample) -> bool:
+        """Whether a sample was judged at every level."""
+        return len(sample.reports) >= self._num_levels
+
+    def is_over(self, sample: Sample) -> bool:
+        """Whether nothing is left to do for a sample: it is finished, or was stopped."""
+        return self.is_finished(sample) or bool(sample.stopped)
+
+    def is_complete(self, size: int) -> bool:
+        """Whether as many samples as that are over, and none is not."""
+        return len(self.samples) >= size and all(map(self.is_over, self.samples))
+
+    def best(self) -> Sample | None:
+        """The finished sample with the highest score, the earlier one of equals; None when none is finished."""
+        finished = [sample for sample in self.samples if self.is_finished(sample)]
+        return max(finished, key=lambda sample: (sample.reports[-1].score, -sample.index), default=None)

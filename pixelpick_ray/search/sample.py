@@ -1,0 +1,77 @@
+"""One sample: its chains, a seed after the other, from level to level."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pixelpick_ray.search.design import Search
+from pixelpick_ray.search.journal import Report
+from pixelpick_ray.spec.trial import Trial
+from pixelpick_ray.steps import Event
+
+OnEvent = Callable[[Event], None]
+# Runs a trial with all the trials that are prefixes of it, and keeps the weights of these stages.
+RunTrial = Callable[[Trial, frozenset[int], OnEvent], None]
+OnReport = Callable[[int, Report], None]  # the level's position, and what was measured there
+
+
+def run_sample(
+    search: Search, values: Mapping[str, Any], reports: Sequence[Report], *, run: RunTrial, on_report: OnReport
+) -> None:
+    """Train a configuration and judge it at every level behind those of `reports`.
+
+    All seeds reach a level before any goes on to the next one: `on_report` may not return, and nothing further is
+    trained then. SpecError when the values do not fit together.
+    """
+    search.check(values)
+    course = _Course(search, reports, on_report)
+    for position, level in enumerate(search.levels):
+        if level.epoch is not None or position < len(reports):
+            continue
+        for seed in search.seeds:
+            trial = search.trial(values, seed=seed, budget=level.budget)
+            last = trial.num_stages - 1
+            kept = {last} if position + 1 < len(search.levels) else set()
+            run(trial, frozenset(kept | ({0} if search.shares_stages else set())), course.listener(seed))
+        course.end_level()
+
+
+class _Course:
+    """What was measured so far: mIoU by seed at the level in training, and the trainings up to there."""
+
+    def __init__(self, search: Search, reports: Sequence[Report], on_report: OnReport) -> None:
+        self._search, self._on_report = search, on_report
+        self._means = [report.miou for report in reports]
+        self._mious: dict[int, float] = {}
+        self._fits: dict[int, dict[int, str]] = {}
+        self._seconds: dict[tuple[int, int], float] = {}
+
+    def listener(self, seed: int) -> OnEvent:
+        """What hears the events of a seed's chain."""
+
+        def hear(event: Event) -> None:
+            if event.kind == "epoch":
+                self._seconds[seed, event.stage] = event.values["seconds"]
+                self._reach(seed, event.stage, [(event.values["epoch"], event.values.get("miou"))])
+            if event.kind == "stage":
+                self._reach(seed, event.stage, event.values["miou_by_epoch"])
+                self._seconds[seed, event.stage] = event.values["seconds"]
+                self._fits.setdefault(seed, {})[event.stage] = event.values["fit"]
+                self._mious[seed] = event.values["miou"]
+
+        return hear
+
+    def _reach(self, seed: int, stage: int, miou_by_epoch: Sequence[tuple[int, float | None]]) -> None:
+        """Report the epochs of the first stage that are levels, each once."""
+        for epoch, miou in miou_by_epoch:
+            level = self._search.levels[len(self._means)]
+            if stage == 0 and miou is not None and level.epoch == epoch:
+                self._mious = {seed: miou}
+                self.end_level()
+
+    def end_level(self) -> None:
+        """Report the level that every seed has reached."""
+        mious = {str(seed): miou for seed, miou in self._mious.items()}
+        self._means.append(sum(mious.values()) / len(mious))
+        fits = {str(seed): tuple(keys[stage] for stage in sorted(keys)) for seed, keys in self._fits.items()}
+        seconds = round(sum(self._seconds.values()), 3)
+        self._on_report(len(self._means) - 1, Report(self._search.score(self._means), mious, fits, seconds))
