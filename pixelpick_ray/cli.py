@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.main import get_command
 
 from pixelpick_ray.data.cache import default_cache_path
+from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError
 from pixelpick_ray.estimate import cost_line, summarise
 from pixelpick_ray.options import (
@@ -35,7 +36,7 @@ from pixelpick_ray.options import (
 )
 from pixelpick_ray.plan import Plan, claim_name, make_plan, progress_of
 from pixelpick_ray.runner import session
-from pixelpick_ray.search.design import Search, make_search
+from pixelpick_ray.search.design import Search, check_splits, make_search
 from pixelpick_ray.search.found import found_path
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import plan_figures, plan_text, search_status
@@ -163,9 +164,7 @@ def run(
             raise SpecError("--local: a search runs on Ray Tune; leave out --local")
         check_local(execution)
     if search is not None:
-        from pixelpick_ray.runner.searchers import check_searcher
-
-        check_searcher(search.spec.searcher)
+        _check_search(search, execution, experiment)
     stop = session.StopRequest(execution.time_limit_seconds)
     with stop.listening():
         with _naming(experiment):
@@ -177,6 +176,16 @@ def run(
             claim_name(make_plan(search.experiment), Store(execution.store))
             exit_status = session.run_search(search, execution, console, stop, experiment)
     sys.exit(exit_status)
+
+
+def _check_search(search: Search, execution: Execution, path: Path) -> None:
+    """SpecError for what a search alone needs: its searcher, and splits of its data set."""
+    from pixelpick_ray.runner.searchers import check_searcher
+
+    with _naming(path):
+        check_searcher(search.spec.searcher)
+        whole = search.experiment.dataset.model_copy(update={"held_out": None})
+        check_splits(search, open_dataset(whole, execution.data_path).facts)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -363,6 +372,8 @@ def report(
 
     asked = [_asked(path, overrides) for path in experiments]
     if any(search is not None for _, search in asked):
+        if foreign := [option for option, value in (("--explain", explain), ("--costs", costs)) if value is not None]:
+            raise SpecError(f"{', '.join(foreign)}: not for a search, whose report has no cells; leave it out")
         _report_search(asked, experiments, Store(store), out)
         return
     with _collector_off():
@@ -442,7 +453,7 @@ def _report_search(asked: list[tuple[Plan, Search | None]], paths: list[Path], s
     if len(asked) > 1 or search is None:
         raise SpecError("report: a search is reported alone; give its file only, or leave it out")
     if out is None:
-        raise SpecError("report: give --out DIR for the report of a search; it has no cells to explain")
+        raise SpecError("report: give --out DIR for the report of a search")
     best = Journal(store, search).best()
     command = "" if best is None else f"python launch.py run {found_path(search, best, paths[0])}"
     summary = write_search_report(store, search.experiment, out, next_command=command)

@@ -148,12 +148,13 @@ def check_trial(experiment: Experiment, trial: Trial) -> None:
     facts = known_facts(trial.dataset.name)
     check_strategy(trial.acquire)
     if facts is not None:  # else it is described beside its files, and checked where these are read
-        _check_facts(experiment, trial, facts_with_held_out(facts, trial.dataset))
+        check_facts(experiment, trial, facts_with_held_out(facts, trial.dataset))
     if trial.train.batch_size == 1:
         raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more")
 
 
-def _check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> None:
+def check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> None:
+    """SpecError for a split, a path or a class that the data set of a trial does not have."""
     evaluate = experiment.evaluate
     wanted = [("dataset.split", trial.dataset.split or facts.train_split)]
     wanted += [("evaluate.splits", evaluate.split_of(name)) for name in evaluate.splits]
@@ -332,7 +333,7 @@ def check_data(plan: Plan, execution: Execution, report: Report | None = None) -
     for chain in plan.chains:
         trial = chain.trial
         dataset = open_dataset(trial.dataset, execution.data_path)
-        _check_facts(plan.experiment, trial, dataset.facts)
+        check_facts(plan.experiment, trial, dataset.facts)
         weights_digest(trial.model, execution.data_path)
         training, *evaluated = splits_in_use(plan.experiment, trial, training_split(dataset, trial.dataset))
         for split, size in (training, *evaluated):

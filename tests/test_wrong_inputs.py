@@ -2,6 +2,7 @@
 anything is started and with the store as it was.
 """
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -36,6 +37,20 @@ grid:
   - {acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}
 """
 FOLDER = SCENES.replace("name: scenes, size: [32, 48], images: 4", "name: folder, path: leaves")
+SPACE = "train.optimizer.lr: {loguniform: [1e-4, 1e-1]}"
+SEARCH = f"""\
+name: mine
+dataset: {{name: scenes, size: [32, 48], images: 4}}
+model: {{backbone: test_resnet, pretrained: none}}
+train: {{epochs: 4, batch_size: 4, optimizer: {{name: adam, lr: 2e-3}}}}
+evaluate: {{splits: {{test: {{}}}}, report: test}}
+grid:
+  - {{seed: [0], budget: [10, 20]}}
+search:
+  space:
+    {SPACE}
+  num_samples: 4
+"""
 Case = dict[str, Any]  # what is wrong, and what is told
 WRONG: dict[str, list[Case]] = yaml.safe_load(Path(__file__).with_name("wrong_inputs.yaml").read_text(encoding="utf-8"))
 
@@ -43,7 +58,8 @@ WRONG: dict[str, list[Case]] = yaml.safe_load(Path(__file__).with_name("wrong_in
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with an experiment, a data set of the user's own, and a store that somebody uses."""
-    monkeypatch.setattr(session, "run", lambda *values, **options: pytest.fail("it has started"))
+    for start in ("run", "run_search"):
+        monkeypatch.setattr(session, start, lambda *values, **options: pytest.fail("it has started"))
     (tmp_path / "mine.yaml").write_text(SCENES)
     write_folder(tmp_path / "data")
     for name in ("fit/0123/manifest.json", "experiments/other-0123/experiment.json"):
@@ -70,7 +86,7 @@ def told(place: Path, *arguments: str) -> str:
 
 
 def test_there_are_many() -> None:
-    assert sum(len(cases) for cases in WRONG.values()) > 100
+    assert sum(len(cases) for cases in WRONG.values()) > 250
     assert all(len({str(case) for case in cases}) == len(cases) for cases in WRONG.values())
 
 
@@ -321,6 +337,52 @@ def test_wrong_weights(place: Path, case: Case) -> None:
 @pytest.mark.parametrize("case", WRONG["options"], ids=lambda case: " ".join(case["options"]))
 def test_a_wrong_override_or_option(place: Path, case: Case) -> None:
     assert told(place, "run", "mine.yaml", *case["options"]) == case["told"]
+
+
+# Searches
+
+
+def search_text(case: Case) -> str:
+    """The file of a search with what is wrong in it."""
+    text = SEARCH
+    for old, new in case.get("change", {}).items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    text = text.replace(SPACE, case.get("space", SPACE).replace("\n", "\n    "))
+    return text + "".join(f"  {line}\n" for line in case.get("add", "").splitlines())
+
+
+def make_absent(monkeypatch: pytest.MonkeyPatch, packages: list[str]) -> None:
+    """Nobody finds these packages."""
+    find = importlib.util.find_spec
+
+    def find_others(name: str, package: str | None = None) -> object:
+        return None if name in packages else find(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_others)
+
+
+def test_the_file_that_wrong_searches_are_made_of_is_right(place: Path) -> None:
+    (place / "mine.yaml").write_text(SEARCH)
+    with pytest.raises(pytest.fail.Exception, match="it has started"):
+        launch(place, "run", "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    "case", WRONG["searches"], ids=lambda case: " ".join(str(case[key]) for key in case if key != "told")[:60]
+)
+def test_a_wrong_search(place: Path, monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    make_absent(monkeypatch, case.get("absent", []))
+    (place / "mine.yaml").write_text(search_text(case))
+    assert told(place, "run", "mine.yaml", *case.get("options", [])) == case["told"]
+
+
+@pytest.mark.parametrize("case", WRONG["search_commands"], ids=lambda case: " ".join(case["command"]))
+def test_a_wrong_command_on_a_search(place: Path, case: Case) -> None:
+    (place / "mine.yaml").write_text(SEARCH)
+    (place / "other.yaml").write_text(SCENES)
+    assert told(place, *case["command"]) == case["told"]
+    assert not (place / "report").exists()
 
 
 # Files that cannot be read

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import HyperBandScheduler, TrialScheduler
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import HyperBandForBOHB, TrialScheduler
 from ray.tune.search import Searcher
 
 from pixelpick_ray.runner.cluster import joined
@@ -22,7 +23,7 @@ from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import OWN, Journal, Report, Sample
 from pixelpick_ray.search.sample import RunTrial, run_sample
 from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.trial import Trial
+from pixelpick_ray.spec.trial import Trial as TrialSpec
 from pixelpick_ray.steps import Event
 
 
@@ -49,8 +50,8 @@ def run(
         while not stop():
             relay.begin()
             samples = max(search.spec.size, len(journal.samples))
-            proposals = _Proposals(search, journal, execution, samples)
-            decisions = _Decisions(search, journal, proposals, on_event, stop)
+            proposals = Proposals(search, journal, samples, partial(_room, execution))
+            decisions = Decisions(search, journal, proposals, on_event, stop)
             trainable = tune.with_parameters(_trial, search=search, execution=execution)
             run_trials(trainable, resources, proposals, samples, relay, stop, scheduler=decisions)
             if not relay.lost:
@@ -58,15 +59,21 @@ def run(
         return relay.errors
 
 
-class _Proposals(Searcher):
-    """Hands out the samples of the journal, then new ones, as many as can run and one more.
+def _room(execution: Execution) -> int:
+    """How many samples may be handed out at the same time: those that can run, and one to go on with.
 
     More would be proposed without knowing what those that run now will tell.
     """
+    room = places_here(execution) + 1
+    return min(room, execution.max_concurrent or room)
 
-    def __init__(self, search: Search, journal: Journal, execution: Execution, samples: int) -> None:
+
+class Proposals(Searcher):
+    """Hands out `samples`: those of the journal, then new ones, with room for so many at the same time."""
+
+    def __init__(self, search: Search, journal: Journal, samples: int, room: Callable[[], int]) -> None:
         super().__init__(metric=None, mode=None)
-        self._search, self._journal, self._execution, self._samples = search, journal, execution, samples
+        self._search, self._journal, self._samples, self._room = search, journal, samples, room
         self._known = len(journal.samples)
         self._proposer: Proposer = make_proposer(search, [sample.values for sample in journal.samples])
         self._issued: dict[str, int] = {}
@@ -79,7 +86,7 @@ class _Proposals(Searcher):
         index = len(self._issued)
         if index >= self._samples:
             return str(Searcher.FINISHED)
-        if len(self._live) >= self._room():
+        if not self.may_issue:
             return None
         values = self._proposer.propose(trial_id, index)
         if values is None:
@@ -89,9 +96,10 @@ class _Proposals(Searcher):
         self._live.add(trial_id)
         return {"name": sample.label, "sample": index, "values": dict(sample.values), **told(sample, heard=0)}
 
-    def _room(self) -> int:
-        room = places_here(self._execution) + 1
-        return min(room, self._execution.max_concurrent or room)
+    @property
+    def may_issue(self) -> bool:
+        """Whether there is a sample left to hand out, and room for it."""
+        return len(self._issued) < self._samples and len(self._live) < self._room()
 
     def _issue(self, index: int, values: Mapping[str, Any]) -> Sample:
         own = index == 0 and values == self._search.own_values and self._search.spec.searcher != "grid"
@@ -126,7 +134,7 @@ class _Proposals(Searcher):
         """Nothing to restore."""
 
 
-class _Decisions(TrialScheduler):
+class Decisions(TrialScheduler):
     """A scheduler whose reports and stops are in the journal before they take effect.
 
     What the journal has decided stays decided: a scheduler that hears the reports in another order may think otherwise.
@@ -137,14 +145,14 @@ class _Decisions(TrialScheduler):
         self,
         search: Search,
         journal: Journal,
-        proposals: _Proposals,
+        proposals: Proposals,
         on_event: Callable[[Event], None],
         stop: Callable[[], bool],
     ) -> None:
         self._search, self._journal, self._proposals = search, journal, proposals
         self._on_event, self._stop = on_event, stop
         self._inner = make_scheduler(search)
-        self._pauses = isinstance(self._inner, HyperBandScheduler)
+        self._pauses = isinstance(self._inner, HyperBandForBOHB)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
@@ -176,24 +184,18 @@ class _Decisions(TrialScheduler):
         trial.config.update(told(sample, heard=level + 1))
         decision = str(self._inner.on_trial_result(tune_controller, trial, result))
         if self._pauses:
-            return self._of_a_bracket(sample, decision, trial)
+            if decision == TrialScheduler.STOP and not self._journal.is_over(sample):
+                self._record_stop(sample)
+            return decision
         is_last_word = level + 1 == len(sample.reports)
         if not is_last_word or self._journal.is_finished(sample):
             return str(TrialScheduler.CONTINUE)
         if sample.stopped:
             return str(TrialScheduler.STOP)
-        if decision == TrialScheduler.STOP and sample.is_own:  # what others are compared with
+        if decision == TrialScheduler.CONTINUE or sample.is_own:  # what others are compared with
             return str(TrialScheduler.CONTINUE)
-        if decision == TrialScheduler.STOP:
-            self._record_stop(sample)
-        return decision
-
-    def _of_a_bracket(self, sample: Sample, decision: str, trial: Any) -> str:
-        if decision == TrialScheduler.STOP and not self._journal.is_over(sample):
-            self._record_stop(sample)
-        if decision == TrialScheduler.PAUSE and self._search.spec.searcher != "bohb":  # whose scheduler says so itself
-            self._proposals.on_pause(trial.trial_id)
-        return decision
+        self._record_stop(sample)
+        return str(TrialScheduler.STOP)
 
     def _record_stop(self, sample: Sample) -> None:
         level, mine = self._search.levels[len(sample.reports) - 1], sample.reports[-1].score
@@ -208,6 +210,8 @@ class _Decisions(TrialScheduler):
         self._on_event(Event("stopped", sample.label, 0, values={"why": why}))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        if self._pauses and self._proposals.may_issue and not _any_goes_on(tune_controller.get_trials()):
+            return None  # a bracket would be halved before it is full
         return self._inner.choose_trial_to_run(tune_controller)
 
     def debug_string(self) -> str:
@@ -215,6 +219,10 @@ class _Decisions(TrialScheduler):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as in Relay
+
+
+def _any_goes_on(trials: list[Any]) -> bool:
+    return any(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in trials)
 
 
 def _heard(search: Search, sample: Sample, level: int, *, computed: bool) -> Event:
@@ -251,7 +259,7 @@ def _trial(config: dict[str, Any], search: Search, execution: Execution) -> None
 def _overheard(run_trial: RunTrial, send: Callable[[Event], None]) -> RunTrial:
     """The same, where `send` hears of every event first."""
 
-    def run(trial: Trial, keep_stages: frozenset[int], on_event: Callable[[Event], None]) -> None:
+    def run(trial: TrialSpec, keep_stages: frozenset[int], on_event: Callable[[Event], None]) -> None:
         def hear(event: Event) -> None:
             send(event)
             on_event(event)

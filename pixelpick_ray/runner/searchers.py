@@ -184,10 +184,11 @@ def make_scheduler(search: Search) -> TrialScheduler:
     if spec.scheduler == "none":
         return schedulers.FIFOScheduler()
     if spec.scheduler == "median":
-        return schedulers.MedianStoppingRule(**common, grace_period=1, min_time_slice=math.inf)  # it never pauses
+        # It never pauses to let others go first, and may be overruled: its word for a stop is then PAUSE.
+        return schedulers.MedianStoppingRule(**common, grace_period=1, min_time_slice=math.inf, hard_stop=False)
+    # Who comes through the last halving goes to the last level, where the sample ends by itself.
+    halving = common | {"max_t": last, "reduction_factor": spec.reduction_factor, "stop_last_trials": False}
     if spec.scheduler == "asha":
-        return schedulers.ASHAScheduler(
-            **common, max_t=last, grace_period=1, reduction_factor=spec.reduction_factor, stop_last_trials=False
-        )
-    kind = schedulers.HyperBandForBOHB if spec.searcher == "bohb" else schedulers.HyperBandScheduler
-    return kind(**common, max_t=last, reduction_factor=spec.reduction_factor)
+        return schedulers.ASHAScheduler(**halving, grace_period=1)
+    # The plain one of Tune halves a bracket before it is full when few trials run at the same time.
+    return schedulers.HyperBandForBOHB(**halving)

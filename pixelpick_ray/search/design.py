@@ -7,15 +7,16 @@ from functools import cached_property
 from typing import Any
 
 from pixelpick_ray.active.metrics import area_under_curve
-from pixelpick_ray.data.datasets import known_facts
+from pixelpick_ray.data.datasets import DatasetFacts, known_facts
+from pixelpick_ray.data.held_out import HELD_OUT, facts_with_held_out
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.plan import Plan, check_trial, make_plan, value_at
+from pixelpick_ray.plan import Plan, check_facts, check_trial, make_plan, value_at
 from pixelpick_ray.spec.canonical import canonical_json
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.search import SearchSpec
 from pixelpick_ray.spec.trial import EvaluateSpec, Trial
 
-HELD_OUT, HELD_OUT_SHARE = "held_out", 0.2
+HELD_OUT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,32 @@ class Search:
 
     @cached_property
     def own_values(self) -> dict[str, Any] | None:
-        """The values of the file itself, if all are in the space: the first sample."""
+        """The values of the file itself as the space has them, if all are in it: the first sample."""
         tree = json.loads(canonical_json(self.judged.trials()[0].model_dump(mode="json")))
-        values = {path: value_at(tree, path) for path in self.spec.space}
-        return values if all(self.spec.space[path].contains(value) for path, value in values.items()) else None
+        found: dict[str, Any] = {}
+        for path, domain in self.spec.space.items():
+            own = value_at(tree, path)
+            values = [own] if domain.is_range else [one for one in domain.values if self._is_own(path, one)]
+            if not values or not domain.contains(values[0]):
+                return None
+            found[path] = values[0]
+        return found
+
+    def _is_own(self, path: str, value: Any) -> bool:
+        """Whether a value makes no other trial than the file's own: it may leave out what is usual."""
+        own = self.judged.trials()[0]
+        return self.judged.trial_at({"seed": own.seed, "budget": own.budget, path: value}, where="") == own
 
     @cached_property
     def ends_plan(self) -> Plan:
         """The file's own chains, and one for each value that stands in the space: what can be checked beforehand."""
         last = self.levels[-1].budget
-        points: list[dict[str, Any]] = [{}, *({path: value} for path, _, value in self.spec.ends())]
-        trials = [self.trial(point, seed=seed, budget=last) for seed in self.seeds for point in points]
+        trials = []
+        for seed in self.seeds:
+            trials.append(self.trial({}, seed=seed, budget=last))
+            for path, position, value in self.spec.ends():
+                with self.spec.naming(path, position):
+                    trials.append(self.trial({path: value}, seed=seed, budget=last))
         return make_plan(self.judged, trials)
 
     @property
@@ -138,7 +154,38 @@ def make_search(experiment: Experiment) -> Search:
             "evaluate": EvaluateSpec(splits={split: size}, when=evaluate.when, report=split),
         }
     )
-    return Search(experiment, spec, judged)
+    search, facts = Search(experiment, spec, judged), known_facts(experiment.dataset.name)
+    if facts is not None:
+        check_splits(search, facts)
+    return search
+
+
+def check_splits(search: Search, facts: DatasetFacts) -> None:
+    """SpecError for a split that the data set lacks, the one that samples are judged on or one that the file evaluates,
+    and where samples would be judged on what they are trained on.
+
+    `facts` are of the data set with nothing held out; of one that is described beside its files they are known where
+    these are read.
+    """
+    experiment, split = search.experiment, search.split
+    check_facts(experiment, experiment.trials()[0], facts_with_held_out(facts, experiment.dataset))
+    trained = experiment.dataset.split or facts.train_split
+    instead = f"or search.held_out: {HELD_OUT_SHARE} for a share of the training images"
+    if search.spec.held_out is not None and HELD_OUT in facts.splits:
+        raise SpecError(
+            f"search.held_out: {facts.name} has a split {HELD_OUT!r} of its own; take search.split: {HELD_OUT}, or "
+            "give that one another name"
+        )
+    known = facts_with_held_out(facts, search.judged.dataset).splits
+    if split not in known:
+        raise SpecError(
+            f"search.split: {facts.name} has no split {split!r}; it has {', '.join(known)}; take one that is neither "
+            f"trained on nor reported, {instead}"
+        )
+    if split == trained:
+        raise SpecError(
+            f"search.split: {split} is trained on; take one that is neither trained on nor reported, {instead}"
+        )
 
 
 def _judged_on(experiment: Experiment, spec: SearchSpec) -> tuple[str, float | None]:
@@ -154,13 +201,8 @@ def _judged_on(experiment: Experiment, spec: SearchSpec) -> tuple[str, float | N
         split, share = HELD_OUT, dataset.held_out
     else:
         split, share = _usual(experiment, reported)
-    facts = known_facts(dataset.name)
-    training = dataset.split or (facts.train_split if facts else None)
-    if split == training:
-        raise SpecError(
-            f"search.split: {split} is trained on; take a split that is neither trained on nor reported, or "
-            "search.held_out: 0.2 for a share of the training images"
-        )
+    if split == reported:
+        raise SpecError(f"search.split: say which split samples are judged on; not {reported}, which is reported")
     return split, share
 
 
@@ -169,8 +211,8 @@ def _usual(experiment: Experiment, reported: str) -> tuple[str, float | None]:
     facts = known_facts(experiment.dataset.name)
     if facts is None:
         raise SpecError(
-            f"search.split: say which split of the {experiment.dataset.name} is judged on, or search.held_out: "
-            f"{HELD_OUT_SHARE} for a share of the training images; not {reported}, which is reported"
+            f"search.split: say which split of {experiment.dataset.name} samples are judged on, not {reported}, which "
+            f"is reported; or give search.held_out: {HELD_OUT_SHARE} for a share of the training images"
         )
     free = "val" in facts.splits and "val" not in (reported, experiment.dataset.split)
     return ("val", experiment.dataset.held_out) if free else (HELD_OUT, experiment.dataset.held_out or HELD_OUT_SHARE)

@@ -1,5 +1,6 @@
 """What a search has chosen, as an experiment of its own."""
 
+import json
 from pathlib import Path
 
 from pixelpick_ray.errors import RunError
@@ -53,20 +54,23 @@ def found_text(search: Search, journal: Journal, sample: Sample, source: Path) -
     """The experiment of a sample as a file that says how it was found."""
     spec, experiment = search.spec, found_experiment(search, sample)
     stopped = sum(bool(one.stopped) for one in journal.samples)
-    seeds = ", ".join(map(str, search.seeds))
+    seeds, score = ", ".join(map(str, search.seeds)), f"{100 * sample.reports[-1].score:.2f} %{_own(journal, sample)}"
+    space = [(path, domain.in_words(), json.dumps(sample.values[path])) for path, domain in spec.space.items()]
     lines = [
         f"Found by the search in {source.name}: {sample.label}, the best of {len(journal.samples)}, {stopped} of which "
         "were stopped early.",
-        f"{search.metric_text} on {search.split}, seed {seeds}: {100 * sample.reports[-1].score:.2f} %{_own(journal)}.",
+        f"{search.metric_text} on {search.split}, seed {seeds}: {score}.",
         f"Searched by {spec.searcher} with scheduler {spec.scheduler}, seed {spec.seed}:",
-        *(f"  {path}: {domain.in_words()}; found {sample.values[path]}" for path, domain in spec.space.items()),
+        *(f"  {path}: {domain}; found {value}" for path, domain, value in space),
         f"It was chosen by {search.split}, so that its scores there are no measurement. Its seeds are new; the table",
         f"on {experiment.evaluate.report} is made by: python launch.py run {found_path(search, sample, source)}",
     ]
     return "".join(f"# {line}\n" for line in lines) + dump_experiment(experiment)
 
 
-def _own(journal: Journal) -> str:
+def _own(journal: Journal, sample: Sample) -> str:
     """What the file's own configuration has, if it is another and was judged to the end."""
+    if sample.is_own:
+        return ", the file's own configuration"
     own = next((one for one in journal.samples if one.is_own and journal.is_finished(one)), None)
     return "" if own is None else f"; the file's own configuration: {100 * own.reports[-1].score:.2f} %"

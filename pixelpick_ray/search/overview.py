@@ -41,18 +41,24 @@ def plan_figures(search: Search, journal: Journal) -> dict[str, Any]:
 def plan_text(search: Search, journal: Journal) -> str:
     """What `plan` prints of a search."""
     spec, figures = search.spec, plan_figures(search, journal)
-    own = search.own_values
-    first = "first the file's own values" if own is not None else "the file's own values are not all in the space"
     return "\n".join(
         [
             *(f"{path}: {domain.in_words()}" for path, domain in spec.space.items()),
-            f"{spec.size} samples by {spec.searcher}, {first}; seeds {', '.join(map(str, search.seeds))}",
+            f"{spec.size} samples by {spec.searcher}{_first(search)}; seeds {', '.join(map(str, search.seeds))}",
             f"judged by {search.metric_text} on {search.split}, which is not reported",
             f"scheduler {spec.scheduler} after {', '.join(level.label for level in search.levels)}",
             f"{figures['fits']} stages to train if no sample is stopped early; {figures['stored_fits']} are stored",
             state_line(search, journal),
         ]
     )
+
+
+def _first(search: Search) -> str:
+    """What the first sample is."""
+    if search.spec.searcher == "grid":
+        return ""
+    is_own = search.own_values is not None
+    return ", first the file's own values" if is_own else "; the file's own values are not all in the space"
 
 
 def fits_of(sample: Sample) -> tuple[str, ...]:

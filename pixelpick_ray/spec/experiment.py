@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.search import SearchSpec
+from pixelpick_ray.spec.search import DomainSpec, SearchSpec, may_vary
 from pixelpick_ray.spec.trial import (
     AcquireSpec,
     AdamSpec,
@@ -86,11 +86,18 @@ class Experiment(Spec):
         SpecError for a path that there is not and a value that does not fit: `where` begins the names of these paths,
         `at` ends the message.
         """
-        base = self.model_dump(mode="json", include={"dataset", "model", "train", "acquire", "oracle"}) | {"seed": 0}
-        point = json.loads(json.dumps(base))
+        point = json.loads(json.dumps(self._base()))
         for path, value in settings.items():
             _set_known(point, path.split("."), value, where=f"{where}{path}")
         return _validated(Trial, point, prefixes=dict.fromkeys(settings, where), at=at)
+
+    def _base(self) -> dict[str, Any]:
+        """The values of the file that a trial has."""
+        return self.model_dump(mode="json", include={"dataset", "model", "train", "acquire", "oracle"}) | {"seed": 0}
+
+    def searchable(self) -> tuple[str, ...]:
+        """The dotted paths that a search of this experiment may vary."""
+        return tuple(filter(may_vary, _known_paths(self._base())))
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: thousands of expanded trials would travel to every process."""
@@ -138,29 +145,40 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = ()) ->
 
 def check_search(experiment: Experiment, search: SearchSpec, fixed: Sequence[str]) -> None:
     """SpecError for a search that this experiment cannot have; `fixed` are paths that the command line sets."""
+    known = experiment.searchable()
     for path in search.space:
-        in_grid = [(f"grid[{index}].{key}", key) for index, grid in enumerate(experiment.grid) for key in grid]
-        for where, other in [*in_grid, *((f"--set {other}", other) for other in fixed)]:
-            if f"{other}.".startswith(f"{path}.") or (where.startswith("grid") and f"{path}.".startswith(f"{other}.")):
-                raise SpecError(f"{where}: {path} is searched, too; take it out of search.space, or out of here")
-    if len(experiment.grid) != 1 or set(experiment.grid[0]) != {"seed", "budget"}:
-        raise SpecError(
-            "grid: a search has one, with seed and budget alone: those of every configuration; what else varies "
-            "belongs in search.space, e.g. acquire.strategy: {choice: [margin, entropy]}"
-        )
+        if path not in known:
+            raise SpecError(f"search.space.{path}: no such field; allowed: {', '.join(known)}")
+        if other := next((other for other in fixed if f"{other}.".startswith(f"{path}.")), ""):
+            raise SpecError(f"--set {other}: {path} is searched; take it out of search.space, or leave out --set")
+    _check_grid(experiment, search)
     for path, position, value in search.ends():
-        try:
-            experiment.trial_at({"budget": experiment.trials()[0].budget, path: value}, where="")
-        except SpecError as error:
-            lines = [line if line.startswith(f"{path}: ") else f"{path}: {line}" for line in str(error).splitlines()]
-            at = f" (value {position + 1} of {search.space[path].kind})"
-            raise SpecError("\n".join(f"search.space.{line}{at}" for line in lines)) from None
+        for budget in dict.fromkeys(experiment.grid[0]["budget"]):
+            with search.naming(path, position):
+                experiment.trial_at({"budget": budget, path: value}, where="")
     _check_levels(experiment, search)
     evaluate = experiment.evaluate
     if search.split is not None and search.split == evaluate.split_of(evaluate.report):
         raise SpecError(
             f"search.split: {search.split} is the split that is reported; what is chosen on it is no measurement any "
             "more; take another split, e.g. val, or search.held_out: 0.2 for a share of the training images"
+        )
+
+
+def _check_grid(experiment: Experiment, search: SearchSpec) -> None:
+    """SpecError for a grid that says more or less than seeds and budgets."""
+    for index, grid in enumerate(experiment.grid):
+        for path, other in itertools.product(search.space, grid):
+            if f"{other}.".startswith(f"{path}.") or f"{path}.".startswith(f"{other}."):
+                raise SpecError(
+                    f"grid[{index}].{other}: search.space has {path}; take this out, with a search the grid has seed "
+                    "and budget alone"
+                )
+    if len(experiment.grid) != 1 or set(experiment.grid[0]) != {"seed", "budget"}:
+        raise SpecError(
+            "grid: with a search it is one, of seed and budget alone, those of every configuration, e.g. [{seed: [0], "
+            "budget: [10, 20]}]; what else varies belongs in search.space, e.g. acquire.strategy: {choice: [margin, "
+            "entropy]}"
         )
 
 
@@ -174,12 +192,24 @@ def _check_levels(experiment: Experiment, search: SearchSpec) -> None:
         raise SpecError(f"search.metric.budget: {last} is not in the grid; it has {', '.join(map(str, budgets))}")
     if search.metric.name == "area" and len({one for one in budgets if last is None or one <= last}) < 2:
         raise SpecError("search.metric: an area needs two budgets or more; add some to the grid, or take name: miou")
-    if not search.epochs:
-        return
+    if search.epochs:
+        _check_epochs(experiment, search)
+
+
+def _check_epochs(experiment: Experiment, search: SearchSpec) -> None:
+    """SpecError for epochs that configurations cannot be judged at."""
     if len(set(experiment.grid[0]["seed"])) > 1:
-        raise SpecError("search.epochs: seeds train one after the other, so that their epochs have no mean; give one")
-    if moving := {"train.epochs", "acquire.initial_pixels"} & set(search.space):
-        raise SpecError(f"search.epochs: the first stage is not the same with {min(moving)} searched; leave one out")
+        raise SpecError(
+            "search.epochs: seeds train one after the other, so that their epochs have no mean; give one seed, or "
+            "leave epochs out"
+        )
+    own = experiment.trials()[0]
+    for path, _, value in search.ends():
+        other = experiment.trial_at({"budget": own.budget, path: value}, where="")
+        if (other.train.epochs, other.acquire.initial_pixels) != (own.train.epochs, own.acquire.initial_pixels):
+            raise SpecError(
+                f"search.epochs: the first stage is not the same for all, search.space has {path}; leave one out"
+            )
     if search.epochs[-1] >= experiment.train.epochs:
         raise SpecError(
             f"search.epochs: {search.epochs[-1]} is not before the end of a stage of {experiment.train.epochs} epochs, "
@@ -252,6 +282,8 @@ def _explain(item: Any) -> tuple[str, str]:
             message += "; seeds and budgets stand in the grid"
     elif item["type"] == "missing":
         message = "is required"
+    elif item["type"] == "model_type" and item["ctx"]["class_name"] == DomainSpec.__name__:
+        message = f"should be one kind with its values, e.g. {{choice: [1, 2]}}; got {item['input']!r}"
     elif item["type"] == "union_tag_not_found":
         message = f"name is required, one of {', '.join(_names_of(item['loc'][-1]))}; got {item['input']!r}"
     elif item["type"] != "value_error":

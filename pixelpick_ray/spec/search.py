@@ -3,11 +3,13 @@
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from pixelpick_ray.errors import SpecError
 from pixelpick_ray.spec.trial import Count, Spec
 
 SIGNIFICANT_DIGITS = 4  # of a drawn number: enough for any setting, and short enough to read
@@ -15,6 +17,11 @@ KINDS = ("uniform", "loguniform", "randint", "choice", "grid")
 SEARCHED = ("model", "train", "acquire", "dataset.size", "dataset.scale", "dataset.long_side")
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+def may_vary(path: str) -> bool:
+    """Whether a search may vary what is at a dotted path."""
+    return any(f"{path}.".startswith(f"{allowed}.") for allowed in SEARCHED)
 
 
 class DomainSpec(Spec):
@@ -47,8 +54,8 @@ class DomainSpec(Spec):
 
     @model_validator(mode="after")
     def _values_differ(self) -> Self:
-        texts = [json.dumps(value, sort_keys=True) for value in self.values]
-        if not texts or len(set(texts)) < len(texts):
+        repeated = any(value in self.values[:position] for position, value in enumerate(self.values))  # 1 is 1.0, too
+        if repeated or not self.values:
             raise ValueError(f"{self.kind}: values must be given, each once; got {list(self.values)}")
         return self
 
@@ -133,8 +140,11 @@ class SearchSpec(Spec):
         if not self.space:
             raise ValueError("space: nothing is searched; give at least one, e.g. {train.optimizer.lr: {...}}")
         for path in self.space:
-            if not any(f"{path}.".startswith(f"{allowed}.") for allowed in SEARCHED):
-                raise ValueError(f"space: {path} is not for a search; allowed are {', '.join(SEARCHED)} and below")
+            if not may_vary(path):
+                elsewhere = "; seeds and budgets stand in the grid" if path in ("seed", "budget") else ""
+                raise ValueError(
+                    f"space: {path!r} is not for a search; allowed are {', '.join(SEARCHED)} and below{elsewhere}"
+                )
             if outer := next(
                 (other for other in self.space if f"{path}.".startswith(f"{other}.") and other != path), ""
             ):
@@ -143,16 +153,20 @@ class SearchSpec(Spec):
 
     @model_validator(mode="after")
     def _searcher_fits(self) -> Self:
-        kinds = {domain.kind for domain in self.space.values()}
+        gridded = [path for path, domain in self.space.items() if domain.kind == "grid"]
+        drawn = [path for path in self.space if path not in gridded]
         if self.searcher == "grid":
-            if kinds != {"grid"}:
-                raise ValueError("searcher: grid tries every point of domains of kind grid; got others, too")
+            if drawn:
+                kind = self.space[drawn[0]].kind
+                raise ValueError(f"searcher: grid tries all values of kind grid; {drawn[0]} is of kind {kind}")
             if self.num_samples is not None:
                 raise ValueError(
                     f"num_samples: searcher grid tries each of its {self.num_points} points once; leave it out"
                 )
-        elif "grid" in kinds:
-            raise ValueError(f"space: kind grid is for searcher grid; give {self.searcher} values with choice")
+        elif gridded:
+            raise ValueError(
+                f"space: kind grid is for searcher grid; for {self.searcher} give {gridded[0]} its values with choice"
+            )
         elif self.num_samples is None:
             raise ValueError("num_samples: is required; give the number of configurations to try, e.g. 40")
         if self.searcher == "bohb" and self.scheduler != "hyperband":
@@ -190,3 +204,14 @@ class SearchSpec(Spec):
         for path, domain in self.space.items():
             for position, value in enumerate(domain.values):
                 yield path, position, value
+
+    @contextmanager
+    def naming(self, path: str, position: int) -> Iterator[None]:
+        """Tell what is wrong with a value that stands in the space with its place there."""
+        try:
+            yield
+        except SpecError as error:
+            own = (f"{path}:", f"{path}.", f"{path}[")
+            lines = [line if line.startswith(own) else f"{path}: {line}" for line in str(error).splitlines()]
+            at = f" (value {position + 1} of {self.space[path].kind})"
+            raise SpecError("\n".join(f"search.space.{line}{at}" for line in lines)) from None
