@@ -4,6 +4,8 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
@@ -19,7 +21,8 @@ def experiments() -> str:
         f"| file | what | needs | stages to train | PFLOP | GPU hours at {rate} TFLOP/s |",
         "| --- | --- | --- | --- | ---: | ---: |",
     ]
-    for path in sorted(ROOT.glob("experiments/**/*.yaml"), key=lambda path: (len(path.parts), path)):
+    files = (path for path in ROOT.glob("experiments/**/*.yaml") if path.parent.name != "found")
+    for path in sorted(files, key=lambda path: (len(path.parts), path)):
         experiment = load_experiment(path)
         cost = cost_of(experiment)
         stages = f"{cost.fits} ({cost.fits_unshared} one by one)"
@@ -40,7 +43,7 @@ def _needs(experiment: Experiment) -> str:
 
 def _two_digits(value: float) -> str:
     """Two significant digits, without an exponent."""
-    return f"{value:,.0f}" if value >= 10 else f"{float(f'{value:.2g}'):g}"
+    return f"{value:,.0f}" if value >= 10 else np.format_float_positional(float(f"{value:.2g}"), trim="-")
 
 
 def results() -> str:

@@ -169,6 +169,8 @@ def run(
     with stop.listening():
         with _naming(experiment):
             session.prepare(planned, execution, console)
+            if search is not None:
+                search.check_images(execution.data_path)
         if search is None:
             claim_name(planned, Store(execution.store))
             exit_status = session.run(planned, execution, console, stop, local=local)
@@ -455,7 +457,8 @@ def _report_search(asked: list[tuple[Plan, Search | None]], paths: list[Path], s
     if out is None:
         raise SpecError("report: give --out DIR for the report of a search")
     best = Journal(store, search).best()
-    command = "" if best is None else f"python launch.py run {found_path(search, best, paths[0])}"
+    found = found_path(search, best, paths[0]) if best else None
+    command = f"python launch.py run {found}" if found and found.is_file() else ""
     summary = write_search_report(store, search.experiment, out, next_command=command)
     for line in summary.missing:
         print(f"missing: {line}")

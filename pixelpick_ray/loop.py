@@ -167,7 +167,7 @@ class Stage:
             if world.is_first and not is_last and time.monotonic() - saved >= steps.place.checkpoint_seconds:
                 steps.place.store.write_unfinished(self.fit_key, pack(progress, epoch.model, epoch.optimizer))
                 saved = time.monotonic()
-            steps.emit("epoch", self.number, **values, seconds=progress.seconds)
+            steps.emit("epoch", self.number, **values, seconds=progress.seconds, fit=self.fit_key)
 
         with steps.phase("fit", self.fit_key):
             self._model = fit(job, world, on_epoch, before)

@@ -16,7 +16,8 @@ from pixelpick_ray.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "experiments").rglob("*.yaml"))
+FILES = (path for path in (ROOT / "experiments").rglob("*.yaml") if path.parent.name != "found")  # what searches write
+EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 
 
 def commands() -> list[list[str]]:

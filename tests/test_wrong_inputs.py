@@ -377,6 +377,25 @@ def test_a_wrong_search(place: Path, monkeypatch: pytest.MonkeyPatch, case: Case
     assert told(place, "run", "mine.yaml", *case.get("options", [])) == case["told"]
 
 
+@pytest.mark.parametrize(("same", "told_of_it"), [("train", "trained on"), ("val", "reported")])
+def test_a_split_of_images_that_stand_in_another_one_too(place: Path, same: str, told_of_it: str) -> None:
+    splits = {"train": "train", "val": "val", "dev": same}
+    write_folder(
+        place / "data",
+        splits={name: {"images": f"{at}/images", "labels": f"{at}/labels"} for name, at in splits.items()},
+    )
+    own = {
+        "name: scenes, size: [32, 48], images: 4": "name: folder, path: leaves",
+        "test: {}}, report: test": "val: {}}, report: val",
+    }
+    (place / "mine.yaml").write_text(search_text({"change": own, "add": "split: dev"}))
+    assert told(place, "run", "mine.yaml") == (
+        f"mine.yaml: search.split: 3 images of dev are {told_of_it}, in {same}, too, e.g. "
+        f"PLACE/data/leaves/{same}/images/leaf.v0.png; take another split, or "
+        "search.held_out: 0.2 for a share of the training images"
+    )
+
+
 @pytest.mark.parametrize("case", WRONG["search_commands"], ids=lambda case: " ".join(case["command"]))
 def test_a_wrong_command_on_a_search(place: Path, case: Case) -> None:
     (place / "mine.yaml").write_text(SEARCH)

@@ -1,9 +1,8 @@
 """What became of the samples of a search, as tables and CSV. Everything comes from its journal."""
 
 import contextlib
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -18,8 +17,8 @@ from pixelpick_ray.report.tables import percent_text, points_text
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.spec.canonical import brief
+from pixelpick_ray.spec.search import value_text
 from pixelpick_ray.spec.trial import Trial
-from pixelpick_ray.spec.yaml_text import write_yaml
 
 State = Literal["finished", "stopped", "failed", "open"]
 
@@ -84,19 +83,6 @@ class Findings:
 
 
 # Words
-
-
-def value_text(value: Any) -> str:
-    """A value as YAML has it, on one line."""
-    match value:
-        case str():
-            return " ".join(write_yaml([value]).split())[1:-1]
-        case Mapping():
-            return f"{{{', '.join(f'{value_text(key)}: {value_text(inner)}' for key, inner in value.items())}}}"
-        case list() | tuple():
-            return f"[{', '.join(map(value_text, value))}]"
-        case _:
-            return json.dumps(value)
 
 
 def values_text(found: Findings, sample: Sample) -> str:

@@ -106,7 +106,6 @@ class Proposals(Searcher):
         return self._journal.issue(values, OWN if own else self._search.spec.searcher)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._live.add(trial_id)
         if "report" in result:
             self._proposer.learn(trial_id, result["level"], result)
 
@@ -125,6 +124,7 @@ class Proposals(Searcher):
 
     def on_unpause(self, trial_id: str) -> None:
         """A paused sample goes on."""
+        self._live.add(trial_id)
         self._proposer.resume(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
@@ -138,7 +138,7 @@ class Decisions(TrialScheduler):
     """A scheduler whose reports and stops are in the journal before they take effect.
 
     What the journal has decided stays decided: a scheduler that hears the reports in another order may think otherwise.
-    Schedulers that pause all of a bracket before they decide hear them in no order, and are not overruled.
+    One that pauses all of a bracket before it decides is not made to go on with what it stops.
     """
 
     def __init__(
@@ -164,7 +164,8 @@ class Decisions(TrialScheduler):
         self._inner.on_trial_error(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        self._inner.on_trial_complete(tune_controller, trial, result)
+        if self._pauses:  # others know every report, and the last result is none
+            self._inner.on_trial_complete(tune_controller, trial, result)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """A paused or waiting sample is removed: its scheduler has stopped it, or the run ends."""
@@ -184,9 +185,7 @@ class Decisions(TrialScheduler):
         trial.config.update(told(sample, heard=level + 1))
         decision = str(self._inner.on_trial_result(tune_controller, trial, result))
         if self._pauses:
-            if decision == TrialScheduler.STOP and not self._journal.is_over(sample):
-                self._record_stop(sample)
-            return decision
+            return self._of_a_bracket(tune_controller, trial, sample, decision)
         is_last_word = level + 1 == len(sample.reports)
         if not is_last_word or self._journal.is_finished(sample):
             return str(TrialScheduler.CONTINUE)
@@ -196,6 +195,16 @@ class Decisions(TrialScheduler):
             return str(TrialScheduler.CONTINUE)
         self._record_stop(sample)
         return str(TrialScheduler.STOP)
+
+    def _of_a_bracket(self, tune_controller: Any, trial: Any, sample: Sample, decision: str) -> str:
+        """A stop on record stands, and its bracket goes on without the sample; else the scheduler has its way."""
+        is_last_word = trial.config["heard"] == len(sample.reports)
+        if sample.stopped and is_last_word and decision != TrialScheduler.STOP:
+            self._inner.on_trial_remove(tune_controller, trial)
+            return str(TrialScheduler.STOP)
+        if decision == TrialScheduler.STOP and not self._journal.is_over(sample):
+            self._record_stop(sample)
+        return decision
 
     def _record_stop(self, sample: Sample) -> None:
         level, mine = self._search.levels[len(sample.reports) - 1], sample.reports[-1].score

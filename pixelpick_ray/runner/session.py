@@ -105,18 +105,18 @@ def run_search(search: Search, execution: Execution, console: Console, stop: "St
             console.print(plan_text(search, journal), soft_wrap=True)
             with stop.awaited(), _announced(search.experiment, store):
                 errors, trained = _run_samples(search, journal, execution, console, stop)
-        is_complete = journal.is_complete(search.spec.size)
-        if is_complete:
+        is_settled = journal.is_settled(search.spec.size)
+        if is_settled:
             _drop_search_weights(journal, execution)
         best = journal.best()
         if best is not None:
             console.print(best_text(search, journal), soft_wrap=True, markup=False)
         console.print(f"{state_line(search, journal)}; trained now: {trained}", soft_wrap=True)
-        if is_complete and best is not None:
+        if is_settled and best is not None:
             path = write_found(search, journal, best, source)
             reported = search.experiment.evaluate.report
             console.print(f"found: {_shown(path)}; on {reported}: python launch.py run {_shown(path)}", soft_wrap=True)
-    return _conclude_search(is_complete, errors, stop, console)
+    return _conclude_search(journal.is_complete(search.spec.size), errors, stop, console)
 
 
 def _alone(search: Search, store: Store) -> AbstractContextManager[Any]:

@@ -4,10 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from pixelpick_ray.active.metrics import area_under_curve
-from pixelpick_ray.data.datasets import DatasetFacts, known_facts
+from pixelpick_ray.data.dataset import FileDataset
+from pixelpick_ray.data.datasets import DatasetFacts, known_facts, open_dataset, training_split
 from pixelpick_ray.data.held_out import HELD_OUT, facts_with_held_out
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import Plan, check_facts, check_trial, make_plan, value_at
@@ -97,6 +99,20 @@ class Search:
         """SpecError when the values of a configuration do not fit together at some budget of the grid."""
         for budget in self.experiment.grid[0]["budget"]:
             self.trial(values, seed=self.seeds[0], budget=budget)
+
+    def check_images(self, data_path: Path) -> None:
+        """SpecError when an image that samples are judged on is trained on or reported, in whatever split it stands."""
+        dataset = open_dataset(self.experiment.dataset, data_path)
+        if not isinstance(dataset, FileDataset) or self.split == HELD_OUT:
+            return
+        evaluate, training = self.experiment.evaluate, training_split(dataset, self.experiment.dataset)
+        judged = _images(dataset, self.split)
+        for split, what in ((training, "trained on"), (evaluate.split_of(evaluate.report), "reported")):
+            if both := sorted(judged & _images(dataset, split)):
+                raise SpecError(
+                    f"search.split: {len(both)} images of {self.split} are {what}, in {split}, too, e.g. {both[0]}; "
+                    f"take another split, or search.held_out: {HELD_OUT_SHARE} for a share of the training images"
+                )
 
     @cached_property
     def own_values(self) -> dict[str, Any] | None:
@@ -216,3 +232,7 @@ def _usual(experiment: Experiment, reported: str) -> tuple[str, float | None]:
         )
     free = "val" in facts.splits and "val" not in (reported, experiment.dataset.split)
     return ("val", experiment.dataset.held_out) if free else (HELD_OUT, experiment.dataset.held_out or HELD_OUT_SHARE)
+
+
+def _images(dataset: FileDataset, split: str) -> set[Path]:
+    return {dataset.paths(split, name)[0] for name in dataset.names(split)}

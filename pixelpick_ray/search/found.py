@@ -1,5 +1,6 @@
 """What a search has chosen, as an experiment of its own."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def found_experiment(search: Search, sample: Sample) -> Experiment:
     """
     asked = search.experiment
     trial = search.trial(sample.values, seed=0, budget=search.levels[-1].budget)
-    first = max(search.seeds) + 1
+    unused = (seed for seed in itertools.count() if seed not in search.seeds)
     return asked.model_copy(
         update={
             "name": f"{asked.name[:70]}-{digest(dict(sample.values))[:6]}",
@@ -28,7 +29,7 @@ def found_experiment(search: Search, sample: Sample) -> Experiment:
             "model": trial.model,
             "train": trial.train,
             "acquire": trial.acquire,
-            "grid": ({"seed": tuple(range(first, first + NUM_SEEDS)), "budget": asked.grid[0]["budget"]},),
+            "grid": ({"seed": tuple(itertools.islice(unused, NUM_SEEDS)), "budget": asked.grid[0]["budget"]},),
             "search": None,
         }
     )

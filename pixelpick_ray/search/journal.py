@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from pixelpick_ray.errors import StoreError
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.store import Store, experiment_folder
 
@@ -14,7 +15,8 @@ OWN = "file"  # the origin of the file's own configuration, with which others ar
 class Report:
     """What was measured of a sample at a level: the score that it is judged by, and mIoU by seed.
 
-    ``fits`` are the keys of the trainings up to there, in order, by seed; ``seconds`` what they took in all.
+    ``fits`` are the keys of the trainings up to there, in order, by seed, at an epoch's level the unfinished one too;
+    ``seconds`` what they took in all.
     """
 
     score: float
@@ -67,14 +69,33 @@ class Journal:
     """
 
     def __init__(self, store: Store, search: Search) -> None:
+        """Open it. StoreError when a record is missing among others, or is none."""
         self._store = store
         self._folder = f"{experiment_folder(search.experiment)}/samples"
-        self._num_levels = len(search.levels)
-        self.samples = [self._read(name) for name in store.records(self._folder)]
+        self._num_levels, self._paths = len(search.levels), list(search.spec.space)
+        self.samples = [self._read(position, name) for position, name in enumerate(store.records(self._folder))]
 
-    def _read(self, name: str) -> Sample:
-        tree = self._store.read_record(f"{self._folder}/{name}.json")
-        return Sample(**{**tree, "reports": tuple(map(Report.of, tree["reports"]))})
+    def _read(self, position: int, name: str) -> Sample:
+        path = f"{self._folder}/{name}.json"
+        tree = self._store.read_record(path)
+        try:
+            values = dict(sorted(tree["values"].items(), key=lambda item: self._place(item[0])))
+            sample = Sample(**{**tree, "values": values, "reports": tuple(map(Report.of, tree["reports"]))})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise StoreError(
+                f"{self._store.address}/{path}: is no record of a sample ({error!r}); put back the one that was there, "
+                "or search under another name"
+            ) from error
+        if sample.index != position or name != _name(position):
+            raise StoreError(
+                f"{self._store.address}/{self._folder}/{_name(position)}.json: is missing, later samples are there; "
+                "put it back, or search under another name"
+            )
+        return sample
+
+    def _place(self, path: str) -> int:
+        """Where a setting stands in the space: records are sorted by name."""
+        return self._paths.index(path) if path in self._paths else len(self._paths)
 
     def issue(self, values: Mapping[str, Any], origin: str) -> Sample:
         """Record a new sample, before anything of it starts."""
@@ -96,7 +117,7 @@ class Journal:
 
     def _write(self, sample: Sample) -> Sample:
         self.samples[sample.index] = sample
-        self._store.write_record(f"{self._folder}/{sample.index:05d}.json", asdict(sample))
+        self._store.write_record(f"{self._folder}/{_name(sample.index)}.json", asdict(sample))
         return sample
 
     def is_finished(self, sample: Sample) -> bool:
@@ -111,7 +132,16 @@ class Journal:
         """Whether as many samples as that are over, and none is not."""
         return len(self.samples) >= size and all(map(self.is_over, self.samples))
 
+    def is_settled(self, size: int) -> bool:
+        """As `is_complete`, where a sample may have failed for good, too."""
+        return len(self.samples) >= size and all(self.is_over(one) or one.error for one in self.samples)
+
     def best(self) -> Sample | None:
         """The finished sample with the highest score, the earlier one of equals; None when none is finished."""
         finished = [sample for sample in self.samples if self.is_finished(sample)]
         return max(finished, key=lambda sample: (sample.reports[-1].score, -sample.index), default=None)
+
+
+def _name(index: int) -> str:
+    """Of a sample's record."""
+    return f"{index:05d}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
+from pixelpick_ray.spec.search import value_text
 from pixelpick_ray.store import Store, run_lease
 
 SHOWN = 5  # best samples that are printed
@@ -92,7 +93,7 @@ def values_text(values: Mapping[str, Any]) -> str:
     """A configuration in a line, each path by its last name where that is clear."""
     last = [path.rpartition(".")[2] for path in values]
     names = [name if last.count(name) == 1 else path for name, path in zip(last, values, strict=True)]
-    return ", ".join(f"{name}={value}" for name, value in zip(names, values.values(), strict=True))
+    return ", ".join(f"{name}={value_text(value)}" for name, value in zip(names, values.values(), strict=True))
 
 
 def best_text(search: Search, journal: Journal) -> str:

@@ -49,13 +49,14 @@ class _Course:
         """What hears the events of a seed's chain."""
 
         def hear(event: Event) -> None:
+            if event.kind in ("epoch", "stage"):
+                self._fits.setdefault(seed, {})[event.stage] = event.values["fit"]
             if event.kind == "epoch":
                 self._seconds[seed, event.stage] = event.values["seconds"]
                 self._reach(seed, event.stage, [(event.values["epoch"], event.values.get("miou"))])
             if event.kind == "stage":
                 self._reach(seed, event.stage, event.values["miou_by_epoch"])
                 self._seconds[seed, event.stage] = event.values["seconds"]
-                self._fits.setdefault(seed, {})[event.stage] = event.values["fit"]
                 self._mious[seed] = event.values["miou"]
 
         return hear

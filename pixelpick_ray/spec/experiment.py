@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -102,6 +102,12 @@ class Experiment(Spec):
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone: thousands of expanded trials would travel to every process."""
         return super().__getstate__() | {"__dict__": dict(self)}
+
+    def __copy__(self) -> Self:
+        """The fields alone: a copy may get others, and has other trials then."""
+        copied = super().__copy__()
+        copied.__dict__.pop("_trials", None)
+        return copied
 
     def identity(self) -> str:
         """Digest of everything but the grid and the title: what experiments of one name must share.

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.spec.trial import Count, Spec
+from pixelpick_ray.spec.yaml_text import write_yaml
 
 SIGNIFICANT_DIGITS = 4  # of a drawn number: enough for any setting, and short enough to read
 KINDS = ("uniform", "loguniform", "randint", "choice", "grid")
@@ -103,7 +104,20 @@ class DomainSpec(Spec):
         """As a person reads it, e.g. "loguniform 0.0001 to 0.1"."""
         if self.is_range:
             return f"{self.kind} {self.values[0]:g} to {self.values[1]:g}"
-        return f"{self.kind} of {', '.join(json.dumps(value) for value in self.values)}"
+        return f"{self.kind} of {', '.join(map(value_text, self.values))}"
+
+
+def value_text(value: Any) -> str:
+    """A value as YAML has it, on one line."""
+    match value:
+        case str():
+            return " ".join(write_yaml([value]).split())[1:-1]
+        case Mapping():
+            return f"{{{', '.join(f'{value_text(key)}: {value_text(inner)}' for key, inner in value.items())}}}"
+        case list() | tuple():
+            return f"[{', '.join(map(value_text, value))}]"
+        case _:
+            return json.dumps(value)
 
 
 class MetricSpec(Spec):

@@ -1,5 +1,8 @@
 """Searches on real Ray: each scheduler with samples of two ranks on a node of eight GPUs; the shipped one, killed."""
 
+import json
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -97,3 +100,77 @@ def test_a_scheduler_leaves_no_process_and_no_placement_group_of_samples_of_two_
         assert nodes.placement_groups() == []
     finally:
         nodes.stop()
+
+
+QUICKSTART = (ROOT / "experiments" / "search-quickstart.yaml").read_text(encoding="utf-8")
+
+
+def reports(life: Life) -> int:
+    """How many reports the journal of a life has."""
+    found = (json.loads(path.read_text()) for path in life.place.glob("store/experiments/*/samples/*.json"))
+    return sum(len(sample["reports"]) for sample in found)
+
+
+def kill_at(life: Life, mark: dict[str, str], wanted: int) -> None:
+    """Run the search and kill its driver with SIGKILL once its journal has so many reports."""
+    driver = life.run()
+    until = time.monotonic() + 400
+    while reports(life) < wanted and driver.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    assert driver.poll() is None, life.output()
+    driver.kill()
+    driver.wait()
+    assert reports(life) >= wanted
+    assert wait_until_gone(mark[MARK], services_too=False) == []
+
+
+def ended(life: Life) -> list[Sample]:
+    """The samples of a search that has ended: each is over, and what was begun was ended once."""
+    journal, samples = read(life.place, "faults.yaml")
+    assert len(samples) == 12
+    assert journal.is_complete(12)
+    assert len({json.dumps(dict(one.values), sort_keys=True) for one in samples}) == 12
+    life.logs.read_new()
+    finished = Counter(line.key for line in life.logs.lines if (line.phase, line.event) == ("publish", "end"))
+    assert finished
+    assert set(finished.values()) == {1}
+    assert Store(life.place / "store").leased() == {}
+    for leftover in ("unfinished/*", "fit/*/weights.safetensors"):
+        assert list(life.place.glob(f"store/{leftover}")) == []
+    return samples
+
+
+def test_the_shipped_search_killed_twice_ends_with_its_twelve_samples(tmp_path: Path, mark: dict[str, str]) -> None:
+    text = QUICKSTART.replace("name: search-quickstart", "name: faults").replace("epochs: 8", "epochs: 2")
+    text = text.replace("images: 24", "images: 8").replace("size: [48, 64]", "size: [32, 48]")
+    life = Life(tmp_path / "life", Setting(text, ()), mark, None)
+    kill_at(life, mark, 3)
+    before = read(life.place, "faults.yaml")[1]
+    kill_at(life, mark, 9)
+    assert life.run().wait(timeout=500) == 0, life.output()
+    samples = ended(life)
+    assert [one.values for one in samples[: len(before)]] == [one.values for one in before]
+    found = list(life.place.glob("found/*.yaml"))
+    assert len(found) == 1
+    assert set(load_experiment(found[0]).grid[0]["seed"]).isdisjoint({0})
+    assert life.run().wait(timeout=100) == 0  # nothing is left to do
+    assert "trained now: 0" in life.output()
+    assert wait_until_gone(mark[MARK], services_too=True) == []
+
+
+@pytest.mark.slow
+def test_the_shipped_search_stops_bad_samples_early_and_beats_its_files_own(
+    tmp_path: Path, mark: dict[str, str]
+) -> None:
+    life = Life(
+        tmp_path / "life", Setting(QUICKSTART.replace("name: search-quickstart", "name: faults"), ()), mark, None
+    )
+    began = time.monotonic()
+    assert life.run().wait(timeout=600) == 0, life.output()
+    assert time.monotonic() - began < 360
+    samples = ended(life)
+    assert sum(bool(one.stopped) for one in samples) >= 4
+    own = samples[0]
+    assert own.is_own
+    best = max(one.reports[-1].score for one in samples if len(one.reports) == 3)
+    assert best > own.reports[-1].score

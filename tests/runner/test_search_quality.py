@@ -115,7 +115,7 @@ class Machine:
             self.proposals.on_trial_result(trial.trial_id, result)
         if decision == TrialScheduler.STOP or level + 1 == len(self.search.levels):
             self.proposals.on_trial_complete(trial.trial_id, result)
-            self.decisions.on_trial_complete(None, trial, result)
+            self.decisions.on_trial_complete(None, trial, {})
         else:
             self.start(now, number, trial)
 

@@ -1,0 +1,119 @@
+"""Searches on real Ray with instant fits: every pair of searcher and scheduler, stopped halfway and run again."""
+
+import json
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pixelpick_ray.runner import search as runner
+from pixelpick_ray.search.design import Search, make_search
+from pixelpick_ray.search.journal import Journal
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.spec.experiment import parse_experiment
+from pixelpick_ray.steps import Event
+from pixelpick_ray.store import Store
+
+SAMPLES = 12
+EXPERIMENT = """
+name: instant
+dataset: {{name: scenes, size: [32, 48]}}
+model: {{backbone: mobilenetv2_035, pretrained: none}}
+train: {{epochs: 1, optimizer: {{name: adam, lr: 1e-1}}}}
+evaluate: {{splits: {{test: {{}}}}, report: test}}
+grid: [{{seed: [0], budget: [10, 20, 30, 40, 50, 60, 70, 80, 90]}}]
+search:
+  space:
+    train.optimizer.lr: {{loguniform: [1e-5, 1e-1]}}
+    acquire.pool_fraction: {{uniform: [0.01, 1]}}
+    acquire.strategy: {{choice: [margin, entropy]}}
+    acquire.stochastic: {{choice: [null, {{passes: 5}}]}}
+    train.batch_size: {{randint: [2, 16]}}
+  searcher: {searcher}
+  scheduler: {scheduler}
+  num_samples: {samples}
+"""
+
+
+def instant() -> Callable[..., None]:
+    """What takes the place of a sample's work; a function in a function travels to workers whole."""
+
+    def work(config: dict[str, Any], search: Any, execution: Any) -> None:
+        from ray import tune
+
+        final = math.exp(-((math.log10(config["values"]["train.optimizer.lr"] / 1e-3)) ** 2))
+        for level in range(config["heard"], len(search.levels)):
+            score = final * (level + 1) / 10
+            report = {"score": score, "mious": {"0": score}, "fits": {"0": [f"key{level}"]}, "seconds": level + 1.0}
+            resource = search.levels[level].resource
+            tune.report({"report": json.dumps(report), "level": level, "resource": resource, "score": score})
+        done = {"kind": "done", "chain": config["name"], "stage": 0, "computed": True, "values": {}}
+        tune.report({"event": done})
+
+    return work
+
+
+class Reports:
+    """Hears what is reported; after so many new ones it asks to stop."""
+
+    def __init__(self, most: float = math.inf) -> None:
+        self.most, self.new, self.known = most, 0, 0
+        self.full = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "report":
+            self.new += event.computed
+            self.known += not event.computed
+            if self.new >= self.most:
+                self.full.set()
+
+
+def search_of(searcher: str, scheduler: str, samples: int) -> Search:
+    fields = {"searcher": searcher, "scheduler": scheduler, "samples": samples}
+    return make_search(parse_experiment(EXPERIMENT.format(**fields), where="instant.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("searcher", "scheduler"),
+    [
+        ("optuna", "asha"),
+        ("random", "hyperband"),
+        pytest.param("optuna", "median", marks=pytest.mark.slow),
+        pytest.param("random", "none", marks=pytest.mark.slow),
+        pytest.param("hyperopt", "asha", marks=pytest.mark.slow),
+        pytest.param("bohb", "hyperband", marks=pytest.mark.slow),
+    ],
+)
+def test_a_search_that_is_stopped_and_extended_keeps_its_history(
+    searcher: str, scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in {"hyperopt": ["hyperopt"], "bohb": ["hpbandster", "ConfigSpace"]}.get(searcher, []):
+        pytest.importorskip(package)
+    monkeypatch.setattr(runner, "_trial", instant())
+    execution = Execution(tmp_path, str(tmp_path / "store"), tmp_path, runs_path=tmp_path, device="cpu")
+    new = 0
+    for samples, most in ((SAMPLES, 9), (SAMPLES, math.inf), (SAMPLES + 3, math.inf)):
+        search, reports = search_of(searcher, scheduler, samples), Reports(most)
+        journal = Journal(Store(tmp_path / "store"), search)
+        before = list(journal.samples)
+        assert runner.run(search, journal, execution, reports, reports.full.is_set) == {}
+        new += reports.new
+        assert journal.is_complete(samples) == (most == math.inf)
+        known = sum(len(one.reports) for one in before)
+        assert reports.known == known or (scheduler == "hyperband" and reports.known < known)
+        for old, now in zip(before, journal.samples, strict=False):
+            assert now.values == old.values
+            assert now.reports[: len(old.reports)] == old.reports
+            assert now == old or not journal.is_over(old)
+    assert len(journal.samples) == SAMPLES + 3
+    assert new == sum(len(one.reports) for one in journal.samples)  # nothing was judged twice
+    values = [json.dumps(dict(one.values)) for one in journal.samples]
+    assert len(set(values)) == len(values)
+    for one in journal.samples:
+        assert all(search.spec.space[path].contains(value) for path, value in one.values.items())
+        search.check(one.values)
+    assert any(one.stopped for one in journal.samples) == (scheduler != "none")
+    assert journal.best() is not None

@@ -1,0 +1,246 @@
+"""The experiment that a search has found: what it measures, what its file says, how it is named."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pixelpick_ray.errors import RunError
+from pixelpick_ray.search.design import Search
+from pixelpick_ray.search.found import found_experiment, found_path, found_text, write_found
+from pixelpick_ray.search.journal import OWN as BY_FILE
+from pixelpick_ray.search.journal import Journal, Sample
+from pixelpick_ray.spec.experiment import dump_experiment, load_experiment, parse_experiment
+from pixelpick_ray.spec.trial import EvaluatedSpec, PolySpec
+from pixelpick_ray.store import Store
+from tests.search.helpers import BY_EPOCH, LR_ALONE, OTHER, OWN, add, search_of
+
+SOURCE = Path("experiments") / "hunt.yaml"
+
+
+def journal_of(search: Search, folder: Path) -> Journal:
+    """The file's own configuration, one that was stopped, and a better one."""
+    journal = Journal(Store(folder / "store"), search)
+    add(journal, OWN, [0.3, 0.4, 0.5], origin=BY_FILE)
+    journal.stop(add(journal, OWN | {"train.optimizer.lr": 1e-4}, [0.1]).index, "asha: rank 2 of the 2")
+    add(journal, OTHER, [0.35, 0.45, 0.56789])
+    return journal
+
+
+def best_of(journal: Journal) -> Sample:
+    best = journal.best()
+    assert best is not None
+    return best
+
+
+def sample_of(search: Search, **values: object) -> Sample:
+    return Sample(0, {path.replace("__", "."): value for path, value in values.items()}, "optuna")
+
+
+# What it measures
+
+
+def test_it_has_the_configuration_and_all_else_of_the_file(tmp_path: Path) -> None:
+    search = search_of("oracle={name: erring, rate: 0.1}", "dataset.images=20")
+    found, asked = found_experiment(search, best_of(journal_of(search, tmp_path))), search.experiment
+    assert found.train.optimizer.lr == 0.0025
+    assert found.acquire.strategy == "random"
+    for field in ("dataset", "model", "oracle", "evaluate"):
+        assert getattr(found, field) == getattr(asked, field)
+    assert found.train.model_dump(exclude={"optimizer"}) == asked.train.model_dump(exclude={"optimizer"})
+    assert found.acquire.model_dump(exclude={"strategy"}) == asked.acquire.model_dump(exclude={"strategy"})
+    assert found.search is None
+
+
+def test_it_is_evaluated_as_the_file_says() -> None:
+    evaluate = "evaluate={splits: {test: {size: [180, 240]}, val: {}}, when: every_epoch, report: test}"
+    search = search_of(evaluate)
+    assert search.judged.evaluate.splits == {"val": EvaluatedSpec(size=(180, 240))}
+    assert found_experiment(search, sample_of(search)).evaluate == search.experiment.evaluate
+
+
+@pytest.mark.parametrize(
+    ("overrides", "held_out"),
+    [
+        (["search.held_out=0.3"], None),
+        (["dataset={name: voc, long_side: 400}", "evaluate={splits: {val: {}}, report: val}"], None),  # 0.2 by itself
+        (["dataset.held_out=0.25"], 0.25),
+        (["dataset.held_out=0.25", "search.split=val"], 0.25),
+    ],
+)
+def test_what_the_search_held_out_is_trained_on_again(overrides: list[str], held_out: float | None) -> None:
+    search = search_of(*overrides)
+    assert search.judged.dataset.held_out is not None
+    found = found_experiment(search, sample_of(search))
+    assert found.dataset == search.experiment.dataset
+    assert {trial.dataset.held_out for trial in found.trials()} == {held_out}
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2], [7, 3], [5, 5]])
+def test_its_five_seeds_are_none_of_the_search(seeds: list[int]) -> None:
+    search = search_of(f"grid=[{{seed: {seeds}, budget: [10, 20, 40]}}]")
+    found = found_experiment(search, sample_of(search)).grid[0]["seed"]
+    assert found == tuple(range(max(seeds) + 1, max(seeds) + 6))
+    assert set(found).isdisjoint(seeds)
+
+
+def test_its_trials_are_those_of_its_own_grid() -> None:
+    search = search_of("search.metric={budget: 20}")
+    trials = found_experiment(search, sample_of(search, train__optimizer__lr=0.002)).trials()
+    wanted = [(seed, budget) for seed in range(1, 6) for budget in (10, 20, 40)]  # all budgets, not up to the metric's
+    assert [(trial.seed, trial.budget) for trial in trials] == wanted
+    assert {trial.train.optimizer.lr for trial in trials} == {0.002}
+
+
+def test_a_searched_size_is_its_size() -> None:
+    search = search_of("search.space={dataset.size: {choice: [[360, 480], [90, 120]]}}", "search.held_out=0.2")
+    found = found_experiment(search, sample_of(search, dataset__size=[90, 120]))
+    assert (found.dataset.size, found.dataset.held_out) == ((90, 120), None)
+
+
+# Its name
+
+
+def test_its_name_tells_configurations_apart_and_nothing_else() -> None:
+    search = search_of()
+    names = [found_experiment(search, Sample(index, OTHER, "optuna")).name for index in (0, 5)]
+    assert names[0] == names[1]
+    assert re.fullmatch(r"hunt-[0-9a-f]{6}", names[0])
+    assert found_experiment(search, Sample(0, OWN, "file")).name != names[0]
+    more = found_experiment(search_of("search.num_samples=9"), Sample(0, OTHER, "optuna"))
+    assert more == found_experiment(search, Sample(0, OTHER, "optuna"))
+
+
+def test_a_long_name_is_cut() -> None:
+    found = found_experiment(search_of(f"name={'a' * 80}"), Sample(0, OTHER, "optuna"))
+    assert re.fullmatch(r"a{70}-[0-9a-f]{6}", found.name)
+    assert parse_experiment(dump_experiment(found), where="again") == found
+
+
+def test_its_title_is_that_of_the_file_or_its_name() -> None:
+    search, nameless = search_of(), search_of("title=''")
+    assert found_experiment(search, sample_of(search)).title == "Street scenes, as found"
+    assert found_experiment(nameless, sample_of(nameless)).title == "hunt, as found"
+
+
+# Its file
+
+
+def test_the_file_says_how_it_was_found(tmp_path: Path) -> None:
+    search = search_of("search.scheduler=median", "search.seed=3", "grid=[{seed: [0, 1], budget: [10, 20, 40]}]")
+    journal = journal_of(search, tmp_path)
+    best = best_of(journal)
+    path = found_path(search, best, SOURCE)
+    lines = found_text(search, journal, best, SOURCE).splitlines()
+    header = [line for line in lines if line.startswith("#")]
+    assert lines[: len(header)] == header
+    assert header == [
+        "# Found by the search in hunt.yaml: sample 2, the best of 3, 1 of which were stopped early.",
+        "# mIoU at 40 px on val, seed 0, 1: 56.79 %; the file's own configuration: 50.00 %.",
+        "# Searched by optuna with scheduler median, seed 3:",
+        "#   train.optimizer.lr: loguniform 0.0001 to 0.01; found 0.0025",
+        '#   acquire.strategy: choice of "margin", "random", "entropy"; found "random"',
+        "# It was chosen by val, so that its scores there are no measurement. Its seeds are new; the table",
+        f"# on test is made by: python launch.py run {path}",
+    ]
+    assert lines[len(header)] == f"name: {path.stem}"
+
+
+def test_the_file_says_where_the_files_own_configuration_is_the_best(tmp_path: Path) -> None:
+    search = search_of()
+    journal = Journal(Store(tmp_path), search)
+    add(journal, OWN, [0.3, 0.4, 0.5], origin=BY_FILE)
+    text = found_text(search, journal, best_of(journal), SOURCE)
+    assert "# mIoU at 40 px on val, seed 0: 50.00 %, the file's own configuration.\n" in text
+
+
+@pytest.mark.parametrize("scores", [None, [0.3]])
+def test_the_file_compares_with_nothing_where_the_own_configuration_was_not_judged(
+    tmp_path: Path, scores: list[float] | None
+) -> None:
+    search = search_of()
+    journal = Journal(Store(tmp_path), search)
+    add(journal, OTHER, [0.3, 0.4, 0.5])
+    if scores:
+        add(journal, OWN, scores, origin=BY_FILE)
+    text = found_text(search, journal, best_of(journal), SOURCE)
+    assert "# mIoU at 40 px on val, seed 0: 50.00 %.\n" in text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["search.held_out=0.3"],
+        [LR_ALONE, *BY_EPOCH],
+        ["search.metric={name: area, budget: 20}"],
+        ["dataset.held_out=0.2", "evaluate={splits: {test: {}, held_out: {}}, report: test}"],
+    ],
+)
+def test_the_file_is_read_back_as_the_experiment(tmp_path: Path, overrides: list[str]) -> None:
+    search = search_of(*overrides)
+    journal = Journal(Store(tmp_path / "store"), search)
+    sample = add(journal, {path: OTHER[path] for path in search.spec.space}, [0.5] * len(search.levels))
+    path = write_found(search, journal, sample, tmp_path / "hunt.yaml")
+    found = load_experiment(path)
+    assert found == found_experiment(search, sample)
+    assert found.trials() == found_experiment(search, sample).trials()
+    assert found.identity() == found_experiment(search, sample).identity()
+    assert found.train.optimizer.lr == 0.0025
+    assert not re.search(r"^search:", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert ("held_out:" in path.read_text(encoding="utf-8")) == ("dataset.held_out=0.2" in overrides)
+
+
+def test_values_that_are_no_plain_words_are_read_back(tmp_path: Path) -> None:
+    space = (
+        "search.space={train.schedule: {choice: [{name: constant}, {name: poly, power: 2}]}, acquire.stochastic: "
+        '{choice: [null, {passes: 2}]}, model.pretrained: {choice: [none, "file:a: b\\n# c.pt"]}}'
+    )
+    search = search_of(space)
+    values = {
+        "train.schedule": {"name": "poly", "power": 2},
+        "acquire.stochastic": None,
+        "model.pretrained": "file:a: b\n# c.pt",
+    }
+    journal = Journal(Store(tmp_path / "store"), search)
+    sample = add(journal, values, [0.5, 0.5, 0.5])
+    path = write_found(search, journal, sample, tmp_path / "hunt.yaml")
+    found = load_experiment(path)
+    assert found.train.schedule == PolySpec(name="poly", power=2.0)
+    assert (found.acquire.stochastic, found.model.pretrained) == (None, "file:a: b\n# c.pt")
+    text = path.read_text(encoding="utf-8")
+    assert '; found {"name": "poly", "power": 2}\n' in text
+    assert "; found null\n" in text
+    assert '; found "file:a: b\\n# c.pt"\n' in text
+
+
+def test_it_is_written_beside_the_file_of_the_search_and_again_when_more_is_known(tmp_path: Path) -> None:
+    search = search_of()
+    journal, source = journal_of(search, tmp_path), tmp_path / "mine" / "hunt.yaml"
+    source.parent.mkdir()
+    path = write_found(search, journal, best_of(journal), source)
+    assert path == found_path(search, best_of(journal), source)
+    assert path.parent == tmp_path / "mine" / "found"
+    assert path.read_text(encoding="utf-8") == found_text(search, journal, best_of(journal), source)
+    before = load_experiment(path)
+    add(journal, OWN, [0.1, 0.1, 0.1])
+    assert write_found(search, journal, best_of(journal), source) == path
+    assert "the best of 4" in path.read_text(encoding="utf-8")
+    assert load_experiment(path) == before
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("blocked", ["the folder is a file", "the file is a folder", "no folder of the search"])
+def test_where_it_cannot_be_written_the_search_is_not_lost(tmp_path: Path, blocked: str) -> None:
+    search = search_of()
+    journal, source = journal_of(search, tmp_path), tmp_path / "mine" / "hunt.yaml"
+    path = found_path(search, best_of(journal), source)
+    if blocked == "the folder is a file":
+        path.parent.parent.mkdir()
+        path.parent.write_text("")
+    if blocked == "the file is a folder":
+        path.mkdir(parents=True)
+    with pytest.raises(RunError) as caught:
+        write_found(search, journal, best_of(journal), source)
+    assert str(caught.value).startswith(f"{path}: cannot be written ([Errno ")
+    assert str(caught.value).endswith("); the search is in the store, run again")

@@ -1,0 +1,114 @@
+"""Samples with real trainings: what a level reports is what the store has, and what is stored is not trained again."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pixelpick_ray.active.metrics import miou
+from pixelpick_ray.engine.world import World
+from pixelpick_ray.loop import run_chain
+from pixelpick_ray.search.design import Search, make_search
+from pixelpick_ray.search.journal import Report
+from pixelpick_ray.search.sample import run_sample
+from pixelpick_ray.spec.experiment import parse_experiment
+from pixelpick_ray.spec.trial import Trial
+from pixelpick_ray.steps import Event, Workplace
+from pixelpick_ray.store import Store
+
+EXPERIMENT = """
+name: real
+dataset: {name: scenes, size: [24, 32], images: 4}
+model: {backbone: mobilenetv2_035, pretrained: none, dropout: [0, 0, 0]}
+train: {epochs: 3, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
+acquire: {initial_pixels: 2, pixels_per_stage: 2}
+evaluate: {splits: {test: {}}, when: every_epoch, report: test}
+grid: [{seed: SEEDS, budget: [2, 4]}]
+search:
+  space: {acquire.strategy: {choice: [margin, entropy]}, acquire.pool_fraction: {choice: [0.05, 0.5]}}
+  num_samples: 4
+  epochs: EPOCHS
+"""
+VALUES = {"acquire.strategy": "margin", "acquire.pool_fraction": 0.5}
+
+
+def search_of(seeds: list[int], epochs: list[int]) -> Search:
+    text = EXPERIMENT.replace("SEEDS", str(seeds)).replace("EPOCHS", str(epochs))
+    return make_search(parse_experiment(text, where="real.yaml"))
+
+
+class Bench:
+    """Runs samples in this process, and counts trainings that were computed."""
+
+    def __init__(self, place: Path, cache_path: Path, search: Search) -> None:
+        self.search, self.store = search, Store(place / "store")
+        self.place = Workplace(self.store, place / "data", cache_path)
+        self.trained: Counter[tuple[int, int]] = Counter()
+
+    def run_trial(self, trial: Trial, keep_stages: frozenset[int], on_event: object) -> None:
+        def hear(event: Event) -> None:
+            self.trained[trial.seed, event.stage] += event.kind == "stage" and event.computed
+            on_event(event)  # type: ignore[operator]
+
+        place = replace(self.place, keep_stages=keep_stages)
+        run_chain(self.search.judged, trial, place, World(0, 1, torch.device("cpu")), hear)
+
+    def sample(self, values: dict[str, object], known: tuple[Report, ...] = ()) -> list[Report]:
+        reports: list[Report] = []
+        run_sample(self.search, values, known, run=self.run_trial, on_report=lambda at, report: reports.append(report))
+        return reports
+
+    def stored(self, fit: str, epoch: int) -> float:
+        """mIoU on the split of the search, read from the store."""
+        for folder in (self.store.path / "evaluation").iterdir():
+            inputs = (folder / "input.json").read_text()
+            if fit in inputs:
+                assert '"split": "val"' in inputs  # nothing else is ever evaluated
+                with np.load(folder / "confusion.npz") as file:
+                    return miou(file["confusion"][list(file["epochs"]).index(epoch)])
+        raise AssertionError(f"fit {fit} was not evaluated")
+
+
+def test_epochs_and_budgets_report_what_is_stored_and_are_reported_again_from_the_store(
+    tmp_path: Path, cache_path: Path, one_thread: None
+) -> None:
+    bench = Bench(tmp_path, cache_path, search_of([0], [1, 2]))
+    reports = bench.sample(VALUES)
+    assert [len(report.fits["0"]) for report in reports] == [1, 1, 1, 2]
+    first, second = reports[-1].fits["0"]
+    expected = [bench.stored(first, 1), bench.stored(first, 2), bench.stored(first, 3), bench.stored(second, 3)]
+    assert [report.score for report in reports] == pytest.approx(expected, abs=0)
+    assert bench.trained == {(0, 0): 1, (0, 1): 1}
+    assert [report.seconds for report in reports] == sorted(report.seconds for report in reports)
+    again = bench.sample(VALUES)  # a repeated configuration
+    assert [(one.score, one.mious) for one in again] == [(one.score, one.mious) for one in reports]
+    assert bench.trained == {(0, 0): 1, (0, 1): 1}
+    assert bench.sample(VALUES, tuple(reports[:3]))[0].score == reports[3].score
+
+
+def test_seeds_advance_together_and_samples_share_the_trainings_that_do_not_differ(
+    tmp_path: Path, cache_path: Path, one_thread: None
+) -> None:
+    bench = Bench(tmp_path, cache_path, search_of([0, 1], []))
+    order: list[tuple[int, int]] = []
+    run_trial = bench.run_trial
+
+    def noted(trial: Trial, keep_stages: frozenset[int], on_event: object) -> None:
+        order.append((trial.seed, int(trial.budget)))
+        run_trial(trial, keep_stages, on_event)
+
+    bench.run_trial = noted  # type: ignore[method-assign]
+    reports = bench.sample(VALUES)
+    assert order == [(0, 2), (1, 2), (0, 4), (1, 4)]
+    for report in reports:
+        stored = {seed: bench.stored(keys[-1], 3) for seed, keys in report.fits.items()}
+        assert report.mious == pytest.approx(stored, abs=0)
+        assert report.score == pytest.approx(np.mean(list(stored.values())), abs=1e-12)
+    other = bench.sample(VALUES | {"acquire.strategy": "entropy"})
+    assert bench.trained == {(0, 0): 1, (1, 0): 1, (0, 1): 2, (1, 1): 2}  # the first stages once for both
+    assert other[0].mious == reports[0].mious
+    assert other[0].fits == reports[0].fits
+    assert other[1].fits["0"][1] != reports[1].fits["0"][1]
