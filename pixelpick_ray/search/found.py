@@ -1,7 +1,6 @@
 """What a search has chosen, as an experiment of its own."""
 
 import itertools
-import json
 from pathlib import Path
 
 from pixelpick_ray.errors import RunError
@@ -9,6 +8,7 @@ from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.experiment import Experiment, dump_experiment
+from pixelpick_ray.spec.search import value_text
 
 NUM_SEEDS = 5  # as many as the paper's
 
@@ -56,7 +56,7 @@ def found_text(search: Search, journal: Journal, sample: Sample, source: Path) -
     spec, experiment = search.spec, found_experiment(search, sample)
     stopped = sum(bool(one.stopped) for one in journal.samples)
     seeds, score = ", ".join(map(str, search.seeds)), f"{100 * sample.reports[-1].score:.2f} %{_own(journal, sample)}"
-    space = [(path, domain.in_words(), json.dumps(sample.values[path])) for path, domain in spec.space.items()]
+    space = [(path, domain.in_words(), value_text(sample.values[path])) for path, domain in spec.space.items()]
     lines = [
         f"Found by the search in {source.name}: {sample.label}, the best of {len(journal.samples)}, {stopped} of which "
         "were stopped early.",

@@ -29,7 +29,7 @@ search:
   searcher: SEARCHER
   scheduler: SCHEDULER
   reduction_factor: 2
-  num_samples: 6
+  num_samples: SAMPLES
 """
 # As in test_lost_node: GPUs are only counted.
 DRIVER = """
@@ -54,40 +54,49 @@ sys.exit(session.run_search(search, execution, Console(), session.StopRequest(No
 """
 
 
+def experiment_of(searcher: str, scheduler: str, seeds: list[int], size: int) -> str:
+    fields = {"SEARCHER": searcher, "SCHEDULER": scheduler, "SEEDS": str(seeds), "SAMPLES": str(size)}
+    text = EXPERIMENT
+    for name, value in fields.items():
+        text = text.replace(name, value)
+    return text
+
+
 def read(place: Path, file: str) -> tuple[Journal, list[Sample]]:
     journal = Journal(Store(place / "store"), make_search(load_experiment(place / file)))
     return journal, journal.samples
 
 
 @pytest.mark.parametrize(
-    ("searcher", "scheduler", "seeds"),
+    ("searcher", "scheduler", "seeds", "size"),
     [
-        ("random", "hyperband", [0]),
-        pytest.param("random", "none", [0, 1], marks=pytest.mark.slow),
-        pytest.param("optuna", "asha", [0, 1], marks=pytest.mark.slow),
-        pytest.param("optuna", "median", [0], marks=pytest.mark.slow),
-        pytest.param("hyperopt", "asha", [0], marks=pytest.mark.slow),
-        pytest.param("bohb", "hyperband", [0, 1], marks=pytest.mark.slow),
+        ("random", "asha", [0, 1], 3),
+        pytest.param("random", "hyperband", [0], 6, marks=pytest.mark.slow),
+        pytest.param("random", "none", [0, 1], 6, marks=pytest.mark.slow),
+        pytest.param("optuna", "asha", [0, 1], 6, marks=pytest.mark.slow),
+        pytest.param("optuna", "median", [0], 6, marks=pytest.mark.slow),
+        pytest.param("hyperopt", "asha", [0], 6, marks=pytest.mark.slow),
+        pytest.param("bohb", "hyperband", [0, 1], 6, marks=pytest.mark.slow),
     ],
 )
 def test_a_scheduler_leaves_no_process_and_no_placement_group_of_samples_of_two_ranks(
-    searcher: str, scheduler: str, seeds: list[int], tmp_path: Path, mark: dict[str, str]
+    searcher: str, scheduler: str, seeds: list[int], size: int, tmp_path: Path, mark: dict[str, str]
 ) -> None:
     for package in {"hyperopt": ["hyperopt"], "bohb": ["hpbandster", "ConfigSpace"]}.get(searcher, []):
         pytest.importorskip(package)
     mark |= {"PYTHONPATH": str(ROOT)}
     nodes = Nodes(mark, {"num_cpus": 0}, {"num_cpus": 8, "num_gpus": 8})
     try:
-        text = EXPERIMENT.replace("SEARCHER", searcher).replace("SCHEDULER", scheduler).replace("SEEDS", str(seeds))
+        text = experiment_of(searcher, scheduler, seeds, size)
         life = Life(tmp_path / "life", Setting(text, ()), mark, nodes.address)
         assert life.launch("-c", DRIVER, nodes.address).wait(timeout=500) == 0, life.output()
         journal, samples = read(life.place, "faults.yaml")
-        assert len(samples) == 6
-        assert journal.is_complete(6)
+        assert len(samples) == size
+        assert journal.is_complete(size)
         assert all(set(report.mious) == set(map(str, seeds)) for one in samples for report in one.reports)
         assert any(journal.is_finished(one) for one in samples)
         stopped = [one for one in samples if one.stopped]
-        assert bool(stopped) == (scheduler in ("asha", "hyperband")) or scheduler == "median"
+        assert bool(stopped) == (scheduler in ("asha", "hyperband")) or scheduler == "median" or size == 3
         life.logs.read_new()
         begun = [
             line.key for line in life.logs.lines if (line.phase, line.rank) == ("fit", 0) and line.event == "begin"
@@ -96,6 +105,32 @@ def test_a_scheduler_leaves_no_process_and_no_placement_group_of_samples_of_two_
         known = {key for one in samples for keys in one.reports[-1].fits.values() for key in keys}
         assert known <= set(begun)
         assert not list(life.place.glob("store/fit/*/weights.safetensors"))
+        assert wait_until_gone(mark[MARK], services_too=False) == []
+        assert nodes.placement_groups() == []
+    finally:
+        nodes.stop()
+
+
+@pytest.mark.slow
+def test_samples_of_a_lost_node_go_on_elsewhere(tmp_path: Path, mark: dict[str, str]) -> None:
+    mark |= {"PYTHONPATH": str(ROOT)}
+    nodes = Nodes(mark, {"num_cpus": 0}, {"num_cpus": 2, "num_gpus": 2})
+    try:
+        nodes.join_worker()
+        text = experiment_of("random", "asha", [0], 6)
+        life = Life(tmp_path / "life", Setting(text, ()), mark, nodes.address)
+        driver = life.launch("-c", DRIVER, nodes.address)
+        until = time.monotonic() + 300
+        while reports(life) < 4 and driver.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        nodes.lose_worker()
+        assert driver.wait(timeout=400) == 0, life.output()
+        journal, samples = read(life.place, "faults.yaml")
+        assert len(samples) == 6
+        assert journal.is_complete(6)
+        life.logs.read_new()
+        ended = Counter(line.key for line in life.logs.lines if (line.phase, line.event) == ("publish", "end"))
+        assert set(ended.values()) == {1}
         assert wait_until_gone(mark[MARK], services_too=False) == []
         assert nodes.placement_groups() == []
     finally:

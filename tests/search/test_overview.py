@@ -90,7 +90,7 @@ def test_figures_are_those_of_all_samples_to_the_last_level() -> None:
         "scheduler": "asha",
         "space": {
             "train.optimizer.lr": "loguniform 0.0001 to 0.01",
-            "acquire.strategy": 'choice of "margin", "random", "entropy"',
+            "acquire.strategy": "choice of margin, random, entropy",
         },
         "samples_by_state": dict.fromkeys(STATES, 0) | {"missing": 4},
     }
@@ -146,7 +146,7 @@ def test_the_plan_says_what_the_first_sample_is(overrides: list[str], line: str)
 
 PLAN = """\
 train.optimizer.lr: loguniform 0.0001 to 0.01
-acquire.strategy: choice of "margin", "random", "entropy"
+acquire.strategy: choice of margin, random, entropy
 4 samples by optuna, first the file's own values; seeds 0
 judged by mIoU at 40 px on val, which is not reported
 scheduler asha after 10 px, 20 px, 40 px
@@ -366,7 +366,7 @@ def test_the_area_is_shown_as_the_score(store: Store) -> None:
         ),
         (
             {"model": {"backbone": "resnet50"}, "dataset.size": [90, 120]},
-            "model={'backbone': 'resnet50'}, size=[90, 120]",
+            "model={backbone: resnet50}, size=[90, 120]",
         ),
         ({}, ""),
     ],

@@ -14,7 +14,7 @@ from scipy import stats
 
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.spec.experiment import Experiment, dump_experiment, parse_experiment
-from pixelpick_ray.spec.search import DomainSpec, SearchSpec
+from pixelpick_ray.spec.search import DomainSpec, SearchSpec, value_text
 from tests.by_hand import TEXT
 
 SEARCH = f"""{TEXT.replace("acquire.strategy: [margin, random], ", "")}
@@ -153,12 +153,33 @@ def test_a_drawn_number_has_four_digits_or_is_an_end(low: float, width: float, k
         ("uniform", "uniform -0.5 to 1.5"),
         ("loguniform", "loguniform 1e-06 to 0.01"),
         ("randint", "randint 3 to 8"),
-        ("choice", 'choice of "poly", {"name": "constant"}, null, 0.5'),
+        ("choice", "choice of poly, {name: constant}, null, 0.5"),
         ("grid", "grid of 1, 2, 4"),
     ],
 )
 def test_a_domain_is_read_by_people(kind: str, text: str) -> None:
     assert DOMAINS[kind].in_words() == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("margin", "margin"),
+        ("5e-4", "'5e-4'"),
+        ("null", "'null'"),
+        ("a: b\n# c", "'a: b # c'"),
+        (5e-4, "0.0005"),
+        (True, "true"),
+        (None, "null"),
+        ([1, "two"], "[1, two]"),
+        (
+            {"name": "multistep", "milestones": [3, 5], "gamma": None},
+            "{name: multistep, milestones: [3, 5], gamma: null}",
+        ),
+    ],
+)
+def test_a_value_is_one_line_as_in_a_file(value: Any, text: str) -> None:
+    assert value_text(value) == text
 
 
 @pytest.mark.parametrize(
