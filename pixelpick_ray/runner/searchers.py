@@ -97,6 +97,7 @@ class _Library:
         self._space = search.spec.space
         points = [{path: self._encoded(path, value) for path, value in point.items()} for point in first]
         space = {path: _domain(domain) for path, domain in self._space.items()}
+        self._given = {value for point in first for value in point.values() if isinstance(value, float)}
         self._prunes = search.spec.searcher == "optuna"
         self._searcher = _LIBRARIES[search.spec.searcher](space, points, seed)
 
@@ -113,7 +114,10 @@ class _Library:
         domain = self._space[path]
         if not domain.is_range:
             return json.loads(str(value))
-        return int(value) if domain.kind == "randint" else domain.rounded(float(value))
+        if domain.kind == "randint":
+            return int(value)
+        number = float(value)
+        return number if number in self._given else domain.rounded(number)  # a file may have more digits
 
     def learn(self, trial: str, step: int, result: Mapping[str, Any]) -> None:
         self._searcher.on_trial_result(trial, {**result, "training_iteration": step})

@@ -1,0 +1,69 @@
+"""Who proposes configurations, without a cluster: the file's own one first, and values as the space has them."""
+
+import json
+from typing import Any
+
+import pytest
+
+from pixelpick_ray.runner.searchers import PACKAGES, make_proposer
+from pixelpick_ray.search.design import Search
+from tests.search.helpers import TEXT, search_of
+
+SEARCHERS = {
+    "random": "search.searcher=random",
+    "optuna": "search.searcher=optuna",
+    "hyperopt": "search.searcher=hyperopt",
+    "bohb": "search={searcher: bohb, scheduler: hyperband, num_samples: 4, space: {train.epochs: {choice: [2, 8]}}}",
+}
+SPACE = {
+    "train.optimizer.lr": {"loguniform": [1e-4, 1e-2]},
+    "train.optimizer.backbone_lr_factor": {"choice": [0.1, 1]},
+    "train.schedule": {"choice": [{"name": "constant"}, {"name": "poly"}]},
+    "train.batch_size": {"randint": [2, 8]},
+    "acquire.stochastic": {"choice": [None, {"passes": 2}]},
+}
+OWN = {
+    "train.optimizer.lr": 0.00123456,
+    "train.optimizer.backbone_lr_factor": 1,
+    "train.schedule": {"name": "poly"},
+    "train.batch_size": 4,
+    "acquire.stochastic": None,
+}
+
+
+def search_by(searcher: str) -> Search:
+    for package in PACKAGES.get(searcher, ()):
+        pytest.importorskip(package)
+    file_text = TEXT.replace("lr: 1e-3}", "lr: 0.00123456, backbone_lr_factor: 1}, schedule: {name: poly}")
+    return search_of(SEARCHERS[searcher], f"search.space={json.dumps(SPACE)}", text=file_text)
+
+
+def proposed(searcher: str, number: int, known: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    proposer = make_proposer(search_by(searcher), known or [])
+    return [dict(proposer.propose(f"trial {index}", index) or {}) for index in range(number)]
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_the_first_is_the_files_own_configuration_to_the_last_digit(searcher: str) -> None:
+    assert json.dumps(proposed(searcher, 1)[0]) == json.dumps(OWN)
+    assert search_by(searcher).own_values == OWN
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_every_proposal_is_a_configuration_with_short_numbers(searcher: str) -> None:
+    search = search_by(searcher)
+    found = proposed(searcher, 9)
+    assert len({json.dumps(values) for values in found}) > 1
+    for values in found[1:]:
+        search.check(values)
+        assert list(values) == list(SPACE)
+        assert all(search.spec.space[path].contains(value) for path, value in values.items())
+        assert values["train.optimizer.lr"] == float(f"{values['train.optimizer.lr']:.4g}")
+        assert type(values["train.batch_size"]) is int
+        assert values["train.optimizer.backbone_lr_factor"] in (0.1, 1)
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_what_was_proposed_before_is_proposed_again_first(searcher: str) -> None:
+    before = proposed(searcher, 4)
+    assert proposed(searcher, 4, before) == before
