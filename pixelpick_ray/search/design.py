@@ -15,7 +15,7 @@ from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import Plan, check_facts, check_trial, make_plan, value_at
 from pixelpick_ray.spec.canonical import canonical_json
 from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.search import SearchSpec
+from pixelpick_ray.spec.search import SearchSpec, value_text
 from pixelpick_ray.spec.trial import EvaluateSpec, Trial
 
 HELD_OUT_SHARE = 0.2
@@ -134,7 +134,9 @@ class Search:
 
     @cached_property
     def ends_plan(self) -> Plan:
-        """The file's own chains, and one for each value that stands in the space: what can be checked beforehand."""
+        """The file's own chains, and one for each value that stands in the space, once every point of a grid
+        fits together: what can be checked beforehand.
+        """
         last = self.levels[-1].budget
         trials = []
         for seed in self.seeds:
@@ -142,7 +144,20 @@ class Search:
             for path, position, value in self.spec.ends():
                 with self.spec.naming(path, position):
                     trials.append(self.trial({path: value}, seed=seed, budget=last))
+        if self.spec.searcher == "grid":
+            for index in range(self.spec.size):
+                self._check_point(index)
         return make_plan(self.judged, trials)
+
+    def _check_point(self, index: int) -> None:
+        point = self.spec.point(index)
+        try:
+            self.check(point)
+        except SpecError as error:
+            text = ", ".join(f"{path}: {value_text(value)}" for path, value in point.items())
+            raise SpecError(
+                "\n".join(f"search.space: {{{text}}}: {line}" for line in str(error).splitlines())
+            ) from None
 
     @property
     def num_stages(self) -> int:

@@ -18,7 +18,8 @@ def plan_figures(search: Search, journal: Journal) -> dict[str, Any]:
     size, seeds, stages = search.spec.size, len(search.seeds), search.num_stages
     budgets = [level.budget for level in search.levels if level.epoch is None]
     alone = sum(search.trial({}, seed=search.seeds[0], budget=budget).num_stages for budget in budgets)
-    trained = {fit for sample in journal.samples for fit in fits_of(sample)}
+    ends = [level.epoch is None for level in search.levels]
+    trained = {fit for one in journal.samples for fit in fits_of(one) if ends[len(one.reports) - 1]}
     return {
         "experiment": search.experiment.name,
         "trials": size * seeds * len(budgets),
