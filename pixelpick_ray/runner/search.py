@@ -36,7 +36,8 @@ def run(
 ) -> dict[str, str]:
     """Run what is missing of a search; returns the error of each sample that failed, by its label.
 
-    SpecError when the cluster can never hold one trial. RunError when the cluster is lost.
+    SpecError when the cluster can never hold one trial. RunError when the cluster is lost. StoreError when the journal
+    cannot be written.
     """
 
     def hear(event: Event) -> None:
@@ -53,7 +54,12 @@ def run(
             proposals = Proposals(search, journal, samples, partial(_room, execution))
             decisions = Decisions(search, journal, proposals, on_event, stop)
             trainable = tune.with_parameters(_trial, search=search, execution=execution)
-            run_trials(trainable, resources, proposals, samples, relay, stop, scheduler=decisions)
+            try:
+                run_trials(trainable, resources, proposals, samples, relay, stop, scheduler=decisions)
+            except Exception:
+                if journal.trouble is not None:  # Tune wraps it in an error of its own
+                    raise journal.trouble from None
+                raise
             if not relay.lost:
                 break
         return relay.errors

@@ -65,12 +65,14 @@ class Sample:
 class Journal:
     """The samples of a search. One process writes it at a time; any number may read.
 
-    `samples` are as the journal was opened, and as this process has gone on with it since.
+    `samples` are as the journal was opened, and as this process has gone on with it since. `trouble` is why a record
+    could not be written: who calls may bury the error that says so.
     """
 
     def __init__(self, store: Store, search: Search) -> None:
         """Open it. StoreError when a record is missing among others, or is none."""
         self._store = store
+        self.trouble: StoreError | None = None
         self._folder = f"{experiment_folder(search.experiment)}/samples"
         self._num_levels, self._paths = len(search.levels), list(search.spec.space)
         self.samples = [self._read(position, name) for position, name in enumerate(store.records(self._folder))]
@@ -99,9 +101,7 @@ class Journal:
 
     def issue(self, values: Mapping[str, Any], origin: str) -> Sample:
         """Record a new sample, before anything of it starts."""
-        sample = Sample(len(self.samples), dict(values), origin)
-        self.samples.append(sample)
-        return self._write(sample)
+        return self._write(Sample(len(self.samples), dict(values), origin))
 
     def report(self, index: int, report: Report) -> Sample:
         """Record what was measured at the next level of a sample."""
@@ -116,8 +116,12 @@ class Journal:
         return self._write(replace(self.samples[index], error=error))
 
     def _write(self, sample: Sample) -> Sample:
-        self.samples[sample.index] = sample
-        self._store.write_record(f"{self._folder}/{_name(sample.index)}.json", asdict(sample))
+        try:
+            self._store.write_record(f"{self._folder}/{_name(sample.index)}.json", asdict(sample))
+        except StoreError as error:
+            self.trouble = error
+            raise
+        self.samples[sample.index : sample.index + 1] = [sample]
         return sample
 
     def is_finished(self, sample: Sample) -> bool:

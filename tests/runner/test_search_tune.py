@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.errors import StoreError
 from pixelpick_ray.runner import search as runner
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Journal
@@ -117,3 +118,24 @@ def test_a_search_that_is_stopped_and_extended_keeps_its_history(
         search.check(one.values)
     assert any(one.stopped for one in journal.samples) == (scheduler != "none")
     assert journal.best() is not None
+
+
+def test_a_journal_that_cannot_be_written_ends_the_search_with_the_stores_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_trial", instant())
+    execution = Execution(tmp_path, str(tmp_path / "store"), tmp_path, runs_path=tmp_path, device="cpu")
+    search = search_of("random", "asha", SAMPLES)
+    journal, write, left = Journal(Store(tmp_path / "store"), search), Store.write_record, [5]
+
+    def write_record(store: Store, relative: str, value: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise StoreError(f"{relative}: the disk is full")
+        write(store, relative, value)
+
+    monkeypatch.setattr(Store, "write_record", write_record)
+    with pytest.raises(StoreError, match=r"samples/0000[0-9].json: the disk is full"):
+        runner.run(search, journal, execution, Reports(), lambda: False)
+    monkeypatch.setattr(Store, "write_record", write)
+    assert Journal(Store(tmp_path / "store"), search).samples == journal.samples  # what is known is what is stored
