@@ -80,8 +80,8 @@ def search_of(searcher: str, scheduler: str, samples: int) -> Search:
 @pytest.mark.parametrize(
     ("searcher", "scheduler"),
     [
-        ("optuna", "asha"),
         ("random", "hyperband"),
+        pytest.param("optuna", "asha", marks=pytest.mark.slow),
         pytest.param("optuna", "median", marks=pytest.mark.slow),
         pytest.param("random", "none", marks=pytest.mark.slow),
         pytest.param("hyperopt", "asha", marks=pytest.mark.slow),
