@@ -67,6 +67,13 @@ def read(place: Path, file: str) -> tuple[Journal, list[Sample]]:
     return journal, journal.samples
 
 
+def published(life: Life) -> Counter[str]:
+    """How often each fit and pick was published; what is told of images is described by whoever comes first, or two."""
+    life.logs.read_new()
+    ended = [line.key for line in life.logs.lines if (line.phase, line.event) == ("publish", "end")]
+    return Counter(key for key in ended if key in life.finished())
+
+
 @pytest.mark.parametrize(
     ("searcher", "scheduler", "seeds", "size"),
     [
@@ -128,9 +135,7 @@ def test_samples_of_a_lost_node_go_on_elsewhere(tmp_path: Path, mark: dict[str, 
         journal, samples = read(life.place, "faults.yaml")
         assert len(samples) == 6
         assert journal.is_complete(6)
-        life.logs.read_new()
-        ended = Counter(line.key for line in life.logs.lines if (line.phase, line.event) == ("publish", "end"))
-        assert set(ended.values()) == {1}
+        assert set(published(life).values()) == {1}
         assert wait_until_gone(mark[MARK], services_too=False) == []
         assert nodes.placement_groups() == []
     finally:
@@ -165,10 +170,7 @@ def ended(life: Life) -> list[Sample]:
     assert len(samples) == 12
     assert journal.is_complete(12)
     assert len({json.dumps(dict(one.values), sort_keys=True) for one in samples}) == 12
-    life.logs.read_new()
-    finished = Counter(line.key for line in life.logs.lines if (line.phase, line.event) == ("publish", "end"))
-    assert finished
-    assert set(finished.values()) == {1}
+    assert set(published(life).values()) == {1}
     assert Store(life.place / "store").leased() == {}
     for leftover in ("unfinished/*", "fit/*/weights.safetensors"):
         assert list(life.place.glob(f"store/{leftover}")) == []
