@@ -1,9 +1,10 @@
 """Progress that a person likes: a live table on a terminal, plain lines in a log."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -30,22 +31,14 @@ class Row:
     finished: float | None = None
 
 
-class Progress:
-    """Listens to events and shows them; use as a context manager around a run."""
+class Shown(ABC):
+    """What is shown while a run goes on, and how many trainings it has computed; a context manager around it."""
 
-    def __init__(
-        self, plan: Plan, chains: list[Chain], console: Console, listeners: list[Callable[[Event], None]]
-    ) -> None:
-        self._rows = {chain.id: Row(chain.label, len(chain.fits)) for chain in chains}
-        self._plan, self._console, self._listeners = plan, console, listeners
-        self._start = time.monotonic()
-        self._fits = {chain.id: chain.fits for chain in chains}
-        self._stages = {fit for chain in chains for fit in chain.fits}
-        self._stages_done: set[str] = set()
-        self.computed_fits = 0
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=False)
+    def __init__(self, console: Console) -> None:
+        self._console, self._start, self.computed_fits = console, time.monotonic(), 0
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
+        self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=2, transient=False)
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -53,6 +46,31 @@ class Progress:
     def __exit__(self, *error: Any) -> None:
         if self._console.is_terminal:
             self._live.stop()
+
+    @abstractmethod
+    def _render(self) -> Group:
+        """What a terminal shows now."""
+
+    def _line(self, text: str) -> None:
+        if self._console.is_terminal:
+            return
+        self._console.print(
+            f"[{clock(time.monotonic() - self._start)}] {text}", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+class Progress(Shown):
+    """Listens to events and shows them; use as a context manager around a run."""
+
+    def __init__(
+        self, plan: Plan, chains: list[Chain], console: Console, listeners: list[Callable[[Event], None]]
+    ) -> None:
+        self._rows = {chain.id: Row(chain.label, len(chain.fits)) for chain in chains}
+        super().__init__(console)
+        self._plan, self._listeners = plan, listeners
+        self._fits = {chain.id: chain.fits for chain in chains}
+        self._stages = {fit for chain in chains for fit in chain.fits}
+        self._stages_done: set[str] = set()
 
     def __call__(self, event: Event) -> None:
         """Take in one event."""
@@ -94,13 +112,6 @@ class Progress:
         again = "" if final else " (trying again)"
         row.state, row.finished = "failed", time.monotonic() if final else None
         self._line(f"{row.label}: FAILED{again}: {event.values['message']}")
-
-    def _line(self, text: str) -> None:
-        if self._console.is_terminal:
-            return
-        self._console.print(
-            f"[{clock(time.monotonic() - self._start)}] {text}", markup=False, highlight=False, soft_wrap=True
-        )
 
     def _left(self) -> str:
         """Distinct stages done, and the time left at the pace of those that were trained now."""

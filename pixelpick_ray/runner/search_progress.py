@@ -2,14 +2,12 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pixelpick_ray.runner.progress import clock
+from pixelpick_ray.runner.progress import Shown, clock
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.search.overview import SHOWN, state_line, values_text
@@ -25,24 +23,13 @@ class Row:
     started: float = field(default_factory=time.monotonic)
 
 
-class SearchProgress:
+class SearchProgress(Shown):
     """Listens to events and shows them; use as a context manager around a run."""
 
     def __init__(self, search: Search, journal: Journal, console: Console) -> None:
-        self._search, self._journal, self._console = search, journal, console
+        super().__init__(console)
+        self._search, self._journal = search, journal
         self._running: dict[str, Row] = {}
-        self._start = time.monotonic()
-        self.computed_fits = 0
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2, transient=False)
-
-    def __enter__(self) -> "SearchProgress":
-        if self._console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
 
     def __call__(self, event: Event) -> None:
         """Take in one event."""
@@ -82,11 +69,6 @@ class SearchProgress:
 
     def _sample(self, name: str) -> Sample:
         return self._journal.samples[int(name.rpartition(" ")[2])]
-
-    def _line(self, text: str) -> None:
-        if not self._console.is_terminal:
-            at = clock(time.monotonic() - self._start)
-            self._console.print(f"[{at}] {text}", markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> Group:
         title = Text(self._search.experiment.title or self._search.experiment.name, style="table.title")
