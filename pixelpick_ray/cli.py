@@ -3,7 +3,9 @@
 import gc
 import json
 import math
+import shlex
 import sys
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -26,6 +28,7 @@ from pixelpick_ray.options import (
     Data,
     Device,
     ExperimentFile,
+    FormatName,
     GpusPerRank,
     Overrides,
     Ranks,
@@ -42,7 +45,7 @@ from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import plan_figures, plan_text, search_status
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import dataset_of_options, load_experiment
-from pixelpick_ray.status import status_of
+from pixelpick_ray.status import Status, status_of
 from pixelpick_ray.store import Store, absolute
 
 app = typer.Typer(
@@ -130,6 +133,7 @@ def run(
     rank_timeout: Annotated[
         str, typer.Option("--rank-timeout", help="How long ranks wait for one that hangs, e.g. 10m.")
     ] = "10m",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for people who answer, and go on by itself.")] = False,
     runs: Annotated[
         Path, typer.Option("--runs", file_okay=False, metavar="DIR", help="Folder of logs and TensorBoard files.")
     ] = Path("runs"),
@@ -155,6 +159,7 @@ def run(
         keep_weights=one_of("--keep-weights", keep_weights, ("needed", "last", "all")),
         checkpoint_seconds=60 * checkpoint_minutes,
         rank_timeout_seconds=parse_duration("--rank-timeout", rank_timeout),
+        wait=wait,
     )
     console = Console(stderr=False, highlight=False)
     if local:
@@ -173,7 +178,14 @@ def run(
                 search.check_images(execution.data_path)
         if search is None:
             claim_name(planned, Store(execution.store))
-            exit_status = session.run(planned, execution, console, stop, local=local)
+            exit_status = session.run(
+                planned,
+                execution,
+                console,
+                stop,
+                local=local,
+                annotate=_annotate_command(experiment, overrides, data, store),
+            )
         else:
             claim_name(make_plan(search.experiment), Store(execution.store))
             exit_status = session.run_search(search, execution, console, stop, experiment)
@@ -340,6 +352,80 @@ def status(
         print(json.dumps(state.as_dict()))
         return
     print(state.as_text())
+    if isinstance(state, Status) and state.asks_people:
+        print(f"answer with: {_annotate_command(experiment, overrides, data, store)}")
+
+
+@app.command()
+def annotate(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006
+    data: Data = Path("data"),
+    store: StoreLocation = "store",
+    host: Annotated[
+        str,
+        typer.Option("--host", help="Address to listen on; only this machine reaches the page unless you change it."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port.", show_default="a free one")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, and open no browser.")] = False,
+) -> None:
+    """Open the page where people label the pixels that an experiment asks about: one key, one label.
+
+    Every answer is stored before the page goes on; start it while the experiment runs or later, stop it at any time.
+    """
+    from pixelpick_ray.annotate.desk import Desk
+    from pixelpick_ray.annotate.server import serve
+
+    planned = _planned(experiment, overrides)
+
+    def ready(address: str) -> None:
+        print(f"{planned.experiment.name}: {address}\nCtrl+C stops the page; every answer is stored", flush=True)
+        if not no_browser:
+            webbrowser.open(address)
+
+    with _naming(experiment):
+        desk = Desk(planned, Store(store), data.resolve())
+    serve(desk, host=host, port=port, on_ready=ready)
+
+
+@app.command("export")
+def export_answers(
+    experiment: ExperimentFile,
+    out: Annotated[Path, typer.Option("--out", dir_okay=False, metavar="FILE", help="File.", show_default=False)],
+    format_name: FormatName,
+    overrides: Overrides = [],  # noqa: B006
+    data: Data = Path("data"),
+    store: StoreLocation = "store",
+) -> None:
+    """Write what people are asked, and what they have answered, to a file of another annotation tool."""
+    from pixelpick_ray.annotate.transfer import write_answers
+
+    planned = _planned(experiment, overrides)
+    with _naming(experiment):
+        lines = write_answers(planned, Store(store), data.resolve(), format_name, out)
+    print("\n".join(lines))
+
+
+@app.command("import")
+def import_answers(
+    experiment: ExperimentFile,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="File with answers.", show_default=False)
+    ],
+    format_name: FormatName,
+    annotator: Annotated[
+        str, typer.Option("--annotator", metavar="NAME", help="Who gave the answers that name nobody.")
+    ] = "imported",
+    overrides: Overrides = [],  # noqa: B006
+    data: Data = Path("data"),
+    store: StoreLocation = "store",
+) -> None:
+    """Take answers from a file of another annotation tool, all of them or, if one is wrong, none."""
+    from pixelpick_ray.annotate.transfer import read_answers
+
+    planned = _planned(experiment, overrides)
+    with _naming(experiment):
+        print(read_answers(planned, Store(store), data.resolve(), format_name, file, annotator=annotator))
 
 
 @app.command()
@@ -476,6 +562,14 @@ def _execution(planned: Plan, data: Path, store: str, cache: Path | None, device
     )
     execution.check({trial.train.batch_size for trial in planned.trials})
     return execution
+
+
+def _annotate_command(path: Path, overrides: list[str], data: Path, store: str) -> str:
+    """The command to type for the page where people answer."""
+    places = [("--data", str(data), "data"), ("--store", store, "store")]
+    given = [part for option, value, default in places if value != default for part in (option, value)]
+    changed = [part for override in overrides for part in ("--set", override)]
+    return shlex.join(["python", "launch.py", "annotate", str(path), *changed, *given])
 
 
 def _planned(path: Path, overrides: list[str]) -> Plan:

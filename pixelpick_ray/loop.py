@@ -14,13 +14,15 @@ from torch import nn
 
 from pixelpick_ray.active.acquisition import needs_model
 from pixelpick_ray.active.metrics import Counts, miou
+from pixelpick_ray.active.oracle import Unanswered
 from pixelpick_ray.data.description import write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.engine.batches import FitJob
 from pixelpick_ray.engine.fit import Epoch, fit
 from pixelpick_ray.engine.provenance import provenance_of
 from pixelpick_ray.engine.resume import FitProgress, Unfinished, pack, unpack
-from pixelpick_ray.engine.score import Query, evaluate, pick
+from pixelpick_ray.engine.score import Again, evaluate, pick
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.models.segmentation import build_model
@@ -37,16 +39,24 @@ SAME = ("torch", "numpy", "device", "world_size", "threads")  # what one fit mus
 def run_chain(
     experiment: Experiment, trial: Trial, place: Workplace, world: World, on_event: Callable[[Event], None]
 ) -> None:
-    """Run a trial with all the trials that are prefixes of it; what is stored is not computed again."""
-    steps = Steps(experiment, trial, place, world, on_event)
+    """Run a trial with all the trials that are prefixes of it; what is stored is not computed again.
+
+    The last event is ``done``, or ``waits`` when people have to answer before it can go on.
+    """
+    steps, stage = Steps(experiment, trial, place, world, on_event), 0
     steps.describe_splits()
-    labels = None if trial.budget == "full" else steps.initial_pixels()
-    for stage in range(trial.num_stages):
-        current = Stage(steps, stage, labels)
-        current.evaluate()
-        if labels is not None and stage + 1 < trial.num_stages:
-            labels = labels.add(current.pick())
-        current.finish()
+    try:
+        labels = None if trial.budget == "full" else steps.initial_pixels()
+        for stage in range(trial.num_stages):
+            current = Stage(steps, stage, labels)
+            current.evaluate()
+            if labels is not None and stage + 1 < trial.num_stages:
+                labels = labels.add(current.pick())
+            current.finish()
+    except Unanswered as waiting:
+        steps.emit("waits", stage, computed=False, missing=waiting.missing, asked=waiting.asked)
+    else:
+        steps.emit("done", stage, computed=False)
 
 
 class Stage:
@@ -83,18 +93,20 @@ class Stage:
         steps.emit("stage", self.number, computed=computed, **self._summary())
 
     def pick(self) -> LabelledPixels:
-        """The next labelled pixels."""
+        """The next labelled pixels. Unanswered when people have to label them first."""
         steps, trial = self.steps, self.steps.trial
         labels = self.labels
         if labels is None:
             raise AssertionError("full supervision picks nothing")
 
-        def compute() -> Query:
+        def ask(new: LabelledPixels | None, again: Again | None) -> Questions:
             model = self.model() if needs_model(trial.acquire.strategy) else None
-            place = steps.data, labels, trial.acquire, trial.oracle, steps.world
-            return pick(model, *place, seed=trial.seed, stage=self.number)
+            place = steps.data, labels if new is None else labels.add(new), trial.acquire, steps.world
+            return pick(model, *place, seed=trial.seed, stage=self.number, again=again)
 
-        pixels, computed = steps.pixels(self.pick_input, compute, lambda: {"fit_weights": self._weights_digest})
+        pixels, computed = steps.pixels(
+            self.pick_input, ask, lambda: {"fit_weights": self._weights_digest}, budget=self._budget(self.number + 1)
+        )
         self._picked = True
         self._record()
         steps.emit("pick", self.number, computed=computed, pick=digest(self.pick_input))
@@ -142,9 +154,8 @@ class Stage:
     def _train(self, missing: list[str]) -> None:
         """Train, evaluate the missing splits on the way, and publish: the fit last, so that its stage is whole then."""
         steps, trial, world = self.steps, self.steps.trial, self.steps.world
-        job = FitJob(
-            trial.model, trial.training, trial.seed, self.number, steps.data, self.labels, steps.place.data_path
-        )
+        labels = None if self.labels is None else self.labels.with_class()
+        job = FitJob(trial.model, trial.training, trial.seed, self.number, steps.data, labels, steps.place.data_path)
         start = time.perf_counter()
         self._discard_leftovers(missing)
         before = self._unfinished(missing)
@@ -217,7 +228,7 @@ class Stage:
 
     def _publish_fit(self, progress: FitProgress, weights: bytes, start: float) -> None:
         steps, store = self.steps, self.steps.place.store
-        supervised = "full" if self.labels is None else len(self.labels)
+        supervised = "full" if self.labels is None else len(self.labels.with_class())
 
         def write_weights(path: Path) -> None:
             path.write_bytes(weights)
@@ -297,7 +308,7 @@ class Stage:
         with np.load(io.BytesIO(measured["confusion.npz"])) as file:
             by_epoch = [(int(epoch), miou(one)) for epoch, one in zip(file["epochs"], file["confusion"], strict=True)]
         return {
-            "budget": self._budget(),
+            "budget": self._own_budget(),
             "fit": self.fit_key,
             "miou": by_epoch[-1][1],
             "miou_by_epoch": by_epoch,
@@ -305,13 +316,17 @@ class Stage:
             "seconds": json.loads(training["provenance.json"])["seconds"],
         }
 
-    def _budget(self) -> int | str:
+    def _budget(self, stage: int) -> int:
+        """Pixels an image that a stage of active learning trains on."""
         acquire = self.steps.trial.acquire
-        return "full" if self.labels is None else acquire.initial_pixels + self.number * acquire.pixels_per_stage
+        return acquire.initial_pixels + stage * acquire.pixels_per_stage
+
+    def _own_budget(self) -> int | str:
+        return "full" if self.labels is None else self._budget(self.number)
 
     def _record(self) -> None:
         entry = {
-            "budget": self._budget(),
+            "budget": self._own_budget(),
             "fit": self.fit_key,
             "evaluations": {split: digest(inputs) for split, inputs in self.evaluation_inputs.items()},
             "pick": digest(self.pick_input) if self._picked else None,

@@ -108,6 +108,10 @@ class Objects:
             for part in parts:
                 stream.write(part)
 
+    def append(self, path: str, content: bytes) -> None:
+        """Add to the end of an object that this process alone writes: objects are only replaced as a whole."""
+        self.write(path, self.read(path) or b"", content)
+
     def create(self, path: str, content: bytes) -> bool:
         """Write an object that is not there yet; False when it is there. Of several at once usually one succeeds."""
         if self.read(path) is not None:

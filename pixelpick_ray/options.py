@@ -46,6 +46,15 @@ Cache = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+FormatName = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="jsonl, coco, label-studio, cvat, or queries (queries.pkl).",
+        show_default=False,
+    ),
+]
 Ranks = Annotated[int, typer.Option("--ranks", help="DDP processes a trial.")]
 CpusPerRank = Annotated[int, typer.Option("--cpus-per-rank", help="CPUs, and threads, of a rank.")]
 GpusPerRank = Annotated[

@@ -14,11 +14,12 @@ import numpy as np
 from pixelpick_ray.active.acquisition import check_strategy
 from pixelpick_ray.active.oracle import check_oracle
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
-from pixelpick_ray.data.datasets import DatasetFacts, known_facts, open_dataset, training_split
+from pixelpick_ray.data.datasets import Dataset, DatasetFacts, known_facts, open_dataset, training_split
 from pixelpick_ray.data.held_out import facts_with_held_out
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.errors import DataError, SpecError, StoreError
+from pixelpick_ray.spec.annotate import class_keys
 from pixelpick_ray.spec.canonical import brief, digest
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import Experiment
@@ -30,7 +31,7 @@ from pixelpick_ray.spec.keys import (
     initial_input,
     pick_input,
 )
-from pixelpick_ray.spec.trial import DatasetSpec, SizeSpec, Trial
+from pixelpick_ray.spec.trial import DatasetSpec, HumanSpec, SizeSpec, Trial
 from pixelpick_ray.store import Store, experiment_folder
 
 IN_LABEL = {"seed", "budget", "acquire.strategy", "model.backbone"}
@@ -164,6 +165,8 @@ def check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> No
     if trial.dataset.path is not None and trial.dataset.name != "folder":
         raise SpecError(f"dataset.path: {facts.name} lies in the data folder under its own name; leave path out")
     check_oracle(trial.oracle, facts.class_names)
+    if isinstance(trial.oracle, HumanSpec):
+        class_keys(facts.class_names, experiment.annotation.keys)
 
 
 def _chain(trial: Trial, key: str, budgets: list[int | str]) -> Chain:
@@ -334,6 +337,7 @@ def check_data(plan: Plan, execution: Execution, report: Report | None = None) -
         trial = chain.trial
         dataset = open_dataset(trial.dataset, execution.data_path)
         check_facts(plan.experiment, trial, dataset.facts)
+        _check_labels(plan.experiment, trial, dataset)
         weights_digest(trial.model, execution.data_path)
         training, *evaluated = splits_in_use(plan.experiment, trial, training_split(dataset, trial.dataset))
         for split, size in (training, *evaluated):
@@ -343,6 +347,24 @@ def check_data(plan: Plan, execution: Execution, report: Report | None = None) -
                 title = f"{trial.dataset.name} {split}"
                 prepare(dataset, split, size, execution.cache_path, partial(told, title))
         _check_training(trial, prepare(dataset, *training, execution.cache_path))
+
+
+def _check_labels(experiment: Experiment, trial: Trial, dataset: Dataset) -> None:
+    """DataError where labels are needed that the data set does not have."""
+    evaluate, training = experiment.evaluate, training_split(dataset, trial.dataset)
+    for name in evaluate.splits:
+        if not dataset.has_labels(evaluate.split_of(name)):
+            raise DataError(
+                f"evaluate.splits: split {evaluate.split_of(name)!r} of {dataset.facts.name} has no label maps, "
+                "nothing can be measured on it; evaluate on a split that has some"
+            )
+    by_people = isinstance(trial.oracle, HumanSpec) and trial.budget != "full"
+    if not by_people and not dataset.has_labels(training):
+        wants = "full supervision needs" if trial.budget == "full" else f"the oracle {trial.oracle.name} answers from"
+        raise DataError(
+            f"{dataset.facts.name} {training}: has no label maps, and {wants} them; add them, or let people answer "
+            "with oracle: {name: human} and budgets in numbers"
+        )
 
 
 def _check_training(trial: Trial, prepared: PreparedSplit) -> None:

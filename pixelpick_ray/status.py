@@ -3,8 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pixelpick_ray.data.answers import pending_answers
 from pixelpick_ray.plan import Chain, Plan, Progress, StageStatus, progress_of
 from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store, run_lease
 
 STATES = ("stored", "running", "waiting", "missing", "failed")
@@ -12,13 +14,16 @@ STATES = ("stored", "running", "waiting", "missing", "failed")
 
 @dataclass(frozen=True)
 class ChainStatus:
-    """A chain's stages by state, in order; its last error line, and what it waits for ("" where nothing)."""
+    """A chain's stages by state, in order; its last error line, what it waits for ("" where nothing), and how many
+    answers of people that is.
+    """
 
     label: str
     id: str
     stages: tuple[str, ...]
     error: str
     waits_for: str = ""
+    missing_answers: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ class Status:
         rows = [asdict(chain) | {"stages": list(chain.stages)} for chain in self.chains]
         return {"experiment": self.experiment, "stages": counts, "chains": rows, "damaged": list(self.damaged)}
 
+    @property
+    def asks_people(self) -> bool:
+        """Whether people have to answer before a chain goes on."""
+        return any(chain.missing_answers for chain in self.chains)
+
     def as_text(self) -> str:
         """One line a chain, then the sums."""
         width = max(len(chain.label) for chain in self.chains)
@@ -49,19 +59,21 @@ class Status:
 def status_of(plan: Plan, execution: Execution) -> Status:
     """The state of every stage, from the store alone where the data are absent.
 
-    A stage runs when its fit is leased, by whichever chain. It waits when an earlier fit or pick of its chain is, or
-    when a run of the experiment is alive that has not come to its chain yet. It failed when the chain's last attempt
-    left an error; else it is missing.
+    A stage runs when its fit is leased, by whichever chain. It waits when an earlier fit or pick of its chain is, when
+    people have to answer, or when a run of the experiment is alive that has not come to its chain yet. It failed when
+    the chain's last attempt left an error; else it is missing.
     """
     store = Store(execution.store)
     progress, leased = progress_of(plan, execution), store.leased()
     prefix = run_lease(plan.experiment)
     run = next((holder for name, holder in leased.items() if name.startswith(f"run-{prefix}")), "")
-    chains = tuple(_chain_status(chain, progress, leased, run, store) for chain in plan.chains)
+    chains = tuple(_chain_status(plan.experiment, chain, progress, leased, run, store) for chain in plan.chains)
     return Status(plan.experiment.name, chains, tuple(store.damaged()))
 
 
-def _chain_status(chain: Chain, progress: Progress, leased: dict[str, str], run: str, store: Store) -> ChainStatus:
+def _chain_status(
+    experiment: Experiment, chain: Chain, progress: Progress, leased: dict[str, str], run: str, store: Store
+) -> ChainStatus:
     row = progress.stages.get(chain.id) or [StageStatus(stage, None) for stage in range(len(chain.fits))]
     error = "" if progress.done(chain) else store.last_error(chain.id)
     states: list[str] = []
@@ -79,11 +91,16 @@ def _chain_status(chain: Chain, progress: Progress, leased: dict[str, str], run:
             states.append("failed" if error and "failed" not in states else "missing")
         if trains or picks:
             waits_for = f"stage {stage.stage}, which {trains} trains" if trains else f"the pick that {picks} makes"
-    if run and not waits_for:  # every error is of an earlier run, or the chain is tried again
+    pending = pending_answers(store, experiment, chain.id)
+    if pending and pending.missing and not waits_for:
+        states, error = ["waiting" if state in ("missing", "failed") else state for state in states], ""
+        waits_for = f"{pending.missing} of {pending.asked} answers"
+    elif run and not waits_for:  # every error is of an earlier run, or the chain is tried again
         states = ["waiting" if state in ("missing", "failed") else state for state in states]
         waits_for = f"a free place in the run of {run}"
+    waits_for, error = waits_for if "waiting" in states else "", "" if waits_for else error
     return ChainStatus(
-        chain.label, chain.id, tuple(states), "" if waits_for else error, waits_for if "waiting" in states else ""
+        chain.label, chain.id, tuple(states), error, waits_for, missing_answers=pending.missing if pending else 0
     )
 
 

@@ -12,29 +12,47 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
+from pixelpick_ray.active.oracle import Asked, Labels, Unanswered, answer
+from pixelpick_ray.active.queries import answered
+from pixelpick_ray.data.answers import Book
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
 from pixelpick_ray.data.datasets import Dataset, open_dataset, training_split
 from pixelpick_ray.data.description import write_description
 from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.engine.batches import TrainingData
 from pixelpick_ray.engine.provenance import provenance_of
-from pixelpick_ray.engine.score import Query, pick_initial
+from pixelpick_ray.engine.score import Again, pick_initial, replace_initial
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.keys import Source, evaluation_size, initial_input, split_input
-from pixelpick_ray.spec.trial import SizeSpec, Trial
+from pixelpick_ray.spec.keys import (
+    Source,
+    book_input,
+    evaluation_size,
+    initial_input,
+    question_input,
+    split_input,
+)
+from pixelpick_ray.spec.trial import HumanSpec, SizeSpec, Trial
 from pixelpick_ray.store import Store, experiment_folder
 
+# Finds pixels to ask about: those of the stage, or others for labels of this stage that are no class.
+AskPixels = Callable[[LabelledPixels | None, Again | None], Questions]
+Facts = Callable[[], dict[str, Any]]
+QUESTIONS = "questions.json"  # of a pick that people answered: the keys of what they were asked
 TURN_SECONDS = 0.5  # how long ranks wait for another holder of a lease before they look again
 
 
 @dataclass(frozen=True)
 class Event:
-    """What a chain reports while it runs: ``kind`` is resume, epoch, stage or pick; ``values`` are plain numbers."""
+    """What a chain reports while it runs: ``kind`` is resume, epoch, stage, pick, waits or done; ``values`` are plain
+    numbers.
+    """
 
     kind: str
     chain: str
@@ -127,16 +145,28 @@ class Steps:
         return digest(inputs)
 
     def initial_pixels(self) -> LabelledPixels:
-        """The first pixels, by chance."""
-        inputs = initial_input(self.trial, self.source)
-        trial = self.trial
+        """The first pixels, by chance. Unanswered as in `pixels`."""
+        inputs, trial = initial_input(self.trial, self.source), self.trial
 
-        def compute() -> Query:
-            return pick_initial(self.data, trial.acquire.initial_pixels, trial.oracle, seed=trial.seed)
+        def ask(labels: LabelledPixels | None, again: Again | None) -> Questions:
+            if labels is None or again is None:
+                return pick_initial(self.data, trial.acquire.initial_pixels, seed=trial.seed)
+            return replace_initial(self.data, labels, again, seed=trial.seed)
 
-        labels, _ = self.pixels(inputs, compute, dict)
+        labels, _ = self.pixels(inputs, ask, dict, budget=trial.acquire.initial_pixels)
         self.record["initial"] = digest(inputs)
         return labels
+
+    @cached_property
+    def book_key(self) -> str | None:
+        """The key of the book that people's answers are in; None where no people are asked."""
+        if not isinstance(self.trial.oracle, HumanSpec):
+            return None
+        return digest(book_input(self.trial, self.source))
+
+    def _record_questions(self, keys: list[str]) -> None:
+        before = self.record.setdefault("questions", [])
+        self.record |= {"book": self.book_key, "questions": [*before, *(key for key in keys if key not in before)]}
 
     def emit(self, kind: str, stage: int, *, computed: bool = True, **values: Any) -> None:
         """Report an event from the first rank."""
@@ -144,14 +174,20 @@ class Steps:
             self._on_event(Event(kind, self.chain, stage, computed, values))
 
     def pixels(
-        self, inputs: dict[str, Any], compute: Callable[[], Query], facts: Callable[[], dict[str, Any]]
+        self, inputs: dict[str, Any], ask: AskPixels, facts: Facts, *, budget: int
     ) -> tuple[LabelledPixels, bool]:
-        """Pixels from the store, or computed and stored; and whether they were computed."""
+        """Pixels from the store, or asked for, answered and stored; and whether they were stored now.
+
+        `ask` finds new pixels; `facts` go with their provenance; `budget` is what the answers lead to. Unanswered, on
+        every rank, when people have not answered yet: what they are asked is stored and recorded then.
+        """
         key = digest(inputs)
 
         def read() -> LabelledPixels | None:
             folder = self.place.store.read("pick", inputs) if self.world.is_first else None
             stored = LabelledPixels.read(folder / "pixels.npz") if folder else None
+            if folder and (folder / QUESTIONS).is_file():
+                self._record_questions(json.loads((folder / QUESTIONS).read_text(encoding="utf-8")))
             return cast(LabelledPixels | None, self.world.broadcast(stored))
 
         if (found := read()) is not None:
@@ -159,20 +195,37 @@ class Steps:
         with self.hold("pick", key, lambda: self.place.store.has("pick", key)):
             if (found := read()) is not None:  # another chain may have picked while this one waited
                 return found, False
-            start = time.perf_counter()
-            with self.phase("score", key):
-                query = compute()
-
-            def write(folder: Path) -> None:
-                query.pixels.write(folder / "pixels.npz")
-                (folder / "statistics.json").write_text(json.dumps(query.statistics) + "\n")
-
-            if self.world.is_first:
-                self.publish("pick", inputs, write, provenance_of(self.world, start) | facts())
+            self._talk(inputs, ask, facts, budget)
             found = read()
         if found is None:
             raise StoreError(f"pick {key}: was published and cannot be read back; is the disk of the store sound?")
         return found, True
+
+    def _talk(self, inputs: dict[str, Any], ask: AskPixels, facts: Facts, budget: int) -> None:
+        """Ask for pixels, have them answered, and publish them. Unanswered when people have yet to answer some."""
+        start, talk = time.perf_counter(), _Talk(self, inputs, ask, facts)
+        try:
+            questions, labels = talk.answers()
+        except Unanswered:
+            self._record_questions(talk.keys)
+            self.record["asks"] = {
+                "pick": digest(inputs),
+                "book": self.book_key,
+                "budget": budget,
+                "questions": talk.keys,
+            }
+            self.write_record()
+            raise
+        query = answered(questions, labels, num_classes=self.data.facts.num_classes)
+
+        def write(folder: Path) -> None:
+            query.pixels.write(folder / "pixels.npz")
+            (folder / "statistics.json").write_text(json.dumps(query.statistics) + "\n")
+            if self.book_key is not None:
+                (folder / QUESTIONS).write_text(json.dumps(talk.keys) + "\n")
+
+        if self.world.is_first:
+            self.publish("pick", inputs, write, provenance_of(self.world, start) | facts())
 
     def publish(
         self, kind: str, inputs: dict[str, Any], write: Callable[[Path], None], provenance: dict[str, Any]
@@ -221,8 +274,11 @@ class Steps:
         relative = f"{experiment_folder(self.experiment)}/chains/{self.chain}.json"
         before = self.place.store.read_record(relative) or {"stages": []}
         mine = self.record["stages"]
+        asked = before.get("questions", [])
         goes_on = len(before["stages"]) >= len(mine) > 0 and before["stages"][len(mine) - 1]["fit"] == mine[-1]["fit"]
         later = before["stages"][len(mine) :] if goes_on else []  # of an earlier run to a larger budget
+        if later and asked:
+            self._record_questions(asked)
         shapes = self.data.prepared.shapes[self.data.positions]
         self.place.store.write_record(
             relative,
@@ -237,3 +293,81 @@ class Steps:
                 "stages": mine + later,
             },
         )
+
+
+class _Talk:
+    """The questions of one pick and the answers to them: one round, and more where pixels without a class are replaced.
+
+    What people are asked is stored before they are asked, and stays while they think about it. Questions and labels are
+    the same on every rank.
+    """
+
+    def __init__(self, steps: Steps, inputs: dict[str, Any], ask: AskPixels, facts: Facts) -> None:
+        self._steps, self._inputs, self._ask, self._facts = steps, inputs, ask, facts
+        self._world, self._oracle = steps.world, steps.trial.oracle
+        self.keys: list[str] = []  # of what people were asked
+
+    def answers(self) -> tuple[Questions, Labels]:
+        """All questions of the pick and their labels (k,). Unanswered when people have not answered them all."""
+        questions = self._questions(None, None, [])
+        labels = self._labels(questions)
+        wanted = _per_image(questions, np.ones(len(questions), dtype=np.bool_))
+        rounds: list[tuple[str, str]] = []
+        while isinstance(self._oracle, HumanSpec) and self._oracle.replace:
+            so_far, have = questions.answered(labels), _per_image(questions, labels >= 0)
+            rounds.append((self.keys[-1], so_far.digest()))
+            lacking = {name: count - have[name] for name, count in wanted.items() if count > have[name]}
+            more = self._questions(so_far, Again(len(rounds), lacking), rounds)
+            if not len(more):
+                break
+            questions = questions.add(more)
+            labels = self._labels(questions)
+        return questions, labels
+
+    def _questions(
+        self, labels: LabelledPixels | None, again: Again | None, rounds: list[tuple[str, str]]
+    ) -> Questions:
+        """The next questions; those of people from the store if they are there, else into it."""
+        steps, store = self._steps, self._steps.place.store
+        inputs = question_input(self._inputs, answered=rounds)
+        found = None
+        if isinstance(self._oracle, HumanSpec):
+            folder = store.read("question", inputs) if self._world.is_first else None
+            found = self._world.broadcast(Questions.read(folder / "questions.npz") if folder else None)
+        if found is None:
+            start = time.perf_counter()
+            with steps.phase("score", digest(self._inputs)):
+                found = self._world.broadcast(self._ask(labels, again))
+            if isinstance(self._oracle, HumanSpec) and len(found) and self._world.is_first:
+                self._publish(inputs, found, start)
+        self.keys += [digest(inputs)] if len(found) else []
+        return cast(Questions, found)
+
+    def _publish(self, inputs: dict[str, Any], questions: Questions, start: float) -> None:
+        def write(folder: Path) -> None:
+            questions.write(folder / "questions.npz")
+
+        provenance = provenance_of(self._world, start) | self._facts()
+        self._steps.publish("question", inputs, write, provenance)
+
+    def _labels(self, questions: Questions) -> Labels:
+        """What the oracle says of the questions. Unanswered when people have not answered them all."""
+        steps = self._steps
+        said: Labels | Unanswered | None = None
+        if self._world.is_first:
+            try:
+                names, seed = steps.dataset.facts.class_names, steps.trial.seed
+                book = None if steps.book_key is None else Book(steps.place.store, steps.book_key)
+                said = answer(self._oracle, Asked(questions, names, seed, book))
+            except Unanswered as error:
+                said = error
+        said = self._world.broadcast(said)
+        if isinstance(said, Unanswered):
+            raise said
+        return cast(Labels, said)
+
+
+def _per_image(questions: Questions, counted: npt.NDArray[np.bool_]) -> dict[str, int]:
+    """How many of the counted (k,) questions each image has."""
+    counts = np.bincount(questions.image[counted], minlength=len(questions.names))
+    return dict(zip(questions.names, counts.tolist(), strict=True))

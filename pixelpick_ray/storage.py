@@ -59,6 +59,9 @@ class Storage(Protocol):
     def write(self, path: str, *parts: bytes) -> None:
         """Replace a file, all at once."""
 
+    def append(self, path: str, content: bytes) -> None:
+        """Add to the end of a file that this process alone writes; it is safe when this returns."""
+
     def create(self, path: str, content: bytes) -> bool:
         """Write a file that is not there yet; False when it is there."""
 
@@ -138,6 +141,27 @@ class LocalFiles:
                 file.writelines(parts)
 
         self.put(path, fill)
+
+    def append(self, path: str, content: bytes) -> None:
+        """Add to the end of a file that this process alone writes, synced; a new one with its name in the folder.
+
+        An addition that fails is taken back: what is not safe must not be found there either.
+        """
+        target = self.root / path
+        with self._told(path):
+            is_new = not target.exists()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(target, "ab", buffering=0) as file:
+                before = file.seek(0, os.SEEK_END)
+                try:
+                    if file.write(content) != len(content):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+                    os.fsync(file.fileno())
+                except OSError:
+                    file.truncate(before)
+                    raise
+            if is_new:
+                _sync(target.parent)
 
     def create(self, path: str, content: bytes) -> bool:
         """Write a file that is not there yet; False when it is there. Of several at once one succeeds."""

@@ -261,6 +261,25 @@ class Store:
         """Remove a record if it is there."""
         self._storage.remove(relative)
 
+    # Journals: lines that are added one by one and never changed, each file by one process.
+
+    def append_line(self, relative: str, value: Any) -> None:
+        """Add a line of JSON to a journal that this process alone writes; it is safe when this returns."""
+        self._storage.append(relative, canonical_json(value).encode("ascii") + b"\n")
+
+    def lines(self, relative: str) -> list[Any]:
+        """The lines of a journal. One that a killed process left half written, which nobody was promised, is none."""
+        content = self._storage.read(relative) or b""
+        found = []
+        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                raise StoreError(
+                    f"{self.address}/{relative}: line {number} is damaged ({error}); correct or remove this line"
+                ) from error
+        return found
+
     # Failures
 
     def record_attempt(self, chain: str, text: str) -> None:

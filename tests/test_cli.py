@@ -561,8 +561,8 @@ def test_anything_else_is_no_duration(text: str) -> None:
 
 
 def test_every_command_and_every_option_has_help() -> None:
-    commands = [command.callback.__name__ for command in app.registered_commands if command.callback]
-    assert {"plan", "run", "status", "report"} <= set(commands)
+    commands = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert {"plan", "run", "status", "annotate", "export", "import", "report"} <= set(commands)
     overview = CliRunner().invoke(app, ["--help"])
     for name in commands:
         assert re.search(rf"^  {name} +[A-Z]\w+,? ", overview.stdout, re.MULTILINE)

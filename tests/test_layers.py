@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pixelpick_ray"
 LAYERS = [
     {"cli"},
     {"options"},
-    {"runner", "report", "status", "estimate"},
+    {"runner", "report", "annotate", "status", "estimate"},
     {"search"},
     {"plan"},
     {"loop"},

@@ -1,51 +1,63 @@
 """Who answers: the labels of asked pixels. Dispatch by name is ``ORACLES``."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pixelpick_ray.data.answers import Book
+from pixelpick_ray.data.questions import UNSAID, Questions
 from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.trial import ErringSpec, GroundTruthSpec
+from pixelpick_ray.spec.trial import ErringSpec, GroundTruthSpec, HumanSpec
 
-Labels = npt.NDArray[np.uint8]
-Indices = npt.NDArray[np.int64]
-Draw = Callable[[], np.random.Generator]  # the generator of an image, made when asked for
-
-
-def answer(
-    oracle: GroundTruthSpec | ErringSpec,
-    label: Labels,
-    indices: Indices,
-    *,
-    class_names: Sequence[str],
-    image: str,
-    seed: int,
-) -> npt.NDArray[np.int64]:
-    """What the oracle says of the pixels at flat `indices` (k,) of an image whose label map (H, W) is `label`: (k,)."""
-    draw = partial(stream, seed, "oracle", image)
-    return ORACLES[oracle.name](oracle, label, indices, class_names, draw).astype(np.int64)
+Labels = npt.NDArray[np.int64]
+AnyOracle = GroundTruthSpec | ErringSpec | HumanSpec
 
 
-def _ground_truth(
-    oracle: GroundTruthSpec, label: Labels, indices: Indices, class_names: Sequence[str], draw: Draw
-) -> Labels:
-    said: Labels = label.reshape(-1)[indices]
-    return said
+class Unanswered(Exception):
+    """People have not answered all questions yet: `missing` of `asked`."""
+
+    def __init__(self, missing: int, asked: int) -> None:
+        super().__init__(missing, asked)
+        self.missing, self.asked = missing, asked
 
 
-def _erring(
-    oracle: ErringSpec, label: Labels, indices: Indices, class_names: Sequence[str], draw: Draw
-) -> npt.NDArray[np.int64]:
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of an oracle, and in which names and by which seed it answers; people write into the `book`."""
+
+    questions: Questions
+    class_names: Sequence[str]
+    seed: int
+    book: Book | None = None
+
+
+def answer(oracle: AnyOracle, asked: Asked) -> Labels:
+    """What the oracle says of each question: (k,) a class, or of people also VOID or UNKNOWN.
+
+    Unanswered when people have not answered them all.
+    """
+    return ORACLES[oracle.name](oracle, asked)
+
+
+def _ground_truth(oracle: GroundTruthSpec, asked: Asked) -> Labels:
+    return asked.questions.truth.astype(np.int64)
+
+
+def _erring(oracle: ErringSpec, asked: Asked) -> Labels:
     """A number in 0..1 for every pixel of the image, asked or not, decides its answer: so it never changes."""
-    truth = label.reshape(-1)[indices].astype(np.int64)
-    cumulative = np.cumsum(_confusion(oracle, class_names), axis=1)
-    chance = draw().random(label.size)[indices]
-    said: npt.NDArray[np.int64] = (chance[:, None] >= cumulative[truth]).sum(axis=1)
-    return np.minimum(said, len(class_names) - 1)  # a row may end a rounding error below 1
+    questions = asked.questions
+    cumulative = np.cumsum(_confusion(oracle, asked.class_names), axis=1)
+    chance = np.empty(len(questions))
+    for index, (name, (height, width)) in enumerate(zip(questions.names, questions.shapes.tolist(), strict=True)):
+        here = questions.image == index
+        draws = stream(asked.seed, "oracle", name).random(height * width)
+        chance[here] = draws[questions.y[here] * width + questions.x[here]]
+    said: Labels = (chance[:, None] >= cumulative[questions.truth]).sum(axis=1)
+    return np.minimum(said, len(asked.class_names) - 1)  # a row may end a rounding error below 1
 
 
 def _confusion(oracle: ErringSpec, class_names: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -58,13 +70,24 @@ def _confusion(oracle: ErringSpec, class_names: Sequence[str]) -> npt.NDArray[np
     return wrong + np.diag(1 - wrong.sum(axis=1))
 
 
-ORACLES: dict[str, Callable[[Any, Labels, Indices, Sequence[str], Draw], npt.NDArray[Any]]] = {
+def _human(oracle: HumanSpec, asked: Asked) -> Labels:
+    if asked.book is None:
+        raise AssertionError("people answer into a book")
+    labels = asked.book.labels(asked.questions, asked.class_names)
+    missing = int((labels == UNSAID).sum())
+    if missing:
+        raise Unanswered(missing, len(labels))
+    return labels
+
+
+ORACLES: Mapping[str, Callable[[Any, Asked], Labels]] = {
     "ground_truth": _ground_truth,
     "erring": _erring,
+    "human": _human,
 }
 
 
-def check_oracle(oracle: GroundTruthSpec | ErringSpec, class_names: Sequence[str]) -> None:
+def check_oracle(oracle: AnyOracle, class_names: Sequence[str]) -> None:
     """SpecError when an oracle speaks of classes that the data set does not have."""
     if isinstance(oracle, ErringSpec):
         for name in [name for truth, said in (oracle.confusion or {}).items() for name in (truth, *said)]:

@@ -1,12 +1,41 @@
 """What was asked: statistics of the new pixels of one stage (protocol of PixelPick, section 4), never cumulative."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pixelpick_ray.data.borders import mean_distance
 from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.questions import Questions
+
+
+@dataclass(frozen=True)
+class Query:
+    """New labelled pixels and statistics of them."""
+
+    pixels: LabelledPixels
+    statistics: dict[str, Any]
+
+
+def answered(questions: Questions, labels: npt.NDArray[np.int64], *, num_classes: int) -> Query:
+    """The questions with their labels (k,), and statistics of those that got a class.
+
+    ``refused`` is how many got none; it is absent where all did.
+    """
+    has_class = labels >= 0
+    asked = has_class & ~np.isnan(questions.entropy)
+    pixels = questions.answered(labels)
+    statistics = query_statistics(
+        pixels.with_class(),
+        num_classes=num_classes,
+        entropies=questions.entropy[asked].tolist() or None,
+        border_distance=mean_distance([questions.distance[has_class]]),
+    )
+    refused = int((~has_class).sum())
+    return Query(pixels, statistics | ({"refused": refused} if refused else {}))
 
 
 def query_statistics(

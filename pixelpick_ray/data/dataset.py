@@ -40,6 +40,14 @@ class DatasetFacts:
         """Classes without void."""
         return len(self.class_names)
 
+    @property
+    def unlabelled_index(self) -> int:
+        """What stands in the place of a label where there is no label map: the largest of 0..255 that is neither a
+        class nor void; -1, which no pixel has, when all of these are taken.
+        """
+        taken = {*range(self.num_classes), self.void_index}
+        return max(set(range(256)) - taken, default=-1)
+
 
 class Dataset(ABC):
     """Images with label maps in splits; an image is known by its name.
@@ -64,6 +72,10 @@ class Dataset(ABC):
         """What identifies a split beside its images, JSON-ready: part of the fingerprint of its content."""
         return [self.facts.name, split]
 
+    def has_labels(self, split: str) -> bool:
+        """Whether the images of a split have label maps."""
+        return True
+
     @abstractmethod
     def names(self, split: str) -> tuple[str, ...]:
         """Sorted image names of a split. DataError when the files are missing."""
@@ -74,11 +86,14 @@ class Dataset(ABC):
 
     @abstractmethod
     def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
-        """Checked image (H, W, 3) RGB and label (H, W) at native size. DataError names the file and the remedy."""
+        """Checked image (H, W, 3) RGB and label (H, W) at native size. DataError names the file and the remedy.
+
+        Without a label map the label is `DatasetFacts.unlabelled_index` at every pixel.
+        """
 
 
 class FileDataset(Dataset):
-    """A data set with an image file and a label file a name, in a folder of the data set's name."""
+    """A data set with an image file and, where a split has labels, a label file a name, in a folder of its name."""
 
     @property
     def path(self) -> Path:
@@ -86,8 +101,8 @@ class FileDataset(Dataset):
         return self.data_path / self.facts.name
 
     @abstractmethod
-    def paths(self, split: str, name: str) -> tuple[Path, Path]:
-        """The image file and the label file, there or not."""
+    def paths(self, split: str, name: str) -> tuple[Path, ...]:
+        """The image file and, where the split has labels, the label file, there or not."""
 
     def read_label(self, path: Path) -> UInt8Array:
         """The label map (H, W) of a file."""
@@ -102,7 +117,7 @@ class FileDataset(Dataset):
             self._check_names(files)
             rows: list[list[str | int]] = []
             for name, paths in files:
-                for path, what in zip(paths, ("image file", "label"), strict=True):
+                for path, what in zip(paths, ("image file", "label"), strict=False):
                     if not path.is_file():
                         raise DataError(
                             f"{self.facts.name}: image {name} of split {split} has no {what} {path}; add it or remove "
@@ -112,7 +127,7 @@ class FileDataset(Dataset):
                     rows.append([path.relative_to(self.path).as_posix(), stat.st_size, stat.st_mtime_ns])
         return rows
 
-    def _check_names(self, files: Sequence[tuple[str, tuple[Path, Path]]]) -> None:
+    def _check_names(self, files: Sequence[tuple[str, tuple[Path, ...]]]) -> None:
         """DataError for a file that lies outside of the data folder, or whose name no report could write."""
         known: set[Path] = set()
         for name, paths in files:
@@ -124,10 +139,12 @@ class FileDataset(Dataset):
                     known.add(path.parent)
 
     def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
-        image_path, label_path = self.paths(split, name)
+        image_path, *label_paths = self.paths(split, name)
         image = read_image(image_path, mode="RGB")
-        label = self.read_label(label_path)
-        check_label(label, image.shape[:2], self.facts, label_path)
+        if not label_paths:
+            return image, np.full(image.shape[:2], self.facts.unlabelled_index, dtype=np.uint8)
+        label = self.read_label(label_paths[0])
+        check_label(label, image.shape[:2], self.facts, label_paths[0])
         return image, label
 
 

@@ -30,14 +30,17 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class SplitDescription(Spec):
-    """Where the images and the label maps of a split lie, relative to the folder of the data set."""
+    """Where the images and the label maps of a split lie, relative to the folder of the data set.
+
+    A split without ``labels`` has images only: people may say what is in them.
+    """
 
     images: Inside
-    labels: Inside
+    labels: Inside | None = None
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
-        if PurePosixPath(self.images) == PurePosixPath(self.labels):
+        if self.labels is not None and PurePosixPath(self.images) == PurePosixPath(self.labels):
             raise ValueError(f"images and labels are the same folder {self.images!r}; give each its own")
         return self
 
@@ -68,6 +71,11 @@ class Description(Spec):
                 f"void: {self.void} is the value of class {self.classes[self.void]!r}; allowed are "
                 f"{len(self.classes)}..255"
             )
+        if len(self.classes) == 255 and (without := [name for name, one in self.splits.items() if one.labels is None]):
+            raise ValueError(
+                f"splits: {', '.join(without)} without labels needs a value that is neither a class nor void, and 255 "
+                "classes with void take all of 0..255; give labels, or 254 classes at most"
+            )
         return self
 
     @model_validator(mode="after")
@@ -91,7 +99,9 @@ class Description(Spec):
 
 
 class Folder(FileDataset):
-    """Images (png, jpg, jpeg) and label maps (png) of the same stem, in the folders of ``dataset.yaml``."""
+    """Images (png, jpg, jpeg) and, where there are any, label maps (png) of the same stem, in the folders of
+    ``dataset.yaml``.
+    """
 
     def __init__(self, spec: DatasetSpec, data_path: Path) -> None:
         """Read the description. SpecError without ``path``, DataError for a missing or wrong description."""
@@ -126,13 +136,14 @@ class Folder(FileDataset):
         described: list[str | int] = [str(self.spec.path), self.facts.num_classes, self.facts.void_index]
         return [described, *super().signature(split)]
 
+    def has_labels(self, split: str) -> bool:
+        """SpecError for a split that is not described."""
+        return self._described(split).labels is not None
+
     def names(self, split: str) -> tuple[str, ...]:
         """The file names of the images; SpecError for a split that is not described."""
-        if split not in self._description.splits:
-            raise SpecError(
-                f"{self.path / DESCRIPTION}: has no split {split!r}; it describes {', '.join(self.facts.splits)}"
-            )
-        images, labels = self._files(split, "images", IMAGE_SUFFIXES), self._files(split, "labels", (".png",))
+        images = self._files(split, "images", IMAGE_SUFFIXES)
+        labels = self._files(split, "labels", (".png",)) if self.has_labels(split) else {}
         for stem in sorted(images.keys() | labels.keys()):
             self._check_pair(split, images.get(stem, []), labels.get(stem, []))
         if not images:
@@ -142,8 +153,15 @@ class Folder(FileDataset):
             )
         return tuple(sorted(name for (name,) in images.values()))
 
+    def _described(self, split: str) -> SplitDescription:
+        if split not in self._description.splits:
+            raise SpecError(
+                f"{self.path / DESCRIPTION}: has no split {split!r}; it describes {', '.join(self.facts.splits)}"
+            )
+        return self._description.splits[split]
+
     def _folder(self, split: str, what: str) -> Path:
-        return self.path / str(getattr(self._description.splits[split], what))
+        return self.path / str(getattr(self._described(split), what))
 
     def _files(self, split: str, what: str, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
         """File names by stem; hidden files and those of other kinds do not count."""
@@ -160,7 +178,7 @@ class Folder(FileDataset):
         return found
 
     def _check_pair(self, split: str, images: list[str], labels: list[str]) -> None:
-        if len(images) == len(labels) == 1:
+        if len(images) == 1 and len(labels) == self.has_labels(split):
             return
         have = {"images": images, "labels": labels}
         for what, names in have.items():
@@ -172,8 +190,11 @@ class Folder(FileDataset):
             f"{self._folder(split, lacks)} ({', '.join(suffixes)}); add it or remove {have[without][0]}"
         )
 
-    def paths(self, split: str, name: str) -> tuple[Path, Path]:
-        return self._folder(split, "images") / name, self._folder(split, "labels") / f"{Path(name).stem}.png"
+    def paths(self, split: str, name: str) -> tuple[Path, ...]:
+        image = self._folder(split, "images") / name
+        if not self.has_labels(split):
+            return (image,)
+        return image, self._folder(split, "labels") / f"{Path(name).stem}.png"
 
 
 def _read(path: Path) -> Description:

@@ -34,6 +34,9 @@ class HeldOut(Dataset):
             return [*self._whole.identity(self._training), HELD_OUT]
         return self._whole.identity(split)
 
+    def has_labels(self, split: str) -> bool:
+        return self._whole.has_labels(self._source(split))
+
     def names(self, split: str) -> tuple[str, ...]:
         """DataError also when fewer than two images would be left to train on."""
         if split not in (self._training, HELD_OUT):
@@ -49,7 +52,11 @@ class HeldOut(Dataset):
         return [*self._whole.signature(self._training), [split, *self.names(split)]]
 
     def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
-        return self._whole.read(self._training if split == HELD_OUT else split, name)
+        return self._whole.read(self._source(split), name)
+
+    def _source(self, split: str) -> str:
+        """The split of the whole data set that has the images of this one."""
+        return self._training if split == HELD_OUT else split
 
     def _first(self, names: tuple[str, ...]) -> frozenset[str]:
         """The names that are held out."""

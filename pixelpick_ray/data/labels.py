@@ -14,6 +14,12 @@ from pixelpick_ray.errors import DataError, StoreError
 from pixelpick_ray.spec.canonical import canonical_json
 
 IntArray = npt.NDArray[np.int32]
+VOID, UNKNOWN = -1, -2  # labels of pixels that an annotator gave no class: none of the classes, or cannot tell
+
+
+def reading_order(image: npt.ArrayLike, y: npt.ArrayLike, x: npt.ArrayLike) -> npt.NDArray[np.intp]:
+    """The order in which pixels are kept: by image, then row, then column; `image` may be names or their ranks."""
+    return np.lexsort((np.asarray(x), np.asarray(y), np.asarray(image)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +28,8 @@ class LabelledPixels:
 
     ``names`` (sorted, unique) are the images that occur; the columns have one entry a labelled pixel: ``image`` indexes
     ``names``, ``y`` and ``x`` are in the frame of the prepared image, ``label`` is a class, ``stage`` the stage
-    that asked for it.
+    that asked for it. A pixel that was asked for and got no class is there, too, so that it is not asked for again: its
+    label is VOID or UNKNOWN, and nothing is trained on it (`with_class`).
     """
 
     names: tuple[str, ...]
@@ -46,7 +53,7 @@ class LabelledPixels:
         columns = np.broadcast_arrays(np.asarray(y), np.asarray(x), np.asarray(label), np.asarray(stage))
         ys, xs, labels, stages = (np.asarray(column, dtype=np.int32).reshape(-1) for column in columns)
         unique, inverse = np.unique(np.asarray(names, dtype=np.str_).reshape(-1), return_inverse=True)
-        order = np.lexsort((xs, ys, inverse))
+        order = reading_order(inverse, ys, xs)
         image, ys, xs = np.asarray(inverse[order], dtype=np.int32), ys[order], xs[order]
         twice = (np.diff(image) == 0) & (np.diff(ys) == 0) & (np.diff(xs) == 0)
         if twice.any():
@@ -65,6 +72,19 @@ class LabelledPixels:
             x=np.concatenate([self.x, other.x]),
             label=np.concatenate([self.label, other.label]),
             stage=np.concatenate([self.stage, other.stage]),
+        )
+
+    def with_class(self) -> "LabelledPixels":
+        """The pixels whose label is a class; the same value when all are."""
+        if (self.label >= 0).all():
+            return self
+        kept = self.label >= 0
+        return LabelledPixels.of(
+            names=self.names_per_pixel()[kept],
+            y=self.y[kept],
+            x=self.x[kept],
+            label=self.label[kept],
+            stage=self.stage[kept],
         )
 
     def names_per_pixel(self) -> npt.NDArray[np.str_]:

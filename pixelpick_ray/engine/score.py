@@ -1,6 +1,6 @@
 """Evaluating a split and picking pixels: batched inference."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from pixelpick_ray.active.acquisition import MeanPrediction, entropy, needs_model, score_passes
 from pixelpick_ray.active.metrics import Counts
-from pixelpick_ray.active.oracle import answer
-from pixelpick_ray.active.queries import query_statistics
 from pixelpick_ray.active.selection import POOLS, candidate_masks, choose_by_chance, pool_size, require_candidates
-from pixelpick_ray.data.borders import distances_to_borders, mean_distance
+from pixelpick_ray.data.borders import distances_to_borders
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import DatasetFacts
 from pixelpick_ray.data.description import shown
 from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.questions import UNSAID, Questions
 from pixelpick_ray.data.streams import stream, stream_seed
 from pixelpick_ray.engine.batches import TrainingData, network_input
 from pixelpick_ray.engine.images import SplitImages, moved
@@ -29,7 +28,7 @@ from pixelpick_ray.engine.step import autocast, set_precision
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import RunError
 from pixelpick_ray.models.segmentation import stochastic, upsample
-from pixelpick_ray.spec.trial import AcquireSpec, ErringSpec, GroundTruthSpec
+from pixelpick_ray.spec.trial import AcquireSpec
 
 BATCH_PIXELS = {"cpu": 360 * 480, "cuda": 16 * 360 * 480}  # a CPU keeps what one image needs in its caches
 LARGEST_BATCH = 16
@@ -42,14 +41,6 @@ class Predicted:
 
     positions: list[int]
     passes: Iterator[Tensor]
-
-
-@dataclass(frozen=True)
-class Query:
-    """New labelled pixels and statistics of them (`active.queries`)."""
-
-    pixels: LabelledPixels
-    statistics: dict[str, Any]
 
 
 @torch.inference_mode()
@@ -130,24 +121,49 @@ def _passes(
 
 @dataclass(frozen=True)
 class Picked:
-    """Flat indices (k,) picked in an image, their distances to a border of classes, and the entropies of the prediction
-    there where the network was asked.
+    """Flat indices (k,) picked in an image, their distances to a border of classes, and entropies and classes of the
+    prediction there where the network was asked.
     """
 
     position: int
     indices: npt.NDArray[np.int64]
     distances: npt.NDArray[np.float64]
     entropies: npt.NDArray[np.float32] | None = None
+    predicted: npt.NDArray[np.int64] | None = None
 
 
-def pick_initial(data: TrainingData, num_pixels: int, oracle: GroundTruthSpec | ErringSpec, *, seed: int) -> Query:
-    """The first pixels of every training image, uniform over those that are not void, with their labels."""
-    none = np.zeros(0, dtype=np.int64)
-    picked = [
-        _pick_by_chance(data, int(position), none, num_pixels, stream(seed, "initial", name))
-        for position, name in zip(data.positions, data.names, strict=True)
+@dataclass(frozen=True)
+class Again:
+    """Pixels that replace some that got no class: how many in which image, by its name, and which time this is."""
+
+    number: int
+    wanted: Mapping[str, int]
+
+
+def pick_initial(data: TrainingData, num_pixels: int, *, seed: int) -> Questions:
+    """The first pixels of every training image, uniform over those that are not void."""
+    nothing = LabelledPixels.of(names=[], y=[], x=[], label=[], stage=[])
+    groups = [(num_pixels, [int(position) for position in data.positions])]
+    return _questions(_by_chance(data, nothing, groups, (seed, "initial")), data, stage=0)
+
+
+def replace_initial(data: TrainingData, labels: LabelledPixels, again: Again, *, seed: int) -> Questions:
+    """Further first pixels, in the images where some of the `labels` got no class."""
+    groups = _groups(data, labels, again)
+    return _questions(_by_chance(data, labels, groups, (seed, "initial", "again", again.number)), data, stage=0)
+
+
+def _by_chance(
+    data: TrainingData, labels: LabelledPixels, groups: Iterable[tuple[int, Sequence[int]]], purpose: tuple[Any, ...]
+) -> list[Picked]:
+    """Pixels drawn uniformly from those that are neither void nor labelled: so many in each of these images."""
+    seed, *words = purpose
+    names = data.prepared.names
+    return [
+        _pick_by_chance(data, position, _taken(data, labels, position), count, stream(seed, *words, names[position]))
+        for count, positions in groups
+        for position in positions
     ]
-    return _answered(picked, data, oracle, seed=seed, stage=0)
 
 
 def _pick_by_chance(
@@ -159,39 +175,62 @@ def _pick_by_chance(
     return Picked(position, chosen, distances_to_borders(labels, torch.from_numpy(chosen)[None])[0].numpy())
 
 
+def _groups(data: TrainingData, labels: LabelledPixels, again: Again) -> list[tuple[int, list[int]]]:
+    """How many pixels are wanted in which images, images of one number together; no more than there are."""
+    found: dict[int, list[int]] = {}
+    for name, wanted in sorted(again.wanted.items()):
+        position = data.prepared.index[name]
+        count = min(wanted, _left(data, labels, position))
+        if count:
+            found.setdefault(count, []).append(position)
+    return sorted(found.items())
+
+
+def _left(data: TrainingData, labels: LabelledPixels, position: int) -> int:
+    """How many pixels of an image may still be picked."""
+    at = labels.of_image(data.prepared.names[position])
+    return int(data.prepared.candidates[position]) - int(at.stop - at.start)
+
+
 @torch.inference_mode()
 def pick(
     model: nn.Module | None,
     data: TrainingData,
     labels: LabelledPixels,
     acquire: AcquireSpec,
-    oracle: GroundTruthSpec | ErringSpec,
     world: World,
     *,
     seed: int,
     stage: int,
-) -> Query:
-    """The next pixels of every training image, labelled; the whole result on the first rank.
+    again: Again | None = None,
+) -> Questions:
+    """The next pixels of every training image, the whole result on the first rank; or those that replace some of them.
 
     `model` may be None for a strategy that does not score with it. The pool of an image is its best-scored candidates,
     of which the picks are drawn by chance, or the other way round. Only what is known of the picks leaves the device,
     after the last batch. DataError when an image has too few candidates, RunError when a score is no number.
     """
     names, positions = data.prepared.names, [int(position) for position in data.positions]
-    labelled = dict(zip(labels.names, np.bincount(labels.image, minlength=len(labels.names)).tolist(), strict=True))
-    for position in positions:
-        available = int(data.prepared.candidates[position]) - labelled.get(names[position], 0)
-        require_candidates(available, acquire.pixels_per_stage, image=names[position])
-    mine, count = positions[world.slice_of(len(positions))], acquire.pixels_per_stage
+    if again is None:
+        for position in positions:
+            require_candidates(_left(data, labels, position), acquire.pixels_per_stage, image=names[position])
+    groups = [(acquire.pixels_per_stage, positions)] if again is None else _groups(data, labels, again)
+    mine = [(count, members[world.slice_of(len(members))]) for count, members in groups]
     if model is None or not needs_model(acquire.strategy):
-        picked = [
-            _pick_by_chance(data, p, _taken(data, labels, p), count, stream(seed, "pick", stage, names[p]))
-            for p in mine
-        ]
+        words = ("pick", stage) if again is None else ("pick", stage, "again", again.number)
+        picked = _by_chance(data, labels, mine, (seed, *words))
     else:
-        picked = _Asking(data, labels, acquire, world, seed, stage).best(model, mine)
+        picked = [
+            one
+            for count, members in mine
+            for one in _Asking(data, labels, _with_count(acquire, count), world, seed, stage).best(model, members)
+        ]
     everyone = [item for part in world.gather(picked) for item in part]
-    return _answered(everyone, data, oracle, seed=seed, stage=stage + 1)
+    return _questions(everyone, data, stage=stage + 1)
+
+
+def _with_count(acquire: AcquireSpec, count: int) -> AcquireSpec:
+    return acquire.model_copy(update={"pixels_per_stage": count})
 
 
 def _taken(data: TrainingData, labels: LabelledPixels, position: int) -> npt.NDArray[np.int64]:
@@ -237,7 +276,7 @@ class _Asking:
         return torch.Generator(device=self.world.device).manual_seed(purpose)
 
     def _choose(self, batch: Predicted, truth: Tensor) -> tuple[Tensor, ...]:
-        """On the device: (n,) whether all scores are numbers; (n, k) indices, distances to borders and entropies.
+        """On the device: (n,) whether all scores are numbers; (n, k) indices, distances to borders, entropies, classes.
 
         `truth` are the label maps (n, H, W).
         """
@@ -248,7 +287,7 @@ class _Asking:
         pool = pool_size(height, width, self.acquire.pool_fraction, count)
         candidates, seeds = self._candidates(batch.positions, truth), self._seeds(batch.positions)
         indices = POOLS[self.acquire.pool](scores, candidates, seeds, count, pool)
-        return finite, indices, distances_to_borders(truth, indices), entropies_at(mean.logits(), indices)
+        return finite, indices, distances_to_borders(truth, indices), *predictions_at(mean.logits(), indices)
 
     def _candidates(self, positions: list[int], truth: Tensor) -> Tensor:
         pixels = truth[0].numel()
@@ -262,36 +301,39 @@ class _Asking:
         return moved(torch.tensor(seeds), self.world.device)
 
 
-def entropies_at(logits: Tensor, indices: Tensor) -> Tensor:
-    """(n, k) entropies in nats of the prediction at flat indices (n, k), from full-size logits (n, C, H, W)."""
+def predictions_at(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, k) entropies in nats of the prediction at flat indices (n, k), from full-size logits (n, C, H, W), and the
+    classes predicted there.
+    """
     image = torch.arange(len(indices), device=indices.device)[:, None]
     there = logits[image, :, indices // logits.shape[3], indices % logits.shape[3]]
-    return entropy(there.flatten(0, 1)[:, :, None, None]).view(indices.shape)
+    entropies = entropy(there.flatten(0, 1)[:, :, None, None]).view(indices.shape)
+    return entropies, there.max(dim=2).indices
 
 
-def _answered(
-    picked: list[Picked], data: TrainingData, oracle: GroundTruthSpec | ErringSpec, *, seed: int, stage: int
-) -> Query:
-    """The oracle's answers of one stage; empty on ranks other than the first."""
-    prepared, class_names = data.prepared, data.facts.class_names
-    names = [prepared.names[one.position] for one in picked]
+def _questions(picked: list[Picked], data: TrainingData, *, stage: int) -> Questions:
+    """The picks of all ranks as questions; empty on ranks other than the first."""
+    prepared, facts = data.prepared, data.facts
     maps = [prepared.label(one.position) for one in picked]
-    said = [
-        answer(oracle, label, one.indices, class_names=class_names, image=name, seed=seed)
-        for one, name, label in zip(picked, names, maps, strict=True)
-    ]
+    counts = [len(one.indices) for one in picked]
     places = [np.divmod(one.indices, label.shape[1]) for one, label in zip(picked, maps, strict=True)]
+    truths = [label.reshape(-1)[one.indices].astype(np.int64) for one, label in zip(picked, maps, strict=True)]
     none = np.zeros(0, dtype=np.int64)
-    pixels = LabelledPixels.of(
-        names=np.repeat(np.asarray(names, dtype=np.str_), [len(one.indices) for one in picked]),
+    truth = np.concatenate([none, *truths])
+    return Questions.of(
+        names=np.repeat([prepared.names[one.position] for one in picked], counts).tolist(),
+        shapes=np.repeat(prepared.shapes[[one.position for one in picked]], counts, axis=0).tolist(),
         y=np.concatenate([none, *(y for y, _ in places)]),
         x=np.concatenate([none, *(x for _, x in places)]),
-        label=np.concatenate([none, *said]),
+        truth=np.where(truth < facts.num_classes, truth, UNSAID),
+        predicted=_column([one.predicted for one in picked], counts, -1),
+        entropy=_column([one.entropies for one in picked], counts, np.nan),
+        distance=np.concatenate([none, *(one.distances for one in picked)]),
         stage=stage,
     )
-    asked = [value for one in picked if one.entropies is not None for value in one.entropies.tolist()]
-    border_distance = mean_distance([one.distances for one in picked])
-    statistics = query_statistics(
-        pixels, num_classes=len(class_names), entropies=asked or None, border_distance=border_distance
-    )
-    return Query(pixels, statistics)
+
+
+def _column(values: Sequence[npt.NDArray[Any] | None], counts: Sequence[int], absent: float) -> npt.NDArray[Any]:
+    """Values of all picks, `absent` where the network was not asked."""
+    parts = [np.full(count, absent) if value is None else value for value, count in zip(values, counts, strict=True)]
+    return np.concatenate([np.zeros(0, dtype=np.int32), *parts])

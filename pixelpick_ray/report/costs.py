@@ -71,10 +71,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs by a model; `by_cell` lacks the cells whose cost nothing tells."""
+    """Costs by a model; `by_cell` lacks the cells whose cost nothing tells. `basis` says where the model is from."""
 
     model: CostModel
     by_cell: Mapping[tuple[Line, Budget], Cost]
+    basis: str = "Assumed"
 
     @property
     def quantities(self) -> dict[str, dict[tuple[Line, Budget], float]]:
@@ -116,11 +117,12 @@ def _problem(item: Any) -> str:
     return message
 
 
-def costs_of(model: CostModel, queries: Sequence[Query], cells: Iterable[Cell]) -> Costs:
+def costs_of(model: CostModel, queries: Sequence[Query], cells: Iterable[Cell], basis: str = "Assumed") -> Costs:
     """The cost of every cell with values: the mean over its seeds of what all stages up to its budget cost.
 
     `cells` are of one metric, split and checkpoint. A cell has no cost where statistics of a stage are not stored. Full
-    supervision labels every image that a chain of its model asks about. SpecError for a class that no data set has.
+    supervision labels every image that a chain of its model asks about. A pixel that people gave no class costs what a
+    pixel does. SpecError for a class that no data set has.
     """
     _check_classes(model, queries)
     spent = _spent(model, queries)
@@ -133,7 +135,7 @@ def costs_of(model: CostModel, queries: Sequence[Query], cells: Iterable[Cell]) 
             found = []
         if cell.values and found:
             by_cell[cell.line, cell.budget] = _mean_cost(model, found)
-    return Costs(model, by_cell)
+    return Costs(model, by_cell, basis)
 
 
 def _check_classes(model: CostModel, queries: Sequence[Query]) -> None:
@@ -158,7 +160,7 @@ def _spent(model: CostModel, queries: Sequence[Query]) -> dict[tuple[Line, int, 
             known = query.statistics
             if known is None:
                 break
-            clicks += model.clicks_per_pixel * known["pixels"]
+            clicks += model.clicks_per_pixel * (known["pixels"] + known.get("refused", 0))
             seconds += model.seconds_per_image * known["images"] + _pixel_seconds(model, query.class_names, known)
             spent[line, seed, query.point.budget] = model.cost(clicks, seconds)
     return spent
@@ -166,7 +168,8 @@ def _spent(model: CostModel, queries: Sequence[Query]) -> dict[tuple[Line, int, 
 
 def _pixel_seconds(model: CostModel, class_names: Sequence[str], known: Mapping[str, Any]) -> float:
     counts = zip(class_names, known["class_counts"], strict=True)
-    return math.fsum(model.seconds_per_class.get(name, model.seconds_per_pixel) * count for name, count in counts)
+    classes = (model.seconds_per_class.get(name, model.seconds_per_pixel) * count for name, count in counts)
+    return math.fsum([*classes, model.seconds_per_pixel * known.get("refused", 0)])
 
 
 def _full_costs(model: CostModel, line: Line, queries: Sequence[Query]) -> list[Cost]:
@@ -198,7 +201,7 @@ def cost_table(results: Results, cells: Sequence[Cell], costs: Costs) -> Table:
         for cell in shown
     )
     header = (*columns, "pixels per image", *quantities, "mIoU (%)", "n")
-    notes = (f"Assumed: {_model_text(costs.model)}.", *_absence_notes(len(stored) - len(shown)))
+    notes = (f"{costs.basis}: {_model_text(costs.model)}.", *_absence_notes(len(stored) - len(shown)))
     caption = "What the labels cost in all, by a cost model: means over seeds, all stages up to a budget together."
     return Table(caption, header, rows, "l" * len(columns) + "r" * (len(quantities) + 3), notes)
 

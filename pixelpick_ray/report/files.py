@@ -8,6 +8,16 @@ from typing import Any
 
 from pixelpick_ray.data.description import read_description
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.report.annotator_tables import annotation_tables
+from pixelpick_ray.report.annotators import (
+    COSTS_START,
+    Annotations,
+    answers_csv,
+    costs_yaml,
+    load_annotations,
+    measured_basis,
+    measured_costs,
+)
 from pixelpick_ray.report.cells import Cell, Line, build_cells, reported
 from pixelpick_ray.report.chains import Chain, load_chains
 from pixelpick_ray.report.costs import CostModel, Costs, cost_table, costs_of
@@ -75,14 +85,13 @@ def write_report(
     """Write the report of the experiments into the folder `out`, replacing files of the same names.
 
     `picture_settings` are the settings shown with pictures of the data set, at most. Equal results give equal bytes,
-    except for `index.html`, which also tells versions and seconds. SpecError when `out` cannot be written, the
-    experiments cannot be told apart or the cost model does not fit them; StoreError for a record that contradicts its
-    trial.
+    except for `index.html`, which also tells versions and seconds. Without a cost model that which people's answers
+    measured is taken, where there are any. SpecError when `out` cannot be written, the experiments cannot be told apart
+    or the cost model does not fit them; StoreError for a record that contradicts its trial.
     """
     results = load_results(store, experiments, processes=local_cpus())
     contents = _contents(store, results, cost_model, picture_settings)
-    # Of an earlier report: beside this one they would mislead.
-    files = write_files(contents, out, stale=_NOT_ALWAYS - contents.keys())
+    files = write_files(contents, out, stale=_stale(contents, out, cost_model))
     return ReportSummary(files, len(results.trials), results.missing)
 
 
@@ -97,6 +106,28 @@ def write_files(contents: Mapping[str, str | bytes], out: Path, *, stale: Collec
     except OSError as error:
         raise SpecError(f"--out {out}: cannot be written ({error}); give a folder that you may write to") from error
     return tuple(out / name for name in contents)
+
+
+def _stale(contents: Collection[str], out: Path, cost_model: CostModel | None) -> set[str]:
+    """Files of an earlier report, which would mislead beside this one, but for a cost model that may have been given.
+
+    SpecError when a cost model that no report wrote would be replaced.
+    """
+    stale, foreign = _NOT_ALWAYS - set(contents), _is_foreign(out / _COSTS)
+    if foreign and _COSTS in contents:
+        raise SpecError(
+            f"--out {out}: {_COSTS} there was not measured by a report, and would be lost; move it, or give another "
+            "folder"
+        )
+    return stale - {_COSTS} if foreign or cost_model is not None else stale
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a cost model is there that no report wrote."""
+    try:
+        return path.is_file() and not path.read_bytes().startswith(COSTS_START.encode("ascii"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error}); make it readable, or give another --out") from error
 
 
 def explain_cell(store: Store, experiments: Sequence[Experiment], wanted: str) -> str:
@@ -115,6 +146,7 @@ class _Findings:
     queries: Sequence[Query]
     comparisons: Sequence[Comparison]
     contests: Sequence[Contest]
+    annotations: Annotations
 
 
 def _contents(
@@ -123,8 +155,8 @@ def _contents(
     """Every file of a report by its name."""
     cells, chains = build_cells(results), load_chains(store, results)
     queries, comparisons, contests = load_queries(store, chains), compare(results, cells), judge(results, cells)
-    found = _Findings(results, cells, chains, queries, comparisons, contests)
-    costs = costs_of(cost_model, queries, reported(results, cells)) if cost_model else None
+    found = _Findings(results, cells, chains, queries, comparisons, contests, load_annotations(store, chains))
+    costs = _costs(found, cost_model)
     published, efforts = comparable_cells(comparisons), load_efforts(store, results, chains)
     sections = _sections(store, found, costs)
     more: dict[str, tuple[Part, ...]] = {
@@ -140,6 +172,7 @@ def _contents(
         "pairs.csv": pairs_csv(contests),
         "scoreboard.csv": scoreboard_csv(comparisons),
         "queries.csv": queries_csv(queries),
+        **_annotation_files(found.annotations),
         "curve.png": curve_png(results, cells, published),
         "curve.svg": curve_svg(results, cells, published),
         "curve.pdf": curve_pdf(results, cells, published),
@@ -151,7 +184,9 @@ def _sections(store: Store, found: _Findings, costs: Costs | None) -> dict[str, 
     """Parts under their titles, in the order of reading; a section may be empty."""
     results, cells, contests = found.results, found.cells, found.contests
     training = _training_facts(store, found.chains)
-    shares = class_share_tables(found.queries, {line: facts["class_counts"] for line, facts in training.items()})
+    # Training images without label maps have no classes to compare with.
+    counts = {line: facts["class_counts"] for line, facts in training.items() if any(facts["class_counts"])}
+    shares = class_share_tables(found.queries, counts)
     distances = {line: facts["border_distance"] for line, facts in training.items()}
     return {
         "Results": _some(verdicts(contests), *_forms(found).values()),
@@ -167,7 +202,23 @@ def _sections(store: Store, found: _Findings, costs: Costs | None) -> dict[str, 
         "Missing": _some(missing_table(results, cells)),
         "Classes": class_tables(results, cells),
         "What was asked": _some(query_table(found.queries, distances), *shares, overlap_table(store, found.chains)),
+        "Annotation": annotation_tables(found.annotations),
     }
+
+
+def _costs(found: _Findings, model: CostModel | None) -> Costs | None:
+    """What the labels cost by the given model, else by the times that people took, where these were measured."""
+    cells = reported(found.results, found.cells)
+    if model is not None:
+        return costs_of(model, found.queries, cells)
+    measured = measured_costs(found.annotations)
+    return costs_of(measured, found.queries, cells, measured_basis(found.annotations)) if measured else None
+
+
+def _annotation_files(annotations: Annotations) -> dict[str, str]:
+    costs = costs_yaml(annotations)
+    answers = {"answers.csv": answers_csv(annotations)} if annotations.given else {}
+    return answers | ({_COSTS: costs} if costs else {})
 
 
 def _forms(found: _Findings) -> dict[str, Table | None]:
@@ -180,7 +231,8 @@ def _forms(found: _Findings) -> dict[str, Table | None]:
     }
 
 
-_NOT_ALWAYS = {"table_wide.tex", "table_transposed.tex", "table_classes.tex"}
+_COSTS = "costs.yaml"
+_NOT_ALWAYS = {"table_wide.tex", "table_transposed.tex", "table_classes.tex", "answers.csv", _COSTS}
 
 
 def _latex_files(found: _Findings) -> dict[str, str]:

@@ -118,7 +118,8 @@ def _stages(store: Store, chain: Chain) -> list[_Asked]:
     for stage, (budget, key) in enumerate(chain.pick_keys()):
         files = store.files("pick", key, ["pixels.npz"]) if key else None
         if files is not None:
-            found.append(_Asked(stage, budget, LabelledPixels.read(io.BytesIO(files["pixels.npz"]))))
+            pixels = LabelledPixels.read(io.BytesIO(files["pixels.npz"]))
+            found.append(_Asked(stage, budget, pixels.with_class()))
     return found
 
 

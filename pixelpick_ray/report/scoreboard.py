@@ -94,7 +94,7 @@ def _protocol(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) ->
     tree = trial.model_dump(mode="json")
     pretrained, oracle = trial.model.pretrained, trial.oracle
     supervised = pretrained not in ("none", "moco_v2") and not pretrained.startswith("file:")
-    errs = oracle.name == "erring" and oracle.rate != 0
+    is_true = oracle.name == "ground_truth" or (oracle.name == "erring" and oracle.rate == 0)
     return {path: _text(lookup(tree, path)[1]) for path in published.protocol} | {
         "dataset.split": trial.dataset.split or published.protocol["dataset.split"],
         "dataset.images": _images(trial.dataset, published),
@@ -102,7 +102,7 @@ def _protocol(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) ->
         "evaluate.split": evaluate.split_of(evaluate.report),
         "evaluate.size": _size(evaluation_size(evaluate, trial, evaluate.report), published),
         "model.pretrained": "supervised ImageNet" if supervised else pretrained,
-        "oracle.name": oracle.name if errs else "ground_truth",
+        "oracle.name": "ground_truth" if is_true else oracle.name,
     }
 
 

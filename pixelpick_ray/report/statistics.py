@@ -2,10 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit  # type: ignore[import-untyped]  # scipy.stats would take a second to import
+from scipy.special import ndtri, stdtrit  # type: ignore[import-untyped]  # scipy.stats would take a second to import
 
 CONFIDENCE = 0.95
 ALPHA = 0.05  # a p value below it tells apart
@@ -80,6 +81,27 @@ def welch_interval(
     degrees = 1 / (share1**2 / (n1 - 1) + share2**2 / (n2 - 1))
     half = student_quantile(confidence, degrees) * error
     return difference, difference - half, difference + half
+
+
+def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share, `successes` of `n`; NaN of none."""
+    if not n:
+        return math.nan, math.nan
+    z2 = float(ndtri((1 + confidence) / 2)) ** 2
+    centre = (successes + z2 / 2) / (n + z2)
+    half = math.sqrt(z2 * (successes * (n - successes) / n + z2 / 4)) / (n + z2)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float:
+    """Cohen's kappa (1960) of what two said of the same things: their agreement beyond chance, 1 at most.
+
+    NaN of no pairs, and where both said one and the same of everything, so that chance agrees fully.
+    """
+    n, agreed = len(pairs), sum(one == other for one, other in pairs)
+    ones, others = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
+    by_chance = sum(count * others[said] for said, count in ones.items())
+    return (n * agreed - by_chance) / (n * n - by_chance) if n * n > by_chance else math.nan
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -35,7 +35,6 @@ def run(
         try:
             place = workplace(plan.experiment, execution, plan.stages_to_keep(chain))
             run_chain(plan.experiment, chain.trial, place, World(0, 1, device), relay)
-            on_event(Event("done", chain.id, len(chain.fits) - 1))
         except Stopped:
             return errors
         except Exception as error:  # one chain that fails must not stop the others

@@ -107,6 +107,10 @@ class Progress(Shown):
     def _on_done(self, row: Row, event: Event) -> None:
         row.state, row.finished = "done", time.monotonic()
 
+    def _on_waits(self, row: Row, event: Event) -> None:
+        row.state = "asks people"
+        self._line(f"{row.label}: waits for {event.values['missing']} of {event.values['asked']} answers")
+
     def _on_failed(self, row: Row, event: Event) -> None:
         final = event.values.get("final", True)
         again = "" if final else " (trying again)"
@@ -135,7 +139,7 @@ class Progress(Shown):
         return Group(table, Text(f"{clock(time.monotonic() - self._start)} so far, {self._left()}", style="dim"))
 
 
-STYLES = {"failed": "bold red", "done": "green", "training": "bold", "waiting": "dim"}
+STYLES = {"failed": "bold red", "done": "green", "training": "bold", "waiting": "dim", "asks people": "yellow"}
 
 
 def _cells(row: Row) -> list[Text | str]:

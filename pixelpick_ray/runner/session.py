@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from pixelpick_ray.data.answers import Pending, pending_answers
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import RunError
 from pixelpick_ray.plan import Chain, Plan, Progress, check_data, progress_of
@@ -26,6 +27,7 @@ from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store, run_lease
 
+WAIT_SECONDS = 1.0  # how often it is looked whether people have answered
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
 
 
@@ -67,8 +69,14 @@ def prepare(planned: Plan, execution: Execution, console: Console) -> None:
         build_model(trial.model, num_classes=num_classes, data_path=execution.data_path, seed=trial.seed, stage=0)
 
 
-def run(planned: Plan, execution: Execution, console: Console, stop: "StopRequest", *, local: bool) -> int:
-    """Run what is missing, print the result table, and return the exit status."""
+def run(
+    planned: Plan, execution: Execution, console: Console, stop: "StopRequest", *, local: bool, annotate: str
+) -> int:
+    """Run what is missing, print the result table, and return the exit status.
+
+    Chains that people have to answer for, with the command `annotate`, are left, or, with ``execution.wait``, gone on
+    with when they have.
+    """
     store = Store(execution.store)
     damaged_before = set(store.damaged())
     progress = progress_of(planned, execution)
@@ -78,8 +86,14 @@ def run(planned: Plan, execution: Execution, console: Console, stop: "StopReques
     if chains and not stop():
         console.print(planned.sharing, soft_wrap=True)
         with stop.awaited(), _announced(planned.experiment, store):
-            errors, trained = _run_chains(planned, chains, execution, console, stop, local=local)
-        progress = progress_of(planned, execution)
+            while chains and not stop():
+                failed, newly = _run_chains(planned, chains, execution, console, stop, local=local)
+                errors, trained = errors | failed, trained + newly
+                progress = progress_of(planned, execution)
+                left = [chain for chain in planned.chains if not progress.done(chain) and chain.id not in errors]
+                chains = _answered_chains(planned, left, execution, console, stop, annotate)
+        shown = _shown(execution.runs_path)
+        console.print(f"TensorBoard: tensorboard --logdir {shown}", markup=False, soft_wrap=True)
     missing = [chain for chain in planned.chains if not progress.done(chain)]
     if not missing:
         _drop_weights(planned, progress, execution)
@@ -87,7 +101,39 @@ def run(planned: Plan, execution: Execution, console: Console, stop: "StopReques
     for line in sorted(set(store.damaged()) - damaged_before):
         console.print(f"DAMAGED {line}", soft_wrap=True, markup=False)
     console.print(f"{planned.sharing}; trained now: {trained}", soft_wrap=True)
-    return _conclude(missing, errors, stop, console)
+    asking = _asking(planned, [chain for chain in missing if chain.id not in errors], store)
+    if asking and not stop.asked:
+        console.print(_request(asking, annotate), soft_wrap=True, markup=False)
+    return _conclude(missing, errors, asking, stop, console)
+
+
+def _asking(planned: Plan, chains: list[Chain], store: Store) -> dict[str, Pending]:
+    """What people are asked for which of the chains, by its identity; nothing is missing where they have answered."""
+    found = {chain.id: pending_answers(store, planned.experiment, chain.id) for chain in chains}
+    return {chain: pending for chain, pending in found.items() if pending is not None}
+
+
+def _answered_chains(
+    planned: Plan, left: list[Chain], execution: Execution, console: Console, stop: "StopRequest", annotate: str
+) -> list[Chain]:
+    """Of the chains that are left, those that people have answered for; with ``execution.wait`` once there are some."""
+    store, told = Store(execution.store), False
+    while not stop():
+        asking = _asking(planned, left, store)
+        ready = [chain for chain in left if chain.id in asking and not asking[chain.id].missing]
+        if ready or not asking or not execution.wait:
+            return ready
+        if not told:
+            console.print(_request(asking, annotate), soft_wrap=True, markup=False)
+            told = True
+        time.sleep(WAIT_SECONDS)
+    return []
+
+
+def _request(asking: dict[str, Pending], annotate: str) -> str:
+    """How many answers are waited for, and the command to type. Chains that make a pick together count once."""
+    missing = sum({pending.pick: pending.missing for pending in asking.values()}.values())
+    return f"{missing} answers are waited for: {annotate}"
 
 
 def run_search(search: Search, execution: Execution, console: Console, stop: "StopRequest", source: Path) -> int:
@@ -179,16 +225,24 @@ def _run_chains(
             errors = run_chains(planned, chains, execution, live, stop)
     finally:
         board.close()
-    console.print(f"TensorBoard: tensorboard --logdir {_shown(execution.runs_path)}", markup=False, soft_wrap=True)
     return errors, live.computed_fits
 
 
-def _conclude(missing: list[Chain], errors: dict[str, str], stop: "StopRequest", console: Console) -> int:
+def _conclude(
+    missing: list[Chain],
+    errors: dict[str, str],
+    asking: dict[str, Pending],
+    stop: "StopRequest",
+    console: Console,
+) -> int:
     if not missing:
         return OK
+    whys = {chain: f"waits for {one.missing} of {one.asked} answers" for chain, one in asking.items()} | errors
     for chain in missing:
-        why = errors.get(chain.id, "stopped early" if stop.asked else "not finished")
+        why = whys.get(chain.id, "stopped early" if stop.asked else "not finished")
         console.print(f"MISSING {chain.label}: {why}", soft_wrap=True, markup=False)
+    if not errors and asking and all(chain.id in asking for chain in missing):
+        return STOPPED
     if stop.asked and not any(chain.id in errors for chain in missing):
         console.print("stopped; the same command goes on from here")
         return STOPPED

@@ -71,7 +71,7 @@ class TensorBoard:
     def _write_pick(self, chain: Chain, event: Event) -> None:
         files = self._store.files("pick", event.values["pick"], ["pixels.npz"])
         if files is not None:
-            labels = LabelledPixels.read(io.BytesIO(files["pixels.npz"]))
+            labels = LabelledPixels.read(io.BytesIO(files["pixels.npz"])).with_class()
             self._run(chain).add_images("picked", picked_pictures(chain, labels, self._execution), event.stage + 1)
 
     def _write_stage(self, chain: Chain, event: Event) -> None:

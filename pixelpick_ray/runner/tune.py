@@ -5,11 +5,14 @@ whose process or node is lost is tried again from the store, as long as it gets 
 """
 
 import contextlib
+import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,6 +20,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from pixelpick_ray.data.answers import pending_answers
 from pixelpick_ray.errors import RunError, SpecError, StoreError
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.cluster import joined
@@ -26,6 +30,7 @@ from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 
+LOOK_SECONDS = 2.0  # how often it is looked whether people have answered
 COORDINATOR_CPUS = 0.01  # taken from the first rank's share, so that N ranks of one CPU fit on N CPUs
 
 
@@ -56,10 +61,16 @@ def run(
         while left and not stop():
             relay.begin()
             trainable = tune.with_parameters(_trial, job=Job(plan, left, execution))
-            order, most = ChainOrder(left, relay), execution.max_concurrent
-            run_trials(trainable, resources, order, len(left), relay, stop, max_concurrent=most)
+            is_answered = partial(_is_answered, plan, Store(execution.store))
+            order, most = ChainOrder(left, relay, is_answered), execution.max_concurrent
+            run_trials(trainable, resources, order, sys.maxsize, relay, stop, max_concurrent=most)
             left = [chain for chain in left if chain.id in relay.lost]
         return relay.errors
+
+
+def _is_answered(plan: Plan, store: Store, chain: Chain) -> bool:
+    pending = pending_answers(store, plan.experiment, chain.id)
+    return pending is None or not pending.missing
 
 
 def run_trials(
@@ -158,21 +169,26 @@ def _amounts(resources: dict[str, float]) -> str:
 class ChainOrder(Searcher):
     """Hands out a chain only when every fit that it shares with a chain handed out before is stored.
 
-    Waiting holds no resources: Tune asks again about once a second.
+    Waiting holds no resources: Tune asks again about once a second. A chain that waited for people is handed out again
+    once they have answered, as long as others run.
     """
 
-    def __init__(self, chains: list[Chain], relay: "Relay") -> None:
+    def __init__(self, chains: list[Chain], relay: "Relay", is_answered: Callable[[Chain], bool]) -> None:
         super().__init__(metric=None, mode=None)
         self._chains = chains
         self._relay = relay
+        self._is_answered = is_answered
         self._waiting = list(range(len(chains)))
         self._running: dict[str, int] = {}
+        self._asking: set[int] = set()
+        self._looked = 0.0
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if not self._waiting:
+        self._look_for_answers()
+        if not self._waiting and not (self._asking and self._running):
             return str(Searcher.FINISHED)
         for index in self._waiting:
             if all(self._may_start(index, other) for other in self._running.values()):
@@ -185,8 +201,19 @@ class ChainOrder(Searcher):
         shared = self._chains[index].shared_fits(self._chains[other])
         return self._relay.stages_done.get(self._chains[other].id, 0) >= shared
 
+    def _look_for_answers(self) -> None:
+        """Let chains wait for a place again whose questions have been answered."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        answered = {index for index in self._asking if self._is_answered(self._chains[index])}
+        self._asking -= answered
+        self._waiting += sorted(answered)
+        self._looked = time.monotonic()
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._running.pop(trial_id, None)
+        index = self._running.pop(trial_id, None)
+        if index is not None and self._chains[index].id in self._relay.asking:
+            self._asking.add(index)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the store is the only state."""
@@ -207,6 +234,7 @@ class Relay(tune.Callback):
         self._losses: Counter[str] = Counter()
         self._resumed: dict[str, tuple[int, int]] = {}
         self._last_message: dict[str, str] = {}
+        self.asking: set[str] = set()
         self.stages_done: dict[str, int] = {}
         self.errors: dict[str, str] = {}
         self.lost: list[str] = []
@@ -226,6 +254,9 @@ class Relay(tune.Callback):
         event = Event(**result["event"])
         if self._gets_further(event):
             self._losses[event.chain] = 0
+        self.asking.discard(event.chain)
+        if event.kind == "waits":
+            self.asking.add(event.chain)
         if event.kind == "stage":
             self.stages_done[event.chain] = event.stage + 1
         if event.kind == "failed":
@@ -294,7 +325,6 @@ def _trial(config: dict[str, Any], job: Job) -> None:
     def work() -> None:
         with ranks_of(plan.experiment, job.execution) as run_trial:
             run_trial(chain.trial, plan.stages_to_keep(chain), _report)
-        _report(Event("done", chain.id, len(chain.fits) - 1))
 
     attempt(work, config, chain.id, job.execution, _report)
 

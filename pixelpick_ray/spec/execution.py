@@ -16,7 +16,7 @@ class Execution:
 
     `max_failures` is how often in a row a chain may be lost without getting further; `checkpoint_seconds` how old the
     saved state of a fit in training may become, its last epoch apart; `rank_timeout_seconds` how long ranks wait for
-    one that hangs.
+    one that hangs; `wait` says to wait for people who have to answer.
     """
 
     data_path: Path
@@ -34,6 +34,7 @@ class Execution:
     keep_weights: KeepWeights = "needed"
     checkpoint_seconds: float = 300.0
     rank_timeout_seconds: float = 600.0
+    wait: bool = False
 
     def gpus_of_rank(self, *, are_there: bool) -> float:
         """GPUs that each rank takes, given whether the nodes have any."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self, TypeVar
 from pydantic import Field, ValidationError
 
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.spec.annotate import AnnotateSpec
 from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.search import DomainSpec, SearchSpec, may_vary
 from pixelpick_ray.spec.trial import (
@@ -22,6 +23,7 @@ from pixelpick_ray.spec.trial import (
     ErringSpec,
     EvaluateSpec,
     GroundTruthSpec,
+    HumanSpec,
     ModelSpec,
     MultistepSpec,
     OracleSpec,
@@ -51,6 +53,12 @@ class Experiment(Spec):
     evaluate: EvaluateSpec
     grid: tuple[dict[str, tuple[Any, ...]], ...]
     search: SearchSpec | None = None
+    annotate: AnnotateSpec | None = None
+
+    @property
+    def annotation(self) -> AnnotateSpec:
+        """How people are asked."""
+        return self.annotate or AnnotateSpec()
 
     def trials(self) -> tuple[Trial, ...]:
         """The distinct trials of all grids, in the order of the file. Raises SpecError for a wrong point."""
@@ -110,12 +118,12 @@ class Experiment(Spec):
         return copied
 
     def identity(self) -> str:
-        """Digest of everything but the grid and the title: what experiments of one name must share.
+        """Digest of what experiments of one name must share: everything but the grid, the title and ``annotate``.
 
         A search is one by its grid, too, and may be extended by samples.
         """
-        extended: Any = (
-            {"title": True, "grid": True} if self.search is None else {"title": True, "search": {"num_samples"}}
+        extended: Any = {"title": True, "annotate": True} | (
+            {"grid": True} if self.search is None else {"search": {"num_samples"}}
         )
         return digest(self.model_dump(mode="json", exclude_none=True, exclude=extended))
 
@@ -141,12 +149,28 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = ()) ->
         _set(tree, path.strip().split("."), read_yaml(value, f"--set {path}"), where=f"--set {path}")
     try:
         experiment = _validated(Experiment, tree)
-        experiment.trials()
+        _check_people(experiment)
         if experiment.search is not None:
             check_search(experiment, experiment.search, [override.partition("=")[0].strip() for override in overrides])
     except SpecError as error:
         raise SpecError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from None
     return experiment
+
+
+def _check_people(experiment: Experiment) -> None:
+    """SpecError for questions that nobody is asked, and for answers that nobody can wait for."""
+    humans = [trial.oracle for trial in experiment.trials() if isinstance(trial.oracle, HumanSpec)]
+    if experiment.annotate is not None and not humans:
+        raise SpecError("annotate: nobody is asked; add oracle: {name: human}, or leave it out")
+    if experiment.annotation.order == "predicted" and not all(oracle.suggestions for oracle in humans):
+        raise SpecError(
+            "annotate.order: predicted shows what the network predicts; add oracle.suggestions: true, or take image"
+        )
+    if experiment.search is not None and (humans or "oracle.name" in experiment.search.space):
+        raise SpecError(
+            "oracle.name: people cannot answer in a search, which trains on pixels that differ from sample to sample; "
+            "take ground_truth or erring"
+        )
 
 
 def check_search(experiment: Experiment, search: SearchSpec, fixed: Sequence[str]) -> None:
@@ -331,6 +355,7 @@ _BY_NAME: dict[str, type[Spec]] = {
     "poly": PolySpec,
     "ground_truth": GroundTruthSpec,
     "erring": ErringSpec,
+    "human": HumanSpec,
 }
 
 

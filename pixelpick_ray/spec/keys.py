@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pixelpick_ray.spec.trial import EvaluateSpec, SizeSpec, Trial
+from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.spec.trial import EvaluateSpec, HumanSpec, SizeSpec, Trial
 
 # Raised by hand when the meaning of a step's result changes; older results are then computed again.
-VERSIONS = {"initial": 2, "fit": 3, "evaluation": 2, "pick": 3, "split": 1}
+VERSIONS = {"initial": 2, "fit": 3, "evaluation": 2, "pick": 3, "split": 1, "question": 1, "book": 1}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,25 @@ def pick_input(trial: Trial, *, fit_key: str, stage: int) -> dict[str, Any]:
     return _step_input(
         "pick", fit=fit_key, acquire=acquire, oracle=trial.oracle.as_input(), seed=trial.seed, stage=stage
     )
+
+
+def question_input(pick: dict[str, Any], *, answered: list[tuple[str, str]]) -> dict[str, Any]:
+    """Input of the pixels that people are asked about on the way to a pick (or to the first pixels) of this input.
+
+    `answered` are the keys of the questions before these, each with the digest of the labels that people gave: new
+    pixels replace those that got no class.
+    """
+    return _step_input("question", pick=digest(pick), answered=[list(pair) for pair in answered])
+
+
+def book_input(trial: Trial, source: Source) -> dict[str, Any]:
+    """Input of the book of people's answers: the images as they are prepared, and how people are asked.
+
+    All chains that ask about the same images share it, whatever their seed, network or strategy.
+    """
+    suggestions = isinstance(trial.oracle, HumanSpec) and trial.oracle.suggestions
+    size, fingerprint = trial.dataset.size_spec().as_input(), source.fingerprints[source.training_split]
+    return _step_input("book", fingerprint=fingerprint, size=size, suggestions=suggestions)
 
 
 def evaluation_input(

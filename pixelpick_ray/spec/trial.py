@@ -313,7 +313,20 @@ class ErringSpec(Spec):
         return self
 
 
-OracleSpec = Annotated[GroundTruthSpec | ErringSpec, Field(discriminator="name")]
+class HumanSpec(Spec):
+    """People answer, on the page of the command `annotate`; chains wait for them.
+
+    With ``suggestions`` the page proposes the class that the network predicts, which is faster and biases the answers:
+    these are kept apart from those that were given without. With ``replace`` a pixel that gets no class, because it is
+    none of them or cannot be told, is replaced by another one of its image.
+    """
+
+    name: Literal["human"]
+    suggestions: bool = False
+    replace: bool = False
+
+
+OracleSpec = Annotated[GroundTruthSpec | ErringSpec | HumanSpec, Field(discriminator="name")]
 
 
 class EvaluatedSpec(SizeSpec):

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelpick_ray.active.oracle import ORACLES, answer, check_oracle
+from pixelpick_ray.active.oracle import ORACLES, Asked, answer, check_oracle
+from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.spec.trial import ErringSpec, GroundTruthSpec
 
@@ -29,7 +30,24 @@ def ask(
     seed: int = 0,
     image: str = "a.png",
 ) -> npt.NDArray[np.int64]:
-    return answer(oracle, label, np.asarray(indices, dtype=np.int64), class_names=NAMES, image=image, seed=seed)
+    """The answers in the order of the indices."""
+    order = np.argsort(indices, kind="stable")
+    y, x = np.divmod(np.asarray(indices, dtype=np.int64)[order], label.shape[1])
+    count = len(indices)
+    questions = Questions.of(
+        names=[image] * count,
+        shapes=[label.shape] * count,
+        y=y,
+        x=x,
+        truth=label[y, x],
+        predicted=[-1] * count,
+        entropy=[np.nan] * count,
+        distance=[0.0] * count,
+        stage=0,
+    )
+    said = np.empty(count, dtype=np.int64)
+    said[order] = answer(oracle, Asked(questions, NAMES, seed))
+    return said
 
 
 def label_map(height: int = 40, width: int = 50) -> npt.NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.data.description import LONG_SIDE, VOID_COLOUR, shown, write_description, write_label_map
 from pixelpick_ray.spec.trial import DatasetSpec
+from tests.data.trees import opened, write_folder
 
 SPEC = DatasetSpec(name="scenes", size=(48, 64))
 FACTS = open_dataset(SPEC, Path()).facts
@@ -65,3 +66,16 @@ def test_a_large_label_map_is_made_small_and_void_is_grey(tmp_path: Path) -> Non
         colours = np.asarray(picture.convert("RGB"))
     assert colours[0, 0].tolist() == [10, 20, 30]
     assert tuple(colours[0, -1].tolist()) == VOID_COLOUR
+
+
+def test_images_without_label_maps_have_grey_ones_and_no_counts(tmp_path: Path) -> None:
+    write_folder(tmp_path, splits={"train": {"images": "train/images"}})
+    dataset = opened("folder", tmp_path, path="leaves")
+    bare = prepare(dataset, "train", DatasetSpec(name="folder", path="leaves"), tmp_path / "cache")
+    (tmp_path / "out").mkdir()
+    write_description(tmp_path / "out", bare, range(len(bare)), dataset.facts)
+    found = json.loads((tmp_path / "out" / "description.json").read_text())
+    assert (found["class_counts"], found["border_distance"], found["images"]) == ([0, 0, 0], None, 3)
+    for number in range(3):
+        with Image.open(tmp_path / "out" / "labels" / f"{number}.png") as picture:
+            assert {tuple(colour) for colour in np.asarray(picture.convert("RGB")).reshape(-1, 3)} == {VOID_COLOUR}

@@ -90,7 +90,12 @@ GOOD = {"images": "train/images", "labels": "train/labels"}
             {"splits": {"train": {**GOOD, "label": "x"}}},
             "splits.train.label: unknown key; allowed here: images, labels",
         ),
-        ({"splits": {"train": {"images": "x"}}}, "splits.train.labels: is required; got {'images': 'x'}"),
+        ({"splits": {"train": {"labels": "x"}}}, "splits.train.images: is required; got {'labels': 'x'}"),
+        (
+            {"classes": [str(index) for index in range(255)], "splits": {"train": GOOD, "new": {"images": "x"}}},
+            "splits: new without labels needs a value that is neither a class nor void, and 255 classes with void take "
+            "all of 0..255; give labels, or 254 classes at most",
+        ),
         ({"splits": ["train"]}, "splits: should be a mapping, e.g. {name: value}; got ['train']"),
         ({"splits": {"": GOOD}}, "splits: '' is no name of a split; letters, digits, _ and - are allowed"),
         ({"splits": {"a/b": GOOD}}, "splits: 'a/b' is no name of a split; letters, digits, _ and - are allowed"),
@@ -268,3 +273,95 @@ def test_a_folder_that_moved_keeps_its_content(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("train/images", "pictures"))
     moved = opened("folder", tmp_path, path="plants")
     assert prepare(moved, "train", SizeSpec(), tmp_path / "cache").fingerprint == before
+
+
+# Images without label maps
+
+BARE = {"train": {"images": "train/images"}, "val": {"images": "val/images", "labels": "val/labels"}}
+
+
+@pytest.mark.parametrize(
+    ("classes", "void", "index"), [(3, 255, 254), (3, 254, 255), (3, 3, 255), (253, 254, 255), (254, 255, 254)]
+)
+def test_without_label_maps_every_pixel_has_a_value_that_is_neither_class_nor_void(
+    tmp_path: Path, classes: int, void: int, index: int
+) -> None:
+    folder = write_folder(tmp_path, classes=[f"class {at}" for at in range(classes)], void=void, splits=BARE)
+    dataset = leaves(tmp_path)
+    assert dataset.facts.unlabelled_index == index
+    assert dataset.names("train") == ("leaf.v0.png", "leaf.v1.jpg", "leaf.v2.jpeg")
+    image, label = dataset.read("train", "leaf.v1.jpg")
+    assert (image == np.asarray(Image.open(folder / "train" / "images" / "leaf.v1.jpg"))).all()
+    assert (label.dtype, label.shape, set(label.ravel().tolist())) == (np.uint8, (9, 11), {index})
+
+
+def test_a_split_says_whether_it_has_labels(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, splits=BARE)
+    assert [leaves(tmp_path).has_labels(split) for split in ("train", "val")] == [False, True]
+    with pytest.raises(SpecError, match=rf"{folder}/dataset\.yaml: has no split 'test'; it describes train, val"):
+        leaves(tmp_path).has_labels("test")
+    assert opened("scenes", tmp_path).has_labels("train")
+
+
+def test_255_classes_leave_no_value_and_are_read_where_there_are_label_maps(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, classes=[str(index) for index in range(255)])
+    dataset = leaves(tmp_path)
+    assert dataset.facts.unlabelled_index == -1
+    label = np.asarray(Image.open(folder / "train" / "labels" / "leaf.v0.png"))
+    assert (dataset.read("train", "leaf.v0.png")[1] == label).all()
+
+
+def test_all_pixels_of_images_without_label_maps_are_candidates_at_every_size(tmp_path: Path) -> None:
+    write_folder(tmp_path, splits=BARE)
+    for size in (SizeSpec(), SizeSpec(size=(8, 20))):
+        prepared = prepare(leaves(tmp_path), "train", size, tmp_path / "cache")
+        assert prepared.candidates.tolist() == [int(np.prod(prepared.shape(at))) for at in range(3)]
+        assert set(prepared.labels.tolist()) == {254}
+
+
+def test_the_signature_of_images_without_label_maps_has_the_images_alone(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, splits=BARE)
+    for path in (folder / "train" / "labels").iterdir():
+        path.unlink()
+    (folder / "train" / "labels").rmdir()
+    described, *files = leaves(tmp_path).signature("train")
+    assert described == ["leaves", 3, 255]
+    assert [path for path, _, _ in files] == [f"train/images/leaf.v{at}" for at in ("0.png", "1.jpg", "2.jpeg")]
+    (folder / "train" / "images" / "leaf.v1.jpg").unlink()
+    assert [path for path, _, _ in leaves(tmp_path).signature("train")[1:]] == [
+        *("train/images/leaf.v0.png", "train/images/leaf.v2.jpeg")
+    ]
+
+
+def test_label_maps_that_come_later_make_another_content(tmp_path: Path) -> None:
+    found = set()
+    for splits in ({"train": GOOD}, {"train": {"images": GOOD["images"]}}):
+        for classes in (["soil", "stem", "leaf"], ["stem", "soil", "leaf"]):
+            write_folder(tmp_path, splits=splits, classes=classes)
+            found.add(prepare(leaves(tmp_path), "train", SizeSpec(), tmp_path / "cache").fingerprint)
+    assert len(found) == 4
+
+
+def test_the_content_of_a_split_with_labels_is_as_it_was_before_any_could_lack_them(tmp_path: Path) -> None:
+    for data, more in ((tmp_path / "one", {}), (tmp_path / "other", {"new": {"images": "val/images"}})):
+        folder = write_folder(data, splits={"train": GOOD} | more)
+        for at, path in enumerate(sorted((folder / "train" / "images").iterdir())):
+            path.unlink()
+            save(path.with_suffix(".png"), noise((9, 11), (0,), seed=at)[0])
+        found = prepare(leaves(data), "train", SizeSpec(), tmp_path / "cache").fingerprint
+        assert found == "47448ace59d63679991c9f5bc1935420ff04ff05ca7a956b2e17072e262ecaed"
+
+
+def test_two_images_of_one_stem_are_told_without_labels_too(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, splits=BARE) / "train"
+    save(folder / "images" / "leaf.v1.png", noise((9, 11), (0,), seed=0)[0])
+    with pytest.raises(DataError, match=rf"{folder}/images: leaf\.v1\.jpg and leaf\.v1\.png have one stem; keep one"):
+        leaves(tmp_path).names("train")
+
+
+def test_a_folder_without_images_is_told_without_labels_too(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, splits=BARE)
+    for path in (folder / "train" / "images").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match=rf"{folder}/train/images: holds no image; copy the images of split train"):
+        leaves(tmp_path).names("train")

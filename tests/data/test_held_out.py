@@ -110,6 +110,18 @@ def test_of_a_folder_the_described_training_split_is_divided(tmp_path: Path) -> 
     assert reduced.names("train") == whole.names("train")
 
 
+def test_held_out_images_have_labels_where_the_training_images_have(tmp_path: Path) -> None:
+    parts = {name: {"images": f"{name}/images", "labels": f"{name}/labels"} for name in ("train", "val")}
+    for bare in ("train", "val"):
+        write_folder(tmp_path, splits=parts | {bare: {"images": f"{bare}/images"}})
+        dataset = open_dataset(DatasetSpec(name="folder", path="leaves", held_out=0.3), tmp_path)
+        known = {split: dataset.has_labels(split) for split in ("train", "held_out", "val")}
+        assert known == {"train": bare != "train", "held_out": bare != "train", "val": bare != "val"}
+        labels = prepare(dataset, "held_out", SizeSpec(), tmp_path / "cache").labels
+        assert (set(labels.tolist()) == {dataset.facts.unlabelled_index}) == (bare == "train")
+    assert scenes(0.25).has_labels("held_out")
+
+
 # What they are
 
 

@@ -6,13 +6,17 @@ from typing import ClassVar
 
 import numpy as np
 
+from pixelpick_ray.active.oracle import AnyOracle, Asked, answer
+from pixelpick_ray.active.queries import Query, answered
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import Dataset, DatasetFacts, UInt8Array
 from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.engine.batches import FitJob, TrainingData
 from pixelpick_ray.spec.experiment import Experiment, parse_experiment
-from pixelpick_ray.spec.trial import AdamSpec, AugmentSpec, DatasetSpec, ModelSpec, TrainSpec
+from pixelpick_ray.spec.trial import AdamSpec, AugmentSpec, DatasetSpec, GroundTruthSpec, ModelSpec, TrainSpec
 
+TRUTH = GroundTruthSpec()
 CLASSES = 4
 VOID = 255
 FACTS = DatasetFacts(
@@ -136,3 +140,10 @@ grid:
 def tiny_experiment(*overrides: str) -> Experiment:
     """Three stages of six steps each on the tiny data set."""
     return parse_experiment(TINY_EXPERIMENT, where="tiny.yaml", overrides=overrides)
+
+
+def said(data: TrainingData, questions: Questions, oracle: AnyOracle = TRUTH, seed: int = 0) -> Query:
+    """What the oracle says of the questions, and statistics of it."""
+    facts = data.facts
+    labels = answer(oracle, Asked(questions, facts.class_names, seed))
+    return answered(questions, labels, num_classes=facts.num_classes)

@@ -22,12 +22,11 @@ from pixelpick_ray.engine.world import World, join
 from pixelpick_ray.loop import run_chain
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import AcquireSpec, GroundTruthSpec
+from pixelpick_ray.spec.trial import AcquireSpec
 from pixelpick_ray.steps import Event, Workplace
-from tests.engine.helpers import CLASSES, TinyDataset
+from tests.engine.helpers import CLASSES, TinyDataset, said
 
 ALONE = World(0, 1, torch.device("cpu"))
-TRUTH = GroundTruthSpec()
 ANSWER_SECONDS = 120
 
 
@@ -174,7 +173,8 @@ def whole_stage(world: World, job: FitJob, acquire: AcquireSpec) -> StageResult:
     losses: list[float] = []
     model = fit(job, world, lambda epoch: losses.append(epoch.loss))
     confusion, _ = evaluate(model, job.data.prepared, job.data.facts, world)
-    chosen = pick(model, job.data, job.labels, acquire, TRUTH, world, seed=job.seed, stage=job.stage).pixels
+    asked = pick(model, job.data, job.labels, acquire, world, seed=job.seed, stage=job.stage)
+    chosen = said(job.data, asked).pixels
     columns = {"image": chosen.image, "y": chosen.y, "x": chosen.x, "label": chosen.label}
     return StageResult(
         losses, {k: v.clone() for k, v in model.state_dict().items()}, confusion, columns, chosen.digest()
@@ -199,7 +199,7 @@ def step_gradients(
 def pick_untrained(world: World, job: FitJob, data: TrainingData, acquire: AcquireSpec) -> tuple[str, dict[str, Any]]:
     """Digest and statistics of the picks of an untrained network on the first rank."""
     model = build_model(job.model, num_classes=CLASSES, data_path=job.data_path, seed=job.seed, stage=job.stage)
-    query = pick(model, data, job.labels, acquire, TRUTH, world, seed=job.seed, stage=0)
+    query = said(data, pick(model, data, job.labels, acquire, world, seed=job.seed, stage=0))
     return query.pixels.digest(), query.statistics
 
 

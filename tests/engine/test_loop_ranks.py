@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.steps import Workplace
 from pixelpick_ray.store import Store, experiment_folder
 from tests.engine.helpers import tiny_experiment
 from tests.engine.ranks import ALONE, Ranks, chain, chain_in_double
+from tests.people import Person
 
 
 def results(store: Store) -> dict[str, bytes]:
@@ -23,7 +25,8 @@ def test_two_ranks_leave_what_one_rank_leaves(ranks: Ranks, tmp_path: Path) -> N
     two = Workplace(Store(tmp_path / "two"), tmp_path, tmp_path / "cache", keep_weights="last")
     chain_in_double(ALONE, experiment, one)
     first, second = ranks.run(chain_in_double, experiment, two)
-    assert [event.kind for event in first if event.kind != "epoch"] == ["stage", "pick", "stage", "pick", "stage"]
+    kinds = [event.kind for event in first if event.kind != "epoch"]
+    assert kinds == ["stage", "pick", "stage", "pick", "stage", "done"]
     assert second == []  # only the first rank reports
     expected = results(one.store)
     assert len(expected) == 3 + 3
@@ -47,5 +50,34 @@ def test_two_ranks_resume_what_one_rank_began(ranks: Ranks, tmp_path: Path) -> N
     (name,) = place.store.records(f"{experiment_folder(experiment)}/chains")
     kept = place.store.read_record(f"{experiment_folder(experiment)}/chains/{name}.json")
     assert len(kept["stages"]) == 3
-    assert np.isfinite(first[-1].values["miou"])
+    assert np.isfinite(stages[-1].values["miou"])
     assert torch.get_num_threads() == 1
+
+
+def test_two_ranks_ask_people_as_one_rank_does(ranks: Ranks, tmp_path: Path) -> None:
+    """Whatever people leave open, both ranks stop at the same place, and go on together."""
+    changes = "oracle={name: human, replace: true}", "grid=[{budget: [6]}]", "acquire.strategy=random"
+    human, kinds, picks = tiny_experiment(*changes), dict[str, list[str]](), dict[str, dict[str, bytes]]()
+    for name in ("one", "two"):
+        place = Workplace(Store(tmp_path / name), tmp_path, tmp_path / "cache")
+        person, kinds[name] = Person(place.store, human, refuse_every=5), []
+        while kinds[name][-1:] != ["done"]:
+            events = chain(ALONE, human, place) if name == "one" else ranks.run(chain, human, place)[0]
+            kinds[name] += [event.kind for event in events if event.kind in ("waits", "done")]
+            person.answer_all()
+        picks[name] = {path: content for path, content in results(place.store).items() if path.startswith("pick/")}
+    assert kinds["one"] == kinds["two"]
+    assert len(kinds["one"]) > 3  # two stages, and pixels that replace others
+    assert sorted(picks["one"].values()) == sorted(picks["two"].values())
+
+
+def test_two_ranks_replace_pixels_by_the_scores_of_the_network(ranks: Ranks, tmp_path: Path) -> None:
+    human = tiny_experiment("oracle={name: human, replace: true}", "grid=[{budget: [6]}]", "train.epochs=1")
+    place = Workplace(Store(tmp_path / "store"), tmp_path, tmp_path / "cache")
+    person, last = Person(place.store, human, refuse_every=3), ""
+    while last != "done":
+        last = ranks.run(chain, human, place)[0][-1].kind
+        person.answer_all()
+    stored = [LabelledPixels.read(path) for path in place.store.path.glob("pick/*/pixels.npz")]
+    assert [np.bincount(pixels.with_class().image).tolist() for pixels in stored] == [[3] * 5] * 2
+    assert max(len(pixels) for pixels in stored) > 15

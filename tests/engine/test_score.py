@@ -18,8 +18,8 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, RunError
 from pixelpick_ray.models.segmentation import build_model, stochastic, upsample
 from pixelpick_ray.spec.trial import AcquireSpec, ErringSpec
-from tests.engine.helpers import CLASSES, FACTS, VOID, label_some, tiny_data, tiny_job
-from tests.engine.ranks import ALONE, TRUTH, Ranks, pick_untrained
+from tests.engine.helpers import CLASSES, FACTS, TRUTH, VOID, label_some, said, tiny_data, tiny_job
+from tests.engine.ranks import ALONE, Ranks, pick_untrained
 
 MIXED = ((32, 48), (40, 40))
 ODD = ((30, 45), (33, 40), (30, 45))  # sides that are no multiples of 8: framed, and cut back
@@ -138,7 +138,7 @@ def picked(
     data: TrainingData, labels: LabelledPixels, spec: AcquireSpec, *, stage: int = 0, seed: int = 0
 ) -> LabelledPixels:
     model = some_model(data) if needs_model(spec.strategy) else None
-    return pick(model, data, labels, spec, TRUTH, ALONE, seed=seed, stage=stage).pixels
+    return said(data, pick(model, data, labels, spec, ALONE, seed=seed, stage=stage)).pixels
 
 
 @pytest.mark.parametrize("strategy", sorted(WAYS))
@@ -216,10 +216,10 @@ class TestEveryStrategy:
         model.classifier.bias.data[1] = torch.nan
         spec = acquire(strategy)
         if not needs_model(spec.strategy):  # chance does not ask the network
-            assert len(pick(None, data, labels, spec, TRUTH, ALONE, seed=0, stage=0).pixels) == 12
+            assert len(pick(None, data, labels, spec, ALONE, seed=0, stage=0)) == 12
         else:
             with pytest.raises(RunError, match=f"image img_00: the {spec.strategy} score is not finite after stage 0"):
-                pick(model, data, labels, spec, TRUTH, ALONE, seed=0, stage=0)
+                pick(model, data, labels, spec, ALONE, seed=0, stage=0)
 
 
 class Fixed(nn.Module):
@@ -245,7 +245,7 @@ def test_picks_come_from_the_best_scored_candidates(strategy: str) -> None:
     scores = scored(logits).numpy()
     for fraction, pool in ((0.1, 153), (0.0, 6)):
         spec = acquire(strategy, pool_fraction=fraction)
-        new = pick(Fixed(logits), data, labels, spec, TRUTH, ALONE, seed=0, stage=0).pixels
+        new = said(data, pick(Fixed(logits), data, labels, spec, ALONE, seed=0, stage=0)).pixels
         for position, name in enumerate(data.names):
             free = data.prepared.label(position) != VOID
             at = labels.of_image(name)
@@ -260,17 +260,17 @@ def test_picks_come_from_the_best_scored_candidates(strategy: str) -> None:
 
 def test_first_pixels_are_uniform_over_pixels_that_are_not_void() -> None:
     data = tiny_data(4, shapes=MIXED)
-    first = pick_initial(data, 10, TRUTH, seed=0).pixels
+    first = said(data, pick_initial(data, 10, seed=0)).pixels
     assert np.bincount(first.image).tolist() == [10] * 4
     assert set(first.stage) == {0}
     for name, y, x, label in zip(first.names_per_pixel(), first.y, first.x, first.label, strict=True):
         assert label == data.prepared.label(data.prepared.index[name])[y, x] != VOID
-    halves = [np.mean(pick_initial(data, 500, TRUTH, seed=seed).pixels.x < 22) for seed in range(3)]
+    halves = [np.mean(pick_initial(data, 500, seed=seed).x < 22) for seed in range(3)]
     assert np.mean(halves) == pytest.approx(0.5, abs=0.03)  # columns 0-21 of 48 and of 40
-    again, other = (pick_initial(data, 10, TRUTH, seed=seed).pixels.digest() for seed in (0, 1))
+    again, other = (said(data, pick_initial(data, 10, seed=seed)).pixels.digest() for seed in (0, 1))
     assert again == first.digest() != other
     with pytest.raises(DataError, match="only 1488 are neither void"):
-        pick_initial(tiny_data(1), 1489, TRUTH, seed=0)
+        pick_initial(tiny_data(1), 1489, seed=0)
 
 
 @pytest.mark.parametrize("way", ["entropy", "entropy by soft vote", "bald"])
@@ -278,7 +278,7 @@ def test_the_entropy_of_what_was_asked_is_that_of_the_prediction_there(way: str)
     """Against log-probabilities in double precision at the picked pixels; of a committee, of its mean prediction."""
     data = tiny_data(3)
     model = some_model(data)
-    query = pick(model, data, label_some(data, [4] * 3), acquire(way), TRUTH, ALONE, seed=0, stage=0)
+    query = said(data, pick(model, data, label_some(data, [4] * 3), acquire(way), ALONE, seed=0, stage=0))
     spec = acquire(way).stochastic
     probabilities = []
     for number in range(spec.passes if spec else 1):
@@ -301,13 +301,13 @@ def test_the_first_pixels_are_answered_by_the_oracle_too() -> None:
     data = tiny_data(4)
     names = data.facts.class_names
     wrong = ErringSpec(name="erring", confusion={name: {names[at - 1]: 1.0} for at, name in enumerate(names)})
-    said, truth = (pick_initial(data, 50, oracle, seed=0).pixels for oracle in (wrong, TRUTH))
-    assert said.label.tolist() == [(label - 1) % CLASSES for label in truth.label]
+    first = pick_initial(data, 50, seed=0)
+    erred, truth = (said(data, first, oracle).pixels for oracle in (wrong, TRUTH))
+    assert erred.label.tolist() == [(label - 1) % CLASSES for label in truth.label]
     for way in ("margin", "random"):
         model = some_model(data)
-        answers = [
-            pick(model, data, truth, acquire(way), oracle, ALONE, seed=0, stage=0).pixels for oracle in (wrong, TRUTH)
-        ]
+        asked = pick(model, data, truth, acquire(way), ALONE, seed=0, stage=0)
+        answers = [said(data, asked, oracle).pixels for oracle in (wrong, TRUTH)]
         assert answers[0].label.tolist() == [(label - 1) % CLASSES for label in answers[1].label]
 
 
@@ -331,7 +331,7 @@ def test_a_gpu_picks_what_a_cpu_picks_from_the_same_logits(way: str) -> None:
     labels = label_some(data, [10, 0, 3, 700, 1])
     logits = torch.randn(5, CLASSES, 32, 48, generator=torch.Generator().manual_seed(3)) * 3
     alone, there = (
-        pick(Fixed(logits.to(world.device)), data, labels, acquire(way), TRUTH, world, seed=0, stage=0)
+        said(data, pick(Fixed(logits.to(world.device)), data, labels, acquire(way), world, seed=0, stage=0))
         for world in (ALONE, GPU)
     )
     assert there.pixels.digest() == alone.pixels.digest()
@@ -368,7 +368,7 @@ def test_the_host_never_waits_for_a_gpu_before_the_last_batch(way: str | None, m
         if way is None:
             evaluate(model, data.prepared, FACTS, GPU)
         else:
-            pick(model, data, labels, acquire(way), TRUTH, GPU, seed=0, stage=0)
+            pick(model, data, labels, acquire(way), GPU, seed=0, stage=0)
 
     work()  # what is made once may wait
     copies = set()

@@ -55,6 +55,16 @@ def test_costs_add_up_over_stages_and_are_means_over_seeds(study: Study) -> None
     assert found["full"] == Cost(clicks=2400.0, seconds=21600.0, money=pytest.approx(216.0))
 
 
+def test_pixels_that_got_no_class_cost_what_a_pixel_does(study: Study) -> None:
+    model = CostModel(seconds_per_pixel=2, seconds_per_class={"road": 5})
+    found = by_budget(
+        costs(study, model, experiment(GRID), lambda trial, stage: asked(trial, stage) | {"refused": 3 * stage})
+    )
+    # 30 x 2 s + 10 x 5 s, twice; for seed 1 the second time 30 s more; 3 x 2 s.
+    assert found[10] == Cost(clicks=40.0, seconds=110.0, money=None)
+    assert found[20] == Cost(clicks=83.0, seconds=241.0, money=None)
+
+
 def test_quantities_have_hours_and_no_money_without_a_wage(study: Study) -> None:
     found = costs(study, CostModel(seconds_per_pixel=9), experiment(GRID))
     assert list(found.quantities) == ["clicks", "hours of annotation"]

@@ -2,17 +2,8 @@
 
 import csv
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,20 +11,13 @@ from pixelpick_ray.report.costs import read_cost_model
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.page import Fact, Page, page_html
 from pixelpick_ray.report.parts import Pictures, Prose, Table
+from tests.browser import ENTER, ESCAPE, Browser, browsing, needs_browser, wait_for
 from tests.report.fake_study import Study
 from tests.report.test_page import PIXEL, curves
 from tests.report.test_pictures import GRID, fill
 
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "results").glob("*/index.html"))
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
-
-FLAGS = (
-    *("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-    *("disable-background-networking", "disable-component-update", "disable-sync"),
-)
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of a reference to an element, W3C WebDriver section 12.2
-ENTER, ESCAPE = "\ue007", "\ue00c"
+pytestmark = needs_browser
 
 ORDERED = Table(
     "A table to sort.",
@@ -77,96 +61,16 @@ PAGE = Page(
 )
 
 
-class Browser:
-    """A session of the W3C WebDriver protocol."""
-
-    def __init__(self, port: int, profile: Path) -> None:
-        self.address = f"http://127.0.0.1:{port}"
-        self.open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-        wait_for(lambda: self.call("GET", "/status")["ready"])
-        wanted = {
-            "browserName": "chrome",
-            "goog:chromeOptions": {"args": [f"--{flag}" for flag in (*FLAGS, f"user-data-dir={profile}")]},
-            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
-        }
-        session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-        self.address += f"/session/{session['sessionId']}"
-
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
-        try:
-            with self.open(request, timeout=60) as answer:
-                return json.load(answer)["value"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(f"{method} {path} {body}: {json.load(error)['value']['message']}") from error
-
-    def devtools(self, command: str, **parameters: Any) -> Any:
-        return self.call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
-
-    def run(self, script: str) -> Any:
-        return self.call("POST", "/execute/sync", {"script": script, "args": []})
-
-    def find(self, selector: str) -> str:
-        found = self.call("POST", "/element", {"using": "css selector", "value": selector})
-        return f"/element/{found[ELEMENT]}"
-
-    def click(self, selector: str) -> None:
-        """A click of a mouse at the middle of the element, which must not be covered."""
-        self.call("POST", self.find(selector) + "/click", {})
-
-    def press(self, selector: str, key: str) -> None:
-        self.call("POST", self.find(selector) + "/value", {"text": key})
-
-    def log(self, kind: str) -> list[dict[str, Any]]:
-        """What was logged since the last call."""
-        found: list[dict[str, Any]] = self.call("POST", "/se/log", {"type": kind})
-        return found
-
-    def prefer(self, colours: str) -> None:
-        """Colours that the system asks for; and no motion, which would let a click miss what is still moving."""
-        wanted = {"prefers-color-scheme": colours, "prefers-reduced-motion": "reduce"}
-        features = [{"name": name, "value": value} for name, value in wanted.items()]
-        self.devtools("Emulation.setEmulatedMedia", features=features)
-
-    def visit(self, path: Path, width: int = 1400) -> None:
-        self.devtools("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
-        self.call("POST", "/url", {"url": path.as_uri()})
-
-    def column(self, number: int, table: str = "#results") -> list[str]:
-        cells = f"document.querySelectorAll('{table} tbody td:nth-child({number})')"
-        return self.run(f"return [...{cells}].map(one => one.textContent)")
-
-    def shown(self, selector: str) -> list[bool]:
-        return self.run(f"return [...document.querySelectorAll('{selector}')].map(one => one.checkVisibility())")
-
-
-def wait_for(tell: Callable[[], Any]) -> Any:
-    """The first answer of `tell` that is true."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        try:
-            if found := tell():
-                return found
-        except OSError:  # the driver does not listen yet
-            pass
-        time.sleep(0.05)
-    raise AssertionError("nothing happened within 20 seconds")
+def column(browser: Browser, number: int, table: str = "#results") -> list[str]:
+    cells = f"document.querySelectorAll('{table} tbody td:nth-child({number})')"
+    found: list[str] = browser.run(f"return [...{cells}].map(one => one.textContent)")
+    return found
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    driver = subprocess.Popen([str(DRIVER), f"--port={port}", "--log-level=OFF"], start_new_session=True)
-    try:
-        browser = Browser(port, tmp_path_factory.mktemp("profile"))
+    with browsing(tmp_path_factory.mktemp("profile")) as browser:
         yield browser
-        browser.call("DELETE", "")
-    finally:
-        os.killpg(driver.pid, signal.SIGTERM)  # with the browser, should it still run
-        driver.wait(timeout=20)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +84,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def browser(started: Browser, path: Path) -> Browser:
     """A browser that has just opened the page on a wide screen."""
     started.prefer("light")
-    started.visit(path)
+    started.visit(path.as_uri())
     return started
 
 
@@ -205,7 +109,7 @@ def test_no_message_and_no_request(started: Browser, path: Path, whole: Path, pa
 def check_silence(browser: Browser, path: Path) -> None:
     browser.log("browser")
     browser.log("performance")
-    browser.visit(path)
+    browser.visit(path.as_uri())
     assert browser.log("browser") == []
     events = [json.loads(one["message"])["message"] for one in browser.log("performance")]
     requests = [one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"]
@@ -216,20 +120,20 @@ def check_silence(browser: Browser, path: Path) -> None:
 @pytest.mark.parametrize("width", [360, 1400])
 def test_a_whole_report_is_sorted_by_a_click_and_fits_every_screen(started: Browser, whole: Path, width: int) -> None:
     started.prefer("light")
-    started.visit(whole, width)
+    started.visit(whole.as_uri(), width)
     assert started.run("return document.documentElement.scrollWidth") <= width
     head = "#results .table:nth-of-type(2) th"
     names = started.run(f"return [...document.querySelectorAll('{head}')].map(one => one.textContent.trim())")
-    column = names.index("pixels per image") + 1
+    number = names.index("pixels per image") + 1
     started.run(
-        f"document.querySelector('{head}:nth-child({column})').scrollIntoView({{block: 'center', inline: 'center'}})"
+        f"document.querySelector('{head}:nth-child({number})').scrollIntoView({{block: 'center', inline: 'center'}})"
     )
-    started.click(f"{head}:nth-child({column}) button")
-    assert started.column(column, "#results .table:nth-of-type(2)") == ["10", "10", "20", "20", "all"]
+    started.click(f"{head}:nth-child({number}) button")
+    assert column(started, number, "#results .table:nth-of-type(2)") == ["10", "10", "20", "20", "all"]
 
 
 def test_numbers_are_sorted_as_numbers_then_reversed_then_as_before(browser: Browser) -> None:
-    before = browser.column(3)
+    before = column(browser, 3)
     head = "#results th:nth-child(3)"
     states = []
     for expected in (
@@ -238,13 +142,13 @@ def test_numbers_are_sorted_as_numbers_then_reversed_then_as_before(browser: Bro
         before,
     ):
         browser.click(f"{head} button")
-        assert browser.column(3) == expected
+        assert column(browser, 3) == expected
         states.append(browser.run(f"return document.querySelector('{head}').ariaSort"))
     assert states == ["ascending", "descending", None]
 
 
 @pytest.mark.parametrize(
-    ("column", "expected"),
+    ("number", "expected"),
     [
         (1, ["coreset9", "coreset10", "entropy", "margin", "random"]),
         (2, ["9", "10", "20", "100", "all"]),
@@ -253,22 +157,22 @@ def test_numbers_are_sorted_as_numbers_then_reversed_then_as_before(browser: Bro
         (6, ["5", "300", "1,024", "20,480.5", "-"]),
     ],
 )
-def test_every_kind_of_value_has_its_order(browser: Browser, column: int, expected: list[str]) -> None:
-    browser.click(f"#results th:nth-child({column}) button")
-    assert browser.column(column) == expected
+def test_every_kind_of_value_has_its_order(browser: Browser, number: int, expected: list[str]) -> None:
+    browser.click(f"#results th:nth-child({number}) button")
+    assert column(browser, number) == expected
 
 
 def test_equal_values_keep_their_order_in_both_directions(browser: Browser) -> None:
-    before = browser.column(1)
+    before = column(browser, 1)
     for _ in range(2):
         browser.click("#results th:nth-child(7) button")
-        assert browser.column(1) == before
+        assert column(browser, 1) == before
 
 
 def test_a_header_is_sorted_from_the_keyboard_and_only_one_at_a_time(browser: Browser) -> None:
     browser.press("#results th:nth-child(2) button", ENTER)
     browser.press("#results th:nth-child(1) button", ENTER)
-    assert browser.column(1)[0] == "coreset9"
+    assert column(browser, 1)[0] == "coreset9"
     states = "return [...document.querySelectorAll('#results th')].map(one => one.ariaSort)"
     assert browser.run(states) == ["ascending"] + [None] * 6
 
@@ -311,7 +215,7 @@ def test_the_theme_changes_colours_and_is_kept(browser: Browser, path: Path) -> 
     browser.click(".theme label:nth-child(3)")
     dark = colour()
     assert dark != light
-    browser.visit(path)
+    browser.visit(path.as_uri())
     assert colour() == dark
     assert browser.run("return document.querySelector('.theme input:checked').value") == "dark"
     browser.click(".theme label:nth-child(1)")
@@ -324,7 +228,7 @@ def test_a_browser_that_stores_nothing_still_changes_the_theme(browser: Browser,
     refuse = "Object.defineProperty(window, 'localStorage', {get() { throw new DOMException('', 'SecurityError'); }})"
     script = browser.devtools("Page.addScriptToEvaluateOnNewDocument", source=refuse)
     try:
-        browser.visit(path)
+        browser.visit(path.as_uri())
         browser.click(".theme label:nth-child(3)")
         assert browser.run("return document.documentElement.dataset.theme") == "dark"
         assert browser.log("browser") == []
@@ -373,7 +277,7 @@ def test_a_picture_is_enlarged_and_put_back(browser: Browser) -> None:
 
 @pytest.mark.parametrize("width", [360, 390, 820, 1400])
 def test_only_boxes_scroll_sideways(browser: Browser, path: Path, width: int) -> None:
-    browser.visit(path, width)
+    browser.visit(path.as_uri(), width)
     browser.run("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert browser.run("return document.documentElement.scrollWidth") <= width
     outside = f"""
@@ -387,7 +291,7 @@ def test_only_boxes_scroll_sideways(browser: Browser, path: Path, width: int) ->
 
 
 def test_what_scrolls_is_reached_by_keyboard_and_keeps_its_first_column(browser: Browser, path: Path) -> None:
-    browser.visit(path, 360)
+    browser.visit(path.as_uri(), 360)
     box = "document.querySelector('#results .wide')"
     wait_for(lambda: browser.run(f"return {box}.tabIndex") == 0)
     browser.run(f"{box}.scrollLeft = 200")
@@ -404,7 +308,7 @@ def test_the_contents_follow_the_reader(browser: Browser) -> None:
 def test_without_scripts_everything_is_there(browser: Browser, path: Path) -> None:
     browser.devtools("Emulation.setScriptExecutionDisabled", value=True)
     try:
-        browser.visit(path)
+        browser.visit(path.as_uri())
         assert browser.shown(".curve") == [True] * 5
         assert browser.shown("fieldset") == [False] * 3
         assert sum(browser.shown("#many tbody tr")) == 35

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.labels import UNKNOWN, VOID, LabelledPixels
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.parts import Pictures
 from pixelpick_ray.report.pictures import contact_sheets, error_map
@@ -154,6 +154,20 @@ def test_every_labelled_pixel_of_a_shown_image_is_a_dot(study: Study) -> None:
     assert [(dot.attributes["cx"], dot.attributes["cy"], dot.all_text()) for dot in second.all("circle")] == [
         ("5.5", "0.5", "road, asked for at 20 pixels"),
         ("1.5", "1.5", "sky, asked for at 20 pixels"),
+    ]
+
+
+def test_pixels_that_people_gave_no_class_are_no_dots(study: Study) -> None:
+    def refused(trial: Trial, stage: int) -> LabelledPixels:
+        return LabelledPixels.of(names=["a.png"] * 3, y=[0] * 3, x=[0, 1, 2], label=[0, VOID, UNKNOWN], stage=stage)
+
+    spec = experiment("grid=[{seed: [0], budget: [10]}]")
+    study.fill(spec, lambda trial: matrix(50))
+    study.ask(spec, lambda trial, stage: None, refused)
+    study.describe(spec, TRAINING, {"test": TEST})
+    _, rows = grid(sheets(study, spec)[0])
+    assert [(dot.attributes["fill"], dot.all_text()) for dot in rows[0][0].all("circle")] == [
+        ("rgb(10,20,30)", "sky, asked for at 10 pixels")
     ]
 
 

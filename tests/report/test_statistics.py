@@ -9,6 +9,7 @@ from scipy import stats
 
 from pixelpick_ray.active.metrics import area_under_curve
 from pixelpick_ray.report.statistics import (
+    cohen_kappa,
     holm,
     interval,
     mean,
@@ -18,6 +19,7 @@ from pixelpick_ray.report.statistics import (
     student_quantile,
     summarise,
     welch_interval,
+    wilson_interval,
 )
 
 VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
@@ -121,6 +123,57 @@ def test_a_flat_curve_has_its_height_as_area(values: list[float], height: float)
 def test_curves_that_do_not_ascend_are_refused(budgets: list[float], values: list[float]) -> None:
     with pytest.raises(ValueError, match="must ascend"):
         area_under_curve(budgets, values)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_s_interval_is_that_of_newcombe_s_table(successes: int, n: int, low: float, high: float) -> None:
+    """Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3."""
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 10_000), st.data())
+def test_wilson_s_interval_is_that_of_scipy(n: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, n))
+    theirs = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    assert wilson_interval(successes, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_a_share_of_nothing_has_no_interval() -> None:
+    assert all(map(math.isnan, wilson_interval(0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("both_yes", "yes_no", "no_yes", "both_no", "kappa"),
+    [
+        # Agreement 35 of 50; by chance 0.5 x 0.6 + 0.5 x 0.4 = 0.5.
+        (20, 5, 10, 15, 0.4),
+        # 60 of 100; 0.6 x 0.7 + 0.4 x 0.3 = 0.54. And 60 of 100; 0.6 x 0.3 + 0.4 x 0.7 = 0.46.
+        (45, 15, 25, 15, 0.06 / 0.46),
+        (25, 35, 5, 35, 0.14 / 0.54),
+        (30, 0, 0, 20, 1.0),
+        (0, 25, 25, 0, -1.0),
+        (4, 6, 4, 6, 0.0),
+    ],
+)
+def test_kappa_is_agreement_beyond_chance(both_yes: int, yes_no: int, no_yes: int, both_no: int, kappa: float) -> None:
+    counts = {("y", "y"): both_yes, ("y", "n"): yes_no, ("n", "y"): no_yes, ("n", "n"): both_no}
+    pairs = [pair for pair, count in counts.items() for _ in range(count)]
+    assert cohen_kappa(pairs) == pytest.approx(kappa, abs=1e-12)
+    assert cohen_kappa([(other, one) for one, other in pairs]) == cohen_kappa(pairs)
+
+
+def test_kappa_takes_any_number_of_categories() -> None:
+    # Agreement 3 of 6; by chance (2 x 3 + 3 x 1 + 1 x 2) of 36.
+    pairs = [("a", "a"), ("a", "c"), ("b", "b"), ("b", "a"), ("b", "a"), ("c", "c")]
+    assert cohen_kappa(pairs) == pytest.approx((1 / 2 - 11 / 36) / (1 - 11 / 36))
+
+
+@pytest.mark.parametrize("pairs", [[], [("a", "a")] * 5])
+def test_there_is_no_kappa_where_chance_agrees_fully(pairs: list[tuple[str, str]]) -> None:
+    assert math.isnan(cohen_kappa(pairs))
 
 
 def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls() -> None:

@@ -1,0 +1,1 @@
+"""The exchange formats, a module each; `exchange.py` chooses."""

@@ -1,0 +1,143 @@
+"""CVAT for images 1.1: an ``<image>`` with an element ``<points>`` for each point.
+
+Labels are the classes, the answers that are none, and open questions (`Vocabulary`); a project in CVAT needs them as
+labels, and keeps of the attributes those that its labels have. Places are in pixels of the image as its file has it,
+the left edge of the first one at 0. What else is known of a point is in its attributes: the format holds everything.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+from xml.etree import ElementTree
+
+from pixelpick_ray.annotate.formats.points import FACTS, Exchanged, Known, Picture, Point, centre, facts_of
+from pixelpick_ray.annotate.formats.problems import Found, Problems, found_at, text_of
+from pixelpick_ray.annotate.formats.xml_text import XmlError, colour_text, xml_bytes, xml_tree
+
+_TEXTS = ("annotator", "suggestion", "id", "of")  # attributes that are texts; the others are JSON
+_NO_COLOUR = (128, 128, 128)
+
+
+def write(exchanged: Exchanged) -> bytes:
+    """The file of these points; images without any are in it, too. DataError when XML cannot hold a name."""
+    known = Known(exchanged.class_names, exchanged.images)
+    root = ElementTree.Element("annotations")
+    ElementTree.SubElement(root, "version").text = "1.1"
+    labels = ElementTree.SubElement(_below(root, "meta", "task"), "labels")
+    for number, text in enumerate(known.vocabulary.texts):
+        palette = exchanged.palette if number < len(exchanged.class_names) else ()
+        _write_label(labels, text, colour_text(palette[number] if palette else _NO_COLOUR))
+    images = {
+        picture.name: ElementTree.SubElement(root, "image", _image(number, picture))
+        for number, picture in enumerate(exchanged.images)
+    }
+    for point in exchanged.points:
+        _write_point(images[point.image], point, known)
+    return b'<?xml version="1.0" encoding="utf-8"?>\n' + xml_bytes(root, "cvat")
+
+
+def _below(element: ElementTree.Element, *tags: str) -> ElementTree.Element:
+    for tag in tags:
+        element = ElementTree.SubElement(element, tag)
+    return element
+
+
+def _write_label(labels: ElementTree.Element, text: str, colour: str) -> None:
+    label = ElementTree.SubElement(labels, "label")
+    for tag, value in (("name", text), ("color", colour), ("type", "points")):
+        ElementTree.SubElement(label, tag).text = value
+    attributes = ElementTree.SubElement(label, "attributes")
+    for name in (*FACTS, "of"):
+        attribute = ElementTree.SubElement(attributes, "attribute")
+        rows = ("name", name), ("mutable", "False"), ("input_type", "text"), ("default_value", ""), ("values", "")
+        for tag, value in rows:
+            ElementTree.SubElement(attribute, tag).text = value
+
+
+def _image(number: int, picture: Picture) -> dict[str, str]:
+    sizes = {"width": str(picture.native_width), "height": str(picture.native_height)}
+    return {"id": str(number), "name": picture.file_name, **sizes}
+
+
+def _write_point(image: ElementTree.Element, point: Point, known: Known) -> None:
+    picture = known.by_name[point.image]
+    x = centre(point.x, picture.width, picture.native_width)
+    y = centre(point.y, picture.height, picture.native_height)
+    place = {"points": f"{x!r},{y!r}", "source": "manual", "occluded": "0", "z_order": "0"}
+    element = ElementTree.SubElement(image, "points", {"label": known.vocabulary.text(point.said), **place})
+    for name, value in facts_of(point, known.vocabulary).items():
+        text = value if name in _TEXTS else json.dumps(value)
+        ElementTree.SubElement(element, "attribute", name=name).text = text
+
+
+def read(content: bytes, known: Known, problems: Problems) -> list[Found]:
+    """The points of a file; those of one element with several places are as many points with one label."""
+    text = text_of(content, problems)
+    if problems.found:
+        return []
+    try:
+        root = xml_tree(text.encode("utf-8"))
+    except XmlError as error:
+        problems.add("the file", str(error))
+        return []
+    if root.tag != "annotations" or root.findtext("version") != "1.1":
+        given = f"<{root.tag[:40]}> of version {root.findtext('version')}"
+        problems.add("the file", f"is {given}; allowed is <annotations> of version 1.1, CVAT for images")
+        return []
+    return list(_read_root(root, known, problems))
+
+
+def _read_root(root: ElementTree.Element, known: Known, problems: Problems) -> Iterator[Found]:
+    for element in root:
+        where = f"<{element.tag[:40]} id={element.get('id', '?')[:40]}>"
+        if element.tag == "image":
+            yield from _read_image(where, element, known, problems)
+        elif element.tag not in ("version", "meta"):
+            problems.add(where, "is not read; allowed are <image>, with <points>")
+
+
+def _read_image(where: str, image: ElementTree.Element, known: Known, problems: Problems) -> Iterator[Found]:
+    picture = problems.picture(image.get("name"), f"{where} name", known)
+    if picture is None:
+        return
+    for name, expected in (("width", picture.native_width), ("height", picture.native_height)):
+        problems.size(_number(image.get(name)), f"{where} {name}", expected)
+    for number, element in enumerate(image, start=1):
+        at = f"{where} <{element.tag[:40]}> {number}"
+        if element.tag == "points":
+            yield from _read_points(at, element, picture, known, problems)
+        else:
+            problems.add(at, "is not read; allowed is <points>")
+
+
+def _read_points(
+    where: str, element: ElementTree.Element, picture: Picture, known: Known, problems: Problems
+) -> Iterator[Found]:
+    said = problems.said(element.get("label"), f"{where} label", known)
+    facts = _read_facts(where, element, problems)
+    for place in element.get("points", "").split(";"):
+        x, _, y = place.partition(",")
+        extents = picture.native_width, picture.native_height
+        pixel = problems.pixel((_number(x), _number(y)), f"{where} points", picture, extents)
+        if said is not None and pixel is not None:
+            yield found_at(where, picture, pixel, said, facts, known)
+
+
+def _read_facts(where: str, element: ElementTree.Element, problems: Problems) -> Mapping[str, Any]:
+    """The attributes that are facts; an empty one is what a tool has for none."""
+    facts = dict[str, Any]()
+    for attribute in element.iterfind("attribute"):
+        name, text = attribute.get("name", ""), attribute.text or ""
+        if name in _TEXTS and text:
+            facts[name] = text
+        elif name in FACTS and text:
+            facts[name] = {"true": True, "false": False}.get(text, _number(text))
+    return facts
+
+
+def _number(text: str | None) -> Any:
+    """The number of a text, and the text itself where it is none, for a message."""
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return text

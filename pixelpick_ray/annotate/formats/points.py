@@ -1,0 +1,208 @@
+"""What the exchange formats have in common: pixels with what was said of them, in the words of other tools."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Self
+from urllib.parse import unquote
+
+from pydantic import Field, model_validator
+
+from pixelpick_ray.data.answers import Coordinate, Kind, Line
+from pixelpick_ray.data.dataset import Colour
+from pixelpick_ray.data.questions import Place
+from pixelpick_ray.spec.trial import Spec
+
+Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Said = tuple[Kind | None, str | None]  # kind and label
+FACTS = ("annotator", "time", "seconds", "idle_seconds", "suggestion", "repeat", "id")
+_SEPARATORS = re.compile(r"[/\\=]")
+_UPLOAD_PREFIX = 9  # characters
+_UPLOADED = re.compile(r"[0-9a-f]{8}-")  # Label Studio puts it before the names of uploaded files
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image: its name, its size as prepared and as the file has it, and the file's name where it is another one."""
+
+    name: str
+    height: int
+    width: int
+    native_height: int
+    native_width: int
+    file: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The name that other tools know the image by."""
+        return self.file or self.name
+
+
+class Point(Spec):
+    """A pixel of a prepared image: an answer, or an open question where ``kind`` is None.
+
+    The other fields are those of an `Answer`; None where nothing is known.
+    """
+
+    image: str
+    y: Coordinate
+    x: Coordinate
+    kind: Kind | None = None
+    label: str | None = None
+    annotator: Line | None = None
+    time: Seconds | None = None
+    seconds: Seconds | None = None
+    idle_seconds: Seconds | None = None
+    suggestion: str | None = None
+    repeat: bool = False
+    id: Line | None = None
+
+    @model_validator(mode="after")
+    def _a_class_has_a_name(self) -> Self:
+        if (self.kind == "class") != (self.label is not None):
+            raise ValueError("label: is the name of the class where kind is class, and absent otherwise")
+        return self
+
+    @property
+    def place(self) -> Place:
+        """The pixel."""
+        return self.image, self.y, self.x
+
+    @property
+    def said(self) -> Said:
+        """What was said of it."""
+        return self.kind, self.label
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What is exchanged: points of images, with the classes and their colours (RGB)."""
+
+    class_names: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    images: tuple[Picture, ...]
+    points: tuple[Point, ...]
+
+
+class Vocabulary:
+    """What other tools call the classes, the two answers that are no class, and open questions.
+
+    These three get underscores at their ends where a class has the same name.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        """The words for these classes."""
+        self._said: dict[str, Said] = {name: ("class", name) for name in class_names}
+        others: tuple[tuple[str, Kind | None], ...]
+        others = ("none of the classes", "void"), ("cannot tell", "unknown"), ("open question", None)
+        for text, kind in others:
+            while text in self._said:
+                text += "_"
+            self._said[text] = kind, None
+        self._texts = {said: text for text, said in self._said.items()}
+        self.texts = tuple(self._said)
+
+    def said(self, text: str) -> Said | None:
+        """What a word means; None for one that is none."""
+        return self._said.get(text)
+
+    def text(self, said: Said) -> str:
+        """The word for what was said."""
+        return self._texts[said]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a file may speak of."""
+
+    class_names: tuple[str, ...]
+    images: tuple[Picture, ...]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words for classes."""
+        return Vocabulary(self.class_names)
+
+    @cached_property
+    def by_name(self) -> dict[str, Picture]:
+        """The images."""
+        return {picture.name: picture for picture in self.images}
+
+    @property
+    def images_text(self) -> str:
+        """The images in a message."""
+        names = ", ".join(repr(picture.name) for picture in self.images[:3])
+        return f"one of the {len(self.images)} images, as {names}"
+
+    @cached_property
+    def _spellings(self) -> dict[str, set[str]]:
+        found = defaultdict[str, set[str]](set)
+        for picture in self.images:
+            for text in (picture.name, picture.file_name):
+                found[text].add(picture.name)
+        return found
+
+    @cached_property
+    def _uploads(self) -> dict[str, set[str]]:
+        found = defaultdict[str, set[str]](set)
+        for text, names in self._spellings.items():
+            for spelling in (text, _as_upload(text)):
+                found[spelling] |= names
+        return found
+
+    def matches(self, reference: str) -> list[Picture]:
+        """The images that a path, an address or the name of an upload may mean; a whole name means that image only."""
+        whole = self._spellings.get(reference)
+        names = set(whole or ())
+        for text in () if whole else {reference, unquote(reference)}:
+            for end in self._ends(text):
+                names |= self._spellings.get(end, set())
+                if _UPLOADED.match(end):
+                    names |= self._uploads.get(end[_UPLOAD_PREFIX:], set())
+        return [self.by_name[name] for name in sorted(names)]
+
+    def _ends(self, text: str) -> list[str]:
+        """The parts of a path up to its end that are short enough to be a name."""
+        start = max(0, len(text) - max(map(len, self._uploads), default=0) - _UPLOAD_PREFIX - 1)
+        starts = [found.end() for found in _SEPARATORS.finditer(text, start)]
+        return [text[at:] for at in (starts if start else [0, *starts])]
+
+
+def _as_upload(name: str) -> str:
+    """A file's name as Label Studio stores it: spaces are underscores, most punctuation goes."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
+
+
+def centre(position: int, prepared: int, extent: float) -> float:
+    """Where the centre of a prepared pixel lies along a side that is `extent` long in another frame."""
+    return (position + 0.5) * extent / prepared
+
+
+def pixel_at(value: float, prepared: int, extent: float) -> int:
+    """The prepared pixel at a place within 0..extent of another frame: `centre` turned round."""
+    return min(math.floor(value * prepared / extent), prepared - 1)
+
+
+def facts_of(point: Point, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What is known of a point beside its pixel and answer, and under ``of`` which answer that is; empty if nothing."""
+    fields = point.model_dump(include=set(FACTS), exclude_defaults=True)
+    return fields | {"of": _stamp(vocabulary.text(point.said), point.y, point.x)} if fields else {}
+
+
+def with_facts(fields: Mapping[str, Any], facts: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """The fields of a point with those facts that another tool has kept.
+
+    None is taken over once the point was moved or got another label there: they are facts of an answer that was not
+    given.
+    """
+    stamp = _stamp(vocabulary.text((fields["kind"], fields["label"])), fields["y"], fields["x"])
+    if facts.get("of", stamp) != stamp:
+        return dict(fields)
+    return {**fields, **{name: facts[name] for name in FACTS if name in facts}}
+
+
+def _stamp(text: str, y: int, x: int) -> str:
+    return f"{text} at y={y}, x={x}"

@@ -1,0 +1,257 @@
+"""Checking a file as a whole: all that is wrong with it is collected, and nothing is taken over unless all is right."""
+
+import json
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from pixelpick_ray.annotate.formats.points import Known, Picture, Point, Said, pixel_at, with_facts
+from pixelpick_ray.errors import DataError
+
+Container = TypeVar("Container", dict[str, Any], list[Any])
+SHOWN = 10
+_SHORT = 6  # entries of a list that a message shows
+_LONGEST = 4096  # characters of a path or address
+_WRITER = reprlib.Repr()
+_WRITER.maxstring = _WRITER.maxother = 80
+
+
+@dataclass(frozen=True)
+class Found:
+    """The fields of a point, and where the file has it."""
+
+    where: str
+    fields: Mapping[str, Any]
+
+
+class Problems:
+    """What is wrong with a file; each check adds to it, and answers None where it finds something wrong."""
+
+    def __init__(self, format_name: str) -> None:
+        """Nothing is, yet."""
+        self._format, self._lines, self._count = format_name, list[str](), 0
+
+    @property
+    def found(self) -> bool:
+        """Whether there are any."""
+        return self._count > 0
+
+    def add(self, where: str, what: str) -> None:
+        """Note one."""
+        self._count += 1
+        if len(self._lines) < SHOWN:
+            self._lines.append(f"  {where}: {what}")
+
+    def given(self, where: str, value: Any, allowed: str) -> None:
+        """Note a value that is not allowed."""
+        if len(self._lines) < SHOWN:
+            self.add(where, f"is {shown(value)}; allowed is {allowed}")
+        else:
+            self._count += 1
+
+    def refuse_any(self, done: str) -> None:
+        """DataError with the first of the problems, if there are any; `done` is what was not done."""
+        if self._count:
+            more = f"\n  and {self._count - SHOWN} more" if self._count > SHOWN else ""
+            told = "\n".join(self._lines)
+            raise DataError(f"{self._format}: {done}, {self._count} problem(s); correct the file\n{told}{more}")
+
+    def mapping(self, value: Any, where: str) -> dict[str, Any] | None:
+        """The value if it is an object."""
+        if isinstance(value, dict):
+            return value
+        self.given(where, value, "an object")
+        return None
+
+    def items(self, value: Any, where: str) -> list[tuple[str, Any]]:
+        """The entries of a list, each with where it is; none if it is no list."""
+        if isinstance(value, list):
+            return [(f"{where}[{number}]", entry) for number, entry in enumerate(value)]
+        self.given(where, value, "a list")
+        return []
+
+    def mappings(self, value: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
+        """Those entries of a list that are objects, as they should be."""
+        found = [(at, self.mapping(entry, at)) for at, entry in self.items(value, where)]
+        return [(at, entry) for at, entry in found if entry is not None]
+
+    def identifier(self, value: Any, where: str) -> int | None:
+        """The value if it is a whole number."""
+        if type(value) is int:
+            return value
+        self.given(where, value, "a whole number")
+        return None
+
+    def picture(self, reference: Any, where: str, known: Known) -> Picture | None:
+        """The one image that a name, path or address means."""
+        text = reference if isinstance(reference, str) and len(reference) <= _LONGEST else ""
+        matches = known.matches(text) if text else []
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            names = " or ".join(shown(picture.name) for picture in matches[:3])
+            self.add(where, f"{shown(reference)} may be image {names}; rename it to what is meant")
+        else:
+            self.given(where, reference, known.images_text)
+        return None
+
+    def size(self, value: Any, where: str, expected: int) -> None:
+        """Note a height or width that is not the image's."""
+        if not isinstance(value, int | float) or isinstance(value, bool) or value != expected:
+            self.given(where, value, f"{expected}, the size of the image")
+
+    def pixel(
+        self, place: tuple[Any, Any], where: str, picture: Picture, extents: tuple[float, float]
+    ) -> tuple[int, int] | None:
+        """The prepared pixel (y, x) at a place (x, y) of an image, `extents` (width, height) large in the file."""
+        found = [
+            self._position(value, f"{where}: {name}", prepared, extent)
+            for value, name, prepared, extent in zip(
+                place, ("x", "y"), (picture.width, picture.height), extents, strict=True
+            )
+        ]
+        return None if found[0] is None or found[1] is None else (found[1], found[0])
+
+    def _position(self, value: Any, where: str, prepared: int, extent: float) -> int | None:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= extent:
+            return pixel_at(value, prepared, extent)
+        self.given(where, value, f"a number in 0..{extent:g}, inside of the image")
+        return None
+
+    def said(self, word: Any, where: str, known: Known) -> Said | None:
+        """What another tool's word means."""
+        said = known.vocabulary.said(word) if isinstance(word, str) else None
+        if said is None:
+            self.given(where, word, f"one of {', '.join(known.vocabulary.texts)}")
+        return said
+
+
+def shown(value: Any) -> str:
+    """A short text of a value that may be huge."""
+    if isinstance(value, list | tuple) and not (
+        len(value) <= _SHORT and all(isinstance(entry, int | float | str) for entry in value)
+    ):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return f"an object of {len(value)}"
+    if isinstance(value, str | int | float | list | tuple | None):
+        return _WRITER.repr(value)
+    return f"of type {type(value).__name__}"
+
+
+def text_of(content: bytes, problems: Problems) -> str:
+    """The text of a file in UTF-8, empty where it is not."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problems.add(f"byte {error.start}", "is not UTF-8; save the file as UTF-8")
+        return ""
+
+
+def json_file(content: bytes, kind: type[Container], problems: Problems) -> Container | None:
+    """The value of a JSON file."""
+    text = text_of(content, problems)
+    return None if problems.found else json_of(text, "the file", kind, problems)
+
+
+def json_of(text: str, where: str, kind: type[Container], problems: Problems) -> Container | None:
+    """The object (dict) or list of a JSON text; NaN and infinity are no JSON."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        problems.add(where, f"is no JSON (line {error.lineno}, column {error.colno}: {error.msg})")
+        return None
+    except (ValueError, RecursionError) as error:  # a constant, a number of thousands of digits, deep nesting
+        problems.add(where, f"is no JSON that is read ({error!s:.80})")
+        return None
+    if isinstance(value, kind):
+        return value
+    problems.given(where, value, "an object" if kind is dict else "a list")
+    return None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as a JSON file; what is not ASCII is escaped."""
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode("ascii")
+
+
+def found_at(
+    where: str, picture: Picture, pixel: tuple[int, int], said: Said, facts: Mapping[str, Any], known: Known
+) -> Found:
+    """A point of another tool's file, at the pixel (y, x), with what that tool has kept of the facts."""
+    fields = {"image": picture.name, "y": pixel[0], "x": pixel[1], "kind": said[0], "label": said[1]}
+    return Found(where, with_facts(fields, facts, known.vocabulary))
+
+
+def checked(found: Iterable[Found], known: Known, problems: Problems) -> tuple[Point, ...]:
+    """The points sorted by image, row and column. What is wrong with them, each or together, goes to `problems`."""
+    points = [(one.where, point) for one in found if (point := _point(one, problems)) is not None]
+    check_points(points, known, problems)
+    return tuple(sorted((point for _, point in points), key=_order))
+
+
+def _point(found: Found, problems: Problems) -> Point | None:
+    try:
+        return Point.model_validate(dict(found.fields))
+    except ValidationError as error:
+        for item in error.errors():
+            loc = ".".join(map(str, item["loc"]))
+            what = f"{shown(item['input'])}: {item['msg']}" if loc else item["msg"]
+            problems.add(found.where, f"{loc} {what}".strip())
+    return None
+
+
+def _order(point: Point) -> tuple[Any, ...]:
+    return (*point.place, point.repeat, point.time or 0.0, point.id or "", point.annotator or "")
+
+
+def check_points(points: Sequence[tuple[str, Point]], known: Known, problems: Problems) -> None:
+    """Note what no point may be, alone and beside the others; each comes with where it is."""
+    for where, point in points:
+        _check_alone(where, point, known, problems)
+    _check_places(points, problems)
+    _check_ids(points, problems)
+
+
+def _check_alone(where: str, point: Point, known: Known, problems: Problems) -> None:
+    picture = known.by_name.get(point.image)
+    if picture is None:
+        problems.given(f"{where}: image", point.image, known.images_text)
+        return
+    for name, value, side in (("y", point.y, picture.height), ("x", point.x, picture.width)):
+        if value >= side:
+            problems.given(f"{where}: {name}", value, f"0..{side - 1}, inside of {point.image}")
+    for name, word in (("label", point.label), ("suggestion", point.suggestion)):
+        if word is not None and word not in known.class_names:
+            problems.given(f"{where}: {name}", word, f"one of {', '.join(known.class_names)}")
+
+
+def _check_places(points: Sequence[tuple[str, Point]], problems: Problems) -> None:
+    """Note pixels that were called two things; a repeat may contradict, that is what it is for."""
+    first: dict[tuple[str, int, int], tuple[str, Point]] = {}
+    for where, point in points:
+        if point.kind is None or point.repeat:
+            continue
+        before, other = first.setdefault(point.place, (where, point))
+        if other.said != point.said:
+            told, earlier = (one.label or one.kind for one in (point, other))
+            problems.add(
+                where,
+                f"pixel (y={point.y}, x={point.x}) of {point.image} is {told} here and {earlier} in {before}; keep one",
+            )
+
+
+def _check_ids(points: Sequence[tuple[str, Point]], problems: Problems) -> None:
+    first: dict[str, tuple[str, Point]] = {}
+    for where, point in points:
+        if point.id is not None:
+            before, other = first.setdefault(point.id, (where, point))
+            if other != point:
+                problems.add(where, f"has the id {point.id!r} of another answer, in {before}; ids are unique")

@@ -1,0 +1,59 @@
+"""Pictures for the page: images of the training split at native size. Label maps end here."""
+
+import io
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from PIL import Image
+
+from pixelpick_ray.data.dataset import UInt8Array
+from pixelpick_ray.data.datasets import open_dataset, training_split
+from pixelpick_ray.spec.trial import DatasetSpec
+
+KEPT = 32  # pictures in memory
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file with its size in pixels."""
+
+    png: bytes
+    height: int
+    width: int
+
+
+def reader(spec: DatasetSpec, data_path: Path) -> Callable[[str], UInt8Array]:
+    """What reads a training image (H, W, 3) by its name. DataError when it cannot be read."""
+    dataset = open_dataset(spec, data_path)
+    split = training_split(dataset, spec)
+    return lambda name: dataset.read(split, name)[0]
+
+
+class Gallery:
+    """The last pictures that were looked at; any number of threads may look."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._pictures: OrderedDict[tuple[str, str], Picture] = OrderedDict()
+
+    def look(self, shelf: str, name: str, read: Callable[[str], UInt8Array]) -> Picture:
+        """The picture of a name among those of a shelf, read when it is not in memory."""
+        with self._lock:
+            picture = self._pictures.get((shelf, name))
+        if picture is None:
+            picture = _encoded(read(name))
+        with self._lock:
+            self._pictures[shelf, name] = picture
+            self._pictures.move_to_end((shelf, name))
+            while len(self._pictures) > KEPT:
+                self._pictures.popitem(last=False)
+        return picture
+
+
+def _encoded(pixels: UInt8Array) -> Picture:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
+    return Picture(file.getvalue(), *pixels.shape[:2])

@@ -1,0 +1,219 @@
+"""The page's server: requests in, calls of the desk, sentences out."""
+
+import base64
+import hashlib
+import logging
+import secrets
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from typing import Annotated, Any, TypeVar
+
+import uvicorn
+from pydantic import Field, ValidationError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from pixelpick_ray.annotate.desk import Desk, Reply
+from pixelpick_ray.annotate.guard import LARGEST_BODY, Guard, error, nothing_here
+from pixelpick_ray.annotate.rota import Refusal
+from pixelpick_ray.data.answers import Line
+from pixelpick_ray.errors import DataError, PixelPickError, SpecError, StoreError
+from pixelpick_ray.spec.trial import Spec
+
+SCRIPTS = ("draw.js", "page.js")
+STATUS = {"wrong": 400, "taken": 409, "gone": 410}  # by the reason of a refusal
+
+
+class Begin(Spec):
+    """Somebody opens the page."""
+
+    annotator: Line
+
+
+class Next(Spec):
+    """Somebody wants more than the questions that the page has."""
+
+    annotator: Line
+    have: Annotated[list[Line], Field(max_length=1000)]
+
+
+class Skip(Spec):
+    """Somebody wants a question later."""
+
+    annotator: Line
+    question: Line
+
+
+class Undone(Spec):
+    """Somebody takes an answer back."""
+
+    annotator: Line
+    answer: Line
+
+
+Body = TypeVar("Body", bound=Spec)
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(desk: Desk, token: str, host: str = "127.0.0.1") -> Starlette:
+    """The application that serves a desk under ``/TOKEN/``, listening at `host`."""
+    page, policy = page_html()
+
+    async def show(request: Request) -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+    def image(request: Request) -> Response:
+        return Response(desk.image(_number(request)), media_type="image/png")
+
+    def points(request: Request) -> Response:
+        return JSONResponse({"points": desk.points(_number(request))})
+
+    routes = [
+        Route("/", show, methods=["GET"]),
+        Route("/begin", _post(Begin, lambda body: desk.begin(body.annotator)), methods=["POST"]),
+        Route("/next", _post(Next, lambda body: desk.next(body.annotator, body.have)), methods=["POST"]),
+        Route("/answer", _post(Reply, desk.answer), methods=["POST"]),
+        Route("/skip", _post(Skip, lambda body: desk.skip(body.annotator, body.question)), methods=["POST"]),
+        Route("/undo", _post(Undone, lambda body: desk.undo(body.annotator, body.answer)), methods=["POST"]),
+        Route("/image/{number}", image, methods=["GET"]),
+        Route("/points/{number}", points, methods=["GET"]),
+    ]
+    app = Starlette(routes=routes, middleware=[Middleware(Guard, token=token, host=host)])
+    app.router.redirect_slashes = False
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(PixelPickError, _own_error)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+def _number(request: Request) -> int:
+    text = str(request.path_params["number"])
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise HTTPException(404)
+    return int(text)
+
+
+def _post(model: type[Body], call: Callable[[Body], dict[str, Any]]) -> Endpoint:
+    """An endpoint that reads a body of this model and calls the desk on a thread."""
+
+    async def endpoint(request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return error(415, "Content-Type: give application/json.")
+        content = await _content(request)
+        try:
+            body = model.model_validate_json(content)
+        except ValidationError as problem:
+            return error(400, _told(problem))
+        return JSONResponse(await run_in_threadpool(call, body))
+
+    return endpoint
+
+
+async def _content(request: Request) -> bytes:
+    """The body, of which no more is read than is allowed; its length may be unknown or wrong."""
+    content = b""
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > LARGEST_BODY:
+            raise HTTPException(413)
+    return content
+
+
+def _told(problem: ValidationError) -> str:
+    """What is wrong with a body, without what was sent."""
+    parts = (f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in problem.errors()[:5])
+    return f"{'; '.join(parts)}."
+
+
+def _http_error(request: Request, problem: Exception) -> Response:
+    status = problem.status_code if isinstance(problem, HTTPException) else 500
+    if status == 404:
+        return nothing_here()
+    sentences = {
+        405: "This address is not asked in that way.",
+        413: f"body: more than {LARGEST_BODY} bytes; an answer is far smaller.",
+    }
+    return error(status, sentences.get(status, "This request cannot be answered."))
+
+
+def _own_error(request: Request, problem: Exception) -> Response:
+    if isinstance(problem, Refusal):
+        return error(STATUS[problem.reason], str(problem))
+    return error(503 if isinstance(problem, StoreError | DataError) else 500, str(problem))
+
+
+def _unexpected(request: Request, problem: Exception) -> Response:
+    return error(500, "The server has an error of its own; where it was started, it says which.")
+
+
+# The page
+
+
+def page_html() -> tuple[str, str]:
+    """The page as one document, and the policy under which a browser shows it: nothing but its own script runs."""
+    script = "".join(map(_asset, SCRIPTS))
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; connect-src 'self'; "
+        "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    page = _asset("page.html").replace("<!-- style -->", f"<style>{_asset('page.css')}</style>")
+    return page.replace("<!-- script -->", f"<script>{script}</script>"), policy
+
+
+def _asset(name: str) -> str:
+    return resources.files("pixelpick_ray.annotate").joinpath(name).read_text(encoding="utf-8")
+
+
+# Running
+
+
+def serve(desk: Desk, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
+    """Serve a desk until SIGINT or SIGTERM and close it; port 0 is a free one. To be called by the main thread.
+
+    `on_ready` gets the address of the page, which has a new secret token. SpecError when the port is taken.
+    """
+    token = secrets.token_urlsafe(24)
+    try:
+        with _listening(host, port) as listener:
+            config = uvicorn.Config(
+                make_app(desk, token, host),
+                access_log=False,
+                log_level=logging.WARNING,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=3,
+            )
+            shown = "127.0.0.1" if host in ("", "0.0.0.0", "localhost") else host
+            on_ready(f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}/{token}/")
+            _run(uvicorn.Server(config), listener)
+    finally:
+        desk.close()
+
+
+def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Run until a signal; uvicorn raises it again at its end, when nobody but us is to hear of it."""
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as problem:
+        raise SpecError(
+            f"{host}:{port}: nothing can listen there ({problem.strerror}); give another port, or 0 for a free one"
+        ) from problem

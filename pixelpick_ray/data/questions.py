@@ -1,0 +1,168 @@
+"""Questions: pixels that are asked about, with what is known of them before anybody has answered."""
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pixelpick_ray.data.labels import IntArray, LabelledPixels, reading_order
+from pixelpick_ray.errors import StoreError
+from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.store import Store, experiment_folder
+
+Place = tuple[str, int, int]  # image, y, x
+UNSAID = -3  # in the place of a label: nobody has said it, and no label map does
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """Pixels of prepared images that somebody is to label, sorted by (image, y, x).
+
+    ``names`` (sorted, unique) are the images that occur and ``shapes`` (n, 2) their heights and widths; the other
+    columns have one entry a pixel: ``image`` indexes ``names``; ``truth`` is what the label map says, UNSAID where the
+    data set has none; ``predicted`` the class that the network would say, -1 where none was asked; ``entropy`` that of
+    its prediction in nats, NaN where none was asked; ``distance`` that to a border of classes in pixels, infinite where
+    there is none. ``stage`` is the stage that trains on the answers first.
+    """
+
+    names: tuple[str, ...]
+    shapes: IntArray
+    image: IntArray
+    y: IntArray
+    x: IntArray
+    truth: IntArray
+    predicted: IntArray
+    entropy: npt.NDArray[np.float32]
+    distance: npt.NDArray[np.float64]
+    stage: int
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        names: Sequence[str],
+        shapes: Sequence[tuple[int, int]],
+        y: npt.ArrayLike,
+        x: npt.ArrayLike,
+        truth: npt.ArrayLike,
+        predicted: npt.ArrayLike,
+        entropy: npt.ArrayLike,
+        distance: npt.ArrayLike,
+        stage: int,
+    ) -> Self:
+        """Sort columns into a value; `names` and `shapes` have one entry a pixel."""
+        order = reading_order(np.asarray(names, dtype=np.str_), y, x)
+        unique, first, image = np.unique(
+            np.asarray(names, dtype=np.str_).reshape(-1), return_index=True, return_inverse=True
+        )
+
+        def column(values: npt.ArrayLike) -> IntArray:
+            return np.asarray(values, dtype=np.int32).reshape(-1)[order]
+
+        return cls(
+            tuple(str(name) for name in unique),
+            np.asarray(shapes, dtype=np.int32).reshape(-1, 2)[first],
+            np.asarray(image.reshape(-1)[order], dtype=np.int32),
+            column(y),
+            column(x),
+            column(truth),
+            column(predicted),
+            np.asarray(entropy, dtype=np.float32).reshape(-1)[order],
+            np.asarray(distance, dtype=np.float64).reshape(-1)[order],
+            stage,
+        )
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def names_per_pixel(self) -> npt.NDArray[np.str_]:
+        """The image name of every pixel."""
+        return np.asarray(self.names, dtype=np.str_)[self.image] if len(self) else np.zeros(0, dtype=np.str_)
+
+    def places(self) -> list[Place]:
+        """Image, y and x of every pixel."""
+        return list(zip(self.names_per_pixel().tolist(), self.y.tolist(), self.x.tolist(), strict=True))
+
+    def add(self, other: "Questions") -> "Questions":
+        """The questions of both, which are of one stage."""
+        return Questions.of(
+            names=[*self.names_per_pixel().tolist(), *other.names_per_pixel().tolist()],
+            shapes=np.concatenate([self.shapes[self.image], other.shapes[other.image]]).tolist(),
+            stage=self.stage,
+            **{
+                name: np.concatenate([getattr(self, name), getattr(other, name)])
+                for name in ("y", "x", "truth", "predicted", "entropy", "distance")
+            },
+        )
+
+    def answered(self, labels: npt.ArrayLike) -> LabelledPixels:
+        """The pixels with a label each (k,): a class, VOID or UNKNOWN."""
+        return LabelledPixels.of(names=self.names_per_pixel(), y=self.y, x=self.x, label=labels, stage=self.stage)
+
+    def write(self, path: Path) -> None:
+        """Write as .npz; equal values give equal bytes."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        np.savez(path, **(columns | {"names": np.asarray(self.names, dtype=np.str_)}))
+
+    @classmethod
+    def read(cls, path: Path | BinaryIO) -> Self:
+        """Read what `write` wrote; code in a file is never run. StoreError when it holds something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                columns = {field.name: file[field.name] for field in fields(cls)}
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise StoreError(
+                f"question/<key>/questions.npz of the store: holds no questions ({str(error).partition('.')[0]}); "
+                "remove its folder and run again"
+            ) from error
+        names = tuple(str(name) for name in columns["names"])
+        return cls(**(columns | {"names": names, "stage": int(columns["stage"])}))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a chain has asked people and waits for: the keys of its questions, of the pick that they become, and of the
+    book that the answers are written into. `budget` is that which the answers lead to.
+    """
+
+    chain: str
+    pick: str
+    book: str
+    budget: int
+    questions: tuple[str, ...]
+
+    def load(self, store: Store) -> Questions:
+        """All its questions. StoreError when they vanished."""
+        parts = [read_questions(store, key) for key in self.questions]
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = whole.add(part)
+        return whole
+
+
+def read_questions(store: Store, key: str) -> Questions:
+    """Stored questions by their key. StoreError when they vanished."""
+    files = store.files("question", key, ["questions.npz"])
+    if files is None:
+        raise StoreError(f"{store.address}/question/{key}: vanished or is damaged; run again, it is asked anew")
+    return Questions.read(io.BytesIO(files["questions.npz"]))
+
+
+def last_ask(store: Store, experiment: Experiment, chain: str) -> Ask | None:
+    """What a chain of an experiment asked at the end of its last run, answered or not; None when it asked nothing."""
+    record = store.read_record(f"{experiment_folder(experiment)}/chains/{chain}.json")
+    found = (record or {}).get("asks")
+    if found is None:
+        return None
+    return Ask(chain, found["pick"], found["book"], found["budget"], tuple(found["questions"]))
+
+
+def open_ask(store: Store, experiment: Experiment, chain: str) -> Ask | None:
+    """What a chain of an experiment waits for; None when it asks nothing now."""
+    ask = last_ask(store, experiment, chain)
+    return None if ask is None or store.has("pick", ask.pick) else ask

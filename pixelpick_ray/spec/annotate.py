@@ -1,0 +1,109 @@
+"""How people are asked: keys, order, hidden repeats. None of it changes what a label means, so no key depends on it."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.spec.trial import Fraction, Positive, Spec
+from pixelpick_ray.spec.yaml_text import read_yaml
+
+KEYS = "abcdefghijklmnopqrstuvwxyz123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of classes; capitals are typed with Shift
+_KEYS_TEXT = "a-z, 1-9 and A-Z"
+_COMMANDS = "0.?+- "  # keys of the page itself
+
+
+class AnnotateSpec(Spec):
+    """The block ``annotate`` of an experiment file.
+
+    ``keys`` are keys of classes by name; classes that it does not name get a free letter of their own. ``order`` is
+    that of the questions: ``image`` after image, each from the last pixel to the nearest one, or ``predicted``, those
+    of one predicted class together, which needs ``oracle.suggestions``. ``repeats`` is the share of the pixels that are
+    asked a second time later on, unmarked, to measure people; longer pauses than ``idle_seconds`` are no work.
+    """
+
+    keys: dict[str, Annotated[str, Field(min_length=1, max_length=1)]] = Field(default_factory=dict)
+    order: Literal["image", "predicted"] = "image"
+    repeats: Fraction = 0.0
+    idle_seconds: Positive = 30.0
+
+
+def class_keys(class_names: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """The key of every class, in the order of the classes: as wanted, else the first letter of its name that is free.
+
+    Letters that words begin with are given first, then the other letters of names; a class whose letters are all taken
+    gets the first key that is left. SpecError with a proposal for keys that clash or may not be used, and for too many
+    classes.
+    """
+    if len(class_names) > len(KEYS):
+        raise SpecError(
+            f"annotate.keys: {len(class_names)} classes, and {len(KEYS)} keys ({_KEYS_TEXT}), so that one key cannot "
+            "name each; merge classes in the label maps and the description of the data set"
+        )
+    if unknown := [name for name in wanted if name not in class_names]:
+        raise SpecError(
+            f"annotate.keys: no class {', '.join(map(repr, unknown))}; the data set has {', '.join(class_names)}"
+        )
+    given = {name: wanted[name] for name in class_names if name in wanted}
+    if problems := [*_forbidden(given), *_clashes(given)]:
+        keys = _filled(class_names, _first_owners(given))
+        raise SpecError(f"annotate.keys: {'; '.join(problems)}; one that works: {_flow_text(keys)}")
+    return _filled(class_names, given)
+
+
+def _filled(class_names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
+    """All keys, of which some are given; no class takes what fits another one better."""
+    found = dict(given)
+    for candidates in (_starts, _letters, lambda name: KEYS):
+        for name in class_names:
+            free = [key for key in candidates(name) if key not in found.values()]
+            if name not in found and free:
+                found[name] = free[0]
+    return {name: found[name] for name in class_names}
+
+
+def _starts(name: str) -> str:
+    """The ASCII letters that the words of a name begin with, in lower case."""
+    return "".join(_letters(name[at]) for at in range(len(name)) if at == 0 or not name[at - 1].isalpha())
+
+
+def _letters(name: str) -> str:
+    """The ASCII letters of a name in lower case."""
+    return "".join(letter.lower() for letter in name if letter.isascii() and letter.isalpha())
+
+
+def _forbidden(given: Mapping[str, str]) -> Iterator[str]:
+    for name, key in given.items():
+        if key not in KEYS:
+            why = "is a command of the page" if key in _COMMANDS else "is no key of a class"
+            yield f"{key!r} of {name} {why}, allowed are {_KEYS_TEXT}"
+
+
+def _clashes(given: Mapping[str, str]) -> Iterator[str]:
+    owners: dict[str, list[str]] = {}
+    for name, key in given.items():
+        owners.setdefault(key, []).append(name)
+    for key, names in owners.items():
+        if len(names) > 1 and key in KEYS:
+            yield f"{', '.join(names[:-1])} and {names[-1]} {'both' if len(names) == 2 else 'all'} have {key!r}"
+
+
+def _first_owners(given: dict[str, str]) -> dict[str, str]:
+    """The keys that may stay: each with the first class that has it."""
+    owners = {given[name]: name for name in reversed(given) if given[name] in KEYS}
+    return {name: key for key, name in owners.items()}
+
+
+def _flow_text(keys: Mapping[str, str]) -> str:
+    """The keys as one line of YAML."""
+    pairs = (f"{_scalar(name)}: {_scalar(key)}" for name, key in keys.items())
+    return f"{{{', '.join(pairs)}}}"
+
+
+def _scalar(text: str) -> str:
+    """A text as it is where YAML reads it back, else in quotes."""
+    is_plain = re.fullmatch(r"\w[\w -]*", text) is not None and read_yaml(text, text) == text
+    return text if is_plain else json.dumps(text, ensure_ascii=False)

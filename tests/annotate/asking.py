@@ -1,0 +1,89 @@
+"""Stores in which chains wait for answers, filled by hand, without training: scenes, whole or made smaller."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pixelpick_ray.data.answers import Answer, Book
+from pixelpick_ray.data.questions import Questions
+from pixelpick_ray.plan import Plan, make_plan
+from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.spec.experiment import parse_experiment
+from pixelpick_ray.store import Store, experiment_folder
+
+TEXT = """
+name: asked
+title: Scenes, labelled by people
+dataset: {name: scenes, size: [32, 40]}
+model: {backbone: test_resnet, pretrained: none}
+train: {epochs: 1, optimizer: {name: adam, lr: 1e-3}}
+acquire: {initial_pixels: 10, pixels_per_stage: 10}
+oracle: {name: human}
+evaluate: {splits: {test: {}}, report: test}
+grid:
+  - {seed: [0], budget: [20]}
+"""
+BOOK = digest("a book")
+HEIGHT, WIDTH = 32, 40
+
+
+def plan_of(*overrides: str) -> Plan:
+    """One chain of two stages that asks people, unless overrides say otherwise."""
+    return make_plan(parse_experiment(TEXT, where="asked.yaml", overrides=overrides))
+
+
+def questions_of(images: int | Sequence[str], pixels: int, *, seed: int = 0) -> Questions:
+    """As many pixels of each of the first scenes to train on, or of images by name, by chance; the network predicts one
+    of four classes.
+    """
+    rng = np.random.default_rng(seed)
+    names = [f"train_{index:04d}" for index in range(images)] if isinstance(images, int) else images
+    flat = np.concatenate([rng.choice(HEIGHT * WIDTH, pixels, replace=False) for _ in names])
+    count = len(flat)
+    return Questions.of(
+        names=np.repeat(names, pixels).tolist(),
+        shapes=[(HEIGHT, WIDTH)] * count,
+        y=flat // WIDTH,
+        x=flat % WIDTH,
+        truth=rng.integers(0, 9, count),
+        predicted=rng.integers(0, 4, count),
+        entropy=rng.random(count),
+        distance=rng.random(count),
+        stage=0,
+    )
+
+
+def ask(
+    store: Store, plan: Plan, questions: Questions, *, pick: str = "first", chain: int = 0, stages: int = 0
+) -> Questions:
+    """Have a chain of the plan ask, as one that has trained so many stages."""
+    inputs = {"asked for": pick, "pixels": len(questions)}
+
+    def write(folder: Path) -> None:
+        questions.write(folder / "questions.npz")
+
+    store.publish("question", inputs, write, {})
+    asked = {"pick": digest(pick), "book": BOOK, "budget": 10, "questions": [digest(inputs)]}
+    write_record(store, plan, chain, {"asks": asked, "stages": [{}] * stages})
+    return questions
+
+
+def go_on(store: Store, pick: str = "first") -> None:
+    """Store the pick, as a training does that has taken the answers."""
+    store.publish("pick", pick, lambda folder: None, {})  # type: ignore[arg-type]
+
+
+def finish(store: Store, plan: Plan, chain: int = 0) -> None:
+    """Record a chain that has trained all its stages."""
+    write_record(store, plan, chain, {"stages": [{}] * len(plan.chains[chain].fits)})
+
+
+def write_record(store: Store, plan: Plan, chain: int, record: object) -> None:
+    """Replace the record of a chain."""
+    store.write_record(f"{experiment_folder(plan.experiment)}/chains/{plan.chains[chain].id}.json", record)
+
+
+def answers_in(store: Store) -> Sequence[Answer]:
+    """What the book has, read anew."""
+    return Book(store, BOOK).answers

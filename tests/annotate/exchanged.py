@@ -1,0 +1,39 @@
+"""An example of what is exchanged, and helpers, for the tests of the exchange formats."""
+
+from typing import Any
+
+from pixelpick_ray.annotate.exchange import Exchanged, Picture, Point, read
+
+CLASSES = ("road", "sky & <cloud>", "дерево")
+PALETTE = ((128, 64, 128), (70, 130, 180), (0, 255, 1))
+IMAGES = (
+    Picture("a b.png", height=4, width=6, native_height=8, native_width=18),
+    Picture("""q"'&<é>.png""", height=5, width=5, native_height=5, native_width=5),
+    Picture("city_1", height=3, width=2, native_height=7, native_width=3, file="city_1_leftImg8bit.png"),
+)
+POINTS = (
+    Point(image="a b.png", y=0, x=5, kind="class", label="road", annotator="Ann A", time=1.5, seconds=0.1, id="i1"),
+    Point(image="a b.png", y=0, x=5, kind="class", label="дерево", annotator="Bo", repeat=True, suggestion="road"),
+    Point(
+        image="a b.png", y=1, x=0, kind="void", annotator="Ann A", time=2.0, seconds=3.0, idle_seconds=40.25, id="i2"
+    ),
+    Point(image="a b.png", y=3, x=3),
+    Point(image="city_1", y=2, x=1, kind="class", label="sky & <cloud>"),
+    Point(image="city_1", y=2, x=0, kind="unknown", annotator='"<&', id="]]>"),
+)
+WHOLE = Exchanged(CLASSES, PALETTE, IMAGES, POINTS)
+
+
+def back(content: bytes, format_name: str, whole: Exchanged = WHOLE) -> tuple[Point, ...]:
+    """What is read of a file."""
+    return read(content, format_name, class_names=whole.class_names, images=whole.images)
+
+
+def in_order(points: Any) -> list[str]:
+    """The points in an order that does not depend on theirs."""
+    return sorted(point.model_dump_json() for point in points)
+
+
+def entry(height: int, width: int, xs: Any, ys: Any, **more: Any) -> dict[str, Any]:
+    """An image in the queries of the published code."""
+    return {"height": height, "width": width, "x_coords": xs, "y_coords": ys} | more

@@ -1,0 +1,512 @@
+"""The page in a real browser, used by keyboard: what is acknowledged is in the book once, whatever happens."""
+
+import base64
+import itertools
+import json
+import signal
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixelpick_ray.annotate.desk import Desk
+from pixelpick_ray.data import scenes
+from pixelpick_ray.data.answers import Answer
+from pixelpick_ray.plan import Plan
+from pixelpick_ray.store import Store
+from tests.annotate.asking import answers_in, ask, finish, go_on, plan_of, questions_of
+from tests.annotate.serving import TOKEN, running, serving
+from tests.browser import (
+    BACKSPACE,
+    ENTER,
+    ESCAPE,
+    F2,
+    LEFT,
+    RIGHT,
+    SPACE,
+    TAB,
+    UP,
+    Browser,
+    browsing,
+    needs_browser,
+    wait_for,
+)
+
+pytestmark = needs_browser
+Item = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browsing(tmp_path_factory.mktemp("profile")) as browser:
+        browser.prefer("light")
+        yield browser
+
+
+class Typist:
+    """Somebody at a page, who reads what it exposes for tests and remembers what was acknowledged."""
+
+    def __init__(self, browser: Browser, name: str = "Ada") -> None:
+        self.browser, self.name = browser, name
+        self.keys: dict[str, str] = {}
+        self.acknowledged: dict[str, tuple[str, str, str | None]] = {}  # question, kind, label by the answer
+        self.timings: list[float] = []
+        self.seen: list[int] = [0, 0]
+
+    def open(self, address: str, width: int = 1280, height: int = 720) -> None:
+        """Visit a page; the first time at an address it asks for the name."""
+        self.browser.visit(address, width, height)
+        if self.browser.run("return document.querySelector('#welcome').open"):
+            self.browser.type(*self.name, ENTER)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the page shows a question, or says why not."""
+        wait_for(lambda: self.look()["shown"] > 0 or self.look()["state"] in ("waiting", "done"))
+        rows = "[...document.querySelectorAll('#classes button')].map(one => [one.dataset.name, one.ariaKeyShortcuts])"
+        self.keys = dict(self.browser.run(f"return {rows}"))
+        self.seen = [0, 0]
+
+    def look(self) -> Item:
+        found: Item = self.browser.run("return window.annotation ?? {shown: 0, state: 'loading'}")
+        return found
+
+    def text(self, selector: str) -> str:
+        found: str = self.browser.run(f"return document.querySelector('{selector}').textContent")
+        return found
+
+    def item(self) -> Item:
+        found: Item = self.look()["item"]
+        return found
+
+    def press(self, *keys: str) -> Item:
+        """Press keys that answer or take back, one acknowledgement each; what the page exposes then."""
+        self.browser.type(*keys)
+        return self.take_notes(sum(self.seen) + len(keys))
+
+    def take_notes(self, count: int) -> Item:
+        def done() -> Item | None:
+            found = self.look()
+            return found if len(found["acknowledged"]) + len(found["undone"]) >= count else None
+
+        found = done()
+        while found is None:
+            found = wait_for(done)
+        for one in found["acknowledged"][self.seen[0] :]:
+            self.acknowledged[one["id"]] = one["question"], one["kind"], one["label"]
+        for answer in found["undone"][self.seen[1] :]:
+            del self.acknowledged[answer]
+        self.seen = [len(found["acknowledged"]), len(found["undone"])]
+        return found
+
+    def leave(self) -> None:
+        """Note how quick the page was, before it is closed."""
+        self.timings += self.look()["timings"]
+
+
+def check_book(store: Store, typists: Sequence[Typist]) -> None:
+    """What pages saw acknowledged is what the book has, and no pixel twice."""
+    answers = answers_in(store)
+    acknowledged = {answer: said[1:] for one in typists for answer, said in one.acknowledged.items()}
+    assert {answer.id: (answer.kind, answer.label) for answer in answers} == acknowledged
+    assert max(Counter(answer.place for answer in answers).values()) == 1
+
+
+def check_silence(browser: Browser, addresses: Sequence[str]) -> None:
+    """No request to anywhere else since the last look."""
+    events = [json.loads(one["message"])["message"] for one in browser.log("performance")]
+    requests = [one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"]
+    assert len(requests) > len(addresses)
+    assert [url for url in requests if not url.startswith((*addresses, "data:", "blob:", "about:"))] == []
+
+
+def test_two_hundred_answers_survive_a_reload_and_a_killed_server(browser: Browser, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    ask(store, plan_of(), questions_of(20, 10))
+    typist = Typist(browser)
+    rng = np.random.default_rng(0)
+    expected: dict[str, tuple[str, str | None]] = {}  # by question
+
+    def answer() -> None:
+        item, draw = typist.item(), rng.random()
+        label = scenes.CLASS_NAMES[rng.integers(9)]
+        kind = "unknown" if draw < 0.05 else "void" if draw < 0.1 else "class"
+        typist.press({"unknown": "0", "void": "."}.get(kind, typist.keys[label]))
+        expected[item["id"]] = kind, label if kind == "class" else None
+
+    def undo() -> None:
+        last = list(typist.acknowledged)[-1]
+        del expected[typist.acknowledged[last][0]]
+        typist.press(BACKSPACE)
+
+    def skip() -> None:
+        before = typist.item()
+        browser.type(SPACE)
+        wait_for(lambda: typist.item() != before)
+
+    browser.log("browser")
+    browser.log("performance")
+    with serving(store) as (process, first):
+        typist.open(first)
+        for step in range(90):
+            (undo if step in (20, 21, 22, 50) else skip if step in (5, 33, 34) else answer)()
+            if step == 45:
+                typist.leave()
+                before = typist.item()
+                typist.open(first)
+                assert typist.item() == before
+        typist.leave()
+        assert browser.log("browser") == []
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=20)
+        browser.type(typist.keys["road"])
+        wait_for(lambda: "kept and sent again" in typist.text("#banner"))
+        assert typist.look()["acknowledged"] == typist.look()["acknowledged"][: typist.seen[0]]
+    check_book(store, [typist])
+    with serving(store) as (_, second):
+        typist.open(second)
+        browser.log("browser")  # of the connection that was lost
+        while len(typist.acknowledged) < 200:
+            answer()
+        wait_for(lambda: typist.look()["state"] == "waiting")
+        typist.leave()
+        assert browser.log("browser") == []
+    check_silence(browser, [first, second])
+    check_book(store, [typist])
+    assert {said[0]: said[1:] for said in typist.acknowledged.values()} == expected
+    assert len(typist.timings) > 150
+    assert statistics.median(typist.timings) < 50
+
+
+def test_two_people_finish_together_and_no_pixel_twice(
+    browser: Browser, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = Store(tmp_path / "store")
+    ask(store, plan_of(), questions_of(8, 5))
+    with browsing(tmp_path_factory.mktemp("other")) as other, serving(store) as (_, address):
+        typists = [Typist(browser, "Ada"), Typist(other, "Bob")]
+        for typist in typists:
+            typist.open(address)
+        for number in itertools.count():
+            typist = typists[number % 3 % 2]
+            if typist.look()["item"] is not None:
+                typist.press(typist.keys["tree"])
+            if sum(len(one.acknowledged) for one in typists) == 40:
+                break
+            assert number < 300
+        for typist in typists:
+            wait_for(lambda typist=typist: typist.look()["state"] == "waiting")
+        check_book(store, typists)
+    assert {answer.annotator for answer in answers_in(store)} == {"Ada", "Bob"}
+    assert len(answers_in(store)) == 40
+
+
+@pytest.fixture
+def page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., tuple[Typist, Store]]]:
+    """Open a page on two images of twelve pixels, with a server on a thread of this process."""
+    with ExitStack() as stack:
+
+        def open_one(*overrides: str) -> tuple[Typist, Store]:
+            plan, store = plan_of(*overrides), Store(tmp_path / "store")
+            ask(store, plan, questions_of(2, 12))
+            site = stack.enter_context(running(Desk(plan, store, Path("nowhere")), store))
+            typist = Typist(browser)
+            typist.open(f"http://127.0.0.1:{site.port}/{TOKEN}/")
+            return typist, store
+
+        yield open_one
+
+
+def key_event(browser: Browser, key: str, code: str, **other: Any) -> None:
+    for kind in ("keyDown", "keyUp"):
+        browser.devtools(
+            "Input.dispatchKeyEvent", type=kind, key=key, code=code, **(other if kind == "keyDown" else {})
+        )
+
+
+def labels(store: Store) -> list[str | None]:
+    return [answer.label for answer in answers_in(store)]
+
+
+def test_keys_mean_the_same_on_every_keyboard(page: Callable[..., tuple[Typist, Store]]) -> None:
+    typist, store = page("annotate.keys={road: r, tree: R, car: '3'}")
+    shift = 8
+    for count, (key, code, modifiers) in enumerate(
+        (
+            ("r", "KeyR", 0),
+            ("R", "KeyR", 0),  # caps lock
+            ("R", "KeyR", shift),
+            ("r", "KeyR", shift),  # caps lock and shift
+            ("к", "KeyR", 0),
+            ("К", "KeyR", 0),
+            ("3", "Digit3", 0),
+            ('"', "Digit3", shift),  # a key of no class on a French keyboard
+            ("３", "Digit3", 0),
+            ("٠", "Digit0", 0),
+        )
+    ):
+        key_event(typist.browser, key, code, modifiers=modifiers)
+        if key != '"':
+            typist.take_notes(count + 1 - (count > 7))
+    assert labels(store) == ["road", "road", "tree", "tree", "road", "road", "car", "car", None]
+    assert answers_in(store)[-1].kind == "unknown"
+
+
+def test_what_is_no_answer_stores_nothing(page: Callable[..., tuple[Typist, Store]]) -> None:
+    typist, store = page("annotate.keys={road: r}")
+    ctrl, alt, meta = 2, 1, 4
+    for modifiers in (ctrl, alt, meta):
+        key_event(typist.browser, "r", "KeyR", modifiers=modifiers)
+    key_event(typist.browser, "r", "KeyR", autoRepeat=True)
+    key_event(typist.browser, ".", "Period", autoRepeat=True)
+    typist.browser.type("9")
+    assert typist.text("#notice") == "9 is no key of a class; ? shows all keys."
+    typist.browser.type("?", "r", ESCAPE)  # in the help, which it closes
+    typist.browser.type(ENTER)  # no suggestion is shown
+    typist.browser.type(BACKSPACE)
+    wait_for(lambda: typist.text("#notice") == "There is no answer to take back.")
+    assert typist.look()["acknowledged"] == []
+    typist.press("r")
+    assert labels(store) == ["road"]
+
+
+def test_keys_that_come_too_fast_answer_one_after_the_other(page: Callable[..., tuple[Typist, Store]]) -> None:
+    typist, store = page()
+    names = ["road", "sky", "tree", "car", "pole", "sign"]
+    typist.press(*(typist.keys[name] for name in names))
+    assert labels(store) == names
+    check_book(store, [typist])
+
+
+def test_looking_back_shows_what_was_said_and_a_key_replaces_it(page: Callable[..., tuple[Typist, Store]]) -> None:
+    typist, store = page()
+    items = []
+    for name in ("road", "sky", "tree"):
+        items.append(typist.item())
+        typist.press(typist.keys[name])
+    now = typist.item()
+    typist.browser.type(LEFT, LEFT)
+    assert typist.item() == items[1]
+    assert typist.text("#question") == "You said: sky"
+    assert typist.text("#classes .chosen span") == "sky"
+    typist.browser.type(typist.keys["car"])
+    typist.take_notes(5)  # the old answer is taken back, the new one given
+    assert typist.text("#question") == "You said: tree"
+    typist.browser.type(RIGHT)
+    assert typist.item() == now
+    said = {(answer.image, answer.y, answer.x): answer.label for answer in answers_in(store)}
+    assert [said[item["name"], item["y"], item["x"]] for item in items] == ["road", "car", "tree"]
+    check_book(store, [typist])
+    for item in reversed(items):
+        typist.press(BACKSPACE)
+        assert typist.item() == item
+    assert answers_in(store) == ()
+
+
+def test_enter_confirms_a_suggestion(page: Callable[..., tuple[Typist, Store]]) -> None:
+    typist, store = page("oracle.suggestions=true")
+    first = typist.item()
+    assert typist.text("#question") == f"Is this {first['suggestion']}?"
+    second = typist.press(ENTER)["item"]
+    typist.press(typist.keys["pedestrian"])
+    assert [(answer.label, answer.suggestion) for answer in answers_in(store)] == [
+        (first["suggestion"], first["suggestion"]),
+        ("pedestrian", second["suggestion"]),
+    ]
+
+
+def last(store: Store) -> Answer:
+    return answers_in(store)[-1]
+
+
+def test_time_without_a_sign_of_life_is_idle(page: Callable[..., tuple[Typist, Store]]) -> None:
+    typist, store = page("annotate.idle_seconds=0.3")
+    time.sleep(0.9)
+    typist.press(typist.keys["road"])
+    assert last(store).seconds == pytest.approx(0.3, abs=0.1)
+    assert last(store).idle_seconds == pytest.approx(0.7, abs=0.25)
+    for _ in range(4):
+        time.sleep(0.15)
+        typist.browser.type(UP)
+    typist.press(typist.keys["road"])
+    assert 0.6 < (last(store).seconds or 0) < 1.2
+    assert last(store).idle_seconds == pytest.approx(0, abs=0.2)
+    typist.browser.type(ESCAPE)
+    assert typist.look()["state"] == "paused"
+    time.sleep(0.6)
+    typist.browser.type("r")  # goes on, and answers nothing
+    assert typist.look()["state"] == "asking"
+    typist.press(typist.keys["sky"])
+    assert (last(store).seconds or 0) < 0.3
+    assert last(store).idle_seconds == pytest.approx(0.6, abs=0.2)
+    assert labels(store) == ["road", "road", "sky"]
+
+
+def test_an_answer_is_kept_without_a_connection_and_over_a_reload(page: Callable[..., tuple[Typist, Store]]) -> None:
+    typist, store = page()
+    offline = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    typist.browser.devtools("Network.enable")
+    typist.browser.devtools("Network.emulateNetworkConditions", offline=True, **offline)
+    typist.browser.type(typist.keys["car"])
+    wait_for(lambda: "No connection" in typist.text("#banner"))
+    time.sleep(0.6)
+    typist.browser.type(typist.keys["sky"])  # nobody has seen the next pixel
+    assert "still being sent" in typist.text("#notice")
+    assert answers_in(store) == ()
+    kept = json.loads(typist.browser.run("return sessionStorage.getItem('pixelpick-ray-unsent')"))
+    assert [reply["label"] for reply in kept.values()] == ["car"]
+    typist.browser.devtools("Network.emulateNetworkConditions", offline=False, **offline)
+    typist.browser.call("POST", "/refresh", {})
+    typist.settle()
+    wait_for(lambda: answers_in(store))
+    assert [answer.id for answer in answers_in(store)] == list(kept)
+    wait_for(lambda: typist.browser.run("return sessionStorage.getItem('pixelpick-ray-unsent')") == "{}")
+    typist.browser.type(BACKSPACE)
+    wait_for(lambda: answers_in(store) == ())
+
+
+def test_a_page_waits_for_the_training_and_goes_on_by_itself(
+    page: Callable[..., tuple[Typist, Store]], browser: Browser
+) -> None:
+    typist, store = page()
+    plan: Plan = plan_of()
+    for _ in range(24):
+        typist.press(typist.keys["road"])
+    wait_for(lambda: typist.look()["state"] == "waiting")
+    assert typist.text("#cover h2") == "The network trains"
+    go_on(store)
+    typist.browser.type(BACKSPACE)
+    wait_for(lambda: "The training has gone on" in typist.text("#notice") + typist.text("#banner"))
+    ask(store, plan, questions_of(1, 3, seed=2), pick="second", stages=1)
+    wait_for(lambda: typist.look()["item"])
+    assert browser.shown("#cover") == [False]
+    typist.press(*[typist.keys["sky"]] * 3)
+    go_on(store, "second")
+    finish(store, plan)
+    wait_for(lambda: typist.look()["state"] == "done")
+    assert typist.text("#cover h2") == "All done"
+
+
+def screenshot(browser: Browser, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    path.write_bytes(base64.b64decode(browser.call("GET", "/screenshot")))
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_the_marked_pixel_is_the_asked_one_and_stays_visible(
+    page: Callable[..., tuple[Typist, Store]], browser: Browser, tmp_path: Path
+) -> None:
+    """The frame in the middle of the close view has the native pixels that the prepared one covers, in their places."""
+    typist, _ = page()
+    browser.type(*[UP] * 9)
+    box = browser.run("return document.querySelector('#close').getBoundingClientRect().toJSON()")
+    for _ in range(3):
+        item, picture = typist.item(), screenshot(browser, tmp_path / "shot.png")
+        number = int(item["name"].rpartition("_")[2])
+        native, _labels = scenes.scene("train", number)
+        scale = min(box["width"], box["height"]) / 12
+        middle = np.array([box["y"] + box["height"] / 2, box["x"] + box["width"] / 2])
+        covers = np.array(native.shape[:2]) / (item["height"], item["width"])
+        for inside in itertools.product((0.17, 0.5, 0.83), (0.1, 0.42, 0.9)):
+            y, x = np.floor(middle + (np.array(inside) - 0.5) * covers * scale).astype(int)
+            row, column = np.floor((np.array([item["y"], item["x"]]) + inside) * covers).astype(int)
+            np.testing.assert_allclose(picture[y, x].astype(int), native[row, column].astype(int), atol=2)
+        typist.press(typist.keys["road"])
+
+
+def test_all_points_of_an_image_show_with_their_keys(
+    page: Callable[..., tuple[Typist, Store]], browser: Browser, tmp_path: Path
+) -> None:
+    typist, _ = page()
+    typist.press(*[typist.keys["pedestrian"]] * 4)
+    before = screenshot(browser, tmp_path / "before.png")
+    shown = typist.look()["shown"]
+    browser.type(TAB)
+    wait_for(lambda: typist.look()["shown"] > shown)
+    colour = np.array(scenes.PALETTE[scenes.CLASS_NAMES.index("pedestrian")])
+    left = slice(0, 690)
+    count = [
+        int((np.abs(one[:, left].astype(int) - colour).max(axis=2) <= 2).sum())
+        for one in (before, screenshot(browser, tmp_path / "after.png"))
+    ]
+    assert count[1] - count[0] > 4 * 80  # discs with a letter in each
+    assert browser.run("return document.querySelector('[data-command=points]').ariaPressed") == "true"
+    shown = typist.look()["shown"]
+    browser.type(TAB)
+    wait_for(lambda: typist.look()["shown"] > shown)
+    np.testing.assert_array_equal(screenshot(browser, tmp_path / "again.png")[:, left], before[:, left])
+
+
+def test_the_theme_is_chosen_by_a_key_and_kept(page: Callable[..., tuple[Typist, Store]], browser: Browser) -> None:
+    typist, _ = page()
+
+    def colour() -> str:
+        found: str = browser.run("return getComputedStyle(document.body).backgroundColor")
+        return found
+
+    light = colour()
+    browser.type(F2)
+    assert (colour(), typist.text("#theme")) == (light, "Light")
+    browser.type(F2)
+    assert (colour() != light, typist.text("#theme")) == (True, "Dark")
+    browser.call("POST", "/refresh", {})
+    typist.settle()
+    assert (colour() != light, typist.text("#theme")) == (True, "Dark")
+    browser.type(F2)
+    assert (colour(), typist.text("#theme")) == (light, "Auto")
+
+
+def test_the_mouse_does_all_that_keys_do(page: Callable[..., tuple[Typist, Store]], browser: Browser) -> None:
+    typist, store = page()
+    browser.click("#classes button:nth-child(4)")
+    typist.take_notes(1)
+    browser.click("[data-command=unknown]")
+    typist.take_notes(2)
+    browser.type(SPACE)  # skips: the button that was clicked does not have the focus
+    browser.click("[data-command=undo]")
+    typist.take_notes(3)
+    assert labels(store) == ["road"]
+    unnamed = "return [...document.querySelectorAll('button')].filter(one => !one.ariaLabel && !one.textContent.trim())"
+    assert browser.run(unnamed + ".filter(one => one.id !== 'person' && one.id !== 'confirm').length") == 0
+
+
+@pytest.mark.parametrize("classes", [11, 30])
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1920, 1080), (390, 844)])
+def test_everything_fits_the_screen(browser: Browser, tmp_path: Path, classes: int, width: int, height: int) -> None:
+    folder = tmp_path / "data" / "many"
+    for name, mode in (("images", "RGB"), ("labels", "L")):
+        (folder / name).mkdir(parents=True)
+        Image.new(mode, (WIDE, HIGH)).save(folder / name / "train_0000.png")
+    names = [f"class of things {number}" for number in range(classes)]
+    split = "{images: images, labels: labels}"
+    text = f"classes: {json.dumps(names)}\nvoid: 255\nsplits:\n  train: {split}\n  test: {split}\n"
+    (folder / "dataset.yaml").write_text(text)
+    plan, store = plan_of("dataset={name: folder, path: many, size: [32, 40]}"), Store(tmp_path / "store")
+    ask(store, plan, questions_of(["train_0000.png"], 3))
+    with running(Desk(plan, store, tmp_path / "data"), store) as site:
+        typist = Typist(browser)
+        typist.open(f"http://127.0.0.1:{site.port}/{TOKEN}/", width, height)
+        size = "document.documentElement"
+        assert browser.run(f"return {size}.scrollWidth") <= width
+        assert len(typist.keys) == classes
+        if width > 400:
+            assert browser.run(f"return {size}.scrollHeight") <= height
+            boxes = "[...document.querySelectorAll('button')].map(one => one.getBoundingClientRect())"
+            assert browser.run(f"return {boxes}.filter(one => one.bottom > {height} || one.right > {width})") == []
+            overlap = browser.run(
+                "const [wide, classes] = ['wide', 'classes'].map(id => document.getElementById(id)"
+                ".getBoundingClientRect()); return [wide.height, classes.top - wide.bottom]"
+            )
+            assert overlap[0] > 100
+            assert overlap[1] >= 0
+        else:
+            typist.press(typist.keys[names[0]])
+
+
+WIDE, HIGH = 160, 128

@@ -1,0 +1,519 @@
+"""Exchange formats: nothing is lost that a format holds, and what other tools write is understood."""
+
+import json
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from xml.etree import ElementTree
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixelpick_ray.annotate.exchange import (
+    FORMATS,
+    Exchanged,
+    Picture,
+    Point,
+    answers_of,
+    export,
+    label_config,
+    points_of,
+    read,
+)
+from pixelpick_ray.annotate.formats.points import centre, pixel_at
+from pixelpick_ray.data.answers import Answer
+from pixelpick_ray.data.questions import Questions
+from pixelpick_ray.errors import DataError
+from tests.annotate.exchanged import CLASSES, IMAGES, PALETTE, POINTS, WHOLE, back, entry, in_order
+
+
+def as_held(points: tuple[Point, ...], format_name: str) -> tuple[Point, ...]:
+    """The points with the fields that the documentation of a format says that it holds."""
+    if format_name != "queries":
+        return points
+    classes = [point for point in points if point.kind == "class" and not point.repeat]
+    kept = classes if classes else [point for point in points if point.kind is None]
+    unique = {(point.image, point.y, point.x): point for point in kept}
+    return tuple(Point(image=image, y=y, x=x, kind=one.kind, label=one.label) for (image, y, x), one in unique.items())
+
+
+# Round trips
+
+# XML has no such characters, names in the package neither; U+FFFE and U+FFFF have a test of their own.
+LETTERS = st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="\ufffe\uffff")
+NAMES = st.text(LETTERS, min_size=1, max_size=8) | st.sampled_from(
+    ["none of the classes", "cannot tell", "open question", "a b", '"&<', "a/b=c.png", "0a1b2c3d-a.png", "%41", " x "]
+)
+LINES = st.text(LETTERS, min_size=1, max_size=8).map(str.strip).filter(bool)
+SECONDS = st.none() | st.floats(0, 1e12)
+SIDES = st.integers(1, 4000)
+
+
+@st.composite
+def pictures(draw: st.DrawFn) -> Picture:
+    sides = draw(st.tuples(SIDES, SIDES, SIDES, SIDES))
+    return Picture(draw(NAMES), *sides)
+
+
+@st.composite
+def exchanges(draw: st.DrawFn) -> Exchanged:
+    classes = tuple(draw(st.lists(NAMES, min_size=1, max_size=4, unique=True)))
+    images = tuple(draw(st.lists(pictures(), min_size=1, max_size=4, unique_by=lambda picture: picture.name)))
+    ids = iter(draw(st.lists(LINES, min_size=8, max_size=8, unique=True)))
+    points = {}
+    for _ in range(draw(st.integers(0, 8))):
+        picture = draw(st.sampled_from(images))
+        kind = draw(st.sampled_from([None, "class", "class", "void", "unknown"]))
+        point = Point(
+            image=picture.name,
+            y=draw(st.integers(0, picture.height - 1)),
+            x=draw(st.integers(0, picture.width - 1)),
+            kind=kind,
+            label=draw(st.sampled_from(classes)) if kind == "class" else None,
+            annotator=draw(st.none() | LINES),
+            time=draw(SECONDS),
+            seconds=draw(SECONDS),
+            idle_seconds=draw(SECONDS),
+            suggestion=draw(st.none() | st.sampled_from(classes)),
+            repeat=kind is not None and draw(st.booleans()),
+            id=draw(st.none() | st.just(next(ids))),
+        )
+        points[point.place, point.repeat] = point
+    return Exchanged(classes, ((1, 2, 3),) * len(classes), images, tuple(points.values()))
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@settings(max_examples=80)
+@given(whole=exchanges())
+def test_a_round_trip_loses_nothing_that_the_format_holds(format_name: str, whole: Exchanged) -> None:
+    if format_name == "label-studio":  # it shows a question only where nobody has answered
+        said = {point.place for point in whole.points if point.kind is not None}
+        whole = replace(whole, points=tuple(one for one in whole.points if one.kind or one.place not in said))
+    found = back(export(whole, format_name), format_name, whole)
+    assert in_order(found) == in_order(as_held(whole.points, format_name))
+    assert back(export(replace(whole, points=found), format_name), format_name, whole) == found
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_the_example_comes_back(format_name: str) -> None:
+    assert in_order(back(export(WHOLE, format_name), format_name)) == in_order(as_held(POINTS, format_name))
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_open_questions_alone_come_back(format_name: str) -> None:
+    whole = replace(WHOLE, points=(Point(image="a b.png", y=3, x=3), Point(image="city_1", y=0, x=0)))
+    assert back(export(whole, format_name), format_name) == whole.points
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_no_points_at_all_come_back(format_name: str) -> None:
+    whole = replace(WHOLE, points=())
+    assert back(export(whole, format_name), format_name) == ()
+
+
+def test_points_come_back_in_reading_order() -> None:
+    found = back(export(replace(WHOLE, points=POINTS[::-1]), "jsonl"), "jsonl")
+    assert [point.place for point in found] == sorted(point.place for point in POINTS)
+
+
+def test_every_pixel_comes_back_through_the_frame_of_any_file_exhaustively() -> None:
+    for prepared in range(1, 40):
+        for extent in (*range(1, 60), 99.5, 100):
+            for position in range(prepared):
+                assert pixel_at(centre(position, prepared, extent), prepared, extent) == position
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.data())
+def test_every_pixel_comes_back_through_the_frame_of_any_file(prepared: int, extent: int, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, prepared - 1))
+    assert pixel_at(centre(position, prepared, extent), prepared, extent) == position
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.data())
+def test_two_decimals_are_enough_for_images_that_were_not_shrunk_in_the_file(
+    prepared: int, more: int, data: st.DataObject
+) -> None:
+    """Some tools round places to two decimals."""
+    position, native = data.draw(st.integers(0, prepared - 1)), prepared + more
+    assert pixel_at(round(centre(position, prepared, native), 2), prepared, native) == position
+
+
+# What the files look like
+
+COCO = {
+    "type": "object",
+    "required": ["images", "annotations", "categories"],
+    "properties": {
+        "images": {
+            "type": "array",
+            "items": {
+                "required": ["id", "file_name", "width", "height"],
+                "properties": {
+                    "id": {"type": "integer"},
+                    "file_name": {"type": "string"},
+                    "width": {"type": "integer", "minimum": 1},
+                    "height": {"type": "integer", "minimum": 1},
+                },
+            },
+        },
+        "categories": {
+            "type": "array",
+            "items": {
+                "required": ["id", "name", "supercategory", "keypoints", "skeleton"],
+                "properties": {"keypoints": {"const": ["pixel"]}, "skeleton": {"type": "array"}},
+            },
+        },
+        "annotations": {
+            "type": "array",
+            "items": {
+                "required": [
+                    *("id", "image_id", "category_id", "keypoints", "num_keypoints", "bbox", "area", "iscrowd"),
+                ],
+                "properties": {
+                    "keypoints": {"type": "array", "minItems": 3, "maxItems": 3, "items": {"type": "number"}},
+                    "num_keypoints": {"const": 1},
+                    "segmentation": {"const": []},
+                    "bbox": {"type": "array", "minItems": 4, "maxItems": 4, "items": {"type": "number", "minimum": 0}},
+                    "area": {"type": "number", "exclusiveMinimum": 0},
+                    "iscrowd": {"const": 0},
+                },
+            },
+        },
+    },
+}
+
+
+def test_coco_has_the_structure_of_coco() -> None:
+    tree = json.loads(export(WHOLE, "coco"))
+    jsonschema.validate(tree, COCO)
+    for name in ("images", "annotations", "categories"):
+        assert len({entry["id"] for entry in tree[name]}) == len(tree[name])
+    assert {one["image_id"] for one in tree["annotations"]} <= {image["id"] for image in tree["images"]}
+    names = {category["id"]: category["name"] for category in tree["categories"]}
+    assert list(names.values()) == [*CLASSES, "none of the classes", "cannot tell", "open question"]
+    first, _, void, question, *_ = tree["annotations"]
+    assert names[first["category_id"]] == "road"
+    assert first["keypoints"] == [16.5, 1.0, 2]  # 5.5 of 6 columns in 18, half of 4 rows in 8
+    assert first["bbox"] == [15.0, 0.0, 3.0, 2.0]
+    assert names[void["category_id"]] == "none of the classes"
+    assert (names[question["category_id"]], question["keypoints"][2]) == ("open question", 1)
+
+
+def test_a_class_that_is_called_like_an_answer_keeps_its_name() -> None:
+    point = Point(image="a b.png", y=0, x=0, kind="class", label="cannot tell")
+    other = Point(image="a b.png", y=0, x=1, kind="unknown")
+    whole = replace(WHOLE, class_names=("cannot tell", "road"), points=(point, other))
+    tree = json.loads(export(whole, "coco"))
+    names = [category["name"] for category in tree["categories"]]
+    assert names == ["cannot tell", "road", "none of the classes", "cannot tell_", "open question"]
+
+
+def test_label_studio_gets_a_task_for_each_image() -> None:
+    tasks = json.loads(export(WHOLE, "label-studio"))
+    assert [task["data"]["image"] for task in tasks] == ["a b.png", """q"'&<é>.png""", "city_1_leftImg8bit.png"]
+    first, empty, _ = tasks
+    assert (empty["annotations"], empty["predictions"]) == ([], [])
+    region = first["annotations"][0]["result"][0]
+    assert region["type"] == "keypointlabels"
+    assert region["value"]["keypointlabels"] == ["road"]
+    assert region["value"]["x"] == pytest.approx(100 * 5.5 / 6)
+    assert region["value"]["y"] == pytest.approx(12.5)
+    assert (region["original_width"], region["original_height"]) == (18, 8)
+    (question,) = first["predictions"][0]["result"]
+    assert question["value"]["keypointlabels"] == ["open question"]
+
+
+def test_the_labelling_interface_fits_the_tasks() -> None:
+    view = ElementTree.fromstring(label_config(CLASSES, PALETTE))
+    (image,), (labels,) = view.findall("Image"), view.findall("KeyPointLabels")
+    assert labels.get("toName") == image.get("name")
+    region = json.loads(export(WHOLE, "label-studio"))[0]["annotations"][0]["result"][0]
+    assert (region["from_name"], region["to_name"]) == (labels.get("name"), image.get("name"))
+    assert image.get("value") == "$image"
+    rows = labels.findall("Label")
+    assert [row.get("value") for row in rows] == [*CLASSES, "none of the classes", "cannot tell", "open question"]
+    assert [row.get("background") for row in rows[:3]] == ["#804080", "#4682b4", "#00ff01"]
+    assert [row.get("hotkey") for row in rows] == list("123456")
+
+
+def test_no_two_labels_of_many_have_one_hotkey() -> None:
+    names = [f"class {number}" for number in range(60)]
+    view = ElementTree.fromstring(label_config(names, [(1, 2, 3)] * 60))
+    keys = [row.get("hotkey") for row in view.iter("Label")]
+    given_keys = [key for key in keys if key is not None]
+    assert len(keys) == 63
+    assert len(set(given_keys)) == len(given_keys) == 25
+
+
+def test_cvat_has_the_structure_of_cvat() -> None:
+    root = ElementTree.fromstring(export(WHOLE, "cvat"))
+    assert (root.tag, root.findtext("version")) == ("annotations", "1.1")
+    labels = [label.findtext("name") for label in root.iterfind("meta/task/labels/label")]
+    assert labels == [*CLASSES, "none of the classes", "cannot tell", "open question"]
+    assert root.findtext("meta/task/labels/label/color") == "#804080"
+    images = root.findall("image")
+    assert [image.attrib for image in images] == [
+        {"id": "0", "name": "a b.png", "width": "18", "height": "8"},
+        {"id": "1", "name": """q"'&<é>.png""", "width": "5", "height": "5"},
+        {"id": "2", "name": "city_1_leftImg8bit.png", "width": "3", "height": "7"},
+    ]
+    first = images[0][0]
+    assert (first.get("label"), first.get("points")) == ("road", "16.5,1.0")
+    facts = {attribute.get("name"): attribute.text for attribute in first}
+    assert facts["annotator"] == "Ann A"
+    known = {attribute.findtext("name") for attribute in root.iterfind("meta/task/labels/label/attributes/attribute")}
+    assert facts.keys() <= known
+
+
+def test_queries_are_plain_values_as_the_published_code_has_them() -> None:
+    assert pickle.loads(export(WHOLE, "queries")) == {
+        "a b.png": entry(4, 6, [5], [0], category_id=[0], category=["road"]),
+        """q"'&<é>.png""": entry(5, 5, [], [], category_id=[], category=[]),
+        "city_1_leftImg8bit.png": entry(3, 2, [1], [2], category_id=[1], category=["sky & <cloud>"]),
+    }
+    asked = replace(WHOLE, points=tuple(point for point in POINTS if point.kind != "class"))
+    assert pickle.loads(export(asked, "queries"))["a b.png"] == entry(4, 6, [3], [3])
+
+
+def test_jsonl_has_the_fields_of_an_answer() -> None:
+    lines = [json.loads(line) for line in export(WHOLE, "jsonl").splitlines()]
+    assert Answer.model_validate(lines[0]).label == "road"
+    assert lines[3] == {"image": "a b.png", "y": 3, "x": 3, "repeat": False}
+
+
+# What others write
+
+
+def test_what_label_studio_exports_is_read() -> None:
+    region = {
+        "original_width": 18,
+        "original_height": 8,
+        "image_rotation": 0,
+        "value": {"x": 50.0, "y": 49.9, "width": 0.3, "keypointlabels": ["road"]},
+        "id": "Ab3",
+        "from_name": "label",
+        "to_name": "image",
+        "type": "keypointlabels",
+        "origin": "manual",
+    }
+    whole = {"result": [region], "completed_by": 1, "was_cancelled": False, "lead_time": 3.2}
+    skipped = {"result": [region | {"type": "unread"}], "was_cancelled": True}
+    task = {"id": 7, "data": {"image": "/data/upload/1/0a1b2c3d-a_b.png"}, "annotations": [whole, skipped]}
+    assert back(json.dumps([task]).encode(), "label-studio") == (
+        Point(image="a b.png", y=1, x=3, kind="class", label="road"),
+    )
+    place = {"original_width": 18, "original_height": 8, "image_rotation": 0} | region["value"]  # type: ignore[operator]
+    minimal = {"image": "s3://bucket/city/a%20b.png", "id": 7, "label": [place], "annotator": 1}
+    assert back(json.dumps([minimal]).encode(), "label-studio") == back(json.dumps([task]).encode(), "label-studio")
+
+
+def test_a_prediction_counts_only_where_nobody_has_answered() -> None:
+    (first, *others) = json.loads(export(replace(WHOLE, points=POINTS[3:4]), "label-studio"))
+    answered = json.loads(json.dumps(first["predictions"][0]["result"]))
+    answered[0]["value"]["keypointlabels"] = ["road"]
+    first["annotations"] = [{"result": answered}]
+    found = back(json.dumps([first, *others]).encode(), "label-studio")
+    assert found == (Point(image="a b.png", y=3, x=3, kind="class", label="road"),)
+
+
+def test_cvat_rounds_places_and_may_have_several_in_an_element() -> None:
+    text = """<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version><!-- x --><meta/>
+    <image id="3" name="some/folder/a b.png" subset="train" task_id="1" width="18" height="8">
+      <points label="road" source="manual" occluded="0" points="1.50,1.00;18.00,8.00" z_order="0">
+        <attribute name="annotator"></attribute><attribute name="colour">red</attribute></points>
+    </image></annotations>"""
+    assert back(text.encode(), "cvat") == (
+        Point(image="a b.png", y=0, x=0, kind="class", label="road"),
+        Point(image="a b.png", y=3, x=5, kind="class", label="road"),  # the very edge belongs to the last pixel
+    )
+
+
+def test_queries_with_arrays_and_absolute_paths_are_read() -> None:
+    own = entry(
+        4, np.int64(6), np.array([5, 0]), np.array([0, 3]), category_id=np.array([0, 2]), category=["R", "road"]
+    )
+    own["category"] = ["ROAD", "T"]
+    found = back(pickle.dumps({"/home/me/camvid/train/a b.png": own}), "queries")
+    assert found == (
+        Point(image="a b.png", y=0, x=5, kind="class", label="road"),
+        Point(image="a b.png", y=3, x=0, kind="class", label="дерево"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("a b.png", "a b.png"),
+        ("/data/camvid/a b.png", "a b.png"),
+        (r"C:\data\a b.png", "a b.png"),
+        ("https://host:8080/x/a%20b.png", "a b.png"),
+        ("/data/local-files/?d=train/a b.png", "a b.png"),
+        ("/data/local-files/?d=a%20b.png", "a b.png"),
+        ("/data/upload/12/0f1e2d3c-a_b.png", "a b.png"),
+        ("/data/upload/12/0f1e2d3c-qé.png", """q"'&<é>.png"""),
+        ("city_1", "city_1"),
+        ("x/city_1_leftImg8bit.png", "city_1"),
+        ("x/0f1e2d3c-city_1_leftImg8bit.png", "city_1"),
+    ],
+)
+def test_images_are_known_by_the_end_of_their_place(reference: str, name: str) -> None:
+    task = {"data": {"image": reference}, "predictions": [{"result": [region_of("road")]}]}
+    (point,) = read(json.dumps([task]).encode(), "label-studio", class_names=CLASSES, images=same_size(IMAGES))
+    assert point.image == name
+
+
+def same_size(images: tuple[Picture, ...]) -> tuple[Picture, ...]:
+    return tuple(replace(one, height=4, width=4, native_height=4, native_width=4) for one in images)
+
+
+def region_of(label: str, **more: Any) -> dict[str, Any]:
+    return {"type": "keypointlabels", "value": {"x": 1, "y": 1, "keypointlabels": [label]}} | more
+
+
+@pytest.mark.parametrize(
+    "reference", ["/data/upload/1/0a1b2c3d-a.png", "/data/upload/1/11111111-x_y.png", "/x/city/a.png"]
+)
+def test_a_place_that_may_mean_two_images_is_refused(reference: str) -> None:
+    names = ("a.png", "0a1b2c3d-a.png", "x y.png", "x_y.png", "city/a.png")
+    images = tuple(Picture(name, 4, 4, 4, 4) for name in names)
+    task = {"data": {"image": reference}, "predictions": [{"result": [region_of("road")]}]}
+    with pytest.raises(DataError, match=r"tasks\[0\]\.data\.image: .* may be image '.*' or '.*'; rename it"):
+        read(json.dumps([task]).encode(), "label-studio", class_names=CLASSES, images=images)
+
+
+# Facts of an answer that another tool has changed
+
+
+def relabelled_coco(tree: Any) -> None:
+    tree["annotations"][0]["category_id"] = tree["annotations"][4]["category_id"]
+
+
+def moved_coco(tree: Any) -> None:
+    tree["annotations"][0]["keypoints"][1] = 6.9
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (relabelled_coco, Point(image="a b.png", y=0, x=5, kind="class", label="sky & <cloud>")),
+        (moved_coco, Point(image="a b.png", y=3, x=5, kind="class", label="road")),
+    ],
+)
+def test_an_answer_that_was_changed_elsewhere_is_a_new_one(change: Callable[[Any], None], expected: Point) -> None:
+    tree = json.loads(export(WHOLE, "coco"))
+    change(tree)
+    found = back(json.dumps(tree).encode(), "coco")
+    assert expected in found
+    assert "i1" not in {point.id for point in found}
+    (new,) = answers_of([expected], annotator="Cy", time=9.0, known=frozenset({"i1", "i2"}))
+    assert (new.annotator, new.time, new.label) == ("Cy", 9.0, expected.label)
+
+
+def test_attributes_of_other_tools_mean_nothing() -> None:
+    tree = json.loads(export(replace(WHOLE, points=POINTS[:1]), "coco"))
+    tree["annotations"][0]["attributes"] = {"occluded": False, "annotator": "Di"}
+    assert back(json.dumps(tree).encode(), "coco") == (
+        Point(image="a b.png", y=0, x=5, kind="class", label="road", annotator="Di"),
+    )
+
+
+# From questions to points, and from points to answers
+
+
+@pytest.fixture
+def questions() -> Questions:
+    return Questions.of(
+        names=["b", "a", "a"],
+        shapes=[(9, 9), (4, 5), (4, 5)],
+        y=[8, 1, 0],
+        x=[7, 2, 4],
+        truth=[0, 1, 0],
+        predicted=[1, 1, 1],
+        entropy=[0.1, 0.2, 0.3],
+        distance=[1.0, 2.0, 3.0],
+        stage=0,
+    )
+
+
+def answer(image: str, y: int, x: int, **fields: Any) -> Answer:
+    own = {"id": f"{image}{y}{x}", "kind": "class", "label": "road", "annotator": "Ann", "time": 3.0}
+    return Answer.model_validate({"image": image, "y": y, "x": x} | own | fields)
+
+
+def test_questions_become_points_with_what_was_said(questions: Questions) -> None:
+    said = {
+        ("a", 1, 2): answer("a", 1, 2, seconds=2.5, suggestion="sky"),
+        ("b", 8, 7): answer("b", 8, 7, kind="unknown", label=None),
+        ("b", 0, 0): answer("b", 0, 0),  # of another question
+    }
+    assert points_of(questions, said, ("road", "sky")) == (
+        Point(image="a", y=0, x=4),
+        Point(
+            image="a",
+            y=1,
+            x=2,
+            kind="class",
+            label="road",
+            annotator="Ann",
+            time=3.0,
+            seconds=2.5,
+            suggestion="sky",
+            id="a12",
+        ),
+        Point(image="b", y=8, x=7, kind="unknown", annotator="Ann", time=3.0, id="b87"),
+    )
+
+
+def test_an_answer_with_another_class_is_refused(questions: Questions) -> None:
+    with pytest.raises(DataError, match=r"pixel \('a', 1, 2\) was called 'road'; the data set has sky"):
+        points_of(questions, {("a", 1, 2): answer("a", 1, 2)}, ("sky",))
+
+
+def test_answers_come_back_as_they_were(questions: Questions) -> None:
+    said = {place: answer(*place, seconds=1.25) for place in (("a", 1, 2), ("b", 8, 7))}
+    points = points_of(questions, said, ("road",))
+    assert answers_of(points, annotator="Bo", time=9.0, known=frozenset()) == tuple(said.values())
+    assert answers_of(points, annotator="Bo", time=9.0, known=frozenset({"a12"})) == (said["b", 8, 7],)
+
+
+def test_importing_a_file_twice_adds_nothing() -> None:
+    points = back(export(WHOLE, "queries"), "queries")
+    first = answers_of(points, annotator="Bo", time=1.0, known=frozenset())
+    assert [(one.label, one.annotator, one.time) for one in first] == [
+        ("road", "Bo", 1.0),
+        ("sky & <cloud>", "Bo", 1.0),
+    ]
+    known = frozenset(one.id for one in first)
+    assert len(known) == 2
+    assert answers_of(points, annotator="Bo", time=2.0, known=known) == ()
+    assert len(answers_of(points, annotator="Cy", time=2.0, known=known)) == 2
+
+
+def test_an_answer_that_a_file_has_twice_is_one() -> None:
+    point = Point(image="a b.png", y=0, x=0, kind="void")
+    (only,) = answers_of([point, point], annotator="Bo", time=1.0, known=frozenset())
+    assert (only.kind, only.label, only.repeat) == ("void", None, False)
+
+
+def test_different_answers_have_different_ids() -> None:
+    base = Point(image="a", y=0, x=1, kind="class", label="road")
+    others = [
+        base,
+        base.model_copy(update={"image": "b"}),
+        base.model_copy(update={"y": 1}),
+        base.model_copy(update={"x": 0}),
+        base.model_copy(update={"label": "sky"}),
+        base.model_copy(update={"kind": "void", "label": None}),
+        base.model_copy(update={"kind": "unknown", "label": None}),
+        base.model_copy(update={"repeat": True}),
+        base.model_copy(update={"annotator": "Cy"}),
+    ]
+    assert len({one.id for one in answers_of(others, annotator="Bo", time=1.0, known=frozenset())}) == len(others)
+
+
+def test_open_questions_are_no_answers() -> None:
+    assert answers_of([Point(image="a", y=0, x=0)], annotator="Bo", time=1.0, known=frozenset()) == ()

@@ -1,0 +1,402 @@
+"""Files of exchange formats that are wrong: each is refused as a whole, with what is wrong and where."""
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixelpick_ray.annotate import exchange
+from pixelpick_ray.annotate.exchange import FORMATS, Point, export, label_config
+from pixelpick_ray.annotate.formats import queries
+from pixelpick_ray.errors import DataError, SpecError
+from tests.annotate.exchanged import IMAGES, PALETTE, WHOLE, back, entry
+
+
+def told(content: bytes, format_name: str) -> str:
+    with pytest.raises(DataError) as error:
+        back(content, format_name)
+    assert "nothing was imported" in str(error.value)
+    return str(error.value)
+
+
+def line(**fields: Any) -> str:
+    return json.dumps({"image": "a b.png", "y": 0, "x": 0, "kind": "class", "label": "road"} | fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "line 1: is [1]; allowed is an object"),
+        ("{", "line 1: is no JSON (line 1, column 2"),
+        ("\n\nnope\n", "line 3: is no JSON (line 1, column 1"),
+        ('{"y": NaN}', "line 1: is no JSON that is read (NaN is no number of JSON)"),
+        (line(time=1).replace('"time": 1', '"time": 1e999'), "line 1: time inf: Input should be a finite number"),
+        (line(time=1).replace('"time": 1', '"time": -Infinity'), "-Infinity is no number of JSON"),
+        (line(y=1).replace('"y": 1', '"y": ' + "9" * 5000), "line 1: is no JSON that is read (Exceeds the limit"),
+        ("[" * 100_000, "line 1: is no JSON that is read (maximum recursion depth"),
+        (line(image="b.png"), "line 1: image: is 'b.png'; allowed is one of the 3 images, as 'a b.png'"),
+        (line(y=4), "line 1: y: is 4; allowed is 0..3, inside of a b.png"),
+        (line(x=6), "line 1: x: is 6; allowed is 0..5, inside of a b.png"),
+        (line(x=-1), "line 1: x -1: Input should be greater than or equal to 0"),
+        (line(x=1.5), "line 1: x 1.5: Input should be a valid integer"),
+        (line(x="1"), "line 1: x '1': Input should be a valid integer"),
+        (line(x=True), "line 1: x True: Input should be a valid integer"),
+        (line(label="Road"), "line 1: label: is 'Road'; allowed is one of road, sky & <cloud>, дерево"),
+        (line(suggestion="Road"), "line 1: suggestion: is 'Road'; allowed is one of road,"),
+        (line(kind="skip"), "line 1: kind 'skip': Input should be 'class', 'void' or 'unknown'"),
+        (line(kind="void"), "label: is the name of the class where kind is class, and absent otherwise"),
+        (line(label=None), "label: is the name of the class where kind is class, and absent otherwise"),
+        (line(annotator="a\nb"), "is not one line of text without spaces around it"),
+        (line(annotator=""), "line 1: annotator '': String should have at least 1 character"),
+        (line(id="x" * 81), "String should have at most 80 characters"),
+        (line(seconds=-1), "line 1: seconds -1: Input should be greater than or equal to 0"),
+        (line(colour="red"), "line 1: colour 'red': Extra inputs are not permitted"),
+        (line(repeat="no"), "line 1: repeat 'no': Input should be a valid boolean"),
+        ('{"y": 0, "x": 0}', "line 1: image an object of 2: Field required"),
+        (
+            line() + "\n" + line(label="дерево"),
+            "line 2: pixel (y=0, x=0) of a b.png is дерево here and road in line 1; keep one",
+        ),
+        (line(id="i") + "\n" + line(id="i", y=1), "line 2: has the id 'i' of another answer, in line 1"),
+    ],
+)
+def test_wrong_lines_are_refused(text: str, message: str) -> None:
+    assert message in told(text.encode(), "jsonl")
+
+
+def test_what_is_not_utf_8_is_refused() -> None:
+    for format_name in ("jsonl", "coco", "label-studio", "cvat"):
+        message = told(b'{"image": "\xe4.png"}', format_name)
+        assert message == (
+            f"{format_name}: nothing was imported, 1 problem(s); correct the file\n"
+            "  byte 11: is not UTF-8; save the file as UTF-8"
+        )
+
+
+def test_a_mark_of_the_byte_order_is_read_over() -> None:
+    assert len(back(b"\xef\xbb\xbf" + line().encode(), "jsonl")) == 1
+    assert back(b"\xef\xbb\xbf" + export(WHOLE, "cvat"), "cvat") == back(export(WHOLE, "cvat"), "cvat")
+
+
+def test_at_most_ten_problems_are_listed_and_all_are_counted() -> None:
+    message = told("\n".join([line(x=9)] * 12 + [line()]).encode(), "jsonl")
+    assert message.startswith("jsonl: nothing was imported, 12 problem(s); correct the file\n  line 1: x: is 9;")
+    assert len(message.splitlines()) == 12
+    assert message.endswith("\n  and 2 more")
+
+
+def test_one_wrong_line_keeps_all_others_out() -> None:
+    assert "1 problem(s)" in told("\n".join([line(y=0), line(y=1), line(y=9), line(y=2)]).encode(), "jsonl")
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_files_of_another_format_are_refused(format_name: str) -> None:
+    for other in FORMATS.keys() - {format_name}:
+        told(export(WHOLE, other), format_name)
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_files_that_are_too_large_are_refused_unread(format_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert exchange.MAX_BYTES == 256 * 1024 * 1024
+    monkeypatch.setattr(exchange, "MAX_BYTES", 3)
+    with pytest.raises(DataError, match=f"{format_name}: the file has 4 bytes, at most 3 are read; split it"):
+        back(b"null", format_name)
+
+
+def test_an_unknown_format_is_answered_with_the_known_ones() -> None:
+    for act in (lambda: export(WHOLE, "yolo"), lambda: back(b"", "yolo")):
+        with pytest.raises(SpecError, match="format 'yolo': allowed are jsonl, coco, label-studio, cvat, queries"):
+            act()
+
+
+Change = Callable[[Any], Any]
+
+
+def put(*path_and_value: Any) -> Change:
+    """A change that puts the last argument where the others lead."""
+    *path, last, value = path_and_value
+
+    def change(tree: Any) -> Any:
+        holder = tree
+        for step in path:
+            holder = holder[step]
+        holder[last] = value
+        return tree
+
+    return change
+
+
+def without(*path: Any) -> Change:
+    def change(tree: Any) -> Any:
+        holder = tree
+        for step in path[:-1]:
+            holder = holder[step]
+        del holder[path[-1]]
+        return tree
+
+    return change
+
+
+A = "annotations"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: [tree], "the file: is a list of 1; allowed is an object"),
+        (lambda tree: 5, "the file: is 5; allowed is an object"),
+        (without("images"), "images: is None; allowed is a list"),
+        (without("categories"), "categories: is None; allowed is a list"),
+        (without(A), "annotations: is None; allowed is a list"),
+        (put("images", {}), "images: is an object of 0; allowed is a list"),
+        (put("images", 0, 5), "images[0]: is 5; allowed is an object"),
+        (put("images", 0, "id", "1"), "images[0].id: is '1'; allowed is a whole number"),
+        (put("images", 1, "id", 1), "images[1]: has the id 1 of images[0]; ids are unique"),
+        (put("images", 0, "file_name", "b.png"), "images[0].file_name: is 'b.png'; allowed is one of the 3 images"),
+        (put("images", 0, "file_name", None), "images[0].file_name: is None; allowed is one of the 3 images"),
+        (put("images", 0, "width", 6), "images[0].width: is 6; allowed is 18, the size of the image"),
+        (put("images", 0, "height", "8"), "images[0].height: is '8'; allowed is 8, the size of the image"),
+        (
+            put("categories", 0, "name", "Road"),
+            "annotations[0]: categories[0].name: is 'Road'; allowed is one of road,",
+        ),
+        (put("categories", 0, "name", []), "annotations[0]: categories[0].name: is []; allowed is one of road,"),
+        (put("categories", 1, "id", 1), "categories[1]: has the id 1 of categories[0]; ids are unique"),
+        (put(A, 0, "image_id", 77), "annotations[0].image_id: is 77; allowed is an id of the file's images"),
+        (put(A, 0, "image_id", [1]), "annotations[0].image_id: is [1]; allowed is a whole number"),
+        (put(A, 0, "category_id", 77), "annotations[0].category_id: is 77; allowed is an id of the file's categories"),
+        (put(A, 3, "keypoints", [1, 2]), "annotations[3].keypoints: is [1, 2]; allowed is [x, y, visibility]"),
+        (put(A, 3, "keypoints", None), "annotations[3].keypoints: is None; allowed is [x, y, visibility]"),
+        (put(A, 3, "keypoints", [0, 0, 0]), "annotations[3].keypoints: is [0, 0, 0]; allowed is [x, y, visibility]"),
+        (put(A, 3, "keypoints", 0, 18.01), "annotations[3].keypoints: x: is 18.01; allowed is a number in 0..18"),
+        (put(A, 3, "keypoints", 1, -0.1), "annotations[3].keypoints: y: is -0.1; allowed is a number in 0..8"),
+        (put(A, 3, "keypoints", 0, "1"), "annotations[3].keypoints: x: is '1'; allowed is a number"),
+        (put(A, 3, "keypoints", 0, 10**400), "annotations[3].keypoints: x: is 10000"),
+        (put(A, 3, "keypoints", 0, math.nan), "the file: is no JSON that is read (NaN is no number of JSON)"),
+        (put(A, 0, "attributes", []), "annotations[0].attributes: is []; allowed is an object"),
+        (put(A, 0, "attributes", "time", "noon"), "annotations[0]: time 'noon': Input should be a valid number"),
+        (put(A, 0, "attributes", "annotator", 5), "annotations[0]: annotator 5: Input should be a valid string"),
+        (
+            put(A, 2, "keypoints", [16.5, 1.0, 2]),
+            "annotations[2]: pixel (y=0, x=5) of a b.png is void here and road in",
+        ),
+    ],
+)
+def test_wrong_coco_is_refused(change: Change, message: str) -> None:
+    tree = change(json.loads(export(WHOLE, "coco")))
+    assert message in told(json.dumps(tree).encode(), "coco")
+
+
+R = (0, A, 0, "result")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: {"tasks": tree}, "the file: is an object of 1; allowed is a list"),
+        (lambda tree: [5], "tasks[0]: is 5; allowed is an object"),
+        (put(0, "data", 5), "tasks[0].data: is 5; allowed is an object"),
+        (without(0, "data", "image"), "tasks[0].data.image: is None; allowed is one of the 3 images"),
+        (without(0, "data"), "tasks[0].image: is None; allowed is one of the 3 images"),
+        (put(0, "data", "image", "s3://x/b.png"), "tasks[0].data.image: is 's3://x/b.png'; allowed is one of the 3"),
+        (put(0, "data", "image", "/" * 10**6), "tasks[0].data.image: is '////"),
+        (put(0, A, 5), "tasks[0].annotations: is 5; allowed is a list"),
+        (put(0, A, 0, 5), "tasks[0].annotations[0]: is 5; allowed is an object"),
+        (put(*R, 5), "tasks[0].annotations[0].result: is 5; allowed is a list"),
+        (put(*R, 0, "type", "rectanglelabels"), "result[0].type: is 'rectanglelabels'; allowed is 'keypointlabels'"),
+        (put(*R, 0, "value", None), "tasks[0].annotations[0].result[0].value: is None; allowed is an object"),
+        (put(*R, 0, "meta", []), "tasks[0].annotations[0].result[0].meta: is []; allowed is an object"),
+        (put(*R, 0, "original_width", 6), "result[0].original_width: is 6; allowed is 18, the size of the image"),
+        (put(*R, 0, "original_height", 6), "result[0].original_height: is 6; allowed is 8, the size of the image"),
+        (put(*R, 0, "image_rotation", 90), "result[0].image_rotation: is 90; allowed is 0"),
+        (put(*R, 0, "value", "x", 100.5), "result[0]: x: is 100.5; allowed is a number in 0..100, inside of the image"),
+        (put(*R, 0, "value", "y", None), "result[0]: y: is None; allowed is a number in 0..100"),
+        (put(*R, 0, "value", "keypointlabels", ["a"]), "result[0].keypointlabels: is 'a'; allowed is one of road,"),
+        (put(*R, 0, "value", "keypointlabels", []), "result[0].keypointlabels: is []; allowed is a list of one label"),
+        (without(*R, 0, "value", "keypointlabels"), "keypointlabels: is None; allowed is a list of one label"),
+        (put(*R, 1, "meta", {}), "result[1]: pixel (y=0, x=5) of a b.png is дерево here and road in tasks[0]"),
+    ],
+)
+def test_wrong_tasks_are_refused(change: Change, message: str) -> None:
+    tree = change(json.loads(export(WHOLE, "label-studio")))
+    assert message in told(json.dumps(tree).encode(), "label-studio")
+
+
+ENTITIES = '<!DOCTYPE a [<!ENTITY a "x"><!ENTITY b "&a;&a;">]>'
+EXTERNAL = '<!DOCTYPE annotations SYSTEM "file:///etc/passwd">'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<annotations>", f"{ENTITIES}<annotations>", "the file: declares a document type, <!DOCTYPE a ...>"),
+        ("<annotations>", f"{EXTERNAL}<annotations>", "the file: declares a document type, <!DOCTYPE annotations ...>"),
+        ("a b.png", "&b;", "the file: is no XML (undefined entity"),
+        ("</annotations>", "", "the file: is no XML (no element found"),
+        ("1.1", "2.0", "the file: is <annotations> of version 2.0; allowed is <annotations> of version 1.1"),
+        ("annotations>", "boxes>", "the file: is <boxes> of version 1.1; allowed is <annotations> of version 1.1"),
+        ("<meta>", '<track id="4"/><meta>', "<track id=4>: is not read; allowed are <image>"),
+        ('name="a b.png"', 'name="b.png"', "<image id=0> name: is 'b.png'; allowed is one of the 3 images"),
+        ('name="a b.png"', "", "<image id=0> name: is None; allowed is one of the 3 images"),
+        ('width="18"', 'width="6"', "<image id=0> width: is 6.0; allowed is 18, the size of the image"),
+        ('height="8"', 'height="tall"', "<image id=0> height: is 'tall'; allowed is 8, the size of the image"),
+        ('height="8"', "", "<image id=0> height: is None; allowed is 8, the size of the image"),
+        ('label="road"', 'label="Road"', "<image id=0> <points> 1 label: is 'Road'; allowed is one of road,"),
+        ('label="road"', "", "<image id=0> <points> 1 label: is None; allowed is one of road,"),
+        ('points="16.5,1.0"', 'points="18.1,1.0"', "<points> 1 points: x: is 18.1; allowed is a number in 0..18"),
+        ('points="16.5,1.0"', 'points="16.5,nan"', "<points> 1 points: y: is nan; allowed is a number in 0..8"),
+        ('points="16.5,1.0"', 'points="16.5"', "<points> 1 points: y: is ''; allowed is a number in 0..8"),
+        ('points="16.5,1.0"', "", "<points> 1 points: x: is ''; allowed is a number in 0..18"),
+        ("<points label", "<polygon/><points label", "<image id=0> <polygon> 1: is not read; allowed is <points>"),
+        ("<points label", "<a>" * 40 + "</a>" * 40 + "<points label", "the file: is nested more than 32 deep"),
+        ('name="seconds">0.1', 'name="seconds">long', "<points> 1: seconds 'long': Input should be a valid number"),
+        ('name="seconds">0.1', 'name="seconds">inf', "<points> 1: seconds inf: Input should be a finite number"),
+        ('name="repeat">true', 'name="repeat">1', "<points> 2: repeat 1.0: Input should be a valid boolean"),
+        ('name="repeat">true', 'name="repeat">', "<points> 2: pixel (y=0, x=5) of a b.png is дерево here and road in"),
+    ],
+)
+def test_wrong_xml_is_refused(old: str, new: str, message: str) -> None:
+    text = export(WHOLE, "cvat").decode()
+    assert old in text
+    count = -1 if old in ("annotations>", "</annotations>") else 1
+    assert message in told(text.replace(old, new, count).encode(), "cvat")
+
+
+def test_another_declared_encoding_changes_nothing() -> None:
+    content = export(WHOLE, "cvat").replace(b'encoding="utf-8"', b'encoding="latin-1"')
+    assert b"latin-1" in content
+    assert back(content, "cvat") == back(export(WHOLE, "cvat"), "cvat")
+
+
+@pytest.mark.parametrize("character", ["\ufffe", "\uffff", "\x07", "\x00"])
+def test_what_xml_cannot_hold_is_refused_when_it_is_written(character: str) -> None:
+    whole = replace(WHOLE, class_names=(f"road{character}",), palette=PALETTE[:1], points=())
+    with pytest.raises(DataError, match=r"cvat: XML cannot hold the character '\\[xu]"):
+        export(whole, "cvat")
+    with pytest.raises(DataError, match=r"label-studio: XML cannot hold the character '\\[xu]"):
+        label_config(whole.class_names, whole.palette)
+    assert back(export(whole, "coco"), "coco", whole) == ()
+
+
+P = "a b.png"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1], "the file: is [1]; allowed is a dictionary from paths of images"),
+        ({"b.png": entry(4, 6, [], [])}, "['b.png']: is 'b.png'; allowed is one of the 3 images"),
+        ({5: entry(4, 6, [], [])}, "[5]: is 5; allowed is one of the 3 images"),
+        ({b"x": 5}, "[of type bytes]: is of type bytes; allowed is one of the 3 images"),
+        ({P: []}, "['a b.png']: is []; allowed is an object"),
+        ({P: entry(8, 6, [], [])}, "['a b.png']['height']: is 8; allowed is 4, the size of the image"),
+        ({P: entry(4, np.int64(18), [], [])}, "['a b.png']['width']: is 18; allowed is 6, the size of the image"),
+        ({P: {"height": 4, "width": 6}}, "['a b.png']['x_coords']: is None; allowed is a list or an array of whole"),
+        ({P: entry(4, 6, [1.0], [1])}, "['a b.png']['x_coords']: is [1.0]; allowed is a list or an array of whole"),
+        ({P: entry(4, 6, [True], [1])}, "['a b.png']['x_coords']: is [True]; allowed is a list"),
+        ({P: entry(4, 6, np.array([1.5]), [1])}, "['a b.png']['x_coords']: is of type ndarray; allowed is a list"),
+        ({P: entry(4, 6, np.eye(2, dtype=int), [1])}, "['a b.png']['x_coords']: is of type ndarray; allowed is a list"),
+        ({P: entry(4, 6, [1, 2], [1])}, "['a b.png']: has x_coords and y_coords of different lengths"),
+        ({P: entry(4, 6, [1], [1], category_id=[])}, "has x_coords and y_coords and category_id of different lengths"),
+        ({P: entry(4, 6, [1], [4])}, "['a b.png'] pixel 0: y: is 4; allowed is 0..3, inside of a b.png"),
+        ({P: entry(4, 6, [1, -1], [1, 1])}, "['a b.png'] pixel 1: x -1: Input should be greater than or equal to 0"),
+        ({P: entry(4, 6, np.zeros(25, int), [1])}, "['a b.png']['x_coords']: has 25 entries, the image 24 pixels"),
+        (
+            {P: entry(4, 6, [1], [1], category_id=[3])},
+            "['a b.png']['category_id'][0]: is 3; allowed is 0..2 (road, sky",
+        ),
+        ({P: entry(4, 6, [1], [1], category_id=[-1])}, "['a b.png']['category_id'][0]: is -1; allowed is 0..2"),
+        ({P: entry(4, 6, [1], [1], category_id=None)}, "['a b.png']['category_id']: is None; allowed is a list"),
+        ({P: entry(4, 6, [1], [1], category=["road"])}, "has 'category' without 'category_id'"),
+        (
+            {P: entry(4, 6, [1], [1], category_id=[1], category=["road"])},
+            "['a b.png']['category'][0]: is 'road'; allowed is 'sky & <cloud>', which is category_id 1",
+        ),
+        (
+            {P: entry(4, 6, [1, 1], [2, 2], category_id=[0, 1])},
+            "['a b.png'] pixel 1: pixel (y=2, x=1) of a b.png is sky & <cloud> here and road in ['a b.png'] pixel 0",
+        ),
+        (
+            {f"/{folder}/{P}": entry(4, 6, [1], [2], category_id=[folder]) for folder in (0, 1)},
+            "['/1/a b.png'] pixel 0: pixel (y=2, x=1) of a b.png is sky & <cloud> here and road in ['/0/a b.png']",
+        ),
+    ],
+)
+def test_wrong_queries_are_refused(value: Any, message: str) -> None:
+    assert message in told(pickle.dumps(value), "queries")
+
+
+def test_more_pixels_than_a_file_may_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = pickle.dumps({P: entry(4, 6, [1, 2], [1, 2]), "city_1": entry(3, 2, [0], [0])})
+    assert len(back(content, "queries")) == 3
+    monkeypatch.setattr(queries, "MAX_POINTS", 2)
+    assert "['city_1']: more than 2 pixels up to here; split the file" in told(content, "queries")
+
+
+def test_code_in_queries_is_refused_with_its_place() -> None:
+    message = told(b"cos\nsystem\n(Vtouch sentinel\ntR.", "queries")
+    assert "the file: byte 0 of the pickle: calls os.system: refused" in message
+
+
+@pytest.mark.parametrize("format_name", ["jsonl", "coco", "label-studio", "cvat"])
+@settings(max_examples=100)
+@given(data=st.data())
+def test_damaged_files_raise_nothing_but_data_errors(format_name: str, data: st.DataObject) -> None:
+    content = bytearray(export(WHOLE, format_name))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.sampled_from(b'0-9e.,;"[]{}<>&/ax\xff'))
+    try:
+        found = back(bytes(content), format_name)
+    except DataError as error:
+        assert re.match(f"{format_name}: nothing was imported, [0-9]+ problem", str(error))  # noqa: PT017
+    else:
+        assert all(point.image in {picture.name for picture in IMAGES} for point in found)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200)
+@given(data=st.data(), value=JSON)
+def test_any_value_anywhere_in_a_json_file_raises_nothing_but_data_errors(data: st.DataObject, value: Any) -> None:
+    format_name = data.draw(st.sampled_from(["coco", "label-studio"]))
+    tree = holder = json.loads(export(WHOLE, format_name))
+    while True:
+        steps = list(holder) if isinstance(holder, dict) else range(len(holder))
+        step = data.draw(st.sampled_from(steps))
+        if not isinstance(holder[step], dict | list) or not holder[step] or data.draw(st.integers(0, 4)) == 0:
+            break
+        holder = holder[step]
+    holder[step] = value
+    try:
+        back(json.dumps(tree).encode(), format_name)
+    except DataError as error:
+        assert len(str(error)) < 5000  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"points": (Point(image="b.png", y=0, x=0),)}, "points[0]: image: is 'b.png'; allowed is one of the 3 images"),
+        ({"points": (Point(image="a b.png", y=4, x=0),)}, "points[0]: y: is 4; allowed is 0..3"),
+        ({"class_names": ("road",)}, "label: is 'дерево'; allowed is one of road"),
+        ({"images": (*IMAGES, replace(IMAGES[0], name="c", file="a b.png"))}, "images: 2 have the file name 'a b.png'"),
+    ],
+)
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_points_that_contradict_are_not_exported(format_name: str, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match="nothing was exported") as error:
+        export(replace(WHOLE, **change), format_name)
+    assert message in str(error.value)

@@ -1,0 +1,358 @@
+"""Pickles without running them: what Python and NumPy write is read, whatever else a file asks for is refused."""
+
+import collections
+import contextlib
+import copyreg
+import datetime
+import os
+import pathlib
+import pickle
+import pickletools
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+from pixelpick_ray.annotate import pickles
+from pixelpick_ray.annotate.pickles import read_pickle
+from pixelpick_ray.errors import DataError
+
+PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary(max_size=300)
+)
+PLAIN = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=5) | st.tuples(inner, inner) | st.dictionaries(SCALARS, inner, max_size=5),
+    max_leaves=20,
+)
+NUMBERS = st_numpy.boolean_dtypes() | st_numpy.integer_dtypes(endianness="?") | st_numpy.floating_dtypes(endianness="?")
+NUMBERS = NUMBERS.filter(lambda kind: kind.itemsize <= 8)
+ARRAYS = st_numpy.arrays(NUMBERS, st_numpy.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
+
+
+def of_old(content: bytes) -> bytes:
+    """The pickle as NumPy 1 writes it, whose modules have other names: one byte shorter each."""
+    for name in (b"numpy._core.multiarray", b"numpy._core.numeric"):
+        old = name.replace(b"_core", b"core")
+        content = content.replace(bytes([len(name)]) + name, bytes([len(old)]) + old).replace(b"c" + name, b"c" + old)
+    return content
+
+
+def same(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> bool:
+    return found.shape == expected.shape and found.dtype == expected.dtype and found.tobytes() == expected.tobytes()
+
+
+@settings(max_examples=100)
+@given(PLAIN, st.sampled_from(PROTOCOLS))
+def test_plain_values_of_every_protocol_come_back(value: Any, protocol: int) -> None:
+    found = read_pickle(pickle.dumps(value, protocol))
+    assert found == value
+    assert repr(found) == repr(value)
+
+
+@settings(max_examples=150)
+@given(ARRAYS, st.sampled_from(PROTOCOLS), st.sampled_from(["as it is", "as Fortran has it", "every other"]))
+def test_arrays_of_every_protocol_come_back(value: np.ndarray[Any, Any], protocol: int, layout: str) -> None:
+    if layout == "as Fortran has it":
+        value = np.asfortranarray(value)
+    elif value.ndim and layout == "every other":
+        value = value[::2]
+    content = pickle.dumps(value, protocol)
+    assert same(read_pickle(content), value)
+    assert same(read_pickle(of_old(content)), value)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("kind", ["?", "i1", "u1", "<i2", ">i4", "i8", "u8", "f2", "f4", ">f8"])
+def test_numbers_of_numpy_come_back(protocol: int, kind: str) -> None:
+    value = np.array([1], dtype=kind)[0]
+    for content in (pickle.dumps(value, protocol), of_old(pickle.dumps(value, protocol))):
+        found = read_pickle(content)
+        assert type(found) is type(value)
+        assert found == value
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_names_of_old_numpy_are_those_that_it_had(protocol: int) -> None:
+    content = of_old(pickle.dumps([np.arange(3), np.float32(1)], protocol))
+    assert b"numpy._core" not in content
+    assert b"numpy.core.multiarray" in content
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_file_as_the_published_code_writes_it_comes_back(protocol: int) -> None:
+    ys, xs = np.nonzero(np.eye(4, 5, dtype=bool))
+    entry = {"height": 4, "width": np.int64(5), "x_coords": xs, "y_coords": ys, "category_id": [0, 1, 2, 0]}
+    value = {"/data/camvid/train/a b.png": entry, "/data/camvid/train/ä.png": dict(entry)}
+    found = read_pickle(pickle.dumps(value, protocol))
+    assert list(found) == list(value)
+    for path in value:
+        assert same(found[path]["x_coords"], xs)
+        assert same(found[path]["y_coords"], ys)
+        assert found[path]["category_id"] == [0, 1, 2, 0]
+        assert (found[path]["height"], found[path]["width"]) == (4, 5)
+
+
+def test_optimised_and_framed_pickles_come_back() -> None:
+    value = [{"a": list(range(2000)), "b": "x" * 70_000}] * 3
+    for content in (pickle.dumps(value, 4), pickletools.optimize(pickle.dumps(value, 4)), pickle._dumps(value, 2)):
+        assert read_pickle(content) == value
+
+
+def test_what_is_shared_becomes_values_of_their_own() -> None:
+    shared = [1]
+    found = read_pickle(pickle.dumps([shared, shared]))
+    assert found == [[1], [1]]
+    assert found[0] is not found[1]
+
+
+# What is refused
+
+
+class Calls:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+class Stateful:
+    """Is built from a dictionary."""
+
+    def __init__(self) -> None:
+        self.name = "x"
+
+
+class Slotted:
+    """Is made by NEWOBJ."""
+
+    __slots__ = ()
+
+
+def refusal(content: bytes) -> str:
+    with pytest.raises(DataError) as told:
+        read_pickle(content)
+    assert "nothing of it was run" in str(told.value)
+    return str(told.value)
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path) -> Iterator[Path]:
+    """A file that is not made."""
+    path = tmp_path / "sentinel"
+    yield path
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_code_is_refused_by_its_name_and_not_run(sentinel: Path, protocol: int) -> None:
+    content = pickle.dumps({"a": [Calls(os.system, f"touch {sentinel}")]}, protocol)
+    assert f"calls {os.system.__module__}.system: refused" in refusal(content)
+    pickle.loads(content)  # it would have run
+    sentinel.unlink()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (Calls(eval, "1"), ".eval: refused"),
+        (Calls(exec, "1"), ".exec: refused"),
+        (Calls(np.load, "x", None, True), "calls numpy.load: refused"),
+        (Calls(np.dtype, [("a", "i4")]), "calls numpy.dtype otherwise than NumPy does"),
+        (Calls(np.frombuffer, b"1234"), "calls numpy.frombuffer: refused"),
+        (Calls(getattr, "x", "upper"), ".getattr: refused"),
+        (Calls(bytes, 10**12), "calls bytes otherwise than NumPy does"),
+        (Calls(copyreg._reconstructor, object, object, None), "calls copy"),
+        (np.array([{}], dtype=object), "holds an array of type 'O8'; b1, i1 to i8"),
+        (np.array(["text"]), "holds an array of type 'U4'"),
+        (np.array(1, dtype="M8[s]"), "holds an array of type 'M8'"),
+        (np.zeros(1, dtype=[("a", "i4")]), "holds an array of type 'V4'"),
+        (np.complex64(1), "holds an array of type 'c8'"),
+        (np.dtype("i4"), "holds an unfinished array as a value"),
+        (np.ndarray, "holds numpy.ndarray as a value"),
+        (pathlib.PurePosixPath("/a"), "PurePosixPath: refused"),
+        (datetime.date(2020, 1, 1), "calls datetime.date: refused"),
+        (collections.OrderedDict(a=1), "calls collections.OrderedDict: refused"),
+        ({(1, 2): 3}, "has a value of type tuple as a key"),
+        (2**64, "holds a number of more than 64 bits"),
+        (-(2**90), "holds a number of more than 64 bits"),
+    ],
+    ids=repr,
+)
+def test_what_is_not_plain_is_refused(protocol: int, value: Any, told: str) -> None:
+    assert told in refusal(pickle.dumps(value, protocol))
+
+
+@pytest.mark.parametrize("value", [{1, 2}, frozenset((1,)), 1j, Stateful(), Slotted()], ids=repr)
+def test_what_python_builds_otherwise_is_refused(value: Any) -> None:
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        assert "refused" in refusal(pickle.dumps(value, protocol))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"cos\nsystem\n(S'true'\ntR.", "byte 0 of the pickle: calls os.system: refused"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.", "calls os.system: refused"),
+        (b"\x80\x04\x8c\x05numpy\x8c\x16core.multiarray.scalar\x93.", "holds numpy.core.multiarray.scalar as a value"),
+        (b"(Vtrue\nios\nsystem\n.", "has the instruction INST: refused"),
+        (b"(cos\nsystem\nS'true'\no.", "calls os.system: refused"),
+        (b"(Vos\nVtrue\no.", "has the instruction OBJ: refused"),
+        (b"S'text'\n.", "has the instruction STRING: refused"),
+        (b"\x80\x02\x82\x01.", "has the instruction EXT1: refused"),
+        (b"\x80\x02\x83\x01\x00.", "has the instruction EXT2: refused"),
+        (b"\x80\x02\x84\x01\x00\x00\x00.", "has the instruction EXT4: refused"),
+        (b"Pid\n.", "has the instruction PERSID: refused"),
+        (b"\x80\x02K\x01Q.", "has the instruction BINPERSID: refused"),
+        (b"\x80\x02]}b.", "sets the state of a value of type list: refused"),
+        (b"\x80\x02cnumpy\nndarray\n)\x81.", "has the instruction NEWOBJ: refused"),
+        (b"\x80\x04cnumpy\nndarray\n)}\x92.", "has the instruction NEWOBJ_EX: refused"),
+        (b"\x80\x05\x97.", "has the instruction NEXT_BUFFER: refused"),
+        (b"\x80\x05C\x01a\x98.", "has the instruction READONLY_BUFFER: refused"),
+        (b"\x80\x02cnumpy\nndarray\nK\x01\x85R.", "calls numpy.ndarray: refused"),
+        (b"\x80\x02K\x01K\x02R.", "calls a value of type int: refused"),
+        (
+            b"\x80\x02c_codecs\nencode\nX\x04\x00\x00\x00trueX\x04\x00\x00\x00zlib\x86R.",
+            "calls _codecs.encode otherwise",
+        ),
+        (b"cnumpy\ndtype\n(Vi4\nI00\nI01\ntR(I3\nV<\n(Va\ntNNI-1\nI-1\nI0\ntb.", "the state of numpy.dtype"),
+        (b"\x80\x02h\x05.", "recalls value 5, which was never kept"),
+        (b"\x80\x02.", "ends with 0 values"),
+        (b"\x80\x02K\x01K\x02.", "ends with 2 values"),
+        (b"(K\x01.", "ends with 1 values and 1 open marks"),
+        (b"K\x01(a.", "needs more values than there are"),
+        (b"K\x01t.", "needs a mark, there is none"),
+        (b"K\x01K\x02a.", "appends to a value of type int"),
+        (b"}(K\x01u.", "puts 1 keys and values into a value of type dict"),
+        (b"K\x01.K", "the pickle ends here, 1 bytes follow"),
+        (b"", "is damaged"),
+        (b"\xff", "is damaged"),
+        (b"I" + b"9" * 5000 + b"\n.", "is damaged"),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.", "is damaged"),
+        (b"\x80\x04\x8d" + struct.pack("<Q", 2**63 - 1) + b"x.", "is damaged"),
+        (b"\x8b" + struct.pack("<i", -5) + b".", "is damaged"),
+    ],
+)
+def test_hostile_programs_are_refused(content: bytes, told: str) -> None:
+    assert told in refusal(content)
+
+
+def test_arrays_are_as_large_as_their_bytes() -> None:
+    content = pickle.dumps(np.arange(3, dtype="u1"), 2)
+    wrong = content.replace(b"K\x03\x85", b"J\xfe\xff\xff\x7f\x85", 1)
+    assert "holds an array of 2147483646 bytes by its shape and 3 bytes of data" in refusal(wrong)
+    assert "whose shape is none" in refusal(content.replace(b"K\x03\x85", b"J\xff\xff\xff\xff\x85", 1))
+
+
+def bomb(levels: int) -> bytes:
+    """Pairs of the one before with itself: 2 ** levels values in five bytes a level."""
+    return b"\x80\x02]q\x00" + b"".join(b"h%c\x86q%c" % (at, at + 1) for at in range(levels)) + b"."
+
+
+def test_memo_bombs_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = time.monotonic()
+    monkeypatch.setattr(pickles, "MAX_STEPS", 200_000)
+    assert "unfolds to more than 200000 values" in refusal(bomb(30))
+    assert "nested more than 32 deep" in refusal(bomb(200))
+    assert "has a value of type tuple as a key" in refusal(bomb(100)[:-1] + b"q\xff}h\xffK\x01s.")
+    assert "has more than 200000 instructions" in refusal(b"\x80\x02]" + b"q\x00" * 200_001 + b".")
+    assert time.monotonic() - started < 30
+
+
+def test_a_value_that_holds_itself_and_deep_nesting_are_refused() -> None:
+    own: list[Any] = []
+    own.append(own)
+    for protocol in PROTOCOLS:
+        assert "nested more than 32 deep, or holds itself" in refusal(pickle.dumps(own, protocol))
+    assert "nested more than 32 deep" in refusal(b"]" * 300_000 + b"a" * 299_999 + b".")
+    assert "nested more than 32 deep" in refusal(b"()" + b"\x85" * 100_000 + b"l.")
+
+
+def test_texts_are_not_turned_into_more_bytes_than_a_file_has() -> None:
+    text = b"X" + struct.pack("<I", 10_000) + b"x" * 10_000 + b"q\x00"
+    call = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
+    assert read_pickle(b"\x80\x02(" + text + call + b"t.")[1] == b"x" * 10_000
+    assert "makes more bytes than it has" in refusal(b"\x80\x02(" + text + call * 3000 + b"t.")
+
+
+def test_memory_stays_bounded_whatever_a_file_pretends() -> None:
+    """In a process of its own with 400 MB of address space more than it has after its imports."""
+    code = """
+        import resource, struct
+        from pixelpick_ray.annotate.pickles import read_pickle
+        from pixelpick_ray.errors import DataError
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
+        text = b"X" + struct.pack("<I", 2**20) + b"x" * 2**20 + b"q\\x00"
+        contents = [
+            b"\\x80\\x02(" + text + b"c_codecs\\nencode\\nh\\x00X\\x06\\x00\\x00\\x00latin1\\x86R" * 3000 + b"t.",
+            b"\\x80\\x04]r\\xff\\xff\\xff\\xff.h\\x00.",
+            b"\\x80\\x04\\x8e" + struct.pack("<Q", 2**40) + b"x.",
+            b"\\x80\\x02]q\\x00" + b"".join(b"h%c\\x86q%c" % (at, at + 1) for at in range(30)) + b".",
+            b"(" * 10**6 + b".",
+        ]
+        import pixelpick_ray.annotate.pickles as pickles
+        pickles.MAX_STEPS = 500_000
+        for content in contents:
+            try:
+                read_pickle(content)
+            except DataError:
+                print("refused")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["refused"] * 5, done.stderr
+
+
+def test_every_cut_of_a_pickle_is_refused() -> None:
+    value = {"a.png": {"height": 3, "x_coords": np.arange(4), "y": [1, 2.5, "z", None, (True,)]}}
+    for protocol in PROTOCOLS:
+        content = pickle.dumps(value, protocol)
+        for end in range(len(content)):
+            refusal(content[:end])
+
+
+@settings(max_examples=400)
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused_or_are_a_plain_value(content: bytes) -> None:
+    try:
+        value = read_pickle(content)
+    except DataError:
+        return
+    assert isinstance(value, pickles._PLAIN | list | tuple | dict | np.ndarray)  # type: ignore[operator]
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_damaged_pickles_raise_nothing_else(data: st.DataObject) -> None:
+    value = {"a.png": {"height": 3, "x_coords": np.arange(4), "y": [1, 2.5, "z", None, np.int8(3)]}}
+    content = bytearray(pickle.dumps(value, data.draw(st.sampled_from(PROTOCOLS))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(DataError):
+        read_pickle(bytes(content))
+
+
+def test_the_reader_names_nothing_that_could_unpickle() -> None:
+    text = Path(pickles.__file__).read_text()
+    for word in ("pickle.load", "find_class", "Unpickler", "import_module", "__import__", "eval(", "exec("):
+        assert word not in text

@@ -1,0 +1,284 @@
+"""The page's server over real HTTP: what it refuses, and several people at once."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pixelpick_ray.annotate.desk import Desk
+from pixelpick_ray.annotate.guard import is_ours
+from pixelpick_ray.annotate.server import serve
+from pixelpick_ray.data.answers import Book
+from pixelpick_ray.errors import SpecError, StoreError
+from pixelpick_ray.store import Store
+from tests.annotate.asking import answers_in, ask, plan_of, questions_of
+from tests.annotate.serving import JSON, TOKEN, Site, running, serving
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server where ann works on the first two of three images, and nothing is answered."""
+    store = Store(tmp_path_factory.mktemp("site") / "store")
+    ask(store, plan_of(), questions_of(3, 6))
+    with running(Desk(plan_of(), store, Path("nowhere")), store) as site:
+        status, found = site.post("next", {"annotator": "ann", "have": []})
+        assert (status, len(found["items"])) == (200, 12)
+        yield site
+
+
+def question(site: Site) -> str:
+    """One of ann's."""
+    found: str = site.post("next", {"annotator": "ann", "have": []})[1]["items"][0]["id"]
+    return found
+
+
+def endless() -> Iterator[bytes]:
+    """A body of unknown length, and too long."""
+    for _ in range(200):
+        yield b" " * 1024
+
+
+# Method, path after the token, body, headers; status and part of the sentence.
+HOSTILE: dict[str, tuple[str, str, bytes | Callable[[], Iterator[bytes]] | None, dict[str, str], int, str]] = {
+    "no such page": ("GET", "secrets", None, {}, 404, "nothing here"),
+    "a path upwards": ("GET", "../../etc/passwd", None, {}, 404, "nothing here"),
+    "an encoded path upwards": ("GET", "image/%2e%2e%2f%2e%2e%2fetc%2fpasswd", None, {}, 404, "nothing here"),
+    "an encoded slash": ("GET", "image/0%2f..%2f0", None, {}, 404, "nothing here"),
+    "a path for a number": ("GET", "image/train_0000", None, {}, 404, "nothing here"),
+    "a negative number": ("GET", "image/-1", None, {}, 404, "nothing here"),
+    "a huge number": ("GET", f"image/{'9' * 400}", None, {}, 404, "nothing here"),
+    "an unknown image": ("GET", "image/999", None, {}, 410, "No question has this image"),
+    "unknown points": ("GET", "points/999", None, {}, 410, "No question has this image"),
+    "a foreign site": ("POST", "begin", b'{"annotator": "x"}', JSON | {"Origin": "http://evil.example"}, 403, "site"),
+    "a sandboxed page": ("POST", "begin", b'{"annotator": "x"}', JSON | {"Origin": "null"}, 403, "Another site"),
+    "another port": ("POST", "begin", b'{"annotator": "x"}', JSON | {"Origin": "http://127.0.0.1:1"}, 403, "site"),
+    "a foreign name": ("GET", "", None, {"Host": "evil.example"}, 421, "under that name"),
+    "a name that begins alike": ("GET", "", None, {"Host": "127.0.0.1.evil.example"}, 421, "under that name"),
+    "a name before an at": ("GET", "", None, {"Host": "127.0.0.1@evil.example"}, 421, "under that name"),
+    "no name": ("GET", "", None, {"Host": ""}, 421, "under that name"),
+    "a form": ("POST", "begin", b"annotator=x", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "json"),
+    "plain text": ("POST", "begin", b'{"annotator": "x"}', {"Content-Type": "text/plain"}, 415, "application/json"),
+    "no type": ("POST", "begin", b'{"annotator": "x"}', {}, 415, "application/json"),
+    "a huge body": ("POST", "begin", b" " * 70_000, JSON, 413, "far smaller"),
+    "a huge body in parts": ("POST", "begin", endless, JSON, 413, "far smaller"),
+    "no JSON": ("POST", "begin", b"{", JSON, 400, "Invalid JSON"),
+    "an empty body": ("POST", "begin", b"", JSON, 400, "Invalid JSON"),
+    "no UTF-8": ("POST", "begin", b'{"annotator": "\xff"}', JSON, 400, "Invalid JSON"),
+    "a deep body": ("POST", "begin", b"[" * 30_000, JSON, 400, "Invalid JSON"),
+    "a list": ("POST", "begin", b"[]", JSON, 400, "object"),
+    "a field too few": ("POST", "begin", b"{}", JSON, 400, "annotator: Field required"),
+    "a field too many": ("POST", "begin", b'{"annotator": "x", "admin": true}', JSON, 400, "admin"),
+    "a wrong type": ("POST", "begin", b'{"annotator": 7}', JSON, 400, "annotator"),
+    "a name of lines": ("POST", "begin", b'{"annotator": "a\\nb"}', JSON, 400, "one line"),
+    "a long name": ("POST", "begin", json.dumps({"annotator": "a" * 81}).encode(), JSON, 400, "80"),
+    "a lone surrogate": ("POST", "begin", b'{"annotator": "\\ud800"}', JSON, 400, "JSON"),
+    "a text for a list": ("POST", "next", b'{"annotator": "x", "have": "abc"}', JSON, 400, "have"),
+    "a list of too many": (
+        *("POST", "next", json.dumps({"annotator": "x", "have": ["a"] * 1001}).encode(), JSON),
+        *(400, "have"),
+    ),
+    "an unknown question to skip": ("POST", "skip", b'{"annotator": "x", "question": "y"}', JSON, 410, "not asked"),
+    "an unknown answer": ("POST", "undo", b'{"annotator": "x", "answer": "y"}', JSON, 410, "no such answer"),
+    "deleting": ("DELETE", "", None, {}, 405, "not asked in that way"),
+    "getting what is posted": ("GET", "answer", None, {}, 405, "not asked in that way"),
+    "posting what is got": ("POST", "image/0", b"{}", JSON, 405, "not asked in that way"),
+    "putting": ("PUT", "answer", b"{}", JSON, 405, "not asked in that way"),
+    "tracing": ("TRACE", "", None, {}, 405, "not asked in that way"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_request_is_refused_and_writes_nothing(site: Site, name: str) -> None:
+    method, path, body, headers, status, sentence = HOSTILE[name]
+    found, content, given = site.call(method, f"/{TOKEN}/{path}", body() if callable(body) else body, headers)
+    assert (found, list(json.loads(content))) == (status, ["error"])
+    told = json.loads(content)["error"]
+    assert sentence in told
+    assert told.endswith(".")
+    assert given["Cache-Control"] == "no-store"
+    assert answers_in(site.store) == ()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "", "/favicon.ico", "/wrong/", f"/{TOKEN}", f"/{TOKEN}x/", f"/{TOKEN[:-1]}/", f"//{TOKEN}/", "/%ff/image/0"],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_without_the_token_there_is_nothing(site: Site, path: str, method: str) -> None:
+    status, content, _ = site.call(method, path or "/", b"{}" if method == "POST" else None, JSON)
+    assert (status, content) == (404, b'{"error":"There is nothing here."}')
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "sentence"),
+    [
+        ({"seconds": "NaN"}, 400, "seconds"),
+        ({"seconds": "Infinity"}, 400, "seconds"),
+        ({"seconds": "1e999"}, 400, "seconds"),
+        ({"seconds": "-0.001"}, 400, "seconds"),
+        ({"seconds": "86400.1"}, 400, "seconds"),
+        ({"seconds": '"1"'}, 400, "seconds"),
+        ({"seconds": "null"}, 400, "seconds"),
+        ({"idle_seconds": "-1"}, 400, "idle_seconds"),
+        ({"label": '"moon"'}, 400, "no class 'moon'"),
+        ({"label": "null"}, 400, "label"),
+        ({"label": "[]"}, 400, "label"),
+        ({"kind": '"road"'}, 400, "kind"),
+        ({"kind": '"void"'}, 400, "label"),
+        ({"id": '""'}, 400, "id"),
+        ({"id": '" x"'}, 400, "one line"),
+        ({"id": "7"}, 400, "id"),
+        ({"time": "0"}, 400, "time"),
+        ({"repeat": "true"}, 400, "repeat"),
+        ({"question": '"unheard of"'}, 410, "not asked any more"),
+        ({"annotator": '"bob"'}, 409, "Somebody else"),
+        ({"annotator": '""'}, 400, "annotator"),
+    ],
+)
+def test_a_wrong_answer_is_refused_and_writes_nothing(
+    site: Site, change: dict[str, str], status: int, sentence: str
+) -> None:
+    fields = {
+        "id": '"one"',
+        "annotator": '"ann"',
+        "question": json.dumps(question(site)),
+        "kind": '"class"',
+        "label": '"road"',
+        "seconds": "1.5",
+    }
+    body = f"{{{', '.join(f'{json.dumps(name)}: {text}' for name, text in (fields | change).items())}}}"
+    found, content, _ = site.call("POST", f"/{TOKEN}/answer", body.encode(), JSON)
+    assert (found, sentence in json.loads(content)["error"]) == (status, True), content
+    assert answers_in(site.store) == ()
+
+
+def test_the_page_is_whole_and_shown_under_a_policy(site: Site) -> None:
+    status, content, headers = site.call("GET", f"/{TOKEN}/")
+    page = content.decode()
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert not re.search(r"\son\w+=|<!--", page)
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none';")
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe-inline" not in policy.replace("style-src 'unsafe-inline'", "")
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Server"] is None or "uvicorn" in headers["Server"]
+
+
+def test_a_page_is_served_all_that_it_needs(site: Site) -> None:
+    origin = {"Origin": f"http://127.0.0.1:{site.port}"}
+    status, content, _ = site.call("POST", f"/{TOKEN}/begin", b'{"annotator": "ann"}', JSON | origin)
+    assert status == 200
+    assert {"title", "classes", "idle_seconds", "suggestions", "history", "answered", "total", "mine"} == set(
+        json.loads(content)
+    )
+    status, content, headers = site.call("GET", f"/{TOKEN}/image/0")
+    assert (status, headers["Content-Type"], content[:8]) == (200, "image/png", b"\x89PNG\r\n\x1a\n")
+    status, content, _ = site.call("GET", f"/{TOKEN}/points/0", headers={"Host": f"localhost:{site.port}"})
+    assert (status, len(json.loads(content)["points"])) == (200, 6)
+
+
+@pytest.mark.parametrize(
+    ("given", "host", "expected"),
+    [
+        ("127.0.0.1:8000", "127.0.0.1", True),
+        ("LOCALHOST", "127.0.0.1", True),
+        ("[::1]:8000", "127.0.0.1", True),
+        ("192.168.1.5:8000", "127.0.0.1", False),
+        ("192.168.1.5:8000", "192.168.1.5", True),
+        ("gpu7.lab:8000", "gpu7.lab", True),
+        ("192.168.1.5:8000", "0.0.0.0", True),
+        (f"{socket.gethostname()}:8000", "0.0.0.0", True),
+        ("evil.example:8000", "0.0.0.0", False),
+        ("127.0.0.1:x", "127.0.0.1", False),
+        ("127.0.0.1/evil", "127.0.0.1", False),
+        ("", "0.0.0.0", False),
+    ],
+)
+def test_only_our_own_names_are_answered(given: str, host: str, expected: bool) -> None:
+    assert is_ours(given, host) is expected
+
+
+def test_a_store_that_fails_is_told_and_the_answer_may_be_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Book, line: object) -> None:
+        raise StoreError("store: the disk is full; free space there")
+
+    store = Store(tmp_path / "store")
+    ask(store, plan_of(), questions_of(1, 3))
+    with running(Desk(plan_of(), store, Path("nowhere")), store) as site:
+        items = site.post("next", {"annotator": "ann", "have": []})[1]["items"]
+        answer = {"id": "one", "annotator": "ann", "question": items[0]["id"], "kind": "unknown", "seconds": 1}
+        with monkeypatch.context() as patch:
+            patch.setattr(Book, "append", full)
+            assert site.post("answer", answer) == (503, {"error": "store: the disk is full; free space there"})
+        assert site.post("answer", answer)[0] == 200
+        assert site.post("answer", answer)[0] == 200
+        assert [one.id for one in answers_in(store)] == ["one"]
+
+
+def test_four_people_at_once_finish_and_no_pixel_twice(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    asked = ask(store, plan_of(), questions_of(20, 10))
+    with running(Desk(plan_of(), store, Path("nowhere")), store) as site:
+
+        def work(name: str) -> list[str]:
+            acknowledged: list[str] = []
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                found = site.post("next", {"annotator": name, "have": []})[1]
+                if found["state"] in ("waiting", "done"):
+                    return acknowledged
+                for item in found["items"][:5]:
+                    answer = {"id": f"{name} {len(acknowledged)}", "annotator": name, "question": item["id"]}
+                    status, told = site.post("answer", answer | {"kind": "void", "seconds": 0.5})
+                    assert status == 200, told
+                    acknowledged.append(answer["id"])
+            raise AssertionError("did not finish")
+
+        with ThreadPoolExecutor(4) as pool:
+            acknowledged = [one for answers in pool.map(work, ("ann", "bob", "cleo", "dan")) for one in answers]
+    answers = answers_in(store)
+    assert sorted(answer.id for answer in answers) == sorted(acknowledged)
+    assert len({answer.place for answer in answers}) == len(answers) == len(asked) == 200
+    assert len({answer.annotator for answer in answers}) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_and_gives_images_back(tmp_path: Path, number: signal.Signals) -> None:
+    store = Store(tmp_path / "store")
+    ask(store, plan_of(), questions_of(1, 3))
+    with serving(store) as (process, address):
+        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/([\w-]{32})/", address)
+        assert found is not None
+        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
+        connection.request("POST", f"/{found[2]}/next", b'{"annotator": "ann", "have": []}', JSON)
+        assert len(json.load(connection.getresponse())["items"]) == 3
+        assert len(store.leased()) == 1
+        os.kill(process.pid, number)
+        out, err = process.communicate(timeout=20)  # while the page's connection is open
+        assert (process.returncode, out, err) == (0, "closed\n", "")
+        connection.close()
+    assert store.leased() == {}
+
+
+def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SpecError, match="give another port"):
+        serve(
+            Desk(plan_of(), store, tmp_path),
+            host="127.0.0.1",
+            port=other.getsockname()[1],
+            on_ready=lambda address: None,
+        )

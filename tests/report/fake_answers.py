@@ -1,0 +1,72 @@
+"""Questions and answers of people written by hand, in a store that a study has filled."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pixelpick_ray.data.answers import Answer, Book
+from pixelpick_ray.data.questions import Place, Questions
+from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.spec.experiment import Experiment
+from pixelpick_ray.store import Store
+from tests.report.fake_study import Study, chain_path
+
+BOOK = "0123456789abcdef"
+Truths = Mapping[Place, int]
+
+_ids = count()
+
+
+def ask(study: Study, spec: Experiment, rounds: Sequence[tuple[int, Truths]], *, book: str = BOOK) -> None:
+    """Let every recorded chain have asked these questions, each a stage and the truths of its pixels."""
+    keys = [_publish(study.store, stage, truths) for stage, truths in rounds]
+    for path in {chain_path(spec, trial) for trial in spec.trials() if trial.budget != "full"}:
+        record = study.store.read_record(path)
+        assert record is not None
+        study.store.write_record(path, record | {"book": book, "questions": keys})
+
+
+def _publish(store: Store, stage: int, truths: Truths) -> str:
+    names, y, x = zip(*truths, strict=True)
+    questions = Questions.of(
+        names=names,
+        shapes=[(360, 480)] * len(truths),
+        y=y,
+        x=x,
+        truth=list(truths.values()),
+        predicted=[-1] * len(truths),
+        entropy=[math.nan] * len(truths),
+        distance=[math.inf] * len(truths),
+        stage=stage,
+    )
+    inputs = {"step": "question", "stage": stage, "truths": [[*place, truth] for place, truth in truths.items()]}
+
+    def write(folder: Path) -> None:
+        questions.write(folder / "questions.npz")
+
+    store.publish("question", inputs, write, {})
+    return digest(inputs)
+
+
+def answer(annotator: str, place: Place, said: str | None, seconds: float | None = 2.0, **more: Any) -> Answer:
+    """An answer, later than those made before; `said` None is "none of the classes", "?" is "cannot tell"."""
+    number = next(_ids)
+    kind = "void" if said is None else "unknown" if said == "?" else "class"
+    image, y, x = place
+    fields = {"id": f"answer-{number:06d}", "time": 1_700_000_000.0 + number, "kind": kind, "seconds": seconds}
+    label = said if kind == "class" else None
+    return Answer(**(fields | {"image": image, "y": y, "x": x, "label": label, "annotator": annotator} | more))
+
+
+def write(study: Study, answers: Sequence[Answer], *, book: str = BOOK) -> None:
+    """Append answers to a book, in a journal of their own."""
+    opened = Book(study.store, book)
+    for one in answers:
+        opened.append(one)
+
+
+def places(number: int, image: str = "a.png") -> list[Place]:
+    """The first pixels of a row of an image."""
+    return [(image, 0, x) for x in range(number)]

@@ -1,0 +1,476 @@
+"""What people answered: times, rightness and agreement against numbers worked out by hand, and the files of it."""
+
+import csv
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pixelpick_ray.data.answers import Answer, Book, Undo
+from pixelpick_ray.data.questions import UNSAID
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.report.annotator_tables import annotation_tables
+from pixelpick_ray.report.annotators import Annotations, answers_csv, costs_yaml, load_annotations, measured_costs
+from pixelpick_ray.report.chains import load_chains
+from pixelpick_ray.report.costs import CostModel, read_cost_model
+from pixelpick_ray.report.files import write_report
+from pixelpick_ray.report.parts import Table
+from pixelpick_ray.report.rows import load_results
+from pixelpick_ray.spec.experiment import Experiment
+from tests.report.fake_answers import BOOK, answer, ask, places, write
+from tests.report.fake_study import Described, Study, chain_path, exact, experiment
+
+HUMAN = "oracle={name: human}"
+ONE = "grid=[{seed: [0], budget: [10]}]"
+THREE = [[5, 0, 0], [0, 5, 0], [0, 0, 5]]  # a confusion of sky, road and car
+SKY, ROAD, CAR = range(3)
+
+
+@pytest.fixture
+def spec(study: Study) -> Experiment:
+    """One chain that asks people, with one stage."""
+    return filled(study, HUMAN, ONE)
+
+
+def filled(study: Study, *overrides: str) -> Experiment:
+    spec = experiment(*overrides)
+    study.fill(spec, lambda trial: THREE)
+    return spec
+
+
+def loaded(study: Study, *specs: Experiment) -> Annotations:
+    return load_annotations(study.store, load_chains(study.store, load_results(study.store, specs)))
+
+
+def tables(study: Study, *specs: Experiment) -> dict[str, Table]:
+    """Tables by their captions."""
+    return {table.caption: table for table in annotation_tables(loaded(study, *specs))}
+
+
+def table(study: Study, start: str, *specs: Experiment) -> Table:
+    """The one table whose caption begins so."""
+    (found,) = [one for caption, one in tables(study, *specs).items() if caption.startswith(start)]
+    assert len(found.header) == len(found.alignment)
+    assert {len(row) for row in found.rows} == {len(found.header)}
+    return found
+
+
+def said(annotator: str, words: str, **more: Any) -> list[Answer]:
+    """Answers to the pixels of the first row, by the first letters of classes; "-" is none of them, "." no answer."""
+    names: dict[str, str | None] = {"s": "sky", "r": "road", "c": "car", "?": "?", "-": None}
+    return [
+        answer(annotator, place, names[letter], **more)
+        for place, letter in zip(places(len(words)), words, strict=True)
+        if letter != "."
+    ]
+
+
+def truths(words: str) -> dict[Any, int]:
+    labels = {"s": SKY, "r": ROAD, "c": CAR, ".": UNSAID}
+    return dict(zip(places(len(words)), (labels[letter] for letter in words), strict=True))
+
+
+# Whose answers they are
+
+
+def test_without_people_there_is_nothing_to_report(study: Study) -> None:
+    spec = filled(study, ONE)
+    assert loaded(study, spec) == Annotations((), (), ())
+    assert tables(study, spec) == {}
+    assert costs_yaml(loaded(study, spec)) is None
+
+
+def test_questions_without_an_answer_yet_are_no_answers(study: Study, spec: Experiment, tmp_path: Path) -> None:
+    ask(study, spec, [(0, truths("ss"))])
+    found = loaded(study, spec)
+    assert (found.given, found.class_names) == ((), ("sky", "road", "car"))
+    assert tables(study, spec) == {}
+    summary = write_report(study.store, [spec], tmp_path / "out")
+    assert {"answers.csv", "costs.yaml"}.isdisjoint(path.name for path in summary.files)
+    assert "hours of annotation" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_answers_count_that_stand_and_that_these_experiments_asked_for(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ss"))])
+    right, wrong, foreign = said("ann", "srr")
+    write(study, [right, wrong, foreign])
+    Book(study.store, BOOK).append(Undo(undone=wrong.id, annotator="ann", time=2e9))
+    assert [one.answer for one in loaded(study, spec).given] == [right]
+
+
+def test_an_answer_to_two_experiments_is_one_answer(study: Study) -> None:
+    first, other = filled(study, HUMAN, ONE), filled(study, HUMAN, ONE, "name=other", "train.epochs=3")
+    ask(study, first, [(0, truths("ss"))])
+    ask(study, other, [(0, truths("sss"))])
+    write(study, said("ann", "rss"))
+    found = loaded(study, first, other)
+    assert [one.experiments for one in found.given] == [("study", "other")] * 2 + [("other",)]
+    assert [one.is_right for one in found.given] == [False, True, True]
+
+
+def test_equal_pixels_of_two_books_are_two_pixels(study: Study) -> None:
+    first, other = filled(study, HUMAN, ONE), filled(study, HUMAN, ONE, "name=other", "dataset.size=[8, 8]")
+    ask(study, first, [(0, truths("ss"))])
+    ask(study, other, [(0, truths("rr"))], book="fedc")
+    write(study, said("ann", "ss"))
+    write(study, said("bea", "sr"), book="fedc")
+    found = loaded(study, first, other)
+    assert [(one.book, one.truth, one.is_right) for one in found.given] == [
+        *((BOOK, "sky", True), (BOOK, "sky", True), ("fedc", "road", False), ("fedc", "road", True))
+    ]
+    assert not any("agree" in caption for caption in tables(study, first, other))
+
+
+def test_questions_that_vanished_take_their_answers_along(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ss"))])
+    write(study, said("ann", "ss"))
+    shutil.rmtree(study.store.path / "question")
+    assert loaded(study, spec).given == ()
+
+
+# Seconds
+
+
+def test_seconds_are_told_by_answer(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ssrrrs"))])
+    seconds = [1.0, 2.0, 6.0, 30.0, None, 5.0]
+    words = [*said("ann", "ssr-rs")]
+    write(study, [one.model_copy(update={"seconds": each}) for one, each in zip(words, seconds, strict=True)])
+    write(study, said("ann", "r", seconds=500.0, repeat=True))
+    found = table(study, "Seconds an answer", spec)
+    assert found.header == ("answer", "answers", "median (s)", "mean (s)", "in all (min)")
+    assert found.rows == (
+        ("sky", "3", "2.00", "2.67", "0.1"),  # 1, 2, 5
+        ("road", "2", "6.00", "6.00", "0.1"),
+        ("car", "0", "-", "-", "-"),
+        ("none of the classes", "1", "30.00", "30.00", "0.5"),
+        ("cannot tell", "0", "-", "-", "-"),
+        ("all", "6", "5.00", "8.80", "0.7"),  # 44 s
+    )
+    assert found.notes == ("Not timed: 1 of 6 answers.",)
+
+
+def test_several_annotators_have_a_column_each(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ssr"))])
+    write(study, [*said("bea", "ss.", seconds=1.5), *said("ann", "s.?", seconds=4.0)])
+    found = table(study, "Seconds an answer", spec)
+    assert found.header[-2:] == ("ann", "bea")
+    assert {row[0]: row[1:3] + row[-2:] for row in found.rows} == {
+        "sky": ("3", "1.50", "4.00 (1)", "1.50 (2)"),
+        "road": ("0", "-", "-", "-"),
+        "car": ("0", "-", "-", "-"),
+        "none of the classes": ("0", "-", "-", "-"),
+        "cannot tell": ("1", "4.00", "4.00 (1)", "-"),
+        "all": ("4", "2.75", "4.00 (2)", "1.50 (2)"),
+    }
+
+
+def test_a_class_may_be_called_like_a_row_of_its_own(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ssr"))])
+    path = chain_path(spec, spec.trials()[0])
+    record = study.store.read_record(path)
+    assert record is not None
+    study.store.write_record(path, record | {"class_names": ["all", "cannot tell", "car"]})
+    write(study, [answer("ann", place, "all") for place in places(2)] + [answer("ann", ("a.png", 0, 2), "cannot tell")])
+    seconds, right = table(study, "Seconds an answer", spec), table(study, "Answers that are what", spec)
+    assert [row[:2] for row in seconds.rows] == [
+        *(("all", "2"), ("cannot tell", "1"), ("car", "0")),
+        *(("none of the classes", "0"), ("cannot tell", "0"), ("all", "3")),
+    ]
+    assert [row[:2] for row in right.rows] == [("all", "2"), ("cannot tell", "1"), ("car", "0"), ("all", "3")]
+
+
+def test_every_annotator_has_a_row(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ssrr"))])
+    write(study, said("ann", "s-?r", seconds=3.0, idle_seconds=45.0))
+    write(study, [*said("ann", "s", repeat=True, seconds=1.0, idle_seconds=60.0), *said("bea", "s", repeat=True)])
+    found = table(study, "Answers of each annotator", spec)
+    assert found.header == (
+        *("annotator", "answers", "median (s)", "mean (s)", "in all (min)", "pauses (min)"),
+        *("none (%)", "cannot tell (%)", "repeats"),
+    )
+    assert found.rows == (
+        ("ann", "4", "3.00", "3.00", "0.2", "3.0", "25.0", "25.0", "1"),
+        ("bea", "0", "-", "-", "-", "0.0", "-", "-", "1"),
+    )
+
+
+# Right and wrong
+
+
+def test_accuracy_is_told_by_true_class_with_its_interval(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ssssssssssrrr."))])
+    write(study, said("ann", "sssssssssr?-rc"))
+    write(study, said("ann", "r", repeat=True))
+    found = table(study, "Answers that are what", spec)
+    assert found.header == ("class", "answers", "right (%)")
+    # 9 of 10: Wilson's interval is [0.5958, 0.9821]; 1 of 2: [0.0945, 0.9055].
+    assert found.rows == (
+        ("sky", "10", "90.0 [59.6, 98.2]"),
+        ("road", "2", "50.0 [9.5, 90.5]"),
+        ("car", "0", "-"),
+        ("all", "12", "83.3 [55.2, 95.3]"),
+    )
+
+
+def test_the_last_answer_of_each_annotator_is_judged(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ss"))])
+    write(study, [*said("ann", "rs"), *said("bea", "s."), *said("ann", "s.")])
+    found = table(study, "Answers that are what", spec)
+    assert found.header == ("class", "answers", "right (%)", "ann", "bea")
+    assert found.rows[0] == ("sky", "3", "100.0 [43.9, 100.0]", "100.0 [34.2, 100.0] (2)", "100.0 [20.7, 100.0] (1)")
+    assert found.rows[1] == ("road", "0", "-", "-", "-")
+
+
+def test_without_label_maps_nobody_is_judged(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("..."))])
+    write(study, said("ann", "src", suggestion="sky"))
+    assert [caption.split()[0] for caption in tables(study, spec)] == ["Seconds", "Answers", "Suggested"]
+    assert table(study, "Suggested", spec).rows == (("ann", "3", "-", "33.3 [6.1, 79.2]", "-", "-"),)
+
+
+def test_answers_with_a_suggestion_stand_apart(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ssssrrrr"))])
+    write(study, said("ann", "sr"))
+    suggested = zip(said("ann", "..ssrr-r"), ("sky", "road", "sky", "road", "road", "sky"), strict=True)
+    write(study, [one.model_copy(update={"suggestion": each}) for one, each in suggested])
+    bare, helped = (table(study, f"Answers to questions {how} a suggestion", spec) for how in ("without", "with"))
+    assert [row[:2] for row in bare.rows] == [("sky", "2"), ("road", "0"), ("car", "0"), ("all", "2")]
+    assert [row[:2] for row in helped.rows] == [("sky", "2"), ("road", "4"), ("car", "0"), ("all", "6")]
+    assert bare.rows[-1][2].startswith("50.0 [")
+    assert helped.rows[-1][2].startswith("83.3 [")
+    found = table(study, "Suggested", spec)
+    # Right: pixels 2, 5 and 6. Taken: 2 and 5, of the wrong ones none.
+    assert found.rows == (
+        ("ann", "6", "50.0 [18.8, 81.2]", "33.3 [9.7, 70.0]", "66.7 [20.8, 93.9]", "0.0 [0.0, 56.1]"),
+    )
+
+
+def test_suggestions_to_several_people_are_summed_up(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ss"))])
+    write(study, [*said("bea", "ss", suggestion="sky"), *said("ann", "r.", suggestion="sky"), *said("cy", "s")])
+    write(study, said("dee", "s", suggestion="sky", repeat=True))
+    assert [row[:2] for row in table(study, "Suggested", spec).rows] == [("ann", "1"), ("bea", "2"), ("all", "3")]
+    assert table(study, "Suggested", spec).rows[-1][3].startswith("66.7 [")
+
+
+# Agreement
+
+
+def test_agreement_is_that_of_answers_to_the_same_pixels(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ssssssssrr"))])
+    write(study, [*said("ann", "sssssrrr-?"), *said("bea", "sssssssr?-")])
+    found = table(study, "Two answers", spec)
+    assert found.header == ("one", "other", "pixels", "agreement (%)", "kappa")
+    # They agree on 6 of 10. By chance: sky 5 x 7, road 3 x 1, none 1 x 1, cannot tell 1 x 1: 40 of 100.
+    assert found.rows == (("ann", "bea", "10", "60.0 [31.3, 83.2]", "0.333"),)
+
+
+def test_hidden_repeats_tell_how_consistent_each_is(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ssrr"))])
+    write(study, said("ann", "ssrr"))
+    write(study, said("ann", "srrr", repeat=True))
+    # 3 of 4; by chance sky 2 x 1 and road 2 x 3: 8 of 16.
+    assert table(study, "Two answers", spec).rows == (("ann", "ann, asked again", "4", "75.0 [30.1, 95.4]", "0.500"),)
+
+
+def test_a_repeat_is_a_first_look_of_who_had_not_seen_the_pixel(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ssr"))])
+    write(study, said("ann", "ssr"))
+    write(study, said("bea", "srr", repeat=True))
+    write(study, said("bea", "s", repeat=True))
+    rows = table(study, "Two answers", spec).rows
+    assert [row[:3] for row in rows] == [("bea", "bea, asked again", "1"), ("ann", "bea", "3")]
+    assert [row[3].partition(" ")[0] for row in rows] == ["100.0", "66.7"]
+    # One said the same of everything, so that chance agrees fully; 2 of 3 against 2 x 1 + 1 x 2 of 9.
+    assert [row[4] for row in rows] == ["-", "0.400"]
+
+
+# Pixels without a class
+
+
+def test_pixels_without_a_class_are_counted_by_stage(study: Study) -> None:
+    spec = filled(study, "oracle={name: human, replace: true}", "grid=[{seed: [0, 1], budget: [20]}]")
+    first, again, last = truths("ssss"), {("b.png", 1, x): SKY for x in range(2)}, {("b.png", 2, 0): SKY}
+    ask(study, spec, [(0, first), (0, again), (1, last)])
+    write(study, said("ann", "s-?s"))
+    write(study, [answer("ann", ("b.png", 1, 0), "sky"), answer("ann", ("b.png", 2, 0), "road")])
+    found = table(study, "Pixels that people gave no class", spec)
+    assert found.header[-6:] == (*("pixels per image", "asked", "none", "cannot tell", "replacements", "open"),)
+    # Both seeds asked the same.
+    assert [row[-6:] for row in found.rows] == [("10", "12", "2", "2", "4", "2"), ("20", "2", "0", "0", "0", "0")]
+
+
+def test_pixels_that_are_not_replaced_say_so(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ss"))])
+    write(study, said("ann", "s?"))
+    found = table(study, "Pixels that people gave no class", spec)
+    assert [row[-6:] for row in found.rows] == [("10", "2", "0", "1", "-", "0")]
+
+
+def test_the_last_answer_says_whether_a_pixel_has_a_class(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("ss"))])
+    write(study, [*said("ann", "s?"), *said("bea", ".s"), *said("bea", "-", repeat=True)])
+    assert not any("no class" in caption for caption in tables(study, spec))
+
+
+# Costs
+
+
+def timed(words: str, seconds: Sequence[float | None]) -> list[Answer]:
+    return [one.model_copy(update={"seconds": each}) for one, each in zip(said("ann", words), seconds, strict=True)]
+
+
+def test_measured_times_are_a_cost_model(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("s" * 11))])
+    write(study, timed("sssssrrrr?r", [1, 1, 1, 1, 2, 5, 5, 5, 5, 34, None]))
+    write(study, said("ann", "s", repeat=True, seconds=1000.0))
+    # 60 s in 10 answers; road has four timed ones only.
+    assert measured_costs(loaded(study, spec)) == CostModel(seconds_per_pixel=6.0, seconds_per_class={"sky": 1.2})
+
+
+def test_answers_that_nobody_timed_are_no_cost_model(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("s"))])
+    write(study, timed("s", [None]))
+    assert measured_costs(loaded(study, spec)) is None
+    assert costs_yaml(loaded(study, spec)) is None
+
+
+def counted(study: Study, spec: Experiment, classes: int = 3) -> None:
+    """Every stage asked for 4 pixels of sky and 6 of road."""
+    counts = [4, 6, 0][:classes]
+    known = {"pixels": 10, "images": 1, "class_counts": counts, "entropy": None, "distinct_classes": 2.0}
+    study.ask(spec, lambda trial, stage: known | {"spread": None, "border_distance": None})
+
+
+def test_a_report_is_laid_over_its_own_measured_times(study: Study, tmp_path: Path) -> None:
+    spec = filled(study, HUMAN, "grid=[{seed: [0], budget: [10, 20]}]")
+    counted(study, spec)
+    ask(study, spec, [(0, truths("s" * 10))])
+    write(study, timed("sssss", [36] * 5))
+    write(study, said("bea", "....." + "rrrrr", seconds=72.0))
+    write_report(study.store, [spec], tmp_path / "out")
+    text, page = ((tmp_path / "out" / name).read_text() for name in ("table.md", "index.html"))
+    # A stage is 4 x 36 + 6 x 72 = 576 s, or 0.16 hours.
+    assert "| 10 | 10 | 0.16 | 100.0 | 1 |" in text
+    assert "| 20 | 20 | 0.32 | 100.0 | 1 |" in text
+    assert "Measured in 10 answers of ann (5) and bea (5): 1 click and 54 s a pixel (sky 36 s, road 72 s)." in text
+    assert "Assumed" not in text
+    assert 'data-axis="hours of annotation"' in page
+
+
+def test_a_cost_model_that_is_given_comes_before_the_measured_one(
+    study: Study, spec: Experiment, tmp_path: Path
+) -> None:
+    counted(study, spec)
+    ask(study, spec, [(0, truths("s"))])
+    write(study, said("ann", "s"))
+    write_report(study.store, [spec], tmp_path, cost_model=CostModel(seconds_per_pixel=360))
+    text = (tmp_path / "table.md").read_text()
+    assert "Assumed: 1 click and 360 s a pixel." in text
+    assert read_cost_model(tmp_path / "costs.yaml") == CostModel(seconds_per_pixel=2.0)
+
+
+def test_the_measured_model_prices_other_experiments(study: Study, spec: Experiment, tmp_path: Path) -> None:
+    ask(study, spec, [(0, truths("s" * 5))])
+    write(study, timed("sssss", [36] * 5))
+    path = tmp_path / "costs.yaml"
+    path.write_text(costs_yaml(loaded(study, spec)) or "")
+    assert path.read_text().splitlines()[:2] == [
+        "# Measured in 5 answers of ann (5); experiments: study.",
+        "# Pauses and hidden repeats are left out. Classes that are not named have fewer than 5 timed answers and cost "
+        "the mean of all.",
+    ]
+    model = read_cost_model(path)
+    assert model == measured_costs(loaded(study, spec))
+    other = filled(study, ONE, "name=other", "acquire.strategy=random")
+    counted(study, other)
+    write_report(study.store, [other], tmp_path / "other", cost_model=model)
+    assert "| 10 | 10 | 0.1 | 100.0 | 1 |" in (tmp_path / "other" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["ann\u2028seconds_per_pixel: 9", "\ufeff# x", "no: {", "ann\u200bé"])
+def test_no_name_of_an_annotator_changes_the_cost_model(
+    study: Study, spec: Experiment, tmp_path: Path, name: str
+) -> None:
+    ask(study, spec, [(0, truths("s"))])
+    write(study, said(name, "s"))
+    (tmp_path / "costs.yaml").write_text(costs_yaml(loaded(study, spec)) or "", encoding="utf-8")
+    assert read_cost_model(tmp_path / "costs.yaml") == CostModel(seconds_per_pixel=2.0)
+
+
+# Files
+
+
+def test_every_answer_is_a_line(study: Study, spec: Experiment) -> None:
+    ask(study, spec, [(0, truths("s."))])
+    write(study, [answer("ann", ("a.png", 0, 0), "road", 1.25, idle_seconds=31.5, suggestion="sky", time=1.5)])
+    write(study, [answer("Bea, M.", ("a.png", 0, 1), None, None, time=2.5)])
+    write(study, [answer("ann", ("a.png", 0, 0), "?", repeat=True, time=3.5)])
+    text = answers_csv(loaded(study, spec))
+    assert text.splitlines() == [
+        "experiment,book,image,y,x,kind,label,truth,annotator,time,seconds,idle_seconds,suggestion,repeat",
+        f"study,{BOOK},a.png,0,0,class,road,sky,ann,1.5,1.25,31.5,sky,0",
+        f'study,{BOOK},a.png,0,1,void,,,"Bea, M.",2.5,,,,0',
+        f"study,{BOOK},a.png,0,0,unknown,,sky,ann,3.5,2.0,,,1",
+    ]
+    assert len(list(csv.DictReader(io.StringIO(text)))) == 3
+
+
+def test_the_page_and_the_markdown_have_a_section(study: Study, spec: Experiment, tmp_path: Path) -> None:
+    ask(study, spec, [(0, truths("sr"))])
+    write(study, said("<b>ann</b>", "s?"))
+    write_report(study.store, [spec], tmp_path)
+    page, text = ((tmp_path / name).read_text(encoding="utf-8") for name in ("index.html", "table.md"))
+    assert "<h2>Annotation<" in page
+    assert "&lt;b&gt;ann&lt;/b&gt;" in page
+    assert "<b>ann" not in page
+    for caption in tables(study, spec):
+        assert caption in text
+
+
+def test_images_without_label_maps_are_no_measure_of_what_was_asked(study: Study, tmp_path: Path) -> None:
+    spec = experiment(HUMAN, ONE)
+    study.fill(spec, lambda trial: exact(500))
+    counted(study, spec, classes=2)
+    for value, is_told in ((SKY, True), (254, False)):
+        label_map = np.full((4, 6), value, dtype=np.uint8)
+        described = Described({"a.png": (9, 9, 9)}, {"a.png": label_map})
+        study.describe(spec, described, {"test": described})
+        write_report(study.store, [spec], tmp_path, picture_settings=1)
+        text = (tmp_path / "table.md").read_text()
+        assert ("| class | training images | margin | margin, times |" in text) == is_told
+        assert ("| class | margin |\n" in text) == (not is_told)
+
+
+def test_files_of_an_earlier_report_go_unless_they_may_have_been_given(study: Study, spec: Experiment) -> None:
+    out = study.store.path.parent / "out"
+    ask(study, spec, [(0, truths("s"))])
+    write(study, said("ann", "s"))
+    write_report(study.store, [spec], out)
+    assert (out / "answers.csv").read_text() == answers_csv(loaded(study, spec))
+    assert (out / "costs.yaml").read_text() == costs_yaml(loaded(study, spec))
+    other = filled(study, ONE, "name=other")
+    write_report(study.store, [other], out, cost_model=read_cost_model(out / "costs.yaml"))
+    assert not (out / "answers.csv").exists()
+    assert (out / "costs.yaml").exists()
+    write_report(study.store, [other], out)
+    assert not (out / "costs.yaml").exists()
+
+
+def test_a_cost_model_of_ones_own_is_neither_removed_nor_replaced(study: Study, spec: Experiment) -> None:
+    out = study.store.path.parent / "out"
+    out.mkdir()
+    (out / "costs.yaml").write_text("seconds_per_pixel: 3\n")
+    write_report(study.store, [spec], out)
+    ask(study, spec, [(0, truths("s"))])
+    write(study, said("ann", "s"))
+    with pytest.raises(
+        SpecError, match=r"--out .*out: costs\.yaml there was not measured by a report, and would be lo"
+    ):
+        write_report(study.store, [spec], out)
+    assert (out / "costs.yaml").read_text() == "seconds_per_pixel: 3\n"
