@@ -98,6 +98,8 @@ def plan(
         known = f"{stored} stored" if chain.id in progress.stages else "not known: no data here"
         print(f"{chain.label}: {len(chain.fits)} stages for budgets {budgets} ({known})")
     print(planned.sharing)
+    if planned.answers_per_image:
+        print(f"people label {planned.answers_per_image} pixels of each image")
     print(cost_line(summary))
 
 

@@ -19,6 +19,7 @@ def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[s
         "fits": fits,
         "fits_unshared": planned.num_fits_unshared,
         "picks": planned.num_picks,
+        "answers_per_image": planned.answers_per_image,
         "stored_fits": stored,
         "stored_picks": progress.stored_picks,
         "epochs_missing": sum(_epochs_missing(planned, progress).values()),

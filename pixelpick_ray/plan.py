@@ -92,6 +92,17 @@ class Plan:
         return len({pick for chain in self.chains for pick in chain.picks})
 
     @property
+    def answers_per_image(self) -> int:
+        """Pixels of each image that people are asked for; fewer where chains happen to ask for the same ones."""
+        asked: dict[str, int] = {}
+        for chain in self.chains:
+            if isinstance(chain.trial.oracle, HumanSpec) and chain.picks:
+                acquire = chain.trial.acquire
+                asked |= dict.fromkeys(chain.picks, acquire.pixels_per_stage)
+                asked[chain.picks[0]] = acquire.initial_pixels
+        return sum(asked.values())
+
+    @property
     def sharing(self) -> str:
         """What sharing saves, as a sentence."""
         saved = self.num_fits_unshared - self.num_fits

@@ -267,11 +267,14 @@ class Store:
         """Add a line of JSON to a journal that this process alone writes; it is safe when this returns."""
         self._storage.append(relative, canonical_json(value).encode("ascii") + b"\n")
 
-    def lines(self, relative: str) -> list[Any]:
-        """The lines of a journal. One that a killed process left half written, which nobody was promised, is none."""
+    def lines(self, relative: str, *, start: int = 0) -> list[Any]:
+        """The lines of a journal, from that with the number `start` on.
+
+        One that a killed process left half written, which nobody was promised, is none.
+        """
         content = self._storage.read(relative) or b""
         found = []
-        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        for number, line in enumerate(content.split(b"\n")[start:-1], start=start + 1):
             try:
                 found.append(json.loads(line))
             except ValueError as error:

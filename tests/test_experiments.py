@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pixelpick_ray.spec.experiment import load_experiment
+from pixelpick_ray.spec.trial import HumanSpec
 from pixelpick_ray.store import Store
 from tests.launch import launch
 
@@ -107,6 +108,8 @@ def overrides(path: str) -> Iterator[str]:
             yield f"evaluate.splits.{name}.size={json.dumps([side // 16 for side in spec.size])}"
     if experiment.search is not None:
         yield "search=null"  # its own configuration; tests/search runs searches
+    if isinstance(experiment.oracle, HumanSpec):
+        yield "oracle={name: ground_truth}"  # people answer in tests/annotate
     # As many pixels as a tiny image has: a twentieth of those asked for.
     yield f"grid={json.dumps(tiny_grid(experiment))}"
 

@@ -41,7 +41,8 @@ def test_every_experiment_can_be_planned_and_costs_what_the_readme_says(path: st
 def test_every_command_and_option_of_the_readme_exists() -> None:
     known = get_command(app).commands  # type: ignore[attr-defined]
     seen = commands()
-    assert {words[0] for words in seen} == {"plan", "run", "submit", "status", "report", "evaluate"}
+    named = {"plan", "run", "submit", "status", "report", "evaluate", "annotate", "export", "import"}
+    assert {words[0] for words in seen} == named
     for words in seen:
         commands_of = ("submit", "run") if words[0] == "submit" else (words[0],)  # submit passes the options of run on
         options = {name for command in commands_of for parameter in known[command].params for name in parameter.opts}

@@ -231,6 +231,23 @@ class TestContract:
         store.remove_record("experiments/x/chains/a.json")
         assert store.records("experiments/x/chains") == ["b"]
 
+    def test_a_journal_keeps_its_lines_in_order_and_no_half_of_one(self, store: Store) -> None:
+        path = "answers/book/mine.jsonl"
+        assert store.lines(path) == []
+        for number in range(3):
+            store.append_line(path, {"number": number, "text": "ä\n"})
+        assert store.names("answers/book") == ["mine.jsonl"]
+        assert [line["number"] for line in store.lines(path)] == [0, 1, 2]
+        assert store.lines(path, start=2) == [{"number": 2, "text": "ä\n"}]
+        assert store.lines(path, start=3) == []
+        whole = storage_of(store).read(path)
+        assert whole is not None
+        storage_of(store).write(path, whole[:-1])  # as a process leaves it that is killed while it writes
+        assert [line["number"] for line in store.lines(path)] == [0, 1]
+        storage_of(store).write(path, whole.replace(b"{", b"", 1))
+        with pytest.raises(StoreError, match=r"book/mine\.jsonl: line \d is damaged \(.*correct or remove this"):
+            store.lines(path)
+
     def test_the_last_line_of_the_latest_failure_is_told(self, store: Store) -> None:
         assert store.last_error("chain") == ""
         store.record_attempt("chain", "Traceback\nRunError: first\n")

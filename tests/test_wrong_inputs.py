@@ -406,6 +406,19 @@ def test_a_wrong_command_on_a_search(place: Path, case: Case) -> None:
     assert not (place / "report").exists()
 
 
+# People who answer
+
+
+@pytest.mark.parametrize("case", WRONG["people"], ids=lambda case: " ".join(case["command"])[-60:])
+def test_a_wrong_wish_of_people(place: Path, case: Case) -> None:
+    (place / "mine.yaml").write_text(f"{SCENES}\n{case.get('add', '')}\n")
+    if "unlabelled" in case:
+        description = yaml.safe_load((place / "data" / "leaves" / "dataset.yaml").read_text())
+        del description["splits"][case["unlabelled"]]["labels"]
+        (place / "data" / "leaves" / "dataset.yaml").write_text(yaml.safe_dump(description))
+    assert told(place, *case["command"]) == case["told"]
+
+
 # Files that cannot be read
 
 

@@ -56,7 +56,9 @@ class Desk:
         chains = _asking(plan)
         facts = _common_facts(chains, data_path)
         self._class_names, self._classes = facts.class_names, _classes(facts, self._spec)
-        self._suggests = any(chain.trial.oracle.suggestions for chain in chains if isinstance(chain.trial.oracle, HumanSpec))
+        self._suggests = any(
+            chain.trial.oracle.suggestions for chain in chains if isinstance(chain.trial.oracle, HumanSpec)
+        )
         self._gallery, self._clock = Gallery(), clock
         self._board = Board(plan.experiment, chains, store, data_path, clock)
         self._rota = Rota(self._board, Claims(store), self._spec, clock)

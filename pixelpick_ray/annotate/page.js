@@ -183,7 +183,7 @@
     const entry = shown();
     annotation.item = entry?.item ?? null;
     showFrame(entry);
-    lookAhead();
+    setTimeout(lookAhead); // what is shown now comes first
     if (entry === null) return;
     const image = await picture(entry.item.image);
     const points = page.showsPoints ? await pointsOf(entry.item.image) : [];

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pixelpick_ray.errors import DataError
 
-MAX_STEPS = 10_000_000  # instructions, and values where what is shared is counted as often as it is met
+MAX_STEPS = 5_000_000  # instructions, and values where what is shared is counted as often as it is met
 MAX_DEPTH = 32  # of containers in containers
 _MAX_DIMENSIONS = 8
 _KEYS = (str, bytes, int, float, type(None))  # hashing a tuple of tuples may take forever

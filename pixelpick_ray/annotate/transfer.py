@@ -14,7 +14,7 @@ from pixelpick_ray.annotate.exchange import (
     points_of,
     read,
 )
-from pixelpick_ray.data.answers import Book
+from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.dataset import FileDataset
 from pixelpick_ray.data.datasets import open_dataset, training_split
 from pixelpick_ray.data.questions import Place, read_questions
@@ -97,11 +97,14 @@ class _Transfer:
         return Exchanged(facts.class_names, facts.palette, self._pictures(), (*points.values(), *again))
 
     def take(self, content: bytes, format_name: str, *, annotator: str) -> tuple[int, int, int]:
-        """Add the answers of a file: how many were new, how many known, and how many of the new ones not asked for."""
-        facts = self._dataset.facts
+        """Add the answers of a file: how many were new, how many known, and how many of the new ones not asked for.
+
+        An answer without an id, as other tools give it back, is known when the pixel has just this answer.
+        """
+        facts, said = self._dataset.facts, self._book.said()
         points = read(content, format_name, class_names=facts.class_names, images=self._pictures())
-        known = frozenset(answer.id for answer in self._book.answers)
-        answers = answers_of(points, annotator=annotator, time=time.time(), known=known)
+        new = [point for point in points if point.id is not None or not _says(said.get(point.place), point)]
+        answers = answers_of(new, annotator=annotator, time=time.time(), known=self._book.ids)
         asked = {place for questions in self._questions for place in questions.places()}
         for answer in answers:
             self._book.append(answer)
@@ -122,6 +125,10 @@ class _Transfer:
         native_height, native_width = dataset.read(self._split, name)[1].shape
         file = dataset.paths(self._split, name)[0].name if isinstance(dataset, FileDataset) else ""
         return Picture(name, height, width, native_height, native_width, file)
+
+
+def _says(answer: Answer | None, point: Point) -> bool:
+    return answer is not None and (answer.kind, answer.label) == point.said
 
 
 def _record(store: Store, plan: Plan, chain: Chain) -> dict[str, Any]:

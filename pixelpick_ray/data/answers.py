@@ -94,14 +94,19 @@ class Book:
         for name in self._store.names(f"answers/{self.key}"):
             if name.endswith(".jsonl"):
                 path = f"answers/{self.key}/{name}"
-                self._lines[path] = [
-                    _parsed(value, f"{self._store.address}/{path}") for value in self._store.lines(path)
-                ]
+                known = self._lines.setdefault(path, [])
+                new = self._store.lines(path, start=len(known))
+                known += [_parsed(value, f"{self._store.address}/{path}") for value in new]
 
     def append(self, line: Answer | Undo) -> None:
         """Write an answer, or that one is taken back; it is safe when this returns. StoreError when it cannot be."""
         self._store.append_line(self._journal, line.as_input())
         self._lines.setdefault(self._journal, []).append(line)
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """The identities of all answers that were ever given, taken back or not."""
+        return frozenset(line.id for journal in self._lines.values() for line in journal if isinstance(line, Answer))
 
     @property
     def answers(self) -> tuple[Answer, ...]:

@@ -168,7 +168,7 @@ def _check_people(experiment: Experiment) -> None:
         )
     if experiment.search is not None and (humans or "oracle.name" in experiment.search.space):
         raise SpecError(
-            "oracle.name: people cannot answer in a search, which trains on pixels that differ from sample to sample; "
+            "oracle.name: people cannot answer for a search, whose samples each ask for pixels of their own; "
             "take ground_truth or erring"
         )
 

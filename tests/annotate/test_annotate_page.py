@@ -22,7 +22,7 @@ from pixelpick_ray.data.answers import Answer
 from pixelpick_ray.plan import Plan
 from pixelpick_ray.store import Store
 from tests.annotate.asking import answers_in, ask, finish, go_on, plan_of, questions_of
-from tests.annotate.serving import TOKEN, running, serving
+from tests.annotate.serving import TOKEN, Site, running, serving
 from tests.browser import (
     BACKSPACE,
     ENTER,
@@ -59,6 +59,7 @@ class Typist:
         self.acknowledged: dict[str, tuple[str, str, str | None]] = {}  # question, kind, label by the answer
         self.timings: list[float] = []
         self.seen: list[int] = [0, 0]
+        self.site: Site | None = None
 
     def open(self, address: str, width: int = 1280, height: int = 720) -> None:
         """Visit a page; the first time at an address it asks for the name."""
@@ -218,6 +219,7 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., tuple[Typis
             ask(store, plan, questions_of(2, 12))
             site = stack.enter_context(running(Desk(plan, store, Path("nowhere")), store))
             typist = Typist(browser)
+            typist.site = site
             typist.open(f"http://127.0.0.1:{site.port}/{TOKEN}/")
             return typist, store
 
@@ -308,6 +310,21 @@ def test_looking_back_shows_what_was_said_and_a_key_replaces_it(page: Callable[.
         typist.press(BACKSPACE)
         assert typist.item() == item
     assert answers_in(store) == ()
+
+
+def test_a_question_that_was_answered_in_another_tab_is_passed_over(
+    page: Callable[..., tuple[Typist, Store]],
+) -> None:
+    typist, store = page()
+    item = typist.item()
+    other = {"id": "other", "annotator": typist.name, "question": item["id"], "kind": "void", "seconds": 1}
+    assert typist.site is not None
+    assert typist.site.post("answer", other)[0] == 200
+    typist.browser.type(typist.keys["road"])
+    wait_for(lambda: typist.item() != item)
+    assert typist.text("#notice") == "This question has its answer already."
+    typist.press(typist.keys["sky"])
+    assert [(answer.kind, answer.label) for answer in answers_in(store)] == [("void", None), ("class", "sky")]
 
 
 def test_enter_confirms_a_suggestion(page: Callable[..., tuple[Typist, Store]]) -> None:

@@ -87,7 +87,7 @@ def exchanges(draw: st.DrawFn) -> Exchanged:
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(whole=exchanges())
 def test_a_round_trip_loses_nothing_that_the_format_holds(format_name: str, whole: Exchanged) -> None:
     if format_name == "label-studio":  # it shows a question only where nobody has answered
@@ -277,6 +277,12 @@ def test_queries_are_plain_values_as_the_published_code_has_them() -> None:
     }
     asked = replace(WHOLE, points=tuple(point for point in POINTS if point.kind != "class"))
     assert pickle.loads(export(asked, "queries"))["a b.png"] == entry(4, 6, [3], [3])
+
+
+def test_queries_are_in_reading_order_and_open_where_nothing_has_a_class() -> None:
+    places = [(3, 0), (0, 5), (1, 2), (1, 1)]
+    whole = replace(WHOLE, points=tuple(Point(image="a b.png", y=y, x=x) for y, x in places))
+    assert pickle.loads(export(whole, "queries"))["a b.png"] == entry(4, 6, [5, 1, 2, 0], [0, 1, 1, 3])
 
 
 def test_jsonl_has_the_fields_of_an_answer() -> None:

@@ -347,7 +347,7 @@ def test_code_in_queries_is_refused_with_its_place() -> None:
 
 
 @pytest.mark.parametrize("format_name", ["jsonl", "coco", "label-studio", "cvat"])
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_damaged_files_raise_nothing_but_data_errors(format_name: str, data: st.DataObject) -> None:
     content = bytearray(export(WHOLE, format_name))
@@ -368,7 +368,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(data=st.data(), value=JSON)
 def test_any_value_anywhere_in_a_json_file_raises_nothing_but_data_errors(data: st.DataObject, value: Any) -> None:
     format_name = data.draw(st.sampled_from(["coco", "label-studio"]))

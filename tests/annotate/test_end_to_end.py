@@ -1,0 +1,168 @@
+"""A whole loop as a user has it: `run --wait` in one terminal, `annotate` in another, and who knows the truth."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pixelpick_ray.data.cache import PreparedSplit, prepare
+from pixelpick_ray.data.datasets import open_dataset
+from pixelpick_ray.spec.trial import DatasetSpec
+from tests.launch import ROOT, launch
+
+EXPERIMENT = """
+name: loop
+dataset: {name: scenes, size: [32, 48], images: 4}
+model: {backbone: mobilenetv2_035, pretrained: none}
+train: {epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
+acquire: {strategy: margin, initial_pixels: 5, pixels_per_stage: 5}
+evaluate: {splits: {test: {}}, report: test}
+grid: [{seed: [0], budget: [5, 10, 15]}]
+"""
+HUMAN = EXPERIMENT + "oracle: {name: human}\n"
+
+
+class Client:
+    """What a browser does, without one: asks, and answers as the label map says."""
+
+    def __init__(self, address: str, truth: PreparedSplit, class_names: tuple[str, ...]) -> None:
+        self.address, self.truth, self.class_names = address, truth, class_names
+        self.open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        self.answered = 0
+
+    def post(self, path: str, **body: Any) -> Any:
+        content = json.dumps({"annotator": "ann", **body}).encode()
+        request = urllib.request.Request(self.address + path, content, {"Content-Type": "application/json"})
+        with self.open(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def answer_until_done(self, running: "subprocess.Popen[bytes]", seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (found := self.post("next", have=[]))["state"] != "done":
+            assert time.monotonic() < until
+            assert running.poll() in (None, 0)
+            for item in found["items"]:
+                label = self.truth.label(self.truth.index[item["name"]])[item["y"], item["x"]]
+                told = {"kind": "class", "label": self.class_names[label], "seconds": 1.0}
+                self.post("answer", id=str(uuid.uuid4()), question=item["id"], **told)
+                self.answered += 1
+            time.sleep(0.1)
+
+
+def start(place: Path, *words: str) -> "subprocess.Popen[bytes]":
+    variables = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(place / "cache")}
+    with open(place / f"{words[0]}.txt", "wb") as output:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "launch.py"), *words], cwd=place, env=variables, stdout=output, stderr=output
+        )
+
+
+def address_of(place: Path, page: "subprocess.Popen[bytes]") -> str:
+    """What `annotate` prints when it is ready."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until and page.poll() is None:
+        line = (place / "annotate.txt").read_text().partition("\n")[0]
+        if line.startswith("loop: http://127.0.0.1:"):
+            return line.removeprefix("loop: ")
+        time.sleep(0.1)
+    raise AssertionError((place / "annotate.txt").read_text())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "truth.yaml").write_text(EXPERIMENT)
+    (tmp_path / "human.yaml").write_text(HUMAN)
+    return tmp_path
+
+
+def results(place: Path, store: str) -> dict[str, list[bytes]]:
+    """The bytes of what was picked, measured and learnt."""
+    names = "pick/*/pixels.npz", "pick/*/statistics.json", "evaluation/*/confusion.npz", "fit/*/training.json"
+    return {name: sorted(path.read_bytes() for path in (place / store).glob(name)) for name in names}
+
+
+def test_a_person_who_knows_the_truth_leaves_the_bytes_that_the_ground_truth_leaves(place: Path) -> None:
+    running = start(place, "run", "human.yaml", "--wait", "--local", "--store", "people")
+    page = start(place, "annotate", "human.yaml", "--no-browser", "--store", "people")
+    try:
+        spec = DatasetSpec(name="scenes", size=(32, 48), images=4)
+        dataset = open_dataset(spec, place / "data")
+        truth = prepare(dataset, "train", spec, place / "mine")
+        client = Client(address_of(place, page), truth, dataset.facts.class_names)
+        client.answer_until_done(running, 240)
+        assert running.wait(60) == 0, (place / "run.txt").read_text()
+        page.send_signal(signal.SIGINT)
+        assert page.wait(20) == 0, (place / "annotate.txt").read_text()
+    finally:
+        running.kill()
+        page.kill()
+    assert client.answered == 3 * 5 * 4
+    told = (place / "run.txt").read_text()
+    assert "20 answers are waited for: python launch.py annotate human.yaml --store people" in told
+    assert "missing" not in told
+    done = launch(place, "run", "truth.yaml", "--local", "--store", "truth")
+    assert done.status == 0, done.err
+    assert results(place, "people") == results(place, "truth")
+    tables = []
+    for name, store in (("human", "people"), ("truth", "truth")):
+        made = launch(place, "report", f"{name}.yaml", "--store", store, "--out", name)
+        assert made.status == 0, made.err
+        tables.append((place / name / "table.csv").read_bytes())
+    assert tables[0] == tables[1]
+    assert "ann" in (place / "human" / "answers.csv").read_text()
+
+
+def test_run_without_waiting_ends_with_status_3_and_the_command_to_type(place: Path) -> None:
+    done = launch(place, "run", "human.yaml", "--local", "--store", "people", "--set", "train.epochs=2")
+    assert done.status == 3
+    command = "python launch.py annotate human.yaml --set train.epochs=2 --store people"
+    assert f"20 answers are waited for: {command}" in done.out
+    assert "waits for 20 of 20 answers" in done.out
+    state = launch(place, "status", "human.yaml", "--store", "people", "--set", "train.epochs=2")
+    assert "WAITING mobilenetv2_035 margin seed 0: for 20 of 20 answers" in state.out
+    assert f"answer with: {command}" in state.out
+    as_json = json.loads(
+        launch(place, "status", "human.yaml", "--store", "people", "--json", "--set", "train.epochs=2").out
+    )
+    assert [chain["missing_answers"] for chain in as_json["chains"]] == [20]
+
+
+def test_answers_travel_through_files_of_other_tools(place: Path) -> None:
+    """Everything exported, with answers by hand, and imported into another store; twice changes nothing."""
+    launch(place, "run", "human.yaml", "--local", "--store", "people")
+    made = launch(place, "export", "human.yaml", "--store", "people", "--format", "jsonl", "--out", "out/asked.jsonl")
+    assert made.status == 0, made.err
+    assert made.out == "written to out/asked.jsonl: 20 pixels, 0 of them answered\n"
+    lines = [json.loads(line) for line in (place / "out" / "asked.jsonl").read_text().splitlines()]
+    given = [line | {"kind": "class", "label": "sky"} for line in lines[:15]] + [lines[15] | {"kind": "unknown"}]
+    (place / "given.jsonl").write_text("".join(json.dumps(line) + "\n" for line in given))
+    words = "human.yaml", "--store", "people", "--format", "jsonl"
+    taken = launch(place, "import", "human.yaml", "given.jsonl", *words[1:], "--annotator", "bob")
+    assert (taken.status, taken.out) == (
+        0,
+        "16 answers imported, 0 were there before; 0 of the new ones are of pixels not asked for\n",
+    )
+    again = launch(place, "import", "human.yaml", "given.jsonl", *words[1:], "--annotator", "bob")
+    assert again.out.startswith("0 answers imported, 16 were there before")
+    assert "4 answers are waited for" in launch(place, "run", "human.yaml", "--local", "--store", "people").out
+    for name in ("coco", "label-studio", "cvat", "queries"):
+        made = launch(place, "export", *words[:3], "--format", name, "--out", f"out/{name}")
+        assert made.status == 0, made.err
+        assert made.out.startswith(f"written to out/{name}: 20 pixels, 16 of them answered\n")
+        taken = launch(place, "import", "human.yaml", f"out/{name}", *words[1:3], "--format", name)
+        assert taken.status == 0, taken.err
+        kept = 15 if name == "queries" else 16  # queries.pkl cannot say that nobody can tell
+        assert taken.out.startswith(f"0 answers imported, {kept} were there before")
+    assert (place / "out" / "label-studio.labels.xml").is_file()
+    wrong = launch(place, "import", "human.yaml", "out/cvat", *words[1:3], "--format", "coco")
+    assert wrong.status == 2
+    assert wrong.err.startswith("error: out/cvat: ")
+    assert "nothing was imported" in wrong.err

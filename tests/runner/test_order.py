@@ -1,0 +1,92 @@
+"""In which order chains are handed to Tune: shared fits first, and those that wait for people once these answered."""
+
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from pixelpick_ray.plan import make_plan
+from pixelpick_ray.runner import tune
+from pixelpick_ray.runner.tune import ChainOrder, Relay
+from tests.engine.helpers import tiny_experiment
+
+GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [3, 6]}]"
+
+
+@pytest.fixture(autouse=True)
+def _looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "LOOK_SECONDS", 0.0)
+
+
+class Bench:
+    """The order of four chains, two of each seed, and what has happened to them."""
+
+    def __init__(self) -> None:
+        from pixelpick_ray.data import datasets
+        from tests.engine.helpers import TinyDataset
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(datasets.DATASETS, "tiny", TinyDataset)
+            self.chains = list(make_plan(tiny_experiment(GRID, "oracle={name: human}")).chains)
+        self.relay, self.answered, self.numbers = Relay(lambda event: None, 3), set[str](), iter(range(100))
+        self.order = ChainOrder(self.chains, self.relay, lambda chain: chain.id in self.answered)
+
+    def next(self) -> tuple[str, int] | str | None:
+        """A trial and its chain, or what else is said."""
+        trial = f"trial {next(self.numbers)}"
+        found = self.order.suggest(trial)
+        return (trial, found["chain"]) if isinstance(found, dict) else found
+
+    def tell(self, chain: int, kind: str, **values: Any) -> None:
+        event = {"kind": kind, "chain": self.chains[chain].id, "stage": 0, "computed": True, "values": values}
+        self.relay.on_trial_result(0, [], None, {"event": event})
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def handed(bench: Bench) -> dict[int, str]:
+    """Everything that may start now: trials by chain."""
+    found: dict[int, str] = {}
+    while isinstance(one := bench.next(), tuple):
+        found[one[1]] = one[0]
+    return found
+
+
+def test_a_chain_that_waits_for_people_comes_again_when_they_have_answered(bench: Bench) -> None:
+    running = handed(bench)
+    assert len(running) == 2  # one a seed: the strategies share their first fit
+    first, _ = running
+    bench.tell(first, "waits", missing=15, asked=15)
+    bench.order.on_trial_complete(running[first], {})
+    others = handed(bench)
+    assert len(others) == 1  # the other strategy of this seed
+    assert bench.next() is None
+    bench.answered.add(bench.chains[first].id)
+    bench.tell(next(iter(others)), "stage", fit="f")
+    assert list(handed(bench)) == [first]
+
+
+def test_the_run_ends_when_only_people_are_left(bench: Bench) -> None:
+    running = handed(bench)
+    for chain, trial in running.items():
+        bench.tell(chain, "waits", missing=1, asked=15)
+        bench.order.on_trial_complete(trial, {})
+    rest = handed(bench)
+    assert len(rest) == 2
+    for chain, trial in rest.items():
+        bench.tell(chain, "waits", missing=1, asked=15)
+        bench.order.on_trial_complete(trial, {})
+    assert bench.next() == Searcher.FINISHED
+
+
+def test_a_chain_that_went_on_is_not_handed_out_again(bench: Bench) -> None:
+    running = handed(bench)
+    first = next(iter(running))
+    bench.tell(first, "waits", missing=15, asked=15)
+    bench.tell(first, "done")
+    bench.order.on_trial_complete(running[first], {})
+    bench.answered |= {chain.id for chain in bench.chains}
+    assert first not in handed(bench)
