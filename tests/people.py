@@ -5,8 +5,16 @@ from itertools import count
 
 from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Place, Questions, open_ask
+from pixelpick_ray.plan import Plan
+from pixelpick_ray.runner.people import People
+from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store, experiment_folder
+
+
+def nobody(plan: Plan, execution: Execution) -> People:
+    """Whoever is waited for by a run that does not wait, and ends when it has to."""
+    return People(plan, execution, "the page", lambda text: None, lambda: False)
 
 
 class Person:

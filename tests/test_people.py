@@ -22,7 +22,7 @@ from pixelpick_ray.status import status_of
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset, tiny_experiment
-from tests.people import Person
+from tests.people import Person, nobody
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0], budget: [3, 6, 9]}]"
 HUMAN = "oracle={name: human}"
@@ -41,7 +41,8 @@ def execution(tmp_path: Path, cache_path: Path) -> Execution:
 def run(experiment: Experiment, execution: Execution) -> list[Event]:
     """Run every chain as far as it goes, and return the events."""
     plan, events = make_plan(experiment), list[Event]()
-    assert local.run(plan, list(plan.chains), execution, events.append, lambda: False) == {}
+    people = nobody(plan, execution)
+    assert local.run(plan, list(plan.chains), execution, events.append, lambda: False, people) == {}
     return events
 
 

@@ -84,5 +84,15 @@ def by_prediction(questions: Iterable[Question]) -> list[Question]:
 
 def is_repeated(book: str, place: Place, share: float) -> bool:
     """Whether a pixel is asked a second time: a hash decides, so every process decides alike."""
-    text = canonical_json([book, *place, "repeat"]).encode("ascii")
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") < share * 2**64
+    return _chance(book, place, "repeat") < share
+
+
+def is_for_the_same(book: str, place: Place) -> bool:
+    """Whether a pixel is repeated only to who answered it first: repeats measure people against themselves, too."""
+    return _chance(book, place, "same") < 0.5
+
+
+def _chance(book: str, place: Place, purpose: str) -> float:
+    """A number in 0..1 that a pixel always has."""
+    text = canonical_json([book, *place, purpose]).encode("ascii")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64

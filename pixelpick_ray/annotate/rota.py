@@ -6,7 +6,7 @@ from typing import Literal
 
 from pixelpick_ray.annotate.board import Board, Pile
 from pixelpick_ray.annotate.claims import Claims, Key
-from pixelpick_ray.annotate.order import Question, by_image, by_prediction, is_repeated
+from pixelpick_ray.annotate.order import Question, by_image, by_prediction, is_for_the_same, is_repeated
 from pixelpick_ray.errors import PixelPickError
 from pixelpick_ray.leases import LEASE_SECONDS
 from pixelpick_ray.spec.annotate import AnnotateSpec
@@ -134,12 +134,17 @@ class Rota:
         return found
 
     def _take_again(self, person: Person) -> list[Question]:
-        """Pixels that are asked a second time now; since their own answers somebody has given others."""
+        """Pixels that are asked a second time now: half of them only of who answered them, some answers later."""
         found: list[Question] = []
         for pile in self._board.piles.values():
             mine = [answer.id for answer in pile.answers.values() if answer.annotator == person.name]
-            recent = set(mine[-BETWEEN:])
-            wanted = [question for question in self._marked(pile) if pile.said[question.place].id not in recent]
+            recent, own = set(mine[-BETWEEN:]), set(mine)
+            first = [(question, pile.said[question.place].id) for question in self._marked(pile)]
+            wanted = [
+                question
+                for question, answer in first
+                if answer not in recent and (answer in own or not is_for_the_same(pile.key, question.place))
+            ]
             taken = [one for one in wanted[: LOW - len(found)] if self._claims.take(_claim(one), person.name)]
             if taken:
                 pile.refresh()  # what another process asked again before it gave them back

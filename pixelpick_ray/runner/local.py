@@ -11,6 +11,7 @@ from pixelpick_ray.errors import SpecError
 from pixelpick_ray.loop import run_chain
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.failures import Stopped, explain
+from pixelpick_ray.runner.people import People
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.steps import Event, Workplace
@@ -18,15 +19,42 @@ from pixelpick_ray.store import Store
 
 
 def run(
-    plan: Plan, chains: list[Chain], execution: Execution, on_event: Callable[[Event], None], stop: Callable[[], bool]
+    plan: Plan,
+    chains: list[Chain],
+    execution: Execution,
+    on_event: Callable[[Event], None],
+    stop: Callable[[], bool],
+    people: People,
 ) -> dict[str, str]:
-    """Run chains here; returns the error of each chain that failed. Stops between epochs when `stop` says so."""
-    device = check_local(execution)
+    """Run chains here; returns the error of each chain that failed. Stops between epochs when `stop` says so.
+
+    Chains that `people` have to answer for come again when they have.
+    """
+    check_local(execution)
     prepare_process(execution.cpus_per_rank)
     errors: dict[str, str] = {}
+    left = chains
+    while left and not stop():
+        asking = _run_once(plan, left, execution, on_event, stop, errors)
+        left = people.answered(asking)
+    return errors
+
+
+def _run_once(
+    plan: Plan,
+    chains: list[Chain],
+    execution: Execution,
+    on_event: Callable[[Event], None],
+    stop: Callable[[], bool],
+    errors: dict[str, str],
+) -> list[Chain]:
+    """Run chains one after another; returns those that wait for people, and adds to the errors of those that failed."""
+    device, asking = check_local(execution), set[str]()
 
     def relay(event: Event) -> None:
         on_event(event)
+        if event.kind == "waits":
+            asking.add(event.chain)
         trained = event.kind == "epoch" and event.values["epoch"] == event.values["epochs"]
         if stop() and not trained:  # a finished training is published before the chain is left
             raise Stopped
@@ -36,12 +64,12 @@ def run(
             place = workplace(plan.experiment, execution, plan.stages_to_keep(chain))
             run_chain(plan.experiment, chain.trial, place, World(0, 1, device), relay)
         except Stopped:
-            return errors
+            break
         except Exception as error:  # one chain that fails must not stop the others
             errors[chain.id] = explain(error)
             Store(execution.store).record_attempt(chain.id, traceback.format_exc())
             on_event(Event("failed", chain.id, 0, values={"message": errors[chain.id]}))
-    return errors
+    return [chain for chain in chains if chain.id in asking]
 
 
 def check_local(execution: Execution) -> torch.device:

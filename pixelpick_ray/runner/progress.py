@@ -93,9 +93,12 @@ class Progress(Shown):
 
     def _on_stage(self, row: Row, event: Event) -> None:
         row.state, row.stage, row.budget = "stored", event.stage, event.values["budget"]
+        is_told = event.stage in row.mious  # a chain that people have answered for begins anew
         row.mious[event.stage] = event.values["miou"]
         self.computed_fits += event.computed
         self._stages_done.add(self._fits[event.chain][event.stage])
+        if is_told and not event.computed:
+            return
         how = "trained" if event.computed else "from the store"
         self._line(
             f"{row.label}: {_pixels(row.budget)}: mIoU {100 * event.values['miou']:.1f} % ({how}), {self._left()}"

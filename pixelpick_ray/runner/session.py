@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from pixelpick_ray.data.answers import Pending, pending_answers
+from pixelpick_ray.data.answers import Pending
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import RunError
 from pixelpick_ray.plan import Chain, Plan, Progress, check_data, progress_of
+from pixelpick_ray.runner.people import People
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.found import write_found
 from pixelpick_ray.search.journal import Journal
@@ -27,7 +28,6 @@ from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store, run_lease
 
-WAIT_SECONDS = 1.0  # how often it is looked whether people have answered
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
 
 
@@ -83,17 +83,12 @@ def run(
     chains = [chain for chain in planned.chains if not progress.done(chain)]
     errors: dict[str, str] = {}
     trained = 0
+    people = People(planned, execution, annotate, partial(console.print, soft_wrap=True, markup=False), stop)
     if chains and not stop():
         console.print(planned.sharing, soft_wrap=True)
         with stop.awaited(), _announced(planned.experiment, store):
-            while chains and not stop():
-                failed, newly = _run_chains(planned, chains, execution, console, stop, local=local)
-                errors, trained = errors | failed, trained + newly
-                progress = progress_of(planned, execution)
-                left = [chain for chain in planned.chains if not progress.done(chain) and chain.id not in errors]
-                chains = _answered_chains(planned, left, execution, console, stop, annotate)
-        shown = _shown(execution.runs_path)
-        console.print(f"TensorBoard: tensorboard --logdir {shown}", markup=False, soft_wrap=True)
+            errors, trained = _run_chains(planned, chains, execution, console, stop, people, local=local)
+        progress = progress_of(planned, execution)
     missing = [chain for chain in planned.chains if not progress.done(chain)]
     if not missing:
         _drop_weights(planned, progress, execution)
@@ -101,39 +96,10 @@ def run(
     for line in sorted(set(store.damaged()) - damaged_before):
         console.print(f"DAMAGED {line}", soft_wrap=True, markup=False)
     console.print(f"{planned.sharing}; trained now: {trained}", soft_wrap=True)
-    asking = _asking(planned, [chain for chain in missing if chain.id not in errors], store)
+    asking = people.pending([chain for chain in missing if chain.id not in errors])
     if asking and not stop.asked:
-        console.print(_request(asking, annotate), soft_wrap=True, markup=False)
+        console.print(people.request(asking), soft_wrap=True, markup=False)
     return _conclude(missing, errors, asking, stop, console)
-
-
-def _asking(planned: Plan, chains: list[Chain], store: Store) -> dict[str, Pending]:
-    """What people are asked for which of the chains, by its identity; nothing is missing where they have answered."""
-    found = {chain.id: pending_answers(store, planned.experiment, chain.id) for chain in chains}
-    return {chain: pending for chain, pending in found.items() if pending is not None}
-
-
-def _answered_chains(
-    planned: Plan, left: list[Chain], execution: Execution, console: Console, stop: "StopRequest", annotate: str
-) -> list[Chain]:
-    """Of the chains that are left, those that people have answered for; with ``execution.wait`` once there are some."""
-    store, told = Store(execution.store), False
-    while not stop():
-        asking = _asking(planned, left, store)
-        ready = [chain for chain in left if chain.id in asking and not asking[chain.id].missing]
-        if ready or not asking or not execution.wait:
-            return ready
-        if not told:
-            console.print(_request(asking, annotate), soft_wrap=True, markup=False)
-            told = True
-        time.sleep(WAIT_SECONDS)
-    return []
-
-
-def _request(asking: dict[str, Pending], annotate: str) -> str:
-    """How many answers are waited for, and the command to type. Chains that make a pick together count once."""
-    missing = sum({pending.pick: pending.missing for pending in asking.values()}.values())
-    return f"{missing} answers are waited for: {annotate}"
 
 
 def run_search(search: Search, execution: Execution, console: Console, stop: "StopRequest", source: Path) -> int:
@@ -210,7 +176,14 @@ def _announced(experiment: Experiment, store: Store) -> AbstractContextManager[A
 
 
 def _run_chains(
-    planned: Plan, chains: list[Chain], execution: Execution, console: Console, stop: "StopRequest", *, local: bool
+    planned: Plan,
+    chains: list[Chain],
+    execution: Execution,
+    console: Console,
+    stop: "StopRequest",
+    people: People,
+    *,
+    local: bool,
 ) -> tuple[dict[str, str], int]:
     from pixelpick_ray.runner.progress import Progress as Live
     from pixelpick_ray.runner.tensorboard import TensorBoard
@@ -222,9 +195,10 @@ def _run_chains(
     board = TensorBoard(planned, execution)
     try:
         with Live(planned, chains, console, [board]) as live:
-            errors = run_chains(planned, chains, execution, live, stop)
+            errors = run_chains(planned, chains, execution, live, stop, people)
     finally:
         board.close()
+    console.print(f"TensorBoard: tensorboard --logdir {_shown(execution.runs_path)}", markup=False, soft_wrap=True)
     return errors, live.computed_fits
 
 

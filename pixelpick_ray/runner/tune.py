@@ -12,7 +12,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import ray
@@ -20,11 +19,11 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from pixelpick_ray.data.answers import pending_answers
 from pixelpick_ray.errors import RunError, SpecError, StoreError
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.failures import explain, gives_up
+from pixelpick_ray.runner.people import People
 from pixelpick_ray.runner.ranks import ranks_of
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.steps import Event
@@ -49,8 +48,11 @@ def run(
     execution: Execution,
     on_event: Callable[[Event], None],
     stop: Callable[[], bool],
+    people: People,
 ) -> dict[str, str]:
     """Run chains as Tune trials; returns the error of each chain that failed. Ends early when `stop` says so.
+
+    A chain that `people` have to answer for is no trial meanwhile: it holds nothing.
 
     SpecError when the cluster can never hold one trial. RunError when the cluster is lost.
     """
@@ -61,16 +63,11 @@ def run(
         while left and not stop():
             relay.begin()
             trainable = tune.with_parameters(_trial, job=Job(plan, left, execution))
-            is_answered = partial(_is_answered, plan, Store(execution.store))
-            order, most = ChainOrder(left, relay, is_answered), execution.max_concurrent
+            order, most = ChainOrder(left, relay, people), execution.max_concurrent
             run_trials(trainable, resources, order, sys.maxsize, relay, stop, max_concurrent=most)
-            left = [chain for chain in left if chain.id in relay.lost]
+            lost = [chain for chain in left if chain.id in relay.lost]
+            left = lost or people.answered([chain for chain in chains if chain.id in relay.asking])
         return relay.errors
-
-
-def _is_answered(plan: Plan, store: Store, chain: Chain) -> bool:
-    pending = pending_answers(store, plan.experiment, chain.id)
-    return pending is None or not pending.missing
 
 
 def run_trials(
@@ -173,11 +170,10 @@ class ChainOrder(Searcher):
     once they have answered, as long as others run.
     """
 
-    def __init__(self, chains: list[Chain], relay: "Relay", is_answered: Callable[[Chain], bool]) -> None:
+    def __init__(self, chains: list[Chain], relay: "Relay", people: People) -> None:
         super().__init__(metric=None, mode=None)
         self._chains = chains
-        self._relay = relay
-        self._is_answered = is_answered
+        self._relay, self._people = relay, people
         self._waiting = list(range(len(chains)))
         self._running: dict[str, int] = {}
         self._asking: set[int] = set()
@@ -205,7 +201,8 @@ class ChainOrder(Searcher):
         """Let chains wait for a place again whose questions have been answered."""
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return
-        answered = {index for index in self._asking if self._is_answered(self._chains[index])}
+        pending = self._people.pending([self._chains[index] for index in self._asking])
+        answered = {index for index in self._asking if self._chains[index].id not in pending}
         self._asking -= answered
         self._waiting += sorted(answered)
         self._looked = time.monotonic()

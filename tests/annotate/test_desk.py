@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pixelpick_ray.annotate.desk import Desk, Reply
-from pixelpick_ray.annotate.order import nearest_path
+from pixelpick_ray.annotate.order import is_for_the_same, nearest_path
 from pixelpick_ray.annotate.rota import Refusal
 from pixelpick_ray.data import scenes
 from pixelpick_ray.data.answers import Book
@@ -562,14 +562,17 @@ def test_a_share_of_the_pixels_is_asked_again_unmarked(
     again = places(store, repeat=True)
     assert len(set(again)) == len(again)
     assert len(again) == 60 if share == 1 else 1 <= len(again) <= 14
-    number = Counter[str]()
+    number, by_same = Counter[str](), Counter[bool]()
     for answer in given_:
         if answer.repeat:
             who, at = first[answer.place]
+            by_same[who == answer.annotator] += 1
+            assert who == answer.annotator or not is_for_the_same(BOOK, answer.place)
             assert who != answer.annotator or number[who] - at > 10
         else:
             first[answer.place] = answer.annotator, number[answer.annotator]
         number[answer.annotator] += 1
+    assert set(by_same) == ({True} if people == 1 else {True, False})
     said = Book(store, BOOK).said()
     assert {place: answer.annotator for place, answer in said.items()} == {
         place: who for place, (who, _) in first.items()

@@ -20,6 +20,7 @@ from pixelpick_ray.status import status_of
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 from tests.engine.helpers import TinyDataset, tiny_experiment
+from tests.people import nobody
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0], budget: [3, 6]}, {seed: [1], budget: [3]}]"
 
@@ -48,7 +49,7 @@ def run(
 ) -> tuple[dict[str, str], list[Event]]:
     """Errors and events of running all chains; `stop` is given the events so far."""
     events: list[Event] = []
-    errors = local.run(plan, list(plan.chains), execution, events.append, lambda: stop(events))
+    errors = local.run(plan, list(plan.chains), execution, events.append, lambda: stop(events), nobody(plan, execution))
     return errors, events
 
 
@@ -77,7 +78,7 @@ def test_chains_run_one_after_another_and_each_says_when_it_is_done(plan: Plan, 
 
 def test_the_threads_are_those_of_the_rank(plan: Plan, execution: Execution) -> None:
     wanted = Execution(**{**vars(execution), "cpus_per_rank": 2})
-    local.run(plan, [], wanted, lambda event: None, lambda: False)
+    local.run(plan, [], wanted, lambda event: None, lambda: False, nobody(plan, wanted))
     assert torch.get_num_threads() == 2
 
 

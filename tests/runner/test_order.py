@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
-from pixelpick_ray.plan import make_plan
+from pixelpick_ray.data.answers import Pending
+from pixelpick_ray.plan import Chain, make_plan
 from pixelpick_ray.runner import tune
 from pixelpick_ray.runner.tune import ChainOrder, Relay
 from tests.engine.helpers import tiny_experiment
@@ -29,7 +30,11 @@ class Bench:
             patch.setitem(datasets.DATASETS, "tiny", TinyDataset)
             self.chains = list(make_plan(tiny_experiment(GRID, "oracle={name: human}")).chains)
         self.relay, self.answered, self.numbers = Relay(lambda event: None, 3), set[str](), iter(range(100))
-        self.order = ChainOrder(self.chains, self.relay, lambda chain: chain.id in self.answered)
+        self.order = ChainOrder(self.chains, self.relay, self)  # type: ignore[arg-type]
+
+    def pending(self, chains: list[Chain]) -> dict[str, Pending]:
+        """As `People.pending`."""
+        return {chain.id: Pending("a pick", 1, 15) for chain in chains if chain.id not in self.answered}
 
     def next(self) -> tuple[str, int] | str | None:
         """A trial and its chain, or what else is said."""
