@@ -572,7 +572,8 @@ def test_a_share_of_the_pixels_is_asked_again_unmarked(
         else:
             first[answer.place] = answer.annotator, number[answer.annotator]
         number[answer.annotator] += 1
-    assert set(by_same) == ({True} if people == 1 else {True, False})
+    assert set(by_same) <= ({True} if people == 1 else {True, False})
+    assert share < 1 or len(by_same) == people
     said = Book(store, BOOK).said()
     assert {place: answer.annotator for place, answer in said.items()} == {
         place: who for place, (who, _) in first.items()
