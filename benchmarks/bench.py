@@ -12,9 +12,9 @@ from pathlib import Path
 
 from benchmarks import render
 from benchmarks.measures import Bench, measurements
+from pixelpick_ray.cli.options import parse_size
 from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.options import parse_size
 from pixelpick_ray.runner.local import choose_device
 
 FOLDER = Path(__file__).resolve().parent

@@ -24,9 +24,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pixelpick_ray.cli import app
+from pixelpick_ray.cli.options import parse_duration
 from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.options import parse_duration
 from pixelpick_ray.runner import session
 from pixelpick_ray.runner.session import StopRequest
 from pixelpick_ray.spec.trial import DatasetSpec

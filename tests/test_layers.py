@@ -11,7 +11,6 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pixelpick_ray"
 # A module may import its own layer and those after it.
 LAYERS = [
     {"cli"},
-    {"options"},
     {"runner", "report", "annotate", "status", "estimate"},
     {"search"},
     {"plan"},

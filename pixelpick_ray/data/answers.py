@@ -20,7 +20,7 @@ from pixelpick_ray.data.labels import UNKNOWN, VOID
 from pixelpick_ray.data.questions import UNSAID, Place, Questions, last_ask
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import NonNegative, Spec, is_line
+from pixelpick_ray.spec.trial import Spec, is_line
 from pixelpick_ray.store import Store
 
 Kind = Literal["class", "void", "unknown"]
@@ -35,26 +35,23 @@ def _one_line(text: str) -> str:
 
 Line = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(_one_line)]
 Coordinate = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
-class Answer(Spec):
-    """What somebody said of a pixel: a class by its name, that it is none of the classes, or that they cannot tell.
+class Said(Spec):
+    """A pixel of a prepared image and what was said of it, nothing yet where ``kind`` is None.
 
-    ``time`` is in seconds since 1970, UTC; ``seconds`` is how long it took without the ``idle_seconds``, None where it
-    was not measured. ``suggestion`` is the class that the page proposed, None where it did not. A ``repeat`` is a
-    hidden second question about a pixel that has its answer: it measures people, and labels nothing. ``id`` is unique.
+    ``label`` is the name of the class where that is what was said. ``seconds`` is how long it took without the
+    ``idle_seconds``, None where it was not measured; ``suggestion`` the class that was proposed, None where none was.
     """
 
-    id: Line
     image: str
     y: Coordinate
     x: Coordinate
-    kind: Kind
+    kind: Kind | None = None
     label: str | None = None
-    annotator: Line
-    time: NonNegative
-    seconds: NonNegative | None = None
-    idle_seconds: NonNegative | None = None
+    seconds: Seconds | None = None
+    idle_seconds: Seconds | None = None
     suggestion: str | None = None
     repeat: bool = False
 
@@ -69,13 +66,31 @@ class Answer(Spec):
         """The pixel."""
         return self.image, self.y, self.x
 
+    @property
+    def said(self) -> tuple[Kind | None, str | None]:
+        """What was said of it: kind and label."""
+        return self.kind, self.label
+
+
+class Answer(Said):
+    """What somebody said of a pixel: a class by its name, that it is none of the classes, or that they cannot tell.
+
+    ``time`` is in seconds since 1970, UTC. A ``repeat`` is a hidden second question about a pixel that has its answer:
+    it measures people, and labels nothing. ``id`` is unique.
+    """
+
+    id: Line
+    kind: Kind
+    annotator: Line
+    time: Seconds
+
 
 class Undo(Spec):
     """An answer, by its id, that was taken back."""
 
     undone: Line
     annotator: Line
-    time: NonNegative
+    time: Seconds
 
 
 class Book:

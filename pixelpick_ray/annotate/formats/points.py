@@ -6,18 +6,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Self
+from typing import Any
 from urllib.parse import unquote
 
-from pydantic import Field, model_validator
-
-from pixelpick_ray.data.answers import Coordinate, Kind, Line
+from pixelpick_ray.data.answers import Kind, Line, Said, Seconds
 from pixelpick_ray.data.dataset import Colour
-from pixelpick_ray.data.questions import Place
-from pixelpick_ray.spec.trial import Spec
 
-Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Said = tuple[Kind | None, str | None]  # kind and label
+KindAndLabel = tuple[Kind | None, str | None]
 FACTS = ("annotator", "time", "seconds", "idle_seconds", "suggestion", "repeat", "id")
 _SEPARATORS = re.compile(r"[/\\=]")
 _UPLOAD_PREFIX = 9  # characters
@@ -41,40 +36,15 @@ class Picture:
         return self.file or self.name
 
 
-class Point(Spec):
+class Point(Said):
     """A pixel of a prepared image: an answer, or an open question where ``kind`` is None.
 
-    The other fields are those of an `Answer`; None where nothing is known.
+    The fields are those of an `Answer`; None where nothing is known.
     """
 
-    image: str
-    y: Coordinate
-    x: Coordinate
-    kind: Kind | None = None
-    label: str | None = None
     annotator: Line | None = None
     time: Seconds | None = None
-    seconds: Seconds | None = None
-    idle_seconds: Seconds | None = None
-    suggestion: str | None = None
-    repeat: bool = False
     id: Line | None = None
-
-    @model_validator(mode="after")
-    def _a_class_has_a_name(self) -> Self:
-        if (self.kind == "class") != (self.label is not None):
-            raise ValueError("label: is the name of the class where kind is class, and absent otherwise")
-        return self
-
-    @property
-    def place(self) -> Place:
-        """The pixel."""
-        return self.image, self.y, self.x
-
-    @property
-    def said(self) -> Said:
-        """What was said of it."""
-        return self.kind, self.label
 
 
 @dataclass(frozen=True)
@@ -95,7 +65,7 @@ class Vocabulary:
 
     def __init__(self, class_names: Sequence[str]) -> None:
         """The words for these classes."""
-        self._said: dict[str, Said] = {name: ("class", name) for name in class_names}
+        self._said: dict[str, KindAndLabel] = {name: ("class", name) for name in class_names}
         others: tuple[tuple[str, Kind | None], ...]
         others = ("none of the classes", "void"), ("cannot tell", "unknown"), ("open question", None)
         for text, kind in others:
@@ -105,11 +75,11 @@ class Vocabulary:
         self._texts = {said: text for text, said in self._said.items()}
         self.texts = tuple(self._said)
 
-    def said(self, text: str) -> Said | None:
+    def said(self, text: str) -> KindAndLabel | None:
         """What a word means; None for one that is none."""
         return self._said.get(text)
 
-    def text(self, said: Said) -> str:
+    def text(self, said: KindAndLabel) -> str:
         """The word for what was said."""
         return self._texts[said]
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pixelpick_ray.annotate.formats.points import Known, Picture, Point, Said, pixel_at, with_facts
+from pixelpick_ray.annotate.formats.points import KindAndLabel, Known, Picture, Point, pixel_at, with_facts
 from pixelpick_ray.errors import DataError
 
 Container = TypeVar("Container", dict[str, Any], list[Any])
@@ -121,7 +121,7 @@ class Problems:
         self.given(where, value, f"a number in 0..{extent:g}, inside of the image")
         return None
 
-    def said(self, word: Any, where: str, known: Known) -> Said | None:
+    def said(self, word: Any, where: str, known: Known) -> KindAndLabel | None:
         """What another tool's word means."""
         said = known.vocabulary.said(word) if isinstance(word, str) else None
         if said is None:
@@ -183,7 +183,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def found_at(
-    where: str, picture: Picture, pixel: tuple[int, int], said: Said, facts: Mapping[str, Any], known: Known
+    where: str, picture: Picture, pixel: tuple[int, int], said: KindAndLabel, facts: Mapping[str, Any], known: Known
 ) -> Found:
     """A point of another tool's file, at the pixel (y, x), with what that tool has kept of the facts."""
     fields = {"image": picture.name, "y": pixel[0], "x": pixel[1], "kind": said[0], "label": said[1]}

@@ -1,0 +1,39 @@
+"""The command line: parse, one call, print. torch and ray are imported only by the commands that compute."""
+
+import sys
+
+import typer
+
+from pixelpick_ray.cli import cluster, people, reading, running
+from pixelpick_ray.errors import DataError, PixelPickError, SpecError
+from pixelpick_ray.runner import session
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Active learning for semantic segmentation from a few labelled pixels an image, on Ray Tune.",
+)
+app.command()(running.plan)
+app.command()(running.run)
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(cluster.submit)
+app.command()(cluster.doctor)
+app.command()(running.status)
+app.command()(people.annotate)
+app.command("export")(people.export_answers)
+app.command("import")(people.import_answers)
+app.command()(reading.report)
+app.command()(reading.evaluate)
+
+
+def main() -> None:
+    """Run the command line; errors that a user can act on end with their message and exit status 2."""
+    try:
+        app()
+    except (SpecError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(session.WRONG)
+    except PixelPickError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(session.FAILED)

@@ -1,0 +1,161 @@
+"""Commands for clusters: check one, hand a run over to one."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from pixelpick_ray.cli.options import (
+    Address,
+    AsJson,
+    Cache,
+    CpusPerRank,
+    Data,
+    Device,
+    ExperimentFile,
+    GpusPerRank,
+    Overrides,
+    Ranks,
+    StoreLocation,
+    one_of,
+    parse_duration,
+)
+from pixelpick_ray.cli.shared import execution_of, planned_of
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.plan import Plan
+from pixelpick_ray.runner import session
+from pixelpick_ray.spec.execution import Execution
+
+
+def submit(
+    context: typer.Context,
+    experiment: ExperimentFile,
+    to: Annotated[str, typer.Option("--to", metavar="KIND", help="slurm, kubernetes or ray.", show_default=False)],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be submitted, and submit nothing.")
+    ] = False,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes.", show_default="1")] = None,
+    cpus_per_node: Annotated[
+        int | None, typer.Option("--cpus-per-node", min=1, help="CPUs of a node.", show_default="8")
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option("--gpus-per-node", min=0, help="GPUs of a node.", show_default="1, or 0 with --device cpu"),
+    ] = None,
+    memory_gib: Annotated[
+        int | None,
+        typer.Option(
+            "--memory-per-node",
+            min=1,
+            metavar="GIB",
+            help="Memory of a node.",
+            show_default="all of it, or 4 a CPU on Kubernetes",
+        ),
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", help="Limit of the job, e.g. 12h.", show_default="the cluster's")
+    ] = None,
+    folder: Annotated[
+        str | None,
+        typer.Option(
+            "--folder",
+            metavar="DIR",
+            help="Where relative paths start: a folder that every node sees; on Kubernetes the place of the volume.",
+            show_default="this one; /shared on Kubernetes",
+        ),
+    ] = None,
+    partition: Annotated[str | None, typer.Option("--partition", help="Slurm: partition.")] = None,
+    account: Annotated[str | None, typer.Option("--account", help="Slurm: account.")] = None,
+    image: Annotated[str | None, typer.Option("--image", help="Kubernetes: container image.")] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", help="Kubernetes: namespace.")] = None,
+    claim: Annotated[str | None, typer.Option("--claim", help="Kubernetes: volume claim of data and results.")] = None,
+    address: Annotated[str | None, typer.Option("--address", help="Ray: address of its job server.")] = None,
+) -> None:
+    """Write, show and submit a batch job that runs an experiment; further options are those of `run`.
+
+    EXPERIMENT comes first. The job is one Ray cluster on Slurm or Kubernetes, or joins the one at --address.
+    """
+    from pixelpick_ray.runner.submit import MAKERS, OPTIONS, Request
+
+    given: dict[str, Any] = {
+        "nodes": nodes,
+        "cpus_per_node": cpus_per_node,
+        "gpus_per_node": gpus_per_node,
+        "memory_gib": memory_gib,
+        "seconds": parse_duration("--time", time) if time else None,
+        "folder": folder,
+        "partition": partition,
+        "account": account,
+        "image": image,
+        "namespace": namespace,
+        "claim": claim,
+        "address": address,
+    }
+    asked = {name: value for name, value in given.items() if value is not None}
+    kind = one_of("--to", to, tuple(MAKERS))
+    if foreign := sorted(asked.keys() - OPTIONS[kind]):
+        names = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+        names["seconds"] = "--time"
+        raise SpecError(f"{', '.join(names[name] for name in foreign)}: not an option of --to {kind}")
+    planned, execution = _checked_run(experiment, context.args)
+    if execution.device == "cpu":
+        asked = {"gpus_per_node": 0} | asked
+    request = Request(planned.experiment.name, experiment, tuple(context.args), **asked)
+    if kind != "ray":
+        request.check(execution)
+    job = MAKERS[kind](request)
+    print(job.shown())
+    if not dry_run:
+        print(job.submit())
+
+
+def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution]:
+    """The plan and the execution of `run EXPERIMENT OPTIONS`, checked as far as the cluster is not needed."""
+    from pixelpick_ray.cli import app  # which has this module's commands
+
+    command = get_command(app).commands["run"]  # type: ignore[attr-defined]
+    values = command.make_context("run", [str(experiment), *options]).params
+    if values["local"] or values["address"]:
+        raise SpecError("--local, --address: not for a batch job, which always runs on its own Ray cluster")
+    for option in ("time_limit", "rank_timeout"):
+        if values[option]:
+            parse_duration(f"--{option.replace('_', '-')}", values[option])
+    one_of("--keep-weights", values["keep_weights"], ("needed", "last", "all"))
+    planned = planned_of(experiment, values["overrides"])
+    given = {name: values[name] for name in ("ranks", "cpus_per_rank", "gpus_per_rank", "max_concurrent")}
+    places = Path(values["data"]), values["store"], Path(values["cache"]) if values["cache"] else None
+    execution = execution_of(planned, *places, values["device"], **given)
+    return planned, execution
+
+
+def doctor(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006
+    data: Data = Path("data"),
+    store: StoreLocation = "store",
+    cache: Cache = None,
+    ranks: Ranks = 1,
+    cpus_per_rank: CpusPerRank = 1,
+    gpus_per_rank: GpusPerRank = None,
+    device: Device = "auto",
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every node of a cluster before a long run: a line each, ok or what to do; exit status 1 if one is not."""
+    planned = planned_of(experiment, overrides)
+    rank = {"ranks": ranks, "cpus_per_rank": cpus_per_rank, "gpus_per_rank": gpus_per_rank}
+    execution = execution_of(planned, data, store, cache, device, address=address, **rank)
+    from pixelpick_ray.runner.doctor import diagnose
+    from pixelpick_ray.runner.survey import survey
+
+    lines = diagnose(survey(planned, execution, lambda what: print(f"{what} ...", file=sys.stderr, flush=True)))
+    well = all(line.ok for line in lines)
+    if as_json:
+        print(json.dumps({"ok": well, "lines": [asdict(line) for line in lines]}))
+    else:
+        print("\n".join(map(str, lines)))
+    sys.exit(session.OK if well else session.FAILED)

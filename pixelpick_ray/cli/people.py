@@ -1,0 +1,86 @@
+"""Commands for people who answer: the page, and files of other annotation tools."""
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixelpick_ray.cli.options import (
+    Data,
+    ExperimentFile,
+    FormatName,
+    Overrides,
+    StoreLocation,
+)
+from pixelpick_ray.cli.shared import naming, planned_of
+from pixelpick_ray.store import Store
+
+
+def annotate(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006
+    data: Data = Path("data"),
+    store: StoreLocation = "store",
+    host: Annotated[
+        str,
+        typer.Option("--host", help="Address to listen on; only this machine reaches the page unless you change it."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port.", show_default="a free one")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, and open no browser.")] = False,
+) -> None:
+    """Open the page where people label the pixels that an experiment asks about: one key, one label.
+
+    Every answer is stored before the page goes on; start it while the experiment runs or later, stop it at any time.
+    """
+    from pixelpick_ray.annotate.desk import Desk
+    from pixelpick_ray.annotate.server import serve
+
+    planned = planned_of(experiment, overrides)
+
+    def ready(address: str) -> None:
+        print(f"{planned.experiment.name}: {address}\nCtrl+C stops the page; every answer is stored", flush=True)
+        if not no_browser:
+            webbrowser.open(address)
+
+    with naming(experiment):
+        desk = Desk(planned, Store(store), data.resolve())
+    serve(desk, host=host, port=port, on_ready=ready)
+
+
+def export_answers(
+    experiment: ExperimentFile,
+    out: Annotated[Path, typer.Option("--out", dir_okay=False, metavar="FILE", help="File.", show_default=False)],
+    format_name: FormatName,
+    overrides: Overrides = [],  # noqa: B006
+    data: Data = Path("data"),
+    store: StoreLocation = "store",
+) -> None:
+    """Write what people are asked, and what they have answered, to a file of another annotation tool."""
+    from pixelpick_ray.annotate.transfer import write_answers
+
+    planned = planned_of(experiment, overrides)
+    with naming(experiment):
+        lines = write_answers(planned, Store(store), data.resolve(), format_name, out)
+    print("\n".join(lines))
+
+
+def import_answers(
+    experiment: ExperimentFile,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="File with answers.", show_default=False)
+    ],
+    format_name: FormatName,
+    annotator: Annotated[
+        str, typer.Option("--annotator", metavar="NAME", help="Who gave the answers that name nobody.")
+    ] = "imported",
+    overrides: Overrides = [],  # noqa: B006
+    data: Data = Path("data"),
+    store: StoreLocation = "store",
+) -> None:
+    """Take answers from a file of another annotation tool, all of them or, if one is wrong, none."""
+    from pixelpick_ray.annotate.transfer import read_answers
+
+    planned = planned_of(experiment, overrides)
+    with naming(experiment):
+        print(read_answers(planned, Store(store), data.resolve(), format_name, file, annotator=annotator))

@@ -1,0 +1,162 @@
+"""Commands that read results and weights, and train nothing."""
+
+import gc
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixelpick_ray.cli.options import (
+    AsJson,
+    Cache,
+    Data,
+    Device,
+    Overrides,
+    StoreLocation,
+    one_of,
+    parse_size,
+)
+from pixelpick_ray.cli.shared import asked_of
+from pixelpick_ray.data.cache import default_cache_path
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.plan import Plan
+from pixelpick_ray.search.design import Search
+from pixelpick_ray.search.found import found_path
+from pixelpick_ray.search.journal import Journal
+from pixelpick_ray.spec.experiment import dataset_of_options
+from pixelpick_ray.store import Store
+
+
+def report(
+    experiments: Annotated[
+        list[Path], typer.Argument(metavar="EXPERIMENT...", help="Experiment files.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", file_okay=False, metavar="DIR", help="Folder of the report.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+    store: StoreLocation = "store",
+    costs: Annotated[
+        Path | None, typer.Option("--costs", metavar="FILE", help="What a label costs (YAML): more axes and a table.")
+    ] = None,
+    pictures: Annotated[
+        int,
+        typer.Option(
+            "--pictures", min=0, metavar="N", help="Settings shown with pictures of the data set; 0 leaves them out."
+        ),
+    ] = 3,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            "--explain", metavar="CELL", help="Print where a number comes from, e.g. strategy=margin,budget=20."
+        ),
+    ] = None,
+) -> None:
+    """Write tables, curves and one HTML page from the store, or explain one number; needs neither data nor torch."""
+    from pixelpick_ray.report.costs import read_cost_model
+    from pixelpick_ray.report.files import explain_cell, write_report  # matplotlib is slow to import
+
+    asked = [asked_of(path, overrides) for path in experiments]
+    if any(search is not None for _, search in asked):
+        if foreign := [option for option, value in (("--explain", explain), ("--costs", costs)) if value is not None]:
+            raise SpecError(f"{', '.join(foreign)}: not for a search, whose report has no cells; leave it out")
+        _report_search(asked, experiments, Store(store), out)
+        return
+    with _collector_off():
+        planned = [one for one, _ in asked]
+        given = [one.experiment for one in planned]
+        if explain is not None:
+            print(explain_cell(Store(store), given, explain))
+        if out is None:
+            if explain is None:
+                raise SpecError("report: give --out DIR for the report, or --explain CELL for one number of it")
+            return
+        cost_model = read_cost_model(costs) if costs else None
+        summary = write_report(Store(store), given, out, cost_model=cost_model, picture_settings=pictures)
+    for one in planned:
+        print(f"{one.experiment.name}: {one.sharing}")
+    if len({one.point for one in summary.missing}) == summary.num_trials:
+        where = Store(store).address
+        print(f"nothing of it is stored in {where}; give the folder of the results with --store DIR, or run it first")
+    elif summary.missing:
+        print(f"missing: {len(summary.missing)} results, listed in the report")
+    print(f"written to {out}: {', '.join(path.name for path in summary.files)}")
+
+
+def evaluate(
+    weights: Annotated[
+        Path,
+        typer.Argument(
+            metavar="WEIGHTS",
+            help="weights.safetensors of a stored fit, or a published checkpoint (.pt).",
+            show_default=False,
+        ),
+    ],
+    dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help="Data set.", show_default=False)],
+    split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="Its split.", show_default=False)],
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="HEIGHTxWIDTH", help="Prepared size.", show_default="native")
+    ] = None,
+    path: Annotated[
+        str | None, typer.Option("--path", metavar="DIR", help="Of the data set `folder`, inside the data folder.")
+    ] = None,
+    data: Data = Path("data"),
+    cache: Cache = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure per-class IoU, mIoU and pixel accuracy of a stored or a published checkpoint."""
+    from pixelpick_ray.active.metrics import iou, miou, pixel_accuracy
+    from pixelpick_ray.engine.checkpoint import evaluate_checkpoint
+    from pixelpick_ray.runner.local import choose_device
+
+    names, confusion = evaluate_checkpoint(
+        weights,
+        dataset_of_options(dataset, path, parse_size(size) if size else None),
+        split,
+        data_path=data.resolve(),
+        cache_path=(cache or default_cache_path(data)).resolve(),
+        device=choose_device(one_of("--device", device, ("auto", "cuda", "cpu"))),
+    )
+    values = {
+        name: None if math.isnan(value) else float(value) for name, value in zip(names, iou(confusion), strict=True)
+    }
+    means = {"miou": miou(confusion), "pixel_accuracy": float(pixel_accuracy(confusion))}
+    if as_json:
+        print(json.dumps({"dataset": dataset, "split": split, "iou": values} | means))
+        return
+    width = max(map(len, (*names, "pixel accuracy")))
+    for name, value in (*values.items(), ("mIoU", means["miou"]), ("pixel accuracy", means["pixel_accuracy"])):
+        print(f"{name:<{width}}  {'does not occur' if value is None else f'{100 * value:5.1f} %'}")
+
+
+def _report_search(asked: list[tuple[Plan, Search | None]], paths: list[Path], store: Store, out: Path | None) -> None:
+    """Write the report of the only experiment, a search."""
+    from pixelpick_ray.report.search import write_search_report
+
+    search = asked[0][1]
+    if len(asked) > 1 or search is None:
+        raise SpecError("report: a search is reported alone; give its file only, or leave it out")
+    if out is None:
+        raise SpecError("report: give --out DIR for the report of a search")
+    best = Journal(store, search).best()
+    found = found_path(search, best, paths[0]) if best else None
+    command = f"python launch.py run {found}" if found and found.is_file() else ""
+    summary = write_search_report(store, search.experiment, out, next_command=command)
+    for line in summary.missing:
+        print(f"missing: {line}")
+    print(f"written to {out}: {', '.join(path.name for path in summary.files)}")
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """No search for garbage among a million values that all live to the end: a fifth of the time of a long report."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

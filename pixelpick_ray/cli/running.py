@@ -1,0 +1,203 @@
+"""Commands that plan, run and watch an experiment."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from pixelpick_ray.cli.options import (
+    Address,
+    AsJson,
+    Cache,
+    CpusPerRank,
+    Data,
+    Device,
+    ExperimentFile,
+    GpusPerRank,
+    Overrides,
+    Ranks,
+    StoreLocation,
+    one_of,
+    parse_duration,
+)
+from pixelpick_ray.cli.shared import asked_of, execution_of, naming
+from pixelpick_ray.data.cache import default_cache_path
+from pixelpick_ray.data.datasets import open_dataset
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.estimate import cost_line, summarise
+from pixelpick_ray.plan import claim_name, make_plan, progress_of
+from pixelpick_ray.runner import session
+from pixelpick_ray.search.design import Search, check_splits
+from pixelpick_ray.search.journal import Journal
+from pixelpick_ray.search.overview import plan_figures, plan_text, search_status
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.status import Status, status_of
+from pixelpick_ray.store import Store
+
+
+def plan(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006 (typer copies it)
+    data: Data = Path("data"),
+    store: StoreLocation = "store",
+    cache: Cache = None,
+    ranks: Ranks = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Validate an experiment; list its trials, chains, stages, and what is stored and shared."""
+    planned, search = asked_of(experiment, overrides)
+    execution = Execution(data, store, cache or default_cache_path(data), ranks=ranks)
+    execution.check({trial.train.batch_size for trial in planned.trials})
+    if search is not None:
+        journal = Journal(Store(store), search)
+        print(json.dumps(plan_figures(search, journal)) if as_json else plan_text(search, journal))
+        return
+    progress = progress_of(planned, execution)
+    summary = summarise(planned, progress, execution)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    for chain in planned.chains:
+        stored = sum(stage.fit_stored for stage in progress.stages.get(chain.id, []))
+        budgets = ", ".join(str(budget) for budget in chain.budgets)
+        known = f"{stored} stored" if chain.id in progress.stages else "not known: no data here"
+        print(f"{chain.label}: {len(chain.fits)} stages for budgets {budgets} ({known})")
+    print(planned.sharing)
+    if planned.answers_per_image:
+        print(f"people label {planned.answers_per_image} pixels of each image")
+    print(cost_line(summary))
+
+
+def run(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006
+    data: Data = Path("data"),
+    store: StoreLocation = "store",
+    cache: Cache = None,
+    ranks: Ranks = 1,
+    cpus_per_rank: CpusPerRank = 1,
+    gpus_per_rank: GpusPerRank = None,
+    device: Device = "auto",
+    max_concurrent: Annotated[
+        int | None, typer.Option("--max-concurrent", help="Chains at the same time.", show_default="as many as fit")
+    ] = None,
+    address: Address = None,
+    local: Annotated[bool, typer.Option("--local", help="No Ray: chains one after another in this process.")] = False,
+    time_limit: Annotated[
+        str | None, typer.Option("--time-limit", help="Stop cleanly after e.g. 30m; run again to go on.")
+    ] = None,
+    keep_weights: Annotated[str, typer.Option("--keep-weights", help="needed, last or all.")] = "needed",
+    checkpoint_minutes: Annotated[
+        float,
+        typer.Option(
+            "--checkpoint-minutes",
+            min=0,
+            metavar="MINUTES",
+            help="Save a fit in training after so long, at an epoch's end.",
+        ),
+    ] = 5.0,
+    rank_timeout: Annotated[
+        str, typer.Option("--rank-timeout", help="How long ranks wait for one that hangs, e.g. 10m.")
+    ] = "10m",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for people who answer, and go on by itself.")] = False,
+    runs: Annotated[
+        Path, typer.Option("--runs", file_okay=False, metavar="DIR", help="Folder of logs and TensorBoard files.")
+    ] = Path("runs"),
+) -> None:
+    """Run what is missing of an experiment on Ray, with live progress, then print the result table.
+
+    With a search, print the best configurations and write the experiment of the best one.
+    """
+    planned, search = asked_of(experiment, overrides)
+    execution = execution_of(
+        planned,
+        data,
+        store,
+        cache,
+        device,
+        runs_path=runs.resolve(),
+        ranks=ranks,
+        cpus_per_rank=cpus_per_rank,
+        gpus_per_rank=gpus_per_rank,
+        max_concurrent=max_concurrent,
+        address=address,
+        time_limit_seconds=parse_duration("--time-limit", time_limit) if time_limit else None,
+        keep_weights=one_of("--keep-weights", keep_weights, ("needed", "last", "all")),
+        checkpoint_seconds=60 * checkpoint_minutes,
+        rank_timeout_seconds=parse_duration("--rank-timeout", rank_timeout),
+        wait=wait,
+    )
+    console = Console(stderr=False, highlight=False)
+    if local:
+        from pixelpick_ray.runner.local import check_local
+
+        if search is not None:
+            raise SpecError("--local: a search runs on Ray Tune; leave out --local")
+        check_local(execution)
+    if search is not None:
+        _check_search(search, execution, experiment)
+    stop = session.StopRequest(execution.time_limit_seconds)
+    with stop.listening():
+        with naming(experiment):
+            session.prepare(planned, execution, console)
+            if search is not None:
+                search.check_images(execution.data_path)
+        if search is None:
+            claim_name(planned, Store(execution.store))
+            exit_status = session.run(
+                planned,
+                execution,
+                console,
+                stop,
+                local=local,
+                annotate=_annotate_command(experiment, overrides, data, store),
+            )
+        else:
+            claim_name(make_plan(search.experiment), Store(execution.store))
+            exit_status = session.run_search(search, execution, console, stop, experiment)
+    sys.exit(exit_status)
+
+
+def _check_search(search: Search, execution: Execution, path: Path) -> None:
+    """SpecError for what a search alone needs: its searcher, and splits of its data set."""
+    from pixelpick_ray.runner.searchers import check_searcher
+
+    with naming(path):
+        check_searcher(search.spec.searcher)
+        whole = search.experiment.dataset.model_copy(update={"held_out": None})
+        check_splits(search, open_dataset(whole, execution.data_path).facts)
+
+
+def status(
+    experiment: ExperimentFile,
+    overrides: Overrides = [],  # noqa: B006
+    data: Data = Path("data"),
+    store: StoreLocation = "store",
+    cache: Cache = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show stored, running, waiting, missing and failed stages, and the last error line of each failed chain.
+
+    Of a search, the samples.
+    """
+    planned, search = asked_of(experiment, overrides)
+    execution = Execution(data, store, cache or default_cache_path(data))
+    state = status_of(planned, execution) if search is None else search_status(search, Store(store))
+    if as_json:
+        print(json.dumps(state.as_dict()))
+        return
+    print(state.as_text())
+    if isinstance(state, Status) and state.asks_people:
+        print(f"answer with: {_annotate_command(experiment, overrides, data, store)}")
+
+
+def _annotate_command(path: Path, overrides: list[str], data: Path, store: str) -> str:
+    """The command to type for the page where people answer."""
+    places = [("--data", str(data), "data"), ("--store", store, "store")]
+    given = [part for option, value, default in places if value != default for part in (option, value)]
+    changed = [part for override in overrides for part in ("--set", override)]
+    return shlex.join(["python", "launch.py", "annotate", str(path), *changed, *given])

@@ -1,0 +1,54 @@
+"""What the commands have in common: the plan of a file, and where and how fast it is to run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pixelpick_ray.cli.options import (
+    one_of,
+)
+from pixelpick_ray.data.cache import default_cache_path
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.plan import Plan, make_plan
+from pixelpick_ray.search.design import Search, make_search
+from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.spec.experiment import load_experiment
+from pixelpick_ray.store import absolute
+
+
+def execution_of(planned: Plan, data: Path, store: str, cache: Path | None, device: str, **options: Any) -> Execution:
+    """Where and how fast the plan is to run, in absolute paths. SpecError for what no run can have."""
+    execution = Execution(
+        data.resolve(),
+        absolute(store),
+        (cache or default_cache_path(data)).resolve(),
+        device=one_of("--device", device, ("auto", "cuda", "cpu")),
+        **options,
+    )
+    execution.check({trial.train.batch_size for trial in planned.trials})
+    return execution
+
+
+def planned_of(path: Path, overrides: list[str]) -> Plan:
+    """The plan of an experiment; of a search, that of its file's own configuration and of the values in its space."""
+    return asked_of(path, overrides)[0]
+
+
+def asked_of(path: Path, overrides: list[str]) -> tuple[Plan, Search | None]:
+    """The plan of an experiment, and its search if it has one."""
+    experiment = load_experiment(path, overrides)
+    with naming(path):
+        if experiment.search is None:
+            return make_plan(experiment), None
+        search = make_search(experiment)
+        return search.ends_plan, search
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Begin the message of what is wrong in an experiment with the name of its file."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(f"{path.name}: {error}") from error
