@@ -24,7 +24,7 @@ from pixelpick_ray.engine.provenance import provenance_of
 from pixelpick_ray.engine.resume import FitProgress, Unfinished, pack, unpack
 from pixelpick_ray.engine.score import Again, evaluate, pick
 from pixelpick_ray.engine.world import World
-from pixelpick_ray.errors import StoreError
+from pixelpick_ray.errors import DataError, StoreError
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.experiment import Experiment
@@ -155,6 +155,11 @@ class Stage:
         """Train, evaluate the missing splits on the way, and publish: the fit last, so that its stage is whole then."""
         steps, trial, world = self.steps, self.steps.trial, self.steps.world
         labels = None if self.labels is None else self.labels.with_class()
+        if labels is not None and not len(labels):
+            raise DataError(
+                f"stage {self.number}: people gave no pixel a class, there is nothing to train on; have other pixels "
+                "asked for, with oracle.replace: true"
+            )
         job = FitJob(trial.model, trial.training, trial.seed, self.number, steps.data, labels, steps.place.data_path)
         start = time.perf_counter()
         self._discard_leftovers(missing)

@@ -34,6 +34,7 @@ class Objects:
 
     def __init__(self, location: str) -> None:
         self._location = location
+        self._appended: dict[str, int] = {}  # lines by journal, of this process
         parts = urlsplit(location)
         self.address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
@@ -108,9 +109,24 @@ class Objects:
             for part in parts:
                 stream.write(part)
 
-    def append(self, path: str, content: bytes) -> None:
-        """Add to the end of an object that this process alone writes: objects are only replaced as a whole."""
-        self.write(path, self.read(path) or b"", content)
+    def append(self, path: str, lines: Sequence[bytes]) -> None:
+        """Add lines to a journal that this process alone writes, as an object of their own.
+
+        Objects appear whole, and what was written is never touched again. Their names are the numbers of their first
+        lines.
+        """
+        number = self._appended.get(path, 0)
+        self.write(f"{path}/{number:012d}", *(line + b"\n" for line in lines))
+        self._appended[path] = number + len(lines)
+
+    def lines(self, path: str, start: int) -> list[bytes]:
+        """The whole lines of a journal, without their ends, from that with the number `start` on."""
+        numbers = [int(name) for name in self.names(path) if name.isdigit()]
+        skipped = sum(number <= start for number in numbers[1:])  # objects that end before that line
+        wanted = numbers[skipped:]
+        contents = self.read_each([f"{path}/{number:012d}" for number in wanted])
+        found = [line for content in contents for line in (content or b"").split(b"\n")[:-1]]
+        return found[max(0, start - wanted[0]) :] if wanted else []
 
     def create(self, path: str, content: bytes) -> bool:
         """Write an object that is not there yet; False when it is there. Of several at once usually one succeeds."""

@@ -3,10 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pixelpick_ray.data.answers import pending_answers
+from pixelpick_ray.data.answers import Pending, Waiting
 from pixelpick_ray.plan import Chain, Plan, Progress, StageStatus, progress_of
 from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store, run_lease
 
 STATES = ("stored", "running", "waiting", "missing", "failed")
@@ -67,12 +66,13 @@ def status_of(plan: Plan, execution: Execution) -> Status:
     progress, leased = progress_of(plan, execution), store.leased()
     prefix = run_lease(plan.experiment)
     run = next((holder for name, holder in leased.items() if name.startswith(f"run-{prefix}")), "")
-    chains = tuple(_chain_status(plan.experiment, chain, progress, leased, run, store) for chain in plan.chains)
+    pending = Waiting(store, plan.experiment).look(chain.id for chain in plan.chains if not progress.done(chain))
+    chains = tuple(_chain_status(chain, progress, leased, run, pending.get(chain.id), store) for chain in plan.chains)
     return Status(plan.experiment.name, chains, tuple(store.damaged()))
 
 
 def _chain_status(
-    experiment: Experiment, chain: Chain, progress: Progress, leased: dict[str, str], run: str, store: Store
+    chain: Chain, progress: Progress, leased: dict[str, str], run: str, pending: Pending | None, store: Store
 ) -> ChainStatus:
     row = progress.stages.get(chain.id) or [StageStatus(stage, None) for stage in range(len(chain.fits))]
     error = "" if progress.done(chain) else store.last_error(chain.id)
@@ -91,7 +91,6 @@ def _chain_status(
             states.append("failed" if error and "failed" not in states else "missing")
         if trains or picks:
             waits_for = f"stage {stage.stage}, which {trains} trains" if trains else f"the pick that {picks} makes"
-    pending = pending_answers(store, experiment, chain.id)
     if pending and pending.missing and not waits_for:
         states, error = ["waiting" if state in ("missing", "failed") else state for state in states], ""
         waits_for = f"{pending.missing} of {pending.asked} answers"

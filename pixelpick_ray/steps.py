@@ -1,6 +1,7 @@
 """What the steps of a chain have in common: its data, its results in the store, its record, its events."""
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from pixelpick_ray.active.oracle import Asked, Labels, Unanswered, answer
 from pixelpick_ray.active.queries import answered
-from pixelpick_ray.data.answers import Book
+from pixelpick_ray.data.answers import Book, check_images
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
 from pixelpick_ray.data.datasets import Dataset, open_dataset, training_split
 from pixelpick_ray.data.description import write_description
@@ -147,25 +148,25 @@ class Steps:
     def initial_pixels(self) -> LabelledPixels:
         """The first pixels, by chance. Unanswered as in `pixels`."""
         inputs, trial = initial_input(self.trial, self.source), self.trial
+        self.record["initial"] = digest(inputs)
 
         def ask(labels: LabelledPixels | None, again: Again | None) -> Questions:
             if labels is None or again is None:
                 return pick_initial(self.data, trial.acquire.initial_pixels, seed=trial.seed)
             return replace_initial(self.data, labels, again, seed=trial.seed)
 
-        labels, _ = self.pixels(inputs, ask, dict, budget=trial.acquire.initial_pixels)
-        self.record["initial"] = digest(inputs)
-        return labels
+        return self.pixels(inputs, ask, dict, budget=trial.acquire.initial_pixels)[0]
 
     @cached_property
     def book_key(self) -> str | None:
         """The key of the book that people's answers are in; None where no people are asked."""
         if not isinstance(self.trial.oracle, HumanSpec):
             return None
-        return digest(book_input(self.trial, self.source))
+        identity = self.dataset.identity(training_split(self.dataset, self.trial.dataset))
+        return digest(book_input(self.trial, identity))
 
     def _record_questions(self, keys: list[str]) -> None:
-        before = self.record.setdefault("questions", [])
+        before = self.record.get("questions", [])
         self.record |= {"book": self.book_key, "questions": [*before, *(key for key in keys if key not in before)]}
 
     def emit(self, kind: str, stage: int, *, computed: bool = True, **values: Any) -> None:
@@ -272,13 +273,7 @@ class Steps:
         if not self.world.is_first:
             return
         relative = f"{experiment_folder(self.experiment)}/chains/{self.chain}.json"
-        before = self.place.store.read_record(relative) or {"stages": []}
-        mine = self.record["stages"]
-        asked = before.get("questions", [])
-        goes_on = len(before["stages"]) >= len(mine) > 0 and before["stages"][len(mine) - 1]["fit"] == mine[-1]["fit"]
-        later = before["stages"][len(mine) :] if goes_on else []  # of an earlier run to a larger budget
-        if later and asked:
-            self._record_questions(asked)
+        before = self.place.store.read_record(relative) or {}
         shapes = self.data.prepared.shapes[self.data.positions]
         self.place.store.write_record(
             relative,
@@ -290,9 +285,27 @@ class Steps:
                 "pixels_per_image": float(shapes.prod(axis=1).mean()),
                 "source": asdict(self.source),
                 **self.record,
-                "stages": mine + later,
+                **self._kept_of(before),
             },
         )
+
+    def _kept_of(self, before: dict[str, Any]) -> dict[str, Any]:
+        """What stays of an earlier record of the chain, which went the same way, perhaps further: its later stages, and
+        what it has asked people.
+        """
+        mine, theirs = self.record["stages"], before.get("stages", [])
+        same = all(one["fit"] == other["fit"] for one, other in zip(mine, theirs, strict=False))
+        if not same or before.get("initial") != self.record.get("initial"):
+            return {}
+        kept: dict[str, Any] = {"stages": [*mine, *theirs[len(mine) :]]}
+        if "questions" in before:
+            asked = before["questions"]
+            new = [key for key in self.record.get("questions", []) if key not in asked]
+            kept |= {"book": self.book_key, "questions": [*asked, *new]}
+        asks = before.get("asks")
+        if asks is not None and "asks" not in self.record and not self.place.store.has("pick", asks["pick"]):
+            kept["asks"] = asks
+        return kept
 
 
 class _Talk:
@@ -317,6 +330,8 @@ class _Talk:
             so_far, have = questions.answered(labels), _per_image(questions, labels >= 0)
             rounds.append((self.keys[-1], so_far.digest()))
             lacking = {name: count - have[name] for name, count in wanted.items() if count > have[name]}
+            if not lacking:
+                break
             more = self._questions(so_far, Again(len(rounds), lacking), rounds)
             if not len(more):
                 break
@@ -338,17 +353,25 @@ class _Talk:
             start = time.perf_counter()
             with steps.phase("score", digest(self._inputs)):
                 found = self._world.broadcast(self._ask(labels, again))
-            if isinstance(self._oracle, HumanSpec) and len(found) and self._world.is_first:
+            if isinstance(self._oracle, HumanSpec):
                 self._publish(inputs, found, start)
         self.keys += [digest(inputs)] if len(found) else []
         return cast(Questions, found)
 
     def _publish(self, inputs: dict[str, Any], questions: Questions, start: float) -> None:
+        """Store what people are asked. DataError for an image that has changed since people were asked about it."""
+        steps, prepared = self._steps, self._steps.data.prepared
+        if steps.book_key is None or not self._world.is_first:
+            return
+        looks = {name: prepared.image(prepared.index[name]).tobytes() for name in questions.names}
+        check_images(
+            steps.place.store, steps.book_key, {name: hashlib.sha256(look).hexdigest() for name, look in looks.items()}
+        )
+
         def write(folder: Path) -> None:
             questions.write(folder / "questions.npz")
 
-        provenance = provenance_of(self._world, start) | self._facts()
-        self._steps.publish("question", inputs, write, provenance)
+        steps.publish("question", inputs, write, provenance_of(self._world, start) | self._facts())
 
     def _labels(self, questions: Questions) -> Labels:
         """What the oracle says of the questions. Unanswered when people have not answered them all."""

@@ -59,8 +59,11 @@ class Storage(Protocol):
     def write(self, path: str, *parts: bytes) -> None:
         """Replace a file, all at once."""
 
-    def append(self, path: str, content: bytes) -> None:
-        """Add to the end of a file that this process alone writes; it is safe when this returns."""
+    def append(self, path: str, lines: Sequence[bytes]) -> None:
+        """Add lines to a journal that this process alone writes; they are safe when this returns."""
+
+    def lines(self, path: str, start: int) -> list[bytes]:
+        """The whole lines of a journal, without their ends, from that with the number `start` on."""
 
     def create(self, path: str, content: bytes) -> bool:
         """Write a file that is not there yet; False when it is there."""
@@ -142,11 +145,12 @@ class LocalFiles:
 
         self.put(path, fill)
 
-    def append(self, path: str, content: bytes) -> None:
-        """Add to the end of a file that this process alone writes, synced; a new one with its name in the folder.
+    def append(self, path: str, lines: Sequence[bytes]) -> None:
+        """Add lines to a journal that this process alone writes, synced; a new one with its name in the folder.
 
         An addition that fails is taken back: what is not safe must not be found there either.
         """
+        content = b"".join(line + b"\n" for line in lines)
         target = self.root / path
         with self._told(path):
             is_new = not target.exists()
@@ -162,6 +166,10 @@ class LocalFiles:
                     raise
             if is_new:
                 _sync(target.parent)
+
+    def lines(self, path: str, start: int) -> list[bytes]:
+        """The whole lines of a journal, without their ends, from that with the number `start` on."""
+        return (self.read(path) or b"").split(b"\n")[start:-1]
 
     def create(self, path: str, content: bytes) -> bool:
         """Write a file that is not there yet; False when it is there. Of several at once one succeeds."""

@@ -261,20 +261,19 @@ class Store:
         """Remove a record if it is there."""
         self._storage.remove(relative)
 
-    # Journals: lines that are added one by one and never changed, each file by one process.
+    # Journals: lines that are added and never changed, each journal by one process.
 
-    def append_line(self, relative: str, value: Any) -> None:
-        """Add a line of JSON to a journal that this process alone writes; it is safe when this returns."""
-        self._storage.append(relative, canonical_json(value).encode("ascii") + b"\n")
+    def append_lines(self, relative: str, values: Sequence[Any]) -> None:
+        """Add lines of JSON to a journal that this process alone writes; they are safe when this returns."""
+        self._storage.append(relative, [canonical_json(value).encode("ascii") for value in values])
 
     def lines(self, relative: str, *, start: int = 0) -> list[Any]:
         """The lines of a journal, from that with the number `start` on.
 
         One that a killed process left half written, which nobody was promised, is none.
         """
-        content = self._storage.read(relative) or b""
         found = []
-        for number, line in enumerate(content.split(b"\n")[start:-1], start=start + 1):
+        for number, line in enumerate(self._storage.lines(relative, start), start=start + 1):
             try:
                 found.append(json.loads(line))
             except ValueError as error:

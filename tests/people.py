@@ -18,11 +18,11 @@ def nobody(plan: Plan, execution: Execution) -> People:
 
 
 class Person:
-    """Knows the truth, and says of every so-manieth pixel (by its place alone) that they cannot tell."""
+    """Knows the truth, but says of every so-manieth pixel (by its place) that they cannot tell, save in one image."""
 
-    def __init__(self, store: Store, experiment: Experiment, *, refuse_every: int = 0, name: str = "ann") -> None:
-        self.store, self.experiment, self.name = store, experiment, name
-        self.refuse_every, self.said, self._numbers = refuse_every, list[Answer](), count()
+    def __init__(self, store: Store, experiment: Experiment, *, refuse_every: int = 0, but_in: str = "") -> None:
+        self.store, self.experiment, self.said = store, experiment, list[Answer]()
+        self._refuse_every, self._but_in, self._numbers = refuse_every, but_in, count()
 
     def asked(self) -> list[tuple[str, Questions]]:
         """The book and the questions of everything that is asked now; what chains ask together comes once."""
@@ -32,7 +32,8 @@ class Person:
 
     def refuses(self, place: Place) -> bool:
         """Whether they cannot tell the class of a pixel."""
-        return self.refuse_every > 0 and (7 * place[1] + 3 * place[2]) % self.refuse_every == 0
+        every = self._refuse_every
+        return every > 0 and place[0] != self._but_in and (7 * place[1] + 3 * place[2]) % every == 0
 
     def answer_all(self, limit: int | None = None) -> int:
         """Answer everything that is asked and has no answer yet, at most `limit` of it; how many they were."""
@@ -49,8 +50,8 @@ class Person:
     def _answer(self, book: Book, place: Place, label: str) -> None:
         image, y, x = place
         told = {"kind": "unknown"} if self.refuses(place) else {"kind": "class", "label": label}
-        number = f"{self.name}-{next(self._numbers)}"
-        answer = Answer(id=number, image=image, y=y, x=x, annotator=self.name, time=time.time(), seconds=1.5, **told)
+        number = f"ann-{time.time_ns()}-{next(self._numbers)}"
+        answer = Answer(id=number, image=image, y=y, x=x, annotator="ann", time=time.time(), seconds=1.5, **told)
         book.append(answer)
         self.said.append(answer)
 

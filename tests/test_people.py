@@ -1,14 +1,17 @@
 """Chains that ask people: where they stop, what they go on with, and what becomes of pixels without a class."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from pixelpick_ray.data import datasets
-from pixelpick_ray.data.answers import Answer, Book, Undo, pending_answers
+from pixelpick_ray.data.answers import Answer, Book, Pending, Undo, Waiting
 from pixelpick_ray.data.cache import prepare
+from pixelpick_ray.data.datasets import UInt8Array
 from pixelpick_ray.data.labels import UNKNOWN, LabelledPixels
 from pixelpick_ray.data.questions import open_ask
 from pixelpick_ray.errors import DataError, SpecError, StoreError
@@ -16,6 +19,7 @@ from pixelpick_ray.plan import check_data, make_plan
 from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.tables import terminal_table
 from pixelpick_ray.runner import local
+from pixelpick_ray.runner.people import People
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.spec.experiment import Experiment, parse_experiment
 from pixelpick_ray.status import status_of
@@ -53,6 +57,12 @@ def run_with(person: Person, experiment: Experiment, execution: Execution) -> in
         assert person.answer_all() > 0
         rounds += 1
     return rounds
+
+
+def pending(experiment: Experiment, execution: Execution) -> Pending:
+    """What the only chain of an experiment waits for."""
+    (chain,) = make_plan(experiment).chains
+    return Waiting(Store(execution.store), experiment).look([chain.id])[chain.id]
 
 
 def picks(execution: Execution) -> list[LabelledPixels]:
@@ -102,9 +112,8 @@ def test_what_is_asked_is_stored_and_told(execution: Execution) -> None:
     assert {chain.stages for chain in state.chains} == {("waiting",) * 3}
     assert [event.kind for event in run(experiment, execution)] == ["waits"] * 2
     assert person.answer_all() == 11
-    pending = pending_answers(store, experiment, plan.chains[0].id)
-    assert pending is not None
-    assert (pending.missing, pending.asked) == (0, 15)
+    looked = Waiting(store, experiment).look([plan.chains[0].id])[plan.chains[0].id]
+    assert (looked.missing, looked.asked) == (0, 15)
     kinds = [event.kind for event in run(experiment, execution) if event.chain == plan.chains[0].id]
     assert kinds == ["epoch"] * 3 + ["stage", "waits"]
     ask = open_ask(store, experiment, plan.chains[0].id)
@@ -148,13 +157,14 @@ def test_images_that_nobody_can_tell_anything_of_come_to_an_end(execution: Execu
     """Replacing stops where an image has no pixel left that was not asked for."""
     changes = "dataset.size=[8, 12]", "acquire.initial_pixels=60", "grid=[{budget: [60]}]", "train.epochs=1"
     experiment = tiny_experiment(*changes, "oracle={name: human, replace: true}")
-    person = Person(Store(execution.store), experiment, refuse_every=1)
+    person = Person(Store(execution.store), experiment, refuse_every=1, but_in="img_00")
     run_with(person, experiment, execution)
     (pixels,) = picks(execution)
     spec = experiment.dataset
     prepared = prepare(TinyDataset(spec, execution.data_path), "train", spec, execution.cache_path)
-    assert len(pixels) == len(person.said) == int((prepared.labels != 255).sum())
-    assert (pixels.label == UNKNOWN).all()
+    others = int(prepared.candidates[1:].sum())
+    assert len(pixels) == len(person.said) == 60 + others
+    assert (pixels.label == UNKNOWN).sum() == others
 
 
 def test_an_answer_holds_for_every_chain_that_asks_for_the_pixel(execution: Execution) -> None:
@@ -163,18 +173,130 @@ def test_an_answer_holds_for_every_chain_that_asks_for_the_pixel(execution: Exec
     run_with(Person(Store(execution.store), first), first, execution)
     other = tiny_experiment("name=other", "train.epochs=1", "acquire.initial_pixels=4", "grid=[{budget: [4]}]", HUMAN)
     run(other, execution)
-    store = Store(execution.store)
-    (chain,) = make_plan(other).chains
-    pending = pending_answers(store, other, chain.id)
-    assert pending is not None
-    assert pending.asked == 20
-    assert pending.missing < 20
+    found = pending(other, execution)
+    assert found.asked == 20
+    assert found.missing < 20
     apart = tiny_experiment("name=apart", "grid=[{budget: [3]}]", "oracle={name: human, suggestions: true}")
     run(apart, execution)
-    (chain,) = make_plan(apart).chains
-    pending = pending_answers(store, apart, chain.id)
-    assert pending is not None
-    assert pending.missing == 15  # those answers were given without suggestions
+    assert pending(apart, execution).missing == 15  # those answers were given without suggestions
+
+
+class More(TinyDataset):
+    """Two further training images."""
+
+    sizes: ClassVar[dict[str, int]] = {"train": 7, "val": 3}
+
+
+class Changed(TinyDataset):
+    """The third image has another content."""
+
+    def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
+        image, label = super().read(split, name)
+        return (255 - image if name == self.splits[split].names[2] else image), label
+
+
+def test_images_may_be_added_but_not_exchanged(execution: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers outlive a data set that grows; they are not taken for those of another picture of the same name."""
+    experiment = tiny_experiment("grid=[{budget: [3]}]", HUMAN)
+    run_with(Person(Store(execution.store), experiment), experiment, execution)
+    monkeypatch.setitem(datasets.DATASETS, "tiny", More)
+    monkeypatch.setattr(More, "signature", lambda self, split: [["more", split, self.sizes[split]]])
+    run(experiment, execution)
+    assert pending(experiment, execution).missing == 2 * 3
+    monkeypatch.setitem(datasets.DATASETS, "tiny", Changed)
+    monkeypatch.setattr(Changed, "signature", lambda self, split: [["changed", split, self.sizes[split]]])
+    plan = make_plan(experiment)
+    errors = local.run(plan, list(plan.chains), execution, lambda event: None, lambda: False, nobody(plan, execution))
+    (told,) = errors.values()
+    assert told.startswith(
+        "image img_02: is another one than when people labelled its pixels; give it a name of its own"
+    )
+
+
+def test_what_is_asked_stays_asked_while_a_chain_runs_again(execution: Execution) -> None:
+    """The page may answer at any moment: also while the stages before are walked through, and after a kill there."""
+    experiment, store = tiny_experiment("grid=[{budget: [3, 6]}]", HUMAN), Store(execution.store)
+    person = Person(store, experiment)
+    run(experiment, execution)
+    person.answer_all()
+    run(experiment, execution)
+    ((_, before),) = person.asked()
+    seen = []
+
+    def stop() -> bool:
+        seen.append(person.asked())
+        return False
+
+    plan = make_plan(experiment)
+    people = nobody(plan, execution)
+    assert local.run(plan, list(plan.chains), execution, lambda event: None, stop, people) == {}
+    assert len(seen) > 2
+    assert all(len(asked) == 1 and asked[0][1].places() == before.places() for asked in seen)
+
+
+def test_a_run_of_fewer_budgets_forgets_nothing(execution: Execution) -> None:
+    experiment, store = tiny_experiment("grid=[{budget: [3, 6]}]", HUMAN), Store(execution.store)
+    person = Person(store, experiment)
+    run(experiment, execution)
+    person.answer_all()
+    run(experiment, execution)
+    (path,) = Path(execution.store).glob("experiments/*/chains/*.json")
+    before = json.loads(path.read_text())
+    assert len(before["questions"]) == 2
+    run(tiny_experiment("grid=[{budget: [3]}]", HUMAN), execution)
+    after = json.loads(path.read_text())
+    assert after == before
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_chain_whose_people_take_longer_is_waited_for(execution: Execution, waits: bool) -> None:
+    """One chain's questions are answered first; the other's only when that one has gone on."""
+    experiment, store = tiny_experiment(GRID.replace("[3, 6, 9]", "[3, 6]"), HUMAN), Store(execution.store)
+    plan, kinds = make_plan(experiment), list[tuple[str, str]]()
+    person = Person(store, experiment)
+    run(experiment, execution)
+    person.answer_all()
+
+    def hear(event: Event) -> None:
+        kinds.append((event.chain, event.kind))
+        if event.kind == "done" and waits:
+            person.answer_all()
+
+    def tell(text: str) -> None:
+        """The first of the two chains is answered when it is said that people are waited for."""
+        assert "answers are waited for: the page" in text
+        person.answer_all(limit=15)
+
+    people = People(plan, replace(execution, wait=waits), "the page", tell, lambda: False)
+    assert local.run(plan, list(plan.chains), execution, hear, lambda: False, people) == {}
+    done = {chain for chain, kind in kinds if kind == "done"}
+    assert done == ({chain.id for chain in plan.chains} if waits else set())
+
+
+def test_nothing_to_replace_needs_no_network(execution: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny_experiment("grid=[{budget: [3, 6]}]", "oracle={name: human, replace: true}")
+    person = Person(Store(execution.store), experiment)
+    run(experiment, execution)
+    person.answer_all()
+    run(experiment, execution)
+    person.answer_all()
+    for path in Path(execution.store).glob("fit/*/weights.safetensors"):
+        path.unlink()
+    events = run(experiment, execution)
+    assert [event.stage for event in events if event.kind == "epoch"] == [1] * 3
+    assert events[-1].kind == "done"
+
+
+def test_answers_that_are_all_refusals_train_nothing(execution: Execution) -> None:
+    experiment = tiny_experiment("grid=[{budget: [3]}]", HUMAN)
+    run(experiment, execution)
+    Person(Store(execution.store), experiment, refuse_every=1).answer_all()
+    plan = make_plan(experiment)
+    errors = local.run(plan, list(plan.chains), execution, lambda event: None, lambda: False, nobody(plan, execution))
+    assert list(errors.values()) == [
+        "stage 0: people gave no pixel a class, there is nothing to train on; have other pixels asked for, with "
+        "oracle.replace: true"
+    ]
 
 
 def test_questions_that_are_damaged_are_asked_anew(execution: Execution) -> None:

@@ -111,14 +111,14 @@ def test_on_a_full_disk_what_was_there_stays_and_what_cannot_be_written_is_told(
     store.write_weights(KEY, lambda path: path.write_bytes(b"weights"))  # type: ignore[arg-type, return-value]
     store.write_unfinished(KEY, b"epoch 1")
     store.write_record("a.json", [1])
-    store.append_line("answers/mine.jsonl", "first")
+    store.append_lines("answers/mine.jsonl", ["first"])
     store.record_attempt("chain", "RunError: first")
     filling = fill_up(disk)
     refused: list[Callable[[], object]] = [
         lambda: store.write_record("a.json", [2] * 5000),
         lambda: store.write_record("b/c/d.json", [1] * 5000),
-        lambda: store.append_line("answers/mine.jsonl", ["second"] * 5000),
-        lambda: store.append_line("answers/another.jsonl", ["second"] * 5000),
+        lambda: store.append_lines("answers/mine.jsonl", ["second"] * 5000),
+        lambda: store.append_lines("answers/another.jsonl", ["second"] * 5000),
         lambda: store.write_unfinished(KEY, b"epoch 2" * 5000),
         lambda: store.write_weights(KEY, lambda path: path.write_bytes(b"w" * 50_000)),  # type: ignore[arg-type, return-value]
         lambda: publish(store, b"x" * 50_000, {"seed": 2}),

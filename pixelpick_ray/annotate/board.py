@@ -31,15 +31,7 @@ class Pile:
         self.questions: dict[Place, Question] = {}
         self._asked: dict[str, tuple[Ask, dict[Place, Question]]] = {}  # by pick: all that this process has seen
         self._book = Book(store, key)
-        self._undone = self._lines_undone()
         self._index()
-
-    def _lines_undone(self) -> set[str]:
-        """The answers that were taken back before this process began."""
-        folder = f"answers/{self.key}"
-        journals = [name for name in self._store.names(folder) if name.endswith(".jsonl")]
-        lines = [line for name in journals for line in self._store.lines(f"{folder}/{name}")]
-        return {line["undone"] for line in lines if "undone" in line}
 
     def ask(self, asks: Sequence[Ask]) -> None:
         """Take these as all that is asked now. StoreError when their questions vanished."""
@@ -92,12 +84,11 @@ class Pile:
     def take_back(self, answer: Answer, now: float) -> None:
         """Write that an answer does not count. StoreError when it cannot be."""
         self._book.append(Undo(undone=answer.id, annotator=answer.annotator, time=now))
-        self._undone.add(answer.id)
         self._index()
 
     def was_undone(self, answer: str) -> bool:
         """Whether the answer of this id was taken back."""
-        return answer in self._undone
+        return answer in self._book.undone
 
     def is_used(self, place: Place) -> bool:
         """Whether a training has gone on with the answer of a pixel, as far as this process knows."""
@@ -155,7 +146,7 @@ class Board:
         asks: dict[str, dict[str, Ask]] = {key: {} for key in self.piles}
         for chain in self._chains:
             ask = open_ask(self._store, self._experiment, chain.id)
-            if ask is not None:
+            if ask is not None and ask.is_whole(self._store):
                 if ask.book not in self.piles:
                     self.piles[ask.book] = Pile(self._store, ask.book, chain, self._data_path)
                 asks.setdefault(ask.book, {})[ask.pick] = ask

@@ -106,8 +106,8 @@ class _Transfer:
         new = [point for point in points if point.id is not None or not _says(said.get(point.place), point)]
         answers = answers_of(new, annotator=annotator, time=time.time(), known=self._book.ids)
         asked = {place for questions in self._questions for place in questions.places()}
-        for answer in answers:
-            self._book.append(answer)
+        if answers:
+            self._book.append(*answers)
         given = sum(point.kind is not None for point in points)
         return len(answers), given - len(answers), sum(answer.place not in asked for answer in answers)
 

@@ -1,14 +1,15 @@
 """Answers of people: the most expensive data of all. A book has them for the pixels of one set of prepared images.
 
-A book is ``answers/<key>/`` in the store: ``book.json`` says what its images are, and each process that takes answers
-adds lines to a journal of its own. Lines are never changed: who takes an answer back adds one that says so.
+A book is ``answers/<key>/`` in the store. ``images.json`` says what its images looked like when they were asked about
+first, and each process that takes answers adds lines to a journal of its own. Lines are never changed: who takes an
+answer back adds one that says so.
 """
 
 import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -17,8 +18,8 @@ import numpy.typing as npt
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pixelpick_ray.data.labels import UNKNOWN, VOID
-from pixelpick_ray.data.questions import UNSAID, Place, Questions, last_ask
-from pixelpick_ray.errors import StoreError
+from pixelpick_ray.data.questions import UNSAID, Ask, Place, Questions, last_ask
+from pixelpick_ray.errors import DataError, StoreError
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.trial import Spec, is_line
 from pixelpick_ray.store import Store
@@ -102,6 +103,7 @@ class Book:
         stamp = f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._journal = f"answers/{key}/{stamp}.jsonl"
         self._lines: dict[str, list[Answer | Undo]] = {}
+        self._answers: tuple[Answer, ...] | None = ()
         self.refresh()
 
     def refresh(self) -> None:
@@ -111,12 +113,16 @@ class Book:
                 path = f"answers/{self.key}/{name}"
                 known = self._lines.setdefault(path, [])
                 new = self._store.lines(path, start=len(known))
-                known += [_parsed(value, f"{self._store.address}/{path}") for value in new]
+                self._add(path, [_parsed(value, f"{self._store.address}/{path}") for value in new])
 
-    def append(self, line: Answer | Undo) -> None:
-        """Write an answer, or that one is taken back; it is safe when this returns. StoreError when it cannot be."""
-        self._store.append_line(self._journal, line.as_input())
-        self._lines.setdefault(self._journal, []).append(line)
+    def append(self, *lines: Answer | Undo) -> None:
+        """Write answers, or that some are taken back; it is safe when this returns. StoreError when it cannot be."""
+        self._store.append_lines(self._journal, [line.as_input() for line in lines])
+        self._add(self._journal, lines)
+
+    def _add(self, path: str, lines: Sequence[Answer | Undo]) -> None:
+        self._lines.setdefault(path, []).extend(lines)
+        self._answers = None if lines else self._answers
 
     @property
     def ids(self) -> frozenset[str]:
@@ -124,12 +130,18 @@ class Book:
         return frozenset(line.id for journal in self._lines.values() for line in journal if isinstance(line, Answer))
 
     @property
+    def undone(self) -> frozenset[str]:
+        """The identities of the answers that were taken back."""
+        return frozenset(line.undone for journal in self._lines.values() for line in journal if isinstance(line, Undo))
+
+    @property
     def answers(self) -> tuple[Answer, ...]:
         """The answers that were not taken back, in the order of time."""
-        lines = [line for journal in self._lines.values() for line in journal]
-        undone = {line.undone for line in lines if isinstance(line, Undo)}
-        found = [line for line in lines if isinstance(line, Answer) and line.id not in undone]
-        return tuple(sorted(found, key=lambda one: (one.time, one.id)))
+        if self._answers is None:
+            lines, undone = [line for journal in self._lines.values() for line in journal], self.undone
+            found = [line for line in lines if isinstance(line, Answer) and line.id not in undone]
+            self._answers = tuple(sorted(found, key=lambda one: (one.time, one.id)))
+        return self._answers
 
     def said(self) -> dict[Place, Answer]:
         """The answer that counts for each pixel: the last one that is no repeat."""
@@ -155,6 +167,23 @@ class Book:
         return found
 
 
+def check_images(store: Store, book: str, looks: Mapping[str, str]) -> None:
+    """Note what images look like before people are asked about them: `looks` are digests of their pixels by name.
+
+    DataError when one of them looked otherwise before, for the answers that there are are of that one.
+    """
+    path = f"answers/{book}/images.json"
+    before: dict[str, str] = store.read_record(path) or {}
+    for name, look in looks.items():
+        if before.get(name, look) != look:
+            raise DataError(
+                f"image {name}: is another one than when people labelled its pixels; give it a name of its own, or "
+                f"restore the earlier one (its answers are in {store.address}/answers/{book})"
+            )
+    if not looks.keys() <= before.keys():
+        store.write_record(path, before | dict(looks))
+
+
 @dataclass(frozen=True)
 class Pending:
     """How many answers are missing, of how many that the pick with this key asks for."""
@@ -164,15 +193,37 @@ class Pending:
     asked: int
 
 
-def pending_answers(store: Store, experiment: Experiment, chain: str) -> Pending | None:
-    """What a chain of an experiment waits for: nothing missing when it can go on; None when it has not asked people."""
-    ask = last_ask(store, experiment, chain)
-    if ask is None:
-        return None
-    if store.has("pick", ask.pick) or not all(store.has("question", key) for key in ask.questions):
-        return Pending(ask.pick, 0, 0)
-    questions, said = ask.load(store), Book(store, ask.book).said()
-    return Pending(ask.pick, sum(place not in said for place in questions.places()), len(questions))
+class Waiting:
+    """What chains of an experiment wait for that only people can give; looking again costs little."""
+
+    def __init__(self, store: Store, experiment: Experiment) -> None:
+        self._store, self._experiment = store, experiment
+        self._books: dict[str, Book] = {}
+        self._places: dict[Ask, list[Place]] = {}
+
+    def look(self, chains: Iterable[str]) -> dict[str, Pending]:
+        """What is missing now, by the identity of the chain: nothing where it can go on. A chain that has not asked
+        people is absent. StoreError when the store cannot be read.
+        """
+        asks = {chain: ask for chain in chains if (ask := last_ask(self._store, self._experiment, chain))}
+        said = {key: self._read(key) for key in {ask.book for ask in asks.values()}}
+        return {chain: self._pending(ask, said[ask.book]) for chain, ask in asks.items()}
+
+    def _read(self, key: str) -> Collection[Place]:
+        if key in self._books:
+            self._books[key].refresh()
+        else:
+            self._books[key] = Book(self._store, key)
+        return self._books[key].said()
+
+    def _pending(self, ask: Ask, said: Collection[Place]) -> Pending:
+        """Nothing is missing where the pick is stored, or where its questions vanished and have to be made again."""
+        if self._store.has("pick", ask.pick) or not ask.is_whole(self._store):
+            return Pending(ask.pick, 0, 0)
+        if ask not in self._places:
+            self._places[ask] = ask.load(self._store).places()
+        places = self._places[ask]
+        return Pending(ask.pick, sum(place not in said for place in places), len(places))
 
 
 def _parsed(value: Any, where: str) -> Answer | Undo:

@@ -136,6 +136,10 @@ class Ask:
     budget: int
     questions: tuple[str, ...]
 
+    def is_whole(self, store: Store) -> bool:
+        """Whether all questions are there; what vanished is asked anew by the next run."""
+        return all(store.has("question", key) for key in self.questions)
+
     def load(self, store: Store) -> Questions:
         """All its questions. StoreError when they vanished."""
         parts = [read_questions(store, key) for key in self.questions]

@@ -33,43 +33,43 @@ def run(
     check_local(execution)
     prepare_process(execution.cpus_per_rank)
     errors: dict[str, str] = {}
+    asking: set[str] = set()
     left = chains
     while left and not stop():
-        asking = _run_once(plan, left, execution, on_event, stop, errors)
-        left = people.answered(asking)
+        _run_once(plan, left, execution, _Relay(on_event, stop, asking), errors)
+        left = people.answered([chain for chain in chains if chain.id in asking])
     return errors
 
 
-def _run_once(
-    plan: Plan,
-    chains: list[Chain],
-    execution: Execution,
-    on_event: Callable[[Event], None],
-    stop: Callable[[], bool],
-    errors: dict[str, str],
-) -> list[Chain]:
-    """Run chains one after another; returns those that wait for people, and adds to the errors of those that failed."""
-    device, asking = check_local(execution), set[str]()
+class _Relay:
+    """Passes events on, notes which chains ask people, and leaves a chain at a stop."""
 
-    def relay(event: Event) -> None:
-        on_event(event)
+    def __init__(self, on_event: Callable[[Event], None], stop: Callable[[], bool], asking: set[str]) -> None:
+        self.pass_on, self._stop, self._asking = on_event, stop, asking
+
+    def __call__(self, event: Event) -> None:
+        self.pass_on(event)
+        self._asking.discard(event.chain)
         if event.kind == "waits":
-            asking.add(event.chain)
+            self._asking.add(event.chain)
         trained = event.kind == "epoch" and event.values["epoch"] == event.values["epochs"]
-        if stop() and not trained:  # a finished training is published before the chain is left
+        if self._stop() and not trained:  # a finished training is published before the chain is left
             raise Stopped
 
+
+def _run_once(plan: Plan, chains: list[Chain], execution: Execution, relay: _Relay, errors: dict[str, str]) -> None:
+    """Run chains one after another as far as they go; adds to the errors of those that failed."""
+    device = choose_device(execution.device)
     for chain in chains:
         try:
             place = workplace(plan.experiment, execution, plan.stages_to_keep(chain))
             run_chain(plan.experiment, chain.trial, place, World(0, 1, device), relay)
         except Stopped:
-            break
+            return
         except Exception as error:  # one chain that fails must not stop the others
             errors[chain.id] = explain(error)
             Store(execution.store).record_attempt(chain.id, traceback.format_exc())
-            on_event(Event("failed", chain.id, 0, values={"message": errors[chain.id]}))
-    return [chain for chain in chains if chain.id in asking]
+            relay.pass_on(Event("failed", chain.id, 0, values={"message": errors[chain.id]}))
 
 
 def check_local(execution: Execution) -> torch.device:

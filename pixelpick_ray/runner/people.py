@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 
-from pixelpick_ray.data.answers import Pending, pending_answers
+from pixelpick_ray.data.answers import Pending, Waiting
+from pixelpick_ray.errors import StoreError
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.store import Store
 
-WAIT_SECONDS = 1.0  # how often it is looked whether people have answered
+LOOK_SECONDS = 1.0  # how often it is looked whether people have answered
+LOOK_SHARE = 0.1  # of the time at most: books may be long
 
 
 class People:
@@ -20,31 +22,60 @@ class People:
     def __init__(
         self, plan: Plan, execution: Execution, command: str, tell: Callable[[str], None], stop: Callable[[], bool]
     ) -> None:
-        self._plan, self._store, self._waits = plan, Store(execution.store), execution.wait
+        self._waiting, self._waits = Waiting(Store(execution.store), plan.experiment), execution.wait
         self._command, self._tell, self._stop = command, tell, stop
+        self._due, self._is_troubled = 0.0, False
 
     def pending(self, chains: Sequence[Chain]) -> dict[str, Pending]:
-        """What is missing for which of the chains, by its identity; only of those where something is."""
-        found = {chain.id: pending_answers(self._store, self._plan.experiment, chain.id) for chain in chains}
-        return {chain: pending for chain, pending in found.items() if pending is not None and pending.missing}
+        """What is missing for which of the chains, by its identity; nothing where they can go on. Those that have not
+        asked people are absent. StoreError when the store cannot be read.
+        """
+        return self._waiting.look(chain.id for chain in chains)
+
+    def answered_now(self, chains: Sequence[Chain]) -> list[Chain]:
+        """Of chains that have asked people, those that can go on; none where it was looked a moment ago."""
+        pending = self._look(chains)
+        return [] if pending is None else _ready(chains, pending)
 
     def answered(self, chains: Sequence[Chain]) -> list[Chain]:
-        """Of chains that have asked people, those that can go on now. Where it is waited for people, it returns when
-        there are some, and at a stop none.
+        """Of chains that have asked people, those that can go on. Where it is waited for people, it returns when there
+        are some, and at a stop none.
         """
-        is_told = False
+        self._due, is_told = 0.0, False
         while chains and not self._stop():
-            pending = self.pending(chains)
-            ready = [chain for chain in chains if chain.id not in pending]
+            pending = self._look(chains)
+            ready = [] if pending is None else _ready(chains, pending)
             if ready or not self._waits:
                 return ready
-            if not is_told:
+            if pending and not is_told:
                 self._tell(self.request(pending))
                 is_told = True
-            time.sleep(WAIT_SECONDS)
+            time.sleep(LOOK_SECONDS)
         return []
+
+    def _look(self, chains: Sequence[Chain]) -> dict[str, Pending] | None:
+        """What is pending now; None a moment after the last look, and where the store cannot be read: that is told
+        once, and looked at again later, for others may be training.
+        """
+        if not chains or time.monotonic() < self._due:
+            return None
+        begun = time.monotonic()
+        try:
+            return self.pending(chains)
+        except StoreError as error:
+            if not self._is_troubled:
+                self._tell(f"{error}; until then no answers are seen")
+            self._is_troubled = True
+            return None
+        finally:
+            now = time.monotonic()
+            self._due = now + max(LOOK_SECONDS, (now - begun) / LOOK_SHARE)
 
     def request(self, pending: dict[str, Pending]) -> str:
         """How many answers are missing, and the command to type. Chains that make a pick together count once."""
         missing = sum({one.pick: one.missing for one in pending.values()}.values())
         return f"{missing} answers are waited for: {self._command}"
+
+
+def _ready(chains: Sequence[Chain], pending: dict[str, Pending]) -> list[Chain]:
+    return [chain for chain in chains if chain.id not in pending or not pending[chain.id].missing]

@@ -97,7 +97,7 @@ def run(
         console.print(f"DAMAGED {line}", soft_wrap=True, markup=False)
     console.print(f"{planned.sharing}; trained now: {trained}", soft_wrap=True)
     asking = people.pending([chain for chain in missing if chain.id not in errors])
-    if asking and not stop.asked:
+    if any(one.missing for one in asking.values()) and not stop.asked:
         console.print(people.request(asking), soft_wrap=True, markup=False)
     return _conclude(missing, errors, asking, stop, console)
 
@@ -211,7 +211,7 @@ def _conclude(
 ) -> int:
     if not missing:
         return OK
-    whys = {chain: f"waits for {one.missing} of {one.asked} answers" for chain, one in asking.items()} | errors
+    whys = {chain: _why(one) for chain, one in asking.items()} | errors
     for chain in missing:
         why = whys.get(chain.id, "stopped early" if stop.asked else "not finished")
         console.print(f"MISSING {chain.label}: {why}", soft_wrap=True, markup=False)
@@ -221,6 +221,12 @@ def _conclude(
         console.print("stopped; the same command goes on from here")
         return STOPPED
     return FAILED
+
+
+def _why(pending: Pending) -> str:
+    if pending.missing:
+        return f"waits for {pending.missing} of {pending.asked} answers"
+    return "people have just answered; the same command goes on"
 
 
 def _print_result(planned: Plan, execution: Execution, console: Console) -> None:

@@ -7,7 +7,6 @@ whose process or node is lost is tried again from the store, as long as it gets 
 import contextlib
 import sys
 import tempfile
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +28,6 @@ from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 
-LOOK_SECONDS = 2.0  # how often it is looked whether people have answered
 COORDINATOR_CPUS = 0.01  # taken from the first rank's share, so that N ranks of one CPU fit on N CPUs
 
 
@@ -58,14 +56,13 @@ def run(
     """
     with joined(execution):
         resources = placement_here(execution)
-        relay = Relay(on_event, execution.max_failures)
-        left = chains
+        relay, left = Relay(on_event, execution.max_failures), chains
         while left and not stop():
+            trainable = tune.with_parameters(_trial, job=Job(plan, chains, execution))
             relay.begin()
-            trainable = tune.with_parameters(_trial, job=Job(plan, left, execution))
-            order, most = ChainOrder(left, relay, people), execution.max_concurrent
+            order, most = ChainOrder(chains, left, relay, people), execution.max_concurrent
             run_trials(trainable, resources, order, sys.maxsize, relay, stop, max_concurrent=most)
-            lost = [chain for chain in left if chain.id in relay.lost]
+            lost = [chain for chain in chains if chain.id in relay.lost]
             left = lost or people.answered([chain for chain in chains if chain.id in relay.asking])
         return relay.errors
 
@@ -170,47 +167,43 @@ class ChainOrder(Searcher):
     once they have answered, as long as others run.
     """
 
-    def __init__(self, chains: list[Chain], relay: "Relay", people: People) -> None:
+    def __init__(self, chains: list[Chain], first: list[Chain], relay: "Relay", people: People) -> None:
+        """The order of `first` among all chains, and of those that wait for people, as the relay says."""
         super().__init__(metric=None, mode=None)
         self._chains = chains
         self._relay, self._people = relay, people
-        self._waiting = list(range(len(chains)))
+        self._index = {chain.id: index for index, chain in enumerate(chains)}
+        self._waiting = [self._index[chain.id] for chain in first]
         self._running: dict[str, int] = {}
-        self._asking: set[int] = set()
-        self._looked = 0.0
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        self._look_for_answers()
-        if not self._waiting and not (self._asking and self._running):
+        asking = self._asking()
+        answered = self._people.answered_now(asking)
+        self._waiting += [self._index[chain.id] for chain in answered]
+        if not self._waiting and not (asking and self._running):
             return str(Searcher.FINISHED)
         for index in self._waiting:
             if all(self._may_start(index, other) for other in self._running.values()):
                 self._waiting.remove(index)
                 self._running[trial_id] = index
+                self._relay.asking.discard(self._chains[index].id)
                 return {"chain": index, "name": self._chains[index].id}
         return None
+
+    def _asking(self) -> list[Chain]:
+        """The chains that ended with questions for people, and are not to go on already."""
+        taken = {*self._waiting, *self._running.values()}
+        return [one for at, one in enumerate(self._chains) if one.id in self._relay.asking and at not in taken]
 
     def _may_start(self, index: int, other: int) -> bool:
         shared = self._chains[index].shared_fits(self._chains[other])
         return self._relay.stages_done.get(self._chains[other].id, 0) >= shared
 
-    def _look_for_answers(self) -> None:
-        """Let chains wait for a place again whose questions have been answered."""
-        if time.monotonic() - self._looked < LOOK_SECONDS:
-            return
-        pending = self._people.pending([self._chains[index] for index in self._asking])
-        answered = {index for index in self._asking if self._chains[index].id not in pending}
-        self._asking -= answered
-        self._waiting += sorted(answered)
-        self._looked = time.monotonic()
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        index = self._running.pop(trial_id, None)
-        if index is not None and self._chains[index].id in self._relay.asking:
-            self._asking.add(index)
+        self._running.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the store is the only state."""
@@ -280,6 +273,7 @@ class Relay(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial was lost before it began, which Tune does not try again; the next round does."""
         name = trial.config["name"]
+        self.asking.discard(name)
         if self._may_try_again(name):
             self.lost.append(name)
         else:

@@ -63,14 +63,16 @@ def question_input(pick: dict[str, Any], *, answered: list[tuple[str, str]]) -> 
     return _step_input("question", pick=digest(pick), answered=[list(pair) for pair in answered])
 
 
-def book_input(trial: Trial, source: Source) -> dict[str, Any]:
-    """Input of the book of people's answers: the images as they are prepared, and how people are asked.
+def book_input(trial: Trial, identity: list[Any]) -> dict[str, Any]:
+    """Input of the book of people's answers: the data set that is trained on, by its `identity`, where its images lie,
+    how they are prepared, and how people are asked.
 
-    All chains that ask about the same images share it, whatever their seed, network or strategy.
+    All chains that ask about these images share it, whatever their seed, network or strategy. What the images show is
+    no part of it, so that some may be added: it is compared when they are asked about.
     """
     suggestions = isinstance(trial.oracle, HumanSpec) and trial.oracle.suggestions
-    size, fingerprint = trial.dataset.size_spec().as_input(), source.fingerprints[source.training_split]
-    return _step_input("book", fingerprint=fingerprint, size=size, suggestions=suggestions)
+    size, path = trial.dataset.size_spec().as_input(), trial.dataset.path
+    return _step_input("book", dataset=identity, path=path, size=size, suggestions=suggestions)
 
 
 def evaluation_input(

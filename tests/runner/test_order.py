@@ -1,22 +1,16 @@
 """In which order chains are handed to Tune: shared fits first, and those that wait for people once these answered."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
 
-from pixelpick_ray.data.answers import Pending
 from pixelpick_ray.plan import Chain, make_plan
-from pixelpick_ray.runner import tune
 from pixelpick_ray.runner.tune import ChainOrder, Relay
 from tests.engine.helpers import tiny_experiment
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [3, 6]}]"
-
-
-@pytest.fixture(autouse=True)
-def _looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "LOOK_SECONDS", 0.0)
 
 
 class Bench:
@@ -30,11 +24,11 @@ class Bench:
             patch.setitem(datasets.DATASETS, "tiny", TinyDataset)
             self.chains = list(make_plan(tiny_experiment(GRID, "oracle={name: human}")).chains)
         self.relay, self.answered, self.numbers = Relay(lambda event: None, 3), set[str](), iter(range(100))
-        self.order = ChainOrder(self.chains, self.relay, self)  # type: ignore[arg-type]
+        self.order = ChainOrder(self.chains, self.chains, self.relay, self)  # type: ignore[arg-type]
 
-    def pending(self, chains: list[Chain]) -> dict[str, Pending]:
-        """As `People.pending`."""
-        return {chain.id: Pending("a pick", 1, 15) for chain in chains if chain.id not in self.answered}
+    def answered_now(self, chains: list[Chain]) -> list[Chain]:
+        """As of `People`."""
+        return [chain for chain in chains if chain.id in self.answered]
 
     def next(self) -> tuple[str, int] | str | None:
         """A trial and its chain, or what else is said."""
@@ -95,3 +89,21 @@ def test_a_chain_that_went_on_is_not_handed_out_again(bench: Bench) -> None:
     bench.order.on_trial_complete(running[first], {})
     bench.answered |= {chain.id for chain in bench.chains}
     assert first not in handed(bench)
+
+
+def test_a_chain_that_people_answered_joins_those_that_are_tried_again(bench: Bench) -> None:
+    """The next round begins with what was lost; what people answered meanwhile is handed out beside it."""
+    first, other = list(handed(bench))
+    bench.tell(first, "waits", missing=15, asked=15)
+    bench.answered.add(bench.chains[first].id)
+    bench.order = ChainOrder(bench.chains, [bench.chains[other]], bench.relay, bench)  # type: ignore[arg-type]
+    assert set(handed(bench)) == {first, other}
+
+
+def test_a_chain_that_is_lost_does_not_wait_for_people_any_more(bench: Bench) -> None:
+    (first, _), *_ = handed(bench).items()
+    bench.tell(first, "waits", missing=15, asked=15)
+    lost = SimpleNamespace(config={"name": bench.chains[first].id})
+    bench.relay.on_trial_error(0, [], lost)
+    assert bench.chains[first].id not in bench.relay.asking
+    assert bench.relay.lost == [bench.chains[first].id]
