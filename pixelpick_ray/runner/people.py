@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from pixelpick_ray.data.answers import Pending, Waiting
 from pixelpick_ray.errors import StoreError
@@ -25,6 +26,9 @@ class People:
         self._waiting, self._waits = Waiting(Store(execution.store), plan.experiment), execution.wait
         self._command, self._tell, self._stop = command, tell, stop
         self._due, self._is_troubled = 0.0, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles a run's settings to restore them; we never do, and who listens belongs to this process
 
     def pending(self, chains: Sequence[Chain]) -> dict[str, Pending]:
         """What is missing for which of the chains, by its identity; nothing where they can go on. Those that have not
