@@ -26,6 +26,7 @@ from benchmarks.measures import Bench
 from benchmarks.timing import short
 from pixelpick_ray.plan import Plan, make_plan
 from pixelpick_ray.runner import tune as runner
+from pixelpick_ray.runner.people import People
 from pixelpick_ray.runner.progress import Progress
 from pixelpick_ray.runner.tensorboard import TensorBoard
 from pixelpick_ray.spec.execution import Execution
@@ -109,7 +110,8 @@ def run(plan: Plan, address: str, folder: Path, fill: int) -> Watch:
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         Progress(plan, chains, Console(file=nowhere), [board, watch]) as progress,
     ):
-        errors = runner.run(plan, chains, execution, progress, lambda: False)
+        nobody = People(plan, execution, "", print, lambda: False)
+        errors = runner.run(plan, chains, execution, progress, lambda: False, nobody)
     board.close()
     if errors or len(watch.done) != len(chains):
         raise RuntimeError(f"{len(watch.done)} of {len(chains)} chains are done, these failed: {errors}")

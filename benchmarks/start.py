@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pixelpick_ray.plan import check_data, make_plan
 from pixelpick_ray.runner import tune as runner
+from pixelpick_ray.runner.people import People
 from pixelpick_ray.spec.execution import Execution, local_cpus
 from pixelpick_ray.spec.experiment import parse_experiment
 from pixelpick_ray.steps import Event
@@ -75,7 +76,8 @@ def measure(device: Literal["cpu", "cuda"]) -> dict[str, list[Start]]:
         execution.runs_path.mkdir()
         check_data(plan, execution)
         runner.ChainOrder, runner._trial = Order, timed_trial  # type: ignore[misc]
-        errors = runner.run(plan, list(plan.chains), execution, on_event, lambda: False)
+        nobody = People(plan, execution, "", print, lambda: False)
+        errors = runner.run(plan, list(plan.chains), execution, on_event, lambda: False, nobody)
         if errors:
             raise RuntimeError(f"the chains failed: {errors}")
         lines = (execution.runs_path / FIRST_STEPS).read_text(encoding="utf-8").splitlines()

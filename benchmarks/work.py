@@ -24,7 +24,6 @@ from pixelpick_ray.engine.step import TrainStep, autocast, build_optimizer, set_
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.models.segmentation import build_model, upsample
 from pixelpick_ray.spec.experiment import Experiment, load_experiment
-from pixelpick_ray.spec.trial import GroundTruthSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 DISTINCT_IMAGES = 16  # that are drawn; a larger pool repeats them
@@ -86,7 +85,8 @@ def make_work(
         whole = prepare(dataset, facts.train_split, trial.dataset, default_cache_path(data_path))
         prepared = first_images(whole, images)
     data = TrainingData(facts, prepared, np.arange(len(prepared)))
-    labels = pick_initial(data, LABELLED_PIXELS, GroundTruthSpec(), seed=0).pixels
+    asked = pick_initial(data, LABELLED_PIXELS, seed=0)
+    labels = asked.answered(asked.truth)
     job = FitJob(trial.model, trial.train, trial.seed, 0, data, labels, data_path or Path("no-data"))
     return Work(experiment, job, World(0, 1, device))
 
@@ -247,7 +247,7 @@ def picking(work: Work, model: nn.Module) -> Action:
     job, acquire = work.job, work.experiment.acquire
     if job.labels is None:
         raise AssertionError("full supervision picks nothing")
-    return partial(pick, model, job.data, job.labels, acquire, GroundTruthSpec(), work.world, seed=0, stage=0)
+    return partial(pick, model, job.data, job.labels, acquire, work.world, seed=0, stage=0)
 
 
 def batch_size_of(model: nn.Module, action: Action) -> int:

@@ -195,6 +195,8 @@ class ChainOrder(Searcher):
 
     def _asking(self) -> list[Chain]:
         """The chains that ended with questions for people, and are not to go on already."""
+        if not self._relay.asking:
+            return []
         taken = {*self._waiting, *self._running.values()}
         return [one for at, one in enumerate(self._chains) if one.id in self._relay.asking and at not in taken]
 
