@@ -1,5 +1,6 @@
 """Commands for people who answer: the page, and files of other annotation tools."""
 
+import socket
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -34,12 +35,16 @@ def annotate(
     Every answer is stored before the page goes on; start it while the experiment runs or later, stop it at any time.
     """
     from pixelpick_ray.annotate.desk import Desk
+    from pixelpick_ray.annotate.guard import EVERYWHERE
     from pixelpick_ray.annotate.server import serve
 
     planned = planned_of(experiment, overrides)
 
     def ready(address: str) -> None:
-        print(f"{planned.experiment.name}: {address}\nCtrl+C stops the page; every answer is stored", flush=True)
+        print(f"{planned.experiment.name}: {address}")
+        if host in EVERYWHERE:
+            print(f"from other machines: {address.replace('127.0.0.1', socket.gethostname())}")
+        print("Ctrl+C stops the page; every answer is stored", flush=True)
         if not no_browser:
             webbrowser.open(address)
 

@@ -99,6 +99,7 @@ def run(
     asking = people.pending([chain for chain in missing if chain.id not in errors])
     if any(one.missing for one in asking.values()) and not stop.asked:
         console.print(people.request(asking), soft_wrap=True, markup=False)
+        _tell_job(people.request(asking))
     return _conclude(missing, errors, asking, stop, console)
 
 
@@ -221,6 +222,13 @@ def _conclude(
         console.print("stopped; the same command goes on from here")
         return STOPPED
     return FAILED
+
+
+def _tell_job(request: str) -> None:
+    """Leave word for a batch job (cluster/slurm) that it need not come back before people have answered."""
+    folder = os.environ.get("PIXELPICK_JOB")
+    if folder is not None and os.path.isdir(folder):
+        Path(folder, "people").write_text(f"{request}\n", encoding="utf-8")
 
 
 def _why(pending: Pending) -> str:

@@ -120,12 +120,17 @@ def test_a_person_who_knows_the_truth_leaves_the_bytes_that_the_ground_truth_lea
     assert "ann" in (place / "human" / "answers.csv").read_text()
 
 
-def test_run_without_waiting_ends_with_status_3_and_the_command_to_type(place: Path) -> None:
+def test_run_without_waiting_ends_with_status_3_and_the_command_to_type(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "job").mkdir()
+    monkeypatch.setenv("PIXELPICK_JOB", str(place / "job"))  # as in a batch job, which must not come back by itself
     done = launch(place, "run", "human.yaml", "--local", "--store", "people", "--set", "train.epochs=2")
     assert done.status == 3
     command = "python launch.py annotate human.yaml --set train.epochs=2 --store people"
     assert f"20 answers are waited for: {command}" in done.out
     assert "waits for 20 of 20 answers" in done.out
+    assert (place / "job" / "people").read_text() == f"20 answers are waited for: {command}\n"
     state = launch(place, "status", "human.yaml", "--store", "people", "--set", "train.epochs=2")
     assert "WAITING mobilenetv2_035 margin seed 0: for 20 of 20 answers" in state.out
     assert f"answer with: {command}" in state.out

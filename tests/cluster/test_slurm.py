@@ -64,6 +64,9 @@ if os.environ["DOES"] == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
     pathlib.Path("running").touch()
     time.sleep(30)
+if os.environ["DOES"] == "ask":
+    pathlib.Path(os.environ["PIXELPICK_JOB"], "people").write_text("5 answers are waited for: the page\\n")
+    sys.exit(3)
 sys.exit(int(os.environ["DOES"]))
 """
 
@@ -220,6 +223,15 @@ def test_a_preempted_run_stops_cleanly_and_goes_back_into_the_queue_once(job: Sl
 
 
 def test_a_run_that_its_time_limit_stopped_goes_back_into_the_queue(job: SlurmJob) -> None:
+    assert job.run(3) == 3
+    assert [call for call in job.slurm.calls("scontrol") if "requeue" in call]
+
+
+def test_a_run_that_waits_for_people_does_not_come_back_before_they_have_answered(job: SlurmJob) -> None:
+    """Else it would take its nodes again and again, for nothing."""
+    assert job.run("ask") == 3
+    assert not [call for call in job.slurm.calls("scontrol") if "requeue" in call]
+    assert "submit it again then. 5 answers are waited for: the page" in job.log.read_text()
     assert job.run(3) == 3
     assert [call for call in job.slurm.calls("scontrol") if "requeue" in call]
 
