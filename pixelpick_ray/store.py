@@ -21,6 +21,7 @@ from pixelpick_ray.spec.canonical import canonical_json, digest
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.storage import MANIFEST, LocalFiles, Storage, explained
 
+PUBLISH_TRIES = 5
 WEIGHTS, WEIGHTS_DIGEST = "weights.safetensors", "weights.json"
 
 
@@ -130,13 +131,13 @@ class Store:
             _write_json(folder / "provenance.json", provenance)
             _write_json(folder / MANIFEST, _manifest(folder))
 
-        self._storage.publish(path, fill)
-        entries, _ = self._entries(path)
-        if entries is None:
-            raise StoreError(
-                f"{self.address}/{path}: could not be published; is {self.address} writable and has space?"
-            )
-        return self._storage.fetch(path, [MANIFEST, *entries])
+        for _ in range(PUBLISH_TRIES):
+            self._storage.publish(path, fill)
+            entries, _ = self._entries(path)
+            if entries is not None:
+                return self._storage.fetch(path, [MANIFEST, *entries])
+            # Another process has just moved it away, to see whether it is what it had found damaged.
+        raise StoreError(f"{self.address}/{path}: could not be published; is {self.address} writable and has space?")
 
     def discard(self, kind: str, key: str) -> None:
         """Remove a result if it is there; what a kill leaves of it does not exist."""
