@@ -21,6 +21,7 @@ from pixelpick_ray.cli.options import (
     parse_size,
 )
 from pixelpick_ray.cli.shared import asked_of
+from pixelpick_ray.data.answers import Waiting
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import Plan
@@ -80,11 +81,20 @@ def report(
     for one in planned:
         print(f"{one.experiment.name}: {one.sharing}")
     if len({one.point for one in summary.missing}) == summary.num_trials:
-        where = Store(store).address
-        print(f"nothing of it is stored in {where}; give the folder of the results with --store DIR, or run it first")
+        print(_why_nothing(planned, Store(store)))
     elif summary.missing:
         print(f"missing: {len(summary.missing)} results, listed in the report")
     print(f"written to {out}: {', '.join(path.name for path in summary.files)}")
+
+
+def _why_nothing(planned: list[Plan], store: Store) -> str:
+    """Why a report has no result, and what to do."""
+    looks = (Waiting(store, one.experiment).look(chain.id for chain in one.chains) for one in planned)
+    if any(pending.missing for look in looks for pending in look.values()):
+        return "nothing is trained yet: people have to answer first; `status` says how many answers are missing"
+    return (
+        f"nothing of it is stored in {store.address}; give the folder of the results with --store DIR, or run it first"
+    )
 
 
 def evaluate(

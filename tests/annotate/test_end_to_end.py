@@ -138,6 +138,8 @@ def test_run_without_waiting_ends_with_status_3_and_the_command_to_type(
         launch(place, "status", "human.yaml", "--store", "people", "--json", "--set", "train.epochs=2").out
     )
     assert [chain["missing_answers"] for chain in as_json["chains"]] == [20]
+    words = "--store", "people", "--set", "train.epochs=2", "--out", "report"
+    assert "people have to answer first; `status` says" in launch(place, "report", "human.yaml", *words).out
 
 
 def test_answers_travel_through_files_of_other_tools(place: Path) -> None:
