@@ -27,10 +27,6 @@ class Claims:
         self._held[key] = who, stack
         return True
 
-    def others(self, key: Key, who: str) -> bool:
-        """Whether somebody else of this process has it."""
-        return key in self._held and self._held[key][0] != who
-
     def of(self, who: str) -> list[Key]:
         """What somebody has."""
         return [key for key, (holder, _) in self._held.items() if holder == who]
