@@ -27,7 +27,7 @@ from pixelpick_ray.data.answers import Line
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError, StoreError
 from pixelpick_ray.spec.trial import Spec
 
-SCRIPTS = ("draw.js", "page.js")
+SCRIPTS = ("draw.js", "clock.js", "keyboard.js", "memory.js", "wire.js", "page.js")
 STATUS = {"wrong": 400, "taken": 409, "gone": 410}  # by the reason of a refusal
 
 
@@ -169,7 +169,7 @@ def page_html() -> tuple[str, str]:
 
 
 def _asset(name: str) -> str:
-    return resources.files("pixelpick_ray.annotate").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("pixelpick_ray.annotate").joinpath("web", name).read_text(encoding="utf-8")
 
 
 # Running

@@ -5,6 +5,7 @@ import itertools
 import json
 import signal
 import statistics
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -71,9 +72,12 @@ class Typist:
     def settle(self) -> None:
         """Wait until the page shows a question, or says why not."""
         wait_for(lambda: self.look()["shown"] > 0 or self.look()["state"] in ("waiting", "done"))
+        self.read_keys()
+        self.seen = [0, 0]
+
+    def read_keys(self) -> None:
         rows = "[...document.querySelectorAll('#classes button')].map(one => [one.dataset.name, one.ariaKeyShortcuts])"
         self.keys = dict(self.browser.run(f"return {rows}"))
-        self.seen = [0, 0]
 
     def look(self) -> Item:
         found: Item = self.browser.run("return window.annotation ?? {shown: 0, state: 'loading'}")
@@ -88,9 +92,11 @@ class Typist:
         return found
 
     def press(self, *keys: str) -> Item:
-        """Press keys that answer or take back, one acknowledgement each; what the page exposes then."""
-        self.browser.type(*keys)
-        return self.take_notes(sum(self.seen) + len(keys))
+        """Press keys that answer or take back, each when the last is acknowledged; what the page exposes then."""
+        for key in keys:
+            self.browser.type(key)
+            found = self.take_notes(sum(self.seen) + 1)
+        return found
 
     def take_notes(self, count: int) -> Item:
         def done() -> Item | None:
@@ -247,18 +253,33 @@ def test_keys_mean_the_same_on_every_keyboard(page: Callable[..., tuple[Typist, 
             ("R", "KeyR", shift),
             ("r", "KeyR", shift),  # caps lock and shift
             ("к", "KeyR", 0),
-            ("К", "KeyR", 0),
+            ("К", "KeyR", shift),
             ("3", "Digit3", 0),
-            ('"', "Digit3", shift),  # a key of no class on a French keyboard
             ("３", "Digit3", 0),
             ("٠", "Digit0", 0),
+            ("ю", "Period", 0),
         )
     ):
         key_event(typist.browser, key, code, modifiers=modifiers)
-        if key != '"':
-            typist.take_notes(count + 1 - (count > 7))
-    assert labels(store) == ["road", "road", "tree", "tree", "road", "road", "car", "car", None]
-    assert answers_in(store)[-1].kind == "unknown"
+        typist.take_notes(count + 1)
+    assert labels(store) == ["road", "road", "tree", "tree", "road", "tree", "car", "car", None, None]
+    assert [answer.kind for answer in answers_in(store)[-2:]] == ["unknown", "void"]
+
+
+def test_characters_of_no_class_are_told_and_stored_nowhere(page: Callable[..., tuple[Typist, Store]]) -> None:
+    typist, store = page("annotate.keys={road: r}")
+    shift = 8
+    for key, code, modifiers in (
+        ('"', "Digit3", 0),  # on a French keyboard, as the next two
+        ("à", "Digit0", 0),
+        (":", "Period", 0),
+        (">", "Period", shift),
+        ("ç", "Period", 0),  # Turkish
+        ("Ю", "Period", shift),  # Russian
+    ):
+        key_event(typist.browser, key, code, modifiers=modifiers)
+        assert typist.text("#notice").startswith(f"{key} is no key of a class")
+    assert answers_in(store) == ()
 
 
 def test_what_is_no_answer_stores_nothing(page: Callable[..., tuple[Typist, Store]]) -> None:
@@ -279,12 +300,66 @@ def test_what_is_no_answer_stores_nothing(page: Callable[..., tuple[Typist, Stor
     assert labels(store) == ["road"]
 
 
-def test_keys_that_come_too_fast_answer_one_after_the_other(page: Callable[..., tuple[Typist, Store]]) -> None:
+def test_a_key_answers_only_what_was_seen_when_it_was_pressed(page: Callable[..., tuple[Typist, Store]]) -> None:
     typist, store = page()
-    names = ["road", "sky", "tree", "car", "pole", "sign"]
-    typist.press(*(typist.keys[name] for name in names))
-    assert labels(store) == names
-    check_book(store, [typist])
+    item = typist.item()
+    typist.browser.type(*(typist.keys[name] for name in ("road", "sky", "tree", "car", "pole", "sign")))
+    typist.take_notes(1)
+    time.sleep(0.3)
+    seen = {one["question"] for one in typist.look()["acknowledged"]}
+    assert len(answers_in(store)) == len(seen) < 6  # as many as were painted between two of these keys
+    assert item["id"] in seen
+    assert labels(store)[0] == "road"
+    assert "Not taken" in typist.text("#notice")
+
+
+def slowly(desk: Desk, go_on: threading.Event) -> None:
+    """Have the desk give no image before this event."""
+    at_once = desk.image
+
+    def image(number: int) -> bytes:
+        go_on.wait(20)
+        return at_once(number)
+
+    desk.image = image  # type: ignore[method-assign]
+
+
+def test_a_pixel_whose_image_is_not_there_yet_gets_no_answer(browser: Browser, tmp_path: Path) -> None:
+    plan, store = plan_of(), Store(tmp_path / "store")
+    ask(store, plan, questions_of(2, 3))
+    desk, go_on = Desk(plan, store, Path("nowhere")), threading.Event()
+    slowly(desk, go_on)
+    with running(desk, store) as site:
+        browser.visit(f"http://127.0.0.1:{site.port}/{TOKEN}/", 1280, 720)
+        typist = Typist(browser)
+        browser.type(*typist.name, ENTER)
+        item = wait_for(typist.item)
+        typist.read_keys()
+        wait_for(lambda: browser.shown("#close") == [True] and browser.run(HIDDEN) == "hidden")
+        browser.type(typist.keys["road"])
+        wait_for(lambda: typist.text("#notice") == "Not taken: this pixel was not shown yet.")
+        browser.type(SPACE)  # skipping needs no image
+        wait_for(lambda: typist.item() != item)
+        assert answers_in(store) == ()
+        go_on.set()
+        typist.settle()
+        assert browser.run(HIDDEN) == "visible"
+        typist.press(typist.keys["road"])
+        assert labels(store) == ["road"]
+
+
+HIDDEN = "return getComputedStyle(document.querySelector('#close')).visibility"
+
+
+def test_a_held_key_presses_a_button_once(page: Callable[..., tuple[Typist, Store]]) -> None:
+    typist, store = page()
+    typist.browser.run("document.querySelector('#classes button').focus()")
+    for repeat in (False, True, True, True):
+        typist.browser.devtools(
+            "Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", text="\r", autoRepeat=repeat
+        )
+        time.sleep(0.1)
+    assert len(labels(store)) == 1
 
 
 def test_looking_back_shows_what_was_said_and_a_key_replaces_it(page: Callable[..., tuple[Typist, Store]]) -> None:
@@ -347,8 +422,8 @@ def test_time_without_a_sign_of_life_is_idle(page: Callable[..., tuple[Typist, S
     typist, store = page("annotate.idle_seconds=0.3")
     time.sleep(0.9)
     typist.press(typist.keys["road"])
-    assert last(store).seconds == pytest.approx(0.3, abs=0.1)
-    assert last(store).idle_seconds == pytest.approx(0.7, abs=0.25)
+    assert (last(store).seconds or 0) < 0.1
+    assert last(store).idle_seconds == pytest.approx(1.0, abs=0.25)
     for _ in range(4):
         time.sleep(0.15)
         typist.browser.type(UP)
@@ -366,27 +441,95 @@ def test_time_without_a_sign_of_life_is_idle(page: Callable[..., tuple[Typist, S
     assert labels(store) == ["road", "road", "sky"]
 
 
+def go_offline(browser: Browser, is_offline: bool) -> None:
+    browser.devtools("Network.enable")
+    rates = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.devtools("Network.emulateNetworkConditions", offline=is_offline, **rates)
+
+
+def kept_answers(browser: Browser) -> list[Item]:
+    """The answers that the browser keeps until they are acknowledged."""
+    kept = browser.run("return Object.entries(localStorage).filter(([key]) => key.startsWith('pixelpick-ray-unsent-'))")
+    return [json.loads(value) for _, value in kept]
+
+
 def test_an_answer_is_kept_without_a_connection_and_over_a_reload(page: Callable[..., tuple[Typist, Store]]) -> None:
     typist, store = page()
-    offline = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-    typist.browser.devtools("Network.enable")
-    typist.browser.devtools("Network.emulateNetworkConditions", offline=True, **offline)
+    go_offline(typist.browser, True)
     typist.browser.type(typist.keys["car"])
     wait_for(lambda: "No connection" in typist.text("#banner"))
-    time.sleep(0.6)
     typist.browser.type(typist.keys["sky"])  # nobody has seen the next pixel
     assert "still being sent" in typist.text("#notice")
     assert answers_in(store) == ()
-    kept = json.loads(typist.browser.run("return sessionStorage.getItem('pixelpick-ray-unsent')"))
-    assert [reply["label"] for reply in kept.values()] == ["car"]
-    typist.browser.devtools("Network.emulateNetworkConditions", offline=False, **offline)
+    kept = kept_answers(typist.browser)
+    assert [one["reply"]["label"] for one in kept] == ["car"]
+    go_offline(typist.browser, False)
     typist.browser.call("POST", "/refresh", {})
     typist.settle()
     wait_for(lambda: answers_in(store))
-    assert [answer.id for answer in answers_in(store)] == list(kept)
-    wait_for(lambda: typist.browser.run("return sessionStorage.getItem('pixelpick-ray-unsent')") == "{}")
+    assert [answer.id for answer in answers_in(store)] == [one["reply"]["id"] for one in kept]
+    assert kept_answers(typist.browser) == []
     typist.browser.type(BACKSPACE)
     wait_for(lambda: answers_in(store) == ())
+
+
+def test_another_answer_is_kept_with_the_one_that_it_replaces(page: Callable[..., tuple[Typist, Store]]) -> None:
+    typist, store = page()
+    typist.press(typist.keys["car"])
+    go_offline(typist.browser, True)
+    typist.browser.type(LEFT, typist.keys["sky"])
+    wait_for(lambda: "No connection" in typist.text("#banner"))
+    go_offline(typist.browser, False)
+    typist.browser.call("POST", "/refresh", {})
+    typist.settle()
+    wait_for(lambda: labels(store) == ["sky"])
+    assert kept_answers(typist.browser) == []
+
+
+def test_a_kept_answer_that_cannot_be_stored_is_told(page: Callable[..., tuple[Typist, Store]]) -> None:
+    typist, store = page()
+    item = typist.item()
+    go_offline(typist.browser, True)
+    typist.browser.type(typist.keys["car"])
+    wait_for(lambda: "No connection" in typist.text("#banner"))
+    assert typist.site is not None
+    other = {"id": "other", "annotator": typist.name, "question": item["id"], "kind": "void", "seconds": 1}
+    typist.browser.call("POST", "/url", {"url": "about:blank"})
+    assert typist.site.post("answer", other)[0] == 200
+    go_offline(typist.browser, False)
+    typist.open(f"http://127.0.0.1:{typist.site.port}/{TOKEN}/")
+    assert typist.text("#notice").startswith("An answer that was kept could not be stored: This question has its")
+    assert kept_answers(typist.browser) == []
+    assert labels(store) == [None]
+
+
+def test_what_others_took_is_dropped_at_once(browser: Browser, tmp_path: Path) -> None:
+    plan, store, later = plan_of(), Store(tmp_path / "store"), [0.0]
+    ask(store, plan, questions_of(2, 12))
+    with running(Desk(plan, store, Path("nowhere"), clock=lambda: time.time() + later[0]), store) as site:
+        typist = Typist(browser)
+        typist.open(f"http://127.0.0.1:{site.port}/{TOKEN}/")
+        later[0] = 1000.0
+        assert len(site.post("next", {"annotator": "Bob", "have": []})[1]["items"]) == 24
+        browser.type(typist.keys["road"])
+        wait_for(lambda: typist.look()["state"] == "elsewhere")
+        assert typist.text("#cover h2") == "Others work on the rest"
+        assert browser.shown("#said") == [False]
+    assert answers_in(store) == ()
+
+
+def test_nobody_gets_past_the_question_for_the_name(browser: Browser, tmp_path: Path) -> None:
+    plan, store = plan_of(), Store(tmp_path / "store")
+    ask(store, plan, questions_of(1, 3))
+    with running(Desk(plan, store, Path("nowhere")), store) as site:
+        browser.visit(f"http://127.0.0.1:{site.port}/{TOKEN}/", 1280, 720)
+        for _ in range(3):
+            browser.type(ESCAPE)
+            wait_for(lambda: browser.run("return document.querySelector('#welcome').open"))
+        browser.type("A", "A", "A", ENTER)
+        typist = Typist(browser)
+        typist.settle()
+        assert typist.text("#person") == "AAA"
 
 
 def test_a_page_waits_for_the_training_and_goes_on_by_itself(
@@ -394,8 +537,7 @@ def test_a_page_waits_for_the_training_and_goes_on_by_itself(
 ) -> None:
     typist, store = page()
     plan: Plan = plan_of()
-    for _ in range(24):
-        typist.press(typist.keys["road"])
+    typist.press(*[typist.keys["road"]] * 24)
     wait_for(lambda: typist.look()["state"] == "waiting")
     assert typist.text("#cover h2") == "The network trains"
     go_on(store)
@@ -494,7 +636,7 @@ def test_the_mouse_does_all_that_keys_do(page: Callable[..., tuple[Typist, Store
 
 
 @pytest.mark.parametrize("classes", [11, 30])
-@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1920, 1080), (390, 844)])
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1920, 1080), (1093, 520), (390, 844)])
 def test_everything_fits_the_screen(browser: Browser, tmp_path: Path, classes: int, width: int, height: int) -> None:
     folder = tmp_path / "data" / "many"
     for name, mode in (("images", "RGB"), ("labels", "L")):
@@ -520,7 +662,7 @@ def test_everything_fits_the_screen(browser: Browser, tmp_path: Path, classes: i
                 "const [wide, classes] = ['wide', 'classes'].map(id => document.getElementById(id)"
                 ".getBoundingClientRect()); return [wide.height, classes.top - wide.bottom]"
             )
-            assert overlap[0] > 100
+            assert overlap[0] > (100 if height > 600 else 60)
             assert overlap[1] >= 0
         else:
             typist.press(typist.keys[names[0]])

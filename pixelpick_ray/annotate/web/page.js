@@ -4,17 +4,13 @@
   const at = (id) => document.getElementById(id);
   const RADII = [6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384];
   const FEW = 10; // questions: more are fetched before they are used up
-  const PATIENCE = 500; // ms that keys wait for the last answer; typed later they would mean what nobody has seen
-  const NAME = "pixelpick-ray-annotator";
-  const UNSENT = "pixelpick-ray-unsent";
-  const THEME = "pixelpick-ray-theme";
-  const RADIUS = "pixelpick-ray-radius";
+  const SIGN = 60000; // ms between signs of life, without which others get what this page has
+  const LATE = 150; // ms after which an image that is not there yet is missed
 
   const page = {
     annotator: "",
     classes: new Map(), // by name
     keys: new Map(), // names of classes by key
-    idleSeconds: 30,
     queue: [], // what is asked next, the first of it now
     history: [], // own answers {id, kind, label, item}, the last one last
     back: 0, // how many answers ago is shown; 0 is what is asked now
@@ -30,24 +26,6 @@
   const annotation = { timings: [], acknowledged: [], undone: [], item: null, state: "loading", shown: 0 };
   window.annotation = annotation;
 
-  // Small things that a browser remembers, if it remembers anything.
-
-  function recall(storage, key) {
-    try {
-      return window[storage].getItem(key);
-    } catch {
-      return null;
-    }
-  }
-
-  function remember(storage, key, value) {
-    try {
-      window[storage].setItem(key, value);
-    } catch {
-      return;
-    }
-  }
-
   function element(name, attributes = {}, ...children) {
     const made = document.createElement(name);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -55,113 +33,14 @@
     return made;
   }
 
-  const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
-
   function identity() {
     const bytes = crypto.getRandomValues(new Uint8Array(16));
     return [...bytes].map((one) => one.toString(16).padStart(2, "0")).join("");
   }
 
-  // Requests
-
-  class Refused extends Error {}
-
-  function banner(text) {
-    at("banner").textContent = text;
-    at("banner").hidden = text === "";
-  }
-
-  const GONE = new Set([403, 404, 421]);
-  const MOVED = "The server does not know this page any more: open the address that it has printed. ";
-  const LOST = "No connection to the server. ";
-  const KEPT = "What you answered is kept and sent again.";
-
-  async function tried(path, body) {
-    const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-    const response = await fetch(path, { ...options, signal: AbortSignal.timeout(15000) });
-    return { status: response.status, found: await response.json() };
-  }
-
-  // Ask until there is an answer; Refused when it is no.
-  async function deliver(path, body) {
-    for (let pause = 300; ; pause = Math.min(pause * 1.5, 3000)) {
-      const { status, found } = await tried(path, body).catch(() => ({ status: 0, found: {} }));
-      if (status === 200) {
-        banner("");
-        return found;
-      }
-      if (status >= 400 && status < 500 && !GONE.has(status)) {
-        banner("");
-        throw new Refused(found.error);
-      }
-      banner((status === 0 ? LOST : GONE.has(status) ? MOVED : `${found.error} `) + KEPT);
-      await sleep(pause);
-    }
-  }
-
-  // Images: decoded ahead, the last ones kept.
-
-  const images = new Map();
-
-  async function load(number) {
-    for (;;) {
-      try {
-        const response = await fetch(`image/${number}`);
-        if (response.ok) return await createImageBitmap(await response.blob());
-        banner((await response.json()).error);
-      } catch {
-        banner(LOST);
-      }
-      await sleep(1000);
-    }
-  }
-
-  function picture(number) {
-    const found = images.get(number) ?? load(number);
-    images.delete(number);
-    images.set(number, found);
-    for (const old of [...images.keys()].slice(0, -12)) images.delete(old);
-    return found;
-  }
-
-  function lookAhead() {
-    const numbers = [...new Set(page.queue.map((item) => item.image))];
-    for (const number of numbers.slice(0, 3)) picture(number);
-    if (page.queue.length < FEW) refill();
-  }
-
-  // Time: what passes without a sign of life beyond `idleSeconds`, or while the page is hidden, is idle.
-
-  const clock = { item: null, spent: new Map(), last: 0, isAway: false };
-
-  function tick(now = performance.now()) {
-    const gap = Math.max(0, now - clock.last) / 1000;
-    clock.last = Math.max(now, clock.last);
-    const spent = clock.spent.get(clock.item);
-    if (!spent) return;
-    const active = clock.isAway ? 0 : Math.min(gap, page.idleSeconds);
-    spent.active += active;
-    spent.idle += gap - active;
-  }
-
-  // Time runs for this question now; it goes on where it was.
-  function startClock(item) {
-    tick();
-    clock.item = item.id;
-    if (!clock.spent.has(item.id)) clock.spent.set(item.id, { active: 0, idle: 0 });
-  }
-
-  function stopClock() {
-    tick();
-    const { active, idle } = clock.spent.get(clock.item) ?? { active: 0, idle: 0 };
-    clock.spent.delete(clock.item);
-    clock.item = null;
-    return { seconds: Math.min(active, 86400), idle_seconds: Math.min(idle, 86400) };
-  }
-
+  // Time runs while somebody sees a question and works.
   function setAway() {
-    tick();
-    clock.isAway = document.hidden || page.isPaused;
+    clock.setAway(document.hidden || page.isPaused || document.querySelector("dialog[open]") !== null);
   }
 
   // What is shown
@@ -179,29 +58,47 @@
     return { name: "", key: "", colour: "#888888" };
   };
 
+  const painted = { item: null, image: null, points: [], time: 0 };
+
+  // An image that is there is painted before this returns.
   async function show() {
     const entry = shown();
     annotation.item = entry?.item ?? null;
+    if (painted.item !== annotation.item) clock.halt();
     showFrame(entry);
     setTimeout(lookAhead); // what is shown now comes first
-    if (entry === null) return;
-    const image = await picture(entry.item.image);
-    const points = page.showsPoints ? await pointsOf(entry.item.image) : [];
+    if (entry === null) return hide();
+    const late = setTimeout(() => painted.item !== annotation.item && hide(), LATE);
+    const image = wire.ready(entry.item.image) ?? (await wire.image(entry.item.image));
+    const points = page.showsPoints ? await wire.points(entry.item.image) : [];
+    clearTimeout(late);
     if (shown()?.item !== entry.item) return;
     paint(entry.item, image, points);
-    startClock(entry.item);
     annotation.shown += 1;
   }
 
-  async function pointsOf(number) {
-    const response = await fetch(`points/${number}`).catch(() => null);
-    return response?.ok ? (await response.json()).points : [];
+  // The pictures of another question must not stay where they could be taken for this one's.
+  function hide() {
+    document.body.classList.add("loading");
+    painted.item = null;
   }
 
-  const painted = { item: null, image: null, points: [] };
+  function lookAhead() {
+    const numbers = [...new Set(page.queue.map((item) => item.image))];
+    for (const number of numbers.slice(0, 3)) wire.image(number);
+    if (page.queue.length < FEW) refill();
+  }
 
   function paint(item, image, points) {
+    document.body.classList.remove("loading");
+    if (painted.item !== item) Object.assign(painted, { time: performance.now() });
     Object.assign(painted, { item, image, points });
+    draws();
+    clock.start(item.id);
+  }
+
+  function draws() {
+    const { item, image, points } = painted;
     const [near, far, radius] = [at("close"), at("wide"), RADII[page.radius]];
     if (page.showsPoints) draw.points(near, image, item, points.filter((one) => !isHere(one, item)), told);
     else draw.close(near, image, item, radius);
@@ -211,7 +108,7 @@
   const isHere = (point, item) => point.x === item.x && point.y === item.y;
 
   function repaint() {
-    if (painted.image && shown()) paint(painted.item, painted.image, painted.points);
+    if (painted.item) draws();
   }
 
   function showFrame(entry) {
@@ -259,7 +156,7 @@
   }
 
   const COVERS = {
-    paused: ["Paused", "The clock stands. Any key goes on."],
+    paused: ["Paused", "The clock is stopped. Press any key to go on."],
     waiting: ["The network trains", "Nothing is asked now. This page goes on by itself when new questions come."],
     elsewhere: ["Others work on the rest", "No image is free now. This page goes on by itself."],
     done: ["All done", "Every question of this experiment has been answered and trained on. You may close the page."],
@@ -321,13 +218,13 @@
     isFetching = true;
     const [who, before, first] = [page.annotator, answered.length, page.queue[0]?.id];
     try {
-      const found = await deliver("next", { annotator: who, have: page.queue.map((item) => item.id) });
+      const found = await wire.deliver("next", { annotator: who, have: page.queue.map((item) => item.id) });
       if (who === page.annotator) takeIn(found, new Set(answered.slice(before)));
     } catch (problem) {
       notice(problem.message);
     }
     isFetching = false;
-    if (page.queue[0]?.id !== first && busy === 0) show();
+    if (page.queue[0]?.id !== first && !isBusy) show();
     clearTimeout(poll);
     if (page.queue.length === 0) poll = setTimeout(refill, 1000);
   }
@@ -335,10 +232,10 @@
   // Add what the server asks; what was answered meanwhile is not asked any more.
   function takeIn(found, meanwhile) {
     const dropped = new Set(found.dropped);
-    if (busy === 0 && page.queue.length > 0 && dropped.has(page.queue[0].id)) {
+    if (!isBusy && page.queue.length > 0 && dropped.has(page.queue[0].id)) {
       notice("This image is not yours any more.");
     }
-    if (busy === 0) page.queue = page.queue.filter((item) => !dropped.has(item.id));
+    if (!isBusy) page.queue = page.queue.filter((item) => !dropped.has(item.id));
     const known = new Set(page.queue.map((item) => item.id));
     page.queue.push(...found.items.filter((item) => !known.has(item.id) && !meanwhile.has(item.id)));
     setProgress(found);
@@ -350,76 +247,57 @@
     page.progress = { answered: done, total, mine };
   }
 
-  // Answers: one after the other. Keys that come while one is sent wait for their turn.
+  // Answers: one after the other, each for the pixel that was seen when its key was pressed.
 
-  let busy = 0; // when the one that is being sent was given; 0 is none
-  const waiting = [];
+  let isBusy = false;
 
   async function inTurn(action) {
-    if (busy > 0) {
-      if (performance.now() - busy < PATIENCE) waiting.push(action);
-      else notice("Your last answer is still being sent; it is kept.");
-      return;
-    }
-    busy = performance.now();
+    if (isBusy) return notice("Not taken: your last answer is still being sent.");
+    isBusy = true;
     try {
       await action();
     } catch (problem) {
-      waiting.length = 0;
-      if (!(problem instanceof Refused)) throw problem;
+      if (!(problem instanceof wire.Refused)) throw problem;
       notice(problem.message);
     } finally {
-      busy = 0;
+      isBusy = false;
     }
-    const next = waiting.shift();
-    if (next) inTurn(next);
+    if ((shown()?.item ?? null) !== annotation.item) show();
   }
 
-  function unsent() {
-    try {
-      return JSON.parse(recall("sessionStorage", UNSENT) ?? "{}");
-    } catch {
-      return {};
-    }
-  }
-
-  function keep(reply) {
-    remember("sessionStorage", UNSENT, JSON.stringify({ ...unsent(), [reply.id]: reply }));
-  }
-
-  function letGo(reply) {
-    const { [reply.id]: _, ...others } = unsent();
-    remember("sessionStorage", UNSENT, JSON.stringify(others));
-  }
-
-  async function send(reply) {
-    try {
-      setProgress(await deliver("answer", reply));
-    } finally {
-      letGo(reply);
-    }
+  async function send({ reply }) {
+    setProgress(await wire.deliver("answer", reply));
     annotation.acknowledged.push({ id: reply.id, question: reply.question, kind: reply.kind, label: reply.label });
   }
 
   async function answer(kind, label, pressed) {
     const entry = shown();
     if (entry === null) return;
-    const reply = { id: identity(), annotator: page.annotator, question: entry.item.id, kind, label, ...stopClock() };
-    keep(reply);
+    if (painted.item !== entry.item || pressed < painted.time) return notice("Not taken: this pixel was not shown yet.");
+    const reply = { id: identity(), annotator: page.annotator, question: entry.item.id, kind, label, ...clock.stop() };
+    const unsent = { reply, replaces: page.back > 0 ? entry.id : null };
+    memory.keep(unsent);
     say(reply);
     try {
       if (page.back > 0) await takeBack(entry);
-      await send(reply);
+      await send(unsent);
     } catch (problem) {
-      letGo(reply);
-      page.queue = page.queue.filter((item) => item !== entry.item);
-      page.back = 0;
-      await show();
+      drop(entry.item);
       throw problem;
+    } finally {
+      memory.letGo(unsent);
     }
     place(entry, reply);
-    await show();
+    show();
     requestAnimationFrame(() => annotation.timings.push(performance.now() - pressed));
+  }
+
+  // What the server does not ask us any more, and what else of ours it does not.
+  function drop(item) {
+    page.queue = page.queue.filter((one) => one !== item);
+    page.back = 0;
+    at("said").hidden = true;
+    refill();
   }
 
   // An answer into the history: a new one at its end, another one for one that was looked back at in its place.
@@ -434,10 +312,10 @@
 
   // Have the server take an answer back; its question is asked again.
   async function takeBack(entry) {
-    setProgress(await deliver("undo", { annotator: page.annotator, answer: entry.id }));
+    setProgress(await wire.deliver("undo", { annotator: page.annotator, answer: entry.id }));
     annotation.undone.push(entry.id);
     page.history = page.history.filter((one) => one !== entry);
-    page.queue.unshift(entry.item);
+    page.queue = [entry.item, ...page.queue.filter((one) => one.id !== entry.item.id)];
   }
 
   async function undo() {
@@ -446,25 +324,30 @@
     await takeBack(entry);
     page.back = 0;
     at("said").hidden = true;
-    await show();
+    show();
   }
 
   async function skip() {
     if (page.back > 0) return goTo(0);
     if (page.queue.length === 0) return;
     const [item] = page.queue;
-    setProgress(await deliver("skip", { annotator: page.annotator, question: item.id }));
+    try {
+      setProgress(await wire.deliver("skip", { annotator: page.annotator, question: item.id }));
+    } catch (problem) {
+      drop(item);
+      throw problem;
+    }
     page.queue.push(page.queue.shift());
     if (page.queue[0] === item) notice("Nothing else is left here.");
     at("said").hidden = true;
-    await show();
+    show();
   }
 
   function goTo(back) {
     if (back < 0 || back > page.history.length) return;
     page.back = back;
     at("said").hidden = true;
-    return show();
+    show();
   }
 
   // Commands: those of the first group wait for their turn, the others only change what is seen.
@@ -486,9 +369,12 @@
     farther: () => zoom(1),
     points: () => {
       page.showsPoints = !page.showsPoints;
-      return show();
+      show();
     },
-    help: () => at("help").showModal(),
+    help: () => {
+      at("help").showModal();
+      setAway();
+    },
     "close-help": () => at("help").close(),
     theme: nextTheme,
     pause: () => {
@@ -501,7 +387,7 @@
 
   function zoom(step) {
     page.radius = Math.min(RADII.length - 1, Math.max(0, page.radius + step));
-    remember("localStorage", RADIUS, String(RADII[page.radius]));
+    memory.remember("radius", String(RADII[page.radius]));
     repaint();
   }
 
@@ -510,6 +396,7 @@
     setAway();
     showFrame(shown());
     repaint();
+    if (!isPaused) refill(); // others may have got what was not answered in time
   }
 
   function run(command, pressed) {
@@ -525,27 +412,8 @@
 
   // Keys
 
-  const COMMANDS = {
-    0: "unknown", ".": "void", " ": "skip", "?": "help", "+": "closer", "-": "farther",
-    Backspace: "undo", ArrowLeft: "back", ArrowRight: "forward", ArrowUp: "closer", ArrowDown: "farther",
-    Enter: "confirm", Tab: "points", Escape: "pause", F1: "help", F2: "theme",
-  };
-  const CODES = { NumpadDecimal: ".", Period: "." };
-
-  // The key as it would be on a keyboard with Latin letters.
-  function meant(event) {
-    const { key, code } = event;
-    if (key.length > 1 && !["Dead", "Process", "Unidentified"].includes(key)) return key;
-    const isPlain = /^[ -~]$/.test(key);
-    const digit = /^(?:Digit|Numpad)(\d)$/.exec(code)?.[1];
-    if (!isPlain) return /^Key([A-Z])$/.exec(code)?.[1].toLowerCase() ?? digit ?? CODES[code] ?? key;
-    if (!/[A-Za-z]/.test(key)) return key in COMMANDS || page.keys.has(key) ? key : (CODES[code] ?? key);
-    const [small, capital] = [key.toLowerCase(), key.toUpperCase()];
-    return event.shiftKey && page.keys.has(capital) ? capital : small;
-  }
-
   function onKey(event) {
-    tick(event.timeStamp);
+    clock.tick(event.timeStamp);
     if (event.ctrlKey || event.altKey || event.metaKey || event.isComposing) return;
     if (at("welcome").open) return;
     if (at("help").open) {
@@ -553,10 +421,13 @@
       if (["?", "F1"].includes(event.key)) at("help").close();
       return;
     }
-    const key = meant(event);
+    const key = keyboard.meant(event, page.keys);
     if (key === "Tab" && event.shiftKey) return;
-    if ([" ", "Enter"].includes(key) && event.target instanceof HTMLButtonElement) return;
-    const command = COMMANDS[key];
+    if ([" ", "Enter"].includes(key) && event.target instanceof HTMLButtonElement) {
+      if (event.repeat) event.preventDefault(); // a held key would press it again and again
+      return;
+    }
+    const command = keyboard.COMMANDS[key];
     const name = page.keys.get(key);
     if (!command && !name && [...key].length > 1) return; // Shift, and whatever else is no letter
     event.preventDefault();
@@ -588,15 +459,17 @@
     const current = document.documentElement.dataset.theme ?? "auto";
     const next = THEMES[(THEMES.indexOf(current) + 1) % THEMES.length];
     setTheme(next);
-    remember("localStorage", THEME, next);
+    memory.remember("theme", next);
   }
 
   // Beginning
 
-  function welcome() {
+  function welcome(problem = "") {
     at("name").value = page.annotator;
-    at("welcome").showModal();
+    at("name-problem").textContent = problem;
+    if (!at("welcome").open) at("welcome").showModal();
     at("name").select();
+    setAway();
   }
 
   function listClasses(classes) {
@@ -614,60 +487,89 @@
     at("classes").replaceChildren(...rows);
   }
 
+  // Answers of earlier pages that were not acknowledged.
+  async function sendKept() {
+    for (const unsent of memory.unsent()) {
+      const { reply, replaces } = unsent;
+      try {
+        if (replaces) await wire.deliver("undo", { annotator: reply.annotator, answer: replaces });
+        await send(unsent);
+      } catch (problem) {
+        if (!(problem instanceof wire.Refused)) throw problem;
+        notice(`An answer that was kept could not be stored: ${problem.message}`);
+      }
+      memory.letGo(unsent);
+    }
+  }
+
   async function begin(name) {
-    for (const reply of Object.values(unsent())) await send(reply).catch(() => letGo(reply));
-    const found = await deliver("begin", { annotator: name });
-    Object.assign(page, { annotator: name, idleSeconds: found.idle_seconds, history: found.history });
-    Object.assign(page, { queue: [], back: 0, state: "loading" });
+    await sendKept();
+    const found = await wire.deliver("begin", { annotator: name });
+    Object.assign(page, { annotator: name, history: found.history, queue: [], back: 0, state: "loading" });
+    clock.setIdle(found.idle_seconds);
     setProgress(found);
-    remember("localStorage", NAME, name);
+    memory.remember("annotator", name);
     listClasses(found.classes);
     at("title").textContent = found.title;
     at("person").textContent = name;
     document.title = `${found.title} · annotate`;
     at("help-confirm").hidden = !found.suggestions;
+    at("welcome").close();
     await refill();
   }
 
+  let isEntering = false;
+
   async function enter(name) {
+    if (isEntering) return;
+    isEntering = true;
     try {
       await begin(name);
     } catch (problem) {
-      if (!(problem instanceof Refused)) throw problem;
-      welcome();
-      notice(problem.message);
+      if (!(problem instanceof wire.Refused)) throw problem;
+      welcome(problem.message);
+    } finally {
+      isEntering = false;
     }
   }
 
   function onName(event) {
     event.preventDefault();
     const name = at("name").value.trim();
-    if (name === "") return;
-    at("welcome").close();
-    enter(name);
+    if (name !== "") enter(name);
+  }
+
+  // While nobody looks, others may get what this page has.
+  function giveSign() {
+    if (!document.hidden && !page.isPaused) refill();
   }
 
   document.addEventListener("keydown", onKey);
   document.addEventListener("click", onClick);
-  document.addEventListener("visibilitychange", setAway);
+  document.addEventListener("visibilitychange", () => {
+    setAway();
+    giveSign();
+  });
+  setInterval(giveSign, SIGN);
   for (const sign of ["pointermove", "pointerdown", "wheel"]) {
-    document.addEventListener(sign, () => tick(), { passive: true });
+    document.addEventListener(sign, () => clock.tick(), { passive: true });
   }
   // A click must not leave the focus on a button, where Space would press it again.
   document.addEventListener("mousedown", (event) => {
     if (event.target.closest("button") && !event.target.closest("dialog")) event.preventDefault();
   });
   at("name-form").addEventListener("submit", onName);
-  at("welcome").addEventListener("cancel", (event) => {
-    if (!page.annotator) event.preventDefault();
+  for (const dialog of document.querySelectorAll("dialog")) dialog.addEventListener("close", setAway);
+  at("welcome").addEventListener("close", () => {
+    if (!page.annotator) welcome();
   });
   new ResizeObserver(repaint).observe(at("close"));
   window.addEventListener("resize", repaint);
 
-  setTheme(recall("localStorage", THEME) ?? "auto");
-  const radius = RADII.indexOf(Number(recall("localStorage", RADIUS)));
+  setTheme(memory.recall("theme") ?? "auto");
+  const radius = RADII.indexOf(Number(memory.recall("radius")));
   if (radius >= 0) page.radius = radius;
-  const known = recall("localStorage", NAME);
+  const known = memory.recall("annotator");
   if (known) enter(known);
   else welcome();
 })();

@@ -1,0 +1,64 @@
+// What a browser remembers, if it remembers anything: settings, and answers until they are acknowledged.
+"use strict";
+
+const memory = (() => {
+  const OURS = "pixelpick-ray-";
+  const UNSENT = `${OURS}unsent-`;
+  const held = new Map(); // answers of this page, also where the browser remembers nothing
+
+  function recall(name) {
+    try {
+      return localStorage.getItem(OURS + name);
+    } catch {
+      return null;
+    }
+  }
+
+  function remember(name, value) {
+    try {
+      localStorage.setItem(OURS + name, value);
+    } catch {
+      return; // private windows and full disks do without
+    }
+  }
+
+  // An answer {reply, replaces}, under the identity of its reply: tabs do not disturb each other.
+  function keep(unsent) {
+    held.set(unsent.reply.id, unsent);
+    remember(UNSENT.slice(OURS.length) + unsent.reply.id, JSON.stringify(unsent));
+  }
+
+  function letGo({ reply }) {
+    held.delete(reply.id);
+    try {
+      localStorage.removeItem(UNSENT + reply.id);
+    } catch {
+      return;
+    }
+  }
+
+  function parsed(text) {
+    try {
+      const found = JSON.parse(text);
+      return found?.reply?.id ? found : null;
+    } catch {
+      return null;
+    }
+  }
+
+  // The answers that no server has acknowledged, of earlier pages too.
+  function unsent() {
+    const found = new Map(held);
+    try {
+      for (const key of Object.keys(localStorage).filter((one) => one.startsWith(UNSENT))) {
+        const one = parsed(localStorage.getItem(key));
+        if (one) found.set(one.reply.id, one);
+      }
+    } catch {
+      return [...held.values()];
+    }
+    return [...found.values()];
+  }
+
+  return { recall, remember, keep, letGo, unsent };
+})();
