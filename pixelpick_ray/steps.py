@@ -43,6 +43,7 @@ from pixelpick_ray.spec.trial import HumanSpec, SizeSpec, Trial
 from pixelpick_ray.store import Store, experiment_folder
 
 # Finds pixels to ask about: those of the stage, or others for labels of this stage that are no class.
+REPLACEMENTS = 5  # rounds of pixels for those without a class: an image that shows no class at all must come to an end
 AskPixels = Callable[[LabelledPixels | None, Again | None], Questions]
 Facts = Callable[[], dict[str, Any]]
 QUESTIONS = "questions.json"  # of a pick that people answered: the keys of what they were asked
@@ -326,7 +327,7 @@ class _Talk:
         labels = self._labels(questions)
         wanted = _per_image(questions, np.ones(len(questions), dtype=np.bool_))
         rounds: list[tuple[str, str]] = []
-        while isinstance(self._oracle, HumanSpec) and self._oracle.replace:
+        while isinstance(self._oracle, HumanSpec) and self._oracle.replace and len(rounds) < REPLACEMENTS:
             so_far, have = questions.answered(labels), _per_image(questions, labels >= 0)
             rounds.append((self.keys[-1], so_far.digest()))
             lacking = {name: count - have[name] for name, count in wanted.items() if count > have[name]}

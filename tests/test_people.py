@@ -154,17 +154,28 @@ def test_a_pixel_without_a_class_is_replaced_where_the_experiment_says_so(execut
 
 
 def test_images_that_nobody_can_tell_anything_of_come_to_an_end(execution: Execution) -> None:
-    """Replacing stops where an image has no pixel left that was not asked for."""
-    changes = "dataset.size=[8, 12]", "acquire.initial_pixels=60", "grid=[{budget: [60]}]", "train.epochs=1"
+    """Replacing stops where an image has no pixel left that was not asked for; the next stage asks elsewhere."""
+    changes = "dataset.size=[8, 12]", "acquire.initial_pixels=60", "grid=[{budget: [60, 63]}]", "train.epochs=1"
     experiment = tiny_experiment(*changes, "oracle={name: human, replace: true}")
     person = Person(Store(execution.store), experiment, refuse_every=1, but_in="img_00")
     run_with(person, experiment, execution)
-    (pixels,) = picks(execution)
+    second, first = sorted(picks(execution), key=len)
     spec = experiment.dataset
     prepared = prepare(TinyDataset(spec, execution.data_path), "train", spec, execution.cache_path)
     others = int(prepared.candidates[1:].sum())
-    assert len(pixels) == len(person.said) == 60 + others
-    assert (pixels.label == UNKNOWN).sum() == others
+    assert len(first) == 60 + others
+    assert second.names == ("img_00",)
+    assert len(first) + len(second) == len(person.said) == 63 + others
+    assert (first.label == UNKNOWN).sum() == others
+
+
+def test_pixels_of_an_image_without_a_class_are_replaced_five_times(execution: Execution) -> None:
+    experiment = tiny_experiment("grid=[{budget: [3]}]", "oracle={name: human, replace: true}")
+    person = Person(Store(execution.store), experiment, refuse_every=1, but_in="img_00")
+    run_with(person, experiment, execution)
+    (pixels,) = picks(execution)
+    assert np.bincount(pixels.image).tolist() == [3] + [3 + 5 * 3] * 4
+    assert len(person.said) == len(pixels)
 
 
 def test_an_answer_holds_for_every_chain_that_asks_for_the_pixel(execution: Execution) -> None:
@@ -287,12 +298,20 @@ def test_nothing_to_replace_needs_no_network(execution: Execution, monkeypatch: 
     assert events[-1].kind == "done"
 
 
-def test_answers_that_are_all_refusals_train_nothing(execution: Execution) -> None:
+@pytest.mark.parametrize("waits", [True, False])
+def test_answers_that_are_all_refusals_train_nothing(execution: Execution, waits: bool) -> None:
     experiment = tiny_experiment("grid=[{budget: [3]}]", HUMAN)
     run(experiment, execution)
-    Person(Store(execution.store), experiment, refuse_every=1).answer_all()
-    plan = make_plan(experiment)
-    errors = local.run(plan, list(plan.chains), execution, lambda event: None, lambda: False, nobody(plan, execution))
+    person, plan = Person(Store(execution.store), experiment, refuse_every=1), make_plan(experiment)
+    people = People(plan, replace(execution, wait=waits), "the page", lambda text: None, lambda: False)
+    if not waits:
+        person.answer_all()
+
+    def hear(event: Event) -> None:
+        if event.kind == "waits":
+            person.answer_all()
+
+    errors = local.run(plan, list(plan.chains), execution, hear, lambda: False, people)
     assert list(errors.values()) == [
         "stage 0: people gave no pixel a class, there is nothing to train on; have other pixels asked for, with "
         "oracle.replace: true"

@@ -12,4 +12,15 @@ options=(--data data --store store)
 # <<< filled by submit
 # Relative paths start in a folder that every node sees; the folder of the job itself goes away with the job.
 cd "$folder"
-exec python "$project/launch.py" run "$experiment" --address auto "${options[@]}"
+PIXELPICK_JOB=$(mktemp -d)
+export PIXELPICK_JOB
+trap : TERM # the run gets it too, and ends by itself
+status=0
+python "$project/launch.py" run "$experiment" --address auto "${options[@]}" || status=$?
+# A failure would be tried again, and people have to answer first.
+if [[ $status == 3 && -s $PIXELPICK_JOB/people ]]; then
+  echo "Nothing to do before people have answered; submit it again then. $(cat "$PIXELPICK_JOB/people")"
+  status=0
+fi
+rm -r "$PIXELPICK_JOB"
+exit "$status"

@@ -6,7 +6,7 @@ import logging
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Annotated, Any, TypeVar
 
@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from pixelpick_ray.annotate.desk import Desk, Reply
-from pixelpick_ray.annotate.guard import LARGEST_BODY, Guard, error, nothing_here
+from pixelpick_ray.annotate.guard import EVERYWHERE, LARGEST_BODY, Guard, error, nothing_here
 from pixelpick_ray.annotate.rota import Refusal
 from pixelpick_ray.data.answers import Line
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError, StoreError
@@ -62,8 +62,8 @@ Body = TypeVar("Body", bound=Spec)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(desk: Desk, token: str, host: str = "127.0.0.1") -> Starlette:
-    """The application that serves a desk under ``/TOKEN/``, listening at `host`."""
+def make_app(desk: Desk, token: str, host: str = "127.0.0.1", *, once: str = "") -> Starlette:
+    """The application that serves a desk under ``/TOKEN/``, listening at `host`; ``/ONCE/`` leads there one time."""
     page, policy = page_html()
 
     async def show(request: Request) -> Response:
@@ -85,7 +85,7 @@ def make_app(desk: Desk, token: str, host: str = "127.0.0.1") -> Starlette:
         Route("/image/{number}", image, methods=["GET"]),
         Route("/points/{number}", points, methods=["GET"]),
     ]
-    app = Starlette(routes=routes, middleware=[Middleware(Guard, token=token, host=host)])
+    app = Starlette(routes=routes, middleware=[Middleware(Guard, token=token, host=host, once=once)])
     app.router.redirect_slashes = False
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(PixelPickError, _own_error)
@@ -175,16 +175,18 @@ def _asset(name: str) -> str:
 # Running
 
 
-def serve(desk: Desk, *, host: str, port: int, on_ready: Callable[[str], None]) -> None:
-    """Serve a desk until SIGINT or SIGTERM and close it; port 0 is a free one. To be called by the main thread.
+def serve(desk: Desk, *, host: str, ports: Sequence[int], on_ready: Callable[[str, str], None]) -> None:
+    """Serve a desk until SIGINT or SIGTERM and close it. To be called by the main thread.
 
-    `on_ready` gets the address of the page, which has a new secret token. SpecError when the port is taken.
+    It listens at the first of the `ports` that is not taken; 0 is a free one. `on_ready` gets the address of the page,
+    which has a new secret token, and one that leads there once: programs that are given an address show it to other
+    users of the machine. SpecError when all ports are taken.
     """
-    token = secrets.token_urlsafe(24)
+    token, once = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
     try:
-        with _listening(host, port) as listener:
+        with _listening(host, ports) as listener:
             config = uvicorn.Config(
-                make_app(desk, token, host),
+                make_app(desk, token, host, once=once),
                 access_log=False,
                 log_level=logging.WARNING,
                 lifespan="off",
@@ -192,8 +194,9 @@ def serve(desk: Desk, *, host: str, port: int, on_ready: Callable[[str], None]) 
                 server_header=False,
                 timeout_graceful_shutdown=3,
             )
-            shown = "127.0.0.1" if host in ("", "0.0.0.0", "localhost") else host
-            on_ready(f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}/{token}/")
+            shown = "127.0.0.1" if host in EVERYWHERE else f"[{host}]" if ":" in host else host
+            site = f"http://{shown}:{listener.getsockname()[1]}"
+            on_ready(f"{site}/{token}/", f"{site}/{once}/")
             _run(uvicorn.Server(config), listener)
     finally:
         desk.close()
@@ -209,14 +212,21 @@ def _run(server: uvicorn.Server, listener: socket.socket) -> None:
             signal.signal(number, handler)
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family)
-    except OSError as problem:
-        raise SpecError(
-            f"{host}:{port}: nothing can listen there ({problem.strerror}); give another port, or 0 for a free one"
-        ) from problem
-    # What it accepts inherits this. A body waits for the acknowledgement of its head otherwise, which takes 40 ms.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
+def _listening(host: str, ports: Sequence[int]) -> socket.socket:
+    for port in ports:
+        try:
+            listener = _listening_at(host or "0.0.0.0", port)
+        except OSError as error:
+            problem = error
+            continue
+        # What it accepts inherits this. A body waits for the acknowledgement of its head otherwise, which takes 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
+    raise SpecError(
+        f"{host}:{ports[-1]}: nothing can listen there ({problem.strerror}); give another port, or 0 for a free one"
+    ) from problem
+
+
+def _listening_at(host: str, port: int) -> socket.socket:
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family, dualstack_ipv6=host == "::")

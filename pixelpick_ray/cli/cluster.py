@@ -126,7 +126,7 @@ def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution]
             parse_duration(f"--{option.replace('_', '-')}", values[option])
     one_of("--keep-weights", values["keep_weights"], ("needed", "last", "all"))
     planned = planned_of(experiment, values["overrides"])
-    given = {name: values[name] for name in ("ranks", "cpus_per_rank", "gpus_per_rank", "max_concurrent")}
+    given = {name: values[name] for name in ("ranks", "cpus_per_rank", "gpus_per_rank", "max_concurrent", "wait")}
     places = Path(values["data"]), values["store"], Path(values["cache"]) if values["cache"] else None
     execution = execution_of(planned, *places, values["device"], **given)
     return planned, execution

@@ -2,6 +2,7 @@
 
 import socket
 import webbrowser
+import zlib
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,16 @@ def annotate(
         str,
         typer.Option("--host", help="Address to listen on; only this machine reaches the page unless you change it."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port.", show_default="a free one")] = 0,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="Port; 0 is a free one.",
+            show_default="the same each time for an experiment and its store, if it is free",
+        ),
+    ] = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, and open no browser.")] = False,
 ) -> None:
     """Open the page where people label the pixels that an experiment asks about: one key, one label.
@@ -40,17 +50,23 @@ def annotate(
 
     planned = planned_of(experiment, overrides)
 
-    def ready(address: str) -> None:
+    def ready(address: str, once: str) -> None:
         print(f"{planned.experiment.name}: {address}")
         if host in EVERYWHERE:
             print(f"from other machines: {address.replace('127.0.0.1', socket.gethostname())}")
         print("Ctrl+C stops the page; every answer is stored", flush=True)
         if not no_browser:
-            webbrowser.open(address)
+            webbrowser.open(once)
 
     with naming(experiment):
         desk = Desk(planned, Store(store), data.resolve())
-    serve(desk, host=host, port=port, on_ready=ready)
+    ports = (port,) if port is not None else (_usual_port(planned.experiment.name, Store(store)), 0)
+    serve(desk, host=host, ports=ports, on_ready=ready)
+
+
+def _usual_port(name: str, store: Store) -> int:
+    """The same for every page of an experiment: a browser finds there what it has kept when a server was lost."""
+    return 20000 + zlib.crc32(f"{name} {store.address}".encode()) % 10000
 
 
 def export_answers(

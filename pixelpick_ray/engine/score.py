@@ -149,7 +149,7 @@ def pick_initial(data: TrainingData, num_pixels: int, *, seed: int) -> Questions
 
 def replace_initial(data: TrainingData, labels: LabelledPixels, again: Again, *, seed: int) -> Questions:
     """Further first pixels, in the images where some of the `labels` got no class."""
-    groups = _groups(data, labels, again)
+    groups = _groups(data, labels, again.wanted)
     return _questions(_by_chance(data, labels, groups, (seed, "initial", "again", again.number)), data, stage=0)
 
 
@@ -175,21 +175,23 @@ def _pick_by_chance(
     return Picked(position, chosen, distances_to_borders(labels, torch.from_numpy(chosen)[None])[0].numpy())
 
 
-def _groups(data: TrainingData, labels: LabelledPixels, again: Again) -> list[tuple[int, list[int]]]:
-    """How many pixels are wanted in which images, images of one number together; no more than there are."""
+def _groups(data: TrainingData, labels: LabelledPixels, wanted: Mapping[str, int]) -> list[tuple[int, list[int]]]:
+    """How many pixels are wanted in which images, images of one number together.
+
+    An image of which people have refused pixels gives what it has left: others may have replaced them. DataError when
+    another has too few.
+    """
     found: dict[int, list[int]] = {}
-    for name, wanted in sorted(again.wanted.items()):
+    for name, count in wanted.items():
         position = data.prepared.index[name]
-        count = min(wanted, _left(data, labels, position))
+        at = labels.of_image(name)
+        left = int(data.prepared.candidates[position]) - int(at.stop - at.start)
+        if (labels.label[at] < 0).any():
+            count = min(count, left)
+        require_candidates(left, count, image=name)
         if count:
             found.setdefault(count, []).append(position)
     return sorted(found.items())
-
-
-def _left(data: TrainingData, labels: LabelledPixels, position: int) -> int:
-    """How many pixels of an image may still be picked."""
-    at = labels.of_image(data.prepared.names[position])
-    return int(data.prepared.candidates[position]) - int(at.stop - at.start)
 
 
 @torch.inference_mode()
@@ -208,13 +210,12 @@ def pick(
 
     `model` may be None for a strategy that does not score with it. The pool of an image is its best-scored candidates,
     of which the picks are drawn by chance, or the other way round. Only what is known of the picks leaves the device,
-    after the last batch. DataError when an image has too few candidates, RunError when a score is no number.
+    after the last batch. An image of which people have refused pixels may have fewer left, and none; DataError when
+    another has too few candidates, RunError when a score is no number.
     """
-    names, positions = data.prepared.names, [int(position) for position in data.positions]
-    if again is None:
-        for position in positions:
-            require_candidates(_left(data, labels, position), acquire.pixels_per_stage, image=names[position])
-    groups = [(acquire.pixels_per_stage, positions)] if again is None else _groups(data, labels, again)
+    names = data.prepared.names
+    wanted = again.wanted if again else {names[int(at)]: acquire.pixels_per_stage for at in data.positions}
+    groups = _groups(data, labels, wanted)
     mine = [(count, members[world.slice_of(len(members))]) for count, members in groups]
     if model is None or not needs_model(acquire.strategy):
         words = ("pick", stage) if again is None else ("pick", stage, "again", again.number)

@@ -45,13 +45,13 @@ class _Relay:
     """Passes events on, notes which chains ask people, and leaves a chain at a stop."""
 
     def __init__(self, on_event: Callable[[Event], None], stop: Callable[[], bool], asking: set[str]) -> None:
-        self.pass_on, self._stop, self._asking = on_event, stop, asking
+        self.pass_on, self.asking, self._stop = on_event, asking, stop
 
     def __call__(self, event: Event) -> None:
         self.pass_on(event)
-        self._asking.discard(event.chain)
+        self.asking.discard(event.chain)
         if event.kind == "waits":
-            self._asking.add(event.chain)
+            self.asking.add(event.chain)
         trained = event.kind == "epoch" and event.values["epoch"] == event.values["epochs"]
         if self._stop() and not trained:  # a finished training is published before the chain is left
             raise Stopped
@@ -68,6 +68,7 @@ def _run_once(plan: Plan, chains: list[Chain], execution: Execution, relay: _Rel
             return
         except Exception as error:  # one chain that fails must not stop the others
             errors[chain.id] = explain(error)
+            relay.asking.discard(chain.id)
             Store(execution.store).record_attempt(chain.id, traceback.format_exc())
             relay.pass_on(Event("failed", chain.id, 0, values={"message": errors[chain.id]}))
 

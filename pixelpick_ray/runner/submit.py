@@ -48,7 +48,9 @@ class Request:
     address: str | None = None
 
     def check(self, execution: Execution) -> None:
-        """SpecError when no node, or not all of them together, can hold one trial."""
+        """SpecError when no node, or not all of them together, can hold one trial, or would do nothing but wait."""
+        if execution.wait:
+            raise SpecError("--wait: the job would hold its nodes while people answer; submit it again when they have")
         gpus = execution.gpus_of_rank(are_there=self.gpus_per_node > 0)
         if execution.device == "cuda" and not self.gpus_per_node:
             raise SpecError("--device cuda with --gpus-per-node 0: ask for GPUs, or use --device cpu")

@@ -25,6 +25,7 @@ from pixelpick_ray.runner.failures import explain, gives_up
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.runner.ranks import ranks_of
 from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.spec.trial import HumanSpec
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 
@@ -57,11 +58,14 @@ def run(
     with joined(execution):
         resources = placement_here(execution)
         relay, left = Relay(on_event, execution.max_failures), chains
+        asks = any(isinstance(chain.trial.oracle, HumanSpec) for chain in chains)
         while left and not stop():
             trainable = tune.with_parameters(_trial, job=Job(plan, chains, execution))
             relay.begin()
             order, most = ChainOrder(chains, left, relay, people), execution.max_concurrent
-            run_trials(trainable, resources, order, sys.maxsize, relay, stop, max_concurrent=most)
+            run_trials(
+                trainable, resources, order, sys.maxsize, relay, stop, max_concurrent=most, reuse_actors=not asks
+            )
             lost = [chain for chain in chains if chain.id in relay.lost]
             left = lost or people.answered([chain for chain in chains if chain.id in relay.asking])
         return relay.errors
@@ -77,10 +81,11 @@ def run_trials(
     *,
     max_concurrent: int | None = None,
     scheduler: TrialScheduler | None = None,
+    reuse_actors: bool = True,
 ) -> None:
     """One Tune experiment; its folder is of no use afterwards, since the store is the only state.
 
-    RunError when the cluster is lost.
+    An actor that is kept for the next trial keeps its placement group too. RunError when the cluster is lost.
     """
     with tempfile.TemporaryDirectory(prefix="pixelpick-tune-", ignore_cleanup_errors=True) as folder:
         tuner = tune.Tuner(
@@ -91,7 +96,7 @@ def run_trials(
                 scheduler=scheduler,
                 num_samples=num_samples,
                 max_concurrent_trials=max_concurrent,
-                reuse_actors=True,
+                reuse_actors=reuse_actors,
             ),
             run_config=tune.RunConfig(
                 name="tune",

@@ -17,7 +17,7 @@ from pixelpick_ray.annotate.desk import Desk
 from pixelpick_ray.annotate.server import make_app
 from pixelpick_ray.store import Store
 
-TOKEN = "a-secret-token"
+TOKEN, ONCE = "a-secret-token", "for-one-visit"
 JSON = {"Content-Type": "application/json"}
 
 
@@ -48,7 +48,7 @@ class Site:
 
 @contextmanager
 def running(desk: Desk, store: Store) -> Iterator[Site]:
-    server = uvicorn.Server(uvicorn.Config(make_app(desk, TOKEN), log_level="critical", lifespan="off", ws="none"))
+    server = uvicorn.Server(uvicorn.Config(make_app(desk, TOKEN, once=ONCE), log_level="critical", lifespan="off", ws="none"))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -68,8 +68,8 @@ from pixelpick_ray.annotate.desk import Desk
 from pixelpick_ray.annotate.server import serve
 from pixelpick_ray.store import Store
 from tests.annotate.asking import plan_of
-serve(Desk(plan_of(), Store(sys.argv[1]), Path("nowhere")), host="127.0.0.1", port=0,
-      on_ready=lambda address: print(address, flush=True))
+serve(Desk(plan_of(), Store(sys.argv[1]), Path("nowhere")), host="127.0.0.1", ports=[0],
+      on_ready=lambda address, once: print(address, flush=True))
 print("closed", flush=True)
 """
 

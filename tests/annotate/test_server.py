@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from pixelpick_ray.annotate.desk import Desk
-from pixelpick_ray.annotate.guard import is_ours
+from pixelpick_ray.annotate.guard import is_ours, names_of
 from pixelpick_ray.annotate.server import serve
 from pixelpick_ray.data.answers import Book
 from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.store import Store
 from tests.annotate.asking import answers_in, ask, plan_of, questions_of
-from tests.annotate.serving import JSON, TOKEN, Site, running, serving
+from tests.annotate.serving import JSON, ONCE, TOKEN, Site, running, serving
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_a_page_is_served_all_that_it_needs(site: Site) -> None:
     ],
 )
 def test_only_our_own_names_are_answered(given: str, host: str, expected: bool) -> None:
-    assert is_ours(given, host) is expected
+    assert is_ours(given, names_of(host)) is expected
 
 
 def test_a_store_that_fails_is_told_and_the_answer_may_be_sent_again(
@@ -255,6 +255,13 @@ def test_four_people_at_once_finish_and_no_pixel_twice(tmp_path: Path) -> None:
     assert len({answer.annotator for answer in answers}) == 4
 
 
+def test_an_address_that_others_may_see_leads_to_the_page_once(site: Site) -> None:
+    status, _, headers = site.call("GET", f"/{ONCE}/")
+    assert (status, headers["Location"]) == (303, f"/{TOKEN}/")
+    assert site.call("GET", headers["Location"])[0] == 200
+    assert site.call("GET", f"/{ONCE}/")[0] == 404
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_server_and_gives_images_back(tmp_path: Path, number: signal.Signals) -> None:
     store = Store(tmp_path / "store")
@@ -279,6 +286,6 @@ def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
         serve(
             Desk(plan_of(), store, tmp_path),
             host="127.0.0.1",
-            port=other.getsockname()[1],
-            on_ready=lambda address: None,
+            ports=[other.getsockname()[1]],
+            on_ready=lambda address, once: None,
         )

@@ -133,6 +133,29 @@ def test_awkward_names_and_values_reach_the_run_unchanged(tmp_path: Path) -> Non
     assert not list(tmp_path.rglob("broken"))
 
 
+@pytest.mark.parametrize(
+    ("run", "status"),
+    [
+        ("sys.exit(3)", 3),  # a time limit: tried again
+        ("sys.exit(1)", 1),
+        ("sys.exit(0)", 0),
+        ("open(os.environ['PIXELPICK_JOB'] + '/people', 'w').write('5 answers'); sys.exit(3)", 0),
+        ("open(os.environ['PIXELPICK_JOB'] + '/people', 'w').write('5 answers'); sys.exit(1)", 1),
+    ],
+)
+def test_a_run_that_waits_for_people_is_not_tried_again(tmp_path: Path, run: str, status: int) -> None:
+    script = (ROOT / "cluster" / "ray" / "job.sh").read_text().replace("folder=/shared", f"folder='{tmp_path}'")
+    (tmp_path / "job.sh").write_text(script)
+    (tmp_path / "launch.py").write_text(f"import os, sys; {run}")
+    (tmp_path / "python").symlink_to(sys.executable)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    before = sorted(tmp_path.iterdir())
+    done = subprocess.run(["bash", "job.sh", ".", "x.yaml"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert ("submit it again then. 5 answers" in done.stdout) == ("5 answers" in run and status == 0)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_long_names_become_names_that_kubernetes_allows(tmp_path: Path) -> None:
     for name in ("7." + "very_long-" * 7 + "name", "a"):
         config, job = dry_run(tmp_path, "--set", f"name={name}")
