@@ -1,13 +1,17 @@
 """What chains ask people now, and what has been answered of it."""
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from pixelpick_ray.annotate.gallery import reader
-from pixelpick_ray.annotate.order import Question
+from pixelpick_ray.annotate.order import Question, is_for_the_same, is_repeated
 from pixelpick_ray.data.answers import Answer, Book, Undo
-from pixelpick_ray.data.questions import Ask, Place, open_ask
+from pixelpick_ray.data.questions import Ask, Place, open_ask, read_questions
+from pixelpick_ray.errors import StoreError
 from pixelpick_ray.plan import Chain
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.trial import HumanSpec
@@ -20,97 +24,161 @@ POLL_SHARE = 0.1  # of the time at most: a book of many answers takes long to re
 class Pile:
     """The questions whose answers go into one book: those of all chains that ask about the same images.
 
-    `questions` are those that are asked now and `open` those of them without an answer, by image. `answers` has all by
-    their id in the order of time, `said` the one that counts for each pixel, `repeated` the pixels asked twice.
+    `questions` are those that are asked now, `open` those of them without an answer, by image, and `said` is the answer
+    that counts for each pixel. A `share` of the pixels is asked a second time, also after a training has gone on with
+    the first answer: the second one labels nothing.
     """
 
-    def __init__(self, store: Store, key: str, chain: Chain, data_path: Path) -> None:
-        self._store, self.key = store, key
+    def __init__(self, store: Store, key: str, chain: Chain, data_path: Path, share: float) -> None:
+        self._store, self.key, self._share = store, key, share
         self.suggests = isinstance(chain.trial.oracle, HumanSpec) and chain.trial.oracle.suggestions
         self.read_image = reader(chain.trial.dataset, data_path)
-        self.questions: dict[Place, Question] = {}
-        self._asked: dict[str, tuple[Ask, dict[Place, Question]]] = {}  # by pick: all that this process has seen
+        self._asks: dict[str, Ask] = {}  # by pick: all that this process has seen
+        self._loaded: dict[str, dict[Place, Question]] = {}  # by the key of the questions
+        self._again: dict[Place, Question] = {}  # repeats of the pixels that are asked a second time
+        self._same: set[Place] = set()  # those of these pixels that only who answered first is asked again
+        self._now: list[str] = []  # keys of the questions that are asked now
         self._book = Book(store, key)
+        self.said = self._book.said()
+        self._mine: dict[str, list[Answer]] = {}  # by annotator, in the order of time; some were taken back
         self._index()
+        self._keep(self._book.answers)
 
-    def ask(self, asks: Sequence[Ask]) -> None:
-        """Take these as all that is asked now. StoreError when their questions vanished."""
-        for ask in asks:
-            if ask.pick not in self._asked or self._asked[ask.pick][0] != ask:
-                self._asked[ask.pick] = ask, self._load(ask)
-        self.questions = {}
-        for ask in asks:
-            self.questions = self._asked[ask.pick][1] | self.questions
+    # Questions
 
-    def _load(self, ask: Ask) -> dict[Place, Question]:
-        asked = ask.load(self._store)
+    def ask(self, asks: Sequence[Ask], earlier: Iterable[str]) -> None:
+        """Take these as all that is asked now; pixels of `earlier` questions, by their keys, may be asked again.
+
+        StoreError when questions that are asked now vanished.
+        """
+        before, now = (self._now, len(self._loaded)), [key for ask in asks for key in ask.questions]
+        for key in now:
+            self._load(key)
+        for key in earlier:
+            with contextlib.suppress(StoreError):  # no second answer is worth a stop
+                self._load(key)
+        self._asks |= {ask.pick: ask for ask in asks}
+        self._now = now
+        if before != (now, len(self._loaded)):
+            self._index()
+
+    def _load(self, key: str) -> None:
+        if key in self._loaded:
+            return
+        asked = read_questions(self._store, key)
         shapes = asked.shapes.tolist()
         columns = (column.tolist() for column in (asked.image, asked.y, asked.x, asked.predicted))
         found = [
             Question(self.key, asked.names[image], y, x, shapes[image][0], shapes[image][1], predicted)
             for image, y, x, predicted in zip(*columns, strict=True)
         ]
-        return {question.place: question for question in found}
+        self._loaded[key] = {question.place: question for question in found}
+        marked = [one for one in found if self._share and is_repeated(self.key, one.place, self._share)]
+        self._again |= {one.place: one.again() for one in marked if one.place not in self._again}
+        self._same |= {one.place for one in marked if is_for_the_same(self.key, one.place)}
+
+    def _index(self) -> None:
+        """Sort out all questions anew."""
+        self.questions: dict[Place, Question] = {}
+        for key in reversed(self._now):
+            self.questions |= self._loaded[key]
+        images: dict[str, dict[Place, Question]] = {}
+        for place, question in self.questions.items():
+            images.setdefault(question.image, {})[place] = question
+        self._images = dict(sorted(images.items()))
+        self._ids = {one.id: one for one in (*self.questions.values(), *self._again.values())}
+        self.open: dict[str, dict[Place, Question]] = {}
+        self.missing = 0  # answers
+        self._due: dict[Place, Question] = {}  # repeats of what was answered once
+        for place in self.questions | self._again:
+            self._settle(place)
+
+    def _settle(self, place: Place) -> None:
+        """See which questions about a pixel are to be answered now."""
+        question, again, is_said = self.questions.get(place), self._again.get(place), place in self.said
+        if question is not None:
+            here = self.open.setdefault(place[0], {})
+            self.missing -= place in here
+            here.pop(place, None)
+            if not is_said:
+                here[place] = question
+                self.missing += 1
+            if not here:
+                del self.open[place[0]]
+        self._due.pop(place, None)
+        if again is not None and is_said and not any(answer.repeat for answer in self._book.at(place)):
+            self._due[place] = again
+
+    def find(self, question: str) -> Question | None:
+        """The question of an id; None when it is not asked now, and no pixel is asked that a second time."""
+        return self._ids.get(question)
+
+    def asks(self, question: Question) -> bool:
+        """Whether a question is to be answered now: a repeat while the pixel has just one answer."""
+        if question.repeat:
+            return question.place in self._due
+        return question.place in self.open.get(question.image, {})
+
+    def images(self) -> list[str]:
+        """The images with open questions by name, but first those that were begun."""
+        names = [image for image in self._images if image in self.open]
+        return sorted(names, key=lambda image: len(self.open[image]) == len(self._images[image]))
+
+    def of_image(self, image: str) -> list[Place]:
+        """The pixels of an image that are asked now."""
+        return sorted(self._images.get(image, ()))
+
+    def due(self, annotator: str) -> Iterator[Question]:
+        """The repeats that somebody may be asked."""
+        for place, question in self._due.items():
+            if place not in self._same or self.said[place].annotator == annotator:
+                yield question
+
+    # Answers
 
     def refresh(self) -> None:
         """Read what other processes wrote. StoreError for a damaged line."""
-        self._book.refresh()
-        self._index()
-
-    def _index(self) -> None:
-        self.answers = {answer.id: answer for answer in self._book.answers}
-        self.said = self._book.said()
-        self.repeated = {answer.place for answer in self.answers.values() if answer.repeat}
-        self.open: dict[str, dict[Place, Question]] = {}
-        for place, question in self.questions.items():
-            if place not in self.said:
-                self.open.setdefault(question.image, {})[place] = question
+        self._keep(self._book.refresh())
 
     def add(self, answer: Answer) -> None:
         """Write an answer; it is safe when this returns. StoreError when it cannot be."""
         self._book.append(answer)
-        self.answers[answer.id] = answer
-        if answer.repeat:
-            self.repeated.add(answer.place)
-        else:
-            self.said[answer.place] = answer
-            self._close(answer.place)
-
-    def _close(self, place: Place) -> None:
-        self.open.get(place[0], {}).pop(place, None)
-        if not self.open.get(place[0]):
-            self.open.pop(place[0], None)
+        self._keep([answer])
 
     def take_back(self, answer: Answer, now: float) -> None:
         """Write that an answer does not count. StoreError when it cannot be."""
         self._book.append(Undo(undone=answer.id, annotator=answer.annotator, time=now))
-        self._index()
+        self._keep([answer])
+
+    def _keep(self, changed: Iterable[Answer]) -> None:
+        """Take in answers that were given or taken back."""
+        for answer in changed:
+            if self._book.find(answer.id) is not None:
+                self._mine.setdefault(answer.annotator, []).append(answer)
+            self._settle(answer.place)
+
+    def find_answer(self, answer: str) -> Answer | None:
+        """The answer of an id; None when there is none, or it was taken back."""
+        return self._book.find(answer)
 
     def was_undone(self, answer: str) -> bool:
         """Whether the answer of this id was taken back."""
         return answer in self._book.undone
 
-    def is_used(self, place: Place) -> bool:
-        """Whether a training has gone on with the answer of a pixel, as far as this process knows."""
-        picks = [pick for pick, (_, questions) in self._asked.items() if place in questions]
-        return any(self._store.has("pick", pick) for pick in picks)
+    def given(self, annotator: str) -> Iterator[Answer]:
+        """What somebody answered and did not take back, the last answer first."""
+        mine = reversed(self._mine.get(annotator, []))
+        return (answer for answer in mine if self._book.find(answer.id) is not None)
 
-    def question_of(self, answer: Answer) -> Question:
-        """What was answered, which must be asked now."""
-        question = self.questions[answer.place]
-        return question.again() if answer.repeat else question
+    def is_used(self, answer: Answer) -> bool:
+        """Whether a training has gone on with an answer, as far as this process knows: never with a repeat."""
+        place, picks = answer.place, self._asks.items()
+        asked = [pick for pick, ask in picks if any(place in self._loaded[key] for key in ask.questions)]
+        return not answer.repeat and any(self._store.has("pick", pick) for pick in asked)
 
-    def asks(self, question: Question) -> bool:
-        """Whether a question is to be answered now: a repeat while the pixel has just one answer."""
-        place = question.place
-        if question.repeat:
-            return place in self.questions and place in self.said and place not in self.repeated
-        return place in self.open.get(question.image, {})
-
-    def images(self) -> list[str]:
-        """The images with open questions; those that were begun come first."""
-        begun = {place[0] for place in self.questions if place in self.said}
-        return sorted(self.open, key=lambda image: (image not in begun, image))
+    def question_of(self, answer: Answer) -> Question | None:
+        """What was answered; None when it can not be answered anew, for it is not asked any more."""
+        return (self._again if answer.repeat else self.questions).get(answer.place)
 
 
 class Board:
@@ -125,9 +193,8 @@ class Board:
         clock: Callable[[], float],
     ) -> None:
         self._experiment, self._chains, self._store, self._data_path = experiment, chains, store, data_path
-        self._clock = clock
+        self._clock, self._share = clock, experiment.annotation.repeats
         self.piles: dict[str, Pile] = {}
-        self._by_id: dict[str, Question] = {}
         self._looked = self._due = 0.0
 
     def poll(self) -> bool:
@@ -143,40 +210,62 @@ class Board:
 
     def look(self) -> None:
         """Look at what is asked and answered now. StoreError when the store cannot be read."""
-        asks: dict[str, dict[str, Ask]] = {key: {} for key in self.piles}
+        asks: dict[str, dict[str, Ask]] = {}
+        earlier: dict[str, dict[str, None]] = {}
         for chain in self._chains:
             ask = open_ask(self._store, self._experiment, chain.id)
             if ask is not None and ask.is_whole(self._store):
-                if ask.book not in self.piles:
-                    self.piles[ask.book] = Pile(self._store, ask.book, chain, self._data_path)
+                self._open(ask.book, chain)
                 asks.setdefault(ask.book, {})[ask.pick] = ask
+            record = self._record(chain) if self._share else {}
+            if book := record.get("book"):
+                self._open(book, chain)
+                earlier.setdefault(book, {}).update(dict.fromkeys(record["questions"]))
         for key, pile in self.piles.items():
-            pile.ask(list(asks[key].values()))
+            pile.ask(list(asks.get(key, {}).values()), earlier.get(key, ()))
             pile.refresh()
-        self._by_id = {one.id: one for pile in self.piles.values() for one in pile.questions.values()}
+
+    def _open(self, book: str, chain: Chain) -> None:
+        if book not in self.piles:
+            self.piles[book] = Pile(self._store, book, chain, self._data_path, self._share)
+
+    def _record(self, chain: Chain) -> dict[str, Any]:
+        path = f"{experiment_folder(self._experiment)}/chains/{chain.id}.json"
+        return self._store.read_record(path) or {}
 
     def find(self, question: str) -> Question | None:
-        """The question of an id; None when it is not asked now."""
-        return self._by_id.get(question)
+        """The question of an id; None when it is not asked now, and no pixel is asked that a second time."""
+        found = (pile.find(question) for pile in self.piles.values())
+        return next((one for one in found if one is not None), None)
+
+    def asks(self, question: Question) -> bool:
+        """Whether a question is to be answered now."""
+        return self.piles[question.book].asks(question)
+
+    def refresh(self, books: Iterable[str]) -> None:
+        """Read what other processes wrote into these books. StoreError for a damaged line."""
+        for book in set(books):
+            self.piles[book].refresh()
 
     def find_answer(self, answer: str) -> tuple[Pile, Answer] | None:
         """The answer of an id with its pile; None when there is none, or it was taken back."""
-        return next(((pile, pile.answers[answer]) for pile in self.piles.values() if answer in pile.answers), None)
+        found = ((pile, pile.find_answer(answer)) for pile in self.piles.values())
+        return next(((pile, one) for pile, one in found if one is not None), None)
 
     def was_undone(self, answer: str) -> bool:
         """Whether the answer of this id was taken back."""
         return any(pile.was_undone(answer) for pile in self.piles.values())
 
+    def last_answers(self, annotator: str, count: int) -> list[tuple[Pile, Answer]]:
+        """The last answers that somebody gave and did not take back, in the order of time."""
+        found = [(pile, one) for pile in self.piles.values() for one in islice(pile.given(annotator), count)]
+        return sorted(found, key=lambda pair: (pair[1].time, pair[1].id))[-count:]
+
     def counts(self) -> tuple[int, int]:
         """How many of the pixels that are asked now have an answer, and how many they are."""
         total = sum(len(pile.questions) for pile in self.piles.values())
-        return total - sum(len(places) for pile in self.piles.values() for places in pile.open.values()), total
+        return total - sum(pile.missing for pile in self.piles.values()), total
 
     def is_done(self) -> bool:
         """Whether every chain has been trained to its end."""
-        folder = f"{experiment_folder(self._experiment)}/chains"
-        records = (self._store.read_record(f"{folder}/{chain.id}.json") for chain in self._chains)
-        return all(
-            len((record or {}).get("stages", ())) >= len(chain.fits)
-            for record, chain in zip(records, self._chains, strict=True)
-        )
+        return all(len(self._record(chain).get("stages", ())) >= len(chain.fits) for chain in self._chains)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,8 +107,7 @@ class Desk:
         with self._lock:
             person = self._rota.greet(annotator)
             self._look()
-            for question in have:
-                self._rota.keep(person, question)
+            self._rota.keep(person, have)
             self._rota.refill(person)
             mine, known = {question.id for question in person.queue}, set(have)
             return {
@@ -132,9 +132,8 @@ class Desk:
             book, name = self._image_at(number)
             pile = self._board.piles[book]
             again = {question.place for question in self._rota.asked_again() if question.book == book}
-            told = {place: None if place in again else pile.said.get(place) for place in pile.questions}
-            places = sorted(place for place in told if place[0] == name)
-            return [{"y": place[1], "x": place[2], **_told(told[place])} for place in places]
+            told = {place: None if place in again else pile.said.get(place) for place in pile.of_image(name)}
+            return [{"y": place[1], "x": place[2], **_told(answer)} for place, answer in told.items()]
 
     def skip(self, annotator: str, question: str) -> Value:
         """Put a question at the end of somebody's queue. Refusal when it is not theirs."""
@@ -163,16 +162,14 @@ class Desk:
         return "done" if self._board.is_done() else "waiting"
 
     def _history(self, person: Person) -> list[Value]:
-        mine = [
-            (answer, pile)
-            for pile in self._board.piles.values()
-            for answer in pile.answers.values()
-            if answer.annotator == person.name and answer.place in pile.questions
-        ]
-        mine.sort(key=lambda pair: (pair[0].time, pair[0].id))
+        last: list[tuple[Answer, Question]] = []
+        for pile in self._board.piles.values():
+            mine = ((answer, pile.question_of(answer)) for answer in pile.given(person.name))
+            asked = ((answer, question) for answer, question in mine if question is not None)
+            last += islice(asked, HISTORY)
+        last.sort(key=lambda pair: (pair[0].time, pair[0].id))
         return [
-            {"id": answer.id, **_told(answer), "item": self._item(pile.question_of(answer))}
-            for answer, pile in mine[-HISTORY:]
+            {"id": answer.id, **_told(answer), "item": self._item(question)} for answer, question in last[-HISTORY:]
         ]
 
     def _item(self, question: Question) -> Value:
@@ -255,23 +252,23 @@ class Desk:
         with self._lock:
             person = self._rota.greet(annotator)
             if not self._board.was_undone(answer):
-                pile, written = self._to_take_back(person, answer)
-                question = pile.question_of(written)
+                pile, written, question = self._to_take_back(person, answer)
                 self._rota.put_first(person, question)
                 pile.take_back(written, self._clock())
                 person.count = max(0, person.count - 1)
             return self._progress(person)
 
-    def _to_take_back(self, person: Person, answer: str) -> tuple[Pile, Answer]:
+    def _to_take_back(self, person: Person, answer: str) -> tuple[Pile, Answer, Question]:
         found = self._board.find_answer(answer)
         if found is None:
             raise Refusal("gone", "There is no such answer that could be taken back.")
         pile, written = found
         if written.annotator != person.name:
             raise Refusal("wrong", "Only your own answers can be taken back.")
-        if written.place not in pile.questions or pile.is_used(written.place):
+        question = pile.question_of(written)
+        if question is None or pile.is_used(written):
             raise Refusal("gone", "The training has gone on with this answer; it cannot be taken back any more.")
-        return found
+        return pile, written, question
 
 
 def _asking(plan: Plan) -> list[Chain]:

@@ -3,15 +3,16 @@
 Each format's module says what it holds. Reading takes over a file as a whole or not at all.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pixelpick_ray.annotate.formats import coco, cvat, jsonl, label_studio, queries
 from pixelpick_ray.annotate.formats.label_studio import label_config
 from pixelpick_ray.annotate.formats.points import Exchanged, Known, Picture, Point
 from pixelpick_ray.annotate.formats.problems import Found, Problems, check_points, checked
-from pixelpick_ray.data.answers import Answer
+from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Place, Questions
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.spec.canonical import digest
@@ -51,13 +52,20 @@ def export(exchanged: Exchanged, format_name: str) -> bytes:
 
 
 def read(
-    content: bytes, format_name: str, *, class_names: Sequence[str], images: Sequence[Picture]
+    content: bytes,
+    format_name: str,
+    *,
+    class_names: Sequence[str],
+    images: Sequence[Picture],
+    answers: Iterable[Answer] = (),
 ) -> tuple[Point, ...]:
-    """The points of a file, sorted by image, row and column.
+    """The points of a file, sorted by image, row and column; `answers` are those that are stored.
 
-    DataError lists what is wrong with it, and where; SpecError for no format.
+    DataError lists what is wrong with it, and where, also what it calls by the id of a stored answer that is another;
+    SpecError for no format.
     """
-    chosen, problems, known = _format(format_name), Problems(format_name), Known(tuple(class_names), tuple(images))
+    chosen, problems = _format(format_name), Problems(format_name)
+    known = Known(tuple(class_names), tuple(images), {answer.id: answer for answer in answers})
     if len(content) > MAX_BYTES:
         raise DataError(f"{format_name}: the file has {len(content)} bytes, at most {MAX_BYTES} are read; split it")
     points = checked(chosen.read(content, known, problems), known, problems)
@@ -93,22 +101,58 @@ def _answered(answer: Answer) -> Point:
     return Point.model_validate(answer.model_dump())
 
 
-def answers_of(points: Iterable[Point], *, annotator: str, time: float, known: frozenset[str]) -> tuple[Answer, ...]:
-    """The answers among points that are not `known` by their ids, each once.
+def answers_of(points: Iterable[Point], book: Book, *, annotator: str, time: float) -> tuple[Answer, ...]:
+    """The answers among points that a book does not have, each once. Those without annotator or time get the given.
 
-    A point without annotator or time gets those given; one without id gets the digest of its pixel, answer and
-    annotator, so that a file that is imported twice adds nothing the second time.
+    An answer with an id is new where the book does not have this id; one without where its pixel has another answer, or
+    none: its id is then the digest of what it says and of when, or, where it does not tell when, of what it replaces.
+    One that was taken back is new, with an id of its own, where it would count again. So nothing of a file is new when
+    it is read a second time, and whoever changes their mind twice is heard twice.
     """
-    found = dict[str, Answer]()
+    counting = {(answer.place, answer.repeat): answer for answer in book.answers}
+    ids, undone, found = book.ids, book.undone, dict[str, Answer]()
     for point in points:
-        if point.kind is not None:
-            answer = _answer(point, annotator, time)
+        if point.kind is None:
+            continue
+        before = counting.get((point.place, point.repeat))
+        answer = _answer(point, before, annotator, time)
+        repeats_it = before is not None and before.said == answer.said
+        if repeats_it and (point.id is None or answer.id in undone):
+            continue
+        if answer.id in undone:
+            if before is not None and before.time >= answer.time:
+                continue
+            answer = _renamed(answer, undone)
+        if answer.id not in ids:
             found.setdefault(answer.id, answer)
-    return tuple(answer for answer in found.values() if answer.id not in known)
+    return tuple(found.values())
 
 
-def _answer(point: Point, annotator: str, time: float) -> Answer:
+def _answer(point: Point, before: Answer | None, annotator: str, now: float) -> Answer:
+    """The answer of a point whose pixel has the answer `before`, if any."""
     who = point.annotator or annotator
-    own = {"annotator": who, "time": time if point.time is None else point.time}
-    content = [*point.place, point.kind, point.label, point.repeat, who]
-    return Answer.model_validate({**point.model_dump(), **own, "id": point.id or f"import-{digest(content)[:32]}"})
+    since = before.id if point.time is None and before is not None else point.time
+    content = [*point.place, point.kind, point.label, point.repeat, who, since]
+    own = {"annotator": who, "time": _time(point, before, now), "id": point.id or _identity(content)}
+    return Answer.model_validate({**point.model_dump(), **own})
+
+
+def _time(point: Point, before: Answer | None, now: float) -> float:
+    """When a point was answered: after what it replaces, where the file does not tell, or tells the same time."""
+    given = now if point.time is None else point.time
+    if before is None or (point.time is not None and (point.id is not None or point.time != before.time)):
+        return given
+    # The clock of another machine may be fast.
+    return max(given, math.nextafter(before.time, math.inf))
+
+
+def _renamed(answer: Answer, undone: Collection[str]) -> Answer:
+    """An answer that was taken back, with the first id of a chain from its own on that was not."""
+    content = [*answer.place, answer.kind, answer.label, answer.repeat, answer.annotator]
+    while answer.id in undone:
+        answer = answer.model_copy(update={"id": _identity([*content, answer.id])})
+    return answer
+
+
+def _identity(content: Sequence[str | int | float | bool | None]) -> str:
+    return f"import-{digest(content)[:32]}"

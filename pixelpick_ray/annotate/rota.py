@@ -1,12 +1,14 @@
 """Who is asked what next: a queue of questions for each person, whole images at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
-from pixelpick_ray.annotate.board import Board, Pile
+from pixelpick_ray.annotate.board import Board
 from pixelpick_ray.annotate.claims import Claims, Key
-from pixelpick_ray.annotate.order import Question, by_image, by_prediction, is_for_the_same, is_repeated
+from pixelpick_ray.annotate.order import Question, by_image, by_prediction
+from pixelpick_ray.data.questions import Place
 from pixelpick_ray.errors import PixelPickError
 from pixelpick_ray.leases import LEASE_SECONDS
 from pixelpick_ray.spec.annotate import AnnotateSpec
@@ -38,6 +40,11 @@ class Person:
     queue: list[Question] = field(default_factory=list)
     count: int = 0
 
+    @property
+    def queued(self) -> set[str]:
+        """The ids of the questions in the queue."""
+        return {one.id for one in self.queue}
+
     def finds(self, question: str) -> Question | None:
         """The question of this id in the queue."""
         return next((one for one in self.queue if one.id == question), None)
@@ -55,10 +62,10 @@ class Rota:
     # People
 
     def greet(self, name: str) -> Person:
-        """Somebody who has just asked for something."""
-        self.sweep()
+        """Somebody who has just asked for something, and so is not silent any more."""
         person = self._people.setdefault(name, Person(name, self._clock()))
         person.seen = self._clock()
+        self.sweep()
         return person
 
     def sweep(self) -> None:
@@ -86,7 +93,7 @@ class Rota:
     def tidy(self) -> None:
         """Drop what is not asked any more."""
         for person in self._people.values():
-            person.queue = [one for one in person.queue if self._board.piles[one.book].asks(one)]
+            person.queue = [one for one in person.queue if self._board.asks(one)]
             self._release_finished(person)
 
     def _release_finished(self, person: Person) -> None:
@@ -96,66 +103,68 @@ class Rota:
             if key not in working and (pixel or str(image) not in self._board.piles[str(book)].open):
                 self._claims.release(key)
 
-    def keep(self, person: Person, question: str) -> None:
-        """Leave somebody a question that the page has, though they were silent, or it had it from another process."""
-        found = self._board.find(question)
-        if found is None or person.finds(question) is not None or not self._board.piles[found.book].asks(found):
-            return
-        if self._claims.take(_claim(found), person.name):
-            person.queue.append(found)
+    def keep(self, person: Person, questions: Iterable[str]) -> None:
+        """Leave somebody the questions that the page has, though they were silent, or it had them from another process:
+        all but what others have taken or answered meanwhile.
+        """
+        queued = person.queued
+        found = [one for question in questions if question not in queued and (one := self._board.find(question))]
+        asked = [one for one in found if self._board.asks(one)]
+        mine = {key: self._claims.take(key, person.name) for key in dict.fromkeys(map(_claim, asked))}
+        self._add(person, [one for one in asked if mine[_claim(one)]])
+        self._release_finished(person)
 
     def refill(self, person: Person) -> None:
         """Fetch more for somebody whose queue runs low. StoreError when the store cannot be read."""
         if len(person.queue) >= LOW:
             return
-        while len(person.queue) < LOW and (taken := self._take(person)):
-            person.queue += self._arrange(taken)
-        if self._spec.repeats:
-            person.queue += self._take_again(person)
+        new: list[Question] = []
+        while len(person.queue) + len(new) < LOW and (taken := self._take(person, new)):
+            new += self._arrange(taken)
+        new += self._take_again(person)
+        if not person.queue and not new:
+            new += self._take_sooner(person)
+        self._add(person, new)
         self._release_finished(person)
 
-    def _take(self, person: Person) -> list[Question]:
+    def _add(self, person: Person, claimed: Sequence[Question]) -> None:
+        """Put questions whose claims somebody has just got into their queue."""
+        self._board.refresh(one.book for one in claimed)  # what another process answered before it gave them back
+        person.queue += [one for one in claimed if self._board.asks(one)]
+
+    def _take(self, person: Person, new: Sequence[Question]) -> list[Question]:
         """The open questions of further images that nobody else works on; none when there are none."""
-        queued, found = set(person.queue), []
-        left = IMAGES[self._spec.order]
+        found: list[Question] = []
+        queued, left = person.queued | {one.id for one in new}, IMAGES[self._spec.order]
         for pile in self._board.piles.values():
-            mine: list[str] = []
             for image in pile.images():
-                if len(mine) == left:
+                if not left:
                     break
-                is_new = any(question not in queued for question in pile.open[image].values())
-                if is_new and self._claims.take((pile.key, image), person.name):
-                    mine.append(image)
-            if mine:
-                pile.refresh()  # what another process answered before it gave them back
-            questions = [question for image in mine for question in pile.open.get(image, {}).values()]
-            found += [question for question in questions if question not in queued]
-            left -= len(mine)
+                more = [one for one in pile.open[image].values() if one.id not in queued]
+                if more and self._claims.take((pile.key, image), person.name):
+                    found += more
+                    left -= 1
         return found
 
     def _take_again(self, person: Person) -> list[Question]:
         """Pixels that are asked a second time now: half of them only of who answered them, some answers later."""
-        found: list[Question] = []
-        for pile in self._board.piles.values():
-            mine = [answer.id for answer in pile.answers.values() if answer.annotator == person.name]
-            recent, own = set(mine[-BETWEEN:]), set(mine)
-            first = [(question, pile.said[question.place].id) for question in self._marked(pile)]
-            wanted = [
-                question
-                for question, answer in first
-                if answer not in recent and (answer in own or not is_for_the_same(pile.key, question.place))
-            ]
-            taken = [one for one in wanted[: LOW - len(found)] if self._claims.take(_claim(one), person.name)]
-            if taken:
-                pile.refresh()  # what another process asked again before it gave them back
-            found += [question for question in taken if pile.asks(question)]
-        return found
+        recent = {_pixel(pile.key, one.place) for pile, one in self._board.last_answers(person.name, BETWEEN)}
+        late = (one for one in self._due(person) if _pixel(one.book, one.place) not in recent)
+        return list(islice((one for one in late if self._claims.take(_claim(one), person.name)), LOW))
 
-    def _marked(self, pile: Pile) -> list[Question]:
-        """The pixels of a pile that are to be asked a second time and that nobody is being asked now."""
-        asked, share = self.asked_again(), self._spec.repeats
-        marked = [one.again() for place, one in pile.questions.items() if is_repeated(pile.key, place, share)]
-        return [question for question in marked if pile.asks(question) and question not in asked]
+    def _take_sooner(self, person: Person) -> list[Question]:
+        """Pixels that are asked a second time after fewer answers, for somebody who has nothing else to do: what they
+        answered first comes first, and never what they have just answered, which would measure nothing.
+        """
+        due = {_pixel(one.book, one.place): one for one in self._due(person)}
+        recent = [_pixel(pile.key, one.place) for pile, one in self._board.last_answers(person.name, BETWEEN)]
+        soon = (due[pixel] for pixel in recent[:-1] if pixel in due)
+        return [one for one in soon if self._claims.take(_claim(one), person.name)]
+
+    def _due(self, person: Person) -> Iterator[Question]:
+        queued = person.queued
+        piles = self._board.piles.values() if self._spec.repeats else ()
+        return (one for pile in piles for one in pile.due(person.name) if one.id not in queued)
 
     def claim(self, person: Person, question: str) -> Question:
         """The question of an id, for them to answer now: from the queue, or one that the page had before.
@@ -176,10 +185,10 @@ class Rota:
     def _take_in(self, person: Person, question: Question) -> None:
         self._check_asked(question)
         self.put_first(person, question)
-        self._board.piles[question.book].refresh()  # what another process answered before it gave the image back
+        self._board.refresh([question.book])  # what another process answered before it gave the image back
 
     def _check_asked(self, question: Question) -> None:
-        if not self._board.piles[question.book].asks(question):
+        if not self._board.asks(question):
             self.forget(question)
             raise Refusal("gone", "This question has its answer already.")
 
@@ -199,4 +208,8 @@ class Rota:
 
 def _claim(question: Question) -> Key:
     """What somebody must have to be asked this."""
-    return (question.book, *question.place) if question.repeat else (question.book, question.image)
+    return _pixel(question.book, question.place) if question.repeat else (question.book, question.image)
+
+
+def _pixel(book: str, place: Place) -> Key:
+    return book, *place

@@ -1,8 +1,13 @@
 """The answers of an experiment out to a file and in from one: what other tools did counts as if the page had."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from pixelpick_ray.annotate.exchange import (
     Exchanged,
@@ -14,8 +19,7 @@ from pixelpick_ray.annotate.exchange import (
     points_of,
     read,
 )
-from pixelpick_ray.data.answers import Answer, Book
-from pixelpick_ray.data.dataset import FileDataset
+from pixelpick_ray.data.answers import Book, Line
 from pixelpick_ray.data.datasets import open_dataset, training_split
 from pixelpick_ray.data.questions import Place, read_questions
 from pixelpick_ray.errors import DataError, SpecError
@@ -49,18 +53,54 @@ def write_answers(plan: Plan, store: Store, data_path: Path, format_name: str, o
 def read_answers(plan: Plan, store: Store, data_path: Path, format_name: str, file: Path, *, annotator: str) -> str:
     """Add the answers of a file to those of an experiment, all or, when one is wrong, none; says how many there were.
 
-    `annotator` is the name of who gave those that name nobody. SpecError as in `_Transfer`, DataError for the file.
+    `annotator` is the name of who gave those that name nobody. SpecError as in `_Transfer`, and for what is no name;
+    DataError for the file.
     """
+    _check_annotator(annotator)
     transfer = _Transfer(plan, store, data_path)
     try:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error}); give a file that you may read") from error
     try:
-        new, known, unasked = transfer.take(content, format_name, annotator=annotator)
+        return transfer.take(content, format_name, annotator=annotator).sentence()
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
-    return f"{new} answers imported, {known} were there before; {unasked} of the new ones are of pixels not asked for"
+
+
+def _check_annotator(annotator: str) -> None:
+    """SpecError for a name that no answer can have."""
+    try:
+        TypeAdapter(Line).validate_python(annotator)
+    except ValidationError as error:
+        raise SpecError(
+            f"--annotator {annotator!r:.100}: is no name; give one line of 1 to 80 characters without spaces around it"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """How many answers of a file were new and how many known, how many of the new ones nobody had asked for, and how
+    many pixels have a later answer that says something else than the file.
+    """
+
+    new: int
+    known: int
+    unasked: int
+    overruled: int
+
+    def sentence(self) -> str:
+        """What a user is told."""
+        told = (
+            f"{self.new} answers imported, {self.known} were there before; {self.unasked} of the new ones are of "
+            "pixels not asked for"
+        )
+        if not self.overruled:
+            return told
+        return (
+            f"{told}; {self.overruled} pixels keep a later answer that says otherwise: remove id and time of their "
+            "answers from the file to have these count"
+        )
 
 
 class _Transfer:
@@ -96,20 +136,23 @@ class _Transfer:
         again = [Point.model_validate(one.model_dump()) for one in repeats]
         return Exchanged(facts.class_names, facts.palette, self._pictures(), (*points.values(), *again))
 
-    def take(self, content: bytes, format_name: str, *, annotator: str) -> tuple[int, int, int]:
-        """Add the answers of a file: how many were new, how many known, and how many of the new ones not asked for.
-
-        An answer without an id, as other tools give it back, is known when the pixel has just this answer.
-        """
-        facts, said = self._dataset.facts, self._book.said()
-        points = read(content, format_name, class_names=facts.class_names, images=self._pictures())
-        new = [point for point in points if point.id is not None or not _says(said.get(point.place), point)]
-        answers = answers_of(new, annotator=annotator, time=time.time(), known=self._book.ids)
-        asked = {place for questions in self._questions for place in questions.places()}
+    def take(self, content: bytes, format_name: str, *, annotator: str) -> _Taken:
+        """Add the answers of a file that are new, as `answers_of` finds them."""
+        names, book = self._dataset.facts.class_names, self._book
+        points = read(content, format_name, class_names=names, images=self._pictures(), answers=book.answers)
+        answers = answers_of(points, book, annotator=annotator, time=time.time())
         if answers:
-            self._book.append(*answers)
+            book.append(*answers)
+        asked = {place for questions in self._questions for place in questions.places()}
         given = sum(point.kind is not None for point in points)
-        return len(answers), given - len(answers), sum(answer.place not in asked for answer in answers)
+        unasked = sum(answer.place not in asked for answer in answers)
+        return _Taken(len(answers), given - len(answers), unasked, self._overruled(points))
+
+    def _overruled(self, points: Sequence[Point]) -> int:
+        """How many pixels have another answer than these points say."""
+        told = {point.place: point.said for point in points if point.kind is not None and not point.repeat}
+        said = self._book.said()
+        return sum(said[place].said != answer for place, answer in told.items())
 
     def _pictures(self) -> tuple[Picture, ...]:
         """The images that are asked about."""
@@ -121,14 +164,8 @@ class _Transfer:
         return tuple(self._picture(name, *shape) for name, shape in sorted(shapes.items()))
 
     def _picture(self, name: str, height: int, width: int) -> Picture:
-        dataset = self._dataset
-        native_height, native_width = dataset.read(self._split, name)[1].shape
-        file = dataset.paths(self._split, name)[0].name if isinstance(dataset, FileDataset) else ""
-        return Picture(name, height, width, native_height, native_width, file)
-
-
-def _says(answer: Answer | None, point: Point) -> bool:
-    return answer is not None and (answer.kind, answer.label) == point.said
+        native = partial(self._dataset.native_size, self._split, name)
+        return Picture(name, height, width, native, self._dataset.file_name(self._split, name))
 
 
 def _record(store: Store, plan: Plan, chain: Chain) -> dict[str, Any]:

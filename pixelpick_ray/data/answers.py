@@ -1,16 +1,17 @@
 """Answers of people: the most expensive data of all. A book has them for the pixels of one set of prepared images.
 
-A book is ``answers/<key>/`` in the store. ``images.json`` says what its images looked like when they were asked about
-first, and each process that takes answers adds lines to a journal of its own. Lines are never changed: who takes an
-answer back adds one that says so.
+A book is ``answers/<key>/`` in the store. The records in ``images/``, or ``images.json`` in old stores, say what its
+images looked like when they were asked about first, and each process that takes answers adds lines to a journal of its
+own. Lines are never changed: who takes an answer back adds one that says so.
 """
 
 import os
 import secrets
 import socket
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -20,12 +21,15 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pixelpick_ray.data.labels import UNKNOWN, VOID
 from pixelpick_ray.data.questions import UNSAID, Ask, Place, Questions, last_ask
 from pixelpick_ray.errors import DataError, StoreError
+from pixelpick_ray.leases import Lease
+from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.spec.trial import Spec, is_line
 from pixelpick_ray.store import Store
 
 Kind = Literal["class", "void", "unknown"]
 KINDS: dict[str, int] = {"void": VOID, "unknown": UNKNOWN}
+TURN_SECONDS = 0.1  # how long a process waits for another one before it looks again
 
 
 def _one_line(text: str) -> str:
@@ -102,50 +106,92 @@ class Book:
         self._store, self.key = store, key
         stamp = f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._journal = f"answers/{key}/{stamp}.jsonl"
-        self._lines: dict[str, list[Answer | Undo]] = {}
+        self._read: dict[str, int] = {}  # lines by journal
+        self._given: dict[str, Answer] = {}
+        self._undone: set[str] = set()
+        self._at: dict[Place, list[Answer]] = {}  # that were not taken back
+        self._said: dict[Place, Answer] = {}
         self._answers: tuple[Answer, ...] | None = ()
         self.refresh()
 
-    def refresh(self) -> None:
-        """Read what was written since. StoreError names a damaged line."""
-        for name in self._store.names(f"answers/{self.key}"):
-            if name.endswith(".jsonl"):
-                path = f"answers/{self.key}/{name}"
-                known = self._lines.setdefault(path, [])
-                new = self._store.lines(path, start=len(known))
-                self._add(path, [_parsed(value, f"{self._store.address}/{path}") for value in new])
+    def refresh(self) -> list[Answer]:
+        """Read what other processes wrote since: the answers that were given or taken back by it, in the order of time.
+
+        StoreError names a damaged line; nothing is taken in then.
+        """
+        names = [name for name in self._store.names(f"answers/{self.key}") if name.endswith(".jsonl")]
+        paths = [path for name in names if (path := f"answers/{self.key}/{name}") != self._journal]
+        new = {path: self._new_lines(path) for path in paths}
+        for path, lines in new.items():
+            self._read[path] = self._read.get(path, 0) + len(lines)
+        return sorted((answer for lines in new.values() for answer in self._add(lines)), key=_moment)
+
+    def _new_lines(self, path: str) -> list[Answer | Undo]:
+        values = self._store.lines(path, start=self._read.get(path, 0))
+        return [_parsed(value, f"{self._store.address}/{path}") for value in values]
 
     def append(self, *lines: Answer | Undo) -> None:
         """Write answers, or that some are taken back; it is safe when this returns. StoreError when it cannot be."""
         self._store.append_lines(self._journal, [line.as_input() for line in lines])
-        self._add(self._journal, lines)
+        self._add(lines)
 
-    def _add(self, path: str, lines: Sequence[Answer | Undo]) -> None:
-        self._lines.setdefault(path, []).extend(lines)
+    def _add(self, lines: Sequence[Answer | Undo]) -> list[Answer]:
+        """Take lines in, in whichever order they are read; the answers that they change."""
+        changed = []
+        for line in lines:
+            if isinstance(line, Undo):
+                self._undone.add(line.undone)
+                answer = self._given.get(line.undone)
+            else:
+                answer = self._given.setdefault(line.id, line)
+            if answer is not None:
+                self._count(answer)
+                changed.append(answer)
         self._answers = None if lines else self._answers
+        return changed
+
+    def _count(self, changed: Answer) -> None:
+        """Take in that an answer was given or taken back."""
+        place = changed.place
+        counting = [one for one in self._at.get(place, ()) if one.id != changed.id]
+        if changed.id not in self._undone:
+            counting.append(changed)
+        self._at[place] = counting
+        labels = [one for one in counting if not one.repeat]
+        if labels:
+            self._said[place] = max(labels, key=_moment)
+        else:
+            self._said.pop(place, None)
 
     @property
-    def ids(self) -> frozenset[str]:
+    def ids(self) -> Set[str]:
         """The identities of all answers that were ever given, taken back or not."""
-        return frozenset(line.id for journal in self._lines.values() for line in journal if isinstance(line, Answer))
+        return self._given.keys()
 
     @property
-    def undone(self) -> frozenset[str]:
+    def undone(self) -> Set[str]:
         """The identities of the answers that were taken back."""
-        return frozenset(line.undone for journal in self._lines.values() for line in journal if isinstance(line, Undo))
+        return self._undone
 
     @property
     def answers(self) -> tuple[Answer, ...]:
         """The answers that were not taken back, in the order of time."""
         if self._answers is None:
-            lines, undone = [line for journal in self._lines.values() for line in journal], self.undone
-            found = [line for line in lines if isinstance(line, Answer) and line.id not in undone]
-            self._answers = tuple(sorted(found, key=lambda one: (one.time, one.id)))
+            found = [one for answers in self._at.values() for one in answers]
+            self._answers = tuple(sorted(found, key=_moment))
         return self._answers
 
-    def said(self) -> dict[Place, Answer]:
-        """The answer that counts for each pixel: the last one that is no repeat."""
-        return {answer.place: answer for answer in self.answers if not answer.repeat}
+    def find(self, answer: str) -> Answer | None:
+        """The answer of an id; None when there is none, or it was taken back."""
+        return None if answer in self._undone else self._given.get(answer)
+
+    def at(self, place: Place) -> Sequence[Answer]:
+        """The answers to a pixel that were not taken back, repeats among them."""
+        return self._at.get(place, ())
+
+    def said(self) -> Mapping[Place, Answer]:
+        """The answer that counts for each pixel, the last one that is no repeat: a view that follows the book."""
+        return MappingProxyType(self._said)
 
     def labels(self, questions: Questions, class_names: Sequence[str]) -> npt.NDArray[np.int64]:
         """(k,) the label of each question: a class, VOID, UNKNOWN, or UNSAID where there is no answer yet.
@@ -170,18 +216,38 @@ class Book:
 def check_images(store: Store, book: str, looks: Mapping[str, str]) -> None:
     """Note what images look like before people are asked about them: `looks` are digests of their pixels by name.
 
-    DataError when one of them looked otherwise before, for the answers that there are are of that one.
+    Any number of processes may do so at once. DataError when an image looked otherwise before, for the answers that
+    there are are of that one.
     """
-    path = f"answers/{book}/images.json"
-    before: dict[str, str] = store.read_record(path) or {}
-    for name, look in looks.items():
-        if before.get(name, look) != look:
-            raise DataError(
-                f"image {name}: is another one than when people labelled its pixels; give it a name of its own, or "
-                f"restore the earlier one (its answers are in {store.address}/answers/{book})"
-            )
-    if not looks.keys() <= before.keys():
-        store.write_record(path, before | dict(looks))
+    if not _unnoted(store, book, looks):
+        return
+    with _turn(store, book):
+        new = _unnoted(store, book, looks)
+        if new:
+            # A record of its own, since a lease only saves work: two that hold it must not drop what the other notes.
+            store.write_record(f"answers/{book}/images/{digest(new)}.json", new)
+
+
+def _unnoted(store: Store, book: str, looks: Mapping[str, str]) -> dict[str, str]:
+    """Those looks that no record has. DataError when one has another."""
+    folder, rest = f"answers/{book}/images", dict(looks)
+    paths = [f"{folder}.json", *(f"{folder}/{name}.json" for name in store.records(folder))]  # the first of old stores
+    for path in paths:
+        for name, look in (store.read_record(path) or {}).items():
+            if looks.get(name, look) != look:
+                raise DataError(
+                    f"image {name}: is another one than when people labelled its pixels; give it a name of its own, or "
+                    f"restore the earlier one (its answers are in {store.address}/answers/{book})"
+                )
+            rest.pop(name, None)
+    return rest
+
+
+def _turn(store: Store, book: str) -> Lease:
+    """The right to note what images of a book look like, when nobody else has it any more."""
+    while (lease := store.take("images", book)) is None:
+        time.sleep(TURN_SECONDS)
+    return lease
 
 
 @dataclass(frozen=True)
@@ -224,6 +290,11 @@ class Waiting:
             self._places[ask] = ask.load(self._store).places()
         places = self._places[ask]
         return Pending(ask.pick, sum(place not in said for place in places), len(places))
+
+
+def _moment(answer: Answer) -> tuple[float, str]:
+    """What orders answers."""
+    return answer.time, answer.id
 
 
 def _parsed(value: Any, where: str) -> Answer | Undo:

@@ -20,6 +20,7 @@ UInt8Array = npt.NDArray[np.uint8]
 Report = Callable[[int, int], None]
 Colour = tuple[int, int, int]
 ORIENTATION = 0x0112  # of a picture, in its EXIF data
+_PICTURES = ("PNG", "JPEG")  # Pillow runs other programs for some others
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,15 @@ class Dataset(ABC):
         Without a label map the label is `DatasetFacts.unlabelled_index` at every pixel.
         """
 
+    def file_name(self, split: str, name: str) -> str:
+        """What the file of an image is called, without its folder; the image's own name where it has no file."""
+        return name
+
+    def native_size(self, split: str, name: str) -> tuple[int, int]:
+        """Height and width of an image at native size. DataError names the file and the remedy."""
+        height, width = self.read(split, name)[1].shape
+        return height, width
+
 
 class FileDataset(Dataset):
     """A data set with an image file and, where a split has labels, a label file a name, in a folder of its name."""
@@ -147,6 +157,13 @@ class FileDataset(Dataset):
         check_label(label, image.shape[:2], self.facts, label_paths[0])
         return image, label
 
+    def file_name(self, split: str, name: str) -> str:
+        return self.paths(split, name)[0].name
+
+    def native_size(self, split: str, name: str) -> tuple[int, int]:
+        """As the beginning of the image file says; neither its pixels nor its label map are read."""
+        return read_size(self.paths(split, name)[0])
+
 
 def check_inside(path: Path, data_path: Path) -> Path:
     """The same path. DataError when links lead it out of the data folder.
@@ -181,21 +198,34 @@ def read_image(path: Path, *, mode: str) -> UInt8Array:
     DataError for a damaged or missing file, and for one that its viewers turn: whether its label map was drawn on the
     turned picture or on the stored one, only its owner knows.
     """
-    formats = ("PNG",) if mode == "L" else ("PNG", "JPEG")  # Pillow runs other programs for some others
+    with _opened(path, ("PNG",) if mode == "L" else _PICTURES) as image:
+        _check_upright(image.getexif(), path)
+        if mode == "L" and image.mode not in ("L", "P"):
+            raise DataError(f"{path}: a label map has one 8-bit channel, this file has mode {image.mode}; convert it")
+        _check_depth(image, path)
+        pixels = np.asarray(image if mode == "L" else image.convert(mode))
+    return np.ascontiguousarray(pixels, dtype=np.uint8)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, by its beginning alone.
+
+    DataError as in `read_image` for what shows there; damaged pixels do not, nor a mark to turn them that a PNG has
+    behind them.
+    """
+    with _opened(path, _PICTURES) as image:
+        # That of a PNG would decode all pixels to look behind them.
+        _check_upright(Image.Image.getexif(image), path)
+        _check_depth(image, path)
+        return image.height, image.width
+
+
+@contextlib.contextmanager
+def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """An image file, whose pixels are not decoded yet; what fails while it is open is a DataError, too."""
     try:
         with Image.open(path, formats=formats) as image:
-            if (turn := image.getexif().get(ORIENTATION)) in range(2, 9):
-                raise DataError(
-                    f"{path}: its EXIF orientation {turn} turns or mirrors it in viewers, its pixels are stored "
-                    "otherwise; store it upright, without the mark, and check that its label map fits"
-                )
-            if mode == "L" and image.mode not in ("L", "P"):
-                raise DataError(
-                    f"{path}: a label map has one 8-bit channel, this file has mode {image.mode}; convert it"
-                )
-            if image.mode.startswith(("I", "F")):  # Pillow would clip all values to 255
-                raise DataError(f"{path}: an image has 8 bits a channel, this file has mode {image.mode}; convert it")
-            pixels = np.asarray(image if mode == "L" else image.convert(mode))
+            yield image
     except (PermissionError, IsADirectoryError) as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); make it a file that the user who runs this may read"
@@ -210,7 +240,19 @@ def read_image(path: Path, *, mode: str) -> UInt8Array:
             f"{path}: cannot be decoded ({error}); the file is damaged or cut short, copy it again; "
             f"{' and '.join(formats)} files are read"
         ) from error
-    return np.ascontiguousarray(pixels, dtype=np.uint8)
+
+
+def _check_upright(exif: Image.Exif, path: Path) -> None:
+    if (turn := exif.get(ORIENTATION)) in range(2, 9):
+        raise DataError(
+            f"{path}: its EXIF orientation {turn} turns or mirrors it in viewers, its pixels are stored otherwise; "
+            "store it upright, without the mark, and check that its label map fits"
+        )
+
+
+def _check_depth(image: Image.Image, path: Path) -> None:
+    if image.mode.startswith(("I", "F")):  # Pillow would clip all values to 255
+        raise DataError(f"{path}: an image has 8 bits a channel, this file has mode {image.mode}; convert it")
 
 
 def check_label(label: UInt8Array, image_size: Sequence[int], facts: DatasetFacts, path: Path) -> None:

@@ -54,6 +54,12 @@ class HeldOut(Dataset):
     def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
         return self._whole.read(self._source(split), name)
 
+    def file_name(self, split: str, name: str) -> str:
+        return self._whole.file_name(self._source(split), name)
+
+    def native_size(self, split: str, name: str) -> tuple[int, int]:
+        return self._whole.native_size(self._source(split), name)
+
     def _source(self, split: str) -> str:
         """The split of the whole data set that has the images of this one."""
         return self._training if split == HELD_OUT else split

@@ -57,7 +57,7 @@ def questions_of(images: int | Sequence[str], pixels: int, *, seed: int = 0) -> 
 def ask(
     store: Store, plan: Plan, questions: Questions, *, pick: str = "first", chain: int = 0, stages: int = 0
 ) -> Questions:
-    """Have a chain of the plan ask, as one that has trained so many stages."""
+    """Have a chain of the plan ask, as one that has trained so many stages; what it asked before stays on record."""
     inputs = {"asked for": pick, "pixels": len(questions)}
 
     def write(folder: Path) -> None:
@@ -65,7 +65,9 @@ def ask(
 
     store.publish("question", inputs, write, {})
     asked = {"pick": digest(pick), "book": BOOK, "budget": 10, "questions": [digest(inputs)]}
-    write_record(store, plan, chain, {"asks": asked, "stages": [{}] * stages})
+    earlier = questions_on_record(store, plan, chain)
+    known = {"book": BOOK, "questions": [*earlier, digest(inputs)]}
+    write_record(store, plan, chain, {"asks": asked, "stages": [{}] * stages} | known)
     return questions
 
 
@@ -76,12 +78,23 @@ def go_on(store: Store, pick: str = "first") -> None:
 
 def finish(store: Store, plan: Plan, chain: int = 0) -> None:
     """Record a chain that has trained all its stages."""
-    write_record(store, plan, chain, {"stages": [{}] * len(plan.chains[chain].fits)})
+    known = {"book": BOOK, "questions": questions_on_record(store, plan, chain)}
+    write_record(store, plan, chain, {"stages": [{}] * len(plan.chains[chain].fits)} | known)
+
+
+def questions_on_record(store: Store, plan: Plan, chain: int) -> list[str]:
+    """The keys of all that a chain has asked."""
+    return (store.read_record(record_of(plan, chain)) or {}).get("questions", [])
+
+
+def record_of(plan: Plan, chain: int) -> str:
+    """Where the record of a chain lies."""
+    return f"{experiment_folder(plan.experiment)}/chains/{plan.chains[chain].id}.json"
 
 
 def write_record(store: Store, plan: Plan, chain: int, record: object) -> None:
     """Replace the record of a chain."""
-    store.write_record(f"{experiment_folder(plan.experiment)}/chains/{plan.chains[chain].id}.json", record)
+    store.write_record(record_of(plan, chain), record)
 
 
 def answers_in(store: Store) -> Sequence[Answer]:

@@ -4,12 +4,18 @@ from typing import Any
 
 from pixelpick_ray.annotate.exchange import Exchanged, Picture, Point, read
 
+
+def picture(name: str, height: int, width: int, native_height: int, native_width: int, file: str = "") -> Picture:
+    """An image whose file has this size."""
+    return Picture(name, height, width, lambda: (native_height, native_width), file)
+
+
 CLASSES = ("road", "sky & <cloud>", "дерево")
 PALETTE = ((128, 64, 128), (70, 130, 180), (0, 255, 1))
 IMAGES = (
-    Picture("a b.png", height=4, width=6, native_height=8, native_width=18),
-    Picture("""q"'&<é>.png""", height=5, width=5, native_height=5, native_width=5),
-    Picture("city_1", height=3, width=2, native_height=7, native_width=3, file="city_1_leftImg8bit.png"),
+    picture("a b.png", height=4, width=6, native_height=8, native_width=18),
+    picture("""q"'&<é>.png""", height=5, width=5, native_height=5, native_width=5),
+    picture("city_1", height=3, width=2, native_height=7, native_width=3, file="city_1_leftImg8bit.png"),
 )
 POINTS = (
     Point(image="a b.png", y=0, x=5, kind="class", label="road", annotator="Ann A", time=1.5, seconds=0.1, id="i1"),

@@ -48,7 +48,8 @@ class Site:
 
 @contextmanager
 def running(desk: Desk, store: Store) -> Iterator[Site]:
-    server = uvicorn.Server(uvicorn.Config(make_app(desk, TOKEN, once=ONCE), log_level="critical", lifespan="off", ws="none"))
+    app = make_app(desk, TOKEN, once=ONCE)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", ws="none"))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -4,6 +4,8 @@ import json
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from xml.etree import ElementTree
 
@@ -24,11 +26,12 @@ from pixelpick_ray.annotate.exchange import (
     points_of,
     read,
 )
-from pixelpick_ray.annotate.formats.points import centre, pixel_at
-from pixelpick_ray.data.answers import Answer
+from pixelpick_ray.annotate.formats.points import Known, centre, pixel_at
+from pixelpick_ray.data.answers import Answer, Book, Undo
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.errors import DataError
-from tests.annotate.exchanged import CLASSES, IMAGES, PALETTE, POINTS, WHOLE, back, entry, in_order
+from pixelpick_ray.store import Store
+from tests.annotate.exchanged import CLASSES, IMAGES, PALETTE, POINTS, WHOLE, back, entry, in_order, picture
 
 
 def as_held(points: tuple[Point, ...], format_name: str) -> tuple[Point, ...]:
@@ -56,22 +59,22 @@ SIDES = st.integers(1, 4000)
 @st.composite
 def pictures(draw: st.DrawFn) -> Picture:
     sides = draw(st.tuples(SIDES, SIDES, SIDES, SIDES))
-    return Picture(draw(NAMES), *sides)
+    return picture(draw(NAMES), *sides)
 
 
 @st.composite
 def exchanges(draw: st.DrawFn) -> Exchanged:
     classes = tuple(draw(st.lists(NAMES, min_size=1, max_size=4, unique=True)))
-    images = tuple(draw(st.lists(pictures(), min_size=1, max_size=4, unique_by=lambda picture: picture.name)))
+    images = tuple(draw(st.lists(pictures(), min_size=1, max_size=4, unique_by=lambda image: image.name)))
     ids = iter(draw(st.lists(LINES, min_size=8, max_size=8, unique=True)))
     points = {}
     for _ in range(draw(st.integers(0, 8))):
-        picture = draw(st.sampled_from(images))
+        image = draw(st.sampled_from(images))
         kind = draw(st.sampled_from([None, "class", "class", "void", "unknown"]))
         point = Point(
-            image=picture.name,
-            y=draw(st.integers(0, picture.height - 1)),
-            x=draw(st.integers(0, picture.width - 1)),
+            image=image.name,
+            y=draw(st.integers(0, image.height - 1)),
+            x=draw(st.integers(0, image.width - 1)),
             kind=kind,
             label=draw(st.sampled_from(classes)) if kind == "class" else None,
             annotator=draw(st.none() | LINES),
@@ -373,7 +376,7 @@ def test_images_are_known_by_the_end_of_their_place(reference: str, name: str) -
 
 
 def same_size(images: tuple[Picture, ...]) -> tuple[Picture, ...]:
-    return tuple(replace(one, height=4, width=4, native_height=4, native_width=4) for one in images)
+    return tuple(picture(one.name, 4, 4, 4, 4, one.file) for one in images)
 
 
 def region_of(label: str, **more: Any) -> dict[str, Any]:
@@ -385,10 +388,29 @@ def region_of(label: str, **more: Any) -> dict[str, Any]:
 )
 def test_a_place_that_may_mean_two_images_is_refused(reference: str) -> None:
     names = ("a.png", "0a1b2c3d-a.png", "x y.png", "x_y.png", "city/a.png")
-    images = tuple(Picture(name, 4, 4, 4, 4) for name in names)
+    images = tuple(picture(name, 4, 4, 4, 4) for name in names)
     task = {"data": {"image": reference}, "predictions": [{"result": [region_of("road")]}]}
     with pytest.raises(DataError, match=r"tasks\[0\]\.data\.image: .* may be image '.*' or '.*'; rename it"):
         read(json.dumps([task]).encode(), "label-studio", class_names=CLASSES, images=images)
+
+
+class Counted(str):
+    """A name that counts how often it is measured."""
+
+    measured = 0
+
+    def __len__(self) -> int:
+        Counted.measured += 1
+        return super().__len__()
+
+
+def test_how_long_names_are_is_found_once_for_all_references() -> None:
+    names = [Counted(f"image {number}.png") for number in range(300)]
+    known = Known(CLASSES, tuple(picture(name, 4, 4, 4, 4) for name in names))
+    Counted.measured = 0
+    for name in names:
+        assert [found.name for found in known.matches(f"/data/{name}")] == [name]
+    assert 300 <= Counted.measured < 5 * 300
 
 
 # Facts of an answer that another tool has changed
@@ -409,13 +431,16 @@ def moved_coco(tree: Any) -> None:
         (moved_coco, Point(image="a b.png", y=3, x=5, kind="class", label="road")),
     ],
 )
-def test_an_answer_that_was_changed_elsewhere_is_a_new_one(change: Callable[[Any], None], expected: Point) -> None:
+def test_an_answer_that_was_changed_elsewhere_is_a_new_one(
+    change: Callable[[Any], None], expected: Point, book: Book
+) -> None:
+    book.append(Answer.model_validate(POINTS[0].model_dump()))
     tree = json.loads(export(WHOLE, "coco"))
     change(tree)
     found = back(json.dumps(tree).encode(), "coco")
     assert expected in found
     assert "i1" not in {point.id for point in found}
-    (new,) = answers_of([expected], annotator="Cy", time=9.0, known=frozenset({"i1", "i2"}))
+    (new,) = answers_of([expected], book, annotator="Cy", time=9.0)
     assert (new.annotator, new.time, new.label) == ("Cy", 9.0, expected.label)
 
 
@@ -479,33 +504,39 @@ def test_an_answer_with_another_class_is_refused(questions: Questions) -> None:
         points_of(questions, {("a", 1, 2): answer("a", 1, 2)}, ("sky",))
 
 
-def test_answers_come_back_as_they_were(questions: Questions) -> None:
+@pytest.fixture
+def book(tmp_path: Path) -> Book:
+    return Book(Store(tmp_path), "book")
+
+
+def test_answers_come_back_as_they_were(questions: Questions, book: Book) -> None:
     said = {place: answer(*place, seconds=1.25) for place in (("a", 1, 2), ("b", 8, 7))}
     points = points_of(questions, said, ("road",))
-    assert answers_of(points, annotator="Bo", time=9.0, known=frozenset()) == tuple(said.values())
-    assert answers_of(points, annotator="Bo", time=9.0, known=frozenset({"a12"})) == (said["b", 8, 7],)
+    assert answers_of(points, book, annotator="Bo", time=9.0) == tuple(said.values())
+    book.append(said["a", 1, 2])
+    assert answers_of(points, book, annotator="Bo", time=9.0) == (said["b", 8, 7],)
 
 
-def test_importing_a_file_twice_adds_nothing() -> None:
+def test_importing_a_file_twice_adds_nothing(book: Book) -> None:
     points = back(export(WHOLE, "queries"), "queries")
-    first = answers_of(points, annotator="Bo", time=1.0, known=frozenset())
+    first = answers_of(points, book, annotator="Bo", time=1.0)
     assert [(one.label, one.annotator, one.time) for one in first] == [
         ("road", "Bo", 1.0),
         ("sky & <cloud>", "Bo", 1.0),
     ]
-    known = frozenset(one.id for one in first)
-    assert len(known) == 2
-    assert answers_of(points, annotator="Bo", time=2.0, known=known) == ()
-    assert len(answers_of(points, annotator="Cy", time=2.0, known=known)) == 2
+    assert len({one.id for one in first}) == 2
+    book.append(*first)
+    assert answers_of(points, book, annotator="Bo", time=2.0) == ()
+    assert answers_of(points, book, annotator="Cy", time=2.0) == ()  # who gave it back is no other answer
 
 
-def test_an_answer_that_a_file_has_twice_is_one() -> None:
+def test_an_answer_that_a_file_has_twice_is_one(book: Book) -> None:
     point = Point(image="a b.png", y=0, x=0, kind="void")
-    (only,) = answers_of([point, point], annotator="Bo", time=1.0, known=frozenset())
+    (only,) = answers_of([point, point], book, annotator="Bo", time=1.0)
     assert (only.kind, only.label, only.repeat) == ("void", None, False)
 
 
-def test_different_answers_have_different_ids() -> None:
+def test_different_answers_have_different_ids(book: Book) -> None:
     base = Point(image="a", y=0, x=1, kind="class", label="road")
     others = [
         base,
@@ -517,9 +548,41 @@ def test_different_answers_have_different_ids() -> None:
         base.model_copy(update={"kind": "unknown", "label": None}),
         base.model_copy(update={"repeat": True}),
         base.model_copy(update={"annotator": "Cy"}),
+        base.model_copy(update={"time": 0.5}),
     ]
-    assert len({one.id for one in answers_of(others, annotator="Bo", time=1.0, known=frozenset())}) == len(others)
+    assert len({one.id for one in answers_of(others, book, annotator="Bo", time=1.0)}) == len(others)
 
 
-def test_open_questions_are_no_answers() -> None:
-    assert answers_of([Point(image="a", y=0, x=0)], annotator="Bo", time=1.0, known=frozenset()) == ()
+def test_open_questions_are_no_answers(book: Book) -> None:
+    assert answers_of([Point(image="a", y=0, x=0)], book, annotator="Bo", time=1.0) == ()
+
+
+STEPS = st.lists(
+    st.dictionaries(st.integers(0, 1), st.sampled_from(["road", "sky"]), min_size=1)
+    | st.integers(0, 9),  # a file: labels by pixel; or which of the answers is taken back
+    max_size=8,
+)
+
+
+@settings(max_examples=40)
+@given(steps=STEPS)
+def test_whatever_was_answered_and_taken_back_before_a_file_without_ids_counts_and_a_second_time_adds_nothing(
+    steps: list[dict[int, str] | int],
+) -> None:
+    with TemporaryDirectory() as folder:
+        book = Book(Store(folder), "book")
+        for now, step in enumerate(steps):
+            if isinstance(step, int):
+                book.append(*(Undo(undone=one.id, annotator="Bo", time=now) for one in book.answers[step : step + 1]))
+                continue
+            points = [Point(image="a", y=0, x=x, kind="class", label=label) for x, label in sorted(step.items())]
+            book.append(*answers_of(points, book, annotator="Bo", time=now))
+            said = book.said()
+            assert [said[point.place].label for point in points] == [point.label for point in points]
+            assert answers_of(points, book, annotator="Bo", time=now + 0.5) == ()
+        assert len(book.ids) == len([line for path in Path(folder).rglob("*.jsonl") for line in ids_in(path)])
+
+
+def ids_in(path: Path) -> list[str]:
+    """The ids of the answers of a journal."""
+    return [line["id"] for line in map(json.loads, path.read_text().splitlines()) if "id" in line]

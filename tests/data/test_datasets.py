@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pixelpick_ray.data import camvid as camvid_module
-from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, check_label, read_image
+from pixelpick_ray.data.dataset import ORIENTATION, DatasetFacts, FileDataset, check_label, read_image, read_size
 from pixelpick_ray.data.datasets import DATASETS, CamVid, Dataset, known_facts, open_dataset, training_split
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.spec.trial import DatasetSpec
@@ -71,6 +71,22 @@ class TestEveryDataset:
                 assert image.std() > 5
                 assert set(np.unique(label)) <= {*range(dataset.facts.num_classes), dataset.facts.void_index}
                 assert len(np.unique(label)) > 1
+
+    @pytest.mark.parametrize("dataset", EVERY, indirect=True)
+    def test_the_size_of_an_image_is_that_of_its_pixels(self, dataset: Dataset) -> None:
+        for split in self.splits(dataset):
+            for name in dataset.names(split)[:3]:
+                assert dataset.native_size(split, name) == dataset.read(split, name)[1].shape
+
+    @pytest.mark.parametrize("dataset", EVERY, indirect=True)
+    def test_an_image_has_the_name_of_its_file_and_another_no_image_has(self, dataset: Dataset) -> None:
+        for split in self.splits(dataset):
+            names = dataset.names(split)
+            files = [dataset.file_name(split, name) for name in names]
+            assert len(set(files)) == len(names)
+            assert all(file.startswith(name) for file, name in zip(files, names, strict=True))
+            if dataset.facts.name in TREES:
+                assert all(any(dataset.data_path.rglob(file)) for file in files[:3])
 
     @pytest.mark.parametrize("dataset", EVERY, indirect=True)
     def test_splits_have_identities_and_signatures_of_their_own(self, dataset: Dataset) -> None:
@@ -182,6 +198,55 @@ def test_a_picture_of_16_bits_is_refused(picture: Path) -> None:
     Image.fromarray(np.full((8, 10), 700, np.uint16)).save(picture)
     with pytest.raises(DataError, match=r"picture\.png: an image has 8 bits a channel, this file has mode I;16; conv"):
         read_image(picture, mode="RGB")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [
+        *(("png", mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")),
+        *(("jpg", mode) for mode in ("RGB", "L", "CMYK")),
+    ],
+)
+def test_the_size_of_a_picture_is_read_without_its_pixels(tmp_path: Path, suffix: str, mode: str) -> None:
+    path = tmp_path / f"picture.{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+    assert read_size(path) == read_image(path, mode="RGB").shape[:2] == (80, 100)
+    path.write_bytes(path.read_bytes()[:-200])
+    assert read_size(path) == (80, 100)
+    with pytest.raises(DataError, match=r"cannot be decoded .*copy it again"):
+        read_image(path, mode="RGB")
+
+
+def as_turned(path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new("RGB", (10, 8)).save(path, format=suffix, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: as_turned(path, "PNG"), "its EXIF orientation 6 turns or mirrors it in viewers"),
+        (lambda path: as_turned(path, "JPEG"), "its EXIF orientation 6 turns or mirrors it in viewers"),
+        (lambda path: Image.new("I;16", (10, 8)).save(path), "an image has 8 bits a channel, this file has mode I;16"),
+        (lambda path: path.write_bytes(b"GIF89a"), "cannot be decoded .*copy it again; PNG and JPEG files are read"),
+        (lambda path: path.write_bytes(b""), "cannot be decoded .*copy it again; PNG and JPEG files are read"),
+        (lambda path: path.unlink(), "cannot be decoded .*No such file"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot be read .*make it a file"),
+    ],
+    ids=["turned PNG", "turned JPEG", "16 bits", "GIF", "empty", "missing", "folder"],
+)
+def test_a_picture_that_has_no_size_is_refused_as_its_pixels_are(
+    picture: Path, write: Callable[[Path], object], message: str
+) -> None:
+    write(picture)
+    told = []
+    for read in (read_size, lambda path: read_image(path, mode="RGB")):
+        with pytest.raises(DataError, match=rf"^{picture}: {message}") as error:
+            read(picture)
+        told.append(str(error.value))
+    assert told[0] == told[1]
 
 
 def test_a_grey_picture_has_three_equal_channels(picture: Path) -> None:

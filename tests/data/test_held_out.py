@@ -140,6 +140,14 @@ def test_images_and_labels_are_those_of_the_training_split(spec: DatasetSpec, tm
                 assert read.shape == wanted.shape
 
 
+def test_files_and_sizes_are_those_of_the_data_set(spec: DatasetSpec, tmp_path: Path) -> None:
+    reduced, whole = both(spec, tmp_path)
+    for split, source in (("train", "train"), ("held_out", "train"), ("val", "val")):
+        for name in reduced.names(split)[:5]:
+            assert reduced.file_name(split, name) == whole.file_name(source, name)
+            assert reduced.native_size(split, name) == whole.native_size(source, name)
+
+
 def test_other_splits_are_untouched(spec: DatasetSpec, tmp_path: Path) -> None:
     reduced, whole = both(spec, tmp_path)
     for split in set(whole.facts.splits) - {"train"}:

@@ -3,13 +3,13 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
-from pixelpick_ray.data.answers import Kind, Line, Said, Seconds
+from pixelpick_ray.data.answers import Answer, Kind, Line, Said, Seconds
 from pixelpick_ray.data.dataset import Colour
 
 KindAndLabel = tuple[Kind | None, str | None]
@@ -21,14 +21,30 @@ _UPLOADED = re.compile(r"[0-9a-f]{8}-")  # Label Studio puts it before the names
 
 @dataclass(frozen=True)
 class Picture:
-    """An image: its name, its size as prepared and as the file has it, and the file's name where it is another one."""
+    """An image: its name, its size as prepared, and the file's name where it is another one.
+
+    `native` reads its height and width as the file has them, which is done where a format needs them.
+    """
 
     name: str
     height: int
     width: int
-    native_height: int
-    native_width: int
+    native: Callable[[], tuple[int, int]]
     file: str = ""
+
+    @cached_property
+    def _native_size(self) -> tuple[int, int]:
+        return self.native()
+
+    @property
+    def native_height(self) -> int:
+        """Rows of the file. DataError as in `Dataset.native_size`."""
+        return self._native_size[0]
+
+    @property
+    def native_width(self) -> int:
+        """Columns of the file. DataError as in `Dataset.native_size`."""
+        return self._native_size[1]
 
     @property
     def file_name(self) -> str:
@@ -86,10 +102,11 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Known:
-    """What a file may speak of."""
+    """What a file may speak of; `answers` are those that are stored, by their ids."""
 
     class_names: tuple[str, ...]
     images: tuple[Picture, ...]
+    answers: Mapping[str, Answer] = field(default_factory=dict)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -123,6 +140,11 @@ class Known:
                 found[spelling] |= names
         return found
 
+    @cached_property
+    def _longest(self) -> int:
+        """How many characters the longest name of an image has."""
+        return max(map(len, self._uploads), default=0)
+
     def matches(self, reference: str) -> list[Picture]:
         """The images that a path, an address or the name of an upload may mean; a whole name means that image only."""
         whole = self._spellings.get(reference)
@@ -136,7 +158,7 @@ class Known:
 
     def _ends(self, text: str) -> list[str]:
         """The parts of a path up to its end that are short enough to be a name."""
-        start = max(0, len(text) - max(map(len, self._uploads), default=0) - _UPLOAD_PREFIX - 1)
+        start = max(0, len(text) - self._longest - _UPLOAD_PREFIX - 1)
         starts = [found.end() for found in _SEPARATORS.finditer(text, start)]
         return [text[at:] for at in (starts if start else [0, *starts])]
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from pixelpick_ray.annotate.formats.points import KindAndLabel, Known, Picture, Point, pixel_at, with_facts
+from pixelpick_ray.data.answers import Answer
 from pixelpick_ray.errors import DataError
 
 Container = TypeVar("Container", dict[str, Any], list[Any])
@@ -217,7 +218,7 @@ def check_points(points: Sequence[tuple[str, Point]], known: Known, problems: Pr
     for where, point in points:
         _check_alone(where, point, known, problems)
     _check_places(points, problems)
-    _check_ids(points, problems)
+    _check_ids(points, known, problems)
 
 
 def _check_alone(where: str, point: Point, known: Known, problems: Problems) -> None:
@@ -248,10 +249,29 @@ def _check_places(points: Sequence[tuple[str, Point]], problems: Problems) -> No
             )
 
 
-def _check_ids(points: Sequence[tuple[str, Point]], problems: Problems) -> None:
+def _check_ids(points: Sequence[tuple[str, Point]], known: Known, problems: Problems) -> None:
     first: dict[str, tuple[str, Point]] = {}
     for where, point in points:
-        if point.id is not None:
-            before, other = first.setdefault(point.id, (where, point))
-            if other != point:
-                problems.add(where, f"has the id {point.id!r} of another answer, in {before}; ids are unique")
+        if point.id is None:
+            continue
+        before, other = first.setdefault(point.id, (where, point))
+        stored = known.answers.get(point.id)
+        if other != point:
+            problems.add(where, f"has the id {point.id!r} of another answer, in {before}; ids are unique")
+        elif stored is not None and (differences := _differences(point, stored)):
+            problems.add(
+                where,
+                f"has the id {point.id!r} of an answer that is stored otherwise: {differences}; remove id and time to "
+                "give another answer",
+            )
+
+
+def _differences(point: Point, stored: Answer) -> str:
+    """What a point says otherwise than the stored answer that it says it is; empty where it says nothing else."""
+    here, there = point.model_dump(), stored.model_dump()
+    told = [name for name, value in here.items() if value is not None or name in ("kind", "label")]
+    return ", ".join(
+        f"{name} is {shown(here[name])} here and {shown(there[name])} there"
+        for name in told
+        if here[name] != there[name]
+    )

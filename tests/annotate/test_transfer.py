@@ -1,0 +1,344 @@
+"""Answers out to files and in from files: what counts afterwards, what other tools call the images, what is refused."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pixelpick_ray.annotate.exchange import FORMATS
+from pixelpick_ray.annotate.transfer import read_answers, write_answers
+from pixelpick_ray.data.answers import Answer, Book, Undo
+from pixelpick_ray.data.questions import Place, Questions
+from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.plan import Plan
+from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.store import Store
+from tests.annotate.asking import BOOK, TEXT, answers_in, ask, plan_of, questions_of, write_record
+from tests.data.trees import TREES, noise, save
+from tests.launch import launch
+
+VAL = "evaluate={splits: {val: {}}, report: val}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An experiment that asks about two pixels of each of some images, and what is done with its answers."""
+
+    place: Path
+    plan: Plan
+    questions: Questions
+
+    @property
+    def store(self) -> Store:
+        return Store(self.place / "store")
+
+    def export(self, format_name: str) -> bytes:
+        out = self.place / f"answers.{format_name}"
+        write_answers(self.plan, self.store, self.place, format_name, out)
+        return out.read_bytes()
+
+    def take(self, content: bytes, format_name: str = "jsonl", annotator: str = "bob") -> str:
+        """What is told of an import."""
+        file = self.place / "given"
+        file.write_bytes(content)
+        return read_answers(self.plan, self.store, self.place, format_name, file, annotator=annotator)
+
+    def said(self) -> dict[Place, str | None]:
+        return {place: answer.label for place, answer in Book(self.store, BOOK).said().items()}
+
+
+def asked(place: Path, *overrides: str, images: tuple[str, ...] = ("train_0000", "train_0001")) -> Asked:
+    plan, questions, store = plan_of(*overrides), questions_of(images, 2), Store(place / "store")
+    ask(store, plan, questions)
+    write_record(
+        store, plan, 0, {"book": BOOK, "questions": [digest({"asked for": "first", "pixels": len(questions)})]}
+    )
+    return Asked(place, plan, questions)
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Asked:
+    return asked(tmp_path)
+
+
+def line(place: Place, label: str | None, /, **fields: Any) -> bytes:
+    """An answer in our own format."""
+    values = {"image": place[0], "y": place[1], "x": place[2], "kind": "class", "label": label}
+    return json.dumps(values | fields).encode() + b"\n"
+
+
+def told(new: int, known: int) -> str:
+    return f"{new} answers imported, {known} were there before; 0 of the new ones are of pixels not asked for"
+
+
+OVERRULED = (
+    "; 1 pixels keep a later answer that says otherwise: remove id and time of their answers from the file to have "
+    "these count"
+)
+
+# What counts after an import
+
+
+def test_an_answer_that_is_changed_and_changed_back_counts_each_time(scenes: Asked) -> None:
+    """Without ids, as other tools give answers back; and each file a second time, which changes nothing."""
+    place = scenes.questions.places()[0]
+    for label in ("road", "sky", "road", "sky"):
+        assert scenes.take(line(place, label)) == told(1, 0)
+        assert scenes.said() == {place: label}
+        assert scenes.take(line(place, label)) == told(0, 1)
+        assert scenes.said() == {place: label}
+    assert [answer.label for answer in answers_in(scenes.store)] == ["road", "sky", "road", "sky"]
+
+
+def test_a_correction_counts_where_the_clock_that_stamped_the_answer_before_is_fast(scenes: Asked) -> None:
+    place = scenes.questions.places()[0]
+    scenes.take(line(place, "road", id="1", time=time.time() + 3600))
+    assert scenes.take(line(place, "sky")) == told(1, 0)
+    assert scenes.said() == {place: "sky"}
+
+
+def test_a_line_that_was_corrected_without_its_id_counts_though_it_keeps_its_time(scenes: Asked) -> None:
+    place = scenes.questions.places()[0]
+    scenes.take(line(place, "road", id="z", time=5.0))
+    for content in (line(place, "sky", time=5.0),) * 2:
+        scenes.take(content)
+        assert scenes.said() == {place: "sky"}
+    assert len(answers_in(scenes.store)) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "difference"),
+    [
+        ({"label": "sky"}, "label is 'sky' here and 'road' there"),
+        ({"kind": "void", "label": None}, "kind is 'void' here and 'class' there, label is None here and 'road' there"),
+        ({"kind": None, "label": None}, "kind is None here and 'class' there, label is None here and 'road' there"),
+        ({"annotator": "cy"}, "annotator is 'cy' here and 'ann' there"),
+        ({"repeat": True}, "repeat is True here and False there"),
+        ({"time": 6.0}, "time is 6.0 here and 5.0 there"),
+        ({"seconds": 2.0}, "seconds is 2.0 here and 1.5 there"),
+        ({"x": 3, "y": 3}, "y is 3 here and "),
+    ],
+)
+def test_a_stored_answer_that_a_file_tells_otherwise_is_refused(
+    scenes: Asked, fields: dict[str, Any], difference: str
+) -> None:
+    first, second, *_ = scenes.questions.places()
+    stored = {"id": "one", "time": 5.0, "annotator": "ann", "seconds": 1.5}
+    scenes.take(line(first, "road", **stored))
+    assert scenes.take(line(first, "road", id="one")) == told(0, 1)
+    with pytest.raises(DataError) as error:
+        scenes.take(line(second, "sky") + line(first, "road", **(stored | fields)))
+    assert (
+        f"given: jsonl: nothing was imported, 1 problem(s); correct the file\n  line 2: has the id 'one' of an answer \
+that is stored otherwise: {difference}"
+        in str(error.value)
+    )
+    assert str(error.value).endswith("; remove id and time to give another answer")
+    assert scenes.said() == {first: "road"}
+
+
+def test_a_stored_answer_is_told_otherwise_where_another_tool_keeps_its_facts_but_not_of_what(scenes: Asked) -> None:
+    place = scenes.questions.places()[0]
+    scenes.take(line(place, "road", id="one", time=5.0))
+    tree = json.loads(scenes.export("coco"))
+    (at,) = [number for number, one in enumerate(tree["annotations"]) if "id" in one["attributes"]]
+    del tree["annotations"][at]["attributes"]["of"]
+    (sky,) = [category["id"] for category in tree["categories"] if category["name"] == "sky"]
+    tree["annotations"][at]["category_id"] = sky
+    with pytest.raises(
+        DataError, match=rf"annotations\[{at}\]: has the id 'one' .*label is 'sky' here and 'road' there"
+    ):
+        scenes.take(json.dumps(tree).encode(), "coco")
+
+
+@pytest.mark.parametrize("fields", [{}, {"id": "one", "time": 5.0}, {"id": "one"}, {"time": 5.0}])
+def test_an_answer_that_was_taken_back_is_taken_from_a_file_again(scenes: Asked, fields: dict[str, Any]) -> None:
+    """As often as it is taken back, and each time once."""
+    place = scenes.questions.places()[0]
+    ids = set()
+    for _ in range(3):
+        assert scenes.take(line(place, "road", **fields)) == told(1, 0)
+        assert scenes.take(line(place, "road", **fields)) == told(0, 1)
+        (answer,) = answers_in(scenes.store)
+        assert (answer.place, answer.label, answer.annotator) == (place, "road", "bob")
+        ids.add(answer.id)
+        Book(scenes.store, BOOK).append(Undo(undone=answer.id, annotator="bob", time=9.0))
+        assert scenes.said() == {}
+    assert len(ids) == 3
+
+
+def test_an_answer_that_was_taken_back_and_given_otherwise_stays_so(scenes: Asked) -> None:
+    place = scenes.questions.places()[0]
+    book = Book(scenes.store, BOOK)
+    scenes.take(line(place, "road", id="one", time=5.0))
+    book.append(Undo(undone="one", annotator="bob", time=6.0))
+    scenes.take(line(place, "sky", id="two", time=7.0))
+    assert scenes.take(line(place, "road", id="one", time=5.0)) == told(0, 1) + OVERRULED
+    assert scenes.said() == {place: "sky"}
+    assert scenes.take(line(place, "road")) == told(1, 0)
+    assert scenes.said() == {place: "road"}
+
+
+def test_an_own_file_from_before_a_correction_changes_nothing_and_says_so(scenes: Asked) -> None:
+    first, second, *_ = scenes.questions.places()
+    scenes.take(line(first, "road", id="one", time=5.0) + line(second, "road", id="two", time=5.0))
+    before = scenes.export("jsonl")
+    scenes.take(line(first, "sky"))
+    assert scenes.take(before) == told(0, 2) + OVERRULED
+    assert scenes.said() == {first: "sky", second: "road"}
+
+
+def test_an_answer_that_a_file_dates_before_another_is_kept_and_does_not_count(scenes: Asked) -> None:
+    place = scenes.questions.places()[0]
+    scenes.take(line(place, "sky", id="new", time=5.0))
+    assert scenes.take(line(place, "road", time=4.0)) == told(1, 0) + OVERRULED
+    assert scenes.take(line(place, "road", time=4.0)) == told(0, 1) + OVERRULED
+    assert [answer.label for answer in answers_in(scenes.store)] == ["road", "sky"]
+
+
+def test_a_repeat_that_agrees_with_the_first_answer_is_kept(scenes: Asked) -> None:
+    """It says how often people agree with themselves."""
+    place = scenes.questions.places()[0]
+    scenes.take(line(place, "road"))
+    for expected in (told(1, 0), told(0, 1)):
+        assert scenes.take(line(place, "road", repeat=True)) == expected
+    assert [answer.repeat for answer in answers_in(scenes.store)] == [False, True]
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_what_was_exported_is_there_when_it_is_imported(scenes: Asked, format_name: str) -> None:
+    first, second, third, _ = scenes.questions.places()
+    facts = {"annotator": "ann", "time": 1792182345.1234567, "seconds": 0.1 + 0.2, "suggestion": "sky"}
+    Book(scenes.store, BOOK).append(
+        *(Answer.model_validate(json.loads(line(place, "road", id=f"{place}", **facts))) for place in (first, second)),
+        Answer.model_validate(json.loads(line(first, "sky", id="again", repeat=True, **facts))),
+        Answer.model_validate(json.loads(line(third, None, kind="unknown", id="none", annotator="ann", time=3.0))),
+    )
+    kept = 2 if format_name == "queries" else 4  # it cannot say that nobody can tell, nor hold repeats
+    assert scenes.take(scenes.export(format_name), format_name) == told(0, kept)
+
+
+# Files of images
+
+
+def file_names(format_name: str, content: bytes) -> set[str]:
+    tree = json.loads(content)
+    return (
+        {image["file_name"] for image in tree["images"]}
+        if format_name == "coco"
+        else {task["data"]["image"] for task in tree}
+    )
+
+
+@pytest.mark.parametrize("held_out", ["null", "0.3"])
+@pytest.mark.parametrize(
+    ("name", "images", "suffix"),
+    [
+        ("voc", ("a", "b"), ".jpg"),
+        ("cityscapes", ("aachen_000000_000019", "ulm_000000_000019"), "_leftImg8bit.png"),
+        ("camvid", ("train_0.png", "train_1.png"), ""),
+        ("folder", ("leaf.v0.png", "leaf.v1.jpg"), ""),
+    ],
+)
+def test_other_tools_get_the_names_of_the_files(
+    tmp_path: Path, name: str, images: tuple[str, ...], suffix: str, held_out: str
+) -> None:
+    write, fields = TREES[name]
+    write(tmp_path)
+    spec = {"name": name, "size": [32, 40], **fields}
+    one = asked(tmp_path, f"dataset={json.dumps(spec)}", f"dataset.held_out={held_out}", VAL, images=images)
+    for format_name in ("coco", "label-studio"):
+        content = one.export(format_name)
+        assert file_names(format_name, content) == {image + suffix for image in images}
+        found = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+        assert file_names(format_name, content) <= set(found)
+        assert one.take(content, format_name) == told(0, 0)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Asked:
+    """Two pictures of a folder, of 64 x 80 pixels as the files have them."""
+    write, fields = TREES["folder"]
+    write(tmp_path)
+    for image in ("leaf.v0.png", "leaf.v1.jpg"):
+        picture, label = noise((64, 80), (0, 1, 2), seed=3)
+        save(tmp_path / "leaves" / "train" / "images" / image, picture)
+        save(tmp_path / "leaves" / "train" / "labels" / f"{Path(image).stem}.png", label)
+    spec = {"name": "folder", "size": [32, 40], **fields}
+    return asked(tmp_path, f"dataset={json.dumps(spec)}", VAL, images=("leaf.v0.png", "leaf.v1.jpg"))
+
+
+def image_files(one: Asked) -> list[Path]:
+    return [one.place / "leaves" / "train" / "images" / name for name in one.questions.names]
+
+
+def test_the_size_of_an_image_is_read_from_the_beginning_of_its_file_alone(pictures: Asked) -> None:
+    for path in image_files(pictures):
+        path.write_bytes(path.read_bytes()[:1000])
+        (path.parent.parent / "labels" / f"{path.stem}.png").unlink()
+    tree = json.loads(pictures.export("coco"))
+    assert {(image["width"], image["height"]) for image in tree["images"]} == {(80, 64)}
+    assert pictures.take(json.dumps(tree).encode(), "coco") == told(0, 0)
+
+
+@pytest.mark.parametrize("format_name", ["jsonl", "queries"])
+def test_formats_of_prepared_pixels_need_no_image(pictures: Asked, format_name: str) -> None:
+    for path in image_files(pictures):
+        path.write_bytes(b"")
+    assert pictures.take(pictures.export(format_name), format_name) == told(0, 0)
+
+
+def test_images_that_a_file_does_not_name_are_not_opened(pictures: Asked) -> None:
+    tasks = json.loads(pictures.export("label-studio"))
+    image_files(pictures)[1].write_bytes(b"")
+    assert pictures.take(json.dumps(tasks[:1]).encode(), "label-studio") == told(0, 0)
+    with pytest.raises(DataError, match=r"leaf\.v1\.jpg: cannot be decoded .*copy it again"):
+        pictures.take(json.dumps(tasks).encode(), "label-studio")
+
+
+def test_an_image_that_viewers_turn_is_not_handed_to_other_tools(pictures: Asked) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in image_files(pictures):
+        before = path.read_bytes()
+        with Image.open(path) as image:
+            image.save(path, exif=exif)
+        with pytest.raises(DataError, match=rf"{path}: its EXIF orientation 6 turns or mirrors it in viewers"):
+            pictures.export("cvat")
+        path.write_bytes(before)
+    pictures.export("cvat")
+
+
+# Who answered
+
+
+@pytest.mark.parametrize("name", [" ada", "ada ", "", "a" * 81, "a\nb", "\udcff"])
+def test_an_annotator_without_a_proper_name_is_refused(scenes: Asked, name: str) -> None:
+    place = scenes.questions.places()[0]
+    with pytest.raises(SpecError) as error:
+        scenes.take(line(place, "road"), annotator=name)
+    assert str(error.value) == (
+        f"--annotator {name!r}: is no name; give one line of 1 to 80 characters without spaces around it"
+    )
+    assert scenes.said() == {}
+
+
+def test_a_name_of_80_characters_is_one(scenes: Asked) -> None:
+    assert scenes.take(line(scenes.questions.places()[0], "road"), annotator="é" * 80) == told(1, 0)
+
+
+def test_the_command_ends_with_status_2_for_an_annotator_without_a_proper_name(scenes: Asked) -> None:
+    (scenes.place / "asked.yaml").write_text(TEXT)
+    (scenes.place / "given.jsonl").write_bytes(line(scenes.questions.places()[0], "road"))
+    words = "import", "asked.yaml", "given.jsonl", "--format", "jsonl", "--annotator"
+    done = launch(scenes.place, *words, " ada")
+    assert (done.status, done.out) == (2, "")
+    assert done.err == (
+        "error: asked.yaml: --annotator ' ada': is no name; give one line of 1 to 80 characters without spaces around "
+        "it\n"
+    )
+    assert launch(scenes.place, *words, "ada").out == told(1, 0) + "\n"

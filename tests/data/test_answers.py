@@ -1,0 +1,202 @@
+"""Books of answers as they grow, and what images looked like when people were asked about them."""
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixelpick_ray.data.answers import Answer, Book, Undo, check_images
+from pixelpick_ray.errors import DataError, StoreError
+from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.store import Store
+
+BOOK = digest("a book")
+
+
+def an_answer(number: int, *, y: int = 0, moment: int = 0, repeat: bool = False) -> Answer:
+    said: dict[str, Any] = {"kind": "class", "label": "road", "annotator": "ann", "time": float(moment)}
+    return Answer(id=f"answer {number:02d}", image="a", y=y, x=0, repeat=repeat, **said)
+
+
+def an_undo(answer: Answer) -> Undo:
+    return Undo(undone=answer.id, annotator="ann", time=9.0)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from(["answer", "repeat", "undo", "look"]), st.integers(0, 11)),
+        max_size=30,
+    )
+)
+@settings(max_examples=30)
+def test_a_book_that_grows_says_what_its_lines_say(steps: list[tuple[int, str, int]]) -> None:
+    """Of three processes that write and look in turn, in whichever order lines of others are read."""
+    lines: list[Answer | Undo] = []
+    with tempfile.TemporaryDirectory() as folder:
+        books = [Book(Store(folder), BOOK) for _ in range(3)]
+        for who, what, number in steps:
+            given_ = [line for line in lines if isinstance(line, Answer)]
+            if what == "look":
+                books[who].refresh()
+            elif what != "undo":
+                moment, y = divmod(number, 3)
+                lines.append(an_answer(len(lines), y=y, moment=moment, repeat=what == "repeat"))
+                books[who].append(lines[-1])
+            elif given_:
+                lines.append(an_undo(given_[number % len(given_)]))
+                books[who].append(lines[-1])
+        for book in books:
+            book.refresh()
+        for book in (*books, Book(Store(folder), BOOK)):
+            check_book(book, lines)
+            assert book.refresh() == []
+
+
+def check_book(book: Book, lines: Sequence[Answer | Undo]) -> None:
+    undone = {line.undone for line in lines if isinstance(line, Undo)}
+    ever = [line for line in lines if isinstance(line, Answer)]
+    counting = sorted((one for one in ever if one.id not in undone), key=lambda one: (one.time, one.id))
+    assert book.answers == tuple(counting)
+    assert book.said() == {one.place: one for one in counting if not one.repeat}
+    assert (book.ids, book.undone) == ({one.id for one in ever}, undone)
+    assert {one.id: book.find(one.id) for one in ever} == {one.id: None if one.id in undone else one for one in ever}
+    for y in range(3):
+        assert {one.id for one in book.at(("a", y, 0))} == {one.id for one in counting if one.y == y}
+
+
+def test_a_look_tells_what_others_changed(tmp_path: Path) -> None:
+    mine, other = Book(Store(tmp_path), BOOK), Book(Store(tmp_path), BOOK)
+    first, second, own = an_answer(1, moment=5), an_answer(2, moment=4), an_answer(3)
+    mine.append(own)
+    other.append(first, second)
+    assert mine.refresh() == [second, first]
+    other.append(an_undo(first))
+    assert mine.refresh() == [first]
+    assert mine.refresh() == []
+    assert mine.find(first.id) is None
+
+
+def test_a_damaged_line_lets_a_book_as_it_was(tmp_path: Path) -> None:
+    """Also what other journals have is new when the line is corrected: nobody misses it."""
+    store, book = Store(tmp_path), Book(Store(tmp_path), BOOK)
+    for number in (1, 2):
+        store.append_lines(f"answers/{BOOK}/{number}.jsonl", [an_answer(number).as_input()])
+    whole = (tmp_path / f"answers/{BOOK}/2.jsonl").read_bytes()
+    (tmp_path / f"answers/{BOOK}/2.jsonl").write_bytes(b"{" + whole)
+    with pytest.raises(StoreError, match="line 1 is damaged"):
+        book.refresh()
+    assert book.answers == ()
+    (tmp_path / f"answers/{BOOK}/2.jsonl").write_bytes(whole)
+    assert [one.id for one in book.refresh()] == ["answer 01", "answer 02"]
+
+
+# Images
+
+
+def test_images_are_noted_once_and_compared_ever_after(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    check_images(store, BOOK, {"a": "1", "b": "2"})
+    check_images(store, BOOK, {"b": "2", "c": "3"})
+    noted = sorted(tmp_path.rglob("*.json"))
+    check_images(store, BOOK, {"a": "1", "c": "3"})
+    assert sorted(tmp_path.rglob("*.json")) == noted
+    assert len(noted) == 2
+    for name in ("a", "b", "c"):
+        with pytest.raises(DataError, match=f"image {name}: is another one than when people labelled"):
+            check_images(store, BOOK, {name: "4", "d": "5"})
+    assert store.leased() == {}
+    check_images(store, BOOK, {"d": "6"})  # what was refused was not noted
+
+
+def test_what_an_old_store_noted_of_images_counts(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_record(f"answers/{BOOK}/images.json", {"a": "1"})
+    check_images(store, BOOK, {"a": "1", "b": "2"})
+    assert store.read_record(f"answers/{BOOK}/images.json") == {"a": "1"}
+    for name in ("a", "b"):
+        with pytest.raises(DataError, match=f"image {name}: "):
+            check_images(store, BOOK, {name: "3"})
+
+
+class Meeting(Store):
+    """A store whose writers meet, if they can, between reading and writing."""
+
+    def __init__(self, location: Path, barrier: threading.Barrier) -> None:
+        super().__init__(location)
+        self._barrier = barrier
+
+    def write_record(self, relative: str, value: Any) -> None:
+        with suppress(threading.BrokenBarrierError):
+            self._barrier.wait(0.5)
+        super().write_record(relative, value)
+
+
+class Generous(Meeting):
+    """Gives a lease to two at once, as object storage may."""
+
+    def take(self, kind: str, key: str) -> Any:
+        return nullcontext()
+
+
+@pytest.fixture
+def barrier() -> Iterator[threading.Barrier]:
+    barrier = threading.Barrier(2)
+    yield barrier
+    barrier.abort()
+
+
+def noted_together(store: Store, *looks: dict[str, str]) -> list[Exception]:
+    """Have several chains note images at once; what went wrong."""
+    errors: list[Exception] = []
+
+    def note(own: dict[str, str]) -> None:
+        try:
+            check_images(store, BOOK, own)
+        except DataError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=note, args=(own,)) for own in looks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert not any(thread.is_alive() for thread in threads)
+    return errors
+
+
+@pytest.mark.parametrize("kind", [Meeting, Generous])
+def test_chains_that_note_images_at_once_drop_none(
+    tmp_path: Path, barrier: threading.Barrier, kind: type[Meeting]
+) -> None:
+    assert noted_together(kind(tmp_path, barrier), {"a": "1", "b": "2"}, {"b": "2", "c": "3"}) == []
+    for name in ("a", "b", "c"):
+        with pytest.raises(DataError, match=f"image {name}: is another one"):
+            check_images(Store(tmp_path), BOOK, {name: "4"})
+
+
+def test_of_chains_that_note_different_images_at_once_one_goes_on(tmp_path: Path, barrier: threading.Barrier) -> None:
+    (error,) = noted_together(Meeting(tmp_path, barrier), {"a": "1"}, {"a": "2"})
+    assert str(error).startswith("image a: is another one than when people labelled its pixels")
+
+
+def test_noting_images_waits_for_who_does_so_now(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    check_images(store, BOOK, {"a": "1"})
+    lease = store.take("images", BOOK)
+    assert lease is not None
+    with lease:
+        check_images(store, BOOK, {"a": "1"})  # which is noted
+        thread = threading.Thread(target=check_images, args=(Store(tmp_path), BOOK, {"b": "2"}))
+        thread.start()
+        time.sleep(0.3)
+        assert thread.is_alive()
+    thread.join(timeout=20)
+    with pytest.raises(DataError, match="image b: "):
+        check_images(store, BOOK, {"b": "3"})
