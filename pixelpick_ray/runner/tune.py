@@ -272,10 +272,13 @@ class Relay(tune.Callback):
         return reached > before
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process or node was lost and Tune starts it again; one time too many makes it give up."""
+        """A trial's process or node was lost and Tune starts it again; one time too many makes it give up.
+
+        Should not even that be possible, for no process of it can begin, Tune calls `on_trial_error` next.
+        """
         name = trial.config["name"]
         if not self._may_try_again(name):
-            trial.config["give_up"] = self.errors[name]
+            trial.config["give_up"], trial.max_failures = self.errors[name], 0
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial was lost before it began, which Tune does not try again; the next round does."""

@@ -103,3 +103,18 @@ def test_a_rank_that_hangs_ends_its_group_and_the_chain_goes_on_from_its_last_sa
     assert any("rank 1, while rank 0 failed\ngives no answer" in text for text in attempts)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
+
+
+@pytest.mark.slow
+def test_chains_whose_processes_cannot_even_begin_are_given_up(place: Path) -> None:
+    """As on nodes where this package is not installed: only the driver finds it."""
+    words = ["launch.py", "run", "long.yaml"]
+    main = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = {words!r}; from pixelpick_ray.cli import main"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{main}; sys.exit(main())"],
+        cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    assert "No module named 'pixelpick_ray'" in done.stdout
+    assert "its process or node was lost (tried 5 times without getting further)" in done.stdout
