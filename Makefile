@@ -10,8 +10,11 @@ demo: .venv/runtime      ## a small real benchmark on this computer, no download
 	$(BIN)/python launch.py run experiments/quickstart.yaml
 	$(BIN)/python launch.py report experiments/quickstart.yaml --out report
 
-test: .venv/dev          ## the default tests
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+test: .venv/dev          ## the default tests: two at a time, then those that must have the computer for themselves
+	@status=0; \
+	$(BIN)/python -m pytest -m "not gpu and not slow and not alone" -n 2 --dist loadfile || status=$$?; \
+	$(BIN)/python -m pytest -m "not gpu and not slow and alone" || status=$$?; \
+	exit $$status
 
 lint: .venv/dev          ## style and types
 	$(BIN)/ruff check .

@@ -14,8 +14,21 @@ settings.register_profile("default", deadline=None, max_examples=60, derandomize
 settings.load_profile("default")
 
 
+# Start clusters and browsers, or time what they do: beside other tests these would be slow, and the times wrong.
+ALONE = (
+    *("tests/runner/", "tests/faults/", "tests/cluster/", "tests/engine/test_host.py", "tests/test_benchmarks.py"),
+    *("tests/annotate/test_annotate_page.py", "tests/annotate/test_desk.py", "tests/annotate/test_end_to_end.py"),
+    *("tests/test_cli.py", "tests/test_storage.py"),
+    "tests/test_experiments.py::test_every_experiment_runs[experiments/voc",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Mark what runs alone, and skip what needs a GPU where there is none."""
+    for item in items:
+        if item.nodeid.startswith(ALONE):
+            item.add_marker(pytest.mark.alone)
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 

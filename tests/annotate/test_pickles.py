@@ -134,6 +134,9 @@ class Calls:
     def __reduce__(self) -> tuple[Any, ...]:
         return self.call
 
+    def __repr__(self) -> str:
+        return f"Calls({self.call[0].__name__})"
+
 
 class Stateful:
     """Is built from a dictionary."""
@@ -141,11 +144,17 @@ class Stateful:
     def __init__(self) -> None:
         self.name = "x"
 
+    def __repr__(self) -> str:
+        return "Stateful()"
+
 
 class Slotted:
     """Is made by NEWOBJ."""
 
     __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Slotted()"
 
 
 def refusal(content: bytes) -> str:

@@ -74,7 +74,7 @@ def test_two_ranks_run_as_actors_of_one_trial_and_learn_what_one_rank_learns(pla
     coarsely.
     """
     sgd = ("--set", "train.optimizer={name: sgd, lr: 0.01, backbone_lr_factor: 1.0}")
-    run(place, *sgd)
+    run(place, *sgd, "--local")
     run(place, *sgd, "--ranks", "2", store="two")
     one, two = records(place, "store"), records(place, "two")
     assert one.keys() == two.keys()
@@ -102,7 +102,7 @@ def losses_of(place: Path, store: str, stage: dict[str, str]) -> list[float]:
 def test_a_time_limit_stops_cleanly_with_status_3_and_the_next_run_goes_on(place: Path) -> None:
     output = run(place, "--time-limit", "1s", status=3)
     assert "goes on from here" in output
-    assert "values of one seed" in run(place)
+    assert "values of one seed" in run(place, "--local")
 
 
 def test_a_chain_that_fails_for_good_does_not_stop_the_others(place: Path) -> None:
