@@ -518,6 +518,41 @@ def test_what_others_took_is_dropped_at_once(browser: Browser, tmp_path: Path) -
     assert answers_in(store) == ()
 
 
+QUICKER = """
+const [wait, now] = [window.setInterval, performance.now.bind(performance)];
+window.setInterval = (call, milliseconds) => wait(call, milliseconds / 300);
+performance.now = () => now() + (window.later ?? 0);
+"""
+
+
+def test_a_page_keeps_what_it_has_while_somebody_is_there(browser: Browser, tmp_path: Path) -> None:
+    """A minute between its signs of life lasts a fifth of a second here."""
+    plan, store, asked = plan_of(), Store(tmp_path / "store"), list[str]()
+    ask(store, plan, questions_of(1, 3))
+    desk = Desk(plan, store, Path("nowhere"))
+    next_of = desk.next
+
+    def noted(annotator: str, have: Sequence[str]) -> Item:
+        asked.append(annotator)
+        return next_of(annotator, have)
+
+    desk.next = noted  # type: ignore[method-assign]
+    quicker = browser.devtools("Page.addScriptToEvaluateOnNewDocument", source=QUICKER)["identifier"]
+    try:
+        with running(desk, store) as site:
+            Typist(browser).open(f"http://127.0.0.1:{site.port}/{TOKEN}/")
+            wait_for(lambda: len(asked) > 5)
+            browser.run("window.later = 11 * 60000")
+            time.sleep(0.5)
+            before = len(asked)
+            time.sleep(1.0)
+            assert len(asked) == before
+            browser.run("window.later = 9 * 60000")
+            wait_for(lambda: len(asked) > before + 2)
+    finally:
+        browser.devtools("Page.removeScriptToEvaluateOnNewDocument", identifier=quicker)
+
+
 def test_nobody_gets_past_the_question_for_the_name(browser: Browser, tmp_path: Path) -> None:
     plan, store = plan_of(), Store(tmp_path / "store")
     ask(store, plan, questions_of(1, 3))

@@ -282,6 +282,7 @@ def test_two_nodes_are_asked_and_one_that_stops_answering_is_a_finding(
     cluster: tuple[str, str, "subprocess.Popen[str]"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, second, process = cluster
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # as the cluster's, also for a user who has a token
     (tmp_path / "tiny.yaml").write_text(TINY)
     done = launch(tmp_path, "doctor", "tiny.yaml", "--ranks", "2", "--address", address, "--json")
     assert done.status == 0, done.out + done.err

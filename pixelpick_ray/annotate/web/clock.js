@@ -37,6 +37,9 @@ const clock = (() => {
     return { seconds: Math.min(active, 86400), idle_seconds: Math.min(idle, 86400) };
   }
 
+  // Milliseconds since the last sign of life.
+  const quiet = () => performance.now() - running.last;
+
   function setAway(isAway) {
     tick();
     running.isAway = isAway;
@@ -46,5 +49,5 @@ const clock = (() => {
     running.idleSeconds = seconds;
   }
 
-  return { tick, start, halt, stop, setAway, setIdle };
+  return { tick, start, halt, stop, quiet, setAway, setIdle };
 })();

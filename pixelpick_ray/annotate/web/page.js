@@ -5,6 +5,7 @@
   const RADII = [6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384];
   const FEW = 10; // questions: more are fetched before they are used up
   const SIGN = 60000; // ms between signs of life, without which others get what this page has
+  const LEFT = 600000; // ms without one of the person after which the page gives none either
   const LATE = 150; // ms after which an image that is not there yet is missed
 
   const page = {
@@ -541,7 +542,7 @@
 
   // While nobody looks, others may get what this page has.
   function giveSign() {
-    if (!document.hidden && !page.isPaused) refill();
+    if (!document.hidden && !page.isPaused && clock.quiet() < LEFT) refill();
   }
 
   document.addEventListener("keydown", onKey);
