@@ -1,12 +1,13 @@
 """The page's server: requests in, calls of the desk, sentences out."""
 
 import base64
+import contextlib
 import hashlib
 import logging
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from importlib import resources
 from typing import Annotated, Any, TypeVar
 
@@ -196,17 +197,24 @@ def serve(desk: Desk, *, host: str, ports: Sequence[int], on_ready: Callable[[st
             )
             shown = "127.0.0.1" if host in EVERYWHERE else f"[{host}]" if ":" in host else host
             site = f"http://{shown}:{listener.getsockname()[1]}"
-            on_ready(f"{site}/{token}/", f"{site}/{once}/")
-            _run(uvicorn.Server(config), listener)
+            server = uvicorn.Server(config)
+            with _stopped_by_signals(server):
+                on_ready(f"{site}/{token}/", f"{site}/{once}/")
+                server.run(sockets=[listener])
     finally:
         desk.close()
 
 
-def _run(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Run until a signal; uvicorn raises it again at its end, when nobody but us is to hear of it."""
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+@contextlib.contextmanager
+def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Signals stop the server, also before it runs; at its end uvicorn raises again those that it got itself."""
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        server.run(sockets=[listener])
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -280,6 +280,18 @@ def test_a_signal_ends_the_server_and_gives_images_back(tmp_path: Path, number: 
     assert store.leased() == {}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_as_soon_as_the_address_is_told_ends_the_server(tmp_path: Path, number: signal.Signals) -> None:
+    ready = []
+
+    def tell(address: str, once: str) -> None:
+        ready.append(address)
+        os.kill(os.getpid(), number)
+
+    serve(Desk(plan_of(), Store(tmp_path / "store"), tmp_path), host="127.0.0.1", ports=[0], on_ready=tell)
+    assert len(ready) == 1
+
+
 def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SpecError, match="give another port"):
