@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import transforms
 
+from pixelpick_ray.config.trial import AugmentSpec, ModelSpec
 from pixelpick_ray.data.dataset import DatasetFacts
 from pixelpick_ray.models.backbones import build_pyramid
-from pixelpick_ray.spec.trial import AugmentSpec, ModelSpec
 
 
 def conv_block(inputs: int, outputs: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:

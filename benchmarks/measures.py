@@ -32,13 +32,13 @@ from benchmarks.work import (
     plain_train_step,
     resident_pool,
 )
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.engine.batches import num_batches
 from pixelpick_ray.engine.fit import Epoch, fit
 from pixelpick_ray.engine.provenance import code_commit
 from pixelpick_ray.engine.score import evaluate
 from pixelpick_ray.plan import make_plan
 from pixelpick_ray.runner.tensorboard import TensorBoard
-from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.steps import Event
 
 FIRST, RESNET = Setting("camvid-mobilenet"), Setting("camvid-resnet50")

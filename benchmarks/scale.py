@@ -24,13 +24,13 @@ from benchmarks.goals import Line
 from benchmarks.instant import GATE, Work, instant_trial
 from benchmarks.measures import Bench
 from benchmarks.timing import short
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.plan import Plan, make_plan
 from pixelpick_ray.runner import tune as runner
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.runner.progress import Progress
 from pixelpick_ray.runner.tensorboard import TensorBoard
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import parse_experiment
 from pixelpick_ray.steps import Event
 
 FOLDER = Path(__file__).resolve().parent

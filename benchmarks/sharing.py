@@ -5,9 +5,9 @@ from pathlib import Path
 from threading import Barrier
 
 from benchmarks.processes import together
+from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import open_dataset
-from pixelpick_ray.spec.trial import DatasetSpec
 
 SCENES = DatasetSpec(name="scenes", size=(96, 128))
 

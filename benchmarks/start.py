@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pixelpick_ray.config.execution import Execution, local_cpus
+from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.plan import check_data, make_plan
 from pixelpick_ray.runner import tune as runner
 from pixelpick_ray.runner.people import People
-from pixelpick_ray.spec.execution import Execution, local_cpus
-from pixelpick_ray.spec.experiment import parse_experiment
 from pixelpick_ray.steps import Event
 
 EXPERIMENT = """

@@ -26,12 +26,12 @@ from benchmarks.processes import together
 from benchmarks.timing import Action, seconds_of, short
 from benchmarks.work import ROOT, Setting, bare_forward, bare_train_step, fresh_model, make_work, resident_pool
 from pixelpick_ray.active.acquisition import needs_model
+from pixelpick_ray.config.execution import local_cpus
+from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.data.datasets import open_dataset, training_split
 from pixelpick_ray.engine.batches import num_batches
 from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.plan import Plan, make_plan
-from pixelpick_ray.spec.execution import local_cpus
-from pixelpick_ray.spec.experiment import load_experiment
 
 SAMPLES = 12  # of each bare action
 IMAGES = 16  # of a bare forward

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks import baseline
 from benchmarks.timing import Action
+from pixelpick_ray.config.experiment import Experiment, load_experiment
 from pixelpick_ray.data import scenes
 from pixelpick_ray.data.cache import PreparedSplit, default_cache_path, prepare
 from pixelpick_ray.data.datasets import known_facts, open_dataset
@@ -23,7 +24,6 @@ from pixelpick_ray.engine.score import pick, pick_initial
 from pixelpick_ray.engine.step import TrainStep, autocast, build_optimizer, set_precision
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.models.segmentation import build_model, upsample
-from pixelpick_ray.spec.experiment import Experiment, load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 DISTINCT_IMAGES = 16  # that are drawn; a larger pool repeats them

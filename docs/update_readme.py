@@ -11,7 +11,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from costs import FLOPS_PER_SECOND, cost_of  # noqa: E402
 
-from pixelpick_ray.spec.experiment import Experiment, load_experiment  # noqa: E402
+from pixelpick_ray.config.experiment import Experiment, load_experiment  # noqa: E402
 
 
 def experiments() -> str:

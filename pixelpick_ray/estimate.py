@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.plan import Plan, Progress
-from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.store import Store
 
 

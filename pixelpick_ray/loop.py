@@ -15,6 +15,10 @@ from torch import nn
 from pixelpick_ray.active.acquisition import needs_model
 from pixelpick_ray.active.metrics import Counts, miou
 from pixelpick_ray.active.oracle import Unanswered
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.keys import evaluation_input, fit_input, pick_input
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.description import write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.questions import Questions
@@ -26,10 +30,6 @@ from pixelpick_ray.engine.score import Again, evaluate, pick
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, StoreError
 from pixelpick_ray.models.segmentation import build_model
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.keys import evaluation_input, fit_input, pick_input
-from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.steps import Event, Steps, Workplace
 from pixelpick_ray.store import WEIGHTS
 

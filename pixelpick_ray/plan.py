@@ -13,17 +13,11 @@ import numpy as np
 
 from pixelpick_ray.active.acquisition import check_strategy
 from pixelpick_ray.active.oracle import check_oracle
-from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
-from pixelpick_ray.data.datasets import Dataset, DatasetFacts, known_facts, open_dataset, training_split
-from pixelpick_ray.data.held_out import facts_with_held_out
-from pixelpick_ray.data.labels import LabelledPixels
-from pixelpick_ray.data.weights import weights_digest
-from pixelpick_ray.errors import DataError, SpecError, StoreError
-from pixelpick_ray.spec.annotate import class_keys
-from pixelpick_ray.spec.canonical import brief, digest
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.keys import (
+from pixelpick_ray.config.annotate import class_keys
+from pixelpick_ray.config.canonical import brief, digest
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.keys import (
     Source,
     evaluation_input,
     evaluation_size,
@@ -31,7 +25,13 @@ from pixelpick_ray.spec.keys import (
     initial_input,
     pick_input,
 )
-from pixelpick_ray.spec.trial import DatasetSpec, HumanSpec, SizeSpec, Trial
+from pixelpick_ray.config.trial import DatasetSpec, HumanSpec, SizeSpec, Trial
+from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
+from pixelpick_ray.data.datasets import Dataset, DatasetFacts, known_facts, open_dataset, training_split
+from pixelpick_ray.data.held_out import facts_with_held_out
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.weights import weights_digest
+from pixelpick_ray.errors import DataError, SpecError, StoreError
 from pixelpick_ray.store import Store, experiment_folder
 
 IN_LABEL = {"seed", "budget", "acquire.strategy", "model.backbone"}

@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.answers import Pending, Waiting
 from pixelpick_ray.plan import Chain, Plan, Progress, StageStatus, progress_of
-from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.store import Store, run_lease
 
 STATES = ("stored", "running", "waiting", "missing", "failed")

@@ -17,6 +17,17 @@ import numpy.typing as npt
 
 from pixelpick_ray.active.oracle import Asked, Labels, Unanswered, answer
 from pixelpick_ray.active.queries import answered
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.keys import (
+    Source,
+    book_input,
+    evaluation_size,
+    initial_input,
+    question_input,
+    split_input,
+)
+from pixelpick_ray.config.trial import HumanSpec, SizeSpec, Trial
 from pixelpick_ray.data.answers import Book, check_images
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
 from pixelpick_ray.data.datasets import Dataset, open_dataset, training_split
@@ -29,17 +40,6 @@ from pixelpick_ray.engine.provenance import provenance_of
 from pixelpick_ray.engine.score import Again, pick_initial, replace_initial
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.keys import (
-    Source,
-    book_input,
-    evaluation_size,
-    initial_input,
-    question_input,
-    split_input,
-)
-from pixelpick_ray.spec.trial import HumanSpec, SizeSpec, Trial
 from pixelpick_ray.store import Store, experiment_folder
 
 # Finds pixels to ask about: those of the stage, or others for labels of this stage that are no class.

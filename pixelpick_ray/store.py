@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pixelpick_ray.config.canonical import canonical_json, digest
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.leases import Lease, holder, take
 from pixelpick_ray.objects import Objects
-from pixelpick_ray.spec.canonical import canonical_json, digest
-from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.storage import MANIFEST, LocalFiles, Storage, explained
 
 PUBLISH_TRIES = 5

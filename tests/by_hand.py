@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import parse_experiment
+from pixelpick_ray.config.keys import evaluation_input, fit_input, initial_input, pick_input
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.plan import Chain, Plan, Sources, make_plan
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import parse_experiment
-from pixelpick_ray.spec.keys import evaluation_input, fit_input, initial_input, pick_input
 from pixelpick_ray.store import Store, experiment_folder
 
 TEXT = """

@@ -25,11 +25,11 @@ from typer.testing import CliRunner
 
 from pixelpick_ray.cli import app
 from pixelpick_ray.cli.options import parse_duration
+from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner import session
 from pixelpick_ray.runner.session import StopRequest
-from pixelpick_ray.spec.trial import DatasetSpec
 from tests.launch import Outcome, launch, launch_without_torch
 
 ROOT = Path(__file__).resolve().parents[1]

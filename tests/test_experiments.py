@@ -14,8 +14,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from pixelpick_ray.spec.experiment import load_experiment
-from pixelpick_ray.spec.trial import HumanSpec
+from pixelpick_ray.config.experiment import load_experiment
+from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.store import Store
 from tests.launch import launch
 

@@ -20,12 +20,12 @@ LAYERS = [
     {"active", "models"},
     {"data"},
     {"store", "storage", "objects", "leases"},
-    {"spec"},
+    {"config"},
     {"errors"},
 ]
 TORCH_FREE = [
-    "pixelpick_ray.spec.experiment",
-    "pixelpick_ray.spec.keys",
+    "pixelpick_ray.config.experiment",
+    "pixelpick_ray.config.keys",
     "pixelpick_ray.store",
     "pixelpick_ray.data.labels",
     "pixelpick_ray.data.datasets",

@@ -15,13 +15,13 @@ from torch import nn
 import pixelpick_ray.loop
 import pixelpick_ray.storage
 import pixelpick_ray.store
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data import datasets
 from pixelpick_ray.engine.batches import FitJob
 from pixelpick_ray.engine.fit import Epoch, fit
 from pixelpick_ray.engine.resume import unpack
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.loop import run_chain
-from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.steps import Event, Workplace
 from pixelpick_ray.store import Store, experiment_folder
 from tests.engine.helpers import TinyDataset, tiny_experiment

@@ -8,6 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import Experiment, parse_experiment
 from pixelpick_ray.data import datasets
 from pixelpick_ray.data.answers import Answer, Book, Pending, Undo, Waiting
 from pixelpick_ray.data.cache import prepare
@@ -20,8 +22,6 @@ from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.tables import terminal_table
 from pixelpick_ray.runner import local
 from pixelpick_ray.runner.people import People
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import Experiment, parse_experiment
 from pixelpick_ray.status import status_of
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store

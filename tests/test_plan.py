@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pixelpick_ray.config.experiment import load_experiment, parse_experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.cache import training_names
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.plan import Plan, check_data, claim_name, make_plan, progress_of
-from pixelpick_ray.spec.experiment import load_experiment, parse_experiment
-from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.store import Store, experiment_folder
 from tests.by_hand import do_steps, execution_at, tiny_plan
 from tests.launch import launch_without_torch

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.goals import MEASURES
 from benchmarks.instant import Work
 from benchmarks.scale import Job, Watch, lines_of, plan_of
-from pixelpick_ray.spec.execution import Execution
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.steps import Event
 
 ROOT = Path(__file__).resolve().parents[1]

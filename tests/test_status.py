@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.plan import Chain, Plan
-from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.status import Status, status_of
 from pixelpick_ray.store import Store, run_lease
 from tests.by_hand import do_steps, execution_at, tiny_plan

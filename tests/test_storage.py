@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from pixelpick_ray import leases
+from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.data import datasets
 from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.leases import LEASE_SECONDS
 from pixelpick_ray.objects import Objects
-from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.storage import Storage
 from pixelpick_ray.store import Store, absolute
 from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset

@@ -15,10 +15,10 @@ import pytest
 
 from pixelpick_ray import leases
 from pixelpick_ray import store as store_module
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.leases import LEASE_SECONDS, Lease
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.experiment import parse_experiment
 from pixelpick_ray.storage import Storage
 from pixelpick_ray.store import Store, experiment_folder
 

@@ -25,9 +25,9 @@ from safetensors.numpy import save_file
 
 from pixelpick_ray import leases
 from pixelpick_ray import store as store_module
+from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.data import datasets
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.storage import PARTIAL, STALE_SECONDS, process_stamp
 from pixelpick_ray.store import Store
 from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset

@@ -17,13 +17,13 @@ import yaml
 from PIL import EpsImagePlugin, Image
 from safetensors.torch import save_file
 
+from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.data.dataset import read_image
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.errors import DataError, SpecError, StoreError
 from pixelpick_ray.models.tensors import read_tensors
 from pixelpick_ray.plan import make_plan
 from pixelpick_ray.report.evaluations import read_evaluations
-from pixelpick_ray.spec.experiment import parse_experiment
 from pixelpick_ray.store import Store
 from tests.by_hand import TEXT, do_steps, execution_at, tiny_plan
 from tests.data.trees import write_folder, write_voc

@@ -20,10 +20,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.errors import DataError
 from pixelpick_ray.runner import session
-from pixelpick_ray.spec.trial import SizeSpec
 from tests.data.trees import noise, opened, save, write_cityscapes, write_cityscapes_image, write_folder, write_voc
 from tests.launch import ROOT, launch
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from pixelpick_ray.config.trial import AcquireSpec
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.trial import AcquireSpec
 
 if TYPE_CHECKING:  # so that planning, which only needs the names, does not import torch
     from torch import Tensor

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pixelpick_ray.config.trial import ErringSpec, GroundTruthSpec, HumanSpec
 from pixelpick_ray.data.answers import Book
 from pixelpick_ray.data.questions import UNSAID, Questions
 from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.trial import ErringSpec, GroundTruthSpec, HumanSpec
 
 Labels = npt.NDArray[np.int64]
 AnyOracle = GroundTruthSpec | ErringSpec | HumanSpec

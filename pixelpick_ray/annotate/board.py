@@ -9,12 +9,12 @@ from typing import Any
 
 from pixelpick_ray.annotate.gallery import reader
 from pixelpick_ray.annotate.order import Question, is_for_the_same, is_repeated
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.data.answers import Answer, Book, Undo
 from pixelpick_ray.data.questions import Ask, Place, open_ask, read_questions
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.plan import Chain
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import HumanSpec
 from pixelpick_ray.store import Store, experiment_folder
 
 POLL_SECONDS = 1.0

@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 
-from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.store import Store
 
 Key = tuple[str | int, ...]  # a book with an image, or with a pixel that is asked again

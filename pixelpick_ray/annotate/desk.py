@@ -14,13 +14,13 @@ from pixelpick_ray.annotate.claims import Claims
 from pixelpick_ray.annotate.gallery import Gallery
 from pixelpick_ray.annotate.order import Question, question_id
 from pixelpick_ray.annotate.rota import Person, Refusal, Rota
+from pixelpick_ray.config.annotate import AnnotateSpec, class_keys
+from pixelpick_ray.config.trial import HumanSpec, Spec
 from pixelpick_ray.data.answers import Answer, Kind, Line
 from pixelpick_ray.data.dataset import DatasetFacts
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import Chain, Plan
-from pixelpick_ray.spec.annotate import AnnotateSpec, class_keys
-from pixelpick_ray.spec.trial import HumanSpec, Spec
 from pixelpick_ray.store import Store
 
 SENT = 60  # questions that a page gets at once

@@ -12,10 +12,10 @@ from pixelpick_ray.annotate.formats import coco, cvat, jsonl, label_studio, quer
 from pixelpick_ray.annotate.formats.label_studio import label_config
 from pixelpick_ray.annotate.formats.points import Exchanged, Known, Picture, Point
 from pixelpick_ray.annotate.formats.problems import Found, Problems, check_points, checked
+from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Place, Questions
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.spec.canonical import digest
 
 __all__ = ["FORMATS", "Exchanged", "Picture", "Point", "answers_of", "export", "label_config", "points_of", "read"]
 MAX_BYTES = 256 * 2**20

@@ -9,9 +9,9 @@ from threading import Lock
 
 from PIL import Image
 
+from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.dataset import UInt8Array
 from pixelpick_ray.data.datasets import open_dataset, training_split
-from pixelpick_ray.spec.trial import DatasetSpec
 
 KEPT = 32  # pictures in memory
 

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from pixelpick_ray.config.canonical import canonical_json, digest
 from pixelpick_ray.data.questions import Place
-from pixelpick_ray.spec.canonical import canonical_json, digest
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from starlette.routing import Route
 from pixelpick_ray.annotate.desk import Desk, Reply
 from pixelpick_ray.annotate.guard import EVERYWHERE, LARGEST_BODY, Guard, error, nothing_here
 from pixelpick_ray.annotate.rota import Refusal
+from pixelpick_ray.config.trial import Spec
 from pixelpick_ray.data.answers import Line
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError, StoreError
-from pixelpick_ray.spec.trial import Spec
 
 SCRIPTS = ("draw.js", "clock.js", "keyboard.js", "memory.js", "wire.js", "page.js")
 STATUS = {"wrong": 400, "taken": 409, "gone": 410}  # by the reason of a refusal

@@ -25,10 +25,10 @@ from pixelpick_ray.cli.options import (
     parse_duration,
 )
 from pixelpick_ray.cli.shared import execution_of, planned_of
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import Plan
 from pixelpick_ray.runner import session
-from pixelpick_ray.spec.execution import Execution
 
 
 def submit(

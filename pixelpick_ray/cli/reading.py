@@ -21,6 +21,7 @@ from pixelpick_ray.cli.options import (
     parse_size,
 )
 from pixelpick_ray.cli.shared import asked_of
+from pixelpick_ray.config.experiment import dataset_of_options
 from pixelpick_ray.data.answers import Waiting
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import SpecError
@@ -28,7 +29,6 @@ from pixelpick_ray.plan import Plan
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.found import found_path
 from pixelpick_ray.search.journal import Journal
-from pixelpick_ray.spec.experiment import dataset_of_options
 from pixelpick_ray.store import Store
 
 

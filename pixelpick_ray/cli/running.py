@@ -25,6 +25,7 @@ from pixelpick_ray.cli.options import (
     parse_duration,
 )
 from pixelpick_ray.cli.shared import asked_of, execution_of, naming
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import SpecError
@@ -34,7 +35,6 @@ from pixelpick_ray.runner import session
 from pixelpick_ray.search.design import Search, check_splits
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import plan_figures, plan_text, search_status
-from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.status import Status, status_of
 from pixelpick_ray.store import Store
 

@@ -8,12 +8,12 @@ from typing import Any
 from pixelpick_ray.cli.options import (
     one_of,
 )
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import Plan, make_plan
 from pixelpick_ray.search.design import Search, make_search
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import load_experiment
 from pixelpick_ray.store import absolute
 
 

@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import Spec, is_line
 from pixelpick_ray.data.labels import UNKNOWN, VOID
 from pixelpick_ray.data.questions import UNSAID, Ask, Place, Questions, last_ask
 from pixelpick_ray.errors import DataError, StoreError
 from pixelpick_ray.leases import Lease
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import Spec, is_line
 from pixelpick_ray.store import Store
 
 Kind = Literal["class", "void", "unknown"]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixelpick_ray.spec.trial import AugmentSpec, BlurSpec, JitterSpec
+from pixelpick_ray.config.trial import AugmentSpec, BlurSpec, JitterSpec
 
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 CPU_IMAGES = 1  # at once: a CPU is fast on what its cache holds, a GPU on the whole batch in few kernels

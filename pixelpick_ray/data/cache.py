@@ -17,12 +17,12 @@ import numpy.typing as npt
 from filelock import FileLock
 from PIL import Image
 
+from pixelpick_ray.config.canonical import canonical_json, digest
+from pixelpick_ray.config.execution import local_cpus
+from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.dataset import Dataset, Report, UInt8Array
 from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import DataError
-from pixelpick_ray.spec.canonical import canonical_json, digest
-from pixelpick_ray.spec.execution import local_cpus
-from pixelpick_ray.spec.trial import SizeSpec
 
 CACHE_VERSION = 2
 SMALLEST_SIDE = 8  # pixels: the networks halve three times

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pixelpick_ray.config.trial import DatasetSpec, is_line
 from pixelpick_ray.errors import DataError
-from pixelpick_ray.spec.trial import DatasetSpec, is_line
 
 UInt8Array = npt.NDArray[np.uint8]
 Report = Callable[[int, int], None]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data import scenes
 from pixelpick_ray.data.camvid import CamVid
 from pixelpick_ray.data.cityscapes import Cityscapes
@@ -10,7 +11,6 @@ from pixelpick_ray.data.folder import Folder
 from pixelpick_ray.data.held_out import HeldOut
 from pixelpick_ray.data.voc import Voc
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.trial import DatasetSpec
 
 __all__ = [
     "DATASETS",

@@ -4,9 +4,9 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
+from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.dataset import Dataset, DatasetFacts, Report, UInt8Array
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.spec.trial import DatasetSpec
 
 HELD_OUT = "held_out"
 

@@ -10,8 +10,8 @@ from typing import BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
+from pixelpick_ray.config.canonical import canonical_json
 from pixelpick_ray.errors import DataError, StoreError
-from pixelpick_ray.spec.canonical import canonical_json
 
 IntArray = npt.NDArray[np.int32]
 VOID, UNKNOWN = -1, -2  # labels of pixels that an annotator gave no class: none of the classes, or cannot tell

@@ -10,9 +10,9 @@ from typing import BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.labels import IntArray, LabelledPixels, reading_order
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store, experiment_folder
 
 Place = tuple[str, int, int]  # image, y, x

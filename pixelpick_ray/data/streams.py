@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from pixelpick_ray.spec.canonical import canonical_json
+from pixelpick_ray.config.canonical import canonical_json
 
 
 def stream_seed(seed: int, *purpose: str | int) -> int:

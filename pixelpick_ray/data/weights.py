@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
+from pixelpick_ray.config.trial import ModelSpec, escapes
 from pixelpick_ray.data.dataset import check_inside
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.spec.trial import ModelSpec, escapes
 
 
 def weights_path(spec: ModelSpec, data_path: Path) -> Path | None:

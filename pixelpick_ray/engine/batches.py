@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixelpick_ray.config.trial import ModelSpec, TrainSpec
 from pixelpick_ray.data.augment import Geometry, augment, draw
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import DatasetFacts
@@ -21,7 +22,6 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.models.segmentation import FRAME_MULTIPLE
 from pixelpick_ray.models.sparse import spread_points
-from pixelpick_ray.spec.trial import ModelSpec, TrainSpec
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 

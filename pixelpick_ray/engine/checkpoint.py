@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from pixelpick_ray.config.trial import DatasetSpec, ModelSpec
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.engine.score import evaluate
@@ -16,7 +17,6 @@ from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.models.published import read_checkpoint
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.models.tensors import check_classes, check_tensors, read_tensors
-from pixelpick_ray.spec.trial import DatasetSpec, ModelSpec
 
 SUFFIX = ".safetensors"
 

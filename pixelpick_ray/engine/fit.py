@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pixelpick_ray.config.trial import ConstantSpec, MultistepSpec, PolySpec
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.engine.batches import FitJob, num_batches, rank_batches
 from pixelpick_ray.engine.resume import Unfinished
@@ -14,7 +15,6 @@ from pixelpick_ray.engine.step import TrainStep, build_optimizer, set_precision
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import RunError
 from pixelpick_ray.models.segmentation import build_model
-from pixelpick_ray.spec.trial import ConstantSpec, MultistepSpec, PolySpec
 
 
 @dataclass(frozen=True)

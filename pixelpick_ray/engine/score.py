@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pixelpick_ray.active.acquisition import MeanPrediction, entropy, needs_model, score_passes
 from pixelpick_ray.active.metrics import Counts
 from pixelpick_ray.active.selection import POOLS, candidate_masks, choose_by_chance, pool_size, require_candidates
+from pixelpick_ray.config.trial import AcquireSpec
 from pixelpick_ray.data.borders import distances_to_borders
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import DatasetFacts
@@ -28,7 +29,6 @@ from pixelpick_ray.engine.step import autocast, set_precision
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import RunError
 from pixelpick_ray.models.segmentation import stochastic, upsample
-from pixelpick_ray.spec.trial import AcquireSpec
 
 BATCH_PIXELS = {"cpu": 360 * 480, "cuda": 16 * 360 * 480}  # a CPU keeps what one image needs in its caches
 LARGEST_BATCH = 16

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixelpick_ray.config.trial import AdamSpec, SgdSpec, TrainSpec
 from pixelpick_ray.engine.batches import IGNORED, Batch
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.models.segmentation import logits_at, parameter_groups, upsample
-from pixelpick_ray.spec.trial import AdamSpec, SgdSpec, TrainSpec
 
 EAGER_STEPS = 3  # of each shape, before a step is recorded: libraries choose their kernels in them
 STEPS_AHEAD = 4  # the host may be so far ahead of a GPU; what it has prepared occupies memory

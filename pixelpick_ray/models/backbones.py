@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pixelpick_ray.config.trial import ModelSpec
 from pixelpick_ray.data.weights import weights_path
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.models.activation import replace_relu6
 from pixelpick_ray.models.tensors import check_tensors, read_tensors
-from pixelpick_ray.spec.trial import ModelSpec
 
 # ResNet-50 after 800 epochs on ImageNet without labels, and the first digits of its checksum as its authors give them.
 MOCO_V2_URL = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar"

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixelpick_ray.config.trial import ModelSpec
 from pixelpick_ray.errors import DataError
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid
 from pixelpick_ray.models.segmentation import FPN, DeepLabV3Plus
 from pixelpick_ray.models.tensors import check_classes, check_tensors, read_tensors
-from pixelpick_ray.spec.trial import ModelSpec
 
 # Expansion, channels, blocks, stride of the first block, dilation (Sandler et al. 2018, table 2, at output stride 16).
 STAGES = (

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixelpick_ray.config.trial import ModelSpec
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, he_initialise, load_pretrained
 from pixelpick_ray.models.convolution import Conv3x3, conv3x3, without_autocast
 from pixelpick_ray.models.sparse import decode_at
-from pixelpick_ray.spec.trial import ModelSpec
 
 FRAME_MULTIPLE = 8  # the published networks halve an image three times before they dilate
 

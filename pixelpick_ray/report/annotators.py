@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pixelpick_ray.config.trial import HumanSpec
+from pixelpick_ray.config.yaml_text import write_yaml
 from pixelpick_ray.data.answers import Answer, Book, Kind
 from pixelpick_ray.data.questions import Place, Questions
 from pixelpick_ray.report.cells import Line
@@ -14,8 +16,6 @@ from pixelpick_ray.report.chains import Chain
 from pixelpick_ray.report.costs import CostModel
 from pixelpick_ray.report.rows import csv_text
 from pixelpick_ray.report.statistics import mean
-from pixelpick_ray.spec.trial import HumanSpec
-from pixelpick_ray.spec.yaml_text import write_yaml
 from pixelpick_ray.store import Store
 
 REFUSALS: dict[Kind, str] = {

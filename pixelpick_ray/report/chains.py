@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.report.cells import Line, line_of
 from pixelpick_ray.report.points import Point
 from pixelpick_ray.report.rows import Results, read_chain
-from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.store import Store
 
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from pixelpick_ray.config.trial import NonNegative, Spec
+from pixelpick_ray.config.yaml_text import read_yaml
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import Cell, Line, full_line, line_of, reported
 from pixelpick_ray.report.parts import Table
@@ -17,8 +19,6 @@ from pixelpick_ray.report.queries import Query
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.statistics import mean
 from pixelpick_ray.report.tables import budget_text, line_columns, n_text, value_text
-from pixelpick_ray.spec.trial import NonNegative, Spec
-from pixelpick_ray.spec.yaml_text import read_yaml
 
 
 class FullCost(Spec):

@@ -6,6 +6,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from pixelpick_ray.config.execution import local_cpus
+from pixelpick_ray.config.experiment import Experiment, dump_experiment
 from pixelpick_ray.data.description import read_description
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.annotator_tables import annotation_tables
@@ -60,8 +62,6 @@ from pixelpick_ray.report.tables import (
 )
 from pixelpick_ray.report.thresholds import threshold_table
 from pixelpick_ray.report.verdicts import verdicts
-from pixelpick_ray.spec.execution import local_cpus
-from pixelpick_ray.spec.experiment import Experiment, dump_experiment
 from pixelpick_ray.store import Store
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pixelpick_ray.config.canonical import brief
 from pixelpick_ray.data.description import Description, read_description
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.report.cells import Line
@@ -26,7 +27,6 @@ from pixelpick_ray.report.chains import Chain
 from pixelpick_ray.report.parts import Pictures
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.tables import strategy_text
-from pixelpick_ray.spec.canonical import brief
 from pixelpick_ray.store import Store
 
 Indices = npt.NDArray[np.uint8]

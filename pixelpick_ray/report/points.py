@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pixelpick_ray.config.canonical import canonical_json
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import SizeSpec, Trial
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.canonical import canonical_json
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import SizeSpec, Trial
 
 Budget = int | Literal["full"]
 

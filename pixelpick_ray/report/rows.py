@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.keys import evaluation_size
+from pixelpick_ray.config.trial import EvaluateSpec, Trial
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.report.evaluations import Evaluation, Metric, read_evaluations
 from pixelpick_ray.report.points import Point, merged, size_text, trials_by_point
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.keys import evaluation_size
-from pixelpick_ray.spec.trial import EvaluateSpec, Trial
 from pixelpick_ray.store import Store, experiment_folder
 
 LAST, BEST, BEST_ON = "last", "best", "best_on_"

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixelpick_ray.config.experiment import Experiment, dump_experiment
 from pixelpick_ray.report.costs import number_text
 from pixelpick_ray.report.files import write_files
 from pixelpick_ray.report.formats import to_latex, to_markdown
@@ -31,7 +32,6 @@ from pixelpick_ray.report.search_tables import (
 from pixelpick_ray.report.tables import count_text, percent_text, points_text
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal
-from pixelpick_ray.spec.experiment import Experiment, dump_experiment
 from pixelpick_ray.store import Store
 
 

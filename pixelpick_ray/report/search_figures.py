@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from pixelpick_ray.config.search import DomainSpec, value_text
 from pixelpick_ray.report.figures import png, svg
 from pixelpick_ray.report.panels import INK, PALETTE
 from pixelpick_ray.report.parts import Curve, Curves, Table
@@ -18,7 +19,6 @@ from pixelpick_ray.report.search_tables import Findings, State
 from pixelpick_ray.report.tables import percent_text
 from pixelpick_ray.search.design import Level
 from pixelpick_ray.search.journal import Sample
-from pixelpick_ray.spec.search import DomainSpec, value_text
 
 FINISHED, BEST, OWN = PALETTE[0], PALETTE[1], PALETTE[2]
 PALE = 0.45  # opacity of what stands behind

@@ -4,12 +4,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pixelpick_ray.config.canonical import canonical_json
+from pixelpick_ray.config.search import DomainSpec
 from pixelpick_ray.report.parts import Part, Prose, Table
 from pixelpick_ray.report.search_tables import Findings, count_words
 from pixelpick_ray.report.tables import percent_text
 from pixelpick_ray.search.journal import Sample
-from pixelpick_ray.spec.canonical import canonical_json
-from pixelpick_ray.spec.search import DomainSpec
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from pixelpick_ray.config.canonical import brief
+from pixelpick_ray.config.search import value_text
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import make_plan
 from pixelpick_ray.report.costs import number_text
@@ -16,9 +19,6 @@ from pixelpick_ray.report.statistics import Summary, mean, summarise
 from pixelpick_ray.report.tables import percent_text, points_text
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
-from pixelpick_ray.spec.canonical import brief
-from pixelpick_ray.spec.search import value_text
-from pixelpick_ray.spec.trial import Trial
 
 State = Literal["finished", "stopped", "failed", "open"]
 

@@ -5,13 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from pixelpick_ray.config.canonical import brief
 from pixelpick_ray.report.cells import Area, Cell, Line, areas, build_cells, full_line, line_of, reported
 from pixelpick_ray.report.formats import to_text
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.points import Budget, size_text
 from pixelpick_ray.report.rows import BEST, BEST_ON, LAST, Results, csv_text
 from pixelpick_ray.report.statistics import summarise
-from pixelpick_ray.spec.canonical import brief
 
 FULL = "full supervision"
 RANDOM = "random"

@@ -17,8 +17,8 @@ import ray
 from ray._private import ray_constants, services
 from ray.exceptions import AuthenticationError
 
+from pixelpick_ray.config.execution import Execution, local_cpus
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.execution import Execution, local_cpus
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 CONNECT_SECONDS = 5.0

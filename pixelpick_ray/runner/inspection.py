@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pixelpick_ray
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.trial import SizeSpec, Trial
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.dataset import Dataset
 from pixelpick_ray.data.datasets import open_dataset, training_split
@@ -19,8 +21,6 @@ from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.errors import PixelPickError
 from pixelpick_ray.plan import Plan, splits_in_use
 from pixelpick_ray.runner.doctor import Gpu
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.trial import SizeSpec, Trial
 from pixelpick_ray.store import Store
 
 VISIBLE_SECONDS = 10.0  # network file systems show new files late

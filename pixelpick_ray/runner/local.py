@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import torch
 
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import SpecError
@@ -12,8 +14,6 @@ from pixelpick_ray.loop import run_chain
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.failures import Stopped, explain
 from pixelpick_ray.runner.people import People
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.steps import Event, Workplace
 from pixelpick_ray.store import Store
 

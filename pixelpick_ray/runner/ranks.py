@@ -18,15 +18,15 @@ import ray
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.engine.world import World, join
 from pixelpick_ray.loop import run_chain
 from pixelpick_ray.runner.failures import explain, gives_up
 from pixelpick_ray.runner.local import choose_device, workplace
 from pixelpick_ray.search.sample import RunTrial
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.steps import Event, Steps
 from pixelpick_ray.store import Store
 

@@ -15,6 +15,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import HyperBandForBOHB, TrialScheduler
 from ray.tune.search import Searcher
 
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.trial import Trial as TrialSpec
 from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.ranks import ranks_of
 from pixelpick_ray.runner.searchers import RESOURCE, SCORE, Proposer, make_proposer, make_scheduler
@@ -22,8 +24,6 @@ from pixelpick_ray.runner.tune import Relay, attempt, placement_here, places_her
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import OWN, Journal, Report, Sample
 from pixelpick_ray.search.sample import RunTrial, run_sample
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.trial import Trial as TrialSpec
 from pixelpick_ray.steps import Event
 
 

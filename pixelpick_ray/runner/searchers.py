@@ -12,11 +12,11 @@ from ray.tune import schedulers
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from pixelpick_ray.config.canonical import canonical_json
+from pixelpick_ray.config.search import DomainSpec
 from pixelpick_ray.data.streams import stream, stream_seed
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.search.design import Search
-from pixelpick_ray.spec.canonical import canonical_json
-from pixelpick_ray.spec.search import DomainSpec
 
 RESOURCE, SCORE = "resource", "score"  # of a report, for schedulers
 PACKAGES = {"optuna": ("optuna",), "hyperopt": ("hyperopt",), "bohb": ("hpbandster", "ConfigSpace")}

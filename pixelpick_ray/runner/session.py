@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Pending
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import RunError
@@ -24,8 +26,6 @@ from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.found import write_found
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import best_text, fits_of, plan_text, state_line
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store, run_lease
 
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status

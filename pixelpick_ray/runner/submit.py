@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import RunError, SpecError
-from pixelpick_ray.spec.execution import Execution
 
 PROJECT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"(?<=# >>> filled by submit\n).*?(?=^# <<< filled by submit)", flags=re.DOTALL | re.MULTILINE)

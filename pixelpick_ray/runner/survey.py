@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.engine.world import join
 from pixelpick_ray.errors import PixelPickError, SpecError
 from pixelpick_ray.plan import Plan
@@ -19,7 +20,6 @@ from pixelpick_ray.runner.doctor import Facts, Meeting, NodeFacts
 from pixelpick_ray.runner.local import choose_device
 from pixelpick_ray.runner.ranks import free_address
 from pixelpick_ray.runner.tune import placement
-from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.store import Store
 
 ANSWER_SECONDS = 60.0

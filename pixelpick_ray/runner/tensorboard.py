@@ -11,6 +11,10 @@ from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from pixelpick_ray.config.canonical import brief, canonical_json
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.datasets import DatasetFacts, open_dataset, training_split
 from pixelpick_ray.data.description import read_description, shown
@@ -18,10 +22,6 @@ from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.report.points import lookup
 from pixelpick_ray.report.rows import read_chain
-from pixelpick_ray.spec.canonical import brief, canonical_json
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 

@@ -18,14 +18,14 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.errors import RunError, SpecError, StoreError
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.failures import explain, gives_up
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.runner.ranks import ranks_of
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.trial import HumanSpec
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 

@@ -3,12 +3,12 @@
 import itertools
 from pathlib import Path
 
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.experiment import Experiment, dump_experiment
+from pixelpick_ray.config.search import value_text
 from pixelpick_ray.errors import RunError
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.experiment import Experiment, dump_experiment
-from pixelpick_ray.spec.search import value_text
 
 NUM_SEEDS = 5  # as many as the paper's
 

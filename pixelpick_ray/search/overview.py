@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pixelpick_ray.config.search import value_text
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
-from pixelpick_ray.spec.search import value_text
 from pixelpick_ray.store import Store, run_lease
 
 SHOWN = 5  # best samples that are printed

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Report
-from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.steps import Event
 
 OnEvent = Callable[[Event], None]

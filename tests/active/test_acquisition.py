@@ -19,8 +19,8 @@ from pixelpick_ray.active.acquisition import (
     needs_model,
     score_passes,
 )
+from pixelpick_ray.config.trial import AcquireSpec
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.trial import AcquireSpec
 
 SCORED = {name: score for name, score in SCORES.items() if score is not None}
 every_score = pytest.mark.parametrize("name", SCORED)

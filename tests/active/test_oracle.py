@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixelpick_ray.active.oracle import ORACLES, Asked, answer, check_oracle
+from pixelpick_ray.config.trial import ErringSpec, GroundTruthSpec
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.trial import ErringSpec, GroundTruthSpec
 
 NAMES = ("sky", "road", "car", "tree")
 CLASSES = len(NAMES)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.plan import Plan, make_plan
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.experiment import parse_experiment
 from pixelpick_ray.store import Store, experiment_folder
 
 TEXT = """

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import open_dataset
-from pixelpick_ray.spec.trial import DatasetSpec
 from tests.launch import ROOT, launch
 
 EXPERIMENT = """

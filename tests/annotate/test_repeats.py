@@ -10,11 +10,11 @@ import pytest
 from pixelpick_ray.annotate.desk import Desk
 from pixelpick_ray.annotate.order import is_for_the_same, is_repeated
 from pixelpick_ray.annotate.rota import Refusal
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data import datasets, scenes
 from pixelpick_ray.data.answers import Book, Waiting
 from pixelpick_ray.plan import make_plan
 from pixelpick_ray.runner import local
-from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.store import Store
 from tests.annotate.asking import (
     BOOK,

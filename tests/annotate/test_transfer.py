@@ -11,11 +11,11 @@ from PIL import Image
 
 from pixelpick_ray.annotate.exchange import FORMATS
 from pixelpick_ray.annotate.transfer import read_answers, write_answers
+from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.data.answers import Answer, Book, Undo
 from pixelpick_ray.data.questions import Place, Questions
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.plan import Plan
-from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.store import Store
 from tests.annotate.asking import BOOK, TEXT, answers_in, ask, plan_of, questions_of, write_record
 from tests.data.trees import TREES, noise, save

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pixelpick_ray.spec.experiment import parse_experiment
+from pixelpick_ray.config.experiment import parse_experiment
 from tests.cluster.kuberay import RAY_JOB
 from tests.cluster.tiny import AWKWARD, TINY
 from tests.launch import Outcome, launch

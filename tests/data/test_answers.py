@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.data.answers import Answer, Book, Undo, check_images
 from pixelpick_ray.errors import DataError, StoreError
-from pixelpick_ray.spec.canonical import digest
 from pixelpick_ray.store import Store
 
 BOOK = digest("a book")

@@ -15,9 +15,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
 import pixelpick_ray.data.augment
+from pixelpick_ray.config.trial import AugmentSpec, BlurSpec, JitterSpec
 from pixelpick_ray.data.augment import JITTER_OPERATIONS, Draw, Geometry, augment, draw
 from pixelpick_ray.data.streams import stream
-from pixelpick_ray.spec.trial import AugmentSpec, BlurSpec, JitterSpec
 
 FILL = torch.tensor([0.25, 0.5, 0.75])
 Size = tuple[int, int]

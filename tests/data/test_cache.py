@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelpick_ray.config.trial import DatasetSpec, SizeSpec
 from pixelpick_ray.data.cache import default_cache_path, prepare, training_names
 from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import DataError
-from pixelpick_ray.spec.trial import DatasetSpec, SizeSpec
 from tests.data.trees import camvid, opened
 
 WriteCamVid = Callable[..., Path]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.data.description import LONG_SIDE, VOID_COLOUR, shown, write_description, write_label_map
-from pixelpick_ray.spec.trial import DatasetSpec
 from tests.data.trees import opened, write_folder
 
 SPEC = DatasetSpec(name="scenes", size=(48, 64))

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.spec.trial import SizeSpec
 from tests.data.trees import noise, opened, save, write_folder
 
 

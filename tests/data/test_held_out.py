@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.keys import Source, evaluation_input, fit_input, initial_input, pick_input
+from pixelpick_ray.config.trial import DatasetSpec, SizeSpec
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
 from pixelpick_ray.data.camvid import CamVid
 from pixelpick_ray.data.datasets import Dataset, known_facts, open_dataset, training_split
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.plan import Plan, Sources, check_data
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.keys import Source, evaluation_input, fit_input, initial_input, pick_input
-from pixelpick_ray.spec.trial import DatasetSpec, SizeSpec
 from pixelpick_ray.steps import Steps, Workplace
 from pixelpick_ray.store import Store
 from tests.by_hand import execution_at, tiny_plan

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import yaml
 from PIL import Image
 
+from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.datasets import CamVid, Dataset, open_dataset
-from pixelpick_ray.spec.trial import DatasetSpec
 
 REAL = Path(os.environ.get("PIXELPICK_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 UInt8 = npt.NDArray[np.uint8]

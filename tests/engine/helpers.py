@@ -8,13 +8,13 @@ import numpy as np
 
 from pixelpick_ray.active.oracle import AnyOracle, Asked, answer
 from pixelpick_ray.active.queries import Query, answered
+from pixelpick_ray.config.experiment import Experiment, parse_experiment
+from pixelpick_ray.config.trial import AdamSpec, AugmentSpec, DatasetSpec, GroundTruthSpec, ModelSpec, TrainSpec
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import Dataset, DatasetFacts, UInt8Array
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.engine.batches import FitJob, TrainingData
-from pixelpick_ray.spec.experiment import Experiment, parse_experiment
-from pixelpick_ray.spec.trial import AdamSpec, AugmentSpec, DatasetSpec, GroundTruthSpec, ModelSpec, TrainSpec
 
 TRUTH = GroundTruthSpec()
 CLASSES = 4

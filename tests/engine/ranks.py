@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import AcquireSpec
 from pixelpick_ray.data import datasets
 from pixelpick_ray.engine.batches import FitJob, TrainingData, make_batch, network_input
 from pixelpick_ray.engine.fit import fit
@@ -21,8 +23,6 @@ from pixelpick_ray.engine.step import build_optimizer, train_step
 from pixelpick_ray.engine.world import World, join
 from pixelpick_ray.loop import run_chain
 from pixelpick_ray.models.segmentation import build_model
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import AcquireSpec
 from pixelpick_ray.steps import Event, Workplace
 from tests.engine.helpers import CLASSES, TinyDataset, said
 

@@ -14,15 +14,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.experiment import parse_experiment
+from pixelpick_ray.config.keys import Source, fit_input
+from pixelpick_ray.config.trial import DatasetSpec, ModelSpec
 from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.engine.checkpoint import evaluate_checkpoint
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.models.published import read_checkpoint
 from pixelpick_ray.models.segmentation import build_model
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.experiment import parse_experiment
-from pixelpick_ray.spec.keys import Source, fit_input
-from pixelpick_ray.spec.trial import DatasetSpec, ModelSpec
 from pixelpick_ray.store import Store
 from tests.models.test_published import deeplab_state
 

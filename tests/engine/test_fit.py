@@ -9,14 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pixelpick_ray.data.labels import LabelledPixels
-from pixelpick_ray.engine.batches import IGNORED, FitJob, epoch_batches, make_batch, network_input, num_batches
-from pixelpick_ray.engine.fit import Epoch, fit, lr_factor
-from pixelpick_ray.engine.score import evaluate
-from pixelpick_ray.engine.step import build_optimizer, loss_sum
-from pixelpick_ray.errors import DataError, RunError, SpecError
-from pixelpick_ray.models.segmentation import build_model, upsample
-from pixelpick_ray.spec.trial import (
+from pixelpick_ray.config.trial import (
     AcquireSpec,
     AdamSpec,
     AugmentSpec,
@@ -27,6 +20,13 @@ from pixelpick_ray.spec.trial import (
     PolySpec,
     SgdSpec,
 )
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.engine.batches import IGNORED, FitJob, epoch_batches, make_batch, network_input, num_batches
+from pixelpick_ray.engine.fit import Epoch, fit, lr_factor
+from pixelpick_ray.engine.score import evaluate
+from pixelpick_ray.engine.step import build_optimizer, loss_sum
+from pixelpick_ray.errors import DataError, RunError, SpecError
+from pixelpick_ray.models.segmentation import build_model, upsample
 from tests.engine.helpers import CLASSES, FACTS, VOID, label_some, tiny_data, tiny_job
 from tests.engine.ranks import ALONE, Ranks, StageResult, losses_of, step_gradients, whole_stage_in_double
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelpick_ray.active.acquisition import COMMITTEE_SCORES, SCORES, needs_model
+from pixelpick_ray.config.trial import AcquireSpec, ErringSpec
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.engine import score
@@ -17,7 +18,6 @@ from pixelpick_ray.engine.score import confusion_counts, evaluate, pick, pick_in
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, RunError
 from pixelpick_ray.models.segmentation import build_model, stochastic, upsample
-from pixelpick_ray.spec.trial import AcquireSpec, ErringSpec
 from tests.engine.helpers import CLASSES, FACTS, TRUTH, VOID, label_some, said, tiny_data, tiny_job
 from tests.engine.ranks import ALONE, Ranks, pick_untrained
 

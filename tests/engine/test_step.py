@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from pixelpick_ray.config.trial import AdamSpec, AugmentSpec, BlurSpec, JitterSpec, PolySpec, SgdSpec
 from pixelpick_ray.engine import step as steps
 from pixelpick_ray.engine.batches import FitJob, rank_batches
 from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.engine.step import TrainStep, build_optimizer
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.models.segmentation import build_model
-from pixelpick_ray.spec.trial import AdamSpec, AugmentSpec, BlurSpec, JitterSpec, PolySpec, SgdSpec
 from tests.engine.helpers import CLASSES, label_some, tiny_data, tiny_job
 
 pytestmark = pytest.mark.gpu

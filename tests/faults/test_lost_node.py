@@ -25,8 +25,8 @@ from pathlib import Path
 from rich.console import Console
 from pixelpick_ray.plan import claim_name, make_plan
 from pixelpick_ray.runner import session
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import load_experiment
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.store import Store
 here = Path.cwd()
 planned = make_plan(load_experiment(here / "faults.yaml", []))

@@ -9,9 +9,9 @@ import pytest
 from fault_cluster import MARK, Nodes, wait_until_gone
 from fault_harness import ROOT, Life, Setting
 
+from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal, Sample
-from pixelpick_ray.spec.experiment import load_experiment
 from pixelpick_ray.store import Store
 
 EXPERIMENT = """
@@ -39,8 +39,8 @@ from rich.console import Console
 from pixelpick_ray.plan import claim_name, make_plan
 from pixelpick_ray.runner import session
 from pixelpick_ray.search.design import make_search
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import load_experiment
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.store import Store
 here = Path.cwd()
 search = make_search(load_experiment(here / "faults.yaml", []))

@@ -11,7 +11,7 @@ from fault_cluster import MARK, Nodes, processes, wait_until_gone
 from fault_harness import ROOT, Life, Setting
 from test_lost_node import DRIVER
 
-from pixelpick_ray.spec.experiment import load_experiment
+from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.store import Store
 from tests.people import Person
 

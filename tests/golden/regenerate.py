@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pixelpick_ray.config.experiment import parse_experiment
+from pixelpick_ray.config.keys import VERSIONS
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.loop import run_chain
-from pixelpick_ray.spec.experiment import parse_experiment
-from pixelpick_ray.spec.keys import VERSIONS
 from pixelpick_ray.steps import Event, Workplace
 from pixelpick_ray.store import Store, experiment_folder
 

@@ -1,11 +1,11 @@
-"""Numbers that must not move unless a version in ``spec/keys.py`` is raised: old results would pass for new."""
+"""Numbers that must not move unless a version in ``config/keys.py`` is raised: old results would pass for new."""
 
 import json
 from typing import Any
 
 import pytest
 
-from pixelpick_ray.spec.keys import VERSIONS
+from pixelpick_ray.config.keys import VERSIONS
 from tests.golden.regenerate import COMMAND, GOLDEN_PATH, measure
 
 
@@ -20,7 +20,7 @@ def measured() -> dict[str, Any]:
 
 
 def moved(what: str, version: str) -> str:
-    remedy = f"raise VERSIONS[{version!r}] in pixelpick_ray/spec/keys.py and regenerate with {COMMAND}"
+    remedy = f"raise VERSIONS[{version!r}] in pixelpick_ray/config/keys.py and regenerate with {COMMAND}"
     return f"{what} moved; if that is meant, {remedy}"
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pixelpick_ray.config.trial import ModelSpec
 from pixelpick_ray.models.segmentation import build_model
-from pixelpick_ray.spec.trial import ModelSpec
 
 NOWHERE = Path("no-data")
 

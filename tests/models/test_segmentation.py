@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pixelpick_ray.config.trial import ModelSpec
 from pixelpick_ray.models.segmentation import (
     MODELS,
     Dropout,
@@ -15,7 +16,6 @@ from pixelpick_ray.models.segmentation import (
     stochastic,
     upsample,
 )
-from pixelpick_ray.spec.trial import ModelSpec
 from tests.models.helpers import count, model_of, same_state, spec
 
 BACKBONES = ("mobilenetv2_100", "resnet18", "efficientnet_lite0", "test_convnext")

@@ -6,10 +6,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Place, Questions
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store
 from tests.report.fake_study import Study, chain_path
 

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.experiment import Experiment, parse_experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.description import write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.experiment import Experiment, parse_experiment
-from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.store import Store, experiment_folder
 
 TEXT = """

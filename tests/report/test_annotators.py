@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Answer, Book, Undo
 from pixelpick_ray.data.questions import UNSAID
 from pixelpick_ray.errors import SpecError
@@ -20,7 +21,6 @@ from pixelpick_ray.report.costs import CostModel, read_cost_model
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import load_results
-from pixelpick_ray.spec.experiment import Experiment
 from tests.report.fake_answers import BOOK, answer, ask, places, write
 from tests.report.fake_study import Described, Study, chain_path, exact, experiment
 

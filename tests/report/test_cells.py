@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.report.cells import Cell, areas, build_cells, reported
 from pixelpick_ray.report.rows import load_results
-from pixelpick_ray.spec.experiment import Experiment
 from tests.report.fake_study import Measure, Study, experiment, matrix
 
 

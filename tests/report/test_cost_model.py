@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import build_cells, reported
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.costs import Cost, CostModel, Costs, FullCost, cost_table, costs_of, read_cost_model
 from pixelpick_ray.report.queries import load_queries
 from pixelpick_ray.report.rows import load_results
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import Trial
 from tests.report.fake_study import Study, exact, experiment
 
 GRID = "grid=[{acquire.strategy: [margin], seed: [0, 1], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"

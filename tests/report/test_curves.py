@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from scipy import stats
 
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.report.cells import Cell, build_cells, reported
 from pixelpick_ray.report.costs import Cost, CostModel, Costs
 from pixelpick_ray.report.figures import curve_pdf, curve_png, curve_svg, curves, inline_svg
@@ -18,8 +20,6 @@ from pixelpick_ray.report.panels import INK, MOST_DOTS, Axis, Scale, draw
 from pixelpick_ray.report.parts import Curves
 from pixelpick_ray.report.published import PublishedCell
 from pixelpick_ray.report.rows import Results, load_results
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import Trial
 from tests.report.fake_study import Study, exact, experiment
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"

@@ -4,6 +4,8 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.provenance import (
@@ -16,8 +18,6 @@ from pixelpick_ray.report.provenance import (
     total_effort,
 )
 from pixelpick_ray.report.rows import load_results
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import Trial
 from tests.report.fake_study import Study, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}]"

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import build_cells
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.explain import explain, parse_cell
 from pixelpick_ray.report.rows import Reading, Results, load_results
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import Trial
 from tests.report.fake_study import Matrix, Study, chain_path, exact, experiment
 
 GRID = (

@@ -10,10 +10,10 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
+from pixelpick_ray.config.experiment import Experiment, load_experiment
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.costs import read_cost_model
 from pixelpick_ray.report.files import write_report
-from pixelpick_ray.spec.experiment import Experiment, load_experiment
 from pixelpick_ray.store import Store
 from tests.report.fake_study import Study, exact, experiment, matrix
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.report.cells import build_cells, reported
 from pixelpick_ray.report.formats import latex_tables, to_latex
 from pixelpick_ray.report.layouts import transposed_table, wide_table
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.tables import area_table, class_tables, missing_table, protocol_table, result_table
-from pixelpick_ray.spec.experiment import Experiment
 from pixelpick_ray.store import Store, experiment_folder
 from tests.report.fake_study import Study, experiment, matrix
 

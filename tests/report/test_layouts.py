@@ -2,12 +2,12 @@
 
 import pytest
 
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.report.cells import build_cells, reported
 from pixelpick_ray.report.formats import to_markdown
 from pixelpick_ray.report.layouts import transposed_table, wide_table
 from pixelpick_ray.report.rows import Results, load_results
 from pixelpick_ray.report.tables import class_tables, result_table
-from pixelpick_ray.spec.trial import Trial
 from tests.report.fake_study import Matrix, Study, experiment, matrix
 
 SEEDS = "seed: [0, 1, 2]"

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.overlap import overlap_table
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import load_results
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import Trial
 from tests.report.fake_study import Study, chain_path, experiment, matrix
 
 Place = tuple[str, int, int]  # image, y, x

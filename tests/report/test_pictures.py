@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.labels import UNKNOWN, VOID, LabelledPixels
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.parts import Pictures
 from pixelpick_ray.report.pictures import contact_sheets, error_map
 from pixelpick_ray.report.rows import load_results
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import Trial
 from tests.report.fake_study import Described, LabelMap, Study, chain_path, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}, {seed: [0], budget: [full]}]"

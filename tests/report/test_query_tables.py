@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.report.cells import line_of
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.queries import CSV_COLUMNS, Query, load_queries, queries_csv, query_table
 from pixelpick_ray.report.rows import load_results
-from pixelpick_ray.spec.experiment import Experiment
-from pixelpick_ray.spec.trial import Trial
 from tests.report.fake_study import Study, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 30]}, {seed: [0], budget: [full]}]"

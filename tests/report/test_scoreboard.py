@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
+from pixelpick_ray.config.experiment import Experiment, load_experiment
 from pixelpick_ray.report.cells import build_cells
 from pixelpick_ray.report.published import published_cells
 from pixelpick_ray.report.rows import load_results
@@ -19,7 +20,6 @@ from pixelpick_ray.report.scoreboard import (
     scoreboard_csv,
     scoreboard_table,
 )
-from pixelpick_ray.spec.experiment import Experiment, load_experiment
 from tests.report.fake_study import Measure, Study, exact, experiment, matrix
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from pixelpick_ray.config.experiment import Experiment, parse_experiment
+from pixelpick_ray.config.search import DomainSpec
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.search import SearchReportSummary, write_search_report
 from pixelpick_ray.report.search_figures import history, slices
@@ -29,8 +31,6 @@ from pixelpick_ray.report.search_tables import (
 )
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal, Report
-from pixelpick_ray.spec.experiment import Experiment, parse_experiment
-from pixelpick_ray.spec.search import DomainSpec
 from pixelpick_ray.store import Store
 
 TEXT = """
@@ -534,7 +534,7 @@ def test_another_process_writes_the_same_bytes_silently_without_torch_and_ray(tm
 import sys
 from pathlib import Path
 from pixelpick_ray.report.search import write_search_report
-from pixelpick_ray.spec.experiment import load_experiment
+from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.store import Store
 here = Path({str(tmp_path)!r})
 write_search_report(Store(here / "store"), load_experiment(here / "hunt.yaml", {list(WIDE)!r}), here / "second")

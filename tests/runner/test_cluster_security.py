@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import ray
 
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner import cluster
 from pixelpick_ray.runner.cluster import authentication, joined
-from pixelpick_ray.spec.execution import Execution
 
 VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import pixelpick_ray.loop
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data import datasets
 from pixelpick_ray.engine.batches import FitJob
 from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import Plan, make_plan, progress_of
 from pixelpick_ray.runner import local
-from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.status import status_of
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store

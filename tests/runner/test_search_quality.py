@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.runner.search import Decisions, Proposals
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Journal, Report
-from pixelpick_ray.spec.experiment import parse_experiment
 from pixelpick_ray.store import Store
 
 SEEDS = range(5)

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.runner import search as runner
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Journal
-from pixelpick_ray.spec.execution import Execution
-from pixelpick_ray.spec.experiment import parse_experiment
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 

@@ -20,13 +20,13 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.get_experiment import Handler as ColumnsHandler
 from tensorboard.plugins.hparams.list_session_groups import Handler as RowsHandler
 
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import CamVid, open_dataset
 from pixelpick_ray.data.description import write_description, write_label_map
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.tensorboard import TensorBoard, settings_of
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.execution import Execution
 from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store, experiment_folder
 from tests.by_hand import do_steps, execution_at, tiny_plan

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner.tune import placement
-from pixelpick_ray.spec.execution import Execution
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Journal, Report, Sample
-from pixelpick_ray.spec.experiment import parse_experiment
 
 TEXT = """\
 name: hunt

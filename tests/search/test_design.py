@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.config.trial import EvaluatedSpec
 from pixelpick_ray.data.datasets import DatasetFacts, known_facts
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import splits_in_use
 from pixelpick_ray.search.design import Level, Search, check_splits
-from pixelpick_ray.spec.trial import EvaluatedSpec
 from tests.search.helpers import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, search_of
 
 VOC = "dataset={name: voc, long_side: 400}"

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from pixelpick_ray.config.experiment import dump_experiment, load_experiment, parse_experiment
+from pixelpick_ray.config.trial import EvaluatedSpec, PolySpec
 from pixelpick_ray.errors import RunError
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.found import found_experiment, found_path, found_text, write_found
 from pixelpick_ray.search.journal import OWN as BY_FILE
 from pixelpick_ray.search.journal import Journal, Sample
-from pixelpick_ray.spec.experiment import dump_experiment, load_experiment, parse_experiment
-from pixelpick_ray.spec.trial import EvaluatedSpec, PolySpec
 from pixelpick_ray.store import Store
 from tests.search.helpers import BY_EPOCH, LR_ALONE, OTHER, OWN, add, search_of
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from pixelpick_ray.active.metrics import miou
+from pixelpick_ray.config.experiment import parse_experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.loop import run_chain
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Report
 from pixelpick_ray.search.sample import run_sample
-from pixelpick_ray.spec.experiment import parse_experiment
-from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.steps import Event, Workplace
 from pixelpick_ray.store import Store
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Report
 from pixelpick_ray.search.sample import run_sample
-from pixelpick_ray.spec.trial import Trial
 from pixelpick_ray.steps import Event
 from tests.search.helpers import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, THREE_SEEDS, search_of
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pixelpick_ray.config.annotate import KEYS, class_keys
+from pixelpick_ray.config.trial import DatasetSpec
+from pixelpick_ray.config.yaml_text import read_yaml
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.annotate import KEYS, class_keys
-from pixelpick_ray.spec.trial import DatasetSpec
-from pixelpick_ray.spec.yaml_text import read_yaml
 
 LINE = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=12)
 NAMES = st.lists(LINE, min_size=1, max_size=len(KEYS), unique=True)

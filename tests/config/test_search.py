@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 
+from pixelpick_ray.config.experiment import Experiment, dump_experiment, parse_experiment
+from pixelpick_ray.config.search import DomainSpec, SearchSpec, value_text
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.experiment import Experiment, dump_experiment, parse_experiment
-from pixelpick_ray.spec.search import DomainSpec, SearchSpec, value_text
 from tests.by_hand import TEXT
 
 SEARCH = f"""{TEXT.replace("acquire.strategy: [margin, random], ", "")}

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pixelpick_ray.config.trial import Fraction, Positive, Spec
+from pixelpick_ray.config.yaml_text import read_yaml
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.trial import Fraction, Positive, Spec
-from pixelpick_ray.spec.yaml_text import read_yaml
 
 KEYS = "abcdefghijklmnopqrstuvwxyz123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of classes; capitals are typed with Shift
 _KEYS_TEXT = "a-z, 1-9 and A-Z"

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.trial import EvaluateSpec, HumanSpec, SizeSpec, Trial
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.trial import EvaluateSpec, HumanSpec, SizeSpec, Trial
 
 # Raised by hand when the meaning of a step's result changes; older results are then computed again.
 VERSIONS = {"initial": 2, "fit": 3, "evaluation": 2, "pick": 3, "split": 1, "question": 1, "book": 1}

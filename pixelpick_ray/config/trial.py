@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from pixelpick_ray.spec.canonical import digest
+from pixelpick_ray.config.canonical import digest
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]

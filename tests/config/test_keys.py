@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelpick_ray.spec import keys
-from pixelpick_ray.spec.canonical import canonical_json, digest
-from pixelpick_ray.spec.experiment import Experiment, parse_experiment
-from pixelpick_ray.spec.keys import (
+from pixelpick_ray.config import keys
+from pixelpick_ray.config.canonical import canonical_json, digest
+from pixelpick_ray.config.experiment import Experiment, parse_experiment
+from pixelpick_ray.config.keys import (
     Source,
     evaluation_input,
     fit_input,
     initial_input,
     pick_input,
 )
-from pixelpick_ray.spec.trial import Trial
+from pixelpick_ray.config.trial import Trial
 
 SOURCE = Source({"train": "aa", "test": "bb", "val": "cc"}, "train", "dd")
 STEPS = ("initial", "fit", "pick", "evaluation")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pixelpick_ray.config.experiment import Experiment, dump_experiment, load_experiment, parse_experiment
+from pixelpick_ray.config.trial import EvaluatedSpec, MultistepSpec, SizeSpec
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.experiment import Experiment, dump_experiment, load_experiment, parse_experiment
-from pixelpick_ray.spec.trial import EvaluatedSpec, MultistepSpec, SizeSpec
 
 
 def parse(text: str, *overrides: str) -> Experiment:

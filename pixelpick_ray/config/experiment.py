@@ -11,11 +11,10 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import Field, ValidationError
 
-from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.annotate import AnnotateSpec
-from pixelpick_ray.spec.canonical import digest
-from pixelpick_ray.spec.search import DomainSpec, SearchSpec, may_vary
-from pixelpick_ray.spec.trial import (
+from pixelpick_ray.config.annotate import AnnotateSpec
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.search import DomainSpec, SearchSpec, may_vary
+from pixelpick_ray.config.trial import (
     AcquireSpec,
     AdamSpec,
     ConstantSpec,
@@ -33,7 +32,8 @@ from pixelpick_ray.spec.trial import (
     TrainSpec,
     Trial,
 )
-from pixelpick_ray.spec.yaml_text import in_words, read_yaml, write_yaml
+from pixelpick_ray.config.yaml_text import in_words, read_yaml, write_yaml
+from pixelpick_ray.errors import SpecError
 
 
 class Experiment(Spec):

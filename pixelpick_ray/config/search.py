@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from pixelpick_ray.config.trial import Count, Spec
+from pixelpick_ray.config.yaml_text import write_yaml
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.spec.trial import Count, Spec
-from pixelpick_ray.spec.yaml_text import write_yaml
 
 SIGNIFICANT_DIGITS = 4  # of a drawn number: enough for any setting, and short enough to read
 KINDS = ("uniform", "loguniform", "randint", "choice", "grid")
