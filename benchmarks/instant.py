@@ -7,7 +7,10 @@ from typing import Any
 
 from ray import tune
 
+from pixelpick_ray.events import ChainDone, EpochDone, Event, FitTrained, PixelsPicked, StageDone, encode
+
 GATE = "gate"
+KEY = "0" * 64
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,16 @@ def instant_trial(config: dict[str, Any], job: Work) -> None:
     """Report what a chain with fits of one epoch reports, as fast as Tune takes it."""
     chain, stages = job.chains[config["chain"]]
     for stage in range(stages):
-        report("epoch", chain, stage, epoch=1, epochs=1, loss=1.0, seconds=0.0)
+        report(EpochDone(chain, stage, epoch=1, epochs=1, loss=1.0, miou=None, seconds=0.0, fit=KEY))
         while not Path(job.gate).exists():
             time.sleep(0.1)
-        report("stage", chain, stage, miou=0.5, budget=10 * (stage + 1), losses=[1.0])
+        report(FitTrained(chain, stage, KEY))
+        report(StageDone(chain, stage, True, 10 * (stage + 1), KEY, 0.5, ((1, 0.5),), (1.0,), 0.0))
         if stage + 1 < stages:
-            report("pick", chain, stage, pick="0" * 64)
-    report("done", chain, stages - 1)
+            report(PixelsPicked(chain, stage, True, KEY))
+    report(ChainDone(chain))
 
 
-def report(kind: str, chain: str, stage: int, **values: Any) -> None:
+def report(event: Event) -> None:
     """One event, as the runner's trials report it."""
-    event = {"kind": kind, "chain": chain, "stage": stage, "computed": True, "values": values}
-    tune.report({"event": event})
+    tune.report({"event": encode(event)})

@@ -37,9 +37,9 @@ from pixelpick_ray.engine.batches import num_batches
 from pixelpick_ray.engine.fit import Epoch, fit
 from pixelpick_ray.engine.provenance import code_commit
 from pixelpick_ray.engine.score import evaluate
+from pixelpick_ray.events import EpochDone
 from pixelpick_ray.plan import make_plan
 from pixelpick_ray.runner.tensorboard import TensorBoard
-from pixelpick_ray.steps import Event
 
 FIRST, RESNET = Setting("camvid-mobilenet"), Setting("camvid-resnet50")
 TF32, BF16, SPARSE = "train.precision=tf32", "train.precision=bf16", "train.decoder=sparse"
@@ -165,8 +165,8 @@ def epoch_logger(work: Work, folder: Path) -> Callable[[Epoch], None]:
     board = TensorBoard(plan, Execution(folder, str(folder / "store"), folder / "cache", folder / "runs"))
 
     def log(epoch: Epoch) -> None:
-        values = {"epoch": epoch.number, "epochs": work.job.train.epochs, "loss": epoch.loss}
-        board(Event("epoch", plan.chains[0].id, 0, values=values))
+        values = epoch.number, work.job.train.epochs, epoch.loss, None, 0.0, ""
+        board(EpochDone(plan.chains[0].id, 0, *values))
 
     return log
 

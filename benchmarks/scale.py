@@ -26,12 +26,12 @@ from benchmarks.measures import Bench
 from benchmarks.timing import short
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import parse_experiment
+from pixelpick_ray.events import ChainDone, EpochDone, Event
 from pixelpick_ray.plan import Plan, make_plan
 from pixelpick_ray.runner import tune as runner
 from pixelpick_ray.runner.people import People
-from pixelpick_ray.runner.progress import Progress
+from pixelpick_ray.runner.progress import ChainProgress
 from pixelpick_ray.runner.tensorboard import TensorBoard
-from pixelpick_ray.steps import Event
 
 FOLDER = Path(__file__).resolve().parent
 SETTINGS = {"RAY_AUTH_MODE": "disabled", "REPORTER_UPDATE_INTERVAL_MS": "3600000"}  # else agents alone fill two cores
@@ -69,11 +69,11 @@ class Watch:
     megabytes: list[float] = field(default_factory=list)
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "epoch" and event.stage == 0:
+        if isinstance(event, EpochDone) and event.stage == 0:
             self.began.append(time.monotonic())
             if len(self.began) == self.fill:
                 self.gate.touch()
-        if event.kind == "done":
+        if isinstance(event, ChainDone):
             self.done.append(time.monotonic())
             self.processor.append(time.process_time())
             self.megabytes.append(resident_megabytes())
@@ -108,7 +108,7 @@ def run(plan: Plan, address: str, folder: Path, fill: int) -> Watch:
     board = TensorBoard(plan, execution)
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,
-        Progress(plan, chains, Console(file=nowhere), [board, watch]) as progress,
+        ChainProgress(plan, chains, Console(file=nowhere), [board, watch]) as progress,
     ):
         nobody = People(plan, execution, "", print, lambda: False)
         errors = runner.run(plan, chains, execution, progress, lambda: False, nobody)

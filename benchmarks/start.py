@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from pixelpick_ray.config.execution import Execution, local_cpus
 from pixelpick_ray.config.experiment import parse_experiment
+from pixelpick_ray.events import ChainDone, Event
 from pixelpick_ray.plan import check_data, make_plan
 from pixelpick_ray.runner import tune as runner
 from pixelpick_ray.runner.people import People
-from pixelpick_ray.steps import Event
 
 EXPERIMENT = """
 name: start
@@ -66,7 +66,7 @@ def measure(device: Literal["cpu", "cuda"]) -> dict[str, list[Start]]:
             return chosen
 
     def on_event(event: Event) -> None:
-        if event.kind == "done":
+        if isinstance(event, ChainDone):
             ended.append(time.time())
 
     with tempfile.TemporaryDirectory() as name:

@@ -4,6 +4,7 @@ PixelPickError
 +-- SpecError    the experiment or the command is wrong           (exit status 2)
 +-- DataError    a data set or a weights file is wrong or absent  (exit status 2 before a start)
 +-- StoreError   the store cannot be read or written
+    +-- DamagedError   a record of the store is not as it was written
 +-- RunError     a chain failed while it ran                      (exit status 1)
 """
 
@@ -22,6 +23,14 @@ class DataError(PixelPickError):
 
 class StoreError(PixelPickError):
     """A stored result contradicts its key, or the store cannot be used."""
+
+
+class DamagedError(StoreError):
+    """A record of the store is not as it was written; `problem` says how."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: is damaged: {problem}; put back the one that was there, or remove it and run again")
+        self.problem = problem
 
 
 class RunError(PixelPickError):

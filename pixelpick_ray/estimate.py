@@ -1,58 +1,64 @@
-"""The figures of a plan: what is stored, what is missing, and what that costs as measured so far."""
+"""The figures of a plan: what is stored, what a run would train, and what that costs as measured so far."""
 
 from typing import Any
 
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.plan import Plan, Progress
+from pixelpick_ray.plan import Plan, Progress, counted
 from pixelpick_ray.store import Store
+from pixelpick_ray.store.paths import PROVENANCE
+from pixelpick_ray.store.records import FitProvenance
 
 
 def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[str, Any]:
     """The figures of a plan, as `plan --json` prints them; `stored_*` are None where they cannot be known."""
-    seconds = fit_seconds(planned, progress, execution)
-    fits, stored = planned.num_fits, progress.stored_fits
-    missing = fits - (stored or 0)
+    seconds = fit_seconds(progress, execution)
+    found = progress.to_train.values()
     return {
         "experiment": planned.experiment.name,
         "trials": len(planned.trials),
         "chains": len(planned.chains),
-        "fits": fits,
+        "fits": planned.num_fits,
         "fits_unshared": planned.num_fits_unshared,
         "picks": planned.num_picks,
         "answers_per_image": planned.answers_per_image,
-        "stored_fits": stored,
+        "stored_fits": progress.stored_fits,
         "stored_picks": progress.stored_picks,
-        "epochs_missing": sum(_epochs_missing(planned, progress).values()),
+        "fits_to_train": len(found),
+        "fits_to_train_again": sum(stage.fit_stored for stage, _ in found),
+        "fits_after_answers": sum(stage.must_wait for stage, _ in found),
+        "epochs_missing": sum(trial.train.epochs for _, trial in found),
         "seconds_per_fit": seconds,
-        "seconds_missing": None if seconds is None else round(seconds * missing, 1),
+        "seconds_missing": None if seconds is None else round(seconds * len(found), 1),
     }
 
 
-def fit_seconds(planned: Plan, progress: Progress, execution: Execution) -> float | None:
+def fit_seconds(progress: Progress, execution: Execution) -> float | None:
     """Mean seconds of the plan's stored fits, evaluation included; None before the first."""
     store = Store(execution.store)
-    keys = {stage.fit for row in progress.stages.values() for stage in row if stage.fit_stored}
-    seconds = [store.read_record(f"fit/{key}/provenance.json")["seconds"] for key in sorted(filter(None, keys))]
+    keys = {stage.fit for row in progress.stages.values() for stage in row if stage.fit and stage.fit_stored}
+    found = (store.files("fit", key, [PROVENANCE]) for key in sorted(keys))
+    seconds = [FitProvenance.model_validate_json(files[PROVENANCE]).seconds for files in found if files]
     return round(sum(seconds) / len(seconds), 2) if seconds else None
-
-
-def _epochs_missing(planned: Plan, progress: Progress) -> dict[str, int]:
-    """Epochs still to train by fit; a fit whose key is unknown counts as missing."""
-    missing: dict[str, int] = {}
-    for chain in planned.chains:
-        known = progress.stages.get(chain.id, [])
-        for stage, fit in enumerate(chain.fits):
-            if not (stage < len(known) and known[stage].fit_stored):
-                missing[fit] = chain.trial.train.epochs
-    return missing
 
 
 def cost_line(summary: dict[str, Any]) -> str:
     """What is stored, and what is still to be done, as a sentence."""
-    stored = summary["stored_fits"]
-    left = summary["fits"] - (stored or 0)
-    known = f"{stored} of {summary['fits']} stages are stored, " if stored is not None else ""
-    text = f"{known}{left} to train, {summary['epochs_missing']} epochs"
-    if summary["seconds_missing"] is not None:
-        text += f", about {summary['seconds_missing'] / 60:.0f} minutes of one trial's resources as measured so far"
+    text = stages_line(summary)
+    if summary["fits_to_train"]:
+        text += f", {counted(summary['epochs_missing'], 'epoch')}"
+    if summary["fits_to_train"] and summary["seconds_missing"] is not None:
+        text += f", about {counted(round(summary['seconds_missing'] / 60), 'minute')} of one trial's resources"
+        text += " as measured so far"
+    return text
+
+
+def stages_line(summary: dict[str, Any]) -> str:
+    """How many stages are stored, and how many a run trains, in the words of `plan`, `run` and `status`."""
+    stored, again, waiting = (summary[name] for name in ("stored_fits", "fits_to_train_again", "fits_after_answers"))
+    known = f"{stored} of {counted(summary['fits'], 'stage')} {'is' if stored == 1 else 'are'} stored, "
+    text = f"{known if stored is not None else ''}{summary['fits_to_train']} to train"
+    if again:
+        text += f" ({again} of them again, for weights or measurements that only training gives)"
+    if waiting:
+        text += f" ({waiting} of them after people have answered)"
     return text

@@ -1,55 +1,48 @@
-"""Trials to chains: what is shared, what is stored, what is missing, whether it can run. Imports neither torch nor
-ray.
+"""Trials to chains: what is shared, what is stored, what a run would train. Imports neither torch nor ray.
+
+>>> plan = make_plan(load_experiment(path))
+>>> progress = progress_of(plan, execution)
+>>> progress.fits_to_train
 """
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
 from typing import Any
 
-import numpy as np
-
-from pixelpick_ray.active.acquisition import check_strategy
-from pixelpick_ray.active.oracle import check_oracle
-from pixelpick_ray.config.annotate import class_keys
+from pixelpick_ray.checks import check_trial, splits_in_use
 from pixelpick_ray.config.canonical import brief, digest
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
-from pixelpick_ray.config.keys import (
-    Source,
-    evaluation_input,
-    evaluation_size,
-    fit_input,
-    initial_input,
-    pick_input,
-)
-from pixelpick_ray.config.trial import DatasetSpec, HumanSpec, SizeSpec, Trial
-from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
-from pixelpick_ray.data.datasets import Dataset, DatasetFacts, known_facts, open_dataset, training_split
-from pixelpick_ray.data.held_out import facts_with_held_out
+from pixelpick_ray.config.keys import Source
+from pixelpick_ray.config.trial import Budget, DatasetSpec, SizeSpec, Trial
+from pixelpick_ray.data.answers import Waiting
+from pixelpick_ray.data.cache import prepare
+from pixelpick_ray.data.datasets import open_dataset, training_split
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.errors import DataError, SpecError, StoreError
-from pixelpick_ray.store import Store, experiment_folder
+from pixelpick_ray.loop import walk
+from pixelpick_ray.store import Store, paths
+from pixelpick_ray.store.records import ChainRecord, ExperimentRecord, read_chain
+from pixelpick_ray.tasks import PIXELS, Ask, Evaluate, FirstPixels, Fit, Pick, Task
 
 IN_LABEL = {"seed", "budget", "acquire.strategy", "model.backbone"}
-Report = Callable[[str, int, int], None]  # what, done, in all
 
 
 @dataclass(frozen=True)
 class Chain:
     """A trial with all the trials that are prefixes of it.
 
-    ``fits`` and ``picks`` identify the steps by everything that they depend on, so two chains share exactly the
-    steps whose
-    identities are equal; ``picks`` begins with the initial pixels.
+    ``fits`` and ``picks`` identify the tasks by everything that they depend on, as far as that is known without data:
+    two chains share those whose identities are equal. ``picks`` begins with the first pixels.
     """
 
     trial: Trial
     id: str
-    budgets: tuple[int | str, ...]
+    budgets: tuple[Budget, ...]
     fits: tuple[str, ...]
     picks: tuple[str, ...]
     setting: str = ""
@@ -57,7 +50,7 @@ class Chain:
     @property
     def label(self) -> str:
         """A short name for people: what varies within most grids."""
-        kind = "full" if self.trial.budget == "full" else self.trial.acquire.strategy
+        kind = "full" if self.trial.is_fully_supervised else self.trial.acquire.strategy
         return f"{self.trial.model.backbone} {kind} seed {self.trial.seed}{self.setting}"
 
     def shared_fits(self, other: "Chain") -> int:
@@ -96,7 +89,7 @@ class Plan:
         """Pixels of each image that people are asked for; fewer where chains happen to ask for the same ones."""
         asked: dict[str, int] = {}
         for chain in self.chains:
-            if isinstance(chain.trial.oracle, HumanSpec) and chain.picks:
+            if chain.trial.asks_people:
                 acquire = chain.trial.acquire
                 asked |= dict.fromkeys(chain.picks, acquire.pixels_per_stage)
                 asked[chain.picks[0]] = acquire.initial_pixels
@@ -107,8 +100,9 @@ class Plan:
         """What sharing saves, as a sentence."""
         saved = self.num_fits_unshared - self.num_fits
         return (
-            f"{len(self.trials)} trials in {len(self.chains)} chains: {self.num_fits} stages to train, "
-            f"where the trials one by one would train {self.num_fits_unshared}; {saved} are shared"
+            f"{counted(len(self.trials), 'trial')} in {counted(len(self.chains), 'chain')}: "
+            f"{counted(self.num_fits, 'stage')}, where the trials one by one would train {self.num_fits_unshared}; "
+            f"{saved} {'is' if saved == 1 else 'are'} shared"
         )
 
     def stages_to_keep(self, chain: Chain) -> frozenset[int]:
@@ -124,27 +118,47 @@ class Plan:
 def make_plan(experiment: Experiment, trials: Sequence[Trial] | None = None) -> Plan:
     """Merge trials, those of the grid unless given, into chains.
 
-    SpecError for an unknown data set, split or strategy; needs no data.
+    SpecError for an unknown data set, split, strategy or network; needs no data.
     """
     trials = tuple(experiment.trials() if trials is None else trials)
     for trial in trials:
         check_trial(experiment, trial)
     longest: dict[str, Trial] = {}
-    budgets: dict[str, list[int | str]] = {}
+    budgets: dict[str, list[Budget]] = {}
     for trial in trials:
         key = trial.chain_id
         budgets.setdefault(key, []).append(trial.budget)
         if key not in longest or trial.num_stages > longest[key].num_stages:
             longest[key] = trial
-    paths = sorted({path for grid in experiment.grid for path in grid} - IN_LABEL)
-    chains = (replace(_chain(t, key, budgets[key]), setting=_setting(t, paths)) for key, t in longest.items())
+    varied = sorted({path for grid in experiment.grid for path in grid} - IN_LABEL)
+    chains = (
+        _chain(experiment, t, sorted(budgets[key], key=_order), _setting(t, varied)) for key, t in longest.items()
+    )
     return Plan(experiment, trials, tuple(chains))
 
 
-def _setting(trial: Trial, paths: list[str]) -> str:
+def _order(budget: Budget) -> int:
+    return 0 if budget == "full" else budget
+
+
+def _chain(experiment: Experiment, trial: Trial, budgets: Sequence[Budget], setting: str) -> Chain:
+    names, path = _Names(), trial.dataset.path or ""
+    splits = {experiment.evaluate.split_of(name) for name in experiment.evaluate.splits}
+    training = trial.dataset.split or ""
+    unknown = Source(dict.fromkeys((*splits, training), path), training, None)
+    walk(trial, unknown, experiment.evaluate, names)
+    return Chain(trial, trial.chain_id, tuple(budgets), tuple(names.fits), tuple(names.picks), setting)
+
+
+def counted(number: float, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 trial", "2 trials"."""
+    return f"{number:g} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def _setting(trial: Trial, varied: list[str]) -> str:
     """What the grid varies beside the usual, for a label: ", train.optimizer.lr=0.01"; absent options are left out."""
     tree = trial.as_input()
-    given = ((path, value_at(tree, path)) for path in paths)
+    given = ((path, value_at(tree, path)) for path in varied)
     return "".join(f", {path}={brief(json.dumps(value))}" for path, value in given if value is not None)
 
 
@@ -155,68 +169,91 @@ def value_at(tree: Any, path: str) -> Any:
     return tree
 
 
-def check_trial(experiment: Experiment, trial: Trial) -> None:
-    """SpecError for an unknown data set, split or strategy, and for what cannot be trained; needs no data."""
-    facts = known_facts(trial.dataset.name)
-    check_strategy(trial.acquire)
-    if facts is not None:  # else it is described beside its files, and checked where these are read
-        check_facts(experiment, trial, facts_with_held_out(facts, trial.dataset))
-    if trial.train.batch_size == 1:
-        raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more")
+@dataclass(frozen=True)
+class _Expected:
+    """Labels as far as they are known: by their pixels, by what identifies them, or only by the picks that will give
+    them.
+    """
+
+    identity: str
+    is_known: bool = False
+    pixels: LabelledPixels | None = None
+
+    def digest(self) -> str:
+        """What identifies them."""
+        return self.identity
+
+    def add(self, new: "_Expected") -> "_Expected":
+        """These and new ones; what identifies `new` without pixels identifies all labels after it."""
+        if self.pixels is not None and new.pixels is not None:
+            together = self.pixels.add(new.pixels)
+            return _Expected(together.digest(), True, together)
+        return new if new.is_known else _Expected(digest([self.identity, new.identity]))
 
 
-def check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> None:
-    """SpecError for a split, a path or a class that the data set of a trial does not have."""
-    evaluate = experiment.evaluate
-    wanted = [("dataset.split", trial.dataset.split or facts.train_split)]
-    wanted += [("evaluate.splits", evaluate.split_of(name)) for name in evaluate.splits]
-    for where, split in wanted:
-        if split not in facts.splits:
-            raise SpecError(f"{where}: {facts.name} has no split {split!r}; it has {', '.join(facts.splits)}")
-    if trial.dataset.path is not None and trial.dataset.name != "folder":
-        raise SpecError(f"dataset.path: {facts.name} lies in the data folder under its own name; leave path out")
-    check_oracle(trial.oracle, facts.class_names)
-    if isinstance(trial.oracle, HumanSpec):
-        class_keys(facts.class_names, experiment.annotation.keys)
+class _Names:
+    """The visitor that needs no data: it names the tasks of a chain, as far as they are known beforehand."""
 
+    def __init__(self) -> None:
+        self.fits: list[str] = []
+        self.picks: list[str] = []
 
-def _chain(trial: Trial, key: str, budgets: list[int | str]) -> Chain:
-    dataset, oracle = trial.dataset.as_input(), trial.oracle.as_input()
-    network = [dataset, trial.model.as_input(), trial.training.as_input(), trial.seed]
-    if trial.budget == "full":
-        return Chain(trial, key, ("full",), (digest([network, "full"]),), ())
-    acquire = trial.acquire.as_input()
-    initial = acquire.pop("initial_pixels")
-    first = [oracle, initial]
-    fits = [digest([network, first])] + [digest([network, first, acquire, s]) for s in range(1, trial.num_stages)]
-    picks = [digest([dataset, first, trial.seed])] + [digest([fit, acquire]) for fit in fits[:-1]]
-    return Chain(trial, key, tuple(sorted(budgets, key=int)), tuple(fits), tuple(picks))
+    def pixels(self, task: FirstPixels | Pick) -> _Expected:
+        """Promised ones."""
+        self.picks.append(task.key)
+        return _Expected(task.key)
+
+    def make(self, task: Fit | Evaluate) -> None:
+        """Note a fit; evaluations are named by it."""
+        if isinstance(task, Fit):
+            self.fits.append(task.key)
+
+    def stage_done(self, fit: Fit) -> None:
+        """Nothing to name."""
+
+    def release(self, fit: Fit) -> None:
+        """Nothing to release."""
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How far one stage of a chain is stored; ``fit`` is None where its key is not known yet."""
+    """How far one stage of a chain is stored. ``identity`` names its fit among those of a plan; ``fit`` is the same
+    where it is the key, None where that is not known yet. ``to_train`` says whether a run trains it, for the first
+    time or again, for weights or measurements that only training gives; ``must_wait``, whether people answer first.
+    """
 
     stage: int
+    identity: str
     fit: str | None
     fit_stored: bool = False
     evaluated: bool = False
     pick: str | None = None
     pick_stored: bool = False
+    to_train: bool = True
+    must_wait: bool = False
 
 
 @dataclass(frozen=True)
 class Progress:
     """What is stored of a plan; chains are absent where neither data nor a record gives their keys.
 
-    ``recorded`` are the chains with all that a report needs beside the results. ``known`` is False where no chain's
-    keys are.
+    ``recorded`` are the chains with all that a report needs beside the results; ``damaged`` names records that are
+    damaged. ``known`` is False where no chain's keys are.
     """
 
+    plan: Plan
     stages: dict[str, list[StageStatus]] = field(default_factory=dict)
     initial: dict[str, tuple[str, bool]] = field(default_factory=dict)
     recorded: frozenset[str] = frozenset()
+    damaged: tuple[str, ...] = ()
     known: bool = True
+
+    def row(self, chain: Chain) -> list[StageStatus]:
+        """The stages of a chain; where nothing is known of it, they are all to be trained."""
+        asks = chain.trial.asks_people
+        return self.stages.get(chain.id) or [
+            StageStatus(stage, identity, None, must_wait=asks) for stage, identity in enumerate(chain.fits)
+        ]
 
     @property
     def stored_fits(self) -> int | None:
@@ -225,16 +262,28 @@ class Progress:
 
     @property
     def stored_picks(self) -> int | None:
-        """Distinct picks that are stored, the initial pixels included."""
+        """Distinct picks that are stored, the first pixels included."""
         picks = {s.pick for row in self.stages.values() for s in row if s.pick_stored}
-        initial = {key for key, stored in self.initial.values() if stored}
-        return len(picks | initial) if self.known else None
+        first = {key for key, stored in self.initial.values() if stored}
+        return len(picks | first) if self.known else None
+
+    @property
+    def to_train(self) -> dict[str, tuple[StageStatus, Trial]]:
+        """The distinct fits that are to be trained, each with a stage of a chain that needs it."""
+        found: dict[str, tuple[StageStatus, Trial]] = {}
+        for chain in self.plan.chains:
+            for stage in self.row(chain):
+                before = found.get(stage.identity)
+                if stage.to_train and (before is None or before[0].must_wait):
+                    found[stage.identity] = stage, chain.trial
+        return found
 
     def done(self, chain: Chain) -> bool:
-        """Whether every fit and evaluation of a chain is stored, and all that a report needs beside them."""
-        row = self.stages.get(chain.id, [])
-        stored = len(row) == len(chain.fits) and all(s.fit_stored and s.evaluated for s in row)
-        return stored and chain.id in self.recorded
+        """Whether everything of a chain is stored that is asked for, and all that a report needs beside it."""
+        row, (_, first) = self.stages.get(chain.id, []), self.initial.get(chain.id, ("", True))
+        picked = first and all(stage.pick_stored for stage in row if stage.pick)
+        stored = all(s.fit_stored and s.evaluated and not s.to_train for s in row)
+        return bool(row) and picked and stored and chain.id in self.recorded
 
 
 def progress_of(plan: Plan, execution: Execution) -> Progress:
@@ -242,27 +291,33 @@ def progress_of(plan: Plan, execution: Execution) -> Progress:
     store = Store(execution.store)
     sources = Sources(plan.experiment, execution)
     described = cache(partial(store.intact, "split"))  # chains share the descriptions of their images
+    people = [chain.id for chain in plan.chains if chain.trial.asks_people]
+    pending = Waiting(store, plan.experiment).look(people)
     stages, initial, recorded = {}, {}, set()
     for chain in plan.chains:
         source = sources.of(chain.trial)
         if source is None:
             continue
-        walk = _Walk(plan.experiment, chain, source, store)
-        stages[chain.id] = list(walk.stages())
-        if walk.initial:
-            initial[chain.id] = walk.initial
-        record = store.read_record(f"{experiment_folder(plan.experiment)}/chains/{chain.id}.json")
-        if record and _is_whole(record, stages[chain.id], described):
+        record = read_chain(store, plan.experiment, chain.id)
+        look = _Look(store, execution, record)
+        walk(chain.trial, source, plan.experiment.evaluate, look)
+        if chain.trial.asks_people:
+            one = pending.get(chain.id)
+            look.wait_for_people(has_answers=one is not None and one.asked > 0 and not one.missing)
+        stages[chain.id] = look.stages
+        if look.initial:
+            initial[chain.id] = look.initial
+        if record and _is_whole(record, look.stages, described):
             recorded.add(chain.id)
-    return Progress(stages, initial, frozenset(recorded), known=bool(stages))
+    return Progress(plan, stages, initial, frozenset(recorded), tuple(store.damaged_records), known=bool(stages))
 
 
-def _is_whole(record: dict[str, Any], stages: list[StageStatus], described: Callable[[str], bool]) -> bool:
-    """Whether a chain's record names the fit of every stage, and the descriptions of images that it names are there."""
-    named = [stage["fit"] for stage in record.get("stages", [])]
-    descriptions = record.get("descriptions", {})
-    keys = [descriptions.get("training"), *descriptions.get("evaluated", {}).values()]
-    return named[: len(stages)] == [stage.fit for stage in stages] and all(described(key) for key in keys if key)
+def _is_whole(record: ChainRecord, stages: list[StageStatus], described: Callable[[str], bool]) -> bool:
+    """Whether a chain's record names the results of every stage, and the descriptions that it names are there."""
+    named = [stage.fit for stage in record.stages]
+    found = record.descriptions
+    keys = [found.training, *found.evaluated.values()] if found else []
+    return named[: len(stages)] == [stage.fit for stage in stages] and all(described(key) for key in keys)
 
 
 class Sources:
@@ -281,7 +336,8 @@ class Sources:
             training = training_split(dataset, trial.dataset)
             dataset.names(training)
         except DataError:
-            return self._recorded(trial)
+            record = read_chain(self._store, self._experiment, trial.chain_id)
+            return None if record is None else self._with_every_split(record.source)
         used = splits_in_use(self._experiment, trial, training)
         return Source({split: self._fingerprint(trial.dataset, split, size) for split, size in used}, training, weights)
 
@@ -289,115 +345,96 @@ class Sources:
         dataset = open_dataset(spec, self._execution.data_path)
         return prepare(dataset, split, size, self._execution.cache_path).fingerprint
 
-    def _recorded(self, trial: Trial) -> Source | None:
-        record = self._store.read_record(f"{experiment_folder(self._experiment)}/chains/{trial.chain_id}.json")
-        return Source(**record["source"]) if record and "source" in record else None
+    def _with_every_split(self, recorded: Source) -> Source:
+        """The recorded source; splits that were not evaluated then have nothing stored."""
+        splits = map(self._experiment.evaluate.split_of, self._experiment.evaluate.splits)
+        return replace(recorded, fingerprints=dict.fromkeys(splits, "") | recorded.fingerprints)
 
 
-def splits_in_use(experiment: Experiment, trial: Trial, training: str) -> list[tuple[str, SizeSpec]]:
-    """Splits of the data set that a trial reads, each with its size; the training split first."""
-    evaluate = experiment.evaluate
-    evaluated = [(evaluate.split_of(name), evaluation_size(evaluate, trial, name)) for name in evaluate.splits]
-    return [(training, trial.dataset), *evaluated]
+class _Look:
+    """The visitor that looks at what is stored: bytes alone, nothing is set aside, a damaged result is none.
 
-
-class _Walk:
-    """The steps of one chain as far as the store knows their keys; a damaged result is none."""
-
-    def __init__(self, experiment: Experiment, chain: Chain, source: Source, store: Store) -> None:
-        self._experiment, self._chain, self._source, self._store = experiment, chain, source, store
-        self.initial: tuple[str, bool] | None = None
-
-    def stages(self) -> Iterator[StageStatus]:
-        trial, store = self._chain.trial, self._store
-        labels: LabelledPixels | None = None
-        if trial.budget != "full":
-            key = digest(initial_input(trial, self._source))
-            labels = self._pixels(key)
-            self.initial = (key, labels is not None)
-        for stage in range(len(self._chain.fits)):
-            if labels is None and trial.budget != "full":
-                yield StageStatus(stage, None)
-                continue
-            labels_digest = "full" if labels is None else labels.digest()
-            fit = digest(fit_input(trial, self._source, stage=stage, labels_digest=labels_digest))
-            pick = digest(pick_input(trial, fit_key=fit, stage=stage)) if stage + 1 < len(self._chain.fits) else None
-            new = self._pixels(pick) if pick else None
-            yield StageStatus(stage, fit, store.intact("fit", fit), self._evaluated(fit), pick, new is not None)
-            labels = labels.add(new) if labels is not None and new is not None else None
-
-    def _pixels(self, key: str) -> LabelledPixels | None:
-        files = self._store.files("pick", key, ["pixels.npz"]) if self._store.intact("pick", key) else None
-        return LabelledPixels.read(io.BytesIO(files["pixels.npz"])) if files else None
-
-    def _evaluated(self, fit: str) -> bool:
-        spec, trial = self._experiment.evaluate, self._chain.trial
-        inputs = [evaluation_input(spec, trial, self._source, split=split, fit_key=fit) for split in spec.splits]
-        return all(self._store.intact("evaluation", digest(item)) for item in inputs)
-
-
-def check_data(plan: Plan, execution: Execution, report: Report | None = None) -> None:
-    """Prepare and check everything that the trials read; DataError or SpecError before anything starts.
-
-    Every image of every split is decoded and checked once; every training image must have as many candidates as the
-    largest budget; the pretrained weights must be there.
+    Picks that are lost are made again as they were, so that the stages behind them are those that the chain's record
+    names.
     """
-    told = report or (lambda what, done, total: None)
-    checked: set[str] = set()
-    for chain in plan.chains:
-        trial = chain.trial
-        dataset = open_dataset(trial.dataset, execution.data_path)
-        check_facts(plan.experiment, trial, dataset.facts)
-        _check_labels(plan.experiment, trial, dataset)
-        weights_digest(trial.model, execution.data_path)
-        training, *evaluated = splits_in_use(plan.experiment, trial, training_split(dataset, trial.dataset))
-        for split, size in (training, *evaluated):
-            key = digest([trial.dataset.as_input(), split, size.as_input()])
-            if key not in checked:
-                checked.add(key)
-                title = f"{trial.dataset.name} {split}"
-                prepare(dataset, split, size, execution.cache_path, partial(told, title))
-        _check_training(trial, prepare(dataset, *training, execution.cache_path))
 
+    def __init__(self, store: Store, execution: Execution, record: ChainRecord | None) -> None:
+        self._store, self._execution, self._record = store, execution, record
+        self.stages: list[StageStatus] = []
+        self.initial: tuple[str, bool] | None = None
+        self._is_lost = False  # a pick whose labels nobody can read any more
+        self._missing: list[Task[Any]] = []  # what the stage's model is needed for
+        self._pick: tuple[str, bool] | None = None
 
-def _check_labels(experiment: Experiment, trial: Trial, dataset: Dataset) -> None:
-    """DataError where labels are needed that the data set does not have."""
-    evaluate, training = experiment.evaluate, training_split(dataset, trial.dataset)
-    for name in evaluate.splits:
-        if not dataset.has_labels(evaluate.split_of(name)):
-            raise DataError(
-                f"evaluate.splits: split {evaluate.split_of(name)!r} of {dataset.facts.name} has no label maps, "
-                "nothing can be measured on it; evaluate on a split that has some"
-            )
-    by_people = isinstance(trial.oracle, HumanSpec) and trial.budget != "full"
-    if not by_people and not dataset.has_labels(training):
-        wants = "full supervision needs" if trial.budget == "full" else f"the oracle {trial.oracle.name} answers from"
-        raise DataError(
-            f"{dataset.facts.name} {training}: has no label maps, and {wants} them; add them, or let people answer "
-            "with oracle: {name: human} and budgets in numbers"
+    def pixels(self, task: FirstPixels | Pick) -> _Expected:
+        """The stored pixels; else what will identify all labels after them."""
+        if isinstance(task, Pick) and not _is_known(task.fit):
+            return _Expected(task.key)
+        new = self._stored_pixels(task)
+        if isinstance(task, FirstPixels):
+            self.initial = task.key, new is not None
+        else:
+            self._pick = task.key, new is not None
+            asked = task.trial.asks_people and self._store.intact(Ask.kind, Ask(task).key)
+            self._missing += [] if new is not None or asked else [task]
+        if new is not None and not self._is_lost:
+            return _Expected(new.digest(), True, new)
+        self._is_lost = True
+        labels = self._recorded_labels(task)
+        return _Expected(task.key) if labels is None else _Expected(labels, True)
+
+    def _stored_pixels(self, task: FirstPixels | Pick) -> LabelledPixels | None:
+        files = self._store.files(task.kind, task.key, [PIXELS]) if self._store.intact(task.kind, task.key) else None
+        return LabelledPixels.read(io.BytesIO(files[PIXELS])) if files else None
+
+    def _recorded_labels(self, task: FirstPixels | Pick) -> str | None:
+        """What identifies the labels that the stage after a pick was trained on, as the record and its fit tell."""
+        record = self._record
+        if record is None or len(record.stages) <= task.stage or record.picks[task.stage] != task.key:
+            return None
+        files = self._store.files(Fit.kind, record.stages[task.stage].fit, [paths.INPUT])
+        return None if files is None else str(json.loads(files[paths.INPUT])["labels"])
+
+    def make(self, task: Fit | Evaluate) -> None:
+        """See whether an evaluation is stored."""
+        if isinstance(task, Fit):
+            self._missing, self._pick = [], None
+        elif not (_is_known(task.fit) and self._store.intact(task.kind, task.key)):
+            self._missing.append(task)
+
+    def stage_done(self, fit: Fit) -> None:
+        """The pick of the stage comes first."""
+
+    def release(self, fit: Fit) -> None:
+        """See whether the stage is stored, and whether it has to be trained."""
+        if not _is_known(fit):
+            self.stages.append(StageStatus(fit.stage, fit.key, None))
+            return
+        stored, missing = self._store.intact(fit.kind, fit.key), [task for task in self._missing if task.model_of]
+        needs_weights = bool(missing) or self._execution.keeps_weights(fit.trial, fit.stage)
+        to_train = (
+            not stored
+            or any(not task.weights_help for task in missing)
+            or (needs_weights and self._store.weights(fit.key) is None)
+        )
+        evaluated = not any(isinstance(task, Evaluate) for task in self._missing)
+        pick, pick_stored = self._pick or (None, False)
+        self.stages.append(
+            StageStatus(fit.stage, fit.key, fit.key, stored, evaluated, pick, pick_stored, to_train=to_train)
         )
 
+    def wait_for_people(self, *, has_answers: bool) -> None:
+        """Mark the stages that nobody can train before people have answered; with answers to what is asked now, the
+        next stage is none of them.
+        """
+        unknown = [at for at, stage in enumerate(self.stages) if stage.fit is None]
+        for at in unknown[int(has_answers) :]:
+            self.stages[at] = replace(self.stages[at], must_wait=True)
 
-def _check_training(trial: Trial, prepared: PreparedSplit) -> None:
-    title = f"{trial.dataset.name} {prepared.split}"
-    names = training_names(prepared.names, trial.dataset.images, trial.seed)
-    if len(names) < 2:
-        raise DataError(
-            f"dataset.images: {len(names)} training image; batch norm needs at least 2; ask for more, or add some"
-        )
-    positions = np.asarray([prepared.index[name] for name in names])
-    crop_size = trial.train.augment.crop_size if trial.train.augment else None
-    if crop_size is None and len(np.unique(prepared.shapes[positions], axis=0)) > 1:
-        raise DataError("train.augment.crop_size: the training images differ in size; give the size of the crops")
-    if trial.budget == "full":
-        return
-    worst = positions[int(np.argmin(prepared.candidates[positions]))]
-    available = int(prepared.candidates[worst])
-    if available < trial.budget:
-        raise DataError(
-            f"{title}: image {prepared.names[worst]} has {available} pixels that are not void, budget {trial.budget} "
-            "needs as many; lower the budget, raise dataset.size, or remove the image"
-        )
+
+def _is_known(fit: Fit) -> bool:
+    """Whether the key of a fit is what a run stores it under."""
+    return not isinstance(fit.labels, _Expected) or fit.labels.is_known
 
 
 def claim_name(plan: Plan, store: Store) -> None:
@@ -406,25 +443,26 @@ def claim_name(plan: Plan, store: Store) -> None:
     Experiments of one name must be equal or one must extend the other's grid, so that a report never mixes two.
     """
     experiment = plan.experiment
-    mine = experiment_folder(experiment)
-    for other in store.names("experiments"):
-        same_name = other.rpartition("-")[0] == experiment.name and f"experiments/{other}" != mine
-        if same_name and store.read_record(f"experiments/{other}/experiment.json") is not None:
+    mine = paths.experiment_folder(experiment)
+    for other in store.names(paths.EXPERIMENTS):
+        folder = paths.result(paths.EXPERIMENTS, other)
+        same_name = other.rpartition("-")[0] == experiment.name and folder != mine
+        if same_name and store.find_record(paths.experiment_record(folder), ExperimentRecord) is not None:
             raise SpecError(
                 f"name: {experiment.name!r} is already another experiment in {store.address} ({other}); give this "
                 "one a name of its own (name: in the file, or --set name=...), or use another --store"
             )
     ids = sorted(digest(trial.as_input()) for trial in plan.trials)
-    before = store.read_record(f"{mine}/experiment.json")
-    if before is not None and set(before["trials"]) > set(ids):
+    before = store.find_record(paths.experiment_record(mine), ExperimentRecord)
+    if before is not None and set(before.trials) > set(ids):
         return
-    if before is not None and not set(before["trials"]) <= set(ids):
+    if before is not None and not set(before.trials) <= set(ids):
         raise SpecError(
             f"name: {experiment.name!r} was run with another grid, and neither contains the other; extend the grid "
             "instead of replacing it, or give this one a name of its own (--set name=...)"
         )
-    value = {"experiment": experiment.model_dump(mode="json", exclude_none=True), "trials": ids}
+    record = ExperimentRecord(experiment=experiment.model_dump(mode="json", exclude_none=True), trials=tuple(ids))
     try:
-        store.write_record(f"{mine}/experiment.json", value)
+        store.write_record(paths.experiment_record(mine), record.model_dump(mode="json"))
     except StoreError as error:
         raise SpecError(f"--store {store.address}: cannot be used ({error}); give a folder you may write to") from error

@@ -5,7 +5,8 @@ from typing import Any
 
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.answers import Pending, Waiting
-from pixelpick_ray.plan import Chain, Plan, Progress, StageStatus, progress_of
+from pixelpick_ray.estimate import stages_line, summarise
+from pixelpick_ray.plan import Chain, Plan, Progress, progress_of
 from pixelpick_ray.store import Store, run_lease
 
 STATES = ("stored", "running", "waiting", "missing", "failed")
@@ -27,17 +28,20 @@ class ChainStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """The state of every stage of an experiment."""
+    """The state of every stage of an experiment; `stages` counts the distinct ones by state, `line` tells how many are
+    stored and to be trained as `plan` does.
+    """
 
     experiment: str
     chains: tuple[ChainStatus, ...]
+    stages: dict[str, int]
+    line: str
     damaged: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        counts = {state: sum(chain.stages.count(state) for chain in self.chains) for state in STATES}
         rows = [asdict(chain) | {"stages": list(chain.stages)} for chain in self.chains]
-        return {"experiment": self.experiment, "stages": counts, "chains": rows, "damaged": list(self.damaged)}
+        return {"experiment": self.experiment, "stages": self.stages, "chains": rows, "damaged": list(self.damaged)}
 
     @property
     def asks_people(self) -> bool:
@@ -51,8 +55,8 @@ class Status:
         lines += [f"WAITING {chain.label}: for {chain.waits_for}" for chain in self.chains if chain.waits_for]
         lines += [f"FAILED {chain.label}: {chain.error}" for chain in self.chains if chain.error]
         lines += [f"DAMAGED {line}" for line in self.damaged]
-        counts = self.as_dict()["stages"]
-        return "\n".join([*lines, ", ".join(f"{count} {state}" for state, count in counts.items() if count)])
+        counts = ", ".join(f"{count} {state}" for state, count in self.stages.items() if count)
+        return "\n".join([*lines, counts, self.line])
 
 
 def status_of(plan: Plan, execution: Execution) -> Status:
@@ -68,13 +72,26 @@ def status_of(plan: Plan, execution: Execution) -> Status:
     run = next((holder for name, holder in leased.items() if name.startswith(f"run-{prefix}")), "")
     pending = Waiting(store, plan.experiment).look(chain.id for chain in plan.chains if not progress.done(chain))
     chains = tuple(_chain_status(chain, progress, leased, run, pending.get(chain.id), store) for chain in plan.chains)
-    return Status(plan.experiment.name, chains, tuple(store.damaged()))
+    line = stages_line(summarise(plan, progress, execution))
+    damaged = (*store.damaged(), *progress.damaged)
+    return Status(plan.experiment.name, chains, _count(plan, progress, chains), line, damaged)
+
+
+def _count(plan: Plan, progress: Progress, chains: tuple[ChainStatus, ...]) -> dict[str, int]:
+    """The distinct stages by state; one that chains share is in the first of these states that it has in any."""
+    order = ("stored", "running", "failed", "waiting", "missing")
+    found: dict[str, str] = {}
+    for chain, status in zip(plan.chains, chains, strict=True):
+        for stage, state in zip(progress.row(chain), status.stages, strict=True):
+            found[stage.identity] = min(found.get(stage.identity, state), state, key=order.index)
+    states = list(found.values())
+    return {state: states.count(state) for state in STATES}
 
 
 def _chain_status(
     chain: Chain, progress: Progress, leased: dict[str, str], run: str, pending: Pending | None, store: Store
 ) -> ChainStatus:
-    row = progress.stages.get(chain.id) or [StageStatus(stage, None) for stage in range(len(chain.fits))]
+    row = progress.row(chain)
     error = "" if progress.done(chain) else store.last_error(chain.id)
     states: list[str] = []
     first = leased.get(f"pick-{progress.initial.get(chain.id, ('', False))[0]}", "")

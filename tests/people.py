@@ -6,7 +6,7 @@ from itertools import count
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Answer, Book
-from pixelpick_ray.data.questions import Place, Questions, open_ask
+from pixelpick_ray.data.questions import Place, Questions, all_questions, open_ask
 from pixelpick_ray.plan import Plan
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.store import Store, experiment_folder
@@ -28,7 +28,7 @@ class Person:
         """The book and the questions of everything that is asked now; what chains ask together comes once."""
         folder = f"{experiment_folder(self.experiment)}/chains"
         asks = [open_ask(self.store, self.experiment, chain) for chain in self.store.records(folder)]
-        return [(ask.book, ask.load(self.store)) for ask in {ask.pick: ask for ask in asks if ask}.values()]
+        return [(ask.book, all_questions(ask, self.store)) for ask in {ask.pick: ask for ask in asks if ask}.values()]
 
     def refuses(self, place: Place) -> bool:
         """Whether they cannot tell the class of a pixel."""

@@ -15,16 +15,17 @@ from pixelpick_ray.data.answers import Answer, Book, Pending, Undo, Waiting
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.datasets import UInt8Array
 from pixelpick_ray.data.labels import UNKNOWN, LabelledPixels
-from pixelpick_ray.data.questions import open_ask
+from pixelpick_ray.data.questions import all_questions, open_ask
 from pixelpick_ray.errors import DataError, SpecError, StoreError
-from pixelpick_ray.plan import check_data, make_plan
+from pixelpick_ray.events import AnswersAwaited, ChainDone, EpochDone, Event, FitTrained, StageDone
+from pixelpick_ray.plan import make_plan
 from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.tables import terminal_table
 from pixelpick_ray.runner import local
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.status import status_of
-from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
+from tests.by_hand import check_plan
 from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset, tiny_experiment
 from tests.people import Person, nobody
 
@@ -53,7 +54,7 @@ def run(experiment: Experiment, execution: Execution) -> list[Event]:
 def run_with(person: Person, experiment: Experiment, execution: Execution) -> int:
     """Run and answer in turn until all is done; how often people were waited for."""
     rounds = 0
-    while any(event.kind == "waits" for event in run(experiment, execution)):
+    while any(isinstance(event, AnswersAwaited) for event in run(experiment, execution)):
         assert person.answer_all() > 0
         rounds += 1
     return rounds
@@ -99,7 +100,7 @@ def test_what_is_asked_is_stored_and_told(execution: Execution) -> None:
     experiment, store = tiny_experiment(GRID, HUMAN), Store(execution.store)
     plan = make_plan(experiment)
     events = run(experiment, execution)
-    assert [(event.kind, event.values) for event in events] == [("waits", {"missing": 15, "asked": 15})] * 2
+    assert [(event.missing, event.asked) for event in events if isinstance(event, AnswersAwaited)] == [(15, 15)] * 2
     assert store.leased() == {}
     person = Person(store, experiment)
     ((_, questions),) = person.asked()  # both strategies ask for the same first pixels
@@ -110,16 +111,16 @@ def test_what_is_asked_is_stored_and_told(execution: Execution) -> None:
     assert state.asks_people
     assert {chain.waits_for for chain in state.chains} == {"11 of 15 answers"}
     assert {chain.stages for chain in state.chains} == {("waiting",) * 3}
-    assert [event.kind for event in run(experiment, execution)] == ["waits"] * 2
+    assert [type(event) for event in run(experiment, execution)] == [AnswersAwaited] * 2
     assert person.answer_all() == 11
     looked = Waiting(store, experiment).look([plan.chains[0].id])[plan.chains[0].id]
     assert (looked.missing, looked.asked) == (0, 15)
-    kinds = [event.kind for event in run(experiment, execution) if event.chain == plan.chains[0].id]
-    assert kinds == ["epoch"] * 3 + ["stage", "waits"]
+    kinds = [type(event) for event in run(experiment, execution) if event.chain == plan.chains[0].id]
+    assert kinds == [*[EpochDone] * 3, FitTrained, StageDone, AnswersAwaited]
     ask = open_ask(store, experiment, plan.chains[0].id)
     assert ask is not None
     assert ask.budget == 6
-    asked = ask.load(store)
+    asked = all_questions(ask, store)
     assert np.isfinite(asked.entropy).all()
     assert set(asked.predicted.tolist()) <= set(range(4))
     assert asked.shapes.tolist() == [[32, 48]] * 5
@@ -263,24 +264,24 @@ def test_a_run_of_fewer_budgets_forgets_nothing(execution: Execution) -> None:
 def test_a_chain_whose_people_take_longer_is_waited_for(execution: Execution, waits: bool) -> None:
     """One chain's questions are answered first; the other's only when that one has gone on."""
     experiment, store = tiny_experiment(GRID.replace("[3, 6, 9]", "[3, 6]"), HUMAN), Store(execution.store)
-    plan, kinds = make_plan(experiment), list[tuple[str, str]]()
+    plan, kinds = make_plan(experiment), list[tuple[str, type]]()
     person = Person(store, experiment)
     run(experiment, execution)
     person.answer_all()
 
     def hear(event: Event) -> None:
-        kinds.append((event.chain, event.kind))
-        if event.kind == "done" and waits:
+        kinds.append((event.chain, type(event)))
+        if isinstance(event, ChainDone) and waits:
             person.answer_all()
 
     def tell(text: str) -> None:
         """The first of the two chains is answered when it is said that people are waited for."""
-        assert "answers are waited for: the page" in text
+        assert "answers: the page" in text
         person.answer_all(limit=15)
 
     people = People(plan, replace(execution, wait=waits), "the page", tell, lambda: False)
     assert local.run(plan, list(plan.chains), execution, hear, lambda: False, people) == {}
-    done = {chain for chain, kind in kinds if kind == "done"}
+    done = {chain for chain, kind in kinds if kind is ChainDone}
     assert done == ({chain.id for chain in plan.chains} if waits else set())
 
 
@@ -294,8 +295,8 @@ def test_nothing_to_replace_needs_no_network(execution: Execution, monkeypatch: 
     for path in Path(execution.store).glob("fit/*/weights.safetensors"):
         path.unlink()
     events = run(experiment, execution)
-    assert [event.stage for event in events if event.kind == "epoch"] == [1] * 3
-    assert events[-1].kind == "done"
+    assert [event.stage for event in events if isinstance(event, EpochDone)] == [1] * 3
+    assert isinstance(events[-1], ChainDone)
 
 
 @pytest.mark.parametrize("waits", [True, False])
@@ -308,7 +309,7 @@ def test_answers_that_are_all_refusals_train_nothing(execution: Execution, waits
         person.answer_all()
 
     def hear(event: Event) -> None:
-        if event.kind == "waits":
+        if isinstance(event, AnswersAwaited):
             person.answer_all()
 
     errors = local.run(plan, list(plan.chains), execution, hear, lambda: False, people)
@@ -326,7 +327,7 @@ def test_questions_that_are_damaged_are_asked_anew(execution: Execution) -> None
     (path,) = Path(execution.store).glob("question/*/questions.npz")
     before = path.read_bytes()
     path.write_bytes(before[:-9])
-    assert [event.values for event in run(experiment, execution)] == [{"missing": 10, "asked": 15}]
+    assert [(event.missing, event.asked) for event in run(experiment, execution)] == [(10, 15)]
     assert path.read_bytes() == before
 
 
@@ -409,6 +410,6 @@ def test_labels_that_are_needed_must_be_there(
     changes: tuple[str, ...], message: str, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(datasets.DATASETS, "tiny", Unlabelled)
-    check_data(make_plan(tiny_experiment(HUMAN)), execution)
+    check_plan(make_plan(tiny_experiment(HUMAN)), execution)
     with pytest.raises(DataError, match=message):
-        check_data(make_plan(tiny_experiment(*changes)), execution)
+        check_plan(make_plan(tiny_experiment(*changes)), execution)

@@ -16,9 +16,9 @@ from pixelpick_ray.config.experiment import load_experiment, parse_experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.cache import training_names
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.plan import Plan, check_data, claim_name, make_plan, progress_of
+from pixelpick_ray.plan import Plan, claim_name, make_plan, progress_of
 from pixelpick_ray.store import Store, experiment_folder
-from tests.by_hand import do_steps, execution_at, tiny_plan
+from tests.by_hand import check_plan, do_steps, execution_at, tiny_plan
 from tests.launch import launch_without_torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +94,7 @@ def grids(draw: st.DrawFn) -> dict[str, list[Any]]:
     optional = {
         "acquire.strategy": some("margin", "random", "entropy"),
         "acquire.pool_fraction": some(0.0, 0.05),
-        "model.backbone": some("small", "large"),
+        "model.backbone": some("resnet18", "resnet34"),
         "dataset.images": some(4, 8),
         "train.epochs": some(3, 4),
     }
@@ -227,9 +227,9 @@ def test_without_data_and_record_nothing_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("step", "file", "left"),
     [
-        ("pick", "pixels.npz", (0, 0)),
+        ("pick", "pixels.npz", (3, 2)),  # the record names what comes after it
         ("fit 1", "result", (2, 3)),
-        ("pick 0", "pixels.npz", (1, 1)),
+        ("pick 0", "pixels.npz", (3, 2)),
         ("evaluation 2", "result", (3, 3)),
     ],
 )
@@ -262,7 +262,7 @@ def test_data_of_other_content_have_no_results_yet(write_camvid: WriteCamVid, tm
 def test_good_data_pass_and_each_split_reports_its_decoding(write_camvid: WriteCamVid, tmp_path: Path) -> None:
     data = write_camvid(splits=("train", "test"))
     told: list[tuple[str, int, int]] = []
-    check_data(tiny_plan(), execution_at(tmp_path, data), lambda *values: told.append(values))
+    check_plan(tiny_plan(), execution_at(tmp_path, data), lambda *values: told.append(values))
     assert told == [(f"camvid {split}", done, 3) for split in ("train", "test") for done in (1, 2, 3)]
 
 
@@ -275,8 +275,8 @@ def test_a_budget_beyond_the_candidates_of_an_image_names_image_numbers_and_reme
     Image.fromarray(label).save(data / "camvid" / "trainannot" / "train_001.png")
     told = r"train: image train_001\.png has 5 pixels that are not void, budget 6 needs as many; lower the budget"
     with pytest.raises(DataError, match=told):
-        check_data(tiny_plan(), execution_at(tmp_path, data))
-    check_data(tiny_plan("acquire.pixels_per_stage=3", "grid=[{budget: [5, full]}]"), execution_at(tmp_path, data))
+        check_plan(tiny_plan(), execution_at(tmp_path, data))
+    check_plan(tiny_plan("acquire.pixels_per_stage=3", "grid=[{budget: [5, full]}]"), execution_at(tmp_path, data))
 
 
 def test_images_outside_the_subset_of_a_seed_are_not_asked_for_candidates(
@@ -289,18 +289,18 @@ def test_images_outside_the_subset_of_a_seed_are_not_asked_for_candidates(
     without = [seed for seed in range(6) if hidden not in training_names(names, 2, seed)]
     with_it = [seed for seed in range(6) if seed not in without]
     seeds = "grid=[{{seed: {}, budget: [2]}}]"
-    check_data(tiny_plan("dataset.images=2", seeds.format(without)), execution_at(tmp_path, data))
+    check_plan(tiny_plan("dataset.images=2", seeds.format(without)), execution_at(tmp_path, data))
     with pytest.raises(DataError, match=r"train_000\.png has 0 pixels"):
-        check_data(tiny_plan("dataset.images=2", seeds.format(with_it[:1])), execution_at(tmp_path, data))
+        check_plan(tiny_plan("dataset.images=2", seeds.format(with_it[:1])), execution_at(tmp_path, data))
 
 
 def test_one_training_image_is_too_few(write_camvid: WriteCamVid, tmp_path: Path) -> None:
     data = write_camvid(num_images=2, splits=("train", "test"))
     with pytest.raises(DataError, match=r"dataset\.images: 1 training image; batch norm needs at least 2"):
-        check_data(tiny_plan("dataset.images=1"), execution_at(tmp_path, data))
+        check_plan(tiny_plan("dataset.images=1"), execution_at(tmp_path, data))
     with pytest.raises(DataError, match=r"dataset\.images: 3 asked for, the training split has 2"):
-        check_data(tiny_plan("dataset.images=3"), execution_at(tmp_path, data))
-    check_data(tiny_plan("dataset.images=2"), execution_at(tmp_path, data))
+        check_plan(tiny_plan("dataset.images=3"), execution_at(tmp_path, data))
+    check_plan(tiny_plan("dataset.images=2"), execution_at(tmp_path, data))
 
 
 def test_images_of_different_sizes_need_a_crop_size(write_camvid: WriteCamVid, tmp_path: Path) -> None:
@@ -310,9 +310,9 @@ def test_images_of_different_sizes_need_a_crop_size(write_camvid: WriteCamVid, t
         Image.open(path).resize((12, 8), Image.Resampling.NEAREST).save(path)
     native = ("dataset={name: camvid}", "grid=[{budget: [2, full]}]")
     with pytest.raises(DataError, match=r"train\.augment\.crop_size: the training images differ in size; give the"):
-        check_data(tiny_plan(*native), execution_at(tmp_path, data))
-    check_data(tiny_plan(*native, "train.augment={crop_size: [8, 8]}"), execution_at(tmp_path, data))
-    check_data(tiny_plan(), execution_at(tmp_path, data))  # prepared to one size
+        check_plan(tiny_plan(*native), execution_at(tmp_path, data))
+    check_plan(tiny_plan(*native, "train.augment={crop_size: [8, 8]}"), execution_at(tmp_path, data))
+    check_plan(tiny_plan(), execution_at(tmp_path, data))  # prepared to one size
 
 
 # Whose name it is

@@ -12,7 +12,7 @@ from benchmarks.goals import MEASURES
 from benchmarks.instant import Work
 from benchmarks.scale import Job, Watch, lines_of, plan_of
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.steps import Event
+from tests.hand_events import epoch_done
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,10 +30,10 @@ def test_a_job_reaches_the_workers_as_the_identities_and_lengths_of_its_chains(t
 
 def test_a_watch_opens_the_gate_when_so_many_chains_have_begun(tmp_path: Path) -> None:
     watch = Watch(tmp_path / "gate", fill=2)
-    watch(Event("epoch", "a", 0))
-    watch(Event("epoch", "a", 1))
+    watch(epoch_done("a", 0, 1))
+    watch(epoch_done("a", 1, 1))
     assert not watch.gate.exists()
-    watch(Event("epoch", "b", 0))
+    watch(epoch_done("b", 0, 1))
     assert watch.gate.exists()
 
 

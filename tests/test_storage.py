@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from pixelpick_ray import leases
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.data import datasets
 from pixelpick_ray.errors import SpecError, StoreError
-from pixelpick_ray.leases import LEASE_SECONDS
-from pixelpick_ray.objects import Objects
-from pixelpick_ray.storage import Storage
-from pixelpick_ray.store import Store, absolute
+from pixelpick_ray.store import Store, absolute, leases
+from pixelpick_ray.store.backend import Storage
+from pixelpick_ray.store.leases import LEASE_SECONDS
+from pixelpick_ray.store.objects import Objects
 from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset
 from tests.launch import launch
 from tests.s3 import SECRET, served_bucket
@@ -224,7 +223,7 @@ class TestContract:
         for value in ({"stages": [1]}, {"stages": [1, 2]}):
             store.write_record("experiments/x/chains/a.json", value)
             assert store.read_record("experiments/x/chains/a.json") == value
-        store.write_record("experiments/x/chains/b.json", [])
+        store.write_record("experiments/x/chains/b.json", {"values": []})
         assert store.records("experiments/x/chains") == ["a", "b"]
         assert store.names("experiments") == ["x"]
         store.remove_record("experiments/x/chains/a.json")
@@ -322,13 +321,13 @@ class TestObjectStorage:
     def test_no_message_shows_credentials(self, bucket: str, tmp_path: Path) -> None:
         store = Store(bucket.format("secrets"))
         assert store.address == "s3://bucket/secrets"
-        store.write_record("a.json", 1)
+        store.write_record("a.json", {"values": 1})
         Objects(bucket.format("secrets")).write("a.json", b"{")
         with pytest.raises(StoreError, match=r"^s3://bucket/secrets/a\.json: is not JSON") as told:
             store.read_record("a.json")
         elsewhere = bucket.format("x").replace("@bucket/", "@nowhere/")
         with pytest.raises(StoreError, match=r"^s3://nowhere/x/a\.json: .*NO_SUCH_BUCKET.*; check the address") as lost:
-            Store(elsewhere).write_record("a.json", 1)
+            Store(elsewhere).write_record("a.json", {"values": 1})
         with pytest.raises(
             SpecError, match=r"^--store s3://bucket/a b: .*; give a folder, or an address such as"
         ) as bad:

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from pixelpick_ray import leases
-from pixelpick_ray import store as store_module
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.leases import LEASE_SECONDS, Lease
-from pixelpick_ray.storage import Storage
-from pixelpick_ray.store import Store, experiment_folder
+from pixelpick_ray.store import Store, experiment_folder, leases
+from pixelpick_ray.store import results as store_module
+from pixelpick_ray.store.backend import Storage
+from pixelpick_ray.store.leases import LEASE_SECONDS, Lease
 
 INPUTS = {"step": "fit", "version": 1, "seed": 0, "lr": 5e-4}
 KEY = digest(INPUTS)
@@ -284,10 +283,33 @@ def test_weights_are_kept_checked_and_dropped_beside_their_fit(store: Store) -> 
     assert store.weights(KEY) == (folder / "weights.safetensors", sha256)
     assert (folder / "weights.safetensors").read_bytes() == content
     assert store.read("fit", INPUTS) == folder
-    store.drop_weights(KEY)
-    store.drop_weights(KEY)
+    store.drop_weights(KEY, "mine")
+    assert store.weights(KEY) is not None  # no run has made them for itself
+    assert store.write_weights(KEY, puts(content), run="mine") == sha256
+    store.drop_weights(KEY, "mine")
+    store.drop_weights(KEY, "mine")
     assert store.weights(KEY) is None
     assert store.read("fit", INPUTS) == folder
+    assert sorted(path.name for path in folder.glob("weights.*")) == ["weights.json"]
+
+
+def test_weights_that_a_run_made_for_itself_are_left_to_it_while_it_is_alive(store: Store) -> None:
+    publish(store)
+    store.write_weights(KEY, puts(b"weights"), run="other")
+    with store.take("run", "other") or pytest.fail("it is free"):
+        store.drop_weights(KEY, "mine")
+        assert store.weights(KEY) is not None
+    store.drop_weights(KEY, "mine")  # nobody will, now
+    assert store.weights(KEY) is None
+
+
+def test_weights_that_are_kept_for_good_are_dropped_by_no_run(store: Store) -> None:
+    publish(store)
+    for keep in (lambda: store.keep_weights(KEY), lambda: store.write_weights(KEY, puts(b"again"))):
+        store.write_weights(KEY, puts(b"weights"), run="mine")
+        keep()
+        store.drop_weights(KEY, "mine")
+        assert store.weights(KEY) is not None
 
 
 def test_weights_written_again_replace_the_old_ones(store: Store) -> None:
@@ -339,7 +361,7 @@ def test_a_record_that_cannot_be_written_keeps_the_old_one(store: Store) -> None
 def test_a_damaged_record_is_told_with_its_path(store: Store, content: bytes) -> None:
     store.path.mkdir()
     (store.path / "a.json").write_bytes(content)
-    with pytest.raises(StoreError, match=r"a\.json: is not JSON .*remove it and run again"):
+    with pytest.raises(StoreError, match=r"a\.json: is damaged: is not JSON .*remove it and run again"):
         store.read_record("a.json")
 
 

@@ -159,8 +159,11 @@ def test_missing_weights_are_no_damage(place: Path, undisturbed: tuple[Path, lis
     assert len(kept) == 2
     for path in kept:
         path.unlink()
+    assert "trained now: 0" in run(place).out
     done = run(place, "--keep-weights", "all")
-    assert "trained now: 0" in done.out
+    assert "2 to train (2 of them again" in done.out
+    assert "trained now: 2" in done.out
+    assert all(path.is_file() for path in kept)
     assert "DAMAGED" not in done.out
     assert Store(root).damaged() == []
     assert table(done) == undisturbed[1]

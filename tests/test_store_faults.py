@@ -23,13 +23,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from pixelpick_ray import leases
-from pixelpick_ray import store as store_module
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.data import datasets
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.storage import PARTIAL, STALE_SECONDS, process_stamp
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, leases
+from pixelpick_ray.store import results as store_module
+from pixelpick_ray.store.backend import PARTIAL, STALE_SECONDS, process_stamp
 from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset
 from tests.launch import launch
 
@@ -110,13 +109,13 @@ def test_on_a_full_disk_what_was_there_stays_and_what_cannot_be_written_is_told(
     publish(store)
     store.write_weights(KEY, lambda path: path.write_bytes(b"weights"))  # type: ignore[arg-type, return-value]
     store.write_unfinished(KEY, b"epoch 1")
-    store.write_record("a.json", [1])
+    store.write_record("a.json", {"values": [1]})
     store.append_lines("answers/mine.jsonl", ["first"])
     store.record_attempt("chain", "RunError: first")
     filling = fill_up(disk)
     refused: list[Callable[[], object]] = [
-        lambda: store.write_record("a.json", [2] * 5000),
-        lambda: store.write_record("b/c/d.json", [1] * 5000),
+        lambda: store.write_record("a.json", {"values": [2] * 5000}),
+        lambda: store.write_record("b/c/d.json", {"values": [1] * 5000}),
         lambda: store.append_lines("answers/mine.jsonl", ["second"] * 5000),
         lambda: store.append_lines("answers/another.jsonl", ["second"] * 5000),
         lambda: store.write_unfinished(KEY, b"epoch 2" * 5000),
@@ -129,7 +128,7 @@ def test_on_a_full_disk_what_was_there_stays_and_what_cannot_be_written_is_told(
             attempt()
     store.record_attempt("chain", "RunError: of the full disk")  # must not hide the error that it records
     assert left(store) == []
-    assert store.read_record("a.json") == [1]
+    assert store.read_record("a.json") == {"values": [1]}
     assert store.lines("answers/mine.jsonl") == ["first"]
     assert store.lines("answers/another.jsonl") == []
     assert store.unfinished(KEY) == b"epoch 1"
@@ -139,24 +138,24 @@ def test_on_a_full_disk_what_was_there_stays_and_what_cannot_be_written_is_told(
     filling.unlink()
     for attempt in refused[:-1]:
         attempt()
-    assert store.read_record("a.json") == [2] * 5000
+    assert store.read_record("a.json") == {"values": [2] * 5000}
 
 
 @root_only
 def test_a_read_only_disk_can_be_read_and_what_cannot_be_written_is_told(disk: Path) -> None:
     store = Store(disk / "store")
     folder = publish(store)
-    store.write_record("a.json", [1])
+    store.write_record("a.json", {"values": [1]})
     damaged = publish(store, inputs={"seed": 1})
     (damaged / "inner" / "payload").write_bytes(b"damaged")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     assert store.read("fit", INPUTS) == folder
     assert store.files("fit", KEY, ["inner/payload"]) == {"inner/payload": b"content"}
-    assert store.read_record("a.json") == [1]
+    assert store.read_record("a.json") == {"values": [1]}
     assert (store.leased(), store.damaged(), store.weights(KEY)) == ({}, [], None)
     refused: list[Callable[[], object]] = [
         lambda: publish(store, inputs={"seed": 2}),
-        lambda: store.write_record("a.json", [2]),
+        lambda: store.write_record("a.json", {"values": [2]}),
         lambda: store.write_unfinished(KEY, b"epoch 1"),
         lambda: store.discard("fit", KEY),
         lambda: store.take("fit", KEY),
@@ -185,7 +184,7 @@ def test_an_error_of_the_disk_while_syncing_is_told_and_nothing_is_left(
         with pytest.raises(StoreError, match=rf"store/fit/{KEY}: {told}"):
             publish(store)
         with pytest.raises(StoreError, match=rf"store/a\.json: {told}"):
-            store.write_record("a.json", 1)
+            store.write_record("a.json", {"values": 1})
     assert (store.names("fit"), store.read_record("a.json"), left(store)) == ([], None, [])
 
 
@@ -225,7 +224,7 @@ def test_lost_permission_is_told_with_the_path_and_what_to_do() -> None:
         os.chmod(name, 0o755)
         store = Store(Path(name) / "store")
         folder = publish(store)
-        store.write_record("a.json", [1])
+        store.write_record("a.json", {"values": [1]})
 
         def is_told(path: str, act: Callable[[], object]) -> bool:
             said = as_nobody(act)
@@ -234,10 +233,10 @@ def test_lost_permission_is_told_with_the_path_and_what_to_do() -> None:
 
         assert as_nobody(lambda: store.read("fit", INPUTS)) == repr(folder)
         assert is_told("store/fit/", lambda: publish(store, inputs={"seed": 1}))
-        assert is_told("store/a.json", lambda: store.write_record("a.json", [2]))
+        assert is_told("store/a.json", lambda: store.write_record("a.json", {"values": [2]}))
         assert is_told("store/leases/", lambda: store.take("fit", KEY))
         assert is_told(f"store/fit/{KEY}", lambda: store.discard("fit", KEY))
-        assert is_told("new/a.json", lambda: Store(Path(name) / "new").write_record("a.json", 1))
+        assert is_told("new/a.json", lambda: Store(Path(name) / "new").write_record("a.json", {"values": 1}))
         (folder / "inner" / "payload").chmod(0)
         assert is_told(f"store/fit/{KEY}/inner/payload", lambda: store.read("fit", INPUTS))
         assert is_told(f"store/fit/{KEY}/inner/payload", lambda: store.intact("fit", KEY))

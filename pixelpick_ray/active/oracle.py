@@ -13,7 +13,7 @@ from pixelpick_ray.data.questions import UNSAID, Questions
 from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import SpecError
 
-Labels = npt.NDArray[np.int64]
+LabelArray = npt.NDArray[np.int64]
 AnyOracle = GroundTruthSpec | ErringSpec | HumanSpec
 
 
@@ -35,7 +35,7 @@ class Asked:
     book: Book | None = None
 
 
-def answer(oracle: AnyOracle, asked: Asked) -> Labels:
+def answer(oracle: AnyOracle, asked: Asked) -> LabelArray:
     """What the oracle says of each question: (k,) a class, or of people also VOID or UNKNOWN.
 
     Unanswered when people have not answered them all.
@@ -43,11 +43,11 @@ def answer(oracle: AnyOracle, asked: Asked) -> Labels:
     return ORACLES[oracle.name](oracle, asked)
 
 
-def _ground_truth(oracle: GroundTruthSpec, asked: Asked) -> Labels:
+def _ground_truth(oracle: GroundTruthSpec, asked: Asked) -> LabelArray:
     return asked.questions.truth.astype(np.int64)
 
 
-def _erring(oracle: ErringSpec, asked: Asked) -> Labels:
+def _erring(oracle: ErringSpec, asked: Asked) -> LabelArray:
     """A number in 0..1 for every pixel of the image, asked or not, decides its answer: so it never changes."""
     questions = asked.questions
     cumulative = np.cumsum(_confusion(oracle, asked.class_names), axis=1)
@@ -56,7 +56,7 @@ def _erring(oracle: ErringSpec, asked: Asked) -> Labels:
         here = questions.image == index
         draws = stream(asked.seed, "oracle", name).random(height * width)
         chance[here] = draws[questions.y[here] * width + questions.x[here]]
-    said: Labels = (chance[:, None] >= cumulative[questions.truth]).sum(axis=1)
+    said: LabelArray = (chance[:, None] >= cumulative[questions.truth]).sum(axis=1)
     return np.minimum(said, len(asked.class_names) - 1)  # a row may end a rounding error below 1
 
 
@@ -70,7 +70,7 @@ def _confusion(oracle: ErringSpec, class_names: Sequence[str]) -> npt.NDArray[np
     return wrong + np.diag(1 - wrong.sum(axis=1))
 
 
-def _human(oracle: HumanSpec, asked: Asked) -> Labels:
+def _human(oracle: HumanSpec, asked: Asked) -> LabelArray:
     if asked.book is None:
         raise AssertionError("people answer into a book")
     labels = asked.book.labels(asked.questions, asked.class_names)
@@ -80,7 +80,7 @@ def _human(oracle: HumanSpec, asked: Asked) -> Labels:
     return labels
 
 
-ORACLES: Mapping[str, Callable[[Any, Asked], Labels]] = {
+ORACLES: Mapping[str, Callable[[Any, Asked], LabelArray]] = {
     "ground_truth": _ground_truth,
     "erring": _erring,
     "human": _human,

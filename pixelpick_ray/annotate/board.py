@@ -5,17 +5,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from pixelpick_ray.annotate.gallery import reader
 from pixelpick_ray.annotate.order import Question, is_for_the_same, is_repeated
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.data.answers import Answer, Book, Undo
-from pixelpick_ray.data.questions import Ask, Place, open_ask, read_questions
+from pixelpick_ray.data.questions import Place, is_whole, open_ask, read_questions
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.plan import Chain
-from pixelpick_ray.store import Store, experiment_folder
+from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import AskRecord, ChainRecord, read_chain
 
 POLL_SECONDS = 1.0
 POLL_SHARE = 0.1  # of the time at most: a book of many answers takes long to read
@@ -33,7 +33,7 @@ class Pile:
         self._store, self.key, self._share = store, key, share
         self.suggests = isinstance(chain.trial.oracle, HumanSpec) and chain.trial.oracle.suggestions
         self.read_image = reader(chain.trial.dataset, data_path)
-        self._asks: dict[str, Ask] = {}  # by pick: all that this process has seen
+        self._asks: dict[str, AskRecord] = {}  # by pick: all that this process has seen
         self._loaded: dict[str, dict[Place, Question]] = {}  # by the key of the questions
         self._again: dict[Place, Question] = {}  # repeats of the pixels that are asked a second time
         self._same: set[Place] = set()  # those of these pixels that only who answered first is asked again
@@ -46,7 +46,7 @@ class Pile:
 
     # Questions
 
-    def ask(self, asks: Sequence[Ask], earlier: Iterable[str]) -> None:
+    def ask(self, asks: Sequence[AskRecord], earlier: Iterable[str]) -> None:
         """Take these as all that is asked now; pixels of `earlier` questions, by their keys, may be asked again.
 
         StoreError when questions that are asked now vanished.
@@ -210,17 +210,17 @@ class Board:
 
     def look(self) -> None:
         """Look at what is asked and answered now. StoreError when the store cannot be read."""
-        asks: dict[str, dict[str, Ask]] = {}
+        asks: dict[str, dict[str, AskRecord]] = {}
         earlier: dict[str, dict[str, None]] = {}
         for chain in self._chains:
             ask = open_ask(self._store, self._experiment, chain.id)
-            if ask is not None and ask.is_whole(self._store):
+            if ask is not None and is_whole(ask, self._store):
                 self._open(ask.book, chain)
                 asks.setdefault(ask.book, {})[ask.pick] = ask
-            record = self._record(chain) if self._share else {}
-            if book := record.get("book"):
-                self._open(book, chain)
-                earlier.setdefault(book, {}).update(dict.fromkeys(record["questions"]))
+            record = self._record(chain) if self._share else None
+            if record is not None and record.book is not None:
+                self._open(record.book, chain)
+                earlier.setdefault(record.book, {}).update(dict.fromkeys(record.questions))
         for key, pile in self.piles.items():
             pile.ask(list(asks.get(key, {}).values()), earlier.get(key, ()))
             pile.refresh()
@@ -229,9 +229,8 @@ class Board:
         if book not in self.piles:
             self.piles[book] = Pile(self._store, book, chain, self._data_path, self._share)
 
-    def _record(self, chain: Chain) -> dict[str, Any]:
-        path = f"{experiment_folder(self._experiment)}/chains/{chain.id}.json"
-        return self._store.read_record(path) or {}
+    def _record(self, chain: Chain) -> ChainRecord | None:
+        return read_chain(self._store, self._experiment, chain.id)
 
     def find(self, question: str) -> Question | None:
         """The question of an id; None when it is not asked now, and no pixel is asked that a second time."""
@@ -268,4 +267,5 @@ class Board:
 
     def is_done(self) -> bool:
         """Whether every chain has been trained to its end."""
-        return all(len(self._record(chain).get("stages", ())) >= len(chain.fits) for chain in self._chains)
+        records = ((self._record(chain), chain) for chain in self._chains)
+        return all(record is not None and len(record.stages) >= len(chain.fits) for record, chain in records)

@@ -11,7 +11,7 @@ from pixelpick_ray.annotate.order import Question, by_image, by_prediction
 from pixelpick_ray.config.annotate import AnnotateSpec
 from pixelpick_ray.data.questions import Place
 from pixelpick_ray.errors import PixelPickError
-from pixelpick_ray.leases import LEASE_SECONDS
+from pixelpick_ray.store.leases import LEASE_SECONDS
 
 IMAGES = {"image": 2, "predicted": 8}  # that are handed out together
 LOW = 10  # questions in a queue below which more are fetched

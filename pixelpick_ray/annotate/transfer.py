@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,8 +22,9 @@ from pixelpick_ray.data.answers import Book, Line
 from pixelpick_ray.data.datasets import open_dataset, training_split
 from pixelpick_ray.data.questions import Place, read_questions
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.plan import Chain, Plan
-from pixelpick_ray.store import Store, experiment_folder
+from pixelpick_ray.plan import Plan
+from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import read_chain
 
 
 def write_answers(plan: Plan, store: Store, data_path: Path, format_name: str, out: Path) -> list[str]:
@@ -108,9 +108,9 @@ class _Transfer:
 
     def __init__(self, plan: Plan, store: Store, data_path: Path) -> None:
         """SpecError when nothing was asked, or about several sets of images."""
-        records = {chain.id: _record(store, plan, chain) for chain in plan.chains}
-        asking = [chain for chain in plan.chains if records[chain.id].get("questions")]
-        books = {records[chain.id]["book"] for chain in asking}
+        records = ((chain, read_chain(store, plan.experiment, chain.id)) for chain in plan.chains)
+        asking = [(chain, record) for chain, record in records if record is not None and record.questions]
+        books = {str(record.book) for _, record in asking}
         if not asking:
             raise SpecError(
                 "oracle: people have not been asked anything; take oracle: {name: human} and run the experiment first"
@@ -120,11 +120,12 @@ class _Transfer:
                 "oracle: people are asked about several sets of images, or both with and without suggestions; choose "
                 "one of them with --set, e.g. --set oracle.suggestions=false"
             )
-        keys = dict.fromkeys(key for chain in asking for key in records[chain.id]["questions"])
+        keys = dict.fromkeys(key for _, record in asking for key in record.questions)
         self._questions = [read_questions(store, key) for key in keys]
         self._book = Book(store, books.pop())
-        self._dataset = open_dataset(asking[0].trial.dataset, data_path)
-        self._split = training_split(self._dataset, asking[0].trial.dataset)
+        spec = asking[0][0].trial.dataset
+        self._dataset = open_dataset(spec, data_path)
+        self._split = training_split(self._dataset, spec)
 
     def exchanged(self) -> Exchanged:
         """All questions, each with its answer if it has one, and the hidden repeats."""
@@ -166,7 +167,3 @@ class _Transfer:
     def _picture(self, name: str, height: int, width: int) -> Picture:
         native = partial(self._dataset.native_size, self._split, name)
         return Picture(name, height, width, native, self._dataset.file_name(self._split, name))
-
-
-def _record(store: Store, plan: Plan, chain: Chain) -> dict[str, Any]:
-    return store.read_record(f"{experiment_folder(plan.experiment)}/chains/{chain.id}.json") or {}

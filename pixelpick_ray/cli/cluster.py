@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
+from pixelpick_ray.checks import check_labels
 from pixelpick_ray.cli.options import (
+    KEEP_WEIGHTS,
     Address,
     AsJson,
     Cache,
@@ -24,7 +26,7 @@ from pixelpick_ray.cli.options import (
     one_of,
     parse_duration,
 )
-from pixelpick_ray.cli.shared import execution_of, planned_of
+from pixelpick_ray.cli.shared import execution_of, naming, planned_of
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import Plan
@@ -124,11 +126,13 @@ def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution]
     for option in ("time_limit", "rank_timeout"):
         if values[option]:
             parse_duration(f"--{option.replace('_', '-')}", values[option])
-    one_of("--keep-weights", values["keep_weights"], ("needed", "last", "all"))
+    one_of("--keep-weights", values["keep_weights"], KEEP_WEIGHTS)
     planned = planned_of(experiment, values["overrides"])
     given = {name: values[name] for name in ("ranks", "cpus_per_rank", "gpus_per_rank", "max_concurrent", "wait")}
     places = Path(values["data"]), values["store"], Path(values["cache"]) if values["cache"] else None
     execution = execution_of(planned, *places, values["device"], **given)
+    with naming(experiment):
+        check_labels(planned.experiment, planned.trials, execution.data_path)
     return planned, execution
 
 

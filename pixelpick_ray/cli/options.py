@@ -65,6 +65,15 @@ GpusPerRank = Annotated[
         show_default="1 where there are GPUs",
     ),
 ]
+KEEP_WEIGHTS = ("needed", "last", "all")
+KeepWeightsOption = Annotated[
+    str,
+    typer.Option(
+        "--keep-weights",
+        help="needed, last or all: those of no stage, of the last of each chain, of every one. Where people answer, "
+        "the last are always kept.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")]
 Address = Annotated[
     str | None, typer.Option("--address", help="An existing Ray cluster.", show_default="start one here")

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from pixelpick_ray.checks import check_labels
 from pixelpick_ray.cli.options import (
+    KEEP_WEIGHTS,
     Address,
     AsJson,
     Cache,
@@ -18,6 +20,7 @@ from pixelpick_ray.cli.options import (
     Device,
     ExperimentFile,
     GpusPerRank,
+    KeepWeightsOption,
     Overrides,
     Ranks,
     StoreLocation,
@@ -30,7 +33,7 @@ from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.estimate import cost_line, summarise
-from pixelpick_ray.plan import claim_name, make_plan, progress_of
+from pixelpick_ray.plan import claim_name, counted, make_plan, progress_of
 from pixelpick_ray.runner import session
 from pixelpick_ray.search.design import Search, check_splits
 from pixelpick_ray.search.journal import Journal
@@ -46,12 +49,16 @@ def plan(
     store: StoreLocation = "store",
     cache: Cache = None,
     ranks: Ranks = 1,
+    keep_weights: KeepWeightsOption = "needed",
     as_json: AsJson = False,
 ) -> None:
-    """Validate an experiment; list its trials, chains, stages, and what is stored and shared."""
+    """Validate an experiment; list its trials, chains and stages, and what is stored, shared and to be trained."""
     planned, search = asked_of(experiment, overrides)
-    execution = Execution(data, store, cache or default_cache_path(data), ranks=ranks)
+    kept = one_of("--keep-weights", keep_weights, KEEP_WEIGHTS)
+    execution = Execution(data, store, cache or default_cache_path(data), ranks=ranks, keep_weights=kept)
     execution.check({trial.train.batch_size for trial in planned.trials})
+    with naming(experiment):
+        check_labels(planned.experiment, planned.trials, data)
     if search is not None:
         journal = Journal(Store(store), search)
         print(json.dumps(plan_figures(search, journal)) if as_json else plan_text(search, journal))
@@ -65,10 +72,13 @@ def plan(
         stored = sum(stage.fit_stored for stage in progress.stages.get(chain.id, []))
         budgets = ", ".join(str(budget) for budget in chain.budgets)
         known = f"{stored} stored" if chain.id in progress.stages else "not known: no data here"
-        print(f"{chain.label}: {len(chain.fits)} stages for budgets {budgets} ({known})")
+        noun = "budget" if len(chain.budgets) == 1 else "budgets"
+        print(f"{chain.label}: {counted(len(chain.fits), 'stage')} for {noun} {budgets} ({known})")
     print(planned.sharing)
     if planned.answers_per_image:
-        print(f"people label {planned.answers_per_image} pixels of each image")
+        print(f"people label {counted(planned.answers_per_image, 'pixel')} of each image")
+    for line in progress.damaged:
+        print(f"DAMAGED {line}")
     print(cost_line(summary))
 
 
@@ -90,7 +100,7 @@ def run(
     time_limit: Annotated[
         str | None, typer.Option("--time-limit", help="Stop cleanly after e.g. 30m; run again to go on.")
     ] = None,
-    keep_weights: Annotated[str, typer.Option("--keep-weights", help="needed, last or all.")] = "needed",
+    keep_weights: KeepWeightsOption = "needed",
     checkpoint_minutes: Annotated[
         float,
         typer.Option(
@@ -126,7 +136,7 @@ def run(
         max_concurrent=max_concurrent,
         address=address,
         time_limit_seconds=parse_duration("--time-limit", time_limit) if time_limit else None,
-        keep_weights=one_of("--keep-weights", keep_weights, ("needed", "last", "all")),
+        keep_weights=one_of("--keep-weights", keep_weights, KEEP_WEIGHTS),
         checkpoint_seconds=60 * checkpoint_minutes,
         rank_timeout_seconds=parse_duration("--rank-timeout", rank_timeout),
         wait=wait,

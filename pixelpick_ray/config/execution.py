@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.errors import SpecError
 
 KeepWeights = Literal["needed", "last", "all"]
@@ -14,7 +15,8 @@ KeepWeights = Literal["needed", "last", "all"]
 class Execution:
     """Where and how fast chains run. `gpus_per_rank` None means 1 where there are GPUs, else 0.
 
-    `max_failures` is how often in a row a chain may be lost without getting further; `checkpoint_seconds` how old the
+    `run` is the name of the run's lease, which weights that it needs only for itself are marked with; `max_failures` is
+    how often in a row a chain may be lost without getting further; `checkpoint_seconds` how old the
     saved state of a fit in training may become, its last epoch apart; `rank_timeout_seconds` how long ranks wait for
     one that hangs; `wait` says to wait for people who have to answer.
     """
@@ -35,6 +37,14 @@ class Execution:
     checkpoint_seconds: float = 300.0
     rank_timeout_seconds: float = 600.0
     wait: bool = False
+    run: str = ""
+
+    def keeps_weights(self, trial: Trial, stage: int) -> bool:
+        """Whether the weights of a stage are asked for: by `keep_weights`, or, of the last stage, by default where
+        people answered.
+        """
+        is_last = stage + 1 == trial.num_stages
+        return self.keep_weights == "all" or (is_last and (self.keep_weights == "last" or trial.asks_people))
 
     def gpus_of_rank(self, *, are_there: bool) -> float:
         """GPUs that each rank takes, given whether the nodes have any."""

@@ -142,19 +142,45 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = ()) ->
     tree = read_yaml(text, where)
     if not isinstance(tree, dict):
         raise SpecError(f"{where}: expected a mapping with name, dataset, model, train, evaluate, grid")
+    overridden: dict[str, Any] = {}
     for override in overrides:
         path, sign, value = override.partition("=")
         if not sign or not path:
             raise SpecError(f"--set {override}: expected dotted.path=value, e.g. --set train.epochs=5")
         _set(tree, path.strip().split("."), read_yaml(value, f"--set {path}"), where=f"--set {path}")
+        overridden[path.strip()] = read_yaml(value, f"--set {path}")
     try:
         experiment = _validated(Experiment, tree)
+        _check_overrides(experiment, overridden)
         _check_people(experiment)
         if experiment.search is not None:
-            check_search(experiment, experiment.search, [override.partition("=")[0].strip() for override in overrides])
+            check_search(experiment, experiment.search, list(overridden))
     except SpecError as error:
         raise SpecError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from None
     return experiment
+
+
+def _check_overrides(experiment: Experiment, overridden: Mapping[str, Any]) -> None:
+    """SpecError for an override that a grid would override again."""
+    for path, value in overridden.items():
+        for index, grid in enumerate(experiment.grid):
+            for varied in grid:
+                inside = f"{path}.".startswith(f"{varied}.")
+                around = f"{varied}.".startswith(f"{path}.") and _has(value, varied.removeprefix(path).strip("."))
+                if inside or around:
+                    raise SpecError(
+                        f"--set {path}: grid[{index}] varies {varied}, so this would change nothing there; replace the "
+                        f"grids, e.g. --set 'grid=[{{{varied}: [...], budget: [...]}}]', or leave this out"
+                    )
+
+
+def _has(tree: Any, path: str) -> bool:
+    """Whether a value of an override says something at a dotted path in it."""
+    for name in path.split(".") if path else ():
+        if not isinstance(tree, dict) or name not in tree:
+            return False
+        tree = tree[name]
+    return tree is not None
 
 
 def _check_people(experiment: Experiment) -> None:

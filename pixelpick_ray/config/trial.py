@@ -427,3 +427,17 @@ class Trial(Spec):
         if self.budget == "full":
             return 1
         return 1 + (self.budget - self.acquire.initial_pixels) // self.acquire.pixels_per_stage
+
+    @property
+    def is_fully_supervised(self) -> bool:
+        """Whether every pixel is labelled, so that none is picked."""
+        return self.budget == "full"
+
+    @property
+    def asks_people(self) -> bool:
+        """Whether people answer for it."""
+        return isinstance(self.oracle, HumanSpec) and not self.is_fully_supervised
+
+    def budget_of(self, stage: int) -> int:
+        """Pixels an image that a stage of active learning trains on."""
+        return self.acquire.initial_pixels + stage * self.acquire.pixels_per_stage

@@ -1,8 +1,8 @@
 """Answers of people: the most expensive data of all. A book has them for the pixels of one set of prepared images.
 
-A book is ``answers/<key>/`` in the store. The records in ``images/``, or ``images.json`` in old stores, say what its
-images looked like when they were asked about first, and each process that takes answers adds lines to a journal of its
-own. Lines are never changed: who takes an answer back adds one that says so.
+A book is a folder of the store. Records in it say what its images looked like when they were asked about first, and
+each process that takes answers adds lines to a journal of its own. Lines are never changed: who takes an answer back
+adds one that says so.
 """
 
 import os
@@ -22,10 +22,11 @@ from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Spec, is_line
 from pixelpick_ray.data.labels import UNKNOWN, VOID
-from pixelpick_ray.data.questions import UNSAID, Ask, Place, Questions, last_ask
+from pixelpick_ray.data.questions import UNSAID, Place, Questions, all_questions, is_whole, last_ask
 from pixelpick_ray.errors import DataError, StoreError
-from pixelpick_ray.leases import Lease
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, paths
+from pixelpick_ray.store.leases import Lease
+from pixelpick_ray.store.records import AskRecord
 
 Kind = Literal["class", "void", "unknown"]
 KINDS: dict[str, int] = {"void": VOID, "unknown": UNKNOWN}
@@ -105,7 +106,7 @@ class Book:
         """Open a book, new or not, as far as it is written now."""
         self._store, self.key = store, key
         stamp = f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        self._journal = f"answers/{key}/{stamp}.jsonl"
+        self._journal = paths.answers(key, f"{stamp}.jsonl")
         self._read: dict[str, int] = {}  # lines by journal
         self._given: dict[str, Answer] = {}
         self._undone: set[str] = set()
@@ -119,9 +120,9 @@ class Book:
 
         StoreError names a damaged line; nothing is taken in then.
         """
-        names = [name for name in self._store.names(f"answers/{self.key}") if name.endswith(".jsonl")]
-        paths = [path for name in names if (path := f"answers/{self.key}/{name}") != self._journal]
-        new = {path: self._new_lines(path) for path in paths}
+        names = [name for name in self._store.names(paths.answers(self.key)) if name.endswith(".jsonl")]
+        others = [path for name in names if (path := paths.answers(self.key, name)) != self._journal]
+        new = {path: self._new_lines(path) for path in others}
         for path, lines in new.items():
             self._read[path] = self._read.get(path, 0) + len(lines)
         return sorted((answer for lines in new.values() for answer in self._add(lines)), key=_moment)
@@ -205,9 +206,9 @@ class Book:
             if answer is None:
                 continue
             if answer.kind == "class" and answer.label not in index:
+                where = f"{self._store.address}/{paths.answers(self.key)}"
                 raise StoreError(
-                    f"{self._store.address}/answers/{self.key}: pixel {place} was called {answer.label!r}; the data "
-                    f"set has {', '.join(class_names)}"
+                    f"{where}: pixel {place} was called {answer.label!r}; the data set has {', '.join(class_names)}"
                 )
             found[at] = index[str(answer.label)] if answer.kind == "class" else KINDS[answer.kind]
         return found
@@ -225,19 +226,20 @@ def check_images(store: Store, book: str, looks: Mapping[str, str]) -> None:
         new = _unnoted(store, book, looks)
         if new:
             # A record of its own, since a lease only saves work: two that hold it must not drop what the other notes.
-            store.write_record(f"answers/{book}/images/{digest(new)}.json", new)
+            store.write_record(paths.record(paths.answered_images(book), digest(new)), {"images": new})
 
 
 def _unnoted(store: Store, book: str, looks: Mapping[str, str]) -> dict[str, str]:
     """Those looks that no record has. DataError when one has another."""
-    folder, rest = f"answers/{book}/images", dict(looks)
-    paths = [f"{folder}.json", *(f"{folder}/{name}.json" for name in store.records(folder))]  # the first of old stores
-    for path in paths:
-        for name, look in (store.read_record(path) or {}).items():
+    folder, rest = paths.answered_images(book), dict(looks)
+    for path in [paths.record(*folder.rsplit("/", 1)), *(paths.record(folder, name) for name in store.records(folder))]:
+        record = store.read_record(path) or {}
+        noted = record.get("images")  # older records have the images alone
+        for name, look in (noted if isinstance(noted, dict) else record).items():
             if looks.get(name, look) != look:
                 raise DataError(
                     f"image {name}: is another one than when people labelled its pixels; give it a name of its own, or "
-                    f"restore the earlier one (its answers are in {store.address}/answers/{book})"
+                    f"restore the earlier one (its answers are in {store.address}/{paths.answers(book)})"
                 )
             rest.pop(name, None)
     return rest
@@ -265,7 +267,7 @@ class Waiting:
     def __init__(self, store: Store, experiment: Experiment) -> None:
         self._store, self._experiment = store, experiment
         self._books: dict[str, Book] = {}
-        self._places: dict[Ask, list[Place]] = {}
+        self._places: dict[AskRecord, list[Place]] = {}
 
     def look(self, chains: Iterable[str]) -> dict[str, Pending]:
         """What is missing now, by the identity of the chain: nothing where it can go on. A chain that has not asked
@@ -282,12 +284,12 @@ class Waiting:
             self._books[key] = Book(self._store, key)
         return self._books[key].said()
 
-    def _pending(self, ask: Ask, said: Collection[Place]) -> Pending:
+    def _pending(self, ask: AskRecord, said: Collection[Place]) -> Pending:
         """Nothing is missing where the pick is stored, or where its questions vanished and have to be made again."""
-        if self._store.has("pick", ask.pick) or not ask.is_whole(self._store):
+        if self._store.has("pick", ask.pick) or not is_whole(ask, self._store):
             return Pending(ask.pick, 0, 0)
         if ask not in self._places:
-            self._places[ask] = ask.load(self._store).places()
+            self._places[ask] = all_questions(ask, self._store).places()
         places = self._places[ask]
         return Pending(ask.pick, sum(place not in said for place in places), len(places))
 

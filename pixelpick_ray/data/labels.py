@@ -118,7 +118,7 @@ class LabelledPixels:
                 names = tuple(str(name) for name in file["names"])
                 return cls(names, file["image"], file["y"], file["x"], file["label"], file["stage"])
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            where = path if isinstance(path, Path) else "pick/<key>/pixels.npz of the store"
+            where = path if isinstance(path, Path) else "pixels.npz of the store"
             raise StoreError(
                 f"{where}: holds no labelled pixels ({str(error).partition('.')[0]}); who wrote it? remove its folder "
                 "and run again"

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.labels import IntArray, LabelledPixels, reading_order
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.store import Store, experiment_folder
+from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import AskRecord, read_chain
 
 Place = tuple[str, int, int]  # image, y, x
 UNSAID = -3  # in the place of a label: nobody has said it, and no label map does
@@ -117,56 +118,41 @@ class Questions:
                 columns = {field.name: file[field.name] for field in fields(cls)}
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise StoreError(
-                f"question/<key>/questions.npz of the store: holds no questions ({str(error).partition('.')[0]}); "
+                f"questions.npz of the store: holds no questions ({str(error).partition('.')[0]}); "
                 "remove its folder and run again"
             ) from error
         names = tuple(str(name) for name in columns["names"])
         return cls(**(columns | {"names": names, "stage": int(columns["stage"])}))
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What a chain has asked people and waits for: the keys of its questions, of the pick that they become, and of the
-    book that the answers are written into. `budget` is that which the answers lead to.
-    """
+def is_whole(ask: AskRecord, store: Store) -> bool:
+    """Whether all questions are there; what vanished is asked anew by the next run."""
+    return all(store.has("question", key) for key in ask.questions)
 
-    chain: str
-    pick: str
-    book: str
-    budget: int
-    questions: tuple[str, ...]
 
-    def is_whole(self, store: Store) -> bool:
-        """Whether all questions are there; what vanished is asked anew by the next run."""
-        return all(store.has("question", key) for key in self.questions)
-
-    def load(self, store: Store) -> Questions:
-        """All its questions. StoreError when they vanished."""
-        parts = [read_questions(store, key) for key in self.questions]
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = whole.add(part)
-        return whole
+def all_questions(ask: AskRecord, store: Store) -> Questions:
+    """All questions of an ask. StoreError when they vanished."""
+    whole, *parts = (read_questions(store, key) for key in ask.questions)
+    for part in parts:
+        whole = whole.add(part)
+    return whole
 
 
 def read_questions(store: Store, key: str) -> Questions:
     """Stored questions by their key. StoreError when they vanished."""
     files = store.files("question", key, ["questions.npz"])
     if files is None:
-        raise StoreError(f"{store.address}/question/{key}: vanished or is damaged; run again, it is asked anew")
+        raise StoreError(f"{store.address}: the questions {key} vanished or are damaged; run again, to ask anew")
     return Questions.read(io.BytesIO(files["questions.npz"]))
 
 
-def last_ask(store: Store, experiment: Experiment, chain: str) -> Ask | None:
+def last_ask(store: Store, experiment: Experiment, chain: str) -> AskRecord | None:
     """What a chain of an experiment asked at the end of its last run, answered or not; None when it asked nothing."""
-    record = store.read_record(f"{experiment_folder(experiment)}/chains/{chain}.json")
-    found = (record or {}).get("asks")
-    if found is None:
-        return None
-    return Ask(chain, found["pick"], found["book"], found["budget"], tuple(found["questions"]))
+    record = read_chain(store, experiment, chain)
+    return None if record is None else record.asks
 
 
-def open_ask(store: Store, experiment: Experiment, chain: str) -> Ask | None:
+def open_ask(store: Store, experiment: Experiment, chain: str) -> AskRecord | None:
     """What a chain of an experiment waits for; None when it asks nothing now."""
     ask = last_ask(store, experiment, chain)
     return None if ask is None or store.has("pick", ask.pick) else ask

@@ -1,6 +1,5 @@
 """timm feature pyramids at a given output stride; pretrained weights and their identity."""
 
-import difflib
 import hashlib
 import os
 import tempfile
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pixelpick_ray.config.networks import check_network, networks
 from pixelpick_ray.config.trial import ModelSpec
 from pixelpick_ray.data.weights import weights_path
 from pixelpick_ray.errors import DataError, SpecError
@@ -33,13 +33,8 @@ class Pyramid:
     strides: tuple[int, ...]
 
     def level_at(self, stride: int) -> int:
-        """The deepest level of this stride. SpecError when there is none."""
-        levels = [level for level, value in enumerate(self.strides) if value == stride]
-        if not levels:
-            raise SpecError(
-                f"model.backbone: it has no features at stride {stride}, only at {sorted(set(self.strides))}"
-            )
-        return levels[-1]
+        """The deepest level of this stride, which there is (`check_network`)."""
+        return max(level for level, value in enumerate(self.strides) if value == stride)
 
 
 def build_pyramid(spec: ModelSpec) -> Pyramid:
@@ -47,10 +42,7 @@ def build_pyramid(spec: ModelSpec) -> Pyramid:
 
     SpecError for an unknown backbone, an impossible output stride, or a width that the backbone cannot have.
     """
-    if spec.backbone not in timm.list_models():
-        near = difflib.get_close_matches(spec.backbone, timm.list_models(), n=5)
-        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the known ones"
-        raise SpecError(f"model.backbone: timm has no network {spec.backbone!r}; {hint}")
+    check_network(spec)
     if spec.width is not None:
         return _widened(spec, spec.width)
     return _pyramid(_create(spec))
@@ -59,19 +51,13 @@ def build_pyramid(spec: ModelSpec) -> Pyramid:
 def _create(spec: ModelSpec, **options: Any) -> Any:
     if spec.architecture == "fpn" and _is_resnet(spec):
         options["zero_init_last"] = False  # the published random encoder starts with all batch norms at 1
-    try:
-        return timm.create_model(
-            spec.backbone, pretrained=False, features_only=True, output_stride=spec.output_stride, **options
-        )
-    except (TypeError, RuntimeError, NotImplementedError, AssertionError, ValueError) as error:
-        raise SpecError(
-            f"model.backbone: {spec.backbone} gives no feature pyramid at output stride {spec.output_stride} "
-            f"({type(error).__name__}: {error}); take a convolutional one such as mobilenetv2_100 or resnet50"
-        ) from error
+    return timm.create_model(
+        spec.backbone, pretrained=False, features_only=True, output_stride=spec.output_stride, **options
+    )
 
 
 def _is_resnet(spec: ModelSpec) -> bool:
-    return bool(timm.models.is_model_in_modules(spec.backbone, ["resnet"]))
+    return networks()[spec.backbone].is_resnet
 
 
 def _pyramid(network: Any) -> Pyramid:
@@ -81,13 +67,6 @@ def _pyramid(network: Any) -> Pyramid:
 
 def _widened(spec: ModelSpec, width: float) -> Pyramid:
     """A ResNet whose stem and stages have `width` times their channels, rounded down, as PixelPick's option means."""
-    if not _is_resnet(spec):
-        family = spec.backbone.rpartition("_")[0] or "mobilenetv2"
-        ready = timm.list_models(f"{family}_[0-9][0-9][0-9]*") or timm.list_models("mobilenetv2_[0-9][0-9][0-9]*")
-        raise SpecError(
-            f"model.width: only ResNets take a width, {spec.backbone} does not; leave width out and take a backbone of "
-            f"the width that you want, such as {', '.join(ready)}"
-        )
     normal = _create(spec)
     stem, *stages = normal.feature_info.channels()
     expansions = [layer[0].expansion for layer in (normal.layer1, normal.layer2, normal.layer3, normal.layer4)]

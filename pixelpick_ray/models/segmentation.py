@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from pixelpick_ray.config.trial import ModelSpec
 from pixelpick_ray.data.streams import stream_seed
-from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, he_initialise, load_pretrained
 from pixelpick_ray.models.convolution import Conv3x3, conv3x3, without_autocast
 from pixelpick_ray.models.sparse import decode_at
@@ -144,11 +143,6 @@ class FPN(nn.Module):
 
     def __init__(self, pyramid: Pyramid, num_classes: int, spec: ModelSpec) -> None:
         super().__init__()
-        if pyramid.strides[-4:] != (4, 8, 8, 8):
-            raise SpecError(
-                f"model.backbone: fpn needs features at strides 4, 8, 8, 8; {spec.backbone} has them at "
-                f"{list(pyramid.strides)}; take resnet18, resnet34, resnet50 or resnet101"
-            )
         self.backbone = pyramid.network
         self.drop_features = Dropout(spec.feature_dropout, of="channels")
         self.laterals = nn.ModuleList([nn.Conv2d(channels, 256, 1) for channels in pyramid.channels[-4:]])

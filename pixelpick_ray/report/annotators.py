@@ -12,11 +12,12 @@ from pixelpick_ray.config.yaml_text import write_yaml
 from pixelpick_ray.data.answers import Answer, Book, Kind
 from pixelpick_ray.data.questions import Place, Questions
 from pixelpick_ray.report.cells import Line
-from pixelpick_ray.report.chains import Chain
+from pixelpick_ray.report.chains import ReportedChain
 from pixelpick_ray.report.costs import CostModel
 from pixelpick_ray.report.rows import csv_text
 from pixelpick_ray.report.statistics import mean
 from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import ChainRecord
 
 REFUSALS: dict[Kind, str] = {
     "void": "none of the classes",
@@ -87,18 +88,18 @@ class Annotations:
         return tuple(sorted({one.answer.annotator for one in self.given}))
 
 
-def load_annotations(store: Store, chains: Sequence[Chain]) -> Annotations:
+def load_annotations(store: Store, chains: Sequence[ReportedChain]) -> Annotations:
     """What people answered to the questions of these chains. StoreError for a damaged answer."""
-    human = [chain for chain in chains if chain.record.get("book")]
-    keys = dict.fromkeys(key for chain in human for key in chain.record["questions"])
+    human = [(chain, chain.record, chain.record.book) for chain in chains if chain.record and chain.record.book]
+    keys = dict.fromkeys(key for _, record, _ in human for key in record.questions)
     questions = {key: found for key in keys if (found := _questions(store, key)) is not None}
-    books = {key: Book(store, key) for key in dict.fromkeys(chain.record["book"] for chain in human)}
+    books = {key: Book(store, key) for key in dict.fromkeys(book for _, _, book in human)}
     experiments: defaultdict[tuple[str, Place], dict[str, None]] = defaultdict(dict)
     truths: dict[tuple[str, Place], str | None] = {}
-    for chain in human:
-        for place, truth in _truths(chain, questions):
-            experiments[chain.record["book"], place][chain.point.experiment] = None
-            truths[chain.record["book"], place] = truth
+    for chain, record, book in human:
+        for place, truth in _truths(record, questions):
+            experiments[book, place][chain.point.experiment] = None
+            truths[book, place] = truth
     given = [
         Given(tuple(experiments[pixel]), key, answer, truths[pixel])
         for key, book in books.items()
@@ -108,8 +109,8 @@ def load_annotations(store: Store, chains: Sequence[Chain]) -> Annotations:
     said = {key: book.said() for key, book in books.items()}
     return Annotations(
         tuple(sorted(given, key=lambda one: (one.answer.time, one.answer.id))),
-        tuple(asked for chain in human for asked in _asked(chain, questions, said[chain.record["book"]])),
-        tuple(dict.fromkeys(str(name) for chain in human for name in chain.record["class_names"])),
+        tuple(asked for chain, record, book in human for asked in _asked(chain, record, questions, said[book])),
+        tuple(dict.fromkeys(name for _, record, _ in human for name in record.class_names)),
     )
 
 
@@ -118,18 +119,20 @@ def _questions(store: Store, key: str) -> Questions | None:
     return None if files is None else Questions.read(io.BytesIO(files["questions.npz"]))
 
 
-def _truths(chain: Chain, questions: Mapping[str, Questions]) -> Iterator[tuple[Place, str | None]]:
-    names = chain.record["class_names"]
-    for key in chain.record["questions"]:
+def _truths(record: ChainRecord, questions: Mapping[str, Questions]) -> Iterator[tuple[Place, str | None]]:
+    names = record.class_names
+    for key in record.questions:
         if key in questions:
             labels = questions[key].truth.tolist()
             yield from zip(questions[key].places(), (names[at] if at >= 0 else None for at in labels), strict=True)
 
 
-def _asked(chain: Chain, questions: Mapping[str, Questions], said: Mapping[Place, Answer]) -> Iterator[Asked]:
+def _asked(
+    chain: ReportedChain, record: ChainRecord, questions: Mapping[str, Questions], said: Mapping[Place, Answer]
+) -> Iterator[Asked]:
     """What a chain asked at every stage; of the questions of one stage all but the first are replacements."""
     stages: defaultdict[int, list[Questions]] = defaultdict(list)
-    for key in chain.record["questions"]:
+    for key in record.questions:
         if key in questions:
             stages[questions[key].stage].append(questions[key])
     acquire, oracle = chain.trial.acquire, chain.trial.oracle

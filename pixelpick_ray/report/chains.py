@@ -2,22 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.report.cells import Line, line_of
 from pixelpick_ray.report.points import Point
-from pixelpick_ray.report.rows import Results, read_chain
+from pixelpick_ray.report.rows import Results
 from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import ChainRecord, StageRecord, read_chain
 
 
 @dataclass(frozen=True)
-class Chain:
-    """The largest trial of a chain, and the chain's record, which is empty but for its lists when it never ran."""
+class ReportedChain:
+    """The largest trial of a chain, and the chain's record, None when it never ran."""
 
     point: Point
     trial: Trial
-    record: dict[str, Any]
+    record: ChainRecord | None
 
     @property
     def line(self) -> Line:
@@ -26,13 +26,31 @@ class Chain:
 
     def pick_keys(self) -> Iterator[tuple[int, str | None]]:
         """The budget and the key of the pixels of each stage, the first of all among them; None: not picked yet."""
-        keys = [self.record.get("initial"), *(stage.get("pick") for stage in self.record["stages"])]
-        first, step = self.trial.acquire.initial_pixels, self.trial.acquire.pixels_per_stage
+        keys = () if self.record is None else self.record.picks
         for stage in range(self.trial.num_stages):
-            yield first + stage * step, keys[stage] if stage < len(keys) else None
+            yield self.trial.budget_of(stage), keys[stage] if stage < len(keys) else None
+
+    @property
+    def stages(self) -> tuple[StageRecord, ...]:
+        """The recorded stages, none when it never ran."""
+        return () if self.record is None else self.record.stages
+
+    @property
+    def training_description(self) -> str | None:
+        """The key of what is stored of the training images."""
+        return None if self.record is None else self.record.training_description
+
+    def evaluated_description(self, split: str) -> str | None:
+        """The key of what is stored of an evaluated split."""
+        return None if self.record is None else self.record.evaluated_description(split)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, none when it never ran."""
+        return () if self.record is None else self.record.class_names
 
 
-def load_chains(store: Store, results: Results) -> tuple[Chain, ...]:
+def load_chains(store: Store, results: Results) -> tuple[ReportedChain, ...]:
     """Every chain that asks for pixels, up to its largest budget; full supervision asks for none."""
     longest: dict[tuple[str, str], tuple[Point, Trial]] = {}
     for point, trial in results.trials.items():
@@ -43,8 +61,6 @@ def load_chains(store: Store, results: Results) -> tuple[Chain, ...]:
             longest[key] = point, trial
     experiments = {experiment.name: experiment for experiment in results.experiments}
     return tuple(
-        Chain(
-            point, trial, read_chain(store, experiments[point.experiment], trial) or {"stages": [], "class_names": []}
-        )
+        ReportedChain(point, trial, read_chain(store, experiments[point.experiment], trial.chain_id))
         for point, trial in longest.values()
     )

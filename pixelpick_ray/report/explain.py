@@ -6,7 +6,7 @@ from typing import Any
 
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import Cell, Line, line_of, on_reported_split
-from pixelpick_ray.report.chains import Chain
+from pixelpick_ray.report.chains import ReportedChain
 from pixelpick_ray.report.points import Budget
 from pixelpick_ray.report.provenance import device_hours
 from pixelpick_ray.report.rows import BEST_ON, LAST, Reading, Results
@@ -26,7 +26,7 @@ NAMES = (
 )
 
 
-def explain(store: Store, results: Results, cells: Sequence[Cell], chains: Sequence[Chain], wanted: str) -> str:
+def explain(store: Store, results: Results, cells: Sequence[Cell], chains: Sequence[ReportedChain], wanted: str) -> str:
     """Everything behind a cell: values, keys, folders, pixels, devices, versions and what else uses them.
 
     `wanted` is "NAME=VALUE,...", with columns of table.csv as names, e.g. "strategy=margin,budget=20"; what is left
@@ -128,7 +128,7 @@ def _is_of(one: Reading, cell: Cell) -> bool:
 
 
 def _reading_lines(
-    store: Store, results: Results, cell: Cell, reading: Reading, chains: Sequence[Chain]
+    store: Store, results: Results, cell: Cell, reading: Reading, chains: Sequence[ReportedChain]
 ) -> Iterator[str]:
     value = percent_text(reading.values[cell.metric, cell.class_name], math.nan)
     yield f"  seed {reading.asked.point.seed}: {_percent(value)}"
@@ -141,7 +141,7 @@ def _reading_lines(
         yield f"    also of     {place}"
 
 
-def _picks(chains: Sequence[Chain], line: Line, reading: Reading) -> Iterator[tuple[int, str]]:
+def _picks(chains: Sequence[ReportedChain], line: Line, reading: Reading) -> Iterator[tuple[int, str]]:
     """The stored pixels that a fit was trained on, by the budget that they lead to."""
     point = reading.asked.point
     for chain in chains:

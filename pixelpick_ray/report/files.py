@@ -21,7 +21,7 @@ from pixelpick_ray.report.annotators import (
     measured_costs,
 )
 from pixelpick_ray.report.cells import Cell, Line, build_cells, reported
-from pixelpick_ray.report.chains import Chain, load_chains
+from pixelpick_ray.report.chains import ReportedChain, load_chains
 from pixelpick_ray.report.costs import CostModel, Costs, cost_table, costs_of
 from pixelpick_ray.report.explain import explain
 from pixelpick_ray.report.figures import curve_pdf, curve_png, curve_svg, curves
@@ -142,7 +142,7 @@ class _Findings:
 
     results: Results
     cells: Sequence[Cell]
-    chains: Sequence[Chain]
+    chains: Sequence[ReportedChain]
     queries: Sequence[Query]
     comparisons: Sequence[Comparison]
     contests: Sequence[Contest]
@@ -254,10 +254,10 @@ def _listing(experiment: Experiment) -> Listing:
     return Listing(f"The experiment {experiment.name} as it was run", dump_experiment(experiment))
 
 
-def _training_facts(store: Store, chains: Sequence[Chain]) -> dict[Line, dict[str, Any]]:
+def _training_facts(store: Store, chains: Sequence[ReportedChain]) -> dict[Line, dict[str, Any]]:
     """What is stored of the training images of every line, by the line."""
     read = cache(partial(read_description, store))
-    described = {chain.line: read(chain.record.get("descriptions", {}).get("training")) for chain in reversed(chains)}
+    described = {chain.line: read(chain.training_description) for chain in reversed(chains)}
     return {line: description.facts for line, description in described.items() if description}
 
 

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.report.cells import Line
-from pixelpick_ray.report.chains import Chain
+from pixelpick_ray.report.chains import ReportedChain
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.statistics import mean
 from pixelpick_ray.report.tables import line_columns, strategy_text
@@ -27,7 +27,7 @@ Asked = tuple[LabelledPixels, ...]  # of one chain, a stage each
 Points = npt.NDArray[np.float64]  # (N, 3): image, y and x
 
 
-def overlap_table(store: Store, chains: Sequence[Chain]) -> Table | None:
+def overlap_table(store: Store, chains: Sequence[ReportedChain]) -> Table | None:
     """Share of the pixels asked for after the first stage that lie near one of another strategy with the same seed, and
     of the same strategy with another seed, in percent; None without two chains to compare.
 
@@ -80,7 +80,7 @@ def _distances(points: cKDTree, others: cKDTree) -> npt.NDArray[np.float64]:
     return nearest
 
 
-def _asked(store: Store, chain: Chain) -> Asked:
+def _asked(store: Store, chain: ReportedChain) -> Asked:
     """The pixels asked for after the first stage; none when some are not stored."""
     asked = []
     for _, key in list(chain.pick_keys())[1:]:

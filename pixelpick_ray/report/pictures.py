@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +22,13 @@ from pixelpick_ray.config.canonical import brief
 from pixelpick_ray.data.description import Description, read_description
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.report.cells import Line
-from pixelpick_ray.report.chains import Chain
+from pixelpick_ray.report.chains import ReportedChain
 from pixelpick_ray.report.parts import Pictures
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.tables import strategy_text
 from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import StageRecord
+from pixelpick_ray.tasks import PIXELS, PREDICTIONS
 
 Indices = npt.NDArray[np.uint8]
 Shape = tuple[int, int]  # height, width
@@ -54,11 +55,13 @@ class _Album:
         return f'<image id="{identity}"{style} href="{data}" {size} preserveAspectRatio="none"/>'
 
 
-def contact_sheets(store: Store, results: Results, chains: Sequence[Chain], *, settings: int) -> tuple[Pictures, ...]:
+def contact_sheets(
+    store: Store, results: Results, chains: Sequence[ReportedChain], *, settings: int
+) -> tuple[Pictures, ...]:
     """Picked pixels and predictions of the first stored seed of the lines of a few settings; empty without pictures."""
-    by_setting: defaultdict[tuple[tuple[str, ...], str], dict[Line, Chain]] = defaultdict(dict)
+    by_setting: defaultdict[tuple[tuple[str, ...], str], dict[Line, ReportedChain]] = defaultdict(dict)
     for chain in chains:
-        if chain.record["stages"]:
+        if chain.stages:
             by_setting[chain.line.model, chain.line.setting].setdefault(chain.line, chain)
     sheets, album = [], _Album()
     for lines in list(by_setting.values())[:settings]:
@@ -79,13 +82,13 @@ class _Asked:
     pixels: LabelledPixels
 
 
-def _picks_sheet(store: Store, lines: Mapping[Line, Chain], album: _Album) -> Pictures | None:
+def _picks_sheet(store: Store, lines: Mapping[Line, ReportedChain], album: _Album) -> Pictures | None:
     chain = next(iter(lines.values()))
-    description = read_description(store, chain.record.get("descriptions", {}).get("training"))
+    description = read_description(store, chain.training_description)
     asked = {line: _stages(store, one) for line, one in lines.items()}
     if description is None or not any(asked.values()):
         return None
-    names = [str(name) for name in chain.record["class_names"]]
+    names = chain.class_names
     classes = _Classes(names, [f"rgb({r},{g},{b})" for r, g, b in description.facts["palette"]])
     rows = []
     for name, shape, image in zip(description.names, description.shapes, description.images, strict=True):
@@ -113,12 +116,12 @@ class _Classes:
         return f'<ul class="classes">{"".join(items)}</ul>'
 
 
-def _stages(store: Store, chain: Chain) -> list[_Asked]:
+def _stages(store: Store, chain: ReportedChain) -> list[_Asked]:
     found = []
     for stage, (budget, key) in enumerate(chain.pick_keys()):
-        files = store.files("pick", key, ["pixels.npz"]) if key else None
+        files = store.files("pick", key, [PIXELS]) if key else None
         if files is not None:
-            pixels = LabelledPixels.read(io.BytesIO(files["pixels.npz"]))
+            pixels = LabelledPixels.read(io.BytesIO(files[PIXELS]))
             found.append(_Asked(stage, budget, pixels.with_class()))
     return found
 
@@ -156,19 +159,21 @@ def _stage_filter(stages: int) -> str:
 # Predictions
 
 
-def _predictions_sheet(store: Store, results: Results, lines: Mapping[Line, Chain], album: _Album) -> Pictures | None:
+def _predictions_sheet(
+    store: Store, results: Results, lines: Mapping[Line, ReportedChain], album: _Album
+) -> Pictures | None:
     chain = next(iter(lines.values()))
     report = results.evaluate(chain.point.experiment).report
-    key = chain.record.get("descriptions", {}).get("evaluated", {}).get(report)
+    key = chain.evaluated_description(report)
     description = read_description(store, key)
     if description is None:
         return None
-    first, *_ = chain.record["stages"]
-    columns = {f"{first['budget']} pixels": _predictions(store, first, report, description)}
+    first, *_ = chain.stages
+    columns = {f"{first.budget} pixels": _predictions(store, first, report, description)}
     for line, one in lines.items():
-        last = one.record["stages"][: one.trial.num_stages][-1]
-        if last["budget"] != first["budget"]:
-            columns[f"{_head(line)}, {last['budget']} pixels"] = _predictions(store, last, report, description)
+        last = one.stages[: one.trial.num_stages][-1]
+        if last.budget != first.budget:
+            columns[f"{_head(line)}, {last.budget} pixels"] = _predictions(store, last, report, description)
     heads = ["image", "truth", *(head for name in columns for head in (name, f"{name}: errors"))]
     classes = len(description.facts["palette"])
     rows = []
@@ -185,10 +190,10 @@ def _predictions_sheet(store: Store, results: Results, lines: Mapping[Line, Chai
     return Pictures(caption, _grid(heads, rows))
 
 
-def _predictions(store: Store, stage: dict[str, Any], split: str, description: Description) -> dict[str, bytes]:
+def _predictions(store: Store, stage: StageRecord, split: str, description: Description) -> dict[str, bytes]:
     """The stored small predictions of a stage by image name."""
-    key = stage.get("evaluations", {}).get(split)
-    files = {name: f"predictions/{Path(name).stem}.png" for name in description.names}
+    key = stage.evaluations.get(split)
+    files = {name: f"{PREDICTIONS}/{Path(name).stem}.png" for name in description.names}
     found = store.files("evaluation", key, list(files.values())) if key else None
     return {name: found[file] for name, file in files.items()} if found else {}
 
@@ -241,7 +246,7 @@ def _head(line: Line) -> str:
     return ", ".join(text for text in (strategy_text(line), brief(line.setting, 60)) if text)
 
 
-def _which(lines: Mapping[Line, Chain]) -> str:
+def _which(lines: Mapping[Line, ReportedChain]) -> str:
     """Of which model and seed, as it is said in a caption."""
     line, chain = next(iter(lines.items()))
     seeds = sorted({one.point.seed for one in lines.values()})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pixelpick_ray.report.cells import Line, line_of
-from pixelpick_ray.report.chains import Chain
+from pixelpick_ray.report.chains import ReportedChain
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.points import Budget
 from pixelpick_ray.report.rows import Results
@@ -37,15 +37,14 @@ class Effort:
     fits: Mapping[str, dict[str, Any]]
 
 
-def load_efforts(store: Store, results: Results, chains: Sequence[Chain]) -> tuple[Effort, ...]:
+def load_efforts(store: Store, results: Results, chains: Sequence[ReportedChain]) -> tuple[Effort, ...]:
     """Every stage of every chain, whether or not a trial ends there, then full supervision."""
     found: dict[Line, dict[Budget, dict[str, dict[str, Any]]]] = {}
     for chain in chains:
-        stages = zip(chain.pick_keys(), chain.record["stages"], strict=False)
+        stages = zip(chain.pick_keys(), chain.stages, strict=False)
         for (budget, _), stage in stages:
-            if key := stage.get("fit"):
-                fits = found.setdefault(chain.line, {}).setdefault(budget, {})
-                fits[key] = results.fits[key] if key in results.fits else _read(store, key)
+            fits, key = found.setdefault(chain.line, {}).setdefault(budget, {}), stage.fit
+            fits[key] = results.fits[key] if key in results.fits else _read(store, key)
     for reading in results.readings:
         point = reading.asked.point
         if point.budget == "full":

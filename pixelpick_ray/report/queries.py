@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pixelpick_ray.report.cells import Line, line_of
-from pixelpick_ray.report.chains import Chain
+from pixelpick_ray.report.chains import ReportedChain
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.points import Point
 from pixelpick_ray.report.rows import csv_text
@@ -45,13 +45,13 @@ class Query:
     statistics: dict[str, Any] | None
 
 
-def load_queries(store: Store, chains: Sequence[Chain]) -> tuple[Query, ...]:
+def load_queries(store: Store, chains: Sequence[ReportedChain]) -> tuple[Query, ...]:
     """The queries of every chain."""
     return tuple(query for chain in chains for query in _of_chain(store, chain))
 
 
-def _of_chain(store: Store, chain: Chain) -> Iterator[Query]:
-    names = tuple(chain.record["class_names"])
+def _of_chain(store: Store, chain: ReportedChain) -> Iterator[Query]:
+    names = chain.class_names
     for stage, (budget, key) in enumerate(chain.pick_keys()):
         yield Query(replace(chain.point, budget=budget), stage, key or "", names, _statistics(store, key))
 

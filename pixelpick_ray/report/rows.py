@@ -9,12 +9,13 @@ from functools import cache, partial
 from typing import Any
 
 from pixelpick_ray.config.experiment import Experiment
-from pixelpick_ray.config.keys import evaluation_size
 from pixelpick_ray.config.trial import EvaluateSpec, Trial
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.report.evaluations import Evaluation, Metric, read_evaluations
 from pixelpick_ray.report.points import Point, merged, size_text, trials_by_point
-from pixelpick_ray.store import Store, experiment_folder
+from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import ChainRecord, StageRecord, read_chain
+from pixelpick_ray.tasks import evaluation_size
 
 LAST, BEST, BEST_ON = "last", "best", "best_on_"
 
@@ -115,23 +116,14 @@ class _Asked:
 
 
 def _asked(store: Store, experiment: Experiment) -> Iterator[_Asked]:
-    read_record = cache(partial(_record, store, experiment_folder(experiment)))
+    read_record = cache(partial(read_chain, store, experiment))
     for point, trial in trials_by_point(experiment).items():
         record = read_record(trial.chain_id)
         stage = _recorded_stage(record, trial)
         measurements = tuple(_measurements(experiment.evaluate, trial, point, record))
-        keys = {} if stage is None else {split: stage["evaluations"].get(split) for split in experiment.evaluate.splits}
+        keys = {} if stage is None else {split: stage.evaluations.get(split) for split in experiment.evaluate.splits}
         known = {split: key for split, key in keys.items() if key}
-        yield _Asked(point, trial, measurements, known, record["class_names"] if record else ())
-
-
-def read_chain(store: Store, experiment: Experiment, trial: Trial) -> Any:
-    """The record of the chain that a trial is a prefix of; None when it never ran."""
-    return _record(store, experiment_folder(experiment), trial.chain_id)
-
-
-def _record(store: Store, folder: str, chain: str) -> Any:
-    return store.read_record(f"{folder}/chains/{chain}.json")
+        yield _Asked(point, trial, measurements, known, record.class_names if record else ())
 
 
 def rows_csv(results: Results) -> str:
@@ -169,7 +161,9 @@ def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _measurements(evaluate: EvaluateSpec, trial: Trial, point: Point, record: Any) -> Iterator[Measurement]:
+def _measurements(
+    evaluate: EvaluateSpec, trial: Trial, point: Point, record: ChainRecord | None
+) -> Iterator[Measurement]:
     share = _share(trial, record)
     for split in evaluate.splits:
         size = size_text(evaluation_size(evaluate, trial, split), " pixels")
@@ -185,12 +179,12 @@ def _checkpoints(evaluate: EvaluateSpec, trial: Trial, split: str) -> list[str]:
     return [LAST, BEST, *(BEST_ON + name for name in held_out)]
 
 
-def _share(trial: Trial, record: Any) -> float | None:
+def _share(trial: Trial, record: ChainRecord | None) -> float | None:
     """Labelled pixels over pixels of an average training image."""
     if trial.budget == "full":
         return 1.0
     if record is not None:
-        return float(trial.budget / record["pixels_per_image"])
+        return float(trial.budget / record.pixels_per_image)
     size = trial.dataset.size
     return trial.budget / (size[0] * size[1]) if size else None
 
@@ -220,14 +214,14 @@ def _readings(one: _Asked, stored: Mapping[str, Evaluation | str]) -> Iterator[R
                 yield Reading(asked, read.fit_key, read.key, values)
 
 
-def _recorded_stage(record: Any, trial: Trial) -> dict[str, Any] | None:
-    stages = record["stages"] if record else []
+def _recorded_stage(record: ChainRecord | None, trial: Trial) -> StageRecord | None:
+    stages = record.stages if record else ()
     if len(stages) < trial.num_stages:
         return None
-    stage: dict[str, Any] = stages[trial.num_stages - 1]
-    if stage["budget"] != trial.budget:
+    stage = stages[trial.num_stages - 1]
+    if stage.budget != trial.budget:
         raise StoreError(
-            f"chains/{trial.chain_id}.json: stage {trial.num_stages - 1} has budget {stage['budget']}, "
+            f"chains/{trial.chain_id}.json: stage {trial.num_stages - 1} has budget {stage.budget}, "
             f"the trial {trial.budget}; remove the file and run again"
         )
     return stage

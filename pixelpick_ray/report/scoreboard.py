@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pixelpick_ray.config.keys import evaluation_size
 from pixelpick_ray.config.trial import DatasetSpec, EvaluateSpec, SizeSpec, Trial
 from pixelpick_ray.report.cells import Cell, Line, line_of, on_reported_split
 from pixelpick_ray.report.parts import Table
@@ -15,6 +14,7 @@ from pixelpick_ray.report.published import OtherResult, PublishedCell, other_res
 from pixelpick_ray.report.rows import Results, csv_text
 from pixelpick_ray.report.statistics import welch_interval
 from pixelpick_ray.report.tables import budget_text, line_labels, n_text, percent_text, rule_text, value_text
+from pixelpick_ray.tasks import evaluation_size
 
 AGREES, HIGHER, LOWER = "agrees", "higher", "lower"
 TOO_FEW, NOT_COMPARABLE, NOTHING = "too few seeds", "not comparable", "nothing published"

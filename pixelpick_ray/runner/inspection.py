@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pixelpick_ray
+from pixelpick_ray.checks import splits_in_use
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.trial import SizeSpec, Trial
 from pixelpick_ray.data.cache import prepare
@@ -19,7 +20,7 @@ from pixelpick_ray.data.dataset import Dataset
 from pixelpick_ray.data.datasets import open_dataset, training_split
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.errors import PixelPickError
-from pixelpick_ray.plan import Plan, splits_in_use
+from pixelpick_ray.plan import Plan
 from pixelpick_ray.runner.doctor import Gpu
 from pixelpick_ray.store import Store
 
@@ -127,16 +128,16 @@ def probe(location: str, theirs: str, mine: str, value: str) -> str:
         store = Store(location)
         if not appears(store, theirs, value):
             return f"{store.address} on this node does not have what the driver writes there"
-        store.write_record(mine, value)
+        store.write_record(mine, {"mark": value})
     except (PixelPickError, OSError) as error:
         return str(error)
     return ""
 
 
-def appears(store: Store, relative: str, value: str) -> bool:
+def appears(store: Store, path: str, value: str) -> bool:
     """Whether a record has this value, at once or soon."""
     until = time.monotonic() + VISIBLE_SECONDS
-    while store.read_record(relative) != value:
+    while store.read_record(path) != {"mark": value}:
         if time.monotonic() > until:
             return False
         time.sleep(0.2)

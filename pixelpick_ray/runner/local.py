@@ -6,15 +6,14 @@ from collections.abc import Callable
 import torch
 
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.loop import run_chain
+from pixelpick_ray.events import AnswersAwaited, ChainFailed, EpochDone, Event
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.failures import Stopped, explain
 from pixelpick_ray.runner.people import People
-from pixelpick_ray.steps import Event, Workplace
+from pixelpick_ray.running import run_chain
 from pixelpick_ray.store import Store
 
 
@@ -36,12 +35,12 @@ def run(
     asking: set[str] = set()
     left = chains
     while left and not stop():
-        _run_once(plan, left, execution, _Relay(on_event, stop, asking), errors)
+        _run_once(plan, left, execution, _Listener(on_event, stop, asking), errors)
         left = people.answered([chain for chain in chains if chain.id in asking])
     return errors
 
 
-class _Relay:
+class _Listener:
     """Passes events on, notes which chains ask people, and leaves a chain at a stop."""
 
     def __init__(self, on_event: Callable[[Event], None], stop: Callable[[], bool], asking: set[str]) -> None:
@@ -50,27 +49,29 @@ class _Relay:
     def __call__(self, event: Event) -> None:
         self.pass_on(event)
         self.asking.discard(event.chain)
-        if event.kind == "waits":
+        if isinstance(event, AnswersAwaited):
             self.asking.add(event.chain)
-        trained = event.kind == "epoch" and event.values["epoch"] == event.values["epochs"]
+        trained = isinstance(event, EpochDone) and event.epoch == event.epochs
         if self._stop() and not trained:  # a finished training is published before the chain is left
             raise Stopped
 
 
-def _run_once(plan: Plan, chains: list[Chain], execution: Execution, relay: _Relay, errors: dict[str, str]) -> None:
+def _run_once(
+    plan: Plan, chains: list[Chain], execution: Execution, listener: _Listener, errors: dict[str, str]
+) -> None:
     """Run chains one after another as far as they go; adds to the errors of those that failed."""
     device = choose_device(execution.device)
     for chain in chains:
         try:
-            place = workplace(plan.experiment, execution, plan.stages_to_keep(chain))
-            run_chain(plan.experiment, chain.trial, place, World(0, 1, device), relay)
+            world, kept = World(0, 1, device), plan.stages_to_keep(chain)
+            run_chain(plan.experiment, chain.trial, execution, world, listener, keep_stages=kept)
         except Stopped:
             return
         except Exception as error:  # one chain that fails must not stop the others
             errors[chain.id] = explain(error)
-            relay.asking.discard(chain.id)
+            listener.asking.discard(chain.id)
             Store(execution.store).record_attempt(chain.id, traceback.format_exc())
-            relay.pass_on(Event("failed", chain.id, 0, values={"message": errors[chain.id]}))
+            listener.pass_on(ChainFailed(chain.id, errors[chain.id], final=True))
 
 
 def check_local(execution: Execution) -> torch.device:
@@ -78,19 +79,6 @@ def check_local(execution: Execution) -> torch.device:
     if execution.ranks > 1:
         raise SpecError("--local runs one rank; leave out --ranks, or leave out --local")
     return choose_device(execution.device)
-
-
-def workplace(experiment: Experiment, execution: Execution, keep_stages: frozenset[int]) -> Workplace:
-    """Where a chain of an experiment finds its inputs and leaves its results."""
-    return Workplace(
-        Store(execution.store),
-        execution.data_path,
-        execution.cache_path,
-        execution.keep_weights,
-        keep_stages,
-        execution.checkpoint_seconds,
-        execution.runs_path / experiment.name / "steps",
-    )
 
 
 def choose_device(wanted: str) -> torch.device:

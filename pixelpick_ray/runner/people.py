@@ -7,7 +7,7 @@ from typing import Any
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.answers import Pending, Waiting
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.plan import Chain, Plan, counted
 from pixelpick_ray.store import Store
 
 LOOK_SECONDS = 1.0  # how often it is looked whether people have answered
@@ -78,7 +78,7 @@ class People:
     def request(self, pending: dict[str, Pending]) -> str:
         """How many answers are missing, and the command to type. Chains that make a pick together count once."""
         missing = sum({one.pick: one.missing for one in pending.values()}.values())
-        return f"{missing} answers are waited for: {self._command}"
+        return f"waiting for {counted(missing, 'answer')}: {self._command}"
 
 
 def _ready(chains: Sequence[Chain], pending: dict[str, Pending]) -> list[Chain]:

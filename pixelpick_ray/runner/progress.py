@@ -11,19 +11,30 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pixelpick_ray.plan import Chain, Plan
-from pixelpick_ray.steps import Event
+from pixelpick_ray.config.trial import Budget
+from pixelpick_ray.events import (
+    AnswersAwaited,
+    ChainDone,
+    ChainFailed,
+    EpochDone,
+    Event,
+    FitResumed,
+    FitTrained,
+    PixelsPicked,
+    StageDone,
+)
+from pixelpick_ray.plan import Chain, Plan, counted
 
 
 @dataclass
-class Row:
+class ChainRow:
     """What is known of a chain while it runs."""
 
     label: str
     stages: int
     state: str = "waiting"
     stage: int = 0
-    budget: int | str = ""
+    budget: Budget | None = None
     epoch: str = ""
     loss: float | None = None
     mious: dict[int, float] = field(default_factory=dict)
@@ -35,7 +46,7 @@ class Shown(ABC):
     """What is shown while a run goes on, and how many trainings it has computed; a context manager around it."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._start, self.computed_fits = console, time.monotonic(), 0
+        self._console, self._start, self.num_trained = console, time.monotonic(), 0
 
     def __enter__(self) -> Self:
         self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=2, transient=False)
@@ -59,13 +70,13 @@ class Shown(ABC):
         )
 
 
-class Progress(Shown):
+class ChainProgress(Shown):
     """Listens to events and shows them; use as a context manager around a run."""
 
     def __init__(
         self, plan: Plan, chains: list[Chain], console: Console, listeners: list[Callable[[Event], None]]
     ) -> None:
-        self._rows = {chain.id: Row(chain.label, len(chain.fits)) for chain in chains}
+        self._rows = {chain.id: ChainRow(chain.label, len(chain.fits)) for chain in chains}
         super().__init__(console)
         self._plan, self._listeners = plan, listeners
         self._fits = {chain.id: chain.fits for chain in chains}
@@ -76,56 +87,51 @@ class Progress(Shown):
         """Take in one event."""
         row = self._rows[event.chain]
         row.started = row.started or time.monotonic()
-        getattr(self, f"_on_{event.kind}")(row, event)
+        self._show(row, event)
         for listener in self._listeners:
             listener(event)
 
-    def _on_epoch(self, row: Row, event: Event) -> None:
-        values = event.values
-        row.state, row.stage, row.loss = "training", event.stage, values["loss"]
-        row.epoch = f"{values['epoch']}/{values['epochs']}"
+    def _show(self, row: ChainRow, event: Event) -> None:
+        match event:
+            case EpochDone():
+                row.state, row.stage, row.loss = "training", event.stage, event.loss
+                row.epoch = f"{event.epoch}/{event.epochs}"
+            case FitResumed():
+                row.state, row.stage, row.epoch = "training", event.stage, f"{event.epoch}/{event.epochs}"
+                self._line(f"{row.label}: stage {event.stage} resumes after epoch {row.epoch}")
+            case FitTrained():
+                self.num_trained += 1
+            case StageDone():
+                self._show_stage(row, event)
+            case PixelsPicked():
+                row.state = "picked"
+            case ChainDone():
+                row.state, row.finished = "done", time.monotonic()
+            case AnswersAwaited():
+                row.state = "asks people"
+                self._line(f"{row.label}: waiting for {event.missing} of {counted(event.asked, 'answer')}")
+            case ChainFailed():
+                row.state, row.finished = "failed", time.monotonic() if event.final else None
+                again = "" if event.final else " (trying again)"
+                self._line(f"{row.label}: FAILED{again}: {event.message}")
 
-    def _on_resume(self, row: Row, event: Event) -> None:
-        values = event.values
-        row.state, row.stage = "training", event.stage
-        row.epoch = f"{values['epoch']}/{values['epochs']}"
-        self._line(f"{row.label}: stage {event.stage} goes on after epoch {row.epoch}")
-
-    def _on_stage(self, row: Row, event: Event) -> None:
-        row.state, row.stage, row.budget = "stored", event.stage, event.values["budget"]
-        is_told = event.stage in row.mious  # a chain that people have answered for begins anew
-        row.mious[event.stage] = event.values["miou"]
-        self.computed_fits += event.computed
+    def _show_stage(self, row: ChainRow, event: StageDone) -> None:
+        row.state, row.stage, row.budget = "stored", event.stage, event.budget
+        was_shown = event.stage in row.mious  # a chain that people have answered for begins anew
+        row.mious[event.stage] = event.miou
         self._stages_done.add(self._fits[event.chain][event.stage])
-        if is_told and not event.computed:
+        if was_shown and not event.trained:
             return
-        how = "trained" if event.computed else "from the store"
-        self._line(
-            f"{row.label}: {_pixels(row.budget)}: mIoU {100 * event.values['miou']:.1f} % ({how}), {self._left()}"
-        )
-
-    def _on_pick(self, row: Row, event: Event) -> None:
-        row.state = "picked"
-
-    def _on_done(self, row: Row, event: Event) -> None:
-        row.state, row.finished = "done", time.monotonic()
-
-    def _on_waits(self, row: Row, event: Event) -> None:
-        row.state = "asks people"
-        self._line(f"{row.label}: waits for {event.values['missing']} of {event.values['asked']} answers")
-
-    def _on_failed(self, row: Row, event: Event) -> None:
-        final = event.values.get("final", True)
-        again = "" if final else " (trying again)"
-        row.state, row.finished = "failed", time.monotonic() if final else None
-        self._line(f"{row.label}: FAILED{again}: {event.values['message']}")
+        how = "trained" if event.trained else "from the store"
+        budget = "full supervision" if event.budget == "full" else f"{event.budget} px"
+        self._line(f"{row.label}: {budget}: mIoU {100 * event.miou:.1f} % ({how}), {self._left()}")
 
     def _left(self) -> str:
         """Distinct stages done, and the time left at the pace of those that were trained now."""
         done, counted = len(self._stages_done), f"{len(self._stages_done)} of {len(self._stages)} stages"
-        if not self.computed_fits or done == len(self._stages):
+        if not self.num_trained or done == len(self._stages):
             return counted
-        left = (time.monotonic() - self._start) / self.computed_fits * (len(self._stages) - done)
+        left = (time.monotonic() - self._start) / self.num_trained * (len(self._stages) - done)
         return f"{counted}, about {clock(left)} left"
 
     def _render(self) -> Group:
@@ -145,7 +151,7 @@ class Progress(Shown):
 STYLES = {"failed": "bold red", "done": "green", "training": "bold", "waiting": "dim", "asks people": "yellow"}
 
 
-def _cells(row: Row) -> list[Text | str]:
+def _cells(row: ChainRow) -> list[Text | str]:
     seconds = (row.finished or time.monotonic()) - row.started if row.started else None
     return [
         row.label,
@@ -156,10 +162,6 @@ def _cells(row: Row) -> list[Text | str]:
         "  ".join(f"{100 * value:.1f}" for _, value in sorted(row.mious.items())),
         clock(seconds) if seconds is not None else "",
     ]
-
-
-def _pixels(budget: int | str) -> str:
-    return "full supervision" if budget == "full" else f"{budget} px"
 
 
 def clock(seconds: float) -> str:

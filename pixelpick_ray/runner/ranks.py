@@ -21,13 +21,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
+from pixelpick_ray.context import Context
 from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.engine.world import World, join
-from pixelpick_ray.loop import run_chain
+from pixelpick_ray.events import Event
 from pixelpick_ray.runner.failures import explain, gives_up
-from pixelpick_ray.runner.local import choose_device, workplace
+from pixelpick_ray.runner.local import choose_device
+from pixelpick_ray.running import run_chain
 from pixelpick_ray.search.sample import RunTrial
-from pixelpick_ray.steps import Event, Steps
 from pixelpick_ray.store import Store
 
 CAUSE_SECONDS = 2.0  # how long a rank that lost its group lets the one that caused it speak first
@@ -73,7 +74,7 @@ def _run_rank(
 ) -> None:
     """Take part in a chain as one rank."""
     prepare_process(execution.cpus_per_rank)
-    run_chain(experiment, trial, workplace(experiment, execution, keep_stages), world, on_event)
+    run_chain(experiment, trial, execution, world, on_event, keep_stages=keep_stages)
 
 
 def _run_ranks(
@@ -157,11 +158,10 @@ class _Rank:
     def prepare(self, trial: Trial) -> None:
         """Decode and describe the images: it may take longer than ranks of a group wait for each other."""
         self._has_ended = False
-        place = workplace(self._experiment, self._execution, frozenset())
         alone = World(self._rank, 1, choose_device("cpu"))
-        steps = Steps(self._experiment, trial, place, alone, self._events.append)
-        steps.describe_splits()
-        _ = steps.source
+        context = Context(self._experiment, trial, self._execution, alone, self._events.append)
+        context.describe_splits()
+        _ = context.source
 
     def meeting_point(self) -> str:
         """Where the ranks are to meet."""

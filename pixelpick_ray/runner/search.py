@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.trial import Trial as TrialSpec
+from pixelpick_ray.events import ChainDone, ChainFailed, Event, LevelReached, SampleStopped, encode
 from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.ranks import ranks_of
 from pixelpick_ray.runner.searchers import RESOURCE, SCORE, Proposer, make_proposer, make_scheduler
@@ -24,7 +25,6 @@ from pixelpick_ray.runner.tune import Relay, attempt, placement_here, places_her
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import OWN, Journal, Report, Sample
 from pixelpick_ray.search.sample import RunTrial, run_sample
-from pixelpick_ray.steps import Event
 
 
 def run(
@@ -41,8 +41,8 @@ def run(
     """
 
     def hear(event: Event) -> None:
-        if event.kind == "failed" and event.values["final"]:
-            journal.fail(int(event.chain.rpartition(" ")[2]), event.values["message"])
+        if isinstance(event, ChainFailed) and event.final:
+            journal.fail(int(event.chain.rpartition(" ")[2]), event.message)
         on_event(event)
 
     with joined(execution):
@@ -222,7 +222,7 @@ class Decisions(TrialScheduler):
         rank = 1 + sum(score > mine for score in there)
         why = f"{self._search.spec.scheduler}: rank {rank} of the {len(there)} that had come to {level.label}"
         self._journal.stop(sample.index, why)
-        self._on_event(Event("stopped", sample.label, 0, values={"why": why}))
+        self._on_event(SampleStopped(sample.label, why))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         if self._pauses and self._proposals.may_issue and not _any_goes_on(tune_controller.get_trials()):
@@ -242,8 +242,7 @@ def _any_goes_on(trials: list[Any]) -> bool:
 
 def _heard(search: Search, sample: Sample, level: int, *, computed: bool) -> Event:
     report = sample.reports[level]
-    values = {"level": search.levels[level].label, "score": report.score, "seconds": report.seconds}
-    return Event("report", sample.label, level, computed, values)
+    return LevelReached(sample.label, search.levels[level].label, report.score, report.seconds, computed)
 
 
 def told(sample: Sample, heard: int) -> dict[str, Any]:
@@ -256,7 +255,7 @@ def _trial(config: dict[str, Any], search: Search, execution: Execution) -> None
     name, reports = config["name"], [Report.of(tree) for tree in config["reports"]]
 
     def send(event: Event) -> None:
-        tune.report({"event": asdict(replace(event, chain=name))})
+        tune.report({"event": encode(replace(event, chain=name))})
 
     def work() -> None:
         for position, report in enumerate(reports[config["heard"] :], start=config["heard"]):
@@ -266,7 +265,7 @@ def _trial(config: dict[str, Any], search: Search, execution: Execution) -> None
                 run_sample(
                     search, config["values"], reports, run=_overheard(run_trial, send), on_report=partial(_tell, search)
                 )
-        send(Event("done", name, 0))
+        send(ChainDone(name))
 
     attempt(work, config, f"{search.experiment.name} {name}", execution, send)
 

@@ -7,15 +7,26 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from pixelpick_ray.events import (
+    ChainDone,
+    ChainFailed,
+    EpochDone,
+    Event,
+    FitResumed,
+    FitTrained,
+    LevelReached,
+    PixelsPicked,
+    SampleStopped,
+    StageDone,
+)
 from pixelpick_ray.runner.progress import Shown, clock
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.search.overview import SHOWN, state_line, values_text
-from pixelpick_ray.steps import Event
 
 
 @dataclass
-class Row:
+class SampleRow:
     """What a running sample does now."""
 
     state: str = "starting"
@@ -29,43 +40,40 @@ class SearchProgress(Shown):
     def __init__(self, search: Search, journal: Journal, console: Console) -> None:
         super().__init__(console)
         self._search, self._journal = search, journal
-        self._running: dict[str, Row] = {}
+        self._running: dict[str, SampleRow] = {}
 
     def __call__(self, event: Event) -> None:
         """Take in one event."""
-        row = self._running.setdefault(event.chain, Row())
-        getattr(self, f"_on_{event.kind}")(row, event)
+        row = self._running.setdefault(event.chain, SampleRow())
+        match event:
+            case EpochDone() | FitResumed():
+                row.state = f"stage {event.stage}, epoch {event.epoch}/{event.epochs}"
+            case FitTrained():
+                self.num_trained += 1
+            case StageDone():
+                row.state = f"stage {event.stage} stored"
+            case PixelsPicked():
+                row.state = f"stage {event.stage} picked"
+            case LevelReached():
+                self._show_level(row, event)
+            case SampleStopped():
+                self._end(event, f"stopped early by {event.why}")
+            case ChainFailed():
+                again = "" if event.final else " (trying again)"
+                self._end(event, f"FAILED{again}: {event.message}")
+            case ChainDone():
+                self._running.pop(event.chain)
+                self._line(state_line(self._search, self._journal, alive=True))
 
-    def _on_epoch(self, row: Row, event: Event) -> None:
-        row.state = f"stage {event.stage}, epoch {event.values['epoch']}/{event.values['epochs']}"
-
-    _on_resume = _on_epoch
-
-    def _on_stage(self, row: Row, event: Event) -> None:
-        row.state = f"stage {event.stage} stored"
-        self.computed_fits += event.computed
-
-    def _on_pick(self, row: Row, event: Event) -> None:
-        row.state = f"stage {event.stage} picked"
-
-    def _on_report(self, row: Row, event: Event) -> None:
-        row.scores.append(event.values["score"])
+    def _show_level(self, row: SampleRow, event: LevelReached) -> None:
+        row.scores.append(event.score)
         how = "" if event.computed else ", from the store"
         values = values_text(self._sample(event.chain).values)
-        self._line(f"{event.chain} ({values}): {event.values['level']}: {100 * row.scores[-1]:.1f} %{how}")
+        self._line(f"{event.chain} ({values}): {event.level}: {100 * event.score:.1f} %{how}")
 
-    def _on_stopped(self, row: Row, event: Event) -> None:
+    def _end(self, event: Event, why: str) -> None:
         self._running.pop(event.chain)
-        self._line(f"{event.chain}: stopped early by {event.values['why']}")
-
-    def _on_done(self, row: Row, event: Event) -> None:
-        self._running.pop(event.chain)
-        self._line(state_line(self._search, self._journal, alive=True))
-
-    def _on_failed(self, row: Row, event: Event) -> None:
-        again = "" if event.values["final"] else " (trying again)"
-        self._running.pop(event.chain)
-        self._line(f"{event.chain}: FAILED{again}: {event.values['message']}")
+        self._line(f"{event.chain}: {why}")
 
     def _sample(self, name: str) -> Sample:
         return self._journal.samples[int(name.rpartition(" ")[2])]

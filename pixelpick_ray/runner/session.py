@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from pixelpick_ray.checks import check_data
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Pending
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import RunError
-from pixelpick_ray.plan import Chain, Plan, Progress, check_data, progress_of
+from pixelpick_ray.estimate import stages_line, summarise
+from pixelpick_ray.plan import Chain, Plan, Progress, counted, progress_of
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.found import write_found
@@ -50,7 +53,7 @@ def prepare(planned: Plan, execution: Execution, console: Console) -> None:
     ) as bar:
         tasks: dict[str, Any] = {}
 
-        def told(what: str, done: int, total: int) -> None:
+        def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total or None)
             bar.update(tasks[what], completed=done)
@@ -60,10 +63,10 @@ def prepare(planned: Plan, execution: Execution, console: Console) -> None:
             unloaded = trial.model.model_copy(update={"pretrained": "none"})
             build_model(unloaded, num_classes=2, data_path=execution.data_path, seed=0, stage=0)
         for spec in {json.dumps(trial.dataset.as_input()): trial.dataset for trial in planned.trials}.values():
-            open_dataset(spec, execution.data_path).fetch(partial(told, f"fetching {spec.name} (bytes)"))
+            open_dataset(spec, execution.data_path).fetch(partial(show, f"fetching {spec.name} (bytes)"))
         for trial in models.values():
             fetch_weights(trial.model, execution.data_path)
-        check_data(planned, execution, told)
+        check_data(planned.experiment, [chain.trial for chain in planned.chains], execution, show)
     for trial in models.values():
         num_classes = open_dataset(trial.dataset, execution.data_path).facts.num_classes
         build_model(trial.model, num_classes=num_classes, data_path=execution.data_path, seed=trial.seed, stage=0)
@@ -77,7 +80,7 @@ def run(
     Chains that people have to answer for, with the command `annotate`, are left, or, with ``execution.wait``, gone on
     with when they have.
     """
-    store = Store(execution.store)
+    store, execution = Store(execution.store), replace(execution, run=_run_name(planned.experiment))
     damaged_before = set(store.damaged())
     progress = progress_of(planned, execution)
     chains = [chain for chain in planned.chains if not progress.done(chain)]
@@ -85,8 +88,8 @@ def run(
     trained = 0
     people = People(planned, execution, annotate, partial(console.print, soft_wrap=True, markup=False), stop)
     if chains and not stop():
-        console.print(planned.sharing, soft_wrap=True)
-        with stop.awaited(), _announced(planned.experiment, store):
+        console.print(f"{planned.sharing}; {stages_line(summarise(planned, progress, execution))}", soft_wrap=True)
+        with stop.awaited(), _announced(execution, store):
             errors, trained = _run_chains(planned, chains, execution, console, stop, people, local=local)
         progress = progress_of(planned, execution)
     missing = [chain for chain in planned.chains if not progress.done(chain)]
@@ -109,14 +112,14 @@ def run_search(search: Search, execution: Execution, console: Console, stop: "St
 
     RunError when another process runs it: only one may write its journal.
     """
-    store = Store(execution.store)
+    store, execution = Store(execution.store), replace(execution, run=_run_name(search.experiment))
     with _alone(search, store):
         journal = Journal(store, search)
         errors: dict[str, str] = {}
         trained = 0
         if not journal.is_complete(search.spec.size) and not stop():
             console.print(plan_text(search, journal), soft_wrap=True)
-            with stop.awaited(), _announced(search.experiment, store):
+            with stop.awaited(), _announced(execution, store):
                 errors, trained = _run_samples(search, journal, execution, console, stop)
         is_settled = journal.is_settled(search.spec.size)
         if is_settled:
@@ -148,7 +151,7 @@ def _run_samples(
 
     with SearchProgress(search, journal, console) as live:
         errors = run_samples(search, journal, execution, live, stop)
-    return errors, live.computed_fits
+    return errors, live.num_trained
 
 
 def _drop_search_weights(journal: Journal, execution: Execution) -> None:
@@ -157,7 +160,7 @@ def _drop_search_weights(journal: Journal, execution: Execution) -> None:
     for key in {key for sample in journal.samples for key in fits_of(sample)}:
         store.drop_unfinished(key)
         if execution.keep_weights == "needed":
-            store.drop_weights(key)
+            store.drop_weights(key, execution.run)
 
 
 def _conclude_search(is_complete: bool, errors: dict[str, str], stop: "StopRequest", console: Console) -> int:
@@ -171,9 +174,14 @@ def _conclude_search(is_complete: bool, errors: dict[str, str], stop: "StopReque
     return FAILED
 
 
-def _announced(experiment: Experiment, store: Store) -> AbstractContextManager[Any]:
-    """A lease that says that this run is alive; several runs of an experiment may be."""
-    return store.take("run", f"{run_lease(experiment)}{time.time_ns()}") or nullcontext()
+def _run_name(experiment: Experiment) -> str:
+    """The name of a run's lease; several runs of an experiment may be alive."""
+    return f"{run_lease(experiment)}{time.time_ns()}"
+
+
+def _announced(execution: Execution, store: Store) -> AbstractContextManager[Any]:
+    """A lease that says that this run is alive."""
+    return store.take("run", execution.run) or nullcontext()
 
 
 def _run_chains(
@@ -186,7 +194,7 @@ def _run_chains(
     *,
     local: bool,
 ) -> tuple[dict[str, str], int]:
-    from pixelpick_ray.runner.progress import Progress as Live
+    from pixelpick_ray.runner.progress import ChainProgress
     from pixelpick_ray.runner.tensorboard import TensorBoard
 
     if local:
@@ -195,12 +203,12 @@ def _run_chains(
         from pixelpick_ray.runner.tune import run as run_chains
     board = TensorBoard(planned, execution)
     try:
-        with Live(planned, chains, console, [board]) as live:
+        with ChainProgress(planned, chains, console, [board]) as live:
             errors = run_chains(planned, chains, execution, live, stop, people)
     finally:
         board.close()
     console.print(f"TensorBoard: tensorboard --logdir {_shown(execution.runs_path)}", markup=False, soft_wrap=True)
-    return errors, live.computed_fits
+    return errors, live.num_trained
 
 
 def _conclude(
@@ -233,7 +241,7 @@ def _tell_job(request: str) -> None:
 
 def _why(pending: Pending) -> str:
     if pending.missing:
-        return f"waits for {pending.missing} of {pending.asked} answers"
+        return f"waiting for {pending.missing} of {counted(pending.asked, 'answer')}"
     return "people have just answered; the same command goes on"
 
 
@@ -246,15 +254,12 @@ def _print_result(planned: Plan, execution: Execution, console: Console) -> None
 
 
 def _drop_weights(planned: Plan, progress: Progress, execution: Execution) -> None:
-    """After the last chain, weights kept for other chains are needed no more."""
-    if execution.keep_weights == "all":
-        return
+    """After the last chain, weights that this run made for its other chains are needed no more."""
     store = Store(execution.store)
-    for row in progress.stages.values():
-        for stage in row:
-            last = stage.stage + 1 == len(row)
-            if stage.fit and not (execution.keep_weights == "last" and last):
-                store.drop_weights(stage.fit)
+    for chain in planned.chains:
+        for stage in progress.row(chain):
+            if stage.fit and not execution.keeps_weights(chain.trial, stage.stage):
+                store.drop_weights(stage.fit, execution.run)
 
 
 class StopRequest:

@@ -20,7 +20,7 @@ from pixelpick_ray.runner.doctor import Facts, Meeting, NodeFacts
 from pixelpick_ray.runner.local import choose_device
 from pixelpick_ray.runner.ranks import free_address
 from pixelpick_ray.runner.tune import placement
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, paths
 
 ANSWER_SECONDS = 60.0
 DATA_SECONDS = 300.0  # at least; ten times as long as the driver took where that is more
@@ -159,10 +159,10 @@ def _data(
 def _store(driver: NodeFacts, inspectors: dict[str, Any], execution: Execution) -> tuple[NodeFacts, dict[str, str]]:
     """The driver with its own problem, and those of nodes: each reads the driver's record, writes one, and is read."""
     mark = uuid.uuid4().hex
-    mine, theirs = f"doctor/{mark}.json", {name: f"doctor/{mark}-{at}.json" for at, name in enumerate(inspectors)}
+    mine, theirs = paths.probe(mark), {name: paths.probe(f"{mark}-{at}") for at, name in enumerate(inspectors)}
     try:
         store = Store(execution.store)
-        store.write_record(mine, mark)
+        store.write_record(mine, {"mark": mark})
     except (PixelPickError, OSError) as error:
         return _with_problem(driver, "store", error), {}
     try:
@@ -179,7 +179,7 @@ def _store(driver: NodeFacts, inspectors: dict[str, Any], execution: Execution) 
             with contextlib.suppress(PixelPickError, OSError):
                 store.remove_record(relative)
         with contextlib.suppress(PixelPickError, OSError):
-            (store.path / "doctor").rmdir()
+            (store.path / mine).parent.rmdir()
 
 
 def _meet(nodes: Nodes, execution: Execution, needs_gpus: bool) -> Meeting | None:

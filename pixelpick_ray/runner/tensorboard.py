@@ -19,11 +19,12 @@ from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.datasets import DatasetFacts, open_dataset, training_split
 from pixelpick_ray.data.description import read_description, shown
 from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.events import ChainDone, EpochDone, Event, PixelsPicked, StageDone
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.report.points import lookup
-from pixelpick_ray.report.rows import read_chain
-from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import ChainRecord, read_chain
+from pixelpick_ray.tasks import PIXELS, PREDICTIONS
 
 Picture = npt.NDArray[np.uint8]
 
@@ -58,25 +59,26 @@ class TensorBoard:
     def __call__(self, event: Event) -> None:
         """Write what an event carries."""
         chain = self._chains[event.chain]
-        if event.kind == "epoch":
-            epoch = event.stage * chain.trial.train.epochs + event.values["epoch"]
-            self._run(chain).add_scalar("loss", event.values["loss"], epoch)
-        elif event.kind == "stage":
-            self._write_stage(chain, event)
-        elif event.kind == "pick":
-            self._write_pick(chain, event)
-        elif event.kind == "done":
-            self._run(chain).finish()
+        match event:
+            case EpochDone():
+                epoch = event.stage * chain.trial.train.epochs + event.epoch
+                self._run(chain).add_scalar("loss", event.loss, epoch)
+            case StageDone():
+                self._write_stage(chain, event)
+            case PixelsPicked():
+                self._write_pick(chain, event)
+            case ChainDone():
+                self._run(chain).finish()
 
-    def _write_pick(self, chain: Chain, event: Event) -> None:
-        files = self._store.files("pick", event.values["pick"], ["pixels.npz"])
+    def _write_pick(self, chain: Chain, event: PixelsPicked) -> None:
+        files = self._store.files("pick", event.pick, [PIXELS])
         if files is not None:
-            labels = LabelledPixels.read(io.BytesIO(files["pixels.npz"])).with_class()
+            labels = LabelledPixels.read(io.BytesIO(files[PIXELS])).with_class()
             self._run(chain).add_images("picked", picked_pictures(chain, labels, self._execution), event.stage + 1)
 
-    def _write_stage(self, chain: Chain, event: Event) -> None:
+    def _write_stage(self, chain: Chain, event: StageDone) -> None:
         run, before = self._run(chain), event.stage * chain.trial.train.epochs
-        budget, miou, losses = (event.values[name] for name in ("budget", "miou", "losses"))
+        budget, miou, losses = event.budget, event.miou, event.losses
         for epoch, loss in enumerate(losses, start=before + 1):
             run.add_scalar("loss", loss, epoch)
         run.add_scalar("miou_by_epoch", miou, before + len(losses))
@@ -84,9 +86,10 @@ class TensorBoard:
         if budget != "full":
             run.add_scalar("pixels_per_image", budget, before + len(losses))
         experiment = self._plan.experiment
-        record = read_chain(self._store, experiment, chain.trial) or {}
-        pictures = predicted_pictures(self._store, record, event.stage, experiment.evaluate.report)
-        run.add_images("predicted", pictures, event.stage)
+        record = read_chain(self._store, experiment, chain.id)
+        if record is not None:
+            pictures = predicted_pictures(self._store, record, event.stage, experiment.evaluate.report)
+            run.add_images("predicted", pictures, event.stage)
         run.flush()
 
     def _run(self, chain: Chain) -> "_Run":
@@ -191,17 +194,17 @@ def _dotted(image: Any, labels: LabelledPixels, name: str, facts: DatasetFacts) 
     return np.asarray(picture)
 
 
-def predicted_pictures(store: Store, record: dict[str, Any], stage: int, split: str) -> dict[str, Picture]:
+def predicted_pictures(store: Store, record: ChainRecord, stage: int, split: str) -> dict[str, Picture]:
     """The images that a chain's record describes a split by, each beside its truth and the prediction of a stage,
     (H, 3 W, 3) uint8 by name; images of which something is not stored are left out.
     """
-    description = read_description(store, record.get("descriptions", {}).get("evaluated", {}).get(split))
+    description = read_description(store, record.evaluated_description(split))
     if description is None:
         return {}
-    evaluation = record["stages"][stage]["evaluations"][split]
+    evaluation = record.stages[stage].evaluations[split]
     pictures = {}
     for name, image, truth in zip(description.names, description.images, description.labels, strict=True):
-        file = f"predictions/{Path(name).stem}.png"
+        file = f"{PREDICTIONS}/{Path(name).stem}.png"
         found = store.files("evaluation", evaluation, [file])
         if found is not None:
             pictures[Path(name).stem] = np.hstack([_rgb(part) for part in (image, truth, found[file])])

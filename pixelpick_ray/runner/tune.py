@@ -10,7 +10,7 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,14 +19,23 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.errors import RunError, SpecError, StoreError
+from pixelpick_ray.events import (
+    AnswersAwaited,
+    ChainFailed,
+    Event,
+    FitResumed,
+    FitTrained,
+    PixelsPicked,
+    StageDone,
+    decode,
+    encode,
+)
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.failures import explain, gives_up
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.runner.ranks import ranks_of
-from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 
 COORDINATOR_CPUS = 0.01  # taken from the first rank's share, so that N ranks of one CPU fit on N CPUs
@@ -58,7 +67,7 @@ def run(
     with joined(execution):
         resources = placement_here(execution)
         relay, left = Relay(on_event, execution.max_failures), chains
-        asks = any(isinstance(chain.trial.oracle, HumanSpec) for chain in chains)
+        asks = any(chain.trial.asks_people for chain in chains)
         while left and not stop():
             trainable = tune.with_parameters(_trial, job=Job(plan, chains, execution))
             relay.begin()
@@ -248,25 +257,26 @@ class Relay(tune.Callback):
     ) -> None:
         if "event" not in result:
             return
-        event = Event(**result["event"])
+        event = decode(result["event"])
         if self._gets_further(event):
             self._losses[event.chain] = 0
         self.asking.discard(event.chain)
-        if event.kind == "waits":
-            self.asking.add(event.chain)
-        if event.kind == "stage":
-            self.stages_done[event.chain] = event.stage + 1
-        if event.kind == "failed":
-            self._last_message[event.chain] = event.values["message"]
-            if event.values["final"]:
-                self.errors[event.chain] = event.values["message"]
+        match event:
+            case AnswersAwaited():
+                self.asking.add(event.chain)
+            case StageDone():
+                self.stages_done[event.chain] = event.stage + 1
+            case ChainFailed():
+                self._last_message[event.chain] = event.message
+                if event.final:
+                    self.errors[event.chain] = event.message
         self._on_event(event)
 
     def _gets_further(self, event: Event) -> bool:
         """Whether an event says that something is stored that was not, which no retry has to repeat."""
-        if event.kind != "resume":
-            return event.kind in ("stage", "pick") and event.computed
-        reached = event.stage, event.values["epoch"]
+        if not isinstance(event, FitResumed):
+            return isinstance(event, FitTrained) or (isinstance(event, PixelsPicked) and event.computed)
+        reached = event.stage, event.epoch
         before = self._resumed.get(event.chain, (-1, -1))
         self._resumed[event.chain] = max(reached, before)
         return reached > before
@@ -287,7 +297,7 @@ class Relay(tune.Callback):
         if self._may_try_again(name):
             self.lost.append(name)
         else:
-            self._on_event(failed(name, self.errors[name], final=True))
+            self._on_event(ChainFailed(name, self.errors[name], final=True))
 
     def _may_try_again(self, name: str) -> bool:
         self._losses[name] += 1
@@ -296,11 +306,6 @@ class Relay(tune.Callback):
         message = self._last_message.get(name, "its process or node was lost")
         self.errors[name] = f"{message} (tried {self._losses[name]} times without getting further)"
         return False
-
-
-def failed(name: str, message: str, *, final: bool) -> Event:
-    """The event of a trial that failed, for good or to be tried again."""
-    return Event("failed", name, 0, values={"message": message, "final": final})
 
 
 class _StopWhen(tune.Stopper):
@@ -339,17 +344,17 @@ def attempt(
 ) -> None:
     """Do the work of a trial; what goes wrong is told, and recorded under `record`. What is worth a retry is raised."""
     if "give_up" in config:
-        report(failed(config["name"], config["give_up"], final=True))
+        report(ChainFailed(config["name"], config["give_up"], final=True))
         return
     try:
         work()
     except Exception as error:
         with contextlib.suppress(StoreError):  # it may be what failed
             Store(execution.store).record_attempt(record, traceback.format_exc())
-        report(failed(config["name"], explain(error), final=gives_up(error)))
+        report(ChainFailed(config["name"], explain(error), final=gives_up(error)))
         if not gives_up(error):
             raise
 
 
 def _report(event: Event) -> None:
-    tune.report({"event": asdict(event)})
+    tune.report({"event": encode(event)})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pixelpick_ray.active.metrics import area_under_curve
+from pixelpick_ray.checks import check_facts, check_trial
 from pixelpick_ray.config.canonical import canonical_json
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.search import SearchSpec, value_text
@@ -16,7 +17,7 @@ from pixelpick_ray.data.dataset import FileDataset
 from pixelpick_ray.data.datasets import DatasetFacts, known_facts, open_dataset, training_split
 from pixelpick_ray.data.held_out import HELD_OUT, facts_with_held_out
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.plan import Plan, check_facts, check_trial, make_plan, value_at
+from pixelpick_ray.plan import Plan, make_plan, value_at
 
 HELD_OUT_SHARE = 0.2
 

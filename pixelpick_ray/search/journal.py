@@ -6,7 +6,7 @@ from typing import Any
 
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.search.design import Search
-from pixelpick_ray.store import Store, experiment_folder
+from pixelpick_ray.store import Store, paths
 
 OWN = "file"  # the origin of the file's own configuration, with which others are compared
 
@@ -73,13 +73,13 @@ class Journal:
         """Open it. StoreError when a record is missing among others, or is none."""
         self._store = store
         self.trouble: StoreError | None = None
-        self._folder = f"{experiment_folder(search.experiment)}/samples"
+        self._folder = paths.samples(search.experiment)
         self._num_levels, self._paths = len(search.levels), list(search.spec.space)
         self.samples = [self._read(position, name) for position, name in enumerate(store.records(self._folder))]
 
     def _read(self, position: int, name: str) -> Sample:
-        path = f"{self._folder}/{name}.json"
-        tree = self._store.read_record(path)
+        path = paths.record(self._folder, name)
+        tree: Any = self._store.read_record(path)
         try:
             values = dict(sorted(tree["values"].items(), key=lambda item: self._place(item[0])))
             sample = Sample(**{**tree, "values": values, "reports": tuple(map(Report.of, tree["reports"]))})
@@ -89,10 +89,8 @@ class Journal:
                 "or search under another name"
             ) from error
         if sample.index != position or name != _name(position):
-            raise StoreError(
-                f"{self._store.address}/{self._folder}/{_name(position)}.json: is missing, later samples are there; "
-                "put it back, or search under another name"
-            )
+            where = f"{self._store.address}/{paths.record(self._folder, _name(position))}"
+            raise StoreError(f"{where}: is missing, later samples are there; put it back, or search under another name")
         return sample
 
     def _place(self, path: str) -> int:
@@ -117,7 +115,7 @@ class Journal:
 
     def _write(self, sample: Sample) -> Sample:
         try:
-            self._store.write_record(f"{self._folder}/{_name(sample.index)}.json", asdict(sample))
+            self._store.write_record(paths.record(self._folder, _name(sample.index)), asdict(sample))
         except StoreError as error:
             self.trouble = error
             raise

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pixelpick_ray.config.trial import Trial
+from pixelpick_ray.events import EpochDone, Event, StageDone
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Report
-from pixelpick_ray.steps import Event
 
 OnEvent = Callable[[Event], None]
 # Runs a trial with all the trials that are prefixes of it, and keeps the weights of these stages.
@@ -49,15 +49,15 @@ class _Course:
         """What hears the events of a seed's chain."""
 
         def hear(event: Event) -> None:
-            if event.kind in ("epoch", "stage"):
-                self._fits.setdefault(seed, {})[event.stage] = event.values["fit"]
-            if event.kind == "epoch":
-                self._seconds[seed, event.stage] = event.values["seconds"]
-                self._reach(seed, event.stage, [(event.values["epoch"], event.values.get("miou"))])
-            if event.kind == "stage":
-                self._reach(seed, event.stage, event.values["miou_by_epoch"])
-                self._seconds[seed, event.stage] = event.values["seconds"]
-                self._mious[seed] = event.values["miou"]
+            if isinstance(event, EpochDone | StageDone):
+                self._fits.setdefault(seed, {})[event.stage] = event.fit
+            if isinstance(event, EpochDone):
+                self._seconds[seed, event.stage] = event.seconds
+                self._reach(seed, event.stage, [(event.epoch, event.miou)])
+            if isinstance(event, StageDone):
+                self._reach(seed, event.stage, event.miou_by_epoch)
+                self._seconds[seed, event.stage] = event.seconds
+                self._mious[seed] = event.miou
 
         return hear
 

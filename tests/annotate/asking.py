@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.plan import Plan, make_plan
 from pixelpick_ray.store import Store, experiment_folder
+from tests.by_hand import record_of
 
 TEXT = """
 name: asked
@@ -67,7 +69,7 @@ def ask(
     asked = {"pick": digest(pick), "book": BOOK, "budget": 10, "questions": [digest(inputs)]}
     earlier = questions_on_record(store, plan, chain)
     known = {"book": BOOK, "questions": [*earlier, digest(inputs)]}
-    write_record(store, plan, chain, {"asks": asked, "stages": [{}] * stages} | known)
+    write_record(store, plan, chain, {"asks": asked, "stages": [STAGE] * stages} | known)
     return questions
 
 
@@ -79,22 +81,26 @@ def go_on(store: Store, pick: str = "first") -> None:
 def finish(store: Store, plan: Plan, chain: int = 0) -> None:
     """Record a chain that has trained all its stages."""
     known = {"book": BOOK, "questions": questions_on_record(store, plan, chain)}
-    write_record(store, plan, chain, {"stages": [{}] * len(plan.chains[chain].fits)} | known)
+    write_record(store, plan, chain, {"stages": [STAGE] * len(plan.chains[chain].fits)} | known)
 
 
 def questions_on_record(store: Store, plan: Plan, chain: int) -> list[str]:
     """The keys of all that a chain has asked."""
-    return (store.read_record(record_of(plan, chain)) or {}).get("questions", [])
+    return (store.read_record(record_path(plan, chain)) or {}).get("questions", [])
 
 
-def record_of(plan: Plan, chain: int) -> str:
+STAGE = {"budget": 10, "fit": "none", "evaluations": {}}
+
+
+def record_path(plan: Plan, chain: int) -> str:
     """Where the record of a chain lies."""
     return f"{experiment_folder(plan.experiment)}/chains/{plan.chains[chain].id}.json"
 
 
-def write_record(store: Store, plan: Plan, chain: int, record: object) -> None:
-    """Replace the record of a chain."""
-    store.write_record(record_of(plan, chain), record)
+def write_record(store: Store, plan: Plan, chain: int, fields: dict[str, Any]) -> None:
+    """Replace the record of a chain: these fields, and plausible others."""
+    usual = record_of(plan.chains[chain].trial).model_dump(mode="json")
+    store.write_record(record_path(plan, chain), usual | fields)
 
 
 def answers_in(store: Store) -> Sequence[Answer]:

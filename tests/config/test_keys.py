@@ -11,14 +11,10 @@ from hypothesis import strategies as st
 from pixelpick_ray.config import keys
 from pixelpick_ray.config.canonical import canonical_json, digest
 from pixelpick_ray.config.experiment import Experiment, parse_experiment
-from pixelpick_ray.config.keys import (
-    Source,
-    evaluation_input,
-    fit_input,
-    initial_input,
-    pick_input,
-)
+from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import Trial
+from pixelpick_ray.tasks import FirstPixels, Fit, evaluation_size
+from tests import by_hand
 
 SOURCE = Source({"train": "aa", "test": "bb", "val": "cc"}, "train", "dd")
 STEPS = ("initial", "fit", "pick", "evaluation")
@@ -28,14 +24,8 @@ def keys_of(
     experiment: Experiment, source: Source = SOURCE, *, stage: int = 1, labels_digest: str = "ee", split: str = "test"
 ) -> dict[str, str]:
     """The keys of every step of the last trial."""
-    trial = experiment.trials()[-1]
-    fit_key = digest(fit_input(trial, source, stage=stage, labels_digest=labels_digest))
-    return {
-        "initial": digest(initial_input(trial, source)),
-        "fit": fit_key,
-        "pick": digest(pick_input(trial, fit_key=fit_key, stage=stage)),
-        "evaluation": digest(evaluation_input(experiment.evaluate, trial, source, split=split, fit_key=fit_key)),
-    }
+    trial, evaluate = experiment.trials()[-1], experiment.evaluate
+    return by_hand.keys_of(trial, evaluate, source, stage=stage, labels=labels_digest, split=split)
 
 
 def parse(text: str, *overrides: str) -> Experiment:
@@ -130,7 +120,7 @@ def test_a_split_without_size_is_evaluated_at_the_training_size(camvid_yaml: str
     inherited = keys_of(parse(camvid_yaml, "dataset.images=100"), split="val")
     assert keys_of(parse(camvid_yaml), split="val") == own
     trial, evaluate = parse(camvid_yaml).trials()[0], parse(camvid_yaml).evaluate
-    assert keys.evaluation_size(evaluate, trial, "val").as_input() == {"size": [360, 480]}
+    assert evaluation_size(evaluate, trial, "val").as_input() == {"size": [360, 480]}
     assert inherited["evaluation"] != own["evaluation"]  # another fit
 
 
@@ -149,7 +139,9 @@ def test_full_supervision_is_the_same_with_either_decoder(camvid_yaml: str) -> N
     dense, sparse = parse(camvid_yaml, "grid=[{budget: [full], train.decoder: [dense, sparse]}]").trials()
     assert sparse.chain_id == dense.chain_id
     assert sparse.training == dense.training == dense.train
-    keys_of_both = [digest(fit_input(trial, SOURCE, stage=0, labels_digest="full")) for trial in (dense, sparse)]
+    evaluate = parse(camvid_yaml).evaluate
+    both = [Fit(trial, SOURCE, evaluate, stage=0, labels=None) for trial in (dense, sparse)]
+    keys_of_both = [fit.key for fit in both]
     assert keys_of_both[0] == keys_of_both[1]
 
 
@@ -159,8 +151,9 @@ def test_the_key_is_the_hash_of_the_written_input(camvid_yaml: str) -> None:
         '{"data":{"fingerprint":"aa","name":"camvid","size":[360,480]},"initial_pixels":10,'
         '"oracle":{"name":"ground_truth"},"seed":3,"step":"initial","version":2}'
     )
-    assert canonical_json(initial_input(trial, SOURCE)) == written
-    assert digest(initial_input(trial, SOURCE)) == hashlib.sha256(written.encode()).hexdigest()
+    first = FirstPixels(trial, SOURCE)
+    assert canonical_json(first.inputs) == written
+    assert first.key == hashlib.sha256(written.encode()).hexdigest()
 
 
 def test_keys_are_those_of_this_version(camvid_yaml: str) -> None:
@@ -178,7 +171,7 @@ def test_keys_are_those_of_this_version(camvid_yaml: str) -> None:
 def test_options_that_are_absent_are_not_in_the_key(camvid_yaml: str) -> None:
     """So that a new option does not move the keys of experiments that do not use it."""
     trial = parse(camvid_yaml, "train.augment=null").trials()[0]
-    fields = fit_input(trial, SOURCE, stage=0, labels_digest="ee")
+    fields = Fit(trial, SOURCE, parse(camvid_yaml).evaluate, stage=0, labels=by_hand.Named("ee")).inputs
     assert "images" not in fields["data"]
     assert "augment" not in fields["train"]
     assert all(value is not None for value in _leaves(fields))
@@ -193,7 +186,7 @@ def _leaves(tree: Any) -> list[Any]:
 def test_a_trial_read_back_from_its_record_has_the_same_keys(camvid_yaml: str) -> None:
     trial = parse(camvid_yaml).trials()[0]
     again = Trial.model_validate_json(canonical_json(trial.as_input()))
-    assert digest(initial_input(again, SOURCE)) == digest(initial_input(trial, SOURCE))
+    assert FirstPixels(again, SOURCE).key == FirstPixels(trial, SOURCE).key
     assert again.chain_id == trial.chain_id
 
 

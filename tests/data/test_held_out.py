@@ -15,18 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pixelpick_ray.config.canonical import digest
-from pixelpick_ray.config.keys import Source, evaluation_input, fit_input, initial_input, pick_input
+from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import DatasetSpec, SizeSpec
+from pixelpick_ray.context import Context
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
 from pixelpick_ray.data.camvid import CamVid
 from pixelpick_ray.data.datasets import Dataset, known_facts, open_dataset, training_split
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.plan import Plan, Sources, check_data
-from pixelpick_ray.steps import Steps, Workplace
-from pixelpick_ray.store import Store
-from tests.by_hand import execution_at, tiny_plan
+from pixelpick_ray.plan import Plan, Sources
+from tests import by_hand
+from tests.by_hand import check_plan, execution_at, tiny_plan
 from tests.data.trees import TREES, write_folder, write_voc
 
 WriteCamVid = Callable[..., Path]
@@ -248,7 +247,7 @@ def camvid_plan(*overrides: str, held_out: float | None = 0.4) -> Plan:
 def test_what_is_checked_before_a_start_is_each_part_once(write_camvid: WriteCamVid, tmp_path: Path) -> None:
     data = write_camvid(num_images=5, splits=("train", "test"))
     told: list[tuple[str, int, int]] = []
-    check_data(camvid_plan(EVALUATED), execution_at(tmp_path, data), lambda *values: told.append(values))
+    check_plan(camvid_plan(EVALUATED), execution_at(tmp_path, data), lambda *values: told.append(values))
     sizes = {"train": 3, "held_out": 2, "test": 5}
     assert told == [(f"camvid {split}", done + 1, size) for split, size in sizes.items() for done in range(size)]
 
@@ -257,30 +256,29 @@ def test_held_out_images_are_not_asked_for_candidates(write_camvid: WriteCamVid,
     data = write_camvid(num_images=5, splits=("train", "test"))
     blank = data / "camvid" / "trainannot" / "train_003.png"  # the first by the hash of its name
     Image.fromarray(np.full((8, 10), 11, np.uint8)).save(blank)
-    check_data(camvid_plan(), execution_at(tmp_path, data))
+    check_plan(camvid_plan(), execution_at(tmp_path, data))
     with pytest.raises(DataError, match=r"train_003\.png has 0 pixels that are not void"):
-        check_data(camvid_plan(held_out=None), execution_at(tmp_path, data))
+        check_plan(camvid_plan(held_out=None), execution_at(tmp_path, data))
 
 
 def test_a_number_of_images_counts_those_that_are_left(write_camvid: WriteCamVid, tmp_path: Path) -> None:
     data = write_camvid(num_images=5, splits=("train", "test"))
-    check_data(camvid_plan("dataset.images=3"), execution_at(tmp_path, data))
+    check_plan(camvid_plan("dataset.images=3"), execution_at(tmp_path, data))
     with pytest.raises(DataError, match=r"dataset\.images: 4 asked for, the training split has 3; lower it"):
-        check_data(camvid_plan("dataset.images=4"), execution_at(tmp_path, data))
+        check_plan(camvid_plan("dataset.images=4"), execution_at(tmp_path, data))
 
 
 def test_steps_train_on_what_is_left_and_evaluate_what_is_held_out(write_camvid: WriteCamVid, tmp_path: Path) -> None:
     data = write_camvid(num_images=5, splits=("train", "test"))
     plan, execution = camvid_plan(EVALUATED, "grid=[{seed: [0, 1], budget: [2]}]"), execution_at(tmp_path, data)
-    place = Workplace(Store(execution.store), data, execution.cache_path)
     sources = []
     for trial in plan.trials:
-        steps = Steps(plan.experiment, trial, place, World(0, 1, torch.device("cpu")), lambda event: None)
-        assert steps.data.names == ("train_000.png", "train_001.png", "train_004.png")
-        assert steps.split("held_out").names == ("train_002.png", "train_003.png")
-        assert len(steps.split("test")) == 5
-        assert steps.source == Sources(plan.experiment, execution).of(trial)
-        sources.append(steps.source)
+        context = Context(plan.experiment, trial, execution, World(0, 1, torch.device("cpu")), lambda event: None)
+        assert context.data.names == ("train_000.png", "train_001.png", "train_004.png")
+        assert context.split("held_out").names == ("train_002.png", "train_003.png")
+        assert len(context.split("test")) == 5
+        assert context.source == Sources(plan.experiment, execution).of(trial)
+        sources.append(context.source)
     assert sources[0] == sources[1]  # whatever the seed
     assert sources[0].fingerprints.keys() == {"train", "held_out", "test"}
 
@@ -306,14 +304,7 @@ SOURCE = Source({"train": "aa", "test": "bb"}, "train", None)
 def keys_of(plan: Plan) -> dict[str, str]:
     """The keys of the first trial, its contents being equal."""
     trial, evaluate = plan.trials[0], plan.experiment.evaluate
-    fit = digest(fit_input(trial, SOURCE, stage=1, labels_digest="ee"))
-    return {
-        "initial": digest(initial_input(trial, SOURCE)),
-        "fit": fit,
-        "pick": digest(pick_input(trial, fit_key=fit, stage=1)),
-        "evaluation": digest(evaluation_input(evaluate, trial, SOURCE, split="test", fit_key=fit)),
-        "chain": trial.chain_id,
-    }
+    return {**by_hand.keys_of(trial, evaluate, SOURCE), "chain": trial.chain_id}
 
 
 def test_keys_of_trials_that_hold_nothing_out_are_older_than_the_option() -> None:
@@ -375,7 +366,7 @@ def test_a_share_that_leaves_fewer_than_two_images_is_refused_with_what_to_do(
 def test_a_share_that_is_too_large_is_told_before_a_start(write_camvid: WriteCamVid, tmp_path: Path) -> None:
     data = write_camvid(num_images=3, splits=("train", "test"))
     with pytest.raises(DataError, match=r"dataset\.held_out: 0\.5 of the 3 images .* leaves 1 to train on"):
-        check_data(camvid_plan(held_out=0.5), execution_at(tmp_path, data))
+        check_plan(camvid_plan(held_out=0.5), execution_at(tmp_path, data))
 
 
 def test_a_data_set_with_a_split_of_that_name_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -418,9 +409,9 @@ def test_without_a_share_there_is_no_such_split(evaluated: str) -> None:
 
 def test_a_grid_of_shares_needs_one_at_every_point() -> None:
     shares = "grid=[{{dataset.held_out: {}, budget: [2]}}]"
-    assert len(camvid_plan(EVALUATED, shares.format([0.2, 0.4])).chains) == 2
+    assert len(camvid_plan(EVALUATED, shares.format([0.2, 0.4]), held_out=None).chains) == 2
     with pytest.raises(SpecError, match=r"evaluate\.splits: camvid has no split 'held_out'; it has train, val, test"):
-        camvid_plan(EVALUATED, shares.format("[0.2, null]"))
+        camvid_plan(EVALUATED, shares.format("[0.2, null]"), held_out=None)
 
 
 def test_an_unknown_split_is_answered_with_the_held_out_one_too(tmp_path: Path) -> None:
@@ -431,7 +422,7 @@ def test_an_unknown_split_is_answered_with_the_held_out_one_too(tmp_path: Path) 
         "dataset={name: folder, path: leaves, held_out: 0.3}", "evaluate={splits: {heldout: {}}, report: heldout}"
     )
     with pytest.raises(SpecError, match=r"folder has no split 'heldout'; it has train, val, held_out"):
-        check_data(plan, execution_at(tmp_path, tmp_path))
+        check_plan(plan, execution_at(tmp_path, tmp_path))
 
 
 def test_a_file_name_that_is_no_text_is_told_with_its_path(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """Tiny data and specs for tests of the engine: images of 32x48 or so, random labels with structure, no files."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pixelpick_ray.active.oracle import AnyOracle, Asked, answer
 from pixelpick_ray.active.queries import Query, answered
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment, parse_experiment
 from pixelpick_ray.config.trial import AdamSpec, AugmentSpec, DatasetSpec, GroundTruthSpec, ModelSpec, TrainSpec
 from pixelpick_ray.data.cache import PreparedSplit
@@ -15,6 +17,7 @@ from pixelpick_ray.data.datasets import Dataset, DatasetFacts, UInt8Array
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.engine.batches import FitJob, TrainingData
+from pixelpick_ray.store import Store
 
 TRUTH = GroundTruthSpec()
 CLASSES = 4
@@ -119,6 +122,20 @@ class TinyDataset(Dataset):
     def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
         position = self.splits[split].index[name]
         return self.splits[split].image(position), self.splits[split].label(position)
+
+
+@dataclass(frozen=True)
+class Place(Execution):
+    """Where a chain finds its inputs and leaves its results, with its store at hand."""
+
+    @property
+    def results(self) -> Store:
+        return Store(self.store)
+
+
+def place_at(store: Path, data: Path, cache: Path, **options: Any) -> Place:
+    """A place whose logs lie beside its store."""
+    return Place(data, str(store), cache, runs_path=store.parent / "runs", **options)
 
 
 TINY_EXPERIMENT = """

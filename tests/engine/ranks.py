@@ -21,10 +21,10 @@ from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.engine.score import evaluate, pick
 from pixelpick_ray.engine.step import build_optimizer, train_step
 from pixelpick_ray.engine.world import World, join
-from pixelpick_ray.loop import run_chain
+from pixelpick_ray.events import Event
 from pixelpick_ray.models.segmentation import build_model
-from pixelpick_ray.steps import Event, Workplace
-from tests.engine.helpers import CLASSES, TinyDataset, said
+from pixelpick_ray.running import run_chain
+from tests.engine.helpers import CLASSES, Place, TinyDataset, said
 
 ALONE = World(0, 1, torch.device("cpu"))
 ANSWER_SECONDS = 120
@@ -210,7 +210,7 @@ def losses_of(world: World, job: FitJob) -> list[float]:
     return losses
 
 
-def chain(world: World, experiment: Experiment, place: Workplace) -> list[Event]:
+def chain(world: World, experiment: Experiment, place: Place) -> list[Event]:
     """Run the experiment's last trial on the tiny data set, and its events on this rank."""
     events: list[Event] = []
     with patch.dict(datasets.DATASETS, {"tiny": TinyDataset}):
@@ -218,7 +218,7 @@ def chain(world: World, experiment: Experiment, place: Workplace) -> list[Event]
     return events
 
 
-def chain_in_double(world: World, experiment: Experiment, place: Workplace) -> list[Event]:
+def chain_in_double(world: World, experiment: Experiment, place: Place) -> list[Event]:
     """As `chain`, in float64."""
     with double_precision():
         return chain(world, experiment, place)

@@ -16,7 +16,7 @@ from torch import nn
 
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.experiment import parse_experiment
-from pixelpick_ray.config.keys import Source, fit_input
+from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import DatasetSpec, ModelSpec
 from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.engine.checkpoint import evaluate_checkpoint
@@ -24,6 +24,8 @@ from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.models.published import read_checkpoint
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.store import Store
+from pixelpick_ray.tasks import Fit
+from tests.by_hand import Named
 from tests.models.test_published import deeplab_state
 
 CPU = torch.device("cpu")
@@ -69,8 +71,9 @@ def sharpened(model: nn.Module) -> nn.Module:
 
 def store_fit(folder: Path, *overrides: str) -> tuple[Path, nn.Module]:
     """Publish a fit as the loop does; its weights file and its network."""
-    trial = parse_experiment(EXPERIMENT, where="tiny.yaml", overrides=overrides).trials()[0]
-    inputs = fit_input(trial, Source({"train": "0" * 64}, "train", "1" * 64), stage=0, labels_digest="2" * 64)
+    experiment = parse_experiment(EXPERIMENT, where="tiny.yaml", overrides=overrides)
+    trial, source = experiment.trials()[0], Source({"train": "0" * 64}, "train", "1" * 64)
+    inputs = Fit(trial, source, experiment.evaluate, stage=0, labels=Named("2" * 64)).inputs
     store = Store(folder)
     store.publish("fit", inputs, lambda place: (place / "training.json").write_text("{}"), {})
     spec = ModelSpec.model_validate_json(json.dumps(trial.model.as_input() | {"pretrained": "none"}))

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from pixelpick_ray.data.labels import LabelledPixels
-from pixelpick_ray.steps import Workplace
+from pixelpick_ray.events import AnswersAwaited, ChainDone, EpochDone, PixelsPicked, StageDone
 from pixelpick_ray.store import Store, experiment_folder
-from tests.engine.helpers import tiny_experiment
+from tests.engine.helpers import place_at, tiny_experiment
 from tests.engine.ranks import ALONE, Ranks, chain, chain_in_double
 from tests.people import Person
 
@@ -21,51 +21,51 @@ def results(store: Store) -> dict[str, bytes]:
 def test_two_ranks_leave_what_one_rank_leaves(ranks: Ranks, tmp_path: Path) -> None:
     """In float64, so that rounding moves no pixel: the same keys, picks and confusion matrices."""
     experiment = tiny_experiment("model.dropout=[0.0, 0.0, 0.0]", "evaluate.when=every_epoch", "train.epochs=2")
-    one = Workplace(Store(tmp_path / "one"), tmp_path, tmp_path / "cache", keep_weights="last")
-    two = Workplace(Store(tmp_path / "two"), tmp_path, tmp_path / "cache", keep_weights="last")
+    one = place_at(tmp_path / "one", tmp_path, tmp_path / "cache", keep_weights="last")
+    two = place_at(tmp_path / "two", tmp_path, tmp_path / "cache", keep_weights="last")
     chain_in_double(ALONE, experiment, one)
     first, second = ranks.run(chain_in_double, experiment, two)
-    kinds = [event.kind for event in first if event.kind != "epoch"]
-    assert kinds == ["stage", "pick", "stage", "pick", "stage", "done"]
+    kinds = [type(event) for event in first if isinstance(event, StageDone | PixelsPicked | ChainDone)]
+    assert kinds == [StageDone, PixelsPicked, StageDone, PixelsPicked, StageDone, ChainDone]
     assert second == []  # only the first rank reports
-    expected = results(one.store)
+    expected = results(one.results)
     assert len(expected) == 3 + 3
-    assert results(two.store) == expected
+    assert results(two.results) == expected
 
 
 def test_two_ranks_resume_what_one_rank_began(ranks: Ranks, tmp_path: Path) -> None:
     experiment = tiny_experiment()
-    place = Workplace(Store(tmp_path / "store"), tmp_path, tmp_path / "cache")
+    place = place_at(tmp_path / "store", tmp_path, tmp_path / "cache")
     shorter = tiny_experiment("grid=[{budget: [6]}]")
     chain(ALONE, shorter, place)
-    before = results(place.store)
+    before = results(place.results)
     first, _ = ranks.run(chain, experiment, place)
-    stages = [event for event in first if event.kind == "stage"]
-    assert [event.computed for event in stages] == [False, False, True]
-    after = results(place.store)
+    stages = [event for event in first if isinstance(event, StageDone)]
+    assert [event.trained for event in stages] == [False, False, True]
+    after = results(place.results)
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 2  # one pick, one evaluation
     again, _ = ranks.run(chain, experiment, place)
-    assert not any(event.computed for event in again)
-    (name,) = place.store.records(f"{experiment_folder(experiment)}/chains")
-    kept = place.store.read_record(f"{experiment_folder(experiment)}/chains/{name}.json")
+    assert not any(isinstance(event, EpochDone) for event in again)
+    (name,) = place.results.records(f"{experiment_folder(experiment)}/chains")
+    kept = place.results.read_record(f"{experiment_folder(experiment)}/chains/{name}.json")
     assert len(kept["stages"]) == 3
-    assert np.isfinite(stages[-1].values["miou"])
+    assert np.isfinite(stages[-1].miou)
     assert torch.get_num_threads() == 1
 
 
 def test_two_ranks_ask_people_as_one_rank_does(ranks: Ranks, tmp_path: Path) -> None:
     """Whatever people leave open, both ranks stop at the same place, and go on together."""
     changes = "oracle={name: human, replace: true}", "grid=[{budget: [6]}]", "acquire.strategy=random"
-    human, kinds, picks = tiny_experiment(*changes), dict[str, list[str]](), dict[str, dict[str, bytes]]()
+    human, kinds, picks = tiny_experiment(*changes), dict[str, list[type]](), dict[str, dict[str, bytes]]()
     for name in ("one", "two"):
-        place = Workplace(Store(tmp_path / name), tmp_path, tmp_path / "cache")
-        person, kinds[name] = Person(place.store, human, refuse_every=5), []
-        while kinds[name][-1:] != ["done"]:
+        place = place_at(tmp_path / name, tmp_path, tmp_path / "cache")
+        person, kinds[name] = Person(place.results, human, refuse_every=5), []
+        while kinds[name][-1:] != [ChainDone]:
             events = chain(ALONE, human, place) if name == "one" else ranks.run(chain, human, place)[0]
-            kinds[name] += [event.kind for event in events if event.kind in ("waits", "done")]
+            kinds[name] += [type(event) for event in events if isinstance(event, AnswersAwaited | ChainDone)]
             person.answer_all()
-        picks[name] = {path: content for path, content in results(place.store).items() if path.startswith("pick/")}
+        picks[name] = {path: content for path, content in results(place.results).items() if path.startswith("pick/")}
     assert kinds["one"] == kinds["two"]
     assert len(kinds["one"]) > 3  # two stages, and pixels that replace others
     assert sorted(picks["one"].values()) == sorted(picks["two"].values())
@@ -73,11 +73,11 @@ def test_two_ranks_ask_people_as_one_rank_does(ranks: Ranks, tmp_path: Path) -> 
 
 def test_two_ranks_replace_pixels_by_the_scores_of_the_network(ranks: Ranks, tmp_path: Path) -> None:
     human = tiny_experiment("oracle={name: human, replace: true}", "grid=[{budget: [6]}]", "train.epochs=1")
-    place = Workplace(Store(tmp_path / "store"), tmp_path, tmp_path / "cache")
-    person, last = Person(place.store, human, refuse_every=3), ""
-    while last != "done":
-        last = ranks.run(chain, human, place)[0][-1].kind
+    place = place_at(tmp_path / "store", tmp_path, tmp_path / "cache")
+    person, last = Person(place.results, human, refuse_every=3), None
+    while not isinstance(last, ChainDone):
+        last = ranks.run(chain, human, place)[0][-1]
         person.answer_all()
-    stored = [LabelledPixels.read(path) for path in place.store.path.glob("pick/*/pixels.npz")]
+    stored = [LabelledPixels.read(path) for path in place.results.path.glob("pick/*/pixels.npz")]
     assert [np.bincount(pixels.with_class().image).tolist() for pixels in stored] == [[3] * 5] * 2
     assert max(len(pixels) for pixels in stored) > 15

@@ -12,9 +12,10 @@ from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.config.keys import VERSIONS
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.engine.world import World
-from pixelpick_ray.loop import run_chain
-from pixelpick_ray.steps import Event, Workplace
-from pixelpick_ray.store import Store, experiment_folder
+from pixelpick_ray.events import Event, StageDone
+from pixelpick_ray.running import run_chain
+from pixelpick_ray.store import experiment_folder
+from tests.engine.helpers import place_at
 
 COMMAND = "PYTHONPATH=. python -m tests.golden.regenerate"
 GOLDEN_PATH = Path(__file__).with_name("scenes.json")
@@ -43,21 +44,21 @@ def measure() -> dict[str, Any]:
     events: list[Event] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        place = Workplace(Store(folder / "store"), folder, folder / "cache")
+        place = place_at(folder / "store", folder, folder / "cache")
         run_chain(experiment, experiment.trials()[0], place, World(0, 1, torch.device("cpu")), events.append)
-        (chain,) = place.store.records(f"{experiment_folder(experiment)}/chains")
-        kept = place.store.read_record(f"{experiment_folder(experiment)}/chains/{chain}.json")
+        (chain,) = place.results.records(f"{experiment_folder(experiment)}/chains")
+        kept = place.results.read_record(f"{experiment_folder(experiment)}/chains/{chain}.json")
         keys = {"initial": kept["initial"], "picked": kept["stages"][0]["pick"]}
         pixels = {
-            kind: _flat(LabelledPixels.read(place.store.folder("pick", key) / "pixels.npz"))
+            kind: _flat(LabelledPixels.read(place.results.folder("pick", key) / "pixels.npz"))
             for kind, key in keys.items()
         }
         with np.load(
-            place.store.folder("evaluation", kept["stages"][1]["evaluations"]["val"]) / "confusion.npz"
+            place.results.folder("evaluation", kept["stages"][1]["evaluations"]["val"]) / "confusion.npz"
         ) as file:
             evaluated = int(file["confusion"].sum())
     torch.set_num_threads(threads)
-    losses = [event.values["losses"] for event in events if event.kind == "stage"]
+    losses = [list(event.losses) for event in events if isinstance(event, StageDone)]
     return {"versions": dict(VERSIONS), "losses": losses, "pixels_evaluated": evaluated, **pixels}
 
 

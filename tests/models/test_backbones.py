@@ -63,9 +63,7 @@ def test_a_transformer_is_refused_with_a_remedy(backbone: str) -> None:
         build_pyramid(spec(backbone))
 
 
-def test_a_missing_stride_is_named() -> None:
-    with pytest.raises(SpecError, match=r"no features at stride 4, only at \[2, 8\]"):
-        Pyramid(nn.Identity(), (8, 8), (2, 8)).level_at(4)
+def test_of_several_levels_of_a_stride_the_deepest_is_taken() -> None:
     assert Pyramid(nn.Identity(), (8, 8, 8), (4, 4, 8)).level_at(4) == 1
 
 

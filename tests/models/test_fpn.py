@@ -1,7 +1,6 @@
 """The feature pyramid network: published layers, published arithmetic."""
 
 import math
-import re
 from collections.abc import Callable
 
 import pytest
@@ -9,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelpick_ray.errors import SpecError
-from pixelpick_ray.models.backbones import Pyramid
-from pixelpick_ray.models.segmentation import FPN, Dropout, parameter_groups, stochastic, upsample
+from pixelpick_ray.models.segmentation import Dropout, parameter_groups, stochastic, upsample
 from tests.models.helpers import count, model_of, randomise_norms, spec
 
 
@@ -174,13 +171,6 @@ def test_the_encoder_has_a_learning_rate_of_its_own() -> None:
     encoder, rest = parameter_groups(model, lr=1.0, backbone_lr_factor=0.1)
     assert sum(value.numel() for value in encoder["params"]) == count(model.backbone)
     assert sum(value.numel() for value in rest["params"]) == count(model) - count(model.backbone)
-
-
-@pytest.mark.parametrize("strides", [(2, 4, 8, 8), (4, 8, 8), (2, 4, 8, 16, 16), (4, 8, 16, 32)], ids=str)
-def test_a_backbone_without_the_strides_is_answered_with_usable_ones(strides: tuple[int, ...]) -> None:
-    told = rf"strides 4, 8, 8, 8; vgg11 has them at {re.escape(str(list(strides)))}.*resnet18, resnet34, resnet50"
-    with pytest.raises(SpecError, match=told):
-        FPN(Pyramid(nn.Identity(), (8,) * len(strides), strides), 3, spec("vgg11", architecture="fpn"))
 
 
 def features_seen(model: nn.Module, run: Callable[[], object]) -> list[Tensor]:

@@ -16,6 +16,7 @@ from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.description import write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.store import Store, experiment_folder
+from tests.by_hand import record_of
 
 TEXT = """
 name: study
@@ -178,10 +179,9 @@ class Study:
 
     def record(self, experiment: Experiment, trial: Trial, stage: dict[str, Any], confusion: Any) -> None:
         path = chain_path(experiment, trial)
-        before = self.store.read_record(path) or {"stages": []}
-        first, step = trial.acquire.initial_pixels, trial.acquire.pixels_per_stage
-        between = range(len(before["stages"]), trial.num_stages)
-        stages = before["stages"] + [{"budget": first + number * step, "evaluations": {}} for number in between]
+        before = (self.store.read_record(path) or {"stages": []})["stages"]
+        between = range(len(before), trial.num_stages)
+        stages = before + [{"budget": trial.budget_of(number), "fit": "none", "evaluations": {}} for number in between]
         stages[trial.num_stages - 1] = stage
-        names = ["sky", "road", "car"][: confusion.shape[-1]]
-        self.store.write_record(path, {"class_names": names, "pixels_per_image": 172800.0, "stages": stages})
+        record = record_of(trial, class_names=("sky", "road", "car")[: confusion.shape[-1]])
+        self.store.write_record(path, record.model_dump(mode="json") | {"stages": stages})

@@ -37,7 +37,7 @@ TEXT = """
 name: hunt
 title: <b>Settings & more</b>
 dataset: {name: camvid, size: [360, 480]}
-model: {backbone: small, pretrained: none}
+model: {backbone: resnet18, pretrained: none}
 train: {epochs: 10, optimizer: {name: adam, lr: 1e-3}}
 acquire: {strategy: margin, initial_pixels: 10, pixels_per_stage: 10}
 evaluate: {splits: {test: {}}, report: test}

@@ -211,7 +211,7 @@ def test_a_data_set_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
 
 def test_a_store_that_is_not_the_drivers_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pixelpick_ray.runner.inspection.VISIBLE_SECONDS", 0.1)
-    Store(tmp_path / "a").write_record("doctor/driver.json", "mark")
+    Store(tmp_path / "a").write_record("doctor/driver.json", {"mark": "mark"})
     assert probe(str(tmp_path / "a"), "doctor/driver.json", "doctor/mine.json", "mark") == ""
     assert appears(Store(tmp_path / "a"), "doctor/mine.json", "mark")
     assert "does not have what the driver writes" in probe(str(tmp_path / "b"), "doctor/driver.json", "x.json", "mark")

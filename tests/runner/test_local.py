@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-import pixelpick_ray.loop
+import pixelpick_ray.training
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data import datasets
 from pixelpick_ray.engine.batches import FitJob
 from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.events import ChainDone, ChainFailed, Event, StageDone
 from pixelpick_ray.plan import Plan, make_plan, progress_of
 from pixelpick_ray.runner import local
 from pixelpick_ray.status import status_of
-from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 from tests.engine.helpers import TinyDataset, tiny_experiment
 from tests.people import nobody
@@ -65,10 +65,8 @@ def test_chains_run_one_after_another_and_each_says_when_it_is_done(plan: Plan, 
     assert errors == {}
     ids = [chain.id for chain in plan.chains]
     assert list(dict.fromkeys(event.chain for event in events)) == ids
-    assert [(event.chain, event.stage) for event in events if event.kind == "done"] == list(
-        zip(ids, (1, 1, 0), strict=True)
-    )
-    stages = [(event.chain, event.stage, event.computed) for event in events if event.kind == "stage"]
+    assert [event.chain for event in events if isinstance(event, ChainDone)] == ids
+    stages = [(event.chain, event.stage, event.trained) for event in events if isinstance(event, StageDone)]
     assert stages == [
         (ids[0], 0, True), (ids[0], 1, True), (ids[1], 0, False), (ids[1], 1, True), (ids[2], 0, True),
     ]  # fmt: skip
@@ -119,13 +117,13 @@ def test_a_chain_that_fails_leaves_its_traceback_and_the_others_go_on(
             raise OSError("the disk is gone\nand so is the rest")
         return fit(job, *rest)
 
-    monkeypatch.setattr(pixelpick_ray.loop, "fit", breaks)
+    monkeypatch.setattr(pixelpick_ray.training, "fit", breaks)
     errors, events = run(plan, execution)
     margin, random, other = (chain.id for chain in plan.chains)
     assert errors == dict.fromkeys((margin, random), "OSError: the disk is gone")
-    assert [event.chain for event in events if event.kind == "done"] == [other]
-    failed = {event.chain: event.values for event in events if event.kind == "failed"}
-    assert failed == {key: {"message": "OSError: the disk is gone"} for key in (margin, random)}
+    assert [event.chain for event in events if isinstance(event, ChainDone)] == [other]
+    failed = {event.chain: event.message for event in events if isinstance(event, ChainFailed)}
+    assert failed == dict.fromkeys((margin, random), "OSError: the disk is gone")
     (attempt,) = (Path(execution.store) / "attempts" / margin).iterdir()
     assert attempt.read_text().startswith("Traceback")
     assert "in breaks" in attempt.read_text()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
+from pixelpick_ray.events import AnswersAwaited, ChainDone, Event, StageDone, encode
 from pixelpick_ray.plan import Chain, make_plan
 from pixelpick_ray.runner.tune import ChainOrder, Relay
 from tests.engine.helpers import tiny_experiment
@@ -36,9 +37,8 @@ class Bench:
         found = self.order.suggest(trial)
         return (trial, found["chain"]) if isinstance(found, dict) else found
 
-    def tell(self, chain: int, kind: str, **values: Any) -> None:
-        event = {"kind": kind, "chain": self.chains[chain].id, "stage": 0, "computed": True, "values": values}
-        self.relay.on_trial_result(0, [], None, {"event": event})
+    def tell(self, chain: int, kind: type[Event], *values: Any) -> None:
+        self.relay.on_trial_result(0, [], None, {"event": encode(kind(self.chains[chain].id, *values))})
 
 
 @pytest.fixture
@@ -58,25 +58,25 @@ def test_a_chain_that_waits_for_people_comes_again_when_they_have_answered(bench
     running = handed(bench)
     assert len(running) == 2  # one a seed: the strategies share their first fit
     first, _ = running
-    bench.tell(first, "waits", missing=15, asked=15)
+    bench.tell(first, AnswersAwaited, 0, 15, 15)
     bench.order.on_trial_complete(running[first], {})
     others = handed(bench)
     assert len(others) == 1  # the other strategy of this seed
     assert bench.next() is None
     bench.answered.add(bench.chains[first].id)
-    bench.tell(next(iter(others)), "stage", fit="f")
+    bench.tell(next(iter(others)), StageDone, 0, True, 3, "f", 0.5, (), (), 1.0)
     assert list(handed(bench)) == [first]
 
 
 def test_the_run_ends_when_only_people_are_left(bench: Bench) -> None:
     running = handed(bench)
     for chain, trial in running.items():
-        bench.tell(chain, "waits", missing=1, asked=15)
+        bench.tell(chain, AnswersAwaited, 0, 1, 15)
         bench.order.on_trial_complete(trial, {})
     rest = handed(bench)
     assert len(rest) == 2
     for chain, trial in rest.items():
-        bench.tell(chain, "waits", missing=1, asked=15)
+        bench.tell(chain, AnswersAwaited, 0, 1, 15)
         bench.order.on_trial_complete(trial, {})
     assert bench.next() == Searcher.FINISHED
 
@@ -84,8 +84,8 @@ def test_the_run_ends_when_only_people_are_left(bench: Bench) -> None:
 def test_a_chain_that_went_on_is_not_handed_out_again(bench: Bench) -> None:
     running = handed(bench)
     first = next(iter(running))
-    bench.tell(first, "waits", missing=15, asked=15)
-    bench.tell(first, "done")
+    bench.tell(first, AnswersAwaited, 0, 15, 15)
+    bench.tell(first, ChainDone)
     bench.order.on_trial_complete(running[first], {})
     bench.answered |= {chain.id for chain in bench.chains}
     assert first not in handed(bench)
@@ -94,7 +94,7 @@ def test_a_chain_that_went_on_is_not_handed_out_again(bench: Bench) -> None:
 def test_a_chain_that_people_answered_joins_those_that_are_tried_again(bench: Bench) -> None:
     """The next round begins with what was lost; what people answered meanwhile is handed out beside it."""
     first, other = list(handed(bench))
-    bench.tell(first, "waits", missing=15, asked=15)
+    bench.tell(first, AnswersAwaited, 0, 15, 15)
     bench.answered.add(bench.chains[first].id)
     bench.order = ChainOrder(bench.chains, [bench.chains[other]], bench.relay, bench)  # type: ignore[arg-type]
     assert set(handed(bench)) == {first, other}
@@ -102,7 +102,7 @@ def test_a_chain_that_people_answered_joins_those_that_are_tried_again(bench: Be
 
 def test_a_chain_that_is_lost_does_not_wait_for_people_any_more(bench: Bench) -> None:
     (first, _), *_ = handed(bench).items()
-    bench.tell(first, "waits", missing=15, asked=15)
+    bench.tell(first, AnswersAwaited, 0, 15, 15)
     lost = SimpleNamespace(config={"name": bench.chains[first].id})
     bench.relay.on_trial_error(0, [], lost)
     assert bench.chains[first].id not in bench.relay.asking

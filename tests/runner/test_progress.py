@@ -2,15 +2,15 @@
 
 import io
 import re
-from typing import Any
 
 import pytest
 from rich.console import Console
 
+from pixelpick_ray.events import ChainDone, ChainFailed, Event, FitTrained, PixelsPicked
 from pixelpick_ray.plan import Plan
-from pixelpick_ray.runner.progress import Progress
-from pixelpick_ray.steps import Event
+from pixelpick_ray.runner.progress import ChainProgress
 from tests.by_hand import tiny_plan
+from tests.hand_events import epoch_done, stage_done
 
 
 @pytest.fixture
@@ -20,24 +20,22 @@ def plan() -> Plan:
 
 
 def epoch(plan: Plan, chain: int, stage: int, number: int, loss: float = 1.0) -> Event:
-    values = {"epoch": number, "epochs": 2, "loss": loss, "seconds": 1.0}
-    return Event("epoch", plan.chains[chain].id, stage, values=values)
+    return epoch_done(plan.chains[chain].id, stage, number, loss=loss)
 
 
-def stage(plan: Plan, chain: int, number: int, miou: float, computed: bool = True) -> Event:
-    values = {"miou": miou, "budget": 2 + 2 * number, "losses": [2.0 - number, 1.0 - number / 2]}
-    return Event("stage", plan.chains[chain].id, number, computed, values)
+def stage(plan: Plan, chain: int, number: int, miou: float, trained: bool = True) -> Event:
+    return stage_done(plan.chains[chain].id, number, miou, trained=trained, budget=2 + 2 * number)
 
 
-def failed(plan: Plan, chain: int, **values: Any) -> Event:
-    return Event("failed", plan.chains[chain].id, 0, values=values)
+def failed(plan: Plan, chain: int, message: str, final: bool = True) -> Event:
+    return ChainFailed(plan.chains[chain].id, message, final)
 
 
-def shown(plan: Plan, events: list[Event], *, terminal: bool) -> tuple[list[str], Progress]:
+def shown(plan: Plan, events: list[Event], *, terminal: bool) -> tuple[list[str], ChainProgress]:
     """The lines that events leave on a console, colours removed, and the progress."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=140, color_system=None)
-    with Progress(plan, list(plan.chains), console, []) as progress:
+    with ChainProgress(plan, list(plan.chains), console, []) as progress:
         for event in events:
             progress(event)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
@@ -48,12 +46,13 @@ def test_a_log_gets_a_line_for_each_stage_and_failure_and_no_other(plan: Plan) -
     events = [
         epoch(plan, 0, 0, 1),
         epoch(plan, 0, 0, 2),
+        FitTrained(plan.chains[0].id, 0, "f"),
         stage(plan, 0, 0, 0.4567),
-        Event("pick", plan.chains[0].id, 0),
-        stage(plan, 1, 0, 0.4567, computed=False),
+        PixelsPicked(plan.chains[0].id, 0, True, "p"),
+        stage(plan, 1, 0, 0.4567, trained=False),
         failed(plan, 1, message="OSError: [the disk] is gone", final=False),
         failed(plan, 0, message="the loss is nan"),
-        Event("done", plan.chains[1].id, 2),
+        ChainDone(plan.chains[1].id),
     ]
     lines, progress = shown(plan, events, terminal=False)
     told = [re.fullmatch(r"\[0:0\d\] (.*)", line) for line in lines]
@@ -65,13 +64,12 @@ def test_a_log_gets_a_line_for_each_stage_and_failure_and_no_other(plan: Plan) -
         "test_resnet margin seed 0: FAILED: the loss is nan",
     ]
     assert len(texts) == len(lines)
-    assert progress.computed_fits == 1
+    assert progress.num_trained == 1
 
 
 def test_full_supervision_is_told_as_such() -> None:
     plan = tiny_plan("grid=[{budget: [full]}]")
-    values = {"miou": 0.5, "budget": "full", "losses": [1.0]}
-    lines, _ = shown(plan, [Event("stage", plan.chains[0].id, 0, True, values)], terminal=False)
+    lines, _ = shown(plan, [stage_done(plan.chains[0].id, 0, 0.5, budget="full")], terminal=False)
     assert len(lines) == 1
     assert lines[0].endswith("test_resnet full seed 0: full supervision: mIoU 50.0 % (trained), 1 of 1 stages")
 
@@ -79,12 +77,13 @@ def test_full_supervision_is_told_as_such() -> None:
 def test_a_terminal_shows_every_chain_as_it_is_now(plan: Plan) -> None:
     events = [
         epoch(plan, 0, 0, 2),
+        FitTrained(plan.chains[0].id, 0, "f"),
         stage(plan, 0, 0, 0.4567),
         epoch(plan, 0, 1, 1, loss=0.98765),
-        stage(plan, 1, 0, 0.4567, computed=False),
+        stage(plan, 1, 0, 0.4567, trained=False),
         stage(plan, 1, 1, 0.5),
         stage(plan, 1, 2, 0.51),
-        Event("done", plan.chains[1].id, 2),
+        ChainDone(plan.chains[1].id),
     ]
     lines, _ = shown(plan, events, terminal=True)
     last = lines[-5:]
@@ -106,8 +105,8 @@ def test_the_clock_of_a_chain_stops_when_it_is_over(plan: Plan, monkeypatch: pyt
     now = [100.0]
     monkeypatch.setattr("pixelpick_ray.runner.progress.time.monotonic", lambda: now[0])
 
-    def at(second: float, event: Event) -> Event:
-        return Event(event.kind, event.chain, event.stage, values=event.values | {"at": 100.0 + second})
+    def at(second: float, event: Event) -> tuple[float, Event]:
+        return 100.0 + second, event
 
     events = [
         at(0, epoch(plan, 0, 0, 1)),
@@ -115,14 +114,14 @@ def test_the_clock_of_a_chain_stops_when_it_is_over(plan: Plan, monkeypatch: pyt
         at(7, failed(plan, 0, message="no")),
         at(9, failed(plan, 1, message="lost", final=False)),
         at(65, epoch(plan, 1, 0, 2)),
-        at(70, Event("done", plan.chains[1].id, 0)),
+        at(70, ChainDone(plan.chains[1].id)),
         at(90, epoch(plan, 0, 0, 1)),
         at(190, failed(plan, 0, message="no")),
     ]
     file = io.StringIO()
-    with Progress(plan, list(plan.chains), Console(file=file, force_terminal=True, width=140), []) as progress:
-        for event in events:
-            now[0] = event.values["at"]
+    with ChainProgress(plan, list(plan.chains), Console(file=file, force_terminal=True, width=140), []) as progress:
+        for second, event in events:
+            now[0] = second
             progress(event)
         now[0] = 1000.0
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue()).splitlines()
@@ -133,8 +132,8 @@ def test_the_clock_of_a_chain_stops_when_it_is_over(plan: Plan, monkeypatch: pyt
 
 def test_every_event_reaches_the_listeners(plan: Plan) -> None:
     heard: list[Event] = []
-    events = [epoch(plan, 0, 0, 1), stage(plan, 0, 0, 0.5), Event("done", plan.chains[0].id, 0)]
-    progress = Progress(plan, list(plan.chains), Console(file=io.StringIO()), [heard.append])
+    events = [epoch(plan, 0, 0, 1), stage(plan, 0, 0, 0.5), ChainDone(plan.chains[0].id)]
+    progress = ChainProgress(plan, list(plan.chains), Console(file=io.StringIO()), [heard.append])
     for event in events:
         progress(event)
     assert heard == events

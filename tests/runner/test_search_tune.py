@@ -12,10 +12,10 @@ import pytest
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.errors import StoreError
+from pixelpick_ray.events import Event, LevelReached
 from pixelpick_ray.runner import search as runner
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Journal
-from pixelpick_ray.steps import Event
 from pixelpick_ray.store import Store
 
 SAMPLES = 12
@@ -45,14 +45,15 @@ def instant() -> Callable[..., None]:
     def work(config: dict[str, Any], search: Any, execution: Any) -> None:
         from ray import tune
 
+        from pixelpick_ray.events import ChainDone, encode
+
         final = math.exp(-((math.log10(config["values"]["train.optimizer.lr"] / 1e-3)) ** 2))
         for level in range(config["heard"], len(search.levels)):
             score = final * (level + 1) / 10
             report = {"score": score, "mious": {"0": score}, "fits": {"0": [f"key{level}"]}, "seconds": level + 1.0}
             resource = search.levels[level].resource
             tune.report({"report": json.dumps(report), "level": level, "resource": resource, "score": score})
-        done = {"kind": "done", "chain": config["name"], "stage": 0, "computed": True, "values": {}}
-        tune.report({"event": done})
+        tune.report({"event": encode(ChainDone(config["name"]))})
 
     return work
 
@@ -65,7 +66,7 @@ class Reports:
         self.full = threading.Event()
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "report":
+        if isinstance(event, LevelReached):
             self.new += event.computed
             self.known += not event.computed
             if self.new >= self.most:

@@ -22,14 +22,17 @@ from tensorboard.plugins.hparams.list_session_groups import Handler as RowsHandl
 
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import CamVid, open_dataset
 from pixelpick_ray.data.description import write_description, write_label_map
+from pixelpick_ray.events import ChainDone, ChainFailed, Event, PixelsPicked
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.tensorboard import TensorBoard, settings_of
-from pixelpick_ray.steps import Event
-from pixelpick_ray.store import Store, experiment_folder
-from tests.by_hand import do_steps, execution_at, tiny_plan
+from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import DescriptionKeys, StageRecord, write_chain
+from tests.by_hand import do_steps, execution_at, record_of, tiny_plan
+from tests.hand_events import epoch_done, stage_done
 
 
 @pytest.fixture
@@ -44,12 +47,11 @@ def execution(write_camvid: Callable[..., Path], tmp_path: Path) -> Execution:
 
 
 def epoch(chain: Chain, number: int, loss: float, *, stage: int = 0) -> Event:
-    return Event("epoch", chain.id, stage, values={"epoch": number, "epochs": 2, "loss": loss, "seconds": 1.0})
+    return epoch_done(chain.id, stage, number, loss=loss)
 
 
-def stage(chain: Chain, number: int, miou: float, losses: Sequence[float], budget: int | str | None = None) -> Event:
-    values = {"miou": miou, "budget": budget or 2 + 2 * number, "losses": list(losses)}
-    return Event("stage", chain.id, number, values=values)
+def stage(chain: Chain, number: int, miou: float, losses: Sequence[float], budget: Budget | None = None) -> Event:
+    return stage_done(chain.id, number, miou, budget=budget or 2 + 2 * number, losses=tuple(losses))
 
 
 def write(plan: Plan, execution: Execution, events: list[Event]) -> None:
@@ -122,7 +124,7 @@ def test_the_loss_is_written_while_a_stage_trains(plan: Plan, execution: Executi
 
 def test_what_is_told_again_is_written_once(plan: Plan, execution: Execution) -> None:
     chain = plan.chains[0]
-    failed = Event("failed", chain.id, 0, values={"message": "lost", "final": False})
+    failed = ChainFailed(chain.id, "lost", final=False)
     stored = [epoch(chain, 1, 2.0), epoch(chain, 2, 1.0), stage(chain, 0, 0.25, [2.0, 1.0])]
     again = [stage(chain, 0, 0.25, [2.0, 1.0]), epoch(chain, 1, 0.75, stage=1), epoch(chain, 2, 0.5, stage=1)]
     events = [*stored, epoch(chain, 1, 0.75, stage=1), failed, *again, stage(chain, 1, 0.5, [0.75, 0.5])]
@@ -191,7 +193,7 @@ def test_each_chain_is_a_row_of_the_hparams_tab(plan: Plan, execution: Execution
     events = [
         stage(margin, 0, 0.25, [2.0, 1.0]),
         stage(margin, 1, 0.5, [1.0, 0.5]),
-        Event("done", margin.id, 1),
+        ChainDone(margin.id),
         stage(random, 0, 0.125, [3.0, 2.5]),
     ]
     write(plan, execution, events)
@@ -211,7 +213,7 @@ def test_each_chain_is_a_row_of_the_hparams_tab(plan: Plan, execution: Execution
 def test_another_run_leaves_one_row_a_chain(plan: Plan, execution: Execution) -> None:
     chain = plan.chains[0]
     write(plan, execution, [stage(chain, 0, 0.25, [2.0, 1.0])])
-    write(plan, execution, [stage(chain, 0, 0.25, [2.0, 1.0]), Event("done", chain.id, 0)])
+    write(plan, execution, [stage(chain, 0, 0.25, [2.0, 1.0]), ChainDone(chain.id)])
     tab = hparams_tab(execution.runs_path)
     assert len(tab.settings) == 1
     assert list(tab.status.values()) == ["STATUS_SUCCESS"]
@@ -242,7 +244,7 @@ def test_settings_are_what_the_grid_varies_beside_the_usual() -> None:
 
 def test_picked_pixels_are_dots_at_their_places_in_the_colour_of_their_class(plan: Plan, execution: Execution) -> None:
     key = do_steps(plan, plan.chains[0], execution)["pick 1"]
-    events = [Event("pick", plan.chains[0].id, 1, values={"pick": key})] * 2
+    events = [PixelsPicked(plan.chains[0].id, 1, True, key)] * 2
     (board,) = written(plan, execution, events)
     labels = {"train_000": (3, 8), "train_001": (0, 1), "train_002": (2, 10)}  # of the pixels (2, 0) and (2, 1)
     assert sorted(board.Tags()["images"]) == [f"picked/{name}" for name in sorted(labels)]
@@ -317,9 +319,11 @@ def record_predictions(
 
     for number, classes in predicted.items():
         store.publish("evaluation", {"of": number}, lambda folder, c=classes: write_predictions(folder, c), {})
-    record = {
-        "stages": [{"evaluations": {"test": digest({"of": number})}} for number in predicted],
-        "descriptions": {"evaluated": {"test": description.name}},
-    }
-    store.write_record(f"{experiment_folder(plan.experiment)}/chains/{chain.id}.json", record)
+    keys = [{"test": digest({"of": number})} for number in predicted]
+    record = record_of(
+        chain.trial,
+        stages=tuple(StageRecord(budget=10, fit="none", evaluations=one) for one in keys),
+        descriptions=DescriptionKeys(training="none", evaluated={"test": description.name}),
+    )
+    write_chain(store, plan.experiment, chain.id, record)
     return description

@@ -11,7 +11,7 @@ TEXT = """\
 name: hunt
 title: Street scenes
 dataset: {name: camvid, size: [360, 480]}
-model: {backbone: small, pretrained: none}
+model: {backbone: resnet18, pretrained: none}
 train: {epochs: 8, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
 acquire: {strategy: margin, initial_pixels: 10, pixels_per_stage: 10}
 evaluate: {splits: {test: {size: [180, 240]}}, report: test}

@@ -148,7 +148,7 @@ def test_a_record_written_by_hand_is_read(store: Store) -> None:
 @pytest.mark.parametrize(
     ("record", "told"),
     [
-        ("[]", "is no record of a sample (TypeError"),
+        ("[]", "is damaged: is not a mapping"),
         ("{}", "is no record of a sample (KeyError('values'))"),
         ('{"values": {}}', "is no record of a sample (KeyError('reports'))"),
         ('{"values": [], "reports": []}', "is no record of a sample (AttributeError"),
@@ -158,7 +158,7 @@ def test_a_record_written_by_hand_is_read(store: Store) -> None:
             '{"reports": [], "index": 0, "values": {}, "origin": "file", "more": 1}',
             "is no record of a sample (TypeError",
         ),
-        ("{", "is not JSON"),
+        ("{", "is damaged: is not JSON"),
     ],
 )
 def test_a_record_that_is_none_is_refused_with_its_path(store: Store, journal: Journal, record: str, told: str) -> None:

@@ -1,7 +1,6 @@
 """Samples with real trainings: what a level reports is what the store has, and what is stored is not trained again."""
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,13 @@ from pixelpick_ray.active.metrics import miou
 from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.engine.world import World
-from pixelpick_ray.loop import run_chain
+from pixelpick_ray.events import Event, StageDone
+from pixelpick_ray.running import run_chain
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Report
 from pixelpick_ray.search.sample import run_sample
-from pixelpick_ray.steps import Event, Workplace
 from pixelpick_ray.store import Store
+from tests.engine.helpers import place_at
 
 EXPERIMENT = """
 name: real
@@ -45,16 +45,16 @@ class Bench:
 
     def __init__(self, place: Path, cache_path: Path, search: Search) -> None:
         self.search, self.store = search, Store(place / "store")
-        self.place = Workplace(self.store, place / "data", cache_path)
+        self.place = place_at(place / "store", place / "data", cache_path)
         self.trained: Counter[tuple[int, int]] = Counter()
 
     def run_trial(self, trial: Trial, keep_stages: frozenset[int], on_event: object) -> None:
         def hear(event: Event) -> None:
-            self.trained[trial.seed, event.stage] += event.kind == "stage" and event.computed
+            self.trained[trial.seed, getattr(event, "stage", 0)] += isinstance(event, StageDone) and event.trained
             on_event(event)  # type: ignore[operator]
 
-        place = replace(self.place, keep_stages=keep_stages)
-        run_chain(self.search.judged, trial, place, World(0, 1, torch.device("cpu")), hear)
+        world = World(0, 1, torch.device("cpu"))
+        run_chain(self.search.judged, trial, self.place, world, hear, keep_stages=keep_stages)
 
     def sample(self, values: dict[str, object], known: tuple[Report, ...] = ()) -> list[Report]:
         reports: list[Report] = []

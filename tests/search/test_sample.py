@@ -7,10 +7,11 @@ import pytest
 
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.events import Event, FitResumed, PixelsPicked
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Report
 from pixelpick_ray.search.sample import run_sample
-from pixelpick_ray.steps import Event
+from tests.hand_events import epoch_done, stage_done
 from tests.search.helpers import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, THREE_SEEDS, search_of
 
 EPOCHS = 8
@@ -39,30 +40,31 @@ class Trainer:
             computed = (trial.seed, stage) not in self.stored
             if computed:
                 self._train(trial, stage, on_event)
-            on_event(Event("stage", trial.chain_id, stage, computed, self._summary(trial, stage)))
-            on_event(Event("pick", trial.chain_id, stage, computed, {"pick": "..."}))
+            on_event(self._summary(trial, stage, computed))
+            on_event(PixelsPicked(trial.chain_id, stage, computed, "..."))
 
     def _train(self, trial: Trial, stage: int, on_event: Callable[[Event], None]) -> None:
         first = self._done.get((trial.seed, stage), 0) + 1
         if first > 1:
-            on_event(Event("resume", trial.chain_id, stage, False, {"epoch": first - 1, "epochs": EPOCHS}))
+            on_event(FitResumed(trial.chain_id, stage, first - 1, EPOCHS))
         for epoch in range(first, EPOCHS + 1):
             self.epochs.append((trial.seed, stage, epoch))
-            values: dict[str, Any] = {"epoch": epoch, "epochs": EPOCHS, "loss": 1.0, "seconds": float(epoch)}
-            values["fit"] = f"fit {trial.seed} {stage}"
-            if self._by_epoch or epoch == EPOCHS:
-                values["miou"] = miou_of(trial.seed, stage, epoch)
-            on_event(Event("epoch", trial.chain_id, stage, True, values))
+            miou = miou_of(trial.seed, stage, epoch) if self._by_epoch or epoch == EPOCHS else None
+            fit = f"fit {trial.seed} {stage}"
+            on_event(epoch_done(trial.chain_id, stage, epoch, epochs=EPOCHS, miou=miou, fit=fit))
         self.stored.add((trial.seed, stage))
 
-    def _summary(self, trial: Trial, stage: int) -> dict[str, Any]:
+    def _summary(self, trial: Trial, stage: int, trained: bool) -> Event:
         measured = range(1, EPOCHS + 1) if self._by_epoch else [EPOCHS]
-        return {
-            "fit": f"fit {trial.seed} {stage}",
-            "miou": miou_of(trial.seed, stage),
-            "miou_by_epoch": [(epoch, miou_of(trial.seed, stage, epoch)) for epoch in measured],
-            "seconds": EPOCHS + 0.5,  # the fit with its end
-        }
+        return stage_done(
+            trial.chain_id,
+            stage,
+            miou_of(trial.seed, stage),
+            trained=trained,
+            fit=f"fit {trial.seed} {stage}",
+            miou_by_epoch=tuple((epoch, miou_of(trial.seed, stage, epoch)) for epoch in measured),
+            seconds=EPOCHS + 0.5,  # the fit with its end
+        )
 
 
 def fits(*seeds: int, stages: int) -> dict[str, tuple[str, ...]]:
@@ -309,8 +311,7 @@ def test_seconds_are_rounded_to_milliseconds() -> None:
     search = search_of("search.metric={budget: 10}")
 
     def train(trial: Trial, keep_stages: frozenset[int], on_event: Callable[[Event], None]) -> None:
-        values = {"fit": "a", "miou": 0.5, "miou_by_epoch": [(8, 0.5)], "seconds": 1.23456789}
-        on_event(Event("stage", trial.chain_id, 0, True, values))
+        on_event(stage_done(trial.chain_id, 0, 0.5, fit="a", miou_by_epoch=((8, 0.5),), seconds=1.23456789))
 
     found: list[Report] = []
     run_sample(search, OWN, [], run=train, on_report=lambda position, report: found.append(report))

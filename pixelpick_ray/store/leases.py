@@ -8,7 +8,7 @@ import threading
 from types import TracebackType
 
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.storage import Storage, is_gone, process_stamp
+from pixelpick_ray.store.backend import Storage, is_gone, process_stamp
 
 LEASE_SECONDS = 60.0
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from pixelpick_ray.errors import StoreError
+from pixelpick_ray.store.paths import MANIFEST
 
-MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 STALE_SECONDS = 86400.0
 

@@ -20,7 +20,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pixelpick_ray.errors import SpecError, StoreError
-from pixelpick_ray.storage import MANIFEST, process_stamp, remove_stale, telling
+from pixelpick_ray.store.backend import process_stamp, remove_stale, telling
+from pixelpick_ray.store.paths import MANIFEST
 
 SCRATCH = "pixelpick-ray-"
 CONNECTIONS = 16  # objects that are read or written at the same time

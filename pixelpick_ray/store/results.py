@@ -1,38 +1,31 @@
 """Content-addressed results: a folder with a manifest exists, anything else does not.
 
-Layout: ``<kind>/<key>/`` holds ``input.json``, the payload, ``provenance.json`` and, written last, ``manifest.json``;
-the weights of a fit lie beside them in ``weights.safetensors``, checked by themselves, and may be removed at any time.
-``experiments/<name>-<digest>/`` records which keys an experiment's chains have reached. ``leases/`` says who computes,
-``unfinished/`` has the fits in training, ``attempts/`` the tracebacks of failures, ``damaged/`` what was set aside.
+A result holds ``input.json``, the payload, ``provenance.json`` and, written last, ``manifest.json``. Records are small
+JSON files that are replaced whole, with a digest of their own.
 """
 
 import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from pixelpick_ray.config.canonical import canonical_json, digest
-from pixelpick_ray.config.experiment import Experiment
-from pixelpick_ray.errors import StoreError
-from pixelpick_ray.leases import Lease, holder, take
-from pixelpick_ray.objects import Objects
-from pixelpick_ray.storage import MANIFEST, LocalFiles, Storage, explained
+from pixelpick_ray.errors import DamagedError, StoreError
+from pixelpick_ray.store import paths
+from pixelpick_ray.store.backend import LocalFiles, Storage, explained
+from pixelpick_ray.store.leases import Lease, holder, take
+from pixelpick_ray.store.objects import Objects
+from pixelpick_ray.store.paths import INPUT, MANIFEST, PROVENANCE, WEIGHTS, WEIGHTS_DIGEST, WEIGHTS_OF_RUN
 
 PUBLISH_TRIES = 5
-WEIGHTS, WEIGHTS_DIGEST = "weights.safetensors", "weights.json"
-
-
-def experiment_folder(experiment: Experiment) -> str:
-    """Folder of an experiment's records, relative to the store."""
-    return f"experiments/{experiment.name}-{experiment.identity()[:16]}"
-
-
-def run_lease(experiment: Experiment) -> str:
-    """How the names of the leases of an experiment's runs begin, after their kind, "run"."""
-    return f"{experiment.identity()[:16]}-"
+_WEIGHTS = (WEIGHTS, WEIGHTS_DIGEST, WEIGHTS_OF_RUN)  # no part of a result
+DIGEST = "digest"  # the field of a record that has the digest of the others
+T = TypeVar("T", bound=BaseModel)
 
 
 class Store:
@@ -44,6 +37,7 @@ class Store:
 
     def __init__(self, location: str | Path) -> None:
         self._storage = _open(location)
+        self._damaged_records: dict[str, str] = {}  # problems by path: those that this process has come upon
 
     @property
     def address(self) -> str:
@@ -64,11 +58,11 @@ class Store:
 
     def folder(self, kind: str, key: str) -> Path:
         """Where a result lies or would lie in a store that is a folder."""
-        return self.path / kind / key
+        return self.path / paths.result(kind, key)
 
     def has(self, kind: str, key: str) -> bool:
         """Whether the result is published; its files are verified when they are read."""
-        return self._storage.age_seconds(f"{kind}/{key}/{MANIFEST}") is not None
+        return self._storage.age_seconds(paths.result(kind, key, MANIFEST)) is not None
 
     def read(self, kind: str, inputs: dict[str, Any]) -> Path | None:
         """A verified local folder of the result of these inputs; None if absent, or damaged and so set aside.
@@ -76,13 +70,13 @@ class Store:
         In a folder, one without a manifest is damaged, because results appear there all at once. On object storage it
         may be just being written, and is absent.
         """
-        path = f"{kind}/{digest(inputs)}"
+        path = paths.result(kind, digest(inputs))
         folder, problem = self._fetched(path)
         if problem:
             self._set_aside(path, problem)
         if folder is None or problem:
             return None
-        stored = json.loads((folder / "input.json").read_text(encoding="utf-8"))
+        stored = json.loads((folder / INPUT).read_text(encoding="utf-8"))
         if canonical_json(stored) != canonical_json(inputs):
             raise StoreError(
                 f"{self.address}/{path}: was made from other inputs than its key says; remove the folder and run again"
@@ -92,24 +86,24 @@ class Store:
     def files(self, kind: str, key: str, names: Sequence[str]) -> dict[str, bytes] | None:
         """Contents of files of a result by its key; None when the result or one of them is absent or damaged.
 
-        What is not asked for is not verified; "input.json" is verified to be that of the key.
+        What is not asked for is not verified; its input is verified to be that of the key.
         """
-        paths = [f"{kind}/{key}/{name}" for name in (MANIFEST, *names)]
-        manifest, *contents = self._storage.read_each(paths)
+        where = [paths.result(kind, key, name) for name in (MANIFEST, *names)]
+        manifest, *contents = self._storage.read_each(where)
         found = {name: content for name, content in zip(names, contents, strict=True) if content is not None}
         if manifest is None or len(found) < len(names):
             return None
         try:
             entries = json.loads(manifest)
             intact = all(_digest(content) == entries[name]["sha256"] for name, content in found.items())
-            mine = intact and ("input.json" not in found or digest(json.loads(found["input.json"])) == key)
+            mine = intact and (INPUT not in found or digest(json.loads(found[INPUT])) == key)
         except (ValueError, AttributeError, KeyError, TypeError):
             return None
         return found if mine else None
 
     def intact(self, kind: str, key: str) -> bool:
         """Whether a result is published and every file of it is as published."""
-        entries, _ = self._entries(f"{kind}/{key}")
+        entries, _ = self._entries(paths.result(kind, key))
         return entries is not None and self.files(kind, key, list(entries)) is not None
 
     def publish(
@@ -121,14 +115,14 @@ class Store:
         result is kept, and its folder returned. On object storage, which has no rename, the manifest is written last:
         of two that publish one result at the same time the files may mix, which is found when it is read.
         """
-        path = f"{kind}/{digest(inputs)}"
+        path = paths.result(kind, digest(inputs))
 
         def fill(folder: Path) -> None:
             write(folder)
             if (folder / WEIGHTS).is_file():
                 _write_json(folder / WEIGHTS_DIGEST, _entry(folder / WEIGHTS))
-            _write_json(folder / "input.json", inputs)
-            _write_json(folder / "provenance.json", provenance)
+            _write_json(folder / INPUT, inputs)
+            _write_json(folder / PROVENANCE, provenance)
             _write_json(folder / MANIFEST, _manifest(folder))
 
         for _ in range(PUBLISH_TRIES):
@@ -141,21 +135,30 @@ class Store:
 
     def discard(self, kind: str, key: str) -> None:
         """Remove a result if it is there; what a kill leaves of it does not exist."""
-        self._storage.remove_folder(f"{kind}/{key}")
+        self._storage.remove_folder(paths.result(kind, key))
 
     def damaged(self) -> list[str]:
-        """What was found damaged, one line a result: "fit/<key>: <problem> (set aside as damaged/<name>)"."""
-        return [self._damage_line(name) for name in self._storage.names("damaged") if name.count("-") == 2]
+        """What was found damaged and has been set aside, and what records this process has found damaged: a line each,
+        such as "fit/<key>: <problem> (set aside as damaged/<name>)".
+        """
+        aside = [self._damage_line(name) for name in self._storage.names(paths.DAMAGED) if name.count("-") == 2]
+        return [*aside, *self.damaged_records]
+
+    @property
+    def damaged_records(self) -> list[str]:
+        """What records this process has found damaged, and nobody has set aside, a line each."""
+        return [f"{path}: {problem} (the next run makes it again)" for path, problem in self._damaged_records.items()]
 
     def _damage_line(self, name: str) -> str:
+        where = paths.result(paths.DAMAGED, name)
         kind, key, _ = name.split("-")
-        problem = self._storage.read(f"damaged/{name}/problem.txt")
-        told = (problem or b"damaged").decode("utf-8", "replace").strip()
-        return f"{kind}/{key}: {told} (set aside as damaged/{name})"
+        problem = self._storage.read(f"{where}/problem.txt")
+        text = (problem or b"damaged").decode("utf-8", "replace").strip()
+        return f"{text if kind == 'record' else f'{kind}/{key}: {text}'} (set aside as {where})"
 
     def _set_aside(self, path: str, problem: str) -> None:
         """Move a damaged result away, unless another process has done it, or has made it again meanwhile."""
-        aside = f"damaged/{path.replace('/', '-')}-{time.time_ns()}"
+        aside = _aside(path.replace("/", "-"))
         if not self._storage.move(path, aside):
             return
         if self._fetched(aside)[1]:
@@ -184,46 +187,59 @@ class Store:
             return None, f"{MANIFEST}: {type(error).__name__}: {error}"
         if manifest != _json(value):
             return None, f"{MANIFEST}: other content than was published"
-        if not {"input.json", "provenance.json"} <= entries.keys() or not all(_is_inside(name) for name in entries):
+        if not {INPUT, PROVENANCE} <= entries.keys() or not all(_is_inside(name) for name in entries):
             return None, f"{MANIFEST}: names other files than a result has"
         return entries, ""
 
-    # Weights: needed only until the picks exist, so they live and die beside their fit.
+    # Weights: they live and die beside their fit. A run marks those that it needs only for itself with its name.
 
-    def write_weights(self, fit_key: str, write: Callable[[Path], None]) -> str:
-        """Write the weights of a published fit again and return their digest."""
+    def write_weights(self, fit_key: str, write: Callable[[Path], None], *, run: str | None = None) -> str:
+        """Write the weights of a published fit again, for good or only for a `run`, and return their digest."""
         entry: dict[str, Any] = {}
 
         def fill(path: Path) -> None:
             write(path)
             entry.update(_entry(path))
-            self.write_record(f"fit/{fit_key}/{WEIGHTS_DIGEST}", entry)
+            self._storage.write(paths.result("fit", fit_key, WEIGHTS_DIGEST), _json(entry))
 
-        self._storage.put(f"fit/{fit_key}/{WEIGHTS}", fill)
+        if run is not None:
+            self._storage.write(paths.result("fit", fit_key, WEIGHTS_OF_RUN), run.encode())
+        self._storage.put(paths.result("fit", fit_key, WEIGHTS), fill)
+        if run is None:
+            self.keep_weights(fit_key)
         return str(entry["sha256"])
 
     def weights(self, fit_key: str) -> tuple[Path, str] | None:
         """Local path and digest of a fit's weights; None when they are absent or damaged."""
         try:
-            expected = str(json.loads(self._storage.read(f"fit/{fit_key}/{WEIGHTS_DIGEST}") or b"")["sha256"])
-            path = self._storage.fetch(f"fit/{fit_key}", [WEIGHTS]) / WEIGHTS
+            entry = json.loads(self._storage.read(paths.result("fit", fit_key, WEIGHTS_DIGEST)) or b"")
+            expected = str(entry["sha256"])
+            path = self._storage.fetch(paths.result("fit", fit_key), [WEIGHTS]) / WEIGHTS
             return (path, expected) if _file_digest(path) == expected else None
         except (ValueError, KeyError, TypeError):
             return None
 
-    def drop_weights(self, fit_key: str) -> None:
-        """Remove a fit's weights if they are there."""
-        self._storage.remove(f"fit/{fit_key}/{WEIGHTS}")
+    def keep_weights(self, fit_key: str) -> None:
+        """Keep a fit's weights for good: from now on no run removes them."""
+        self._storage.remove(paths.result("fit", fit_key, WEIGHTS_OF_RUN))
+
+    def drop_weights(self, fit_key: str, run: str) -> None:
+        """Remove a fit's weights where a run made them only for itself: this `run`, or one that is not alive."""
+        mark = self._storage.read(paths.result("fit", fit_key, WEIGHTS_OF_RUN))
+        maker = None if mark is None else mark.decode("utf-8", "replace")
+        if maker is not None and (maker == run or not holder(self._storage, paths.lease("run", maker))):
+            self._storage.remove(paths.result("fit", fit_key, WEIGHTS))
+            self._storage.remove(paths.result("fit", fit_key, WEIGHTS_OF_RUN))
 
     # Unfinished fits: what a training needs to go on, private to it, replaced as it goes.
 
     def write_unfinished(self, fit_key: str, content: bytes) -> None:
         """Replace what a fit in training needs to go on, all at once and synced."""
-        self._storage.write(f"unfinished/{fit_key}", _digest(content).encode(), b"\n", content)
+        self._storage.write(paths.unfinished(fit_key), _digest(content).encode(), b"\n", content)
 
     def unfinished(self, fit_key: str) -> bytes | None:
         """What a fit in training needs to go on; None when it is absent, or damaged and therefore removed."""
-        stored = self._storage.read(f"unfinished/{fit_key}")
+        stored = self._storage.read(paths.unfinished(fit_key))
         if stored is None:
             return None
         sha256, _, content = stored.partition(b"\n")
@@ -234,52 +250,79 @@ class Store:
 
     def drop_unfinished(self, fit_key: str) -> None:
         """Remove what a fit in training needed if it is there."""
-        self._storage.remove(f"unfinished/{fit_key}")
+        self._storage.remove(paths.unfinished(fit_key))
 
     # Records: small JSON files that are replaced whole.
 
-    def write_record(self, relative: str, value: Any) -> None:
-        """Replace a record, e.g. ``experiments/<name>/chains/<id>.json``, atomically."""
-        self._storage.write(relative, _json(value))
+    def write_record(self, path: str, value: Mapping[str, Any]) -> None:
+        """Replace a record, atomically. One that this process has found damaged is set aside first."""
+        if path in self._damaged_records:
+            aside = _aside(f"record-{_digest(path.encode())[:16]}")
+            self._storage.write(f"{aside}/record.json", self._storage.read(path) or b"")
+            self._storage.write(f"{aside}/problem.txt", f"{path}: {self._damaged_records.pop(path)}\n".encode())
+        self._storage.write(path, _json({**value, DIGEST: digest(value)}))
 
-    def read_record(self, relative: str) -> Any:
-        """A record, or None when there is none."""
-        content = self._storage.read(relative)
+    def read_record(self, path: str) -> dict[str, Any] | None:
+        """A record, or None when there is none. DamagedError when it is not as it was written."""
+        content = self._storage.read(path)
+        if content is None:
+            return None
         try:
-            return None if content is None else json.loads(content)
+            value = json.loads(content)
         except ValueError as error:
-            raise StoreError(f"{self.address}/{relative}: is not JSON ({error}); remove it and run again") from error
+            raise DamagedError(f"{self.address}/{path}", f"is not JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise DamagedError(f"{self.address}/{path}", "is not a mapping")
+        written = value.pop(DIGEST, None)  # which older records lack
+        if written is not None and written != digest(value):
+            raise DamagedError(f"{self.address}/{path}", "other content than was written")
+        return value
 
-    def records(self, relative: str) -> list[str]:
+    def find_record(self, path: str, kind: type[T]) -> T | None:
+        """A record as a value of its type; None when there is none, and when it is damaged: `damaged` names it then,
+        and whoever writes it again sets it aside.
+        """
+        try:
+            value = self.read_record(path)
+            return None if value is None else kind.model_validate_json(canonical_json(value))
+        except DamagedError as error:
+            self._damaged_records[path] = error.problem
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            self._damaged_records[path] = f"is not a {kind.__name__} ({where}: {first['msg']})"
+        return None
+
+    def records(self, folder: str) -> list[str]:
         """Names of the records in a folder, without suffix, sorted."""
-        return [name.removesuffix(".json") for name in self.names(relative) if name.endswith(".json")]
+        return [name.removesuffix(".json") for name in self.names(folder) if name.endswith(".json")]
 
-    def names(self, relative: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
         """Names of what lies in a folder, sorted."""
-        return self._storage.names(relative)
+        return self._storage.names(folder)
 
-    def remove_record(self, relative: str) -> None:
+    def remove_record(self, path: str) -> None:
         """Remove a record if it is there."""
-        self._storage.remove(relative)
+        self._storage.remove(path)
 
     # Journals: lines that are added and never changed, each journal by one process.
 
-    def append_lines(self, relative: str, values: Sequence[Any]) -> None:
+    def append_lines(self, path: str, values: Sequence[Any]) -> None:
         """Add lines of JSON to a journal that this process alone writes; they are safe when this returns."""
-        self._storage.append(relative, [canonical_json(value).encode("ascii") for value in values])
+        self._storage.append(path, [canonical_json(value).encode("ascii") for value in values])
 
-    def lines(self, relative: str, *, start: int = 0) -> list[Any]:
+    def lines(self, path: str, *, start: int = 0) -> list[Any]:
         """The lines of a journal, from that with the number `start` on.
 
         One that a killed process left half written, which nobody was promised, is none.
         """
         found = []
-        for number, line in enumerate(self._storage.lines(relative, start), start=start + 1):
+        for number, line in enumerate(self._storage.lines(path, start), start=start + 1):
             try:
                 found.append(json.loads(line))
             except ValueError as error:
                 raise StoreError(
-                    f"{self.address}/{relative}: line {number} is damaged ({error}); correct or remove this line"
+                    f"{self.address}/{path}: line {number} is damaged ({error}); correct or remove this line"
                 ) from error
         return found
 
@@ -291,12 +334,12 @@ class Store:
         A store that cannot take it does not: the failure itself must be told, not that of its record.
         """
         with contextlib.suppress(StoreError):
-            self._storage.write(f"attempts/{chain}/{time.time_ns()}.txt", text.encode())
+            self._storage.write(f"{paths.attempts(chain)}/{time.time_ns()}.txt", text.encode())
 
     def last_error(self, chain: str) -> str:
         """The last line of the latest failed attempt at a chain, by its identity; empty when there is none."""
-        attempts = [name for name in self.names(f"attempts/{chain}") if name.endswith(".txt")]
-        text = self._storage.read(f"attempts/{chain}/{attempts[-1]}") if attempts else None
+        attempts = [name for name in self.names(paths.attempts(chain)) if name.endswith(".txt")]
+        text = self._storage.read(f"{paths.attempts(chain)}/{attempts[-1]}") if attempts else None
         lines = [line for line in (text or b"").decode("utf-8", "replace").splitlines() if line.strip()]
         return lines[-1].strip() if lines else ""
 
@@ -304,21 +347,22 @@ class Store:
 
     def take(self, kind: str, key: str) -> Lease | None:
         """The right to compute a result, to be released by `with`; None while another live holder has it."""
-        return take(self._storage, f"leases/{kind}-{key}")
+        return take(self._storage, paths.lease(kind, key))
 
     def leased(self) -> dict[str, str]:
         """Live leases as "kind-key" -> holder."""
-        found = {name: holder(self._storage, f"leases/{name}") for name in self.names("leases")}
+        names = self.names(paths.LEASES)
+        found = {name: holder(self._storage, f"{paths.LEASES}/{name}") for name in names}
         return {name: who for name, who in found.items() if who}
-
-
-def absolute(location: str) -> str:
-    """The same location for a process that runs in another folder."""
-    return location if "://" in location else str(Path(location).resolve())
 
 
 def _open(location: str | Path) -> Storage:
     return Objects(str(location)) if "://" in str(location) else LocalFiles(Path(location))
+
+
+def _aside(name: str) -> str:
+    """Where something damaged is moved to."""
+    return paths.result(paths.DAMAGED, f"{name}-{time.time_ns()}")
 
 
 def _is_inside(name: str) -> bool:
@@ -337,7 +381,7 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and digest of every file of a result: the weights are none."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {str(path.relative_to(folder)): path for path in files}
-    return {name: _entry(path) for name, path in names.items() if name not in (WEIGHTS, WEIGHTS_DIGEST)}
+    return {name: _entry(path) for name, path in names.items() if name not in _WEIGHTS}
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -1,0 +1,153 @@
+"""Making picks: which pixels are asked about, and what the oracle or people answer; on every rank."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from pixelpick_ray.active.acquisition import needs_model
+from pixelpick_ray.active.oracle import Asked, LabelArray, Unanswered, answer
+from pixelpick_ray.active.queries import answered
+from pixelpick_ray.config.trial import HumanSpec
+from pixelpick_ray.context import Context
+from pixelpick_ray.data.answers import Book, check_images
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.questions import Questions
+from pixelpick_ray.engine.score import Again, pick, pick_initial, replace_initial
+from pixelpick_ray.store.records import AskRecord
+from pixelpick_ray.tasks import ASKED, PIXELS, QUESTIONS, STATISTICS, Ask, FirstPixels, Pick
+from pixelpick_ray.training import Trainer
+
+REPLACEMENTS = 5  # rounds of pixels for those without a class: an image that shows no class at all must come to an end
+
+
+class PeopleAsked(Exception):
+    """People have to answer before the chain can go on: `missing` of the answers to what `ask` records."""
+
+    def __init__(self, ask: AskRecord, missing: int, asked: int) -> None:
+        super().__init__(ask, missing, asked)
+        self.ask, self.missing, self.asked = ask, missing, asked
+
+
+class Annotator:
+    """Has pixels chosen and labelled. What people are asked is stored before they are asked, and stays while they think
+    about it.
+    """
+
+    def __init__(self, context: Context, trainer: Trainer) -> None:
+        self._context, self._trainer, self._world = context, trainer, context.world
+
+    def make(self, task: FirstPixels | Pick, earlier: LabelledPixels | None) -> None:
+        """Choose pixels beside the `earlier` ones, have them labelled, and publish them; the task's lease is held.
+
+        PeopleAsked, on every rank, when people have not answered yet.
+        """
+        context, start = self._context, time.perf_counter()
+        asked: list[str] = []
+        try:
+            questions, labels = self._answers(task, earlier, asked)
+        except Unanswered as error:
+            ask = AskRecord(pick=task.key, book=str(context.answers_key), budget=task.budget, questions=tuple(asked))
+            raise PeopleAsked(ask, error.missing, error.asked) from None
+        query = answered(questions, labels, num_classes=context.data.facts.num_classes)
+
+        def write(folder: Path) -> None:
+            query.pixels.write(folder / PIXELS)
+            (folder / STATISTICS).write_text(json.dumps(query.statistics) + "\n")
+            if context.answers_key is not None:
+                (folder / ASKED).write_text(json.dumps(asked) + "\n")
+
+        if self._world.is_first:
+            context.publish(task, write, start, **self._facts(task))
+
+    def _facts(self, task: FirstPixels | Pick) -> dict[str, str | None]:
+        """What the provenance of a pick tells beside the usual."""
+        return {"fit_weights": self._trainer.weights_digest} if isinstance(task, Pick) else {}
+
+    def _answers(
+        self, task: FirstPixels | Pick, earlier: LabelledPixels | None, asked: list[str]
+    ) -> tuple[Questions, LabelArray]:
+        """All questions of a pick and their labels (k,): one round, and more where pixels without a class are replaced.
+
+        The keys of what people were `asked` are added to that list.
+        """
+        oracle, rounds = task.trial.oracle, list[tuple[str, str]]()
+        questions = self._questions(Ask(task), earlier, None, asked)
+        labels = self._labels(task, questions)
+        wanted = _per_image(questions, np.ones(len(questions), dtype=np.bool_))
+        while isinstance(oracle, HumanSpec) and oracle.replace and len(rounds) < REPLACEMENTS:
+            so_far, have = questions.answered(labels), _per_image(questions, labels >= 0)
+            rounds.append((asked[-1], so_far.digest()))
+            lacking = {name: count - have[name] for name, count in wanted.items() if count > have[name]}
+            if not lacking:
+                break
+            known = so_far if earlier is None else earlier.add(so_far)
+            more = self._questions(Ask(task, tuple(rounds)), known, Again(len(rounds), lacking), asked)
+            if not len(more):
+                break
+            questions = questions.add(more)
+            labels = self._labels(task, questions)
+        return questions, labels
+
+    def _questions(self, ask: Ask, labels: LabelledPixels | None, again: Again | None, asked: list[str]) -> Questions:
+        """The next questions, beside pixels with `labels`; those of people from the store, or into it."""
+
+        def choose() -> Questions:
+            with self._context.phase("score", ask.pixels.key):
+                return cast(Questions, self._world.broadcast(self._choose(ask, labels, again)))
+
+        if not isinstance(ask.pixels.trial.oracle, HumanSpec):
+            return choose()
+        found, _ = self._context.cached(ask, lambda: self._publish_questions(ask, choose), lease=False)
+        asked += [ask.key] if len(found) else []
+        return found
+
+    def _choose(self, ask: Ask, labels: LabelledPixels | None, again: Again | None) -> Questions:
+        context, task = self._context, ask.pixels
+        acquire, seed = task.trial.acquire, task.trial.seed
+        if isinstance(task, Pick) and labels is not None:
+            model = self._trainer.model(task.fit) if needs_model(acquire.strategy) else None
+            where = context.data, labels, acquire, self._world
+            return pick(model, *where, seed=seed, stage=task.fit.stage, again=again)
+        if labels is None or again is None:
+            return pick_initial(context.data, acquire.initial_pixels, seed=seed)
+        return replace_initial(context.data, labels, again, seed=seed)
+
+    def _publish_questions(self, ask: Ask, choose: Callable[[], Questions]) -> None:
+        """Store what people are asked. DataError for an image that has changed since people were asked about it."""
+        context, start, questions = self._context, time.perf_counter(), choose()
+        if not self._world.is_first:
+            return
+        prepared = context.data.prepared
+        looks = {name: prepared.image(prepared.index[name]).tobytes() for name in questions.names}
+        digests = {name: hashlib.sha256(look).hexdigest() for name, look in looks.items()}
+        check_images(context.store, str(context.answers_key), digests)
+        facts = self._facts(cast(FirstPixels | Pick, ask.pixels))
+        context.publish(ask, lambda folder: questions.write(folder / QUESTIONS), start, **facts)
+
+    def _labels(self, task: FirstPixels | Pick, questions: Questions) -> LabelArray:
+        """What the oracle says of the questions. Unanswered, on every rank, when people have not answered them all."""
+        context = self._context
+        said: LabelArray | Unanswered | None = None
+        if self._world.is_first:
+            try:
+                key, names = context.answers_key, context.dataset.facts.class_names
+                book = None if key is None else Book(context.store, key)
+                said = answer(task.trial.oracle, Asked(questions, names, task.trial.seed, book))
+            except Unanswered as error:
+                said = error
+        said = self._world.broadcast(said)
+        if isinstance(said, Unanswered):
+            raise said
+        return cast(LabelArray, said)
+
+
+def _per_image(questions: Questions, counted: npt.NDArray[np.bool_]) -> dict[str, int]:
+    """How many of the counted (k,) questions each image has."""
+    counts = np.bincount(questions.image[counted], minlength=len(questions.names))
+    return dict(zip(questions.names, counts.tolist(), strict=True))

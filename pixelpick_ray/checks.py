@@ -1,0 +1,141 @@
+"""What is refused before anything starts, by the experiment alone or by the data too; imports neither torch nor ray."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pixelpick_ray.active.acquisition import check_strategy
+from pixelpick_ray.active.oracle import check_oracle
+from pixelpick_ray.config.annotate import class_keys
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.networks import check_network
+from pixelpick_ray.config.trial import HumanSpec, SizeSpec, Trial
+from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
+from pixelpick_ray.data.datasets import Dataset, DatasetFacts, known_facts, open_dataset, training_split
+from pixelpick_ray.data.held_out import facts_with_held_out
+from pixelpick_ray.data.weights import weights_digest
+from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.tasks import evaluation_size
+
+Report = Callable[[str, int, int], None]  # what, done, in all
+
+
+def check_trial(experiment: Experiment, trial: Trial) -> None:
+    """SpecError for an unknown data set, split, strategy or network, and for what cannot be trained; needs no data."""
+    facts = known_facts(trial.dataset.name)
+    check_strategy(trial.acquire)
+    check_network(trial.model)
+    if facts is not None:  # else it is described beside its files, and checked where these are read
+        check_facts(experiment, trial, facts_with_held_out(facts, trial.dataset))
+    if trial.train.batch_size == 1:
+        raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more")
+
+
+def check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> None:
+    """SpecError for a split, a path or a class that the data set of a trial does not have."""
+    evaluate = experiment.evaluate
+    wanted = [("dataset.split", trial.dataset.split or facts.train_split)]
+    wanted += [("evaluate.splits", evaluate.split_of(name)) for name in evaluate.splits]
+    for where, split in wanted:
+        if split not in facts.splits:
+            raise SpecError(f"{where}: {facts.name} has no split {split!r}; it has {', '.join(facts.splits)}")
+    if trial.dataset.path is not None and trial.dataset.name != "folder":
+        raise SpecError(f"dataset.path: {facts.name} lies in the data folder under its own name; leave path out")
+    check_oracle(trial.oracle, facts.class_names)
+    if isinstance(trial.oracle, HumanSpec):
+        class_keys(facts.class_names, experiment.annotation.keys)
+
+
+def check_labels(experiment: Experiment, trials: Iterable[Trial], data_path: Path) -> None:
+    """DataError where labels are needed that a data set does not have, as far as the data sets are here."""
+    for trial in {digest(_reads(trial)): trial for trial in trials}.values():
+        try:
+            dataset = open_dataset(trial.dataset, data_path)
+            dataset.names(training_split(dataset, trial.dataset))
+        except DataError:
+            continue  # absent: a run fetches it, or says what to put where
+        check_facts(experiment, trial, dataset.facts)
+        _check_labels(experiment, trial, dataset)
+
+
+def _reads(trial: Trial) -> list[Any]:
+    """What of a trial decides which labels it needs."""
+    return [trial.dataset.as_input(), trial.oracle.as_input(), trial.is_fully_supervised]
+
+
+def splits_in_use(experiment: Experiment, trial: Trial, training: str) -> list[tuple[str, SizeSpec]]:
+    """Splits of the data set that a trial reads, each with its size; the training split first."""
+    evaluate = experiment.evaluate
+    evaluated = [(evaluate.split_of(name), evaluation_size(evaluate, trial, name)) for name in evaluate.splits]
+    return [(training, trial.dataset), *evaluated]
+
+
+def check_data(
+    experiment: Experiment, trials: Iterable[Trial], execution: Execution, report: Report | None = None
+) -> None:
+    """Prepare and check everything that the trials read; DataError or SpecError before anything starts.
+
+    Every image of every split is decoded and checked once; every training image must have as many candidates as the
+    largest budget; the pretrained weights must be there.
+    """
+    listen = report or (lambda what, done, total: None)
+    checked: set[str] = set()
+    for trial in trials:
+        dataset = open_dataset(trial.dataset, execution.data_path)
+        check_facts(experiment, trial, dataset.facts)
+        _check_labels(experiment, trial, dataset)
+        weights_digest(trial.model, execution.data_path)
+        training, *evaluated = splits_in_use(experiment, trial, training_split(dataset, trial.dataset))
+        for split, size in (training, *evaluated):
+            key = digest([trial.dataset.as_input(), split, size.as_input()])
+            if key not in checked:
+                checked.add(key)
+                title = f"{trial.dataset.name} {split}"
+                prepare(dataset, split, size, execution.cache_path, partial(listen, title))
+        _check_training(trial, prepare(dataset, *training, execution.cache_path))
+
+
+def _check_labels(experiment: Experiment, trial: Trial, dataset: Dataset) -> None:
+    """DataError where labels are needed that the data set does not have."""
+    evaluate, training = experiment.evaluate, training_split(dataset, trial.dataset)
+    for name in evaluate.splits:
+        if not dataset.has_labels(evaluate.split_of(name)):
+            raise DataError(
+                f"evaluate.splits: split {evaluate.split_of(name)!r} of {dataset.facts.name} has no label maps, "
+                "nothing can be measured on it; evaluate on a split that has some"
+            )
+    if not trial.asks_people and not dataset.has_labels(training):
+        wants = (
+            "full supervision needs" if trial.is_fully_supervised else f"the oracle {trial.oracle.name} answers from"
+        )
+        raise DataError(
+            f"{dataset.facts.name} {training}: has no label maps, and {wants} them; add them, or let people answer "
+            "with oracle: {name: human} and budgets in numbers"
+        )
+
+
+def _check_training(trial: Trial, prepared: PreparedSplit) -> None:
+    title = f"{trial.dataset.name} {prepared.split}"
+    names = training_names(prepared.names, trial.dataset.images, trial.seed)
+    if len(names) < 2:
+        raise DataError(
+            f"dataset.images: {len(names)} training image; batch norm needs at least 2; ask for more, or add some"
+        )
+    positions = np.asarray([prepared.index[name] for name in names])
+    crop_size = trial.train.augment.crop_size if trial.train.augment else None
+    if crop_size is None and len(np.unique(prepared.shapes[positions], axis=0)) > 1:
+        raise DataError("train.augment.crop_size: the training images differ in size; give the size of the crops")
+    if trial.budget == "full":
+        return
+    worst = positions[int(np.argmin(prepared.candidates[positions]))]
+    available = int(prepared.candidates[worst])
+    if available < trial.budget:
+        raise DataError(
+            f"{title}: image {prepared.names[worst]} has {available} pixels that are not void, budget {trial.budget} "
+            "needs as many; lower the budget, raise dataset.size, or remove the image"
+        )

@@ -1,0 +1,249 @@
+"""What the tasks of one chain are made with: its data, its results in the store, its record, its events; on every rank.
+
+>>> picked, is_new = context.cached(task, lambda: compute_and_publish(task))
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.keys import Source
+from pixelpick_ray.config.trial import SizeSpec, Trial
+from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
+from pixelpick_ray.data.datasets import Dataset, open_dataset, training_split
+from pixelpick_ray.data.description import write_description
+from pixelpick_ray.data.weights import weights_digest
+from pixelpick_ray.engine.batches import TrainingData
+from pixelpick_ray.engine.provenance import provenance_of
+from pixelpick_ray.engine.world import World
+from pixelpick_ray.errors import StoreError
+from pixelpick_ray.events import Event
+from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import ChainRecord, DescriptionKeys, StageRecord, read_chain, write_chain
+from pixelpick_ray.tasks import Describe, Task, answers_key, evaluation_size
+
+T = TypeVar("T")
+TURN_SECONDS = 0.5  # how long ranks wait for another holder of a lease before they look again
+
+
+class Context:
+    """One chain on one rank. What is `cached`, held or written here is so by all ranks together."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        trial: Trial,
+        execution: Execution,
+        world: World,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self.experiment, self.trial, self.execution, self.world = experiment, trial, execution, world
+        self.chain, self.store = trial.chain_id, Store(execution.store)
+        self._on_event = on_event
+        self._log_folder = execution.runs_path / experiment.name / "steps"
+
+    # Data
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The opened data set."""
+        return open_dataset(self.trial.dataset, self.execution.data_path)
+
+    @cached_property
+    def data(self) -> TrainingData:
+        """The training images."""
+        spec = self.trial.dataset
+        prepared = prepare(self.dataset, training_split(self.dataset, spec), spec, self.execution.cache_path)
+        names = training_names(prepared.names, spec.images, self.trial.seed)
+        return TrainingData(
+            self.dataset.facts, prepared, np.asarray([prepared.index[name] for name in names], dtype=np.int64)
+        )
+
+    def split(self, split: str) -> PreparedSplit:
+        """An evaluated split, by the name that the experiment gives it."""
+        evaluate = self.experiment.evaluate
+        size = evaluation_size(evaluate, self.trial, split)
+        return prepare(self.dataset, evaluate.split_of(split), size, self.execution.cache_path)
+
+    @cached_property
+    def source(self) -> Source:
+        """Contents that keys depend on."""
+        evaluate, training = self.experiment.evaluate, self.data.prepared
+        prints = {evaluate.split_of(name): self.split(name).fingerprint for name in evaluate.splits}
+        prints[training.split] = training.fingerprint
+        return Source(prints, training.split, weights_digest(self.trial.model, self.execution.data_path))
+
+    @cached_property
+    def answers_key(self) -> str | None:
+        """The key of people's answers; None where no people are asked."""
+        if not self.trial.asks_people:
+            return None
+        return answers_key(self.trial, self.dataset.identity(training_split(self.dataset, self.trial.dataset)))
+
+    def describe_splits(self) -> None:
+        """Make sure that what a report tells of the images is stored; the first rank's duty."""
+        if not self.world.is_first:
+            return
+        evaluate, data = self.experiment.evaluate, self.data
+        images = data.names if self.trial.dataset.images else None
+        splits = {name: self.split(name) for name in evaluate.splits}
+        evaluated = {
+            name: self._describe(split, range(len(split)), evaluation_size(evaluate, self.trial, name), None)
+            for name, split in splits.items()
+        }
+        training = self._describe(data.prepared, data.positions.tolist(), self.trial.dataset, images)
+        self.note(descriptions=DescriptionKeys(training=training, evaluated=evaluated))
+
+    def _describe(
+        self, prepared: PreparedSplit, positions: Sequence[int], size: SizeSpec, images: tuple[str, ...] | None
+    ) -> str:
+        task = Describe(size, prepared.fingerprint, images)
+        if self.store.read(task.kind, task.inputs) is None:
+            facts = self.dataset.facts
+            self.publish(
+                task, lambda folder: write_description(folder, prepared, positions, facts), time.perf_counter()
+            )
+        return task.key
+
+    # Results
+
+    def cached(self, task: Task[T], make: Callable[[], None], *, lease: bool = True) -> tuple[T, bool]:
+        """The value of a result, and whether it was made now: found in the store, or made and published by `make`.
+
+        Without a lease two processes may make it at the same time, and the first to publish wins. The value is read
+        from what is published, so that another's result is adopted; ranks that do not need it get None.
+        """
+        found = self.find(task)
+        if found is not None:
+            return found[0], False
+        with self.hold(task, lambda: self._is_there(task)) if lease else contextlib.nullcontext():
+            found = self.find(task) if lease else None  # another chain may have made it while this one waited
+            if found is not None:
+                return found[0], False
+            make()
+            found = self.find(task)
+        if found is None:
+            raise StoreError(
+                f"{task.kind} {task.key}: was published and cannot be read back; is the disk of the store sound?"
+            )
+        return found[0], True
+
+    def find(self, task: Task[T]) -> tuple[T] | None:
+        """The value of a complete result as a tuple of one, None without; damaged results are set aside."""
+        found = self._read(task) if self.world.is_first else None
+        if task.for_all_ranks:
+            return cast(tuple[T] | None, self.world.broadcast(found))
+        is_there = self.world.broadcast(found is not None)
+        return (found or (cast(T, None),)) if is_there else None
+
+    def _read(self, task: Task[T]) -> tuple[T] | None:
+        folder = self.store.read(task.kind, task.inputs)
+        if folder is None or any(self.store.read(one.kind, one.inputs) is None for one in task.by_training):
+            return None
+        return (task.read({name: (folder / name).read_bytes() for name in task.files}),)
+
+    def _is_there(self, task: Task[Any]) -> bool:
+        return all(self.store.has(one.kind, one.key) for one in (task, *task.by_training))
+
+    def publish(self, task: Task[Any], write: Callable[[Path], None], start: float, **facts: Any) -> None:
+        """Publish a result, with its provenance and further `facts`; the first rank's duty. `start` is when it was
+        begun, of ``time.perf_counter``.
+        """
+        with self.phase("publish", task.key):
+            self.store.publish(task.kind, task.inputs, write, provenance_of(self.world, start) | facts)
+
+    @contextlib.contextmanager
+    def hold(self, task: Task[Any], is_done: Callable[[], bool]) -> Iterator[None]:
+        """The first rank's lease on a result for all ranks; or none, when another holder has done the work meanwhile.
+
+        Ranks wait in short turns, so that a long wait for another driver is no collective that lasts.
+        """
+        lease = None
+        while True:
+            if self.world.is_first:
+                lease = self.store.take(task.kind, task.key)
+            if self.world.broadcast(lease is not None or (self.world.is_first and is_done())):
+                break
+            time.sleep(TURN_SECONDS)
+        with lease or contextlib.nullcontext():
+            yield
+
+    # What is told: events, the log of this process, the chain's record
+
+    def emit(self, event: Event) -> None:
+        """Report an event from the first rank."""
+        if self.world.is_first:
+            self._on_event(event)
+
+    @contextlib.contextmanager
+    def phase(self, name: str, key: str = "") -> Iterator[None]:
+        """Write to this process's log that a phase of work on a result begins, and that it has ended well."""
+        self._log(phase=name, key=key, event="begin")
+        yield
+        self._log(phase=name, key=key, event="end")
+
+    def _log(self, **values: str) -> None:
+        who = {"time": time.time(), "chain": self.chain, "rank": self.world.rank}
+        with contextlib.suppress(OSError):  # a log that cannot be written stops nobody
+            self._log_folder.mkdir(parents=True, exist_ok=True)
+            with open(self._log_folder / f"{socket.gethostname()}-{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(who | values) + "\n")
+
+    @cached_property
+    def record(self) -> ChainRecord:
+        """How far this walk has come."""
+        shapes = self.data.prepared.shapes[self.data.positions]
+        return ChainRecord(
+            trial=self.trial.model_dump(mode="json", exclude={"budget"}, exclude_none=True),
+            full=self.trial.is_fully_supervised,
+            class_names=tuple(self.data.facts.class_names),
+            num_images=len(self.data.positions),
+            pixels_per_image=float(shapes.prod(axis=1).mean()),
+            source=self.source,
+        )
+
+    def note(self, **reached: Any) -> None:
+        """Put fields into the record, which `write_record` writes."""
+        self.record = self.record.model_copy(update=reached)
+
+    def note_stage(self, stage: int, entry: StageRecord) -> None:
+        """Put a stage into the record, and what was known behind it out of it."""
+        self.note(stages=(*self.record.stages[:stage], entry))
+
+    def note_questions(self, keys: Sequence[str]) -> None:
+        """Put what people were asked into the record."""
+        self.note(book=self.answers_key, questions=tuple(dict.fromkeys((*self.record.questions, *keys))))
+
+    def write_record(self) -> None:
+        """Record the keys reached, so that a report needs neither data nor torch; the first rank's duty."""
+        if self.world.is_first:
+            before = read_chain(self.store, self.experiment, self.chain)
+            record = self.record if before is None else self._with_kept(before)
+            write_chain(self.store, self.experiment, self.chain, record)
+
+    def _with_kept(self, before: ChainRecord) -> ChainRecord:
+        """The record, with what stays of an earlier one of the chain that went the same way, perhaps further: its later
+        stages, and what it has asked people.
+        """
+        mine, theirs = self.record, before
+        same = all(one.fit == other.fit for one, other in zip(mine.stages, theirs.stages, strict=False))
+        if not same or mine.initial != theirs.initial:
+            return mine
+        kept: dict[str, Any] = {"stages": (*mine.stages, *theirs.stages[len(mine.stages) :])}
+        if theirs.questions:
+            questions = tuple(dict.fromkeys((*theirs.questions, *mine.questions)))
+            kept |= {"book": self.answers_key, "questions": questions}
+        asks = theirs.asks
+        if asks is not None and mine.asks is None and not self.store.has("pick", asks.pick):
+            kept["asks"] = asks
+        return mine.model_copy(update=kept)

@@ -1,0 +1,91 @@
+"""Every path inside a store, relative to it, with slashes. Nothing else composes one.
+
+Results are ``<kind>/<key>/``; what is not content-addressed lies under the other names below.
+"""
+
+from pathlib import Path
+
+from pixelpick_ray.config.experiment import Experiment
+
+MANIFEST, INPUT, PROVENANCE = "manifest.json", "input.json", "provenance.json"
+# The weights of a fit lie beside its files, are checked by themselves, and may be removed at any time. Those that a run
+# needs only for itself are marked with its name.
+WEIGHTS, WEIGHTS_DIGEST, WEIGHTS_OF_RUN = "weights.safetensors", "weights.json", "weights.run"
+DAMAGED = "damaged"
+EXPERIMENTS = "experiments"
+LEASES = "leases"
+
+
+def absolute(location: str) -> str:
+    """The location of a store for a process that runs in another folder."""
+    return location if "://" in location else str(Path(location).resolve())
+
+
+def result(kind: str, key: str, file: str = "") -> str:
+    """A result, or a file of it."""
+    return f"{kind}/{key}/{file}" if file else f"{kind}/{key}"
+
+
+def unfinished(fit_key: str) -> str:
+    """What a fit in training needs to go on."""
+    return f"unfinished/{fit_key}"
+
+
+def attempts(chain: str) -> str:
+    """The folder of the tracebacks of a chain's failed attempts."""
+    return f"attempts/{chain}"
+
+
+def lease(kind: str, name: str) -> str:
+    """Who computes something now."""
+    return f"{LEASES}/{kind}-{name}"
+
+
+def run_lease(experiment: Experiment) -> str:
+    """How the names of the leases of an experiment's runs begin, after their kind, "run"."""
+    return f"{experiment.identity()[:16]}-"
+
+
+def experiment_folder(experiment: Experiment) -> str:
+    """The folder of an experiment's records."""
+    return f"{EXPERIMENTS}/{experiment.name}-{experiment.identity()[:16]}"
+
+
+def experiment_record(folder: str) -> str:
+    """What was run under the name of an experiment, given its folder."""
+    return f"{folder}/experiment.json"
+
+
+def chain_record(experiment: Experiment, chain: str) -> str:
+    """How far a chain of an experiment has come."""
+    return f"{experiment_folder(experiment)}/chains/{chain}.json"
+
+
+def samples(experiment: Experiment) -> str:
+    """The folder of the records of a search's samples."""
+    return f"{experiment_folder(experiment)}/samples"
+
+
+def sample_record(experiment: Experiment, name: str) -> str:
+    """The record of a sample of a search."""
+    return f"{samples(experiment)}/{name}.json"
+
+
+def answers(key: str, journal: str = "") -> str:
+    """The folder of people's answers about one set of images, or a journal in it."""
+    return f"answers/{key}/{journal}" if journal else f"answers/{key}"
+
+
+def answered_images(key: str) -> str:
+    """The folder of what images looked like when people were asked about them; older stores have one record instead."""
+    return f"{answers(key)}/images"
+
+
+def record(folder: str, name: str) -> str:
+    """A record in a folder, by its name without suffix."""
+    return f"{folder}/{name}.json"
+
+
+def probe(mark: str) -> str:
+    """A record that `doctor` writes to see whether nodes share a store, and removes again."""
+    return f"doctor/{mark}.json"

@@ -1,0 +1,102 @@
+"""What the parts of the program tell each other through the store: how far chains are, and what experiments asked for.
+
+>>> record = read_chain(store, experiment, trial.chain_id)
+>>> record.stages[-1].fit
+"""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.keys import Source
+from pixelpick_ray.config.trial import Budget, Spec
+from pixelpick_ray.store import paths
+from pixelpick_ray.store.results import Store
+
+
+class StageRecord(Spec):
+    """The keys of one stage: its fit, the evaluations of it by split, and the pick after it, None before it is made."""
+
+    budget: Budget
+    fit: str
+    evaluations: dict[str, str]
+    pick: str | None = None
+
+
+class DescriptionKeys(Spec):
+    """The keys of what is stored of the images of a chain: those that are trained on, and each evaluated split."""
+
+    training: str
+    evaluated: dict[str, str]
+
+
+class AskRecord(Spec):
+    """What a chain has asked people and waits for: the keys of its questions, of the pick that they become, and of the
+    book that the answers are written into. `budget` is that which the answers lead to.
+    """
+
+    pick: str
+    book: str
+    budget: int
+    questions: tuple[str, ...]
+
+
+class ChainRecord(Spec):
+    """How far a chain has come: enough for a report, which needs neither data nor torch.
+
+    `trial` is the chain's trial without its budget. Where people are asked, `book` is the key of their answers and
+    `questions` are those of all that they were asked.
+    """
+
+    trial: dict[str, Any]
+    full: bool
+    class_names: tuple[str, ...]
+    num_images: int
+    pixels_per_image: float
+    source: Source
+    stages: tuple[StageRecord, ...] = ()
+    initial: str | None = None
+    descriptions: DescriptionKeys | None = None
+    book: str | None = None
+    questions: tuple[str, ...] = ()
+    asks: AskRecord | None = None
+
+    @property
+    def picks(self) -> tuple[str | None, ...]:
+        """The keys of the first pixels, and of the pick after each stage."""
+        return (self.initial, *(stage.pick for stage in self.stages))
+
+    @property
+    def training_description(self) -> str | None:
+        """The key of what is stored of the training images."""
+        return None if self.descriptions is None else self.descriptions.training
+
+    def evaluated_description(self, split: str) -> str | None:
+        """The key of what is stored of an evaluated split."""
+        return None if self.descriptions is None else self.descriptions.evaluated.get(split)
+
+
+class FitProvenance(BaseModel):
+    """What is told of where and how a fit was made: here, how long it took."""
+
+    seconds: float
+
+
+class ExperimentRecord(Spec):
+    """What was run under a name: the effective experiment, and the digests of its trials."""
+
+    experiment: dict[str, Any]
+    trials: tuple[str, ...]
+
+
+def read_chain(store: Store, experiment: Experiment, chain: str) -> ChainRecord | None:
+    """The record of a chain of an experiment; None when it never ran, or when its record is damaged (the store's
+    `damaged` names it, and the next run makes it again).
+    """
+    return store.find_record(paths.chain_record(experiment, chain), ChainRecord)
+
+
+def write_chain(store: Store, experiment: Experiment, chain: str, record: ChainRecord) -> None:
+    """Replace the record of a chain."""
+    store.write_record(paths.chain_record(experiment, chain), record.model_dump(mode="json"))

@@ -1,0 +1,334 @@
+"""What each stored result depends on, and how it is read.
+
+A task is an identity: it knows neither torch nor a disk, and does not say how its result is computed.
+
+>>> fit = Fit(trial, source, evaluate, stage=0, labels=labels)
+>>> fit.key, [evaluation.key for evaluation in fit.evaluations], Pick(fit).key
+"""
+
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+
+from pixelpick_ray.active.acquisition import needs_model
+from pixelpick_ray.active.metrics import Counts
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.keys import Source, versioned
+from pixelpick_ray.config.trial import Budget, EvaluateSpec, HumanSpec, SizeSpec, Trial
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.data.questions import Questions
+
+T = TypeVar("T")
+PIXELS, STATISTICS, ASKED = "pixels.npz", "statistics.json", "questions.json"  # files of a pick
+QUESTIONS = "questions.npz"
+TRAINING = "training.json"
+CONFUSION, PREDICTIONS = "confusion.npz", "predictions"
+
+
+class Labels(Protocol):
+    """Labelled pixels, or what stands for them where they are not known yet."""
+
+    def digest(self) -> str:
+        """What identifies them."""
+
+    def add(self, other: Any) -> Self:
+        """These, and those of a further pick."""
+
+
+class Task(ABC, Generic[T]):
+    """One result. `inputs` is what its key is a hash of; `read` makes its value of the contents of its `files`.
+
+    Every rank of a trial needs the value if `for_all_ranks`, else the first alone.
+    """
+
+    kind: ClassVar[str]
+    for_all_ranks: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def inputs(self) -> dict[str, Any]:
+        """Everything that decides the result, JSON-ready."""
+
+    @cached_property
+    def key(self) -> str:
+        """What the result is stored under."""
+        return digest(self.inputs)
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[str, ...]:
+        """The files that the value is made of."""
+
+    @abstractmethod
+    def read(self, files: Mapping[str, bytes]) -> T:
+        """The value."""
+
+    @property
+    def model_of(self) -> "Fit | None":
+        """The fit whose model the result is computed with."""
+        return None
+
+    @property
+    def weights_help(self) -> bool:
+        """Whether the stored weights of that fit are enough to compute the result; else only training gives it."""
+        return True
+
+    @property
+    def by_training(self) -> tuple["Task[Any]", ...]:
+        """Results that only the computation of this one can give: it is not complete without them."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is told of a training: the loss of each epoch, and seconds, evaluation on the way included."""
+
+    losses: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fit(Task[Trained]):
+    """One training. Strategy, budget, evaluation and ranks are not in its key; `labels` None is full supervision."""
+
+    kind = "fit"
+    trial: Trial
+    source: Source
+    evaluate: EvaluateSpec
+    stage: int
+    labels: Labels | None
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        trial = self.trial
+        return versioned(
+            "fit",
+            data=_data(trial, self.source),
+            model=trial.model.as_input() | {"weights_digest": self.source.weights_digest},
+            train=trial.training.as_input(),
+            seed=trial.seed,
+            stage=self.stage,
+            labels="full" if self.labels is None else self.labels.digest(),
+        )
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return TRAINING, "provenance.json"
+
+    def read(self, files: Mapping[str, bytes]) -> Trained:
+        losses = json.loads(files[TRAINING])["losses"]
+        return Trained(tuple(losses), json.loads(files["provenance.json"])["seconds"])
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing is picked after it."""
+        return self.stage + 1 == self.trial.num_stages
+
+    @property
+    def budget(self) -> Budget:
+        """Pixels an image that are labelled, or "full"."""
+        return "full" if self.labels is None else self.trial.budget_of(self.stage)
+
+    @cached_property
+    def evaluations(self) -> tuple["Evaluate", ...]:
+        """What is measured of it, in the order of the experiment."""
+        return tuple(Evaluate(self, split) for split in self.evaluate.splits)
+
+    @property
+    def by_training(self) -> tuple["Evaluate", ...]:
+        return tuple(one for one in self.evaluations if not one.weights_help)
+
+
+@dataclass(frozen=True)
+class Evaluate(Task[dict[int, Counts]]):
+    """The confusion matrices of a fit on one split, by epoch; `split` is the name that the experiment gives it."""
+
+    kind = "evaluation"
+    fit: Fit
+    split: str
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        evaluate, name = self.fit.evaluate, self.fit.evaluate.split_of(self.split)
+        size = evaluation_size(evaluate, self.fit.trial, self.split)
+        data = {"fingerprint": self.fit.source.fingerprints[name], "size": size.as_input()}
+        return versioned("evaluation", fit=self.fit.key, split=name, data=data, when=evaluate.when)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (CONFUSION,)
+
+    def read(self, files: Mapping[str, bytes]) -> dict[int, Counts]:
+        with np.load(io.BytesIO(files[CONFUSION]), allow_pickle=False) as file:
+            return dict(zip(file["epochs"].tolist(), file["confusion"], strict=True))
+
+    @property
+    def model_of(self) -> Fit:
+        return self.fit
+
+    @property
+    def weights_help(self) -> bool:
+        return self.fit.evaluate.when == "last"
+
+
+@dataclass(frozen=True)
+class Picked:
+    """New labelled pixels; `questions` are the keys of what people were asked for them, in order."""
+
+    pixels: LabelledPixels
+    questions: tuple[str, ...] = ()
+
+
+class PixelsTask(Task[Picked]):
+    """New labelled pixels: the first of all, or those after a fit. `stage` trains on them first."""
+
+    kind = "pick"
+    for_all_ranks = True
+    trial: Trial
+    stage: int
+
+    @property
+    def budget(self) -> int:
+        """Pixels an image that are labelled with them."""
+        return self.trial.budget_of(self.stage)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (PIXELS, ASKED) if isinstance(self.trial.oracle, HumanSpec) else (PIXELS,)
+
+    def read(self, files: Mapping[str, bytes]) -> Picked:
+        questions = json.loads(files[ASKED]) if ASKED in files else ()
+        return Picked(LabelledPixels.read(io.BytesIO(files[PIXELS])), tuple(questions))
+
+
+@dataclass(frozen=True)
+class FirstPixels(PixelsTask):
+    """The first pixels, at random; backbones and strategies share them."""
+
+    trial: Trial
+    source: Source
+    stage = 0
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        trial = self.trial
+        return versioned(
+            "initial",
+            data=_data(trial, self.source),
+            initial_pixels=trial.acquire.initial_pixels,
+            oracle=trial.oracle.as_input(),
+            seed=trial.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Pick(PixelsTask):
+    """The choice and labelling of the next pixels after a fit."""
+
+    fit: Fit
+
+    @property
+    def trial(self) -> Trial:  # type: ignore[override]
+        """The trial of the fit."""
+        return self.fit.trial
+
+    @property
+    def stage(self) -> int:  # type: ignore[override]
+        """The stage after the fit's."""
+        return self.fit.stage + 1
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        trial = self.fit.trial
+        acquire = trial.acquire.as_input()
+        del acquire["initial_pixels"]  # already in the labels of the fit
+        oracle = trial.oracle.as_input()
+        return versioned(
+            "pick", fit=self.fit.key, acquire=acquire, oracle=oracle, seed=trial.seed, stage=self.fit.stage
+        )
+
+    @property
+    def model_of(self) -> Fit | None:
+        return self.fit if needs_model(self.fit.trial.acquire.strategy) else None
+
+
+@dataclass(frozen=True)
+class Ask(Task[Questions]):
+    """The pixels that people are asked about on the way to `pixels`.
+
+    `answered` are the keys of the questions before these, each with the digest of the labels that people gave: new
+    pixels replace those that got no class.
+    """
+
+    kind = "question"
+    for_all_ranks = True
+    pixels: PixelsTask
+    answered: tuple[tuple[str, str], ...] = ()
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        return versioned("question", pick=self.pixels.key, answered=[list(pair) for pair in self.answered])
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (QUESTIONS,)
+
+    def read(self, files: Mapping[str, bytes]) -> Questions:
+        return Questions.read(io.BytesIO(files[QUESTIONS]))
+
+    @property
+    def model_of(self) -> Fit | None:
+        return self.pixels.model_of
+
+
+@dataclass(frozen=True)
+class Describe(Task[None]):
+    """What a report tells of a prepared split; `images` are those that it is reduced to, None for all."""
+
+    kind = "split"
+    size: SizeSpec
+    fingerprint: str
+    images: tuple[str, ...] | None
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        images = None if self.images is None else list(self.images)
+        size = self.size.size_spec().as_input()
+        return versioned("split", fingerprint=self.fingerprint, size=size, images=images)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return ()
+
+    def read(self, files: Mapping[str, bytes]) -> None:
+        """Reports read it (`data/description.py`)."""
+
+
+def answers_key(trial: Trial, identity: list[Any]) -> str:
+    """The key of people's answers: the data set that is trained on, by its `identity`, where its images lie, how they
+    are prepared, and how people are asked.
+
+    All chains that ask about these images share it, whatever their seed, network or strategy. What the images show is
+    no part of it, so that some may be added: it is compared when they are asked about.
+    """
+    suggestions = isinstance(trial.oracle, HumanSpec) and trial.oracle.suggestions
+    size, path = trial.dataset.size_spec().as_input(), trial.dataset.path
+    return digest(versioned("book", dataset=identity, path=path, size=size, suggestions=suggestions))
+
+
+def evaluation_size(evaluate: EvaluateSpec, trial: Trial, split: str) -> SizeSpec:
+    """The size that a split is evaluated at: its own, or that of training when it gives none."""
+    own = evaluate.splits[split].size_spec()
+    return trial.dataset.size_spec() if own == SizeSpec() else own
+
+
+def _data(trial: Trial, source: Source) -> dict[str, Any]:
+    fields = trial.dataset.as_input()
+    fields.pop("path", None)  # where the images lie; what they are is the fingerprint
+    return fields | {"fingerprint": source.fingerprints[source.training_split]}

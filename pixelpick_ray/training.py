@@ -1,0 +1,230 @@
+"""Making fits and evaluations, and the one model that they and picks are made with; on every rank."""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load, save
+from torch import nn
+
+from pixelpick_ray.active.metrics import Counts, miou
+from pixelpick_ray.context import Context
+from pixelpick_ray.data.description import write_label_map
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.engine.batches import FitJob
+from pixelpick_ray.engine.fit import Epoch, fit
+from pixelpick_ray.engine.provenance import provenance_of
+from pixelpick_ray.engine.resume import FitProgress, Unfinished, pack, unpack
+from pixelpick_ray.engine.score import evaluate
+from pixelpick_ray.errors import DataError
+from pixelpick_ray.events import EpochDone, FitResumed, FitTrained
+from pixelpick_ray.models.segmentation import build_model
+from pixelpick_ray.store.paths import WEIGHTS, WEIGHTS_OF_RUN
+from pixelpick_ray.tasks import CONFUSION, PREDICTIONS, TRAINING, Evaluate, Fit
+
+SAME = ("torch", "numpy", "device", "world_size", "threads")  # what one fit must be made by from begin to end
+
+
+class Trainer:
+    """Trains and measures. At most one model is in memory, that of the fit that was trained or asked for last."""
+
+    def __init__(self, context: Context) -> None:
+        self._context, self._world, self._store = context, context.world, context.store
+        self._model: nn.Module | None = None
+        self.weights_digest: str | None = None
+
+    def make_fit(self, task: Fit) -> None:
+        """Train, and publish with what only training can measure. The fit's lease is held."""
+        is_first = self._world.is_first
+        is_trained = self._world.broadcast(is_first and self._store.has(task.kind, task.key))
+        missing = []
+        for evaluation in task.evaluations:
+            if is_first and not is_trained:  # of a training that was killed; its end is measured anew
+                self._store.discard(evaluation.kind, evaluation.key)
+            if not is_trained or self._context.find(evaluation) is None:
+                missing.append(evaluation)
+        self._train(task, missing)
+
+    def make_evaluation(self, task: Evaluate) -> None:
+        """Measure the trained model on a split."""
+        model = self.model(task.fit)
+        confusion, examples = self._evaluate(task, model)
+        self._publish_evaluation(task, {task.fit.trial.train.epochs: confusion}, examples)
+
+    def model(self, task: Fit) -> nn.Module:
+        """The trained model: in memory, from the stored weights, or trained again when these are gone."""
+        if self._model is None and not self._load(task):
+            with self._context.hold(task, lambda: self._store.weights(task.key) is not None):
+                if not self._load(task):
+                    self._train(task, [])
+        if self._model is None:
+            raise AssertionError("training leaves a model")
+        return self._model
+
+    def keep_weights(self, task: Fit) -> None:
+        """Make sure that the weights are stored for good, by another training if they are gone."""
+        found = self._store.weights(task.key) if self._world.is_first else None
+        if not self._world.broadcast(found is not None):
+            self.forget()
+            self.model(task)
+        if self._world.is_first:
+            self._store.keep_weights(task.key)
+
+    def forget(self) -> None:
+        """Release the model, or two would lie on a GPU."""
+        self._model = None
+
+    def _load(self, task: Fit) -> bool:
+        """Whether the stored weights are there and are now the model; the first rank reads them for all."""
+        found = self._store.weights(task.key) if self._world.is_first else None
+        content, digest = self._world.broadcast((found[0].read_bytes(), found[1]) if found else (None, None))
+        if content is None:
+            return False
+        context, trial = self._context, task.trial
+        model = build_model(
+            trial.model.model_copy(update={"pretrained": "none"}),
+            num_classes=context.data.facts.num_classes,
+            data_path=context.execution.data_path,
+            seed=trial.seed,
+            stage=task.stage,
+        )
+        model.load_state_dict(load(content))
+        self._model, self.weights_digest = self._world.place(model), digest
+        return True
+
+    def _train(self, task: Fit, missing: list[Evaluate]) -> None:
+        """Train, evaluate what is missing on the way, and publish: the fit last, so that its stage is whole then."""
+        context, trial, store = self._context, task.trial, self._store
+        labels = _supervision(task)
+        job = FitJob(
+            trial.model, trial.training, trial.seed, task.stage, context.data, labels, context.execution.data_path
+        )
+        start = time.perf_counter()
+        before = self._unfinished(task, missing)
+        progress = before.progress if before else FitProgress(self._made_by())
+        earlier_seconds, saved = progress.seconds, time.monotonic()
+        examples: dict[str, dict[str, Any]] = {one.key: {} for one in missing}
+
+        def on_epoch(epoch: Epoch) -> None:
+            nonlocal saved
+            progress.losses.append(epoch.loss)
+            is_last, reported = epoch.number == trial.train.epochs, None
+            if is_last or task.evaluate.when == "every_epoch":
+                for one in missing:
+                    confusion, examples[one.key] = self._evaluate(one, epoch.model)
+                    progress.confusions.setdefault(one.key, {})[epoch.number] = confusion
+                    if one.split == task.evaluate.report:
+                        reported = miou(confusion)
+            progress.seconds = earlier_seconds + time.perf_counter() - start
+            due = time.monotonic() - saved >= context.execution.checkpoint_seconds if not is_last else False
+            if self._world.is_first and due:
+                store.write_unfinished(task.key, pack(progress, epoch.model, epoch.optimizer))
+                saved = time.monotonic()
+            numbers = epoch.number, trial.train.epochs, epoch.loss, reported, progress.seconds
+            context.emit(EpochDone(context.chain, task.stage, *numbers, fit=task.key))
+
+        with context.phase("fit", task.key):
+            self._model = fit(job, self._world, on_epoch, before)
+        weights = _weights_of(self._model) if self._world.is_first else b""
+        self.weights_digest = self._world.broadcast(hashlib.sha256(weights).hexdigest())
+        for one in missing:
+            self._publish_evaluation(one, progress.confusions[one.key], examples[one.key])
+        if self._world.is_first:
+            self._publish_fit(task, labels, progress, weights, start)
+            store.drop_unfinished(task.key)
+        context.emit(FitTrained(context.chain, task.stage, task.key))
+
+    def _made_by(self) -> dict[str, Any]:
+        provenance = provenance_of(self._world, time.perf_counter())
+        return {name: provenance[name] for name in SAME}
+
+    def _unfinished(self, task: Fit, missing: list[Evaluate]) -> Unfinished | None:
+        """What an earlier process left of this training, on every rank; None when it cannot be continued as it was.
+
+        It must be made by the same versions, ranks and device, and have measured what is missing.
+        """
+        content = self._store.unfinished(task.key) if self._world.is_first else None
+        content = self._world.broadcast(content)
+        found = unpack(content) if content is not None else None
+        if found is None or found.progress.made_by != self._made_by():
+            return None
+        progress = found.progress
+        if task.evaluate.when == "every_epoch" and any(
+            len(progress.confusions.get(one.key, {})) < progress.epoch for one in missing
+        ):
+            return None
+        progress.processes += 1
+        self._context.emit(FitResumed(self._context.chain, task.stage, progress.epoch, task.trial.train.epochs))
+        return found
+
+    def _publish_fit(
+        self, task: Fit, labels: LabelledPixels | None, progress: FitProgress, weights: bytes, start: float
+    ) -> None:
+        """Publish a fit with its weights; these alone when it was trained again for them, or for measurements."""
+        store, execution = self._store, self._context.execution
+        run = None if execution.keeps_weights(task.trial, task.stage) else execution.run
+
+        def write_weights(path: Path) -> None:
+            path.write_bytes(weights)
+
+        if store.has(task.kind, task.key):
+            store.write_weights(task.key, write_weights, run=run)
+            return
+
+        def write(folder: Path) -> None:
+            values = {"losses": progress.losses, "labelled_pixels": "full" if labels is None else len(labels)}
+            (folder / TRAINING).write_text(json.dumps(values) + "\n")
+            write_weights(folder / WEIGHTS)
+            if run is not None:
+                (folder / WEIGHTS_OF_RUN).write_text(run)
+
+        cost = {"seconds": round(progress.seconds, 3), "processes": progress.processes}
+        self._context.publish(task, write, start, **cost)
+
+    def _evaluate(self, task: Evaluate, model: nn.Module) -> tuple[Counts, dict[str, Any]]:
+        """The confusion matrix of a split, and predictions of a few of its images."""
+        context = self._context
+        with context.phase("evaluate", task.key):
+            confusion, examples = evaluate(model, context.split(task.split), context.dataset.facts, self._world)
+            merged: dict[str, Any] = {}
+            for part in self._world.gather(examples):
+                merged |= part
+        return confusion, merged
+
+    def _publish_evaluation(self, task: Evaluate, by_epoch: dict[int, Counts], examples: dict[str, Any]) -> None:
+        """Publish confusion matrices by epoch, and the examples of the last; the first rank's duty."""
+        if not self._world.is_first:
+            return
+
+        def write(folder: Path) -> None:
+            matrices = np.stack(list(by_epoch.values())).astype(np.int64)
+            np.savez(folder / CONFUSION, epochs=np.asarray(list(by_epoch)), confusion=matrices)
+            (folder / PREDICTIONS).mkdir()
+            for name, predicted in examples.items():
+                path = folder / PREDICTIONS / f"{Path(name).stem}.png"
+                write_label_map(path, predicted, self._context.dataset.facts.palette)
+
+        self._context.publish(task, write, time.perf_counter(), fit_weights=self.weights_digest)
+
+
+def _supervision(task: Fit) -> LabelledPixels | None:
+    """The labels that a fit trains on, None for all. DataError when there are none."""
+    if task.labels is None:
+        return None
+    if not isinstance(task.labels, LabelledPixels):
+        raise AssertionError("a fit is trained on labelled pixels")
+    labels = task.labels.with_class()
+    if not len(labels):
+        raise DataError(
+            f"stage {task.stage}: people gave no pixel a class, there is nothing to train on; have other pixels "
+            "asked for, with oracle.replace: true"
+        )
+    return labels
+
+
+def _weights_of(model: nn.Module) -> bytes:
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    return bytes(save(state))

@@ -1,0 +1,89 @@
+"""The list of timm's networks that planning reads, against the installed timm."""
+
+import random
+
+import pytest
+import timm
+
+from pixelpick_ray.config.networks import OUTPUT_STRIDES, check_network, networks
+from pixelpick_ray.config.trial import ModelSpec
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.models.network_list import pyramids_of
+
+ADVICE = "run python -m pixelpick_ray.models.network_list"
+
+
+def spec(backbone: str, **fields: object) -> ModelSpec:
+    return ModelSpec(backbone=backbone, pretrained="none", **fields)  # type: ignore[arg-type]
+
+
+def as_listed(name: str) -> str:
+    """The strides of a network in the words of the generator."""
+    strides = networks()[name].strides
+    return ", ".join(
+        f"{stride}: {' '.join(map(str, strides[stride]))}" for stride in OUTPUT_STRIDES if stride in strides
+    )
+
+
+def test_the_list_has_the_names_of_the_installed_timm() -> None:
+    assert sorted(networks()) == sorted(timm.list_models()), ADVICE
+    assert sorted(name for name, one in networks().items() if one.is_resnet) == sorted(
+        timm.list_models(module="resnet")
+    )
+
+
+USED = ["mobilenetv2_100", "resnet18", "resnet50", "test_resnet", "efficientnet_lite0", "vit_tiny_patch16_224", "vgg11"]
+SOME = [*USED, *random.Random(0).sample(timm.list_models(), 30)]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SOME)
+def test_the_list_says_what_the_installed_timm_gives(name: str) -> None:
+    assert as_listed(name) == pyramids_of(name), ADVICE
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_whole_list_says_what_the_installed_timm_gives() -> None:
+    """Two minutes and a half."""
+    assert {name: as_listed(name) for name in networks()} == {name: pyramids_of(name) for name in timm.list_models()}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"backbone": "resnet5O"}, r"timm has no network 'resnet5O'; did you mean resnet50"),
+        ({"backbone": "zzz"}, r"timm has no network 'zzz'; timm\.list_models\(\) lists the known ones"),
+        (
+            {"backbone": "vit_small_patch14_dinov2"},
+            r"vit_small_patch14_dinov2 gives no feature pyramid at output stride 16; take a convolutional one such as "
+            r"mobilenetv2_100 or resnet50",
+        ),
+        ({"backbone": "vgg11"}, r"vgg11 gives no feature pyramid at output stride 16; set model\.output_stride to 32"),
+        (
+            {"backbone": "sedarknet21", "architecture": "fpn"},
+            r"fpn needs features at strides 4, 8, 8, 8; sedarknet21 has them at \[1, 2, 4, 8, 8\]; take resnet18, "
+            r"resnet34, resnet50 or resnet101",
+        ),
+        ({"backbone": "mobilenetv2_050", "width": 0.5}, r"model\.width: only ResNets take a width, mobilenetv2_050"),
+        ({"backbone": "resnet50", "width": 0.01}, r"model\.width: 0\.01 leaves resnet50 no channels; take a larger"),
+    ],
+)
+def test_what_a_head_cannot_use_is_refused_with_the_way_out(fields: dict[str, object], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        check_network(spec(**fields))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"backbone": "mobilenetv2_100"},
+        {"backbone": "resnet50", "architecture": "fpn"},
+        {"backbone": "convnext_atto"},
+        {"backbone": "vgg11", "output_stride": 32},
+        {"backbone": "resnet50", "width": 0.5},
+    ],
+    ids=lambda fields: fields["backbone"],
+)
+def test_what_a_head_can_use_passes(fields: dict[str, object]) -> None:
+    check_network(spec(**fields))  # type: ignore[arg-type]
