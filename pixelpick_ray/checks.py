@@ -18,7 +18,7 @@ from pixelpick_ray.config.trial import HumanSpec, SizeSpec, Trial
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
 from pixelpick_ray.data.datasets import Dataset, DatasetFacts, known_facts, open_dataset, training_split
 from pixelpick_ray.data.held_out import facts_with_held_out
-from pixelpick_ray.data.weights import weights_digest
+from pixelpick_ray.data.weights import check_pretrained, weights_digest
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.tasks import evaluation_size
 
@@ -30,6 +30,7 @@ def check_trial(experiment: Experiment, trial: Trial) -> None:
     facts = known_facts(trial.dataset.name)
     check_strategy(trial.acquire)
     check_network(trial.model)
+    check_pretrained(trial.model)
     if facts is not None:  # else it is described beside its files, and checked where these are read
         check_facts(experiment, trial, facts_with_held_out(facts, trial.dataset))
     if trial.train.batch_size == 1:

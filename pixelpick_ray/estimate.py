@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.plan import Plan, Progress, counted
+from pixelpick_ray.plan import Plan, Progress
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.paths import PROVENANCE
 from pixelpick_ray.store.records import FitProvenance
@@ -55,7 +56,7 @@ def cost_line(summary: dict[str, Any]) -> str:
 def stages_line(summary: dict[str, Any]) -> str:
     """How many stages are stored, and how many a run trains, in the words of `plan`, `run` and `status`."""
     stored, again, waiting = (summary[name] for name in ("stored_fits", "fits_to_train_again", "fits_after_answers"))
-    known = f"{stored} of {counted(summary['fits'], 'stage')} {'is' if stored == 1 else 'are'} stored, "
+    known = f"{stored} of {counted(summary['fits'], 'stage')} stored, "
     text = f"{known if stored is not None else ''}{summary['fits_to_train']} to train"
     if again:
         text += f" ({again} of them again, for weights or measurements that only training gives)"

@@ -13,7 +13,7 @@ from functools import cache, lru_cache, partial
 from typing import Any
 
 from pixelpick_ray.checks import check_trial, splits_in_use
-from pixelpick_ray.config.canonical import brief, digest
+from pixelpick_ray.config.canonical import brief, counted, digest
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.keys import Source
@@ -148,11 +148,6 @@ def _chain(experiment: Experiment, trial: Trial, budgets: Sequence[Budget], sett
     unknown = Source(dict.fromkeys((*splits, training), path), training, None)
     walk(trial, unknown, experiment.evaluate, names)
     return Chain(trial, trial.chain_id, tuple(budgets), tuple(names.fits), tuple(names.picks), setting)
-
-
-def counted(number: float, noun: str, plural: str = "") -> str:
-    """A number with its noun: "1 trial", "2 trials"."""
-    return f"{number:g} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def _setting(trial: Trial, varied: list[str]) -> str:
@@ -337,7 +332,8 @@ class Sources:
             dataset.names(training)
         except DataError:
             record = read_chain(self._store, self._experiment, trial.chain_id)
-            return None if record is None else self._with_every_split(record.source)
+            known = record is not None and record.source.training_split in record.source.fingerprints
+            return self._with_every_split(record.source) if record is not None and known else None
         used = splits_in_use(self._experiment, trial, training)
         return Source({split: self._fingerprint(trial.dataset, split, size) for split, size in used}, training, weights)
 

@@ -140,7 +140,7 @@ def record_of(trial: Trial, **fields: Any) -> ChainRecord:
         "class_names": (),
         "num_images": 3,
         "pixels_per_image": 172800.0,
-        "source": Source({}, "train", None),
+        "source": Source({"train": "a", "test": "b"}, "train", None),
     }
     return ChainRecord(**(usual | fields))
 

@@ -326,8 +326,7 @@ def test_a_run_prints_progress_the_table_and_what_was_shared(study: tuple[Path, 
     assert len(re.findall(r"px: mIoU \d+\.\d % \(from the store\)", done.out)) == 2  # the first fits of the other chain
     assert len(re.findall(r"(margin|random) +(10|20) .*\d+\.\d ± \d+\.\d +2", done.out)) == 4
     assert done.out.splitlines()[-1] == (
-        "8 trials in 4 chains: 6 stages to train, where the trials one by one would train 12; 6 are shared; "
-        "trained now: 6"
+        "8 trials in 4 chains: 6 stages, where the trials one by one would train 12; 6 are shared; trained now: 6"
     )
     assert len(fits(place)) == 6
     assert list((place / "store").rglob("weights.safetensors")) == []

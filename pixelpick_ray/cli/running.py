@@ -28,12 +28,13 @@ from pixelpick_ray.cli.options import (
     parse_duration,
 )
 from pixelpick_ray.cli.shared import asked_of, execution_of, naming
+from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.estimate import cost_line, summarise
-from pixelpick_ray.plan import claim_name, counted, make_plan, progress_of
+from pixelpick_ray.plan import claim_name, make_plan, progress_of
 from pixelpick_ray.runner import session
 from pixelpick_ray.search.design import Search, check_splits
 from pixelpick_ray.search.journal import Journal

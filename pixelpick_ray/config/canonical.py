@@ -18,3 +18,8 @@ def digest(value: Any) -> str:
 def brief(text: str, limit: int = 60) -> str:
     """A text for a label: cut when it is longer than `limit` characters, and then told apart by its digest."""
     return text if len(text) <= limit else f"{text[: limit - 10]}... {digest(text)[:6]}"
+
+
+def counted(number: float, noun: str) -> str:
+    """A number with its noun: "1 trial", "2 trials"."""
+    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"

@@ -11,25 +11,28 @@ from pixelpick_ray.errors import DataError, SpecError
 def weights_path(spec: ModelSpec, data_path: Path) -> Path | None:
     """Where the pretrained weights of a model lie or belong; None for ``pretrained: none``.
 
-    SpecError for a file outside the data folder, and for weights that exist for another backbone only; DataError for a
-    link that leads out of it.
+    SpecError as in `check_pretrained`; DataError for a link that leads out of the data folder.
     """
     if spec.pretrained == "none":
         return None
+    check_pretrained(spec)
     if spec.pretrained.startswith("file:"):
-        inside = spec.pretrained.removeprefix("file:")
-        if escapes(inside):
-            raise SpecError(
-                f"model.pretrained: {spec.pretrained!r} leaves the data folder {data_path}; copy the file into it and "
-                "give its path inside, e.g. file:weights/mine.safetensors"
-            )
-        return check_inside(data_path / inside, data_path)
+        return check_inside(data_path / spec.pretrained.removeprefix("file:"), data_path)
+    return check_inside(data_path / "weights" / f"{spec.backbone}.{spec.pretrained}.safetensors", data_path)
+
+
+def check_pretrained(spec: ModelSpec) -> None:
+    """SpecError for a file outside the data folder, and for weights that exist for another backbone only."""
+    if spec.pretrained.startswith("file:") and escapes(spec.pretrained.removeprefix("file:")):
+        raise SpecError(
+            f"model.pretrained: {spec.pretrained!r} leaves the data folder; copy the file into it and give its path "
+            "inside, e.g. file:weights/mine.safetensors"
+        )
     if spec.pretrained == "moco_v2" and spec.backbone != "resnet50":
         raise SpecError(
             f"model.pretrained: moco_v2 weights exist for resnet50 only; {spec.backbone} needs others, or "
             "file:PATH for weights of your own"
         )
-    return check_inside(data_path / "weights" / f"{spec.backbone}.{spec.pretrained}.safetensors", data_path)
 
 
 def weights_digest(spec: ModelSpec, data_path: Path) -> str | None:

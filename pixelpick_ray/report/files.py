@@ -6,6 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.execution import local_cpus
 from pixelpick_ray.config.experiment import Experiment, dump_experiment
 from pixelpick_ray.data.description import read_description
@@ -247,7 +248,7 @@ def _title(results: Results) -> tuple[str, str]:
     """Title and lead of the page."""
     title = " · ".join(experiment.title or experiment.name for experiment in results.experiments)
     names = ", ".join(experiment.name for experiment in results.experiments)
-    return title, f"{names}: {len(results.trials)} trials, {len(results.fits)} fits"
+    return title, f"{names}: {counted(len(results.trials), 'trial')}, {counted(len(results.fits), 'fit')}"
 
 
 def _listing(experiment: Experiment) -> Listing:

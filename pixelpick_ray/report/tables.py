@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pixelpick_ray.config.canonical import brief
+from pixelpick_ray.config.canonical import brief, counted
 from pixelpick_ray.report.cells import Area, Cell, Line, areas, build_cells, full_line, line_of, reported
 from pixelpick_ray.report.formats import to_text
 from pixelpick_ray.report.parts import Table
@@ -281,9 +281,9 @@ def _spread_text(cells: Iterable[Cell]) -> str:
 def result_notes(results: Results, cells: Sequence[Cell], strong: Strong) -> tuple[str, ...]:
     """What is missing, what is mixed within a cell, and what bold means."""
     missing = len({one.point for one in results.missing})
-    counted = (f"Missing: {missing} of {len(results.trials)} trials.",) if missing else ()
+    lacking = (f"Missing: {missing} of {counted(len(results.trials), 'trial')}.",) if missing else ()
     bold = (_BOLD,) if any((cell.line, cell.budget) in strong for cell in cells) else ()
-    return counted + _mixed_notes(cells) + bold
+    return lacking + _mixed_notes(cells) + bold
 
 
 _BOLD = (

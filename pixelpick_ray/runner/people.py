@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.answers import Pending, Waiting
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.plan import Chain, Plan, counted
+from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.store import Store
 
 LOOK_SECONDS = 1.0  # how often it is looked whether people have answered

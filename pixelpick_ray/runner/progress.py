@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.events import (
     AnswersAwaited,
@@ -23,7 +24,7 @@ from pixelpick_ray.events import (
     PixelsPicked,
     StageDone,
 )
-from pixelpick_ray.plan import Chain, Plan, counted
+from pixelpick_ray.plan import Chain, Plan
 
 
 @dataclass

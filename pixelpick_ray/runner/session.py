@@ -17,13 +17,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from pixelpick_ray.checks import check_data
+from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Pending
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import RunError
 from pixelpick_ray.estimate import stages_line, summarise
-from pixelpick_ray.plan import Chain, Plan, Progress, counted, progress_of
+from pixelpick_ray.plan import Chain, Plan, Progress, progress_of
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.found import write_found

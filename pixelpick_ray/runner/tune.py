@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import RunError, SpecError, StoreError
 from pixelpick_ray.events import (
@@ -144,7 +145,7 @@ def placement(execution: Execution, nodes: list[dict[str, float]]) -> tune.Place
     room = _room(rank, nodes)
     if room < execution.ranks:
         raise SpecError(
-            f"a trial of {_counted(execution.ranks, 'rank')} needs {_amounts(rank)} for each rank, on one node each; "
+            f"a trial of {counted(execution.ranks, 'rank')} needs {_amounts(rank)} for each rank, on one node each; "
             f"the cluster has room for {room}: {'; '.join(_amounts(node) for node in nodes)}; lower --ranks, "
             "--cpus-per-rank or --gpus-per-rank"
         )
@@ -165,13 +166,9 @@ def _room(rank: dict[str, float], nodes: list[dict[str, float]]) -> int:
     return sum(min(int(node.get(kind, 0.0) / amount) for kind, amount in rank.items()) for node in nodes)
 
 
-def _counted(number: float, noun: str) -> str:
-    return f"{number:g} {noun}" if number == 1 else f"{number:g} {noun}s"
-
-
 def _amounts(resources: dict[str, float]) -> str:
     """Processors as text: "4 CPUs and 1 GPU"."""
-    return " and ".join(_counted(resources[kind], kind) for kind in ("CPU", "GPU") if kind in resources)
+    return " and ".join(counted(resources[kind], kind) for kind in ("CPU", "GPU") if kind in resources)
 
 
 class ChainOrder(Searcher):

@@ -290,7 +290,7 @@ class Store:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            self._damaged_records[path] = f"is not a {kind.__name__} ({where}: {first['msg']})"
+            self._damaged_records[path] = f"is not valid ({where}: {first['msg']})"
         return None
 
     def records(self, folder: str) -> list[str]:

@@ -1,0 +1,134 @@
+"""What a run refuses is refused by `plan` and `submit` too, so that no job waits for hours to end with status 2; and
+overrides that would change nothing are refused.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from pixelpick_ray.config.experiment import load_experiment, parse_experiment
+from pixelpick_ray.errors import SpecError
+from tests.data.trees import write_folder
+from tests.launch import ROOT, launch
+from tests.test_wrong_inputs import FOLDER, SCENES, WRONG
+
+# Only images and weights files tell these, which may be elsewhere.
+TOLD_BY_DATA = ("[4, 48]", "file:weights/none.safetensors", "4000")
+FILES = [case for case in WRONG["files"] if not any(text in case["by"] for text in TOLD_BY_DATA)]
+COMMANDS = {"plan": ("plan", "mine.yaml"), "submit": ("submit", "mine.yaml", "--to", "slurm", "--dry-run")}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "mine.yaml").write_text(SCENES)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("case", FILES, ids=lambda case: case["by"][-40:] or "empty")
+def test_every_wrong_experiment_file_is_refused_without_a_run(place: Path, case: dict[str, str], command: str) -> None:
+    (place / "mine.yaml").write_text(SCENES.replace(case.get("replace", SCENES), case["by"]))
+    done = launch(place, *COMMANDS[command])
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.backbone=resnet5O", "model.backbone: timm has no network 'resnet5O'; did you mean resnet50"),
+        ("model.backbone=vit_small_patch14_dinov2", "gives no feature pyramid at output stride 16; take a convol"),
+        ("model={architecture: fpn, backbone: mobilenetv2_100, pretrained: none, width: 0.5}", "only ResNets take"),
+        ("acquire.strategy=nonsense", "--set acquire.strategy: grid[0] varies acquire.strategy"),
+        ("evaluate={splits: {tset: {}}, report: tset}", "scenes has no split 'tset'"),
+    ],
+)
+def test_a_wrong_override_is_refused_without_a_run(place: Path, command: str, override: str, told: str) -> None:
+    done = launch(place, *COMMANDS[command], "--set", override)
+    assert done.status == 2
+    assert told in done.err
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "run"])
+def test_a_split_without_labels_is_refused_where_the_data_are(place: Path, command: str) -> None:
+    write_folder(place / "data")
+    description = place / "data" / "leaves" / "dataset.yaml"
+    (place / "mine.yaml").write_text(FOLDER)
+    arguments = COMMANDS.get(command, ("run", "mine.yaml", "--local"))
+    if command != "run":
+        assert launch(place, *arguments).status == 0
+    text = description.read_text()
+    assert "    labels: val/labels\n" in text
+    description.write_text(text.replace("    labels: val/labels\n", ""))
+    done = launch(place, *arguments)
+    assert done.status == 2
+    assert "evaluate.splits: split 'val' of folder has no label maps, nothing can be measured on it" in done.err
+
+
+def test_no_data_refuse_nothing_before_a_run(place: Path) -> None:
+    (place / "mine.yaml").write_text(FOLDER)
+    for arguments in COMMANDS.values():
+        assert launch(place, *arguments).status == 0
+
+
+# Overrides of what a grid varies
+
+VARIED = """\
+name: varied
+dataset: {name: scenes, size: [32, 48]}
+model: {backbone: test_resnet, pretrained: none}
+train: {epochs: 2, optimizer: {name: adam, lr: 2e-3}, augment: {hflip: 0.5}}
+evaluate: {splits: {val: {}}, report: val}
+grid:
+  - {acquire.strategy: [margin, random], dataset.images: [4, 5], train.augment: [null, {}], budget: [10]}
+  - {seed: [0], budget: [full]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "varied"),
+    [
+        ("acquire.strategy=entropy", "acquire.strategy"),
+        ("acquire={strategy: entropy}", "acquire.strategy"),
+        ("dataset.images=6", "dataset.images"),
+        ("dataset={name: scenes, images: 6}", "dataset.images"),
+        ("train.augment.hflip=0.25", "train.augment"),
+        ("train.augment={hflip: 0.25}", "train.augment"),
+    ],
+)
+def test_an_override_of_what_a_grid_varies_is_refused_with_the_way_out(override: str, varied: str) -> None:
+    path = override.partition("=")[0]
+    told = rf"varied\.yaml: --set {path}: grid\[0\] varies {varied}, so this would change nothing there; replace the "
+    with pytest.raises(SpecError, match=told + r"grids, e\.g\. --set 'grid=\[\{"):
+        parse_experiment(VARIED, where="varied.yaml", overrides=[override])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["dataset={name: scenes, size: [16, 24]}"],  # says nothing of what is varied
+        ["acquire={initial_pixels: 10}"],
+        ["train.epochs=3"],
+        ["grid=[{acquire.strategy: [margin], budget: [10]}]", "train.augment.hflip=0.25"],
+        ["acquire.strategy=entropy", "grid=[{budget: [10]}]"],
+    ],
+    ids=str,
+)
+def test_other_overrides_are_taken(overrides: list[str]) -> None:
+    parse_experiment(VARIED, where="varied.yaml", overrides=overrides)
+
+
+def test_no_shipped_experiment_varies_what_its_page_overrides() -> None:
+    with pytest.raises(SpecError, match="grid"):
+        load_experiment(ROOT / "experiments" / "quickstart.yaml", ["acquire.strategy=nonsense"])
+
+
+# Numbers of things
+
+
+def test_one_is_not_plural(place: Path) -> None:
+    done = launch(place, "plan", "mine.yaml", "--set", "grid=[{seed: [0], budget: [10]}]")
+    assert "1 stage for budget 10" in done.out
+    assert "1 trial in 1 chain: 1 stage, where the trials one by one would train 1; 0 are shared" in done.out
+    assert "0 of 1 stage stored, 1 to train, 2 epochs" in done.out
