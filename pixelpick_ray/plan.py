@@ -283,8 +283,8 @@ class Progress:
 
 def progress_of(plan: Plan, execution: Execution) -> Progress:
     """Walk every chain through the store as far as its keys are known. DataError when present data are wrong."""
-    store = Store(execution.store)
     sources = Sources(plan.experiment, execution)
+    store = sources.store
     described = cache(partial(store.intact, "split"))  # chains share the descriptions of their images
     people = [chain.id for chain in plan.chains if chain.trial.asks_people]
     pending = Waiting(store, plan.experiment).look(people)
@@ -320,7 +320,7 @@ class Sources:
 
     def __init__(self, experiment: Experiment, execution: Execution) -> None:
         self._experiment, self._execution = experiment, execution
-        self._store = Store(execution.store)
+        self.store = Store(execution.store)
         self._fingerprint = lru_cache(self._prepared_fingerprint)
 
     def of(self, trial: Trial) -> Source | None:
@@ -331,7 +331,7 @@ class Sources:
             training = training_split(dataset, trial.dataset)
             dataset.names(training)
         except DataError:
-            record = read_chain(self._store, self._experiment, trial.chain_id)
+            record = read_chain(self.store, self._experiment, trial.chain_id)
             known = record is not None and record.source.training_split in record.source.fingerprints
             return self._with_every_split(record.source) if record is not None and known else None
         used = splits_in_use(self._experiment, trial, training)
