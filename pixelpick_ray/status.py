@@ -73,7 +73,7 @@ def status_of(plan: Plan, execution: Execution) -> Status:
     pending = Waiting(store, plan.experiment).look(chain.id for chain in plan.chains if not progress.done(chain))
     chains = tuple(_chain_status(chain, progress, leased, run, pending.get(chain.id), store) for chain in plan.chains)
     line = stages_line(summarise(plan, progress, execution))
-    damaged = (*store.damaged(), *progress.damaged)
+    damaged = tuple(dict.fromkeys((*store.damaged(), *progress.damaged)))
     return Status(plan.experiment.name, chains, _count(plan, progress, chains), line, damaged)
 
 
