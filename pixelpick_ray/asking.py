@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pixelpick_ray.active.acquisition import needs_model
-from pixelpick_ray.active.oracle import Asked, LabelArray, Unanswered, answer
+from pixelpick_ray.active.oracle import LabelArray, OracleRequest, Unanswered, answer
 from pixelpick_ray.active.queries import answered
 from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.context import Context
@@ -138,7 +138,7 @@ class Annotator:
             try:
                 key, names = context.answers_key, context.dataset.facts.class_names
                 book = None if key is None else Book(context.store, key)
-                said = answer(task.trial.oracle, Asked(questions, names, task.trial.seed, book))
+                said = answer(task.trial.oracle, OracleRequest(questions, names, task.trial.seed, book))
             except Unanswered as error:
                 said = error
         said = self._world.broadcast(said)

@@ -22,7 +22,7 @@ from pixelpick_ray.data.weights import check_pretrained, weights_digest
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.tasks import evaluation_size
 
-Report = Callable[[str, int, int], None]  # what, done, in all
+ReportDecoding = Callable[[str, int, int], None]  # what, done, in all
 
 
 def check_trial(experiment: Experiment, trial: Trial) -> None:
@@ -77,7 +77,7 @@ def splits_in_use(experiment: Experiment, trial: Trial, training: str) -> list[t
 
 
 def check_data(
-    experiment: Experiment, trials: Iterable[Trial], execution: Execution, report: Report | None = None
+    experiment: Experiment, trials: Iterable[Trial], execution: Execution, report: ReportDecoding | None = None
 ) -> None:
     """Prepare and check everything that the trials read; DataError or SpecError before anything starts.
 

@@ -32,7 +32,7 @@ def run_chain(
     people have to answer before it can go on.
     """
     context = Context(experiment, trial, execution, world, on_event)
-    visitor = _Run(context, keep_stages)
+    visitor = _MakeMissing(context, keep_stages)
     context.describe_splits()
     try:
         walk(trial, context.source, experiment.evaluate, visitor)
@@ -45,7 +45,7 @@ def run_chain(
         context.emit(ChainDone(context.chain))
 
 
-class _Run:
+class _MakeMissing:
     """Makes every task that is not stored, and tells and records how far the chain has come."""
 
     def __init__(self, context: Context, keep_stages: frozenset[int]) -> None:

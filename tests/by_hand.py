@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelpick_ray.checks import Report, check_data
+from pixelpick_ray.checks import ReportDecoding, check_data
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.config.keys import Source
@@ -127,7 +127,7 @@ def keys_of(
     return {name: task.key for name, task in tasks.items()}
 
 
-def check_plan(plan: Plan, execution: Execution, report: Report | None = None) -> None:
+def check_plan(plan: Plan, execution: Execution, report: ReportDecoding | None = None) -> None:
     """As a run checks what its trials read."""
     check_data(plan.experiment, [chain.trial for chain in plan.chains], execution, report)
 

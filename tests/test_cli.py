@@ -417,7 +417,7 @@ def test_plan_and_status_print_a_line_for_each_chain(copy: Path) -> None:
     plan = launch(copy, "plan", "tiny.yaml", "--set", "grid=[{seed: [0, 5], budget: [10, 20]}]").out.splitlines()
     assert plan[0] == "test_resnet margin seed 0: 2 stages for budgets 10, 20 (2 stored)"
     assert plan[1] == "test_resnet margin seed 5: 2 stages for budgets 10, 20 (0 stored)"
-    assert plan[-1].startswith("2 of 4 stages are stored, 2 to train, 4 epochs, about ")
+    assert plan[-1].startswith("2 of 4 stages stored, 2 to train, 4 epochs, about ")
     status = launch(copy, "status", "tiny.yaml").out.splitlines()
     assert status[0] == "test_resnet margin seed 0  2 stored"
     assert status[-1] == "8 stored"

@@ -1,6 +1,7 @@
 """The layers of the architecture, checked on the source: imports go downward, heavy packages stay where they belong."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,39 @@ def test_planning_and_reporting_import_neither_torch_nor_ray(module: str) -> Non
     code = f"import sys, {module}; print(sorted(sys.modules.keys() & {{'torch', 'ray', 'timm', 'torchvision'}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_type_has_the_name_of_another() -> None:
+    """Classes and aliases of the whole package, private ones among them."""
+    found: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [node.name] if isinstance(node, ast.ClassDef) else []
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript | ast.BinOp | ast.Name):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            for name in names:
+                if name.strip("_")[:1].isupper() and not name.isupper() and len(name) > 1:
+                    found.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
+
+
+PATHS = re.compile(r"""["'/](?:fit|pick|evaluation|question|split|leases|attempts|damaged|unfinished|answers)/[{<]""")
+
+
+def test_paths_inside_the_store_are_composed_in_one_module() -> None:
+    """And chain records are read in one: nothing else knows how their fields are spelt in a file."""
+    wrong = [
+        f"{path.relative_to(PACKAGE)}: {line.strip()}"
+        for path in modules()
+        if path != PACKAGE / "store" / "paths.py"
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if PATHS.search(line) or re.search(r"record(?:\.get\(|\[)[\"']|chains/\{|experiments/\{", line)
+    ]
+    assert wrong == []
+
+
+def test_the_method_is_on_one_screen() -> None:
+    text = (PACKAGE / "loop.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 60
+    for step in ("Fit(", "evaluations", "Pick("):
+        assert step in text

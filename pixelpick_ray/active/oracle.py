@@ -26,7 +26,7 @@ class Unanswered(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class OracleRequest:
     """What is asked of an oracle, and in which names and by which seed it answers; people write into the `book`."""
 
     questions: Questions
@@ -35,7 +35,7 @@ class Asked:
     book: Book | None = None
 
 
-def answer(oracle: AnyOracle, asked: Asked) -> LabelArray:
+def answer(oracle: AnyOracle, asked: OracleRequest) -> LabelArray:
     """What the oracle says of each question: (k,) a class, or of people also VOID or UNKNOWN.
 
     Unanswered when people have not answered them all.
@@ -43,11 +43,11 @@ def answer(oracle: AnyOracle, asked: Asked) -> LabelArray:
     return ORACLES[oracle.name](oracle, asked)
 
 
-def _ground_truth(oracle: GroundTruthSpec, asked: Asked) -> LabelArray:
+def _ground_truth(oracle: GroundTruthSpec, asked: OracleRequest) -> LabelArray:
     return asked.questions.truth.astype(np.int64)
 
 
-def _erring(oracle: ErringSpec, asked: Asked) -> LabelArray:
+def _erring(oracle: ErringSpec, asked: OracleRequest) -> LabelArray:
     """A number in 0..1 for every pixel of the image, asked or not, decides its answer: so it never changes."""
     questions = asked.questions
     cumulative = np.cumsum(_confusion(oracle, asked.class_names), axis=1)
@@ -70,7 +70,7 @@ def _confusion(oracle: ErringSpec, class_names: Sequence[str]) -> npt.NDArray[np
     return wrong + np.diag(1 - wrong.sum(axis=1))
 
 
-def _human(oracle: HumanSpec, asked: Asked) -> LabelArray:
+def _human(oracle: HumanSpec, asked: OracleRequest) -> LabelArray:
     if asked.book is None:
         raise AssertionError("people answer into a book")
     labels = asked.book.labels(asked.questions, asked.class_names)
@@ -80,7 +80,7 @@ def _human(oracle: HumanSpec, asked: Asked) -> LabelArray:
     return labels
 
 
-ORACLES: Mapping[str, Callable[[Any, Asked], LabelArray]] = {
+ORACLES: Mapping[str, Callable[[Any, OracleRequest], LabelArray]] = {
     "ground_truth": _ground_truth,
     "erring": _erring,
     "human": _human,

@@ -16,7 +16,7 @@ from pixelpick_ray.annotate.order import Question, question_id
 from pixelpick_ray.annotate.rota import Person, Refusal, Rota
 from pixelpick_ray.config.annotate import AnnotateSpec, class_keys
 from pixelpick_ray.config.trial import HumanSpec, Spec
-from pixelpick_ray.data.answers import Answer, Kind, Line
+from pixelpick_ray.data.answers import Answer, Kind, OneLine
 from pixelpick_ray.data.dataset import DatasetFacts
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import SpecError
@@ -27,20 +27,20 @@ SENT = 60  # questions that a page gets at once
 HISTORY = 100  # answers that a page can look back at after a reload
 SWEEP_SECONDS = 5.0
 
-Seconds = Annotated[float, Field(ge=0.0, le=86400.0, allow_inf_nan=False)]
+AnswerSeconds = Annotated[float, Field(ge=0.0, le=86400.0, allow_inf_nan=False)]
 Value = dict[str, Any]
 
 
 class Reply(Spec):
     """What a page sends as an answer: `id` is new for each answer, and the same when it is sent again."""
 
-    id: Line
-    annotator: Line
-    question: Line
+    id: OneLine
+    annotator: OneLine
+    question: OneLine
     kind: Kind
     label: str | None = None
-    seconds: Seconds
-    idle_seconds: Seconds = 0.0
+    seconds: AnswerSeconds
+    idle_seconds: AnswerSeconds = 0.0
 
 
 class Desk:

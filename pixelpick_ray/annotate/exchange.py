@@ -10,14 +10,24 @@ from dataclasses import dataclass
 
 from pixelpick_ray.annotate.formats import coco, cvat, jsonl, label_studio, queries
 from pixelpick_ray.annotate.formats.label_studio import label_config
-from pixelpick_ray.annotate.formats.points import Exchanged, Known, Picture, Point
+from pixelpick_ray.annotate.formats.points import AskedImage, Exchanged, ExchangedPoint, Known
 from pixelpick_ray.annotate.formats.problems import Found, Problems, check_points, checked
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Place, Questions
 from pixelpick_ray.errors import DataError, SpecError
 
-__all__ = ["FORMATS", "Exchanged", "Picture", "Point", "answers_of", "export", "label_config", "points_of", "read"]
+__all__ = [
+    "FORMATS",
+    "AskedImage",
+    "Exchanged",
+    "ExchangedPoint",
+    "answers_of",
+    "export",
+    "label_config",
+    "points_of",
+    "read",
+]
 MAX_BYTES = 256 * 2**20
 
 
@@ -56,9 +66,9 @@ def read(
     format_name: str,
     *,
     class_names: Sequence[str],
-    images: Sequence[Picture],
+    images: Sequence[AskedImage],
     answers: Iterable[Answer] = (),
-) -> tuple[Point, ...]:
+) -> tuple[ExchangedPoint, ...]:
     """The points of a file, sorted by image, row and column; `answers` are those that are stored.
 
     DataError lists what is wrong with it, and where, also what it calls by the id of a stored answer that is another;
@@ -79,14 +89,16 @@ def _format(name: str) -> Format:
     return FORMATS[name]
 
 
-def points_of(questions: Questions, said: Mapping[Place, Answer], class_names: Sequence[str]) -> tuple[Point, ...]:
+def points_of(
+    questions: Questions, said: Mapping[Place, Answer], class_names: Sequence[str]
+) -> tuple[ExchangedPoint, ...]:
     """A point for each question, with the answer that it has, if any.
 
     DataError when an answer names another class. What the network predicts is left out: other tools would show it.
     """
     places = zip(questions.names_per_pixel().tolist(), questions.y.tolist(), questions.x.tolist(), strict=True)
     points = [
-        Point(image=place[0], y=place[1], x=place[2]) if place not in said else _answered(said[place])
+        ExchangedPoint(image=place[0], y=place[1], x=place[2]) if place not in said else _answered(said[place])
         for place in places
     ]
     for point in points:
@@ -97,11 +109,11 @@ def points_of(questions: Questions, said: Mapping[Place, Answer], class_names: S
     return tuple(points)
 
 
-def _answered(answer: Answer) -> Point:
-    return Point.model_validate(answer.model_dump())
+def _answered(answer: Answer) -> ExchangedPoint:
+    return ExchangedPoint.model_validate(answer.model_dump())
 
 
-def answers_of(points: Iterable[Point], book: Book, *, annotator: str, time: float) -> tuple[Answer, ...]:
+def answers_of(points: Iterable[ExchangedPoint], book: Book, *, annotator: str, time: float) -> tuple[Answer, ...]:
     """The answers among points that a book does not have, each once. Those without annotator or time get the given.
 
     An answer with an id is new where the book does not have this id; one without where its pixel has another answer, or
@@ -128,7 +140,7 @@ def answers_of(points: Iterable[Point], book: Book, *, annotator: str, time: flo
     return tuple(found.values())
 
 
-def _answer(point: Point, before: Answer | None, annotator: str, now: float) -> Answer:
+def _answer(point: ExchangedPoint, before: Answer | None, annotator: str, now: float) -> Answer:
     """The answer of a point whose pixel has the answer `before`, if any."""
     who = point.annotator or annotator
     since = before.id if point.time is None and before is not None else point.time
@@ -137,7 +149,7 @@ def _answer(point: Point, before: Answer | None, annotator: str, now: float) -> 
     return Answer.model_validate({**point.model_dump(), **own})
 
 
-def _time(point: Point, before: Answer | None, now: float) -> float:
+def _time(point: ExchangedPoint, before: Answer | None, now: float) -> float:
     """When a point was answered: after what it replaces, where the file does not tell, or tells the same time."""
     given = now if point.time is None else point.time
     if before is None or (point.time is not None and (point.id is not None or point.time != before.time)):

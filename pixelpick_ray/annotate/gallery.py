@@ -17,7 +17,7 @@ KEPT = 32  # pictures in memory
 
 
 @dataclass(frozen=True)
-class Picture:
+class ShownImage:
     """A PNG file with its size in pixels."""
 
     png: bytes
@@ -37,9 +37,9 @@ class Gallery:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._pictures: OrderedDict[tuple[str, str], Picture] = OrderedDict()
+        self._pictures: OrderedDict[tuple[str, str], ShownImage] = OrderedDict()
 
-    def look(self, shelf: str, name: str, read: Callable[[str], UInt8Array]) -> Picture:
+    def look(self, shelf: str, name: str, read: Callable[[str], UInt8Array]) -> ShownImage:
         """The picture of a name among those of a shelf, read when it is not in memory."""
         with self._lock:
             picture = self._pictures.get((shelf, name))
@@ -53,7 +53,7 @@ class Gallery:
         return picture
 
 
-def _encoded(pixels: UInt8Array) -> Picture:
+def _encoded(pixels: UInt8Array) -> ShownImage:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG", compress_level=1)
-    return Picture(file.getvalue(), *pixels.shape[:2])
+    return ShownImage(file.getvalue(), *pixels.shape[:2])

@@ -25,7 +25,7 @@ from pixelpick_ray.annotate.desk import Desk, Reply
 from pixelpick_ray.annotate.guard import EVERYWHERE, LARGEST_BODY, Guard, error, nothing_here
 from pixelpick_ray.annotate.rota import Refusal
 from pixelpick_ray.config.trial import Spec
-from pixelpick_ray.data.answers import Line
+from pixelpick_ray.data.answers import OneLine
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError, StoreError
 
 SCRIPTS = ("draw.js", "clock.js", "keyboard.js", "memory.js", "wire.js", "page.js")
@@ -35,28 +35,28 @@ STATUS = {"wrong": 400, "taken": 409, "gone": 410}  # by the reason of a refusal
 class Begin(Spec):
     """Somebody opens the page."""
 
-    annotator: Line
+    annotator: OneLine
 
 
 class Next(Spec):
     """Somebody wants more than the questions that the page has."""
 
-    annotator: Line
-    have: Annotated[list[Line], Field(max_length=1000)]
+    annotator: OneLine
+    have: Annotated[list[OneLine], Field(max_length=1000)]
 
 
 class Skip(Spec):
     """Somebody wants a question later."""
 
-    annotator: Line
-    question: Line
+    annotator: OneLine
+    question: OneLine
 
 
 class Undone(Spec):
     """Somebody takes an answer back."""
 
-    annotator: Line
-    answer: Line
+    annotator: OneLine
+    answer: OneLine
 
 
 Body = TypeVar("Body", bound=Spec)

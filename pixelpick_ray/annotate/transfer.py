@@ -9,16 +9,16 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from pixelpick_ray.annotate.exchange import (
+    AskedImage,
     Exchanged,
-    Picture,
-    Point,
+    ExchangedPoint,
     answers_of,
     export,
     label_config,
     points_of,
     read,
 )
-from pixelpick_ray.data.answers import Book, Line
+from pixelpick_ray.data.answers import Book, OneLine
 from pixelpick_ray.data.datasets import open_dataset, training_split
 from pixelpick_ray.data.questions import Place, read_questions
 from pixelpick_ray.errors import DataError, SpecError
@@ -71,7 +71,7 @@ def read_answers(plan: Plan, store: Store, data_path: Path, format_name: str, fi
 def _check_annotator(annotator: str) -> None:
     """SpecError for a name that no answer can have."""
     try:
-        TypeAdapter(Line).validate_python(annotator)
+        TypeAdapter(OneLine).validate_python(annotator)
     except ValidationError as error:
         raise SpecError(
             f"--annotator {annotator!r:.100}: is no name; give one line of 1 to 80 characters without spaces around it"
@@ -130,11 +130,11 @@ class _Transfer:
     def exchanged(self) -> Exchanged:
         """All questions, each with its answer if it has one, and the hidden repeats."""
         facts, said = self._dataset.facts, self._book.said()
-        points: dict[Place, Point] = {}
+        points: dict[Place, ExchangedPoint] = {}
         for questions in self._questions:
             points |= {point.place: point for point in points_of(questions, said, facts.class_names)}
         repeats = [one for one in self._book.answers if one.repeat and one.place in points]
-        again = [Point.model_validate(one.model_dump()) for one in repeats]
+        again = [ExchangedPoint.model_validate(one.model_dump()) for one in repeats]
         return Exchanged(facts.class_names, facts.palette, self._pictures(), (*points.values(), *again))
 
     def take(self, content: bytes, format_name: str, *, annotator: str) -> _Taken:
@@ -149,13 +149,13 @@ class _Transfer:
         unasked = sum(answer.place not in asked for answer in answers)
         return _Taken(len(answers), given - len(answers), unasked, self._overruled(points))
 
-    def _overruled(self, points: Sequence[Point]) -> int:
+    def _overruled(self, points: Sequence[ExchangedPoint]) -> int:
         """How many pixels have another answer than these points say."""
         told = {point.place: point.said for point in points if point.kind is not None and not point.repeat}
         said = self._book.said()
         return sum(said[place].said != answer for place, answer in told.items())
 
-    def _pictures(self) -> tuple[Picture, ...]:
+    def _pictures(self) -> tuple[AskedImage, ...]:
         """The images that are asked about."""
         shapes = {
             name: (height, width)
@@ -164,6 +164,6 @@ class _Transfer:
         }
         return tuple(self._picture(name, *shape) for name, shape in sorted(shapes.items()))
 
-    def _picture(self, name: str, height: int, width: int) -> Picture:
+    def _picture(self, name: str, height: int, width: int) -> AskedImage:
         native = partial(self._dataset.native_size, self._split, name)
-        return Picture(name, height, width, native, self._dataset.file_name(self._split, name))
+        return AskedImage(name, height, width, native, self._dataset.file_name(self._split, name))

@@ -39,7 +39,7 @@ def _one_line(text: str) -> str:
     return text
 
 
-Line = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(_one_line)]
+OneLine = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(_one_line)]
 Coordinate = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
@@ -85,17 +85,17 @@ class Answer(Said):
     it measures people, and labels nothing. ``id`` is unique.
     """
 
-    id: Line
+    id: OneLine
     kind: Kind
-    annotator: Line
+    annotator: OneLine
     time: Seconds
 
 
 class Undo(Spec):
     """An answer, by its id, that was taken back."""
 
-    undone: Line
-    annotator: Line
+    undone: OneLine
+    annotator: OneLine
     time: Seconds
 
 
@@ -233,9 +233,9 @@ def _unnoted(store: Store, book: str, looks: Mapping[str, str]) -> dict[str, str
     """Those looks that no record has. DataError when one has another."""
     folder, rest = paths.answered_images(book), dict(looks)
     for path in [paths.record(*folder.rsplit("/", 1)), *(paths.record(folder, name) for name in store.records(folder))]:
-        record = store.read_record(path) or {}
-        noted = record.get("images")  # older records have the images alone
-        for name, look in (noted if isinstance(noted, dict) else record).items():
+        fields = store.read_record(path) or {}
+        noted = fields.get("images")  # older records have the images alone
+        for name, look in (noted if isinstance(noted, dict) else fields).items():
             if looks.get(name, look) != look:
                 raise DataError(
                     f"image {name}: is another one than when people labelled its pixels; give it a name of its own, or "

@@ -20,7 +20,7 @@ from PIL import Image
 from pixelpick_ray.config.canonical import canonical_json, digest
 from pixelpick_ray.config.execution import local_cpus
 from pixelpick_ray.config.trial import SizeSpec
-from pixelpick_ray.data.dataset import Dataset, Report, UInt8Array
+from pixelpick_ray.data.dataset import Dataset, ReportBytes, UInt8Array
 from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import DataError
 
@@ -96,7 +96,7 @@ def default_cache_path(data_path: Path) -> Path:
 
 
 def prepare(
-    dataset: Dataset, split: str, size: SizeSpec, cache_path: Path, report: Report | None = None
+    dataset: Dataset, split: str, size: SizeSpec, cache_path: Path, report: ReportBytes | None = None
 ) -> PreparedSplit:
     """Open a prepared split, decoding, checking and resizing its files first if no process has done so.
 
@@ -169,7 +169,7 @@ def _open(folder: Path, dataset: Dataset, split: str) -> PreparedSplit:
     )
 
 
-def _decode(dataset: Dataset, split: str, size: SizeSpec, folder: Path, report: Report) -> None:
+def _decode(dataset: Dataset, split: str, size: SizeSpec, folder: Path, report: ReportBytes) -> None:
     """Fill the folder under another name and rename it: it is whole, or it is not there."""
     names = dataset.names(split)
     partial = folder.with_name(folder.name + ".partial")

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
-from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, Report
+from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, ReportBytes
 from pixelpick_ray.errors import DataError
 
 
@@ -48,7 +48,7 @@ class CamVid(FileDataset):
     def paths(self, split: str, name: str) -> tuple[Path, Path]:
         return self.path / split / name, self.path / f"{split}annot" / name
 
-    def fetch(self, report: Report) -> None:
+    def fetch(self, report: ReportBytes) -> None:
         """Download and check the folder when it is absent."""
         if self.path.is_dir():
             return
@@ -72,7 +72,7 @@ class CamVid(FileDataset):
                 raise DataError(f"camvid: the download has {got} images and labels in {split}, not {expected}")
 
 
-def _download(url: str, report: Report) -> bytes:
+def _download(url: str, report: ReportBytes) -> bytes:
     with urllib.request.urlopen(url, timeout=30) as response:
         total = int(response.headers.get("Content-Length") or 0)
         parts = []

@@ -10,10 +10,10 @@ import numpy.typing as npt
 SIZE = (96, 128)
 HEIGHT, WIDTH = SIZE
 
-Floats = npt.NDArray[np.float64]
+FloatPlane = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
-Colour = tuple[float, float, float]
-Shape = Callable[[Floats, Floats, Floats], Mask]
+FloatColour = tuple[float, float, float]
+CanvasShape = Callable[[FloatPlane, FloatPlane, FloatPlane], Mask]
 T = TypeVar("T")
 
 
@@ -41,11 +41,11 @@ class Dice:
         """Return 0 for the left of the street, 1 for the right."""
         return self.count(0, 1)
 
-    def field(self, *shape: int) -> Floats:
+    def field(self, *shape: int) -> FloatPlane:
         """Return independent values in [-1, 1)."""
         return self._generator.random(shape) * 2 - 1
 
-    def clouds(self, cell: int) -> Floats:
+    def clouds(self, cell: int) -> FloatPlane:
         """Return a continuous field in [-1, 1), shape SIZE, that varies over `cell` pixels."""
         knots = self.field(HEIGHT // cell + 2, WIDTH // cell + 2)
         row, column = np.arange(HEIGHT), np.arange(WIDTH)
@@ -53,7 +53,7 @@ class Dice:
         bands = knots[row // cell] * (1 - down) + knots[row // cell + 1] * down
         return bands[:, column // cell] * (1 - right) + bands[:, column // cell + 1] * right
 
-    def tint(self, colour: Colour, spread: float) -> Colour:
+    def tint(self, colour: FloatColour, spread: float) -> FloatColour:
         """Return the colour made lighter or darker, and each channel shifted a little by itself."""
         gain = self.between(1 - spread, 1 + spread)
         red, green, blue = (level * gain * self.between(1 - spread / 4, 1 + spread / 4) for level in colour)
@@ -79,29 +79,29 @@ class Box(NamedTuple):
 class Ink(NamedTuple):
     """What a stroke leaves behind: its colour, its class and how near it is."""
 
-    colour: Colour
+    colour: FloatColour
     label: int
     near: float
 
 
-def full(v: Floats, u: Floats, grain: Floats) -> Mask:
+def full(v: FloatPlane, u: FloatPlane, grain: FloatPlane) -> Mask:
     return (v >= 0) & (u >= 0) & (grain >= 0)
 
 
-def ellipse(v: Floats, u: Floats, grain: Floats) -> Mask:
+def ellipse(v: FloatPlane, u: FloatPlane, grain: FloatPlane) -> Mask:
     return (2 * u - 1) * (2 * u - 1) + (2 * v - 1) * (2 * v - 1) <= 1 + 0 * grain
 
 
-def leafy(v: Floats, u: Floats, grain: Floats) -> Mask:
+def leafy(v: FloatPlane, u: FloatPlane, grain: FloatPlane) -> Mask:
     """Return an ellipse with a frayed edge, through which the background shows."""
     return (2 * u - 1) * (2 * u - 1) + (2 * v - 1) * (2 * v - 1) <= 0.5 + 0.7 * grain
 
 
-def cabin(v: Floats, u: Floats, grain: Floats) -> Mask:
+def cabin(v: FloatPlane, u: FloatPlane, grain: FloatPlane) -> Mask:
     return np.abs(2 * u - 1) <= 0.7 + 0.3 * v + 0 * grain
 
 
-def triangle(v: Floats, u: Floats, grain: Floats) -> Mask:
+def triangle(v: FloatPlane, u: FloatPlane, grain: FloatPlane) -> Mask:
     return np.abs(2 * u - 1) <= v + 0.15 + 0 * grain
 
 
@@ -116,7 +116,7 @@ class Canvas:
         self.rows = np.arange(HEIGHT)[:, None] + np.full(SIZE, 0.5)
         self.columns = np.arange(WIDTH)[None, :] + np.full(SIZE, 0.5)
 
-    def stamp(self, box: Box, ink: Ink, shape: Shape = full) -> None:
+    def stamp(self, box: Box, ink: Ink, shape: CanvasShape = full) -> None:
         """Fill a shape that spans the box; what is thinner than a pixel is drawn as one."""
         window, mask = self._inside(box, shape)
         self.image[window][mask] = ink.colour
@@ -128,12 +128,12 @@ class Canvas:
         window, mask = self._inside(box, ellipse)
         self.image[window][mask] *= gain
 
-    def fill(self, mask: Mask, colour: Colour | Floats, label: int) -> None:
+    def fill(self, mask: Mask, colour: FloatColour | FloatPlane, label: int) -> None:
         """Paint where the mask (shape SIZE) is true; a colour array has shape (true pixels, 3) or (3,)."""
         self.image[mask] = colour
         self.label[mask] = label
 
-    def _inside(self, box: Box, shape: Shape) -> tuple[tuple[slice, slice], Mask]:
+    def _inside(self, box: Box, shape: CanvasShape) -> tuple[tuple[slice, slice], Mask]:
         top, left = int(np.floor(box.top + 0.5)), int(np.floor(box.left + 0.5))
         high = max(int(np.floor(box.bottom + 0.5)) - top, 1)
         wide = max(int(np.floor(box.right + 0.5)) - left, 1)

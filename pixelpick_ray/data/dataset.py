@@ -17,7 +17,7 @@ from pixelpick_ray.config.trial import DatasetSpec, is_line
 from pixelpick_ray.errors import DataError
 
 UInt8Array = npt.NDArray[np.uint8]
-Report = Callable[[int, int], None]
+ReportBytes = Callable[[int, int], None]
 Colour = tuple[int, int, int]
 ORIENTATION = 0x0112  # of a picture, in its EXIF data
 _PICTURES = ("PNG", "JPEG")  # Pillow runs other programs for some others
@@ -63,7 +63,7 @@ class Dataset(ABC):
         """Open the data set of this spec in the data folder; no image is touched yet."""
         self.spec, self.data_path = spec, data_path
 
-    def fetch(self, report: Report) -> None:  # noqa: B027 (most have nothing to fetch)
+    def fetch(self, report: ReportBytes) -> None:  # noqa: B027 (most have nothing to fetch)
         """Download what is absent, where that is allowed; `report` gets bytes done and in all (0: unknown).
 
         DataError says what to put where by hand.

@@ -6,7 +6,7 @@ from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data import scenes
 from pixelpick_ray.data.camvid import CamVid
 from pixelpick_ray.data.cityscapes import Cityscapes
-from pixelpick_ray.data.dataset import Dataset, DatasetFacts, Report, UInt8Array
+from pixelpick_ray.data.dataset import Dataset, DatasetFacts, ReportBytes, UInt8Array
 from pixelpick_ray.data.folder import Folder
 from pixelpick_ray.data.held_out import HeldOut
 from pixelpick_ray.data.voc import Voc
@@ -17,7 +17,7 @@ __all__ = [
     "CamVid",
     "Dataset",
     "DatasetFacts",
-    "Report",
+    "ReportBytes",
     "UInt8Array",
     "known_facts",
     "open_dataset",

@@ -24,7 +24,7 @@ def _inside(path: str) -> str:
 
 
 Inside = Annotated[str, Field(min_length=1), AfterValidator(_inside)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Spread = Annotated[float, Field(gt=0.0, le=1.0)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
@@ -45,7 +45,7 @@ class SplitDescription(Spec):
         return self
 
 
-class Description(Spec):
+class FolderDescription(Spec):
     """The content of dataset.yaml: facts of the data set, and its splits by name.
 
     ``classes`` names the label values 0, 1, ...; ``void`` is the value of pixels without a class; mean and std are of
@@ -56,7 +56,7 @@ class Description(Spec):
     void: Byte = 255
     splits: dict[str, SplitDescription]
     train_split: str = "train"
-    mean: tuple[Share, Share, Share] = Voc.facts.mean
+    mean: tuple[UnitInterval, UnitInterval, UnitInterval] = Voc.facts.mean
     std: tuple[Spread, Spread, Spread] = Voc.facts.std
     palette: tuple[tuple[Byte, Byte, Byte], ...] | None = None
 
@@ -197,7 +197,7 @@ class Folder(FileDataset):
         return image, self._folder(split, "labels") / f"{Path(name).stem}.png"
 
 
-def _read(path: Path) -> Description:
+def _read(path: Path) -> FolderDescription:
     """The checked description; DataError with a line a problem."""
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
@@ -209,9 +209,11 @@ def _read(path: Path) -> Description:
     except SpecError as error:
         raise DataError(f"{error}; correct it") from error
     if not isinstance(tree, dict):
-        raise DataError(f"{path}: expected a mapping with {', '.join(Description.model_fields)}; got {tree!r:.80}")
+        raise DataError(
+            f"{path}: expected a mapping with {', '.join(FolderDescription.model_fields)}; got {tree!r:.80}"
+        )
     try:
-        return Description.model_validate_json(json.dumps(tree, default=str))
+        return FolderDescription.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
         raise DataError("\n".join(f"{path}: {_explain(item)}" for item in error.errors())) from None
     except (TypeError, ValueError, RecursionError) as error:
@@ -223,7 +225,7 @@ def _explain(item: Any) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).removeprefix(".")
     message, given = item["msg"].removeprefix("Value error, "), item["input"]
     if item["type"] == "extra_forbidden":
-        kind = SplitDescription if item["loc"][0] == "splits" else Description
+        kind = SplitDescription if item["loc"][0] == "splits" else FolderDescription
         return f"{key}: unknown key; allowed here: {', '.join(kind.model_fields)}"
     if item["type"] == "missing":
         message = "is required"

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from pixelpick_ray.config.trial import DatasetSpec
-from pixelpick_ray.data.dataset import Dataset, DatasetFacts, Report, UInt8Array
+from pixelpick_ray.data.dataset import Dataset, DatasetFacts, ReportBytes, UInt8Array
 from pixelpick_ray.errors import DataError, SpecError
 
 HELD_OUT = "held_out"
@@ -25,7 +25,7 @@ class HeldOut(Dataset):
         self._whole, self._share = whole, share
         self._training = whole.spec.split or whole.facts.train_split
 
-    def fetch(self, report: Report) -> None:
+    def fetch(self, report: ReportBytes) -> None:
         self._whole.fetch(report)
 
     def identity(self, split: str) -> list[Any]:

@@ -20,9 +20,9 @@ from pixelpick_ray.data.canvas import (
     WIDTH,
     Box,
     Canvas,
-    Colour,
     Dice,
-    Floats,
+    FloatColour,
+    FloatPlane,
     Ink,
     Mask,
     cabin,
@@ -47,23 +47,23 @@ CAMERA_METRES = 1.5
 GRAIN = np.array([1.0, 5.0, 3.0, 5.0, 8.0, 20.0, 2.0, 3.0, 5.0])
 CLUMPS = np.array([3.0, 7.0, 4.0, 7.0, 7.0, 28.0, 3.0, 4.0, 7.0])
 
-WALL_COLOURS: tuple[Colour, ...] = (
+WALL_COLOURS: tuple[FloatColour, ...] = (
     (112, 112, 116), (150, 148, 142), (196, 188, 170), (140, 82, 66), (168, 130, 98), (92, 78, 72),
     (214, 214, 212), (128, 150, 176), (104, 116, 98), (186, 150, 112),
 )  # fmt: skip
-LEAF_COLOURS: tuple[Colour, ...] = (
+LEAF_COLOURS: tuple[FloatColour, ...] = (
     (58, 92, 40), (78, 110, 52), (44, 72, 44), (104, 116, 56), (142, 96, 46), (92, 84, 58),
 )  # fmt: skip
-CAR_COLOURS: tuple[Colour, ...] = (
+CAR_COLOURS: tuple[FloatColour, ...] = (
     (150, 152, 156), (42, 42, 46), (222, 222, 222), (158, 36, 34), (40, 62, 128), (56, 92, 58),
     (96, 98, 102), (188, 168, 132),
 )  # fmt: skip
-CLOTHES: tuple[Colour, ...] = (
+CLOTHES: tuple[FloatColour, ...] = (
     (44, 44, 54), (150, 44, 44), (52, 72, 122), (196, 190, 180), (96, 92, 72), (62, 98, 66), (128, 128, 130),
 )  # fmt: skip
-SIGN_COLOURS: tuple[Colour, ...] = ((214, 26, 32), (28, 72, 190), (240, 196, 30), (236, 236, 232), (30, 124, 66))
-DARK_GLASS: Colour = (46, 54, 64)
-RUBBER: Colour = (28, 28, 30)
+SIGN_COLOURS: tuple[FloatColour, ...] = ((214, 26, 32), (28, 72, 190), (240, 196, 30), (236, 236, 232), (30, 124, 66))
+DARK_GLASS: FloatColour = (46, 54, 64)
+RUBBER: FloatColour = (28, 28, 30)
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class Street:
 class Weather:
     """The light: levels of the sky at zenith and horizon, gain of each channel, strength of haze, and night or not."""
 
-    zenith: Colour
-    skyline: Colour
-    cast: Colour
+    zenith: FloatColour
+    skyline: FloatColour
+    cast: FloatColour
     haze: float
     night: bool
 
@@ -178,7 +178,7 @@ def draw_facades(canvas: Canvas, dice: Dice, street: Street, *, side: int, night
         start = end
 
 
-def draw_house(canvas: Canvas, dice: Dice, street: Street, *, plot: Mask, near: Floats, night: bool) -> None:
+def draw_house(canvas: Canvas, dice: Dice, street: Street, *, plot: Mask, near: FloatPlane, night: bool) -> None:
     """Draw one facade on a plot, a mask of columns: storeys of windows, and a shop front or a plinth below."""
     storey, storeys = dice.between(2.7, 3.4), dice.count(1, 4)
     safe = np.where(plot, near, 1.0)
@@ -226,7 +226,9 @@ def draw_ground(canvas: Canvas, dice: Dice, street: Street) -> None:
         canvas.image[shadow] *= dice.between(0.45, 0.7)
 
 
-def draw_markings(canvas: Canvas, dice: Dice, street: Street, *, road: Mask, across: Floats, ahead: Floats) -> None:
+def draw_markings(
+    canvas: Canvas, dice: Dice, street: Street, *, road: Mask, across: FloatPlane, ahead: FloatPlane
+) -> None:
     """Draw a broken centre line, perhaps lines along the kerbs, a crossing, or a patch of other asphalt."""
     white = dice.tint((206, 204, 196), 0.15)
     if dice.chance(0.4):
@@ -245,19 +247,19 @@ def draw_markings(canvas: Canvas, dice: Dice, street: Street, *, road: Mask, acr
     canvas.fill(road & line, white, ROAD)
 
 
-Draw = Callable[[Canvas, Dice, Street, float], None]
+DrawObject = Callable[[Canvas, Dice, Street, float], None]
 
 
 def draw_things(canvas: Canvas, dice: Dice, street: Street) -> None:
     """Draw trees, cars, people, poles and signs, the far ones first, each with how many there may be and how near."""
-    plan: tuple[tuple[Draw, int, int, float, float], ...] = (
+    plan: tuple[tuple[DrawObject, int, int, float, float], ...] = (
         (draw_tree, 0, 4, 0.1, 0.5),
         (draw_car, 1, 5, 0.08, 0.55),
         (draw_person, 0, 6, 0.22, 0.6),
         (draw_pole, 1, 4, 0.18, 0.6),
         (draw_sign, 0, 4, 0.22, 0.55),
     )
-    things: list[tuple[float, int, Draw]] = []
+    things: list[tuple[float, int, DrawObject]] = []
     for draw, fewest, most, far, close in plan:
         for _ in range(dice.count(fewest, most)):
             # Evenly spread in the picture rather than on the ground, else nearly everything were a dot at the horizon.
@@ -346,7 +348,7 @@ def draw_sign(canvas: Canvas, dice: Dice, street: Street, near: float) -> None:
     canvas.stamp(plate.part(0.3, 0.28, 0.75, 0.72), Ink(dice.tint(inner, 0.12), SIGN, near), shape)
 
 
-def develop(canvas: Canvas, dice: Dice, weather: Weather) -> Floats:
+def develop(canvas: Canvas, dice: Dice, weather: Weather) -> FloatPlane:
     """Return the photograph: texture, haze, light and its colour, a soft lens, and the sensor's noise."""
     texture = GRAIN[canvas.label] * dice.field(HEIGHT, WIDTH) + CLUMPS[canvas.label] * dice.clouds(4)
     unevenness = 1 + 0.2 * dice.clouds(32)
@@ -354,13 +356,13 @@ def develop(canvas: Canvas, dice: Dice, weather: Weather) -> Floats:
     haze = (weather.haze * (1 - canvas.near) * (canvas.label != SKY))[..., None]
     image = image * np.array(weather.cast) * (1 - haze) + np.array(weather.skyline) * haze
     softness = dice.between(0, 0.4)
-    padded: Floats = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    padded: FloatPlane = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
-    photo: Floats = image * (1 - softness) + around * (softness / 4)
+    photo: FloatPlane = image * (1 - softness) + around * (softness / 4)
     return photo + dice.between(1, 5) * (dice.field(HEIGHT, WIDTH, 3) + dice.field(HEIGHT, WIDTH, 3))
 
 
-def blank_bonnet(canvas: Canvas, image: Floats, dice: Dice) -> None:
+def blank_bonnet(canvas: Canvas, image: FloatPlane, dice: Dice) -> None:
     """Draw the bonnet of the camera's own car, which no class names, along the lower edge."""
     offset = (canvas.columns - WIDTH / 2 - dice.between(-8, 8)) / dice.between(64, 90)
     depth = (canvas.rows - HEIGHT) / dice.between(3.5, 7.5) + 1 - offset * offset

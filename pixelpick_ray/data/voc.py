@@ -5,7 +5,7 @@ from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pixelpick_ray.data.dataset import Colour, DatasetFacts, FileDataset, Report
+from pixelpick_ray.data.dataset import Colour, DatasetFacts, FileDataset, ReportBytes
 from pixelpick_ray.errors import DataError
 
 SITE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
@@ -75,7 +75,7 @@ class Voc(FileDataset):
     def paths(self, split: str, name: str) -> tuple[Path, Path]:
         return self._release / "JPEGImages" / f"{name}.jpg", self._labels(split) / f"{name}.png"
 
-    def fetch(self, report: Report) -> None:
+    def fetch(self, report: ReportBytes) -> None:
         """Download the official archive when the folder is absent; torchvision checks it and shows the progress."""
         if self.path.is_dir():
             return

@@ -120,7 +120,7 @@ def _passes(
 
 
 @dataclass(frozen=True)
-class Picked:
+class PickedInImage:
     """Flat indices (k,) picked in an image, their distances to a border of classes, and entropies and classes of the
     prediction there where the network was asked.
     """
@@ -155,7 +155,7 @@ def replace_initial(data: TrainingData, labels: LabelledPixels, again: Again, *,
 
 def _by_chance(
     data: TrainingData, labels: LabelledPixels, groups: Iterable[tuple[int, Sequence[int]]], purpose: tuple[Any, ...]
-) -> list[Picked]:
+) -> list[PickedInImage]:
     """Pixels drawn uniformly from those that are neither void nor labelled: so many in each of these images."""
     seed, *words = purpose
     names = data.prepared.names
@@ -168,11 +168,11 @@ def _by_chance(
 
 def _pick_by_chance(
     data: TrainingData, position: int, taken: npt.NDArray[np.int64], num_pixels: int, rng: np.random.Generator
-) -> Picked:
+) -> PickedInImage:
     labels = SplitImages.on(data.prepared, HOST).labels([position])
     candidates = candidate_masks(labels, data.facts.void_index, torch.from_numpy(taken))[0].numpy()
     chosen = choose_by_chance(candidates, num_pixels, image=data.prepared.names[position], rng=rng)
-    return Picked(position, chosen, distances_to_borders(labels, torch.from_numpy(chosen)[None])[0].numpy())
+    return PickedInImage(position, chosen, distances_to_borders(labels, torch.from_numpy(chosen)[None])[0].numpy())
 
 
 def _groups(data: TrainingData, labels: LabelledPixels, wanted: Mapping[str, int]) -> list[tuple[int, list[int]]]:
@@ -251,7 +251,7 @@ class _Asking:
     seed: int
     stage: int
 
-    def best(self, model: nn.Module, positions: list[int]) -> list[Picked]:
+    def best(self, model: nn.Module, positions: list[int]) -> list[PickedInImage]:
         """The picks in these images, image by image. RunError names the first image with a score that is no number."""
         prepared, facts, acquire = self.data.prepared, self.data.facts, self.acquire
         passes = range(acquire.stochastic.passes if acquire.stochastic else 0)
@@ -270,7 +270,7 @@ class _Asking:
                 f"image {name}: the {acquire.strategy} score is not finite after stage {self.stage}; "
                 "is the training stable?"
             )
-        return [Picked(position, *parts) for position, *parts in zip(done, *columns, strict=True)]
+        return [PickedInImage(position, *parts) for position, *parts in zip(done, *columns, strict=True)]
 
     def _generator(self, number: int, position: int) -> torch.Generator:
         purpose = stream_seed(self.seed, "mc_dropout", self.stage, self.data.prepared.names[position], number)
@@ -312,7 +312,7 @@ def predictions_at(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     return entropies, there.max(dim=2).indices
 
 
-def _questions(picked: list[Picked], data: TrainingData, *, stage: int) -> Questions:
+def _questions(picked: list[PickedInImage], data: TrainingData, *, stage: int) -> Questions:
     """The picks of all ranks as questions; empty on ranks other than the first."""
     prepared, facts = data.prepared, data.facts
     maps = [prepared.label(one.position) for one in picked]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pixelpick_ray.models.convolution import without_autocast
 
 
-class Axis(NamedTuple):
+class SampledAxis(NamedTuple):
     """Where M patches lie along one axis of a map, (M, *) positions; all but `at` are whole numbers.
 
     `at` (1) is the point, between the two `corners`. `around` (4) is what the second convolution reads, also beyond the
@@ -66,14 +66,16 @@ def decode_at(
     return logits.reshape(-1, number, logits.shape[1])
 
 
-def _axis(points: Tensor, frame: int, length: int) -> Axis:
+def _axis(points: Tensor, frame: int, length: int) -> SampledAxis:
     """From coordinates (M,) in a frame of so many pixels whose first and last are those of the map."""
     steps = torch.arange(6, device=points.device, dtype=points.dtype)
     at = (points * ((length - 1) / max(1, frame - 1))).clamp(0, length - 1).unsqueeze(1)
     first = at.floor().clamp(max=max(0, length - 2))
     size = min(4, length)
     start = (first - 1).clamp(0, length - size)
-    return Axis(at, first + steps[:2], first + steps[:4] - 1, start + steps[:size], start + steps[: size + 2] - 1)
+    return SampledAxis(
+        at, first + steps[:2], first + steps[:4] - 1, start + steps[:size], start + steps[: size + 2] - 1
+    )
 
 
 def _without_padding(block: nn.Module, patches: Tensor) -> Tensor:
@@ -82,14 +84,14 @@ def _without_padding(block: nn.Module, patches: Tensor) -> Tensor:
     return cast(Tensor, activation(norm(F.conv2d(patches, cast(Tensor, conv.weight)))))
 
 
-def _cut(features: Tensor, number: int, rows: Axis, columns: Axis) -> Tensor:
+def _cut(features: Tensor, number: int, rows: SampledAxis, columns: SampledAxis) -> Tensor:
     """(M, C, I, J) features at the inputs of the first convolution, zero beyond the borders."""
     inside = [_inside(axis.inputs, length) for axis, length in zip((rows, columns), features.shape[2:], strict=True)]
     mask = (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1)
     return _gather(features, number, rows.inputs, columns.inputs) * mask.to(features.dtype)
 
 
-def _interpolated(high: Tensor, number: int, rows: Axis, columns: Axis, size: tuple[int, int]) -> Tensor:
+def _interpolated(high: Tensor, number: int, rows: SampledAxis, columns: SampledAxis, size: tuple[int, int]) -> Tensor:
     """(M, C, I, J) as `_cut` from `high` after bilinear interpolation with aligned corners to `size`."""
     near, weights = [], []
     for axis, length, coarse in zip((rows, columns), size, high.shape[2:], strict=True):

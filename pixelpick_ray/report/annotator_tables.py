@@ -11,7 +11,7 @@ from pixelpick_ray.data.questions import Place
 from pixelpick_ray.report.annotators import (
     REFUSALS,
     Annotations,
-    Asked,
+    AskedInStage,
     Given,
     first_looks,
     second_looks,
@@ -210,11 +210,11 @@ def _agreement_texts(pairs: Sequence[tuple[object, object]]) -> tuple[str, str, 
 # Pixels without a class
 
 
-def _refusal_table(asked: Sequence[Asked]) -> Table | None:
+def _refusal_table(asked: Sequence[AskedInStage]) -> Table | None:
     """Pixels that got no class, by line and stage, all seeds together; None where every pixel got one."""
     if not any(count for one in asked for count in one.refused.values()):
         return None
-    groups: defaultdict[tuple[Line, int], list[Asked]] = defaultdict(list)
+    groups: defaultdict[tuple[Line, int], list[AskedInStage]] = defaultdict(list)
     for one in asked:
         groups[one.line, one.budget].append(one)
     columns = line_columns(line for line, _ in groups)
@@ -231,7 +231,7 @@ def _refusal_table(asked: Sequence[Asked]) -> Table | None:
     return Table(caption, header, rows, "l" * len(columns) + "r" * (len(header) - len(columns)))
 
 
-def _refusal_texts(own: Sequence[Asked]) -> tuple[str, ...]:
+def _refusal_texts(own: Sequence[AskedInStage]) -> tuple[str, ...]:
     replacements = [one.replacements for one in own if one.replacements is not None]
     return (
         f"{sum(one.pixels for one in own):,}",

@@ -55,7 +55,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedInStage:
     """The pixels that a chain asked people about on the way to a budget, and how many of them got no class.
 
     `replacements` are those among them that were asked for because others got none; None where that is not wanted.
@@ -74,7 +74,7 @@ class Annotations:
     """All that people answered for the experiments of a report, in the order of time; empty when nobody was asked."""
 
     given: tuple[Given, ...]
-    asked: tuple[Asked, ...]
+    asked: tuple[AskedInStage, ...]
     class_names: tuple[str, ...]
 
     @cached_property
@@ -129,7 +129,7 @@ def _truths(record: ChainRecord, questions: Mapping[str, Questions]) -> Iterator
 
 def _asked(
     chain: ReportedChain, record: ChainRecord, questions: Mapping[str, Questions], said: Mapping[Place, Answer]
-) -> Iterator[Asked]:
+) -> Iterator[AskedInStage]:
     """What a chain asked at every stage; of the questions of one stage all but the first are replacements."""
     stages: defaultdict[int, list[Questions]] = defaultdict(list)
     for key in record.questions:
@@ -139,7 +139,7 @@ def _asked(
     replaces = isinstance(oracle, HumanSpec) and oracle.replace
     for stage, rounds in sorted(stages.items()):
         answers = [said.get(place) for one in rounds for place in one.places()]
-        yield Asked(
+        yield AskedInStage(
             chain.line,
             acquire.initial_pixels + stage * acquire.pixels_per_stage,
             len(answers),

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pixelpick_ray.active.metrics import area_under_curve
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.report.evaluations import MIOU, PIXEL_ACCURACY, Metric
-from pixelpick_ray.report.points import Budget, Point
+from pixelpick_ray.report.points import Point
 from pixelpick_ray.report.rows import LAST, Measurement, Reading, Results
 from pixelpick_ray.report.statistics import Summary, mean, summarise
 

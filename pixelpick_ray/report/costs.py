@@ -9,13 +9,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from pixelpick_ray.config.trial import NonNegative, Spec
+from pixelpick_ray.config.trial import Budget, NonNegative, Spec
 from pixelpick_ray.config.yaml_text import read_yaml
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import Cell, Line, full_line, line_of, reported
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.points import Budget
-from pixelpick_ray.report.queries import Query
+from pixelpick_ray.report.queries import StageQuery
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.statistics import mean
 from pixelpick_ray.report.tables import budget_text, line_columns, n_text, value_text
@@ -117,7 +116,7 @@ def _problem(item: Any) -> str:
     return message
 
 
-def costs_of(model: CostModel, queries: Sequence[Query], cells: Iterable[Cell], basis: str = "Assumed") -> Costs:
+def costs_of(model: CostModel, queries: Sequence[StageQuery], cells: Iterable[Cell], basis: str = "Assumed") -> Costs:
     """The cost of every cell with values: the mean over its seeds of what all stages up to its budget cost.
 
     `cells` are of one metric, split and checkpoint. A cell has no cost where statistics of a stage are not stored. Full
@@ -138,7 +137,7 @@ def costs_of(model: CostModel, queries: Sequence[Query], cells: Iterable[Cell], 
     return Costs(model, by_cell, basis)
 
 
-def _check_classes(model: CostModel, queries: Sequence[Query]) -> None:
+def _check_classes(model: CostModel, queries: Sequence[StageQuery]) -> None:
     known = dict.fromkeys(name for query in queries for name in query.class_names)
     unknown = [name for name in model.seconds_per_class if name not in known]
     if known and unknown:
@@ -148,9 +147,9 @@ def _check_classes(model: CostModel, queries: Sequence[Query]) -> None:
         )
 
 
-def _spent(model: CostModel, queries: Sequence[Query]) -> dict[tuple[Line, int, Budget], Cost]:
+def _spent(model: CostModel, queries: Sequence[StageQuery]) -> dict[tuple[Line, int, Budget], Cost]:
     """What a chain has cost when it reaches a budget, by line, seed and budget."""
-    chains: defaultdict[tuple[Line, int], list[Query]] = defaultdict(list)
+    chains: defaultdict[tuple[Line, int], list[StageQuery]] = defaultdict(list)
     for query in queries:
         chains[line_of(query.point), query.point.seed].append(query)
     spent: dict[tuple[Line, int, Budget], Cost] = {}
@@ -172,7 +171,7 @@ def _pixel_seconds(model: CostModel, class_names: Sequence[str], known: Mapping[
     return math.fsum([*classes, model.seconds_per_pixel * known.get("refused", 0)])
 
 
-def _full_costs(model: CostModel, line: Line, queries: Sequence[Query]) -> list[Cost]:
+def _full_costs(model: CostModel, line: Line, queries: Sequence[StageQuery]) -> list[Cost]:
     """The cost of full supervision, none where nothing tells it. The first stage asks about every training image."""
     first = [query for query in queries if query.stage == 0 and full_line(line_of(query.point), [line])]
     images = [query.statistics["images"] for query in first if query.statistics is not None]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pixelpick_ray.active.metrics import Floats, iou, mean_iou, pixel_accuracy
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, paths
 
 # A metric and, where it is of one class, the class.
 Metric = tuple[str, str]
@@ -111,12 +111,12 @@ def _read_evaluation(
         epochs, confusion, classes = arrays["epochs"], arrays["confusion"], len(class_names)
     except (ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StoreError(
-            f"{store.address}/evaluation/{key}/confusion.npz: holds no confusion matrices ({error}); who wrote it? "
+            f"{store.address}/{paths.result('evaluation', key, 'confusion.npz')}: holds no confusion matrices ({error}); who wrote it? "
             "remove its folder and run again"
         ) from error
     if confusion.shape != (len(epochs), classes, classes) or not len(epochs):
         raise StoreError(
-            f"{store.address}/evaluation/{key}: confusion {confusion.shape} does not fit {classes} classes; "
+            f"{store.address}/{paths.result('evaluation', key)}: confusion {confusion.shape} does not fit {classes} classes; "
             "remove it, run again"
         )
     inputs, each = json.loads(files["input.json"]), iou(confusion)

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import Cell, Line, line_of, on_reported_split
 from pixelpick_ray.report.chains import ReportedChain
-from pixelpick_ray.report.points import Budget
 from pixelpick_ray.report.provenance import device_hours
 from pixelpick_ray.report.rows import BEST_ON, LAST, Reading, Results
 from pixelpick_ray.report.tables import (
@@ -18,7 +18,7 @@ from pixelpick_ray.report.tables import (
     strategy_text,
     value_text,
 )
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, paths
 
 NAMES = (
     *("experiment", "dataset", "architecture", "backbone", "pretrained", "strategy", "setting", "budget"),
@@ -132,10 +132,10 @@ def _reading_lines(
 ) -> Iterator[str]:
     value = percent_text(reading.values[cell.metric, cell.class_name], math.nan)
     yield f"  seed {reading.asked.point.seed}: {_percent(value)}"
-    yield f"    fit         {store.address}/fit/{reading.fit_key}"
-    yield f"    evaluation  {store.address}/evaluation/{reading.evaluation_key}"
+    yield f"    fit         {store.address}/{paths.result('fit', reading.fit_key)}"
+    yield f"    evaluation  {store.address}/{paths.result('evaluation', reading.evaluation_key)}"
     for budget, key in _picks(chains, cell.line, reading):
-        yield f"    {f'{budget} pixels':<10}  {store.address}/pick/{key}"
+        yield f"    {f'{budget} pixels':<10}  {store.address}/{paths.result('pick', key)}"
     yield from _made_lines(results.fits[reading.fit_key])
     for place in _others(results, reading, cell.line):
         yield f"    also of     {place}"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pixelpick_ray.report.cells import Cell, reported
 from pixelpick_ray.report.costs import Costs, number_text
-from pixelpick_ray.report.panels import INK, PIXELS, Axis, Place, Published, Scale, draw
+from pixelpick_ray.report.panels import INK, PIXELS, Axis, PanelPosition, Published, Scale, draw
 from pixelpick_ray.report.parts import Curve, Curves, Table
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.tables import budget_text, line_columns, n_text, percent_text, share_text
@@ -169,6 +169,6 @@ def _numbers(cell: Cell) -> tuple[float, float, float, float]:
     return cell.summary.mean, cell.summary.std, cell.summary.low, cell.summary.high
 
 
-def _quantity_text(values: Mapping[Place, float], cell: Cell) -> str:
+def _quantity_text(values: Mapping[PanelPosition, float], cell: Cell) -> str:
     value = values.get((cell.line, cell.budget))
     return "-" if value is None else number_text(value)

@@ -43,7 +43,7 @@ from pixelpick_ray.report.page import Page, page_html
 from pixelpick_ray.report.parts import Listing, Part, Prose, Table
 from pixelpick_ray.report.pictures import contact_sheets
 from pixelpick_ray.report.provenance import effort_table, load_efforts, provenance_table
-from pixelpick_ray.report.queries import Query, class_share_tables, load_queries, queries_csv, query_table
+from pixelpick_ray.report.queries import StageQuery, class_share_tables, load_queries, queries_csv, query_table
 from pixelpick_ray.report.rows import Missing, Results, load_results, rows_csv
 from pixelpick_ray.report.scoreboard import (
     Comparison,
@@ -144,7 +144,7 @@ class _Findings:
     results: Results
     cells: Sequence[Cell]
     chains: Sequence[ReportedChain]
-    queries: Sequence[Query]
+    queries: Sequence[StageQuery]
     comparisons: Sequence[Comparison]
     contests: Sequence[Contest]
     annotations: Annotations

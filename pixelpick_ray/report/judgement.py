@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pixelpick_ray.active.metrics import area_under_curve
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.report.cells import Cell, Line, reported
 from pixelpick_ray.report.paired import Paired, compare_all, kendall_tau
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.points import Budget
 from pixelpick_ray.report.rows import Results, csv_text
 from pixelpick_ray.report.statistics import ALPHA, holm, mean
 from pixelpick_ray.report.tables import line_columns, points_text

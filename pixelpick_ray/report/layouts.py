@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.report.cells import Cell, Line, reported
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.points import Budget
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.tables import (
     Strong,

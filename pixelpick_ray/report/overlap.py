@@ -23,7 +23,7 @@ IMAGES = 50  # of the training set, at most, evenly spaced
 _APART = 1e6  # between two images, along an axis of its own
 _BEYOND_NEAR, _BEYOND_SAME = NEAR + 0.01, 0.5  # distances that are just too large
 
-Asked = tuple[LabelledPixels, ...]  # of one chain, a stage each
+PixelsByLine = tuple[LabelledPixels, ...]  # of one chain, a stage each
 Points = npt.NDArray[np.float64]  # (N, 3): image, y and x
 
 
@@ -33,7 +33,7 @@ def overlap_table(store: Store, chains: Sequence[ReportedChain]) -> Table | None
 
     Of two chains with different largest budgets all pixels of both count.
     """
-    by_setting: defaultdict[tuple[tuple[str, ...], str], dict[Line, dict[int, Asked]]] = defaultdict(dict)
+    by_setting: defaultdict[tuple[tuple[str, ...], str], dict[Line, dict[int, PixelsByLine]]] = defaultdict(dict)
     for chain in chains:
         seeds = by_setting[chain.line.model, chain.line.setting].setdefault(chain.line, {})
         if len(seeds) < SEEDS and (asked := _asked(store, chain)):
@@ -80,7 +80,7 @@ def _distances(points: cKDTree, others: cKDTree) -> npt.NDArray[np.float64]:
     return nearest
 
 
-def _asked(store: Store, chain: ReportedChain) -> Asked:
+def _asked(store: Store, chain: ReportedChain) -> PixelsByLine:
     """The pixels asked for after the first stage; none when some are not stored."""
     asked = []
     for _, key in list(chain.pick_keys())[1:]:
@@ -91,7 +91,7 @@ def _asked(store: Store, chain: ReportedChain) -> Asked:
     return tuple(asked)
 
 
-def _trees(lines: dict[Line, dict[int, Asked]]) -> dict[Line, dict[int, cKDTree]]:
+def _trees(lines: dict[Line, dict[int, PixelsByLine]]) -> dict[Line, dict[int, cKDTree]]:
     """The pixels of all chains of a setting on the same few images; a chain without any there is left out."""
     chains = [asked for seeds in lines.values() for asked in seeds.values()]
     names = sorted({name for asked in chains for pixels in asked for name in pixels.names})
@@ -101,7 +101,7 @@ def _trees(lines: dict[Line, dict[int, Asked]]) -> dict[Line, dict[int, cKDTree]
     return {line: {seed: cKDTree(own) for seed, own in seeds.items() if len(own)} for line, seeds in points.items()}
 
 
-def _numbered(asked: Asked, numbers: dict[str, int]) -> Points:
+def _numbered(asked: PixelsByLine, numbers: dict[str, int]) -> Points:
     """The pixels of the images that have a number, as points."""
     parts = []
     for pixels in asked:

@@ -15,7 +15,7 @@ from scipy.special import stdtr  # type: ignore[import-untyped]
 
 from pixelpick_ray.report.statistics import interval, mean, sample_std
 
-Floats = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.float64]
 
 NUM_RESAMPLES = 9_999
 # With the sign of one pair fixed, 14 pairs have 8,192 patterns of signs: fewer than resamples would be drawn.
@@ -74,7 +74,7 @@ def _t_p(differences: Sequence[float]) -> float:
     return float(2 * stdtr(len(differences) - 1, -abs(mean(differences)) / error)) if error else 0.0
 
 
-def sign_flip_p(differences: Floats) -> Floats:
+def sign_flip_p(differences: FloatArray) -> FloatArray:
     """Permutation tests of the means of k lists (k, n): the share of the patterns of signs that give one as far from 0.
 
     All patterns up to 14 pairs; above, 9,999 random ones, the same in every call, and the observed one.
@@ -87,12 +87,12 @@ def sign_flip_p(differences: Floats) -> Floats:
         (np.abs(signs @ differences[start : start + _BLOCK].T) >= limits[start : start + _BLOCK]).sum(axis=0)
         for start in range(0, len(differences), _BLOCK)
     ]
-    p_values: Floats = (drawn + np.concatenate(counts)) / (drawn + len(signs))
+    p_values: FloatArray = (drawn + np.concatenate(counts)) / (drawn + len(signs))
     return p_values
 
 
 @lru_cache(maxsize=4)
-def _signs(n: int) -> Floats:
+def _signs(n: int) -> FloatArray:
     """Patterns of signs (P, n); those that only differ in all of their signs are the same to a two-sided test."""
     if n > _MOST_EXACT:
         return np.random.default_rng(_SEED).choice([-1.0, 1.0], (NUM_RESAMPLES, n))
@@ -100,7 +100,7 @@ def _signs(n: int) -> Floats:
     return 1.0 - 2.0 * (patterns & 1).astype(np.float64)
 
 
-def wilcoxon_p(differences: Floats) -> Floats:
+def wilcoxon_p(differences: FloatArray) -> FloatArray:
     """Wilcoxon's signed-rank tests of k lists (k, n), in which differences of 0 have no rank.
 
     Exact up to 14 pairs, ties or not; above, as scipy does it: exact up to 50 pairs without ties and zeros, otherwise

@@ -11,16 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Affine2DBase, ScaledTranslation, Transform
 
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.report.cells import Cell, Line
-from pixelpick_ray.report.points import Budget
 from pixelpick_ray.report.published import PublishedCell
 from pixelpick_ray.report.tables import line_labels
 from pixelpick_ray.report.thresholds import SHARE
 
 Scale = Literal["linear", "log"]
 Stroke = str | tuple[int, tuple[float, ...]]
-Place = tuple[Line, Budget]
-Published = Mapping[Place, PublishedCell]
+PanelPosition = tuple[Line, Budget]
+Published = Mapping[PanelPosition, PublishedCell]
 
 # Okabe and Ito's colours, told apart with every common colour vision; without yellow, which is faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
@@ -39,7 +39,7 @@ class Axis:
     """What results are drawn over: its name with the unit, and where each cell that has a place lies."""
 
     name: str
-    places: Mapping[Place, float]
+    places: Mapping[PanelPosition, float]
     scale: Scale
 
     @property
@@ -49,7 +49,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _CurveStyle:
     """How a line looks; `shift` moves its points a little sideways, so that bars do not hide each other."""
 
     label: str
@@ -136,7 +136,7 @@ def _apart(values: Sequence[float], scale: Scale) -> list[float]:
 # Lines
 
 
-def _looks(panel: Axes, by_line: Mapping[Line, list[Cell]], inches: Affine2DBase) -> dict[Line, _Look]:
+def _looks(panel: Axes, by_line: Mapping[Line, list[Cell]], inches: Affine2DBase) -> dict[Line, _CurveStyle]:
     """The look of every line with values, which does not depend on what else is stored."""
     labels = line_labels([line for line, points in by_line.items() if any(cell.values for cell in points)])
     strategies = [line for line in by_line if line.strategy]
@@ -147,7 +147,7 @@ def _looks(panel: Axes, by_line: Mapping[Line, list[Cell]], inches: Affine2DBase
         index = strategies.index(line) if line.strategy else fulls.index(line)
         colours, strokes = (PALETTE, STROKES) if line.strategy else ((INK, *PALETTE), DASHES)
         away = _step(by_line) * (index - (len(strategies) - 1) / 2)
-        looks[line] = _Look(
+        looks[line] = _CurveStyle(
             label=textwrap.fill(label + ("" if complete else " (incomplete)"), 64),
             colour=colours[index % len(colours)],
             marker=MARKERS[index % len(MARKERS)],
@@ -165,7 +165,7 @@ def _step(by_line: Mapping[Line, list[Cell]]) -> float:
     return min(widest, whole / max(1, len(strategies)))
 
 
-def _curve(panel: Axes, places: Sequence[float], cells: Sequence[Cell], look: _Look) -> None:
+def _curve(panel: Axes, places: Sequence[float], cells: Sequence[Cell], look: _CurveStyle) -> None:
     """Means, a band of one standard deviation and bars of the interval; a single seed has neither band nor bar."""
     summaries = [cell.summary for cell in cells]
     means = [100 * one.mean for one in summaries]
@@ -200,14 +200,14 @@ def _curve(panel: Axes, places: Sequence[float], cells: Sequence[Cell], look: _L
     panel.update_datalim([(place, 100 * end) for place, one in known for end in (one.low, one.high)])
 
 
-def _dots(panel: Axes, places: Sequence[float], cells: Sequence[Cell], look: _Look) -> None:
+def _dots(panel: Axes, places: Sequence[float], cells: Sequence[Cell], look: _CurveStyle) -> None:
     points = [(place, 100 * value) for place, cell in zip(places, cells, strict=True) for value in cell.values]
     x, y = zip(*points, strict=True)
     panel.scatter(x, y, s=9, color=look.colour, alpha=0.35, linewidths=0, transform=look.shift)
     panel.update_datalim(points)
 
 
-def _level(panel: Axes, cell: Cell, look: _Look) -> None:
+def _level(panel: Axes, cell: Cell, look: _CurveStyle) -> None:
     """Full supervision across the panel, and the share of it that is to be reached."""
     centre, std = 100 * cell.summary.mean, 100 * cell.summary.std
     if len(cell.values) > 1:
@@ -216,7 +216,7 @@ def _level(panel: Axes, cell: Cell, look: _Look) -> None:
     panel.axhline(SHARE * centre, color=look.colour, linestyle=(0, (1, 2.5)), linewidth=1)
 
 
-def _published(panel: Axes, by_place: Mapping[float, PublishedCell], look: _Look) -> None:
+def _published(panel: Axes, by_place: Mapping[float, PublishedCell], look: _CurveStyle) -> None:
     """Hollow markers with bars of one standard deviation."""
     if not by_place:
         return

@@ -74,7 +74,7 @@ def contact_sheets(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _StagePixels:
     """The new pixels of a stage, which lead to a budget."""
 
     stage: int
@@ -116,17 +116,17 @@ class _Classes:
         return f'<ul class="classes">{"".join(items)}</ul>'
 
 
-def _stages(store: Store, chain: ReportedChain) -> list[_Asked]:
+def _stages(store: Store, chain: ReportedChain) -> list[_StagePixels]:
     found = []
     for stage, (budget, key) in enumerate(chain.pick_keys()):
         files = store.files("pick", key, [PIXELS]) if key else None
         if files is not None:
             pixels = LabelledPixels.read(io.BytesIO(files[PIXELS]))
-            found.append(_Asked(stage, budget, pixels.with_class()))
+            found.append(_StagePixels(stage, budget, pixels.with_class()))
     return found
 
 
-def _dots(stages: Sequence[_Asked], name: str, *, radius: float, classes: _Classes) -> str:
+def _dots(stages: Sequence[_StagePixels], name: str, *, radius: float, classes: _Classes) -> str:
     """The pixels of one image, those of a stage together."""
     return "".join(
         f'<g class="picks" data-stage="{one.stage + 1}" stroke-width="{radius / 3:.2g}">'
@@ -135,7 +135,7 @@ def _dots(stages: Sequence[_Asked], name: str, *, radius: float, classes: _Class
     )
 
 
-def _circles(asked: _Asked, name: str, *, radius: float, classes: _Classes) -> Iterator[str]:
+def _circles(asked: _StagePixels, name: str, *, radius: float, classes: _Classes) -> Iterator[str]:
     pixels = asked.pixels
     at = pixels.of_image(name)
     for y, x, label in zip(pixels.y[at].tolist(), pixels.x[at].tolist(), pixels.label[at].tolist(), strict=True):

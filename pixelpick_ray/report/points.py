@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pixelpick_ray.config.canonical import canonical_json
 from pixelpick_ray.config.experiment import Experiment
-from pixelpick_ray.config.trial import SizeSpec, Trial
+from pixelpick_ray.config.trial import Budget, SizeSpec, Trial
 from pixelpick_ray.errors import SpecError
-
-Budget = int | Literal["full"]
 
 # Grid paths with a column of their own; every other path that a grid varies goes into the column `setting`.
 _COLUMN_PATHS = frozenset(

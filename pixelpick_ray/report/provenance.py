@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.report.cells import Line, line_of
 from pixelpick_ray.report.chains import ReportedChain
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.points import Budget
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.statistics import mean
 from pixelpick_ray.report.tables import budget_text, line_columns

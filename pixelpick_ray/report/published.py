@@ -3,16 +3,15 @@
 import csv
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from pixelpick_ray.config.trial import Budget, Count
 from pixelpick_ray.errors import DataError
-from pixelpick_ray.report.points import Budget
 
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 Text = Annotated[str, Field(min_length=1)]
-Count = Annotated[int, Field(ge=1)]
 
 
 def _numbers(text: str) -> list[str] | None:
@@ -45,7 +44,7 @@ class PublishedCell(_Line):
     architecture: Text
     backbone: Text
     strategy: str
-    budget: Count | Literal["full"]
+    budget: Budget
     share_percent: Percent
     miou_percent: Percent
     std_percent: Percent

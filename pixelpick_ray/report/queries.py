@@ -31,7 +31,7 @@ _SHOWN = {
 
 
 @dataclass(frozen=True)
-class Query:
+class StageQuery:
     """The new pixels that stage `stage` trains on first, the first of all at stage 0.
 
     `point` has the budget that they lead to, whether or not a trial ends there. `statistics` is None for pixels that
@@ -45,15 +45,15 @@ class Query:
     statistics: dict[str, Any] | None
 
 
-def load_queries(store: Store, chains: Sequence[ReportedChain]) -> tuple[Query, ...]:
+def load_queries(store: Store, chains: Sequence[ReportedChain]) -> tuple[StageQuery, ...]:
     """The queries of every chain."""
     return tuple(query for chain in chains for query in _of_chain(store, chain))
 
 
-def _of_chain(store: Store, chain: ReportedChain) -> Iterator[Query]:
+def _of_chain(store: Store, chain: ReportedChain) -> Iterator[StageQuery]:
     names = chain.class_names
     for stage, (budget, key) in enumerate(chain.pick_keys()):
-        yield Query(replace(chain.point, budget=budget), stage, key or "", names, _statistics(store, key))
+        yield StageQuery(replace(chain.point, budget=budget), stage, key or "", names, _statistics(store, key))
 
 
 def _statistics(store: Store, key: str | None) -> dict[str, Any] | None:
@@ -64,12 +64,12 @@ def _statistics(store: Store, key: str | None) -> dict[str, Any] | None:
     return value
 
 
-def queries_csv(queries: Sequence[Query]) -> str:
+def queries_csv(queries: Sequence[StageQuery]) -> str:
     """One value a row: pixels, images, class_count of each class, entropy, distinct_classes, spread."""
     return csv_text(CSV_COLUMNS, _lines(queries))
 
 
-def _lines(queries: Sequence[Query]) -> Iterator[tuple[Any, ...]]:
+def _lines(queries: Sequence[StageQuery]) -> Iterator[tuple[Any, ...]]:
     for query in queries:
         point = query.point
         where = point.experiment, point.dataset, point.architecture, point.backbone, point.strategy, point.setting
@@ -77,7 +77,7 @@ def _lines(queries: Sequence[Query]) -> Iterator[tuple[Any, ...]]:
             yield *where, point.seed, query.stage, point.budget, *value, point.pretrained, query.pick_key
 
 
-def _values(query: Query) -> Iterator[tuple[str, str, Any]]:
+def _values(query: StageQuery) -> Iterator[tuple[str, str, Any]]:
     known = query.statistics
     if known is None:
         return
@@ -87,14 +87,14 @@ def _values(query: Query) -> Iterator[tuple[str, str, Any]]:
     yield from ((name, "", known.get(name)) for name in _SHOWN)
 
 
-def query_table(queries: Sequence[Query], distances: Mapping[Line, float | None]) -> Table | None:
+def query_table(queries: Sequence[StageQuery], distances: Mapping[Line, float | None]) -> Table | None:
     """Means over seeds of what was asked, by line and budget; None when no statistics are stored.
 
     `distances` are mean distances of labelled pixels to a border in the training images of a line, where known.
     """
     if all(query.statistics is None for query in queries):
         return None
-    groups: defaultdict[Line, defaultdict[int, list[Query]]] = defaultdict(lambda: defaultdict(list))
+    groups: defaultdict[Line, defaultdict[int, list[StageQuery]]] = defaultdict(lambda: defaultdict(list))
     for query in queries:
         groups[line_of(query.point)][query.stage].append(query)
     columns = line_columns(groups)
@@ -122,7 +122,7 @@ def _distance_notes(distances: Mapping[Line, float | None]) -> Iterator[str]:
         )
 
 
-def _texts(queries: Sequence[Query]) -> list[str]:
+def _texts(queries: Sequence[StageQuery]) -> list[str]:
     known = [query.statistics for query in queries if query.statistics is not None]
     texts = []
     for name, (_, digits) in _SHOWN.items():
@@ -132,7 +132,7 @@ def _texts(queries: Sequence[Query]) -> list[str]:
     return [*texts, count_text(len(known), len(queries))]
 
 
-def class_share_tables(queries: Sequence[Query], training: Mapping[Line, Sequence[int]]) -> tuple[Table, ...]:
+def class_share_tables(queries: Sequence[StageQuery], training: Mapping[Line, Sequence[int]]) -> tuple[Table, ...]:
     """Share of each class among all pixels asked for, beside its share in the training images: a table a setting.
 
     `training` are the pixels of each class in the training images of a line, where they are known. Empty without

@@ -105,7 +105,7 @@ def load_results(store: Store, experiments: Sequence[Experiment], *, processes: 
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _TrialResults:
     """A trial, what is asked of it, and the keys of its recorded evaluations by split."""
 
     point: Point
@@ -115,7 +115,7 @@ class _Asked:
     class_names: Sequence[str]
 
 
-def _asked(store: Store, experiment: Experiment) -> Iterator[_Asked]:
+def _asked(store: Store, experiment: Experiment) -> Iterator[_TrialResults]:
     read_record = cache(partial(read_chain, store, experiment))
     for point, trial in trials_by_point(experiment).items():
         record = read_record(trial.chain_id)
@@ -123,7 +123,7 @@ def _asked(store: Store, experiment: Experiment) -> Iterator[_Asked]:
         measurements = tuple(_measurements(experiment.evaluate, trial, point, record))
         keys = {} if stage is None else {split: stage.evaluations.get(split) for split in experiment.evaluate.splits}
         known = {split: key for split, key in keys.items() if key}
-        yield _Asked(point, trial, measurements, known, record.class_names if record else ())
+        yield _TrialResults(point, trial, measurements, known, record.class_names if record else ())
 
 
 def rows_csv(results: Results) -> str:
@@ -189,7 +189,7 @@ def _share(trial: Trial, record: ChainRecord | None) -> float | None:
     return trial.budget / (size[0] * size[1]) if size else None
 
 
-def _missing(store: Store, one: _Asked, stored: Mapping[str, Evaluation | str]) -> Iterator[Missing]:
+def _missing(store: Store, one: _TrialResults, stored: Mapping[str, Evaluation | str]) -> Iterator[Missing]:
     """The splits of a trial that it was not measured on, and why."""
     for split in dict.fromkeys(measurement.split for measurement in one.measurements):
         key = one.evaluation_keys.get(split)
@@ -203,7 +203,7 @@ def _failure(store: Store, trial: Trial) -> str:
     return f"failed: {error}" if error else "not run yet"
 
 
-def _readings(one: _Asked, stored: Mapping[str, Evaluation | str]) -> Iterator[Reading]:
+def _readings(one: _TrialResults, stored: Mapping[str, Evaluation | str]) -> Iterator[Reading]:
     found = {split: stored[key] for split, key in one.evaluation_keys.items()}
     for asked in one.measurements:
         chooser = asked.checkpoint.removeprefix(BEST_ON) if asked.checkpoint.startswith(BEST_ON) else asked.split
@@ -221,7 +221,7 @@ def _recorded_stage(record: ChainRecord | None, trial: Trial) -> StageRecord | N
     stage = stages[trial.num_stages - 1]
     if stage.budget != trial.budget:
         raise StoreError(
-            f"chains/{trial.chain_id}.json: stage {trial.num_stages - 1} has budget {stage.budget}, "
-            f"the trial {trial.budget}; remove the file and run again"
+            f"the record of chain {trial.chain_id}: stage {trial.num_stages - 1} has budget {stage.budget}, "
+            f"the trial {trial.budget}; remove it and run again"
         )
     return stage

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pixelpick_ray.config.trial import DatasetSpec, EvaluateSpec, SizeSpec, Trial
+from pixelpick_ray.config.trial import Budget, DatasetSpec, EvaluateSpec, SizeSpec, Trial
 from pixelpick_ray.report.cells import Cell, Line, line_of, on_reported_split
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.points import Budget, lookup, size_text
+from pixelpick_ray.report.points import lookup, size_text
 from pixelpick_ray.report.published import OtherResult, PublishedCell, other_results, published_cells
 from pixelpick_ray.report.rows import Results, csv_text
 from pixelpick_ray.report.statistics import welch_interval

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pixelpick_ray.config.canonical import brief, counted
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.report.cells import Area, Cell, Line, areas, build_cells, full_line, line_of, reported
 from pixelpick_ray.report.formats import to_text
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.points import Budget, size_text
+from pixelpick_ray.report.points import size_text
 from pixelpick_ray.report.rows import BEST, BEST_ON, LAST, Results, csv_text
 from pixelpick_ray.report.statistics import summarise
 

@@ -65,7 +65,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Line:
+class Finding:
     """One finding: about what, where, whether it is well, and the facts or what to do."""
 
     what: str
@@ -77,12 +77,12 @@ class Line:
         return f"{'ok   ' if self.ok else 'WRONG'} {self.what:<10} {self.where}: {self.text}"
 
 
-def diagnose(facts: Facts) -> list[Line]:
+def diagnose(facts: Facts) -> list[Finding]:
     """The findings, of the cluster first and then of each node."""
     lines = [*_cluster(facts), *_driver(facts.driver)]
     for node in facts.nodes:
         if "answer" in node.problems:
-            lines.append(Line("answer", node.name, False, f"{node.problems['answer']}; {_ANSWER}"))
+            lines.append(Finding("answer", node.name, False, f"{node.problems['answer']}; {_ANSWER}"))
             continue
         lines += [_versions(facts.driver, node), *_contents(facts.driver, node), _store(node)]
         lines += [_clock(node), *_disks(node)]
@@ -94,98 +94,100 @@ def diagnose(facts: Facts) -> list[Line]:
 _ANSWER = "is the node alive, is this checkout at the same place there, and can its Python import it?"
 
 
-def _cluster(facts: Facts) -> Iterator[Line]:
+def _cluster(facts: Facts) -> Iterator[Finding]:
     count = f"{len(facts.nodes)} node{'s' if len(facts.nodes) != 1 else ''}"
-    yield Line("trial", "cluster", not facts.trial, facts.trial or f"{count}, a trial fits")
+    yield Finding("trial", "cluster", not facts.trial, facts.trial or f"{count}, a trial fits")
     if facts.needs_gpus:
         taken = facts.taken_gpus
         busy = f"{taken:g} GPUs are in use by other jobs of this cluster; trials wait for them, or stop those jobs"
-        yield Line("GPUs", "cluster", not taken, busy if taken else "none is in use")
+        yield Finding("GPUs", "cluster", not taken, busy if taken else "none is in use")
     if facts.meeting is not None:
         yield _meeting(facts.meeting)
 
 
-def _meeting(meeting: Meeting) -> Line:
+def _meeting(meeting: Meeting) -> Finding:
     where = " and ".join(meeting.nodes)
     if not meeting.problem:
         text = f"two ranks on {meeting.device} added their numbers in {meeting.seconds:.1f} s"
-        return Line("all-reduce", where, True, text)
+        return Finding("all-reduce", where, True, text)
     cure = "let the nodes reach each other on every port, and name the network with GLOO_SOCKET_IFNAME"
     if meeting.device == "cuda":
         cure += " and NCCL_SOCKET_IFNAME; NCCL_DEBUG=INFO says more"
-    return Line("all-reduce", where, False, f"two ranks on {meeting.device}: {meeting.problem}; {cure}")
+    return Finding("all-reduce", where, False, f"two ranks on {meeting.device}: {meeting.problem}; {cure}")
 
 
-def _driver(driver: NodeFacts) -> Iterator[Line]:
+def _driver(driver: NodeFacts) -> Iterator[Finding]:
     for name, why in driver.absent.items():
-        yield Line("data", driver.name, False, f"{name}: {why}")
+        yield Finding("data", driver.name, False, f"{name}: {why}")
     for what, why in driver.problems.items():
-        yield Line(what, driver.name, False, why)
+        yield Finding(what, driver.name, False, why)
 
 
-def _versions(driver: NodeFacts, node: NodeFacts) -> Line:
+def _versions(driver: NodeFacts, node: NodeFacts) -> Finding:
     if "versions" in node.problems:
-        return Line("versions", node.name, False, node.problems["versions"])
+        return Finding("versions", node.name, False, node.problems["versions"])
     other = [
         f"{name} {node.versions.get(name, 'absent')}, the driver has {version}"
         for name, version in driver.versions.items()
         if node.versions.get(name) != version
     ]
     if other:
-        return Line("versions", node.name, False, f"{'; '.join(other)}; {SAME}")
-    return Line("versions", node.name, True, ", ".join(f"{name} {value}" for name, value in node.versions.items()))
+        return Finding("versions", node.name, False, f"{'; '.join(other)}; {SAME}")
+    return Finding("versions", node.name, True, ", ".join(f"{name} {value}" for name, value in node.versions.items()))
 
 
-def _contents(driver: NodeFacts, node: NodeFacts) -> Iterator[Line]:
+def _contents(driver: NodeFacts, node: NodeFacts) -> Iterator[Finding]:
     if "data" in node.problems:
-        yield Line("data", node.name, False, node.problems["data"])
+        yield Finding("data", node.name, False, node.problems["data"])
         return
     same = 0
     for name, digest in driver.contents.items():
         if name in node.absent:
-            yield Line("data", node.name, False, f"{name}: {node.absent[name]}")
+            yield Finding("data", node.name, False, f"{name}: {node.absent[name]}")
         elif node.contents.get(name) != digest:
             text = f"{name}: other content than the driver has; copy the driver's files, or let both see one folder"
-            yield Line("data", node.name, False, text)
+            yield Finding("data", node.name, False, text)
         else:
             same += 1
     if same == len(driver.contents):
-        yield Line("data", node.name, True, f"the driver's: {', '.join(driver.contents) or 'none is needed'}")
+        yield Finding("data", node.name, True, f"the driver's: {', '.join(driver.contents) or 'none is needed'}")
 
 
-def _store(node: NodeFacts) -> Line:
+def _store(node: NodeFacts) -> Finding:
     problem = node.problems.get("store", "")
     cure = "give --store a folder that every node sees and may write to under one path, or an address such as s3://"
-    return Line("store", node.name, not problem, f"{problem}; {cure}" if problem else "read and written by both")
+    return Finding("store", node.name, not problem, f"{problem}; {cure}" if problem else "read and written by both")
 
 
-def _clock(node: NodeFacts) -> Line:
+def _clock(node: NodeFacts) -> Finding:
     if "clock" in node.problems:
-        return Line("clock", node.name, False, node.problems["clock"])
+        return Finding("clock", node.name, False, node.problems["clock"])
     ahead, exact = node.clock
     text = f"{abs(ahead):.2f} s {'ahead of' if ahead >= 0 else 'behind'} the driver's, within {exact:.2f} s"
     if abs(ahead) - exact > CLOCK_SECONDS:
-        return Line("clock", node.name, False, f"{text}; leases of the store need clocks that agree: set them by NTP")
-    return Line("clock", node.name, True, text)
+        return Finding(
+            "clock", node.name, False, f"{text}; leases of the store need clocks that agree: set them by NTP"
+        )
+    return Finding("clock", node.name, True, text)
 
 
-def _disks(node: NodeFacts) -> Iterator[Line]:
+def _disks(node: NodeFacts) -> Iterator[Finding]:
     for what, (path, free) in node.free.items():
         text = f"{free / 2**30:.1f} GiB are free for {what} in {path}"
         enough = free >= FREE_BYTES
         cure = f"{text}, {FREE_BYTES / 2**30:.0f} are needed at least; make room or give another folder"
-        yield Line("disk", node.name, enough, text if enough else cure)
+        yield Finding("disk", node.name, enough, text if enough else cure)
 
 
-def _gpus(node: NodeFacts) -> Line:
+def _gpus(node: NodeFacts) -> Finding:
     if "GPUs" in node.problems:
-        return Line("GPUs", node.name, False, node.problems["GPUs"])
+        return Finding("GPUs", node.name, False, node.problems["GPUs"])
     if len(node.gpus) < node.counted_gpus:
         text = f"Ray counts {node.counted_gpus:g}, nvidia-smi shows {len(node.gpus)}; start Ray there with what it has"
-        return Line("GPUs", node.name, False, text)
+        return Finding("GPUs", node.name, False, text)
     shown = [f"{gpu.name} {gpu.free / 2**30:.0f} of {gpu.total / 2**30:.0f} GiB free" for gpu in node.gpus]
     busy = [index for index, gpu in enumerate(node.gpus) if gpu.free < FREE_SHARE * gpu.total]
     if busy:
         text = f"GPU {', '.join(map(str, busy))} is used by another program; stop it (nvidia-smi shows it)"
-        return Line("GPUs", node.name, False, f"{'; '.join(shown)}; {text}")
-    return Line("GPUs", node.name, True, "; ".join(shown))
+        return Finding("GPUs", node.name, False, f"{'; '.join(shown)}; {text}")
+    return Finding("GPUs", node.name, True, "; ".join(shown))

@@ -23,7 +23,7 @@ from pixelpick_ray.runner.ranks import ranks_of
 from pixelpick_ray.runner.searchers import RESOURCE, SCORE, Proposer, make_proposer, make_scheduler
 from pixelpick_ray.runner.tune import Relay, attempt, placement_here, places_here, run_trials
 from pixelpick_ray.search.design import Search
-from pixelpick_ray.search.journal import OWN, Journal, Report, Sample
+from pixelpick_ray.search.journal import OWN, Journal, LevelReport, Sample
 from pixelpick_ray.search.sample import RunTrial, run_sample
 
 
@@ -186,7 +186,7 @@ class Decisions(TrialScheduler):
         level, sample = result["level"], self._journal.samples[trial.config["sample"]]
         is_new = level == len(sample.reports)
         if is_new:
-            sample = self._journal.report(sample.index, Report.of(json.loads(result["report"])))
+            sample = self._journal.report(sample.index, LevelReport.of(json.loads(result["report"])))
         self._on_event(_heard(self._search, sample, level, computed=is_new))
         trial.config.update(told(sample, heard=level + 1))
         decision = str(self._inner.on_trial_result(tune_controller, trial, result))
@@ -252,7 +252,7 @@ def told(sample: Sample, heard: int) -> dict[str, Any]:
 
 def _trial(config: dict[str, Any], search: Search, execution: Execution) -> None:
     """One sample, in the process of its Tune trial."""
-    name, reports = config["name"], [Report.of(tree) for tree in config["reports"]]
+    name, reports = config["name"], [LevelReport.of(tree) for tree in config["reports"]]
 
     def send(event: Event) -> None:
         tune.report({"event": encode(replace(event, chain=name))})
@@ -283,7 +283,7 @@ def _overheard(run_trial: RunTrial, send: Callable[[Event], None]) -> RunTrial:
     return run
 
 
-def _tell(search: Search, position: int, report: Report) -> None:
+def _tell(search: Search, position: int, report: LevelReport) -> None:
     """Tell the scheduler what was measured at a level; does not return when that ends the trial."""
     resource = search.levels[position].resource
     tune.report({"report": json.dumps(asdict(report)), "level": position, RESOURCE: resource, SCORE: report.score})

@@ -67,7 +67,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """Files of a batch job by name, what is copied beside them into its folder, and the command that submits it.
 
     `needs` is a module without which the command cannot work.
@@ -112,7 +112,7 @@ def _absent(program: str) -> str:
     return f"{program} is not on PATH: submit where it is, or see with --dry-run what it would be given"
 
 
-def slurm_job(request: Request) -> Job:
+def slurm_job(request: Request) -> BatchJob:
     """One Ray cluster inside a Slurm allocation."""
     directives = {
         "job-name": request.name,
@@ -134,10 +134,10 @@ def slurm_job(request: Request) -> Job:
     ]
     folder = _job_folder(request)
     text = _filled("slurm/experiment.sbatch", lines)
-    return Job(folder, {"experiment.sbatch": text}, ["sbatch", str(folder / "experiment.sbatch")])
+    return BatchJob(folder, {"experiment.sbatch": text}, ["sbatch", str(folder / "experiment.sbatch")])
 
 
-def kubernetes_job(request: Request) -> Job:
+def kubernetes_job(request: Request) -> BatchJob:
     """A RayJob of the KubeRay operator, with the experiment in a ConfigMap."""
     if not (request.image and request.claim):
         raise SpecError(
@@ -166,10 +166,10 @@ def kubernetes_job(request: Request) -> Job:
             amounts["nvidia.com/gpu"] = max(1, request.gpus_per_node)
         group["template"]["spec"]["containers"][0]["resources"] = {"requests": amounts, "limits": amounts}
     text = yaml.dump_all([config, job], Dumper=_KubernetesDumper, sort_keys=False, width=120)
-    return Job(folder, {"rayjob.yaml": text}, ["kubectl", "create", "-f", str(folder / "rayjob.yaml")])
+    return BatchJob(folder, {"rayjob.yaml": text}, ["kubectl", "create", "-f", str(folder / "rayjob.yaml")])
 
 
-def ray_job(request: Request) -> Job:
+def ray_job(request: Request) -> BatchJob:
     """A job on a Ray cluster that runs already; the package travels with it."""
     if not (request.address and request.folder):
         raise SpecError(
@@ -181,10 +181,12 @@ def ray_job(request: Request) -> Job:
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "job", "submit", "--address", request.address, "--working-dir", str(folder), "--no-wait"]
     command += ["--", "bash", "job.sh", ".", "experiment.yaml"]
-    return Job(folder, files, command, copies=(PROJECT / "launch.py", PROJECT / "pixelpick_ray"), needs="aiohttp_cors")
+    return BatchJob(
+        folder, files, command, copies=(PROJECT / "launch.py", PROJECT / "pixelpick_ray"), needs="aiohttp_cors"
+    )
 
 
-MAKERS: dict[str, Callable[[Request], Job]] = {"slurm": slurm_job, "kubernetes": kubernetes_job, "ray": ray_job}
+MAKERS: dict[str, Callable[[Request], BatchJob]] = {"slurm": slurm_job, "kubernetes": kubernetes_job, "ray": ray_job}
 SIZES = {"nodes", "cpus_per_node", "gpus_per_node", "memory_gib", "seconds"}
 OPTIONS = {  # fields of Request that a kind of cluster has
     "slurm": SIZES | {"folder", "partition", "account"},

@@ -12,7 +12,7 @@ OWN = "file"  # the origin of the file's own configuration, with which others ar
 
 
 @dataclass(frozen=True)
-class Report:
+class LevelReport:
     """What was measured of a sample at a level: the score that it is judged by, and mIoU by seed.
 
     ``fits`` are the keys of the trainings up to there, in order, by seed, at an epoch's level the unfinished one too;
@@ -30,7 +30,7 @@ class Report:
         return sum(self.mious.values()) / len(self.mious)
 
     @classmethod
-    def of(cls, tree: Mapping[str, Any]) -> "Report":
+    def of(cls, tree: Mapping[str, Any]) -> "LevelReport":
         """A report from its fields as JSON has them."""
         fits = {seed: tuple(keys) for seed, keys in tree["fits"].items()}
         return cls(tree["score"], tree["mious"], fits, tree["seconds"])
@@ -47,7 +47,7 @@ class Sample:
     index: int
     values: Mapping[str, Any]
     origin: str
-    reports: tuple[Report, ...] = ()
+    reports: tuple[LevelReport, ...] = ()
     stopped: str = ""
     error: str = ""
 
@@ -82,7 +82,7 @@ class Journal:
         tree: Any = self._store.read_record(path)
         try:
             values = dict(sorted(tree["values"].items(), key=lambda item: self._place(item[0])))
-            sample = Sample(**{**tree, "values": values, "reports": tuple(map(Report.of, tree["reports"]))})
+            sample = Sample(**{**tree, "values": values, "reports": tuple(map(LevelReport.of, tree["reports"]))})
         except (TypeError, KeyError, AttributeError) as error:
             raise StoreError(
                 f"{self._store.address}/{path}: is no record of a sample ({error!r}); put back the one that was there, "
@@ -101,7 +101,7 @@ class Journal:
         """Record a new sample, before anything of it starts."""
         return self._write(Sample(len(self.samples), dict(values), origin))
 
-    def report(self, index: int, report: Report) -> Sample:
+    def report(self, index: int, report: LevelReport) -> Sample:
         """Record what was measured at the next level of a sample."""
         return self._write(replace(self.samples[index], reports=(*self.samples[index].reports, report), error=""))
 

@@ -6,16 +6,16 @@ from typing import Any
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.events import EpochDone, Event, StageDone
 from pixelpick_ray.search.design import Search
-from pixelpick_ray.search.journal import Report
+from pixelpick_ray.search.journal import LevelReport
 
 OnEvent = Callable[[Event], None]
 # Runs a trial with all the trials that are prefixes of it, and keeps the weights of these stages.
 RunTrial = Callable[[Trial, frozenset[int], OnEvent], None]
-OnReport = Callable[[int, Report], None]  # the level's position, and what was measured there
+OnReport = Callable[[int, LevelReport], None]  # the level's position, and what was measured there
 
 
 def run_sample(
-    search: Search, values: Mapping[str, Any], reports: Sequence[Report], *, run: RunTrial, on_report: OnReport
+    search: Search, values: Mapping[str, Any], reports: Sequence[LevelReport], *, run: RunTrial, on_report: OnReport
 ) -> None:
     """Train a configuration and judge it at every level behind those of `reports`.
 
@@ -38,7 +38,7 @@ def run_sample(
 class _Course:
     """What was measured so far: mIoU by seed at the level in training, and the trainings up to there."""
 
-    def __init__(self, search: Search, reports: Sequence[Report], on_report: OnReport) -> None:
+    def __init__(self, search: Search, reports: Sequence[LevelReport], on_report: OnReport) -> None:
         self._search, self._on_report = search, on_report
         self._means = [report.miou for report in reports]
         self._mious: dict[int, float] = {}
@@ -75,4 +75,4 @@ class _Course:
         self._means.append(sum(mious.values()) / len(mious))
         fits = {str(seed): tuple(keys[stage] for stage in sorted(keys)) for seed, keys in self._fits.items()}
         seconds = round(sum(self._seconds.values()), 3)
-        self._on_report(len(self._means) - 1, Report(self._search.score(self._means), mious, fits, seconds))
+        self._on_report(len(self._means) - 1, LevelReport(self._search.score(self._means), mious, fits, seconds))

@@ -139,7 +139,7 @@ class Store:
 
     def damaged(self) -> list[str]:
         """What was found damaged and has been set aside, and what records this process has found damaged: a line each,
-        such as "fit/<key>: <problem> (set aside as damaged/<name>)".
+        such as "fit/KEY: PROBLEM (set aside as damaged/NAME)".
         """
         aside = [self._damage_line(name) for name in self._storage.names(paths.DAMAGED) if name.count("-") == 2]
         return [*aside, *self.damaged_records]

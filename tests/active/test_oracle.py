@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelpick_ray.active.oracle import ORACLES, Asked, answer, check_oracle
+from pixelpick_ray.active.oracle import ORACLES, OracleRequest, answer, check_oracle
 from pixelpick_ray.config.trial import ErringSpec, GroundTruthSpec
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.errors import SpecError
@@ -46,7 +46,7 @@ def ask(
         stage=0,
     )
     said = np.empty(count, dtype=np.int64)
-    said[order] = answer(oracle, Asked(questions, NAMES, seed))
+    said[order] = answer(oracle, OracleRequest(questions, NAMES, seed))
     return said
 
 

@@ -106,7 +106,7 @@ def test_a_person_who_knows_the_truth_leaves_the_bytes_that_the_ground_truth_lea
         page.kill()
     assert client.answered == 3 * 5 * 4
     told = (place / "run.txt").read_text()
-    assert "20 answers are waited for: python launch.py annotate human.yaml --store people" in told
+    assert "waiting for 20 answers: python launch.py annotate human.yaml --store people" in told
     assert "missing" not in told
     done = launch(place, "run", "truth.yaml", "--local", "--store", "truth")
     assert done.status == 0, done.err
@@ -128,9 +128,9 @@ def test_run_without_waiting_ends_with_status_3_and_the_command_to_type(
     done = launch(place, "run", "human.yaml", "--local", "--store", "people", "--set", "train.epochs=2")
     assert done.status == 3
     command = "python launch.py annotate human.yaml --set train.epochs=2 --store people"
-    assert f"20 answers are waited for: {command}" in done.out
-    assert "waits for 20 of 20 answers" in done.out
-    assert (place / "job" / "people").read_text() == f"20 answers are waited for: {command}\n"
+    assert f"waiting for 20 answers: {command}" in done.out
+    assert "waiting for 20 of 20 answers" in done.out
+    assert (place / "job" / "people").read_text() == f"waiting for 20 answers: {command}\n"
     state = launch(place, "status", "human.yaml", "--store", "people", "--set", "train.epochs=2")
     assert "WAITING mobilenetv2_035 margin seed 0: for 20 of 20 answers" in state.out
     assert f"answer with: {command}" in state.out
@@ -159,7 +159,7 @@ def test_answers_travel_through_files_of_other_tools(place: Path) -> None:
     )
     again = launch(place, "import", "human.yaml", "given.jsonl", *words[1:], "--annotator", "bob")
     assert again.out.startswith("0 answers imported, 16 were there before")
-    assert "4 answers are waited for" in launch(place, "run", "human.yaml", "--local", "--store", "people").out
+    assert "waiting for 4 answers" in launch(place, "run", "human.yaml", "--local", "--store", "people").out
     for name in ("coco", "label-studio", "cvat", "queries"):
         made = launch(place, "export", *words[:3], "--format", name, "--out", f"out/{name}")
         assert made.status == 0, made.err

@@ -65,7 +65,7 @@ if os.environ["DOES"] == "wait":
     pathlib.Path("running").touch()
     time.sleep(30)
 if os.environ["DOES"] == "ask":
-    pathlib.Path(os.environ["PIXELPICK_JOB"], "people").write_text("5 answers are waited for: the page\\n")
+    pathlib.Path(os.environ["PIXELPICK_JOB"], "people").write_text("waiting for 5 answers: the page\\n")
     sys.exit(3)
 sys.exit(int(os.environ["DOES"]))
 """
@@ -231,7 +231,7 @@ def test_a_run_that_waits_for_people_does_not_come_back_before_they_have_answere
     """Else it would take its nodes again and again, for nothing."""
     assert job.run("ask") == 3
     assert not [call for call in job.slurm.calls("scontrol") if "requeue" in call]
-    assert "submit it again then. 5 answers are waited for: the page" in job.log.read_text()
+    assert "submit it again then. waiting for 5 answers: the page" in job.log.read_text()
     assert job.run(3) == 3
     assert [call for call in job.slurm.calls("scontrol") if "requeue" in call]
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pixelpick_ray.active.oracle import AnyOracle, Asked, answer
+from pixelpick_ray.active.oracle import AnyOracle, OracleRequest, answer
 from pixelpick_ray.active.queries import Query, answered
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment, parse_experiment
@@ -162,5 +162,5 @@ def tiny_experiment(*overrides: str) -> Experiment:
 def said(data: TrainingData, questions: Questions, oracle: AnyOracle = TRUTH, seed: int = 0) -> Query:
     """What the oracle says of the questions, and statistics of it."""
     facts = data.facts
-    labels = answer(oracle, Asked(questions, facts.class_names, seed))
+    labels = answer(oracle, OracleRequest(questions, facts.class_names, seed))
     return answered(questions, labels, num_classes=facts.num_classes)

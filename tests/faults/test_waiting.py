@@ -56,7 +56,7 @@ def answer_when_asked(life: Life, driver: "subprocess.Popen[bytes]", held: Calla
     """Answer both rounds of questions once the run waits, and holds nothing; then it ends well."""
     person = Person(Store(life.place / "store"), load_experiment(life.place / "faults.yaml", []))
     for rounds in (1, 2):
-        wait_until(lambda: life.output().count("answers are waited for") >= rounds or driver.poll() is not None, 240)  # noqa: B023
+        wait_until(lambda: life.output().count("answers: ") >= rounds or driver.poll() is not None, 240)  # noqa: B023
         assert driver.poll() is None, life.output()
         wait_until(lambda: not held(), 20)
         assert held() == []

@@ -6,15 +6,15 @@ from dataclasses import replace
 from pixelpick_ray.report.cells import Line, line_of
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.points import Point
-from pixelpick_ray.report.queries import Query, class_share_tables
+from pixelpick_ray.report.queries import StageQuery, class_share_tables
 
 NAMES = ("sky", "road", "car")
 POINT = Point("study", "camvid", "deeplabv3plus", "small", "none", "margin", "", 0, 10)
 MARGIN, RANDOM = line_of(POINT), line_of(replace(POINT, strategy="random"))
 
 
-def query(point: Point, stage: int, counts: Sequence[int] | None) -> Query:
-    return Query(point, stage, "key", NAMES, None if counts is None else {"class_counts": list(counts)})
+def query(point: Point, stage: int, counts: Sequence[int] | None) -> StageQuery:
+    return StageQuery(point, stage, "key", NAMES, None if counts is None else {"class_counts": list(counts)})
 
 
 # 10 + 10 pixels of seed 0 and 20 of seed 1: 8, 22 and 10 of the classes; the other strategy asked for none of a class.
@@ -27,7 +27,7 @@ QUERIES = (
 )
 
 
-def only(queries: Sequence[Query], training: Mapping[Line, Sequence[int]]) -> Table:
+def only(queries: Sequence[StageQuery], training: Mapping[Line, Sequence[int]]) -> Table:
     (table,) = class_share_tables(queries, training)
     return table
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pixelpick_ray.report.paired import Floats, Paired, compare_all, kendall_tau, sign_flip_p, wilcoxon_p
+from pixelpick_ray.report.paired import FloatArray, Paired, compare_all, kendall_tau, sign_flip_p, wilcoxon_p
 
 # Whole numbers below 6 give ties and zeros on purpose.
 DIFFERENCES = st.lists(st.integers(-5, 5), min_size=2, max_size=8)
@@ -23,7 +23,7 @@ def p_values(paired: Paired) -> tuple[float, float, float]:
     return paired.t_p, paired.flip_p, paired.wilcoxon_p
 
 
-def by_all_flips(values: Floats) -> float:
+def by_all_flips(values: FloatArray) -> float:
     sums = [abs(np.dot(signs, values)) for signs in itertools.product((-1, 1), repeat=len(values))]
     return float(np.mean(np.array(sums) >= abs(values.sum()) - 1e-9))
 

@@ -10,7 +10,7 @@ from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.report.cells import line_of
 from pixelpick_ray.report.chains import load_chains
-from pixelpick_ray.report.queries import CSV_COLUMNS, Query, load_queries, queries_csv, query_table
+from pixelpick_ray.report.queries import CSV_COLUMNS, StageQuery, load_queries, queries_csv, query_table
 from pixelpick_ray.report.rows import load_results
 from tests.report.fake_study import Study, experiment, matrix
 
@@ -40,7 +40,7 @@ def spec(study: Study) -> Experiment:
     return spec
 
 
-def queries_of(study: Study, spec: Experiment) -> tuple[Query, ...]:
+def queries_of(study: Study, spec: Experiment) -> tuple[StageQuery, ...]:
     return load_queries(study.store, load_chains(study.store, load_results(study.store, [spec])))
 
 

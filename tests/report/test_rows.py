@@ -9,9 +9,8 @@ from typing import NamedTuple
 import pytest
 
 from pixelpick_ray.config.experiment import Experiment
-from pixelpick_ray.config.trial import Trial
+from pixelpick_ray.config.trial import Budget, Trial
 from pixelpick_ray.errors import SpecError, StoreError
-from pixelpick_ray.report.points import Budget
 from pixelpick_ray.report.rows import CSV_COLUMNS, Results, load_results, rows_csv
 from pixelpick_ray.store import experiment_folder
 from tests.report.fake_study import Study, experiment, matrix

@@ -30,7 +30,7 @@ from pixelpick_ray.report.search_tables import (
     value_text,
 )
 from pixelpick_ray.search.design import make_search
-from pixelpick_ray.search.journal import Journal, Report
+from pixelpick_ray.search.journal import Journal, LevelReport
 from pixelpick_ray.store import Store
 
 TEXT = """
@@ -81,7 +81,7 @@ class Hunt:
             score = self.search.score([sum(one) / len(one) for one in levels[: position + 1]])
             fits = {seed: tuple(f"{index} {seed} {stage}" for stage in range(position + 1)) for seed in by_seed}
             taken = seconds[position] if seconds else 10.0 * (position + 1)
-            self.journal.report(index, Report(score, by_seed, fits, taken))
+            self.journal.report(index, LevelReport(score, by_seed, fits, taken))
         if stopped:
             self.journal.stop(index, stopped)
         if error:

@@ -5,8 +5,8 @@ import math
 import pytest
 from scipy import stats
 
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.report.cells import Cell, Line, build_cells
-from pixelpick_ray.report.points import Budget
 from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.statistics import summarise
 from pixelpick_ray.report.thresholds import (

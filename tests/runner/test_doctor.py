@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pixelpick_ray.runner import survey
-from pixelpick_ray.runner.doctor import Facts, Gpu, Line, Meeting, NodeFacts, diagnose
+from pixelpick_ray.runner.doctor import Facts, Finding, Gpu, Meeting, NodeFacts, diagnose
 from pixelpick_ray.runner.inspection import appears, contents, gpus, probe
 from pixelpick_ray.store import Store
 from tests.by_hand import execution_at, tiny_plan
@@ -57,10 +57,10 @@ def with_node(**changes: Any) -> Facts:
     return replace(WELL, nodes=(NODE, replace(NODE, name="two", **changes)))
 
 
-WRONG: list[tuple[Facts, Line]] = [
+WRONG: list[tuple[Facts, Finding]] = [
     (
         with_node(problems={"answer": "no answer in 60 s"}),
-        Line(
+        Finding(
             *("answer", "two", False),
             "no answer in 60 s; is the node alive, is this checkout at the same place there, and can its Python import "
             "it?",
@@ -68,7 +68,7 @@ WRONG: list[tuple[Facts, Line]] = [
     ),
     (
         with_node(versions={"Python": "3.12.1"}),
-        Line(
+        Finding(
             *("versions", "two", False),
             "Python 3.12.1, the driver has 3.11.7; torch absent, the driver has 2.11.0; install the versions of "
             "requirements.txt, and the same checkout, on every node",
@@ -76,30 +76,30 @@ WRONG: list[tuple[Facts, Line]] = [
     ),
     (
         with_node(contents={"camvid train": "b2"}),
-        Line(
+        Finding(
             *("data", "two", False),
             "camvid train: other content than the driver has; copy the driver's files, or let both see one folder",
         ),
     ),
     (
         with_node(contents={}, absent={"camvid train": "camvid: no folder /data; give it with --data"}),
-        Line("data", "two", False, "camvid train: camvid: no folder /data; give it with --data"),
+        Finding("data", "two", False, "camvid train: camvid: no folder /data; give it with --data"),
     ),
     (
         with_node(problems={"data": "no answer in 300 s"}),
-        Line("data", "two", False, "no answer in 300 s"),
+        Finding("data", "two", False, "no answer in 300 s"),
     ),
     (
         replace(WELL, driver=replace(DRIVER, contents={}, absent={"weights resnet50 imagenet": "no weights at /data"})),
-        Line("data", "driver", False, "weights resnet50 imagenet: no weights at /data"),
+        Finding("data", "driver", False, "weights resnet50 imagenet: no weights at /data"),
     ),
     (
         replace(WELL, driver=replace(DRIVER, problems={"store": "/store: cannot be written (Read-only file system)"})),
-        Line("store", "driver", False, "/store: cannot be written (Read-only file system)"),
+        Finding("store", "driver", False, "/store: cannot be written (Read-only file system)"),
     ),
     (
         with_node(problems={"store": "/store on this node does not have what the driver writes there"}),
-        Line(
+        Finding(
             *("store", "two", False),
             "/store on this node does not have what the driver writes there; give --store a folder that every node "
             "sees and may write to under one path, or an address such as s3://",
@@ -107,22 +107,22 @@ WRONG: list[tuple[Facts, Line]] = [
     ),
     (
         with_node(clock=(61.5, 0.5)),
-        Line(
+        Finding(
             *("clock", "two", False),
             "61.50 s ahead of the driver's, within 0.50 s; leases of the store need clocks that agree: set them by NTP",
         ),
     ),
-    (with_node(problems={"clock": "no answer in 60 s"}), Line("clock", "two", False, "no answer in 60 s")),
+    (with_node(problems={"clock": "no answer in 60 s"}), Finding("clock", "two", False, "no answer in 60 s")),
     (
         with_node(free={"decoded images": ("/cache", GIB // 2)}),
-        Line(
+        Finding(
             *("disk", "two", False),
             "0.5 GiB are free for decoded images in /cache, 2 are needed at least; make room or give another folder",
         ),
     ),
     (
         with_node(gpus=(Gpu("H100", 80 * GIB, 79 * GIB), Gpu("H100", 80 * GIB, 12 * GIB))),
-        Line(
+        Finding(
             *("GPUs", "two", False),
             "H100 79 of 80 GiB free; H100 12 of 80 GiB free; GPU 1 is used by another program; stop it (nvidia-smi "
             "shows it)",
@@ -130,26 +130,26 @@ WRONG: list[tuple[Facts, Line]] = [
     ),
     (
         with_node(gpus=()),
-        Line("GPUs", "two", False, "Ray counts 2, nvidia-smi shows 0; start Ray there with what it has"),
+        Finding("GPUs", "two", False, "Ray counts 2, nvidia-smi shows 0; start Ray there with what it has"),
     ),
     (
         with_node(problems={"GPUs": "nvidia-smi fails (x); mend the node's driver, or leave the node out"}),
-        Line("GPUs", "two", False, "nvidia-smi fails (x); mend the node's driver, or leave the node out"),
+        Finding("GPUs", "two", False, "nvidia-smi fails (x); mend the node's driver, or leave the node out"),
     ),
     (
         replace(WELL, trial="a trial of 4 ranks needs 1 GPU for each rank; lower --ranks"),
-        Line("trial", "cluster", False, "a trial of 4 ranks needs 1 GPU for each rank; lower --ranks"),
+        Finding("trial", "cluster", False, "a trial of 4 ranks needs 1 GPU for each rank; lower --ranks"),
     ),
     (
         replace(WELL, taken_gpus=3.0),
-        Line(
+        Finding(
             *("GPUs", "cluster", False),
             "3 GPUs are in use by other jobs of this cluster; trials wait for them, or stop those jobs",
         ),
     ),
     (
         replace(WELL, meeting=Meeting(("one", "two"), "cuda", problem="no result in 120 s")),
-        Line(
+        Finding(
             *("all-reduce", "one and two", False),
             "two ranks on cuda: no result in 120 s; let the nodes reach each other on every port, and name the network "
             "with GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME; NCCL_DEBUG=INFO says more",
@@ -157,7 +157,7 @@ WRONG: list[tuple[Facts, Line]] = [
     ),
     (
         replace(WELL, meeting=Meeting(("one",), "cpu", problem="Connection refused")),
-        Line(
+        Finding(
             *("all-reduce", "one", False),
             "two ranks on cpu: Connection refused; let the nodes reach each other on every port, and name the network "
             "with GLOO_SOCKET_IFNAME",
@@ -167,7 +167,7 @@ WRONG: list[tuple[Facts, Line]] = [
 
 
 @pytest.mark.parametrize(("facts", "wrong"), WRONG, ids=[f"{line.what} {at}" for at, (_, line) in enumerate(WRONG)])
-def test_what_is_wrong_is_one_line_with_what_to_do_and_the_rest_stays_well(facts: Facts, wrong: Line) -> None:
+def test_what_is_wrong_is_one_line_with_what_to_do_and_the_rest_stays_well(facts: Facts, wrong: Finding) -> None:
     assert [line for line in diagnose(facts) if not line.ok] == [wrong]
     assert str(wrong).startswith("WRONG ")
 

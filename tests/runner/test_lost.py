@@ -66,8 +66,8 @@ def test_a_run_asked_to_stop_ends_with_status_3_and_leaves_no_process(place: Pat
     assert "stopped; the same command goes on from here" in output
     assert not alive(pid)
     again = start(place, "--time-limit", "240s")
-    line = next((text for text in iter(again.stdout.readline, "") if "goes on after" in text), "")
-    assert re.search(r"stage 0 goes on after epoch \d+/100000", line)
+    line = next((text for text in iter(again.stdout.readline, "") if "resumes after" in text), "")
+    assert re.search(r"stage 0 resumes after epoch \d+/100000", line)
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=120)
     assert again.returncode == 3
@@ -97,7 +97,7 @@ def test_a_rank_that_hangs_ends_its_group_and_the_chain_goes_on_from_its_last_sa
     stopped = time.monotonic()
     wait_for(lambda: not alive(ranks[0]) and not alive(ranks[1]), seconds=90)
     assert time.monotonic() - stopped > 15
-    assert next((text for text in iter(process.stdout.readline, "") if "goes on after" in text), None)
+    assert next((text for text in iter(process.stdout.readline, "") if "resumes after" in text), None)
     attempts = [path.read_text() for path in (place / "store" / "attempts").glob("*/*.txt")]
     assert any(text.startswith("rank 0\nTraceback") and "all_reduce" in text for text in attempts)
     assert any("rank 1, while rank 0 failed\ngives no answer" in text for text in attempts)

@@ -17,7 +17,7 @@ from ray.tune.schedulers import TrialScheduler
 from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.runner.search import Decisions, Proposals
 from pixelpick_ray.search.design import Search, make_search
-from pixelpick_ray.search.journal import Journal, Report
+from pixelpick_ray.search.journal import Journal, LevelReport
 from pixelpick_ray.store import Store
 
 SEEDS = range(5)
@@ -107,7 +107,7 @@ class Machine:
         else:
             self.cost += 1
             value = miou(dict(sample.values), level)
-            report = Report(value, {"0": value}, {"0": ("key",)}, 1.0)
+            report = LevelReport(value, {"0": value}, {"0": ("key",)}, 1.0)
         resource = self.search.levels[level].resource
         result = {"report": json.dumps(asdict(report)), "level": level, "resource": resource, "score": report.score}
         decision = self.decisions.on_trial_result(None, trial, result)

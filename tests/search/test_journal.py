@@ -8,7 +8,7 @@ import pytest
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import OWN as BY_FILE
-from pixelpick_ray.search.journal import Journal, Report, Sample
+from pixelpick_ray.search.journal import Journal, LevelReport, Sample
 from pixelpick_ray.store import Store, experiment_folder
 from tests.search.helpers import OTHER, OWN, add, report_of, search_of
 
@@ -43,7 +43,7 @@ def test_a_journal_of_an_empty_store_is_empty_and_writes_nothing(store: Store, j
 
 def test_what_is_recorded_is_there_when_the_journal_is_opened_again(store: Store, journal: Journal) -> None:
     schedules = {"train.schedule": {"name": "poly", "power": 0.9}, "train.epochs": 3, "model.width": None}
-    report = Report(0.5, {"0": 0.25, "1": 0.75}, {"0": ("a", "b"), "1": ("a", "c")}, 12.5)
+    report = LevelReport(0.5, {"0": 0.25, "1": 0.75}, {"0": ("a", "b"), "1": ("a", "c")}, 12.5)
     steps = [
         lambda one: one.issue(schedules, "hyperopt"),
         lambda one: one.issue(OTHER, "optuna"),
@@ -138,8 +138,8 @@ def test_a_record_written_by_hand_is_read(store: Store) -> None:
     (sample,) = opened(store).samples
     assert (sample.index, sample.values, sample.is_own) == (0, OWN, True)
     assert sample.reports == (
-        Report(0.25, {"0": 0.2, "1": 0.3}, {"0": ("a",), "1": ("b",)}, 3),
-        Report(0.5, {"0": 0.4, "1": 0.6}, {"0": ("a", "c"), "1": ("b", "d")}, 7.5),
+        LevelReport(0.25, {"0": 0.2, "1": 0.3}, {"0": ("a",), "1": ("b",)}, 3),
+        LevelReport(0.5, {"0": 0.4, "1": 0.6}, {"0": ("a", "c"), "1": ("b", "d")}, 7.5),
     )
     assert sample.stopped == "asha: rank 2 of the 3 that had come to 20 px"
     assert sample.reports[1].miou == 0.5

@@ -14,7 +14,7 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.events import Event, StageDone
 from pixelpick_ray.running import run_chain
 from pixelpick_ray.search.design import Search, make_search
-from pixelpick_ray.search.journal import Report
+from pixelpick_ray.search.journal import LevelReport
 from pixelpick_ray.search.sample import run_sample
 from pixelpick_ray.store import Store
 from tests.engine.helpers import place_at
@@ -56,8 +56,8 @@ class Bench:
         world = World(0, 1, torch.device("cpu"))
         run_chain(self.search.judged, trial, self.place, world, hear, keep_stages=keep_stages)
 
-    def sample(self, values: dict[str, object], known: tuple[Report, ...] = ()) -> list[Report]:
-        reports: list[Report] = []
+    def sample(self, values: dict[str, object], known: tuple[LevelReport, ...] = ()) -> list[LevelReport]:
+        reports: list[LevelReport] = []
         run_sample(self.search, values, known, run=self.run_trial, on_report=lambda at, report: reports.append(report))
         return reports
 

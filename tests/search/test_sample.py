@@ -9,7 +9,7 @@ from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.events import Event, FitResumed, PixelsPicked
 from pixelpick_ray.search.design import Search
-from pixelpick_ray.search.journal import Report
+from pixelpick_ray.search.journal import LevelReport
 from pixelpick_ray.search.sample import run_sample
 from tests.hand_events import epoch_done, stage_done
 from tests.search.helpers import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, THREE_SEEDS, search_of
@@ -72,12 +72,12 @@ def fits(*seeds: int, stages: int) -> dict[str, tuple[str, ...]]:
 
 
 def run(
-    search: Search, trainer: Trainer, reports: Sequence[Report] = (), *, stop_at: int | None = None
-) -> list[tuple[int, Report]]:
+    search: Search, trainer: Trainer, reports: Sequence[LevelReport] = (), *, stop_at: int | None = None
+) -> list[tuple[int, LevelReport]]:
     """What is reported of a sample; at the level `stop_at` its scheduler ends it."""
-    found: list[tuple[int, Report]] = []
+    found: list[tuple[int, LevelReport]] = []
 
-    def on_report(position: int, report: Report) -> None:
+    def on_report(position: int, report: LevelReport) -> None:
         found.append((position, report))
         if position == stop_at:
             raise SystemExit
@@ -96,9 +96,9 @@ def test_one_seed_is_reported_at_every_level_with_all_trainings_up_to_there() ->
     search = search_of()
     trainer = Trainer(search)
     assert run(search, trainer) == [
-        (0, Report(0.1, {"0": 0.1}, fits(0, stages=1), 8.5)),
-        (1, Report(0.2, {"0": 0.2}, fits(0, stages=2), 17.0)),
-        (2, Report(0.4, {"0": 0.4}, fits(0, stages=4), 34.0)),
+        (0, LevelReport(0.1, {"0": 0.1}, fits(0, stages=1), 8.5)),
+        (1, LevelReport(0.2, {"0": 0.2}, fits(0, stages=2), 17.0)),
+        (2, LevelReport(0.4, {"0": 0.4}, fits(0, stages=4), 34.0)),
     ]
     assert [(seed, budget) for seed, budget, _ in trainer.runs] == [(0, 10), (0, 20), (0, 40)]
     assert len(trainer.epochs) == 4 * EPOCHS  # each stage once
@@ -138,7 +138,7 @@ def test_nothing_is_trained_behind_the_budget_of_the_metric() -> None:
 def test_full_supervision_is_one_level() -> None:
     search = search_of("grid=[{seed: [4], budget: [full]}]")
     trainer = Trainer(search)
-    assert run(search, trainer) == [(0, Report(0.14, {"4": 0.14}, fits(4, stages=1), 8.5))]
+    assert run(search, trainer) == [(0, LevelReport(0.14, {"4": 0.14}, fits(4, stages=1), 8.5))]
     assert trainer.runs == [(4, "full", frozenset({0}))]
 
 
@@ -225,9 +225,9 @@ def test_epochs_of_the_first_stage_are_reported_when_they_end() -> None:
     found = run(search, trainer)
     assert [position for position, _ in found] == [0, 1, 2, 3, 4]
     assert [report.score for _, report in found] == pytest.approx(EPOCH_SCORES)
-    assert found[0][1] == Report(0.025, {"0": 0.025}, fits(0, stages=1), 2.0)  # its training goes on
-    assert found[1][1] == Report(0.05, {"0": 0.05}, fits(0, stages=1), 4.0)
-    assert found[2][1] == Report(0.1, {"0": 0.1}, fits(0, stages=1), 8.5)
+    assert found[0][1] == LevelReport(0.025, {"0": 0.025}, fits(0, stages=1), 2.0)  # its training goes on
+    assert found[1][1] == LevelReport(0.05, {"0": 0.05}, fits(0, stages=1), 4.0)
+    assert found[2][1] == LevelReport(0.1, {"0": 0.1}, fits(0, stages=1), 8.5)
     assert [budget for _, budget, _ in trainer.runs] == [10, 20, 40]
 
 
@@ -244,7 +244,7 @@ def test_epochs_of_a_stage_from_the_store_are_reported_as_they_were_measured() -
     trainer = Trainer(search, stored=[(0, 0)])
     found = run(search, trainer)
     assert [(position, report.score) for position, report in found] == list(enumerate(EPOCH_SCORES))
-    assert found[2][1] == Report(0.1, {"0": 0.1}, fits(0, stages=1), 8.5)
+    assert found[2][1] == LevelReport(0.1, {"0": 0.1}, fits(0, stages=1), 8.5)
     assert {stage for _, stage, _ in trainer.epochs} == {1, 2, 3}
 
 
@@ -313,6 +313,6 @@ def test_seconds_are_rounded_to_milliseconds() -> None:
     def train(trial: Trial, keep_stages: frozenset[int], on_event: Callable[[Event], None]) -> None:
         on_event(stage_done(trial.chain_id, 0, 0.5, fit="a", miou_by_epoch=((8, 0.5),), seconds=1.23456789))
 
-    found: list[Report] = []
+    found: list[LevelReport] = []
     run_sample(search, OWN, [], run=train, on_report=lambda position, report: found.append(report))
     assert [report.seconds for report in found] == [1.235]

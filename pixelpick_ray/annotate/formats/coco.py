@@ -9,7 +9,7 @@ everything.
 from collections.abc import Mapping
 from typing import Any
 
-from pixelpick_ray.annotate.formats.points import Exchanged, Known, Picture, Point, centre, facts_of
+from pixelpick_ray.annotate.formats.points import AskedImage, Exchanged, ExchangedPoint, Known, centre, facts_of
 from pixelpick_ray.annotate.formats.problems import Found, Problems, found_at, json_bytes, json_file
 
 _OPEN, _ANSWERED = 1, 2  # visibility of a keypoint; 0 has no place
@@ -38,7 +38,7 @@ def write(exchanged: Exchanged) -> bytes:
     return json_bytes(tree)
 
 
-def _image(number: int, picture: Picture) -> dict[str, Any]:
+def _image(number: int, picture: AskedImage) -> dict[str, Any]:
     sizes = {"width": picture.native_width, "height": picture.native_height}
     return {"id": number, "file_name": picture.file_name, **sizes}
 
@@ -48,7 +48,7 @@ def _category(number: int, text: str, class_names: tuple[str, ...]) -> dict[str,
     return {"id": number, "name": text, "supercategory": group, "keypoints": ["pixel"], "skeleton": []}
 
 
-def _keypoint(point: Point, picture: Picture) -> dict[str, Any]:
+def _keypoint(point: ExchangedPoint, picture: AskedImage) -> dict[str, Any]:
     width, height = picture.native_width / picture.width, picture.native_height / picture.height
     x = centre(point.x, picture.width, picture.native_width)
     y = centre(point.y, picture.height, picture.native_height)
@@ -96,7 +96,7 @@ def _numbered(value: Any, name: str, problems: Problems) -> list[tuple[str, int,
     return rows
 
 
-def _read_image(where: str, image: Mapping[str, Any], known: Known, problems: Problems) -> Picture | None:
+def _read_image(where: str, image: Mapping[str, Any], known: Known, problems: Problems) -> AskedImage | None:
     picture = problems.picture(image.get("file_name"), f"{where}.file_name", known)
     if picture is not None:
         problems.size(image.get("height"), f"{where}.height", picture.native_height)
@@ -107,7 +107,7 @@ def _read_image(where: str, image: Mapping[str, Any], known: Known, problems: Pr
 def _read_annotation(
     where: str,
     annotation: Mapping[str, Any],
-    images: Mapping[int, Picture | None],
+    images: Mapping[int, AskedImage | None],
     words: Mapping[int, tuple[str, Any]],
     known: Known,
     problems: Problems,
@@ -133,7 +133,7 @@ def _read_annotation(
     return None if pixel is None else found_at(where, picture, pixel, said, facts, known)
 
 
-def _read_keypoint(value: Any, where: str, picture: Picture, problems: Problems) -> tuple[int, int] | None:
+def _read_keypoint(value: Any, where: str, picture: AskedImage, problems: Problems) -> tuple[int, int] | None:
     if not isinstance(value, list) or len(value) != 3 or value[2] not in (_OPEN, _ANSWERED):
         problems.given(where, value, "[x, y, visibility] of one keypoint, with visibility 1 or 2")
         return None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from xml.etree import ElementTree
 
-from pixelpick_ray.annotate.formats.points import FACTS, Exchanged, Known, Picture, Point, centre, facts_of
+from pixelpick_ray.annotate.formats.points import FACTS, AskedImage, Exchanged, ExchangedPoint, Known, centre, facts_of
 from pixelpick_ray.annotate.formats.problems import Found, Problems, found_at, text_of
 from pixelpick_ray.annotate.formats.xml_text import XmlError, colour_text, xml_bytes, xml_tree
 
@@ -54,12 +54,12 @@ def _write_label(labels: ElementTree.Element, text: str, colour: str) -> None:
             ElementTree.SubElement(attribute, tag).text = value
 
 
-def _image(number: int, picture: Picture) -> dict[str, str]:
+def _image(number: int, picture: AskedImage) -> dict[str, str]:
     sizes = {"width": str(picture.native_width), "height": str(picture.native_height)}
     return {"id": str(number), "name": picture.file_name, **sizes}
 
 
-def _write_point(image: ElementTree.Element, point: Point, known: Known) -> None:
+def _write_point(image: ElementTree.Element, point: ExchangedPoint, known: Known) -> None:
     picture = known.by_name[point.image]
     x = centre(point.x, picture.width, picture.native_width)
     y = centre(point.y, picture.height, picture.native_height)
@@ -111,7 +111,7 @@ def _read_image(where: str, image: ElementTree.Element, known: Known, problems: 
 
 
 def _read_points(
-    where: str, element: ElementTree.Element, picture: Picture, known: Known, problems: Problems
+    where: str, element: ElementTree.Element, picture: AskedImage, known: Known, problems: Problems
 ) -> Iterator[Found]:
     said = problems.said(element.get("label"), f"{where} label", known)
     facts = _read_facts(where, element, problems)

@@ -11,7 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from pixelpick_ray.annotate.formats.points import Exchanged, Known, Picture, Point, Vocabulary, centre, facts_of
+from pixelpick_ray.annotate.formats.points import (
+    AskedImage,
+    Exchanged,
+    ExchangedPoint,
+    Known,
+    Vocabulary,
+    centre,
+    facts_of,
+)
 from pixelpick_ray.annotate.formats.problems import Found, Problems, found_at, json_bytes, json_file
 from pixelpick_ray.annotate.formats.xml_text import colour_text, xml_bytes
 from pixelpick_ray.data.dataset import Colour
@@ -41,13 +49,13 @@ def label_config(class_names: Sequence[str], palette: Sequence[Colour]) -> str:
 def write(exchanged: Exchanged) -> bytes:
     """The tasks of these points, one an image, in the order of the images."""
     known = Known(exchanged.class_names, exchanged.images)
-    points: dict[str, list[Point]] = {picture.name: [] for picture in exchanged.images}
+    points: dict[str, list[ExchangedPoint]] = {picture.name: [] for picture in exchanged.images}
     for point in exchanged.points:
         points[point.image].append(point)
     return json_bytes([_task(known.by_name[name], own, known.vocabulary) for name, own in points.items()])
 
 
-def _task(picture: Picture, points: Sequence[Point], vocabulary: Vocabulary) -> dict[str, Any]:
+def _task(picture: AskedImage, points: Sequence[ExchangedPoint], vocabulary: Vocabulary) -> dict[str, Any]:
     regions = [(point, _region(number, point, picture, vocabulary)) for number, point in enumerate(points)]
     answers = [region for point, region in regions if point.kind is not None]
     questions = [region for point, region in regions if point.kind is None]
@@ -58,7 +66,7 @@ def _task(picture: Picture, points: Sequence[Point], vocabulary: Vocabulary) -> 
     }
 
 
-def _region(number: int, point: Point, picture: Picture, vocabulary: Vocabulary) -> dict[str, Any]:
+def _region(number: int, point: ExchangedPoint, picture: AskedImage, vocabulary: Vocabulary) -> dict[str, Any]:
     place = {"x": centre(point.x, picture.width, 100), "y": centre(point.y, picture.height, 100), "width": 0.5}
     return {
         "id": f"pixel-{number}",
@@ -86,7 +94,7 @@ def read(content: bytes, known: Known, problems: Problems) -> list[Found]:
 
 
 def _read_task(
-    where: str, task: Mapping[str, Any], picture: Picture, known: Known, problems: Problems
+    where: str, task: Mapping[str, Any], picture: AskedImage, known: Known, problems: Problems
 ) -> Iterator[Found]:
     if "data" not in task:
         yield from _read_minimal(where, task, picture, known, problems)
@@ -103,7 +111,7 @@ def _read_task(
                 answered.add(pixel)
 
 
-def _read_regions(value: Any, where: str, picture: Picture, known: Known, problems: Problems) -> Iterator[Found]:
+def _read_regions(value: Any, where: str, picture: AskedImage, known: Known, problems: Problems) -> Iterator[Found]:
     for at, region in problems.mappings(value, where):
         if region.get("type") != _TYPE:
             problems.given(f"{at}.type", region.get("type"), f"{_TYPE!r}: points with a label")
@@ -115,7 +123,7 @@ def _read_regions(value: Any, where: str, picture: Picture, known: Known, proble
 
 
 def _read_minimal(
-    where: str, task: Mapping[str, Any], picture: Picture, known: Known, problems: Problems
+    where: str, task: Mapping[str, Any], picture: AskedImage, known: Known, problems: Problems
 ) -> Iterator[Found]:
     """The points of a task of JSON-MIN, whose regions stand under the name of the labels."""
     for at, region in problems.mappings(task.get(_CONTROL, []), f"{where}.{_CONTROL}"):
@@ -127,7 +135,7 @@ def _read_region(
     place: Mapping[str, Any],
     region: Mapping[str, Any],
     facts: Mapping[str, Any],
-    picture: Picture,
+    picture: AskedImage,
     known: Known,
     problems: Problems,
 ) -> Iterator[Found]:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
-from pixelpick_ray.data.answers import Answer, Kind, Line, Said, Seconds
+from pixelpick_ray.data.answers import Answer, Kind, OneLine, Said, Seconds
 from pixelpick_ray.data.dataset import Colour
 
 KindAndLabel = tuple[Kind | None, str | None]
@@ -20,7 +20,7 @@ _UPLOADED = re.compile(r"[0-9a-f]{8}-")  # Label Studio puts it before the names
 
 
 @dataclass(frozen=True)
-class Picture:
+class AskedImage:
     """An image: its name, its size as prepared, and the file's name where it is another one.
 
     `native` reads its height and width as the file has them, which is done where a format needs them.
@@ -52,15 +52,15 @@ class Picture:
         return self.file or self.name
 
 
-class Point(Said):
+class ExchangedPoint(Said):
     """A pixel of a prepared image: an answer, or an open question where ``kind`` is None.
 
     The fields are those of an `Answer`; None where nothing is known.
     """
 
-    annotator: Line | None = None
+    annotator: OneLine | None = None
     time: Seconds | None = None
-    id: Line | None = None
+    id: OneLine | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Exchanged:
 
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...]
-    images: tuple[Picture, ...]
-    points: tuple[Point, ...]
+    images: tuple[AskedImage, ...]
+    points: tuple[ExchangedPoint, ...]
 
 
 class Vocabulary:
@@ -105,7 +105,7 @@ class Known:
     """What a file may speak of; `answers` are those that are stored, by their ids."""
 
     class_names: tuple[str, ...]
-    images: tuple[Picture, ...]
+    images: tuple[AskedImage, ...]
     answers: Mapping[str, Answer] = field(default_factory=dict)
 
     @cached_property
@@ -114,7 +114,7 @@ class Known:
         return Vocabulary(self.class_names)
 
     @cached_property
-    def by_name(self) -> dict[str, Picture]:
+    def by_name(self) -> dict[str, AskedImage]:
         """The images."""
         return {picture.name: picture for picture in self.images}
 
@@ -145,7 +145,7 @@ class Known:
         """How many characters the longest name of an image has."""
         return max(map(len, self._uploads), default=0)
 
-    def matches(self, reference: str) -> list[Picture]:
+    def matches(self, reference: str) -> list[AskedImage]:
         """The images that a path, an address or the name of an upload may mean; a whole name means that image only."""
         whole = self._spellings.get(reference)
         names = set(whole or ())
@@ -178,7 +178,7 @@ def pixel_at(value: float, prepared: int, extent: float) -> int:
     return min(math.floor(value * prepared / extent), prepared - 1)
 
 
-def facts_of(point: Point, vocabulary: Vocabulary) -> dict[str, Any]:
+def facts_of(point: ExchangedPoint, vocabulary: Vocabulary) -> dict[str, Any]:
     """What is known of a point beside its pixel and answer, and under ``of`` which answer that is; empty if nothing."""
     fields = point.model_dump(include=set(FACTS), exclude_defaults=True)
     return fields | {"of": _stamp(vocabulary.text(point.said), point.y, point.x)} if fields else {}

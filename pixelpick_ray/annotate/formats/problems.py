@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from pixelpick_ray.annotate.formats.points import KindAndLabel, Known, Picture, Point, pixel_at, with_facts
+from pixelpick_ray.annotate.formats.points import AskedImage, ExchangedPoint, KindAndLabel, Known, pixel_at, with_facts
 from pixelpick_ray.data.answers import Answer
 from pixelpick_ray.errors import DataError
 
@@ -86,7 +86,7 @@ class Problems:
         self.given(where, value, "a whole number")
         return None
 
-    def picture(self, reference: Any, where: str, known: Known) -> Picture | None:
+    def picture(self, reference: Any, where: str, known: Known) -> AskedImage | None:
         """The one image that a name, path or address means."""
         text = reference if isinstance(reference, str) and len(reference) <= _LONGEST else ""
         matches = known.matches(text) if text else []
@@ -105,7 +105,7 @@ class Problems:
             self.given(where, value, f"{expected}, the size of the image")
 
     def pixel(
-        self, place: tuple[Any, Any], where: str, picture: Picture, extents: tuple[float, float]
+        self, place: tuple[Any, Any], where: str, picture: AskedImage, extents: tuple[float, float]
     ) -> tuple[int, int] | None:
         """The prepared pixel (y, x) at a place (x, y) of an image, `extents` (width, height) large in the file."""
         found = [
@@ -184,23 +184,23 @@ def json_bytes(value: Any) -> bytes:
 
 
 def found_at(
-    where: str, picture: Picture, pixel: tuple[int, int], said: KindAndLabel, facts: Mapping[str, Any], known: Known
+    where: str, picture: AskedImage, pixel: tuple[int, int], said: KindAndLabel, facts: Mapping[str, Any], known: Known
 ) -> Found:
     """A point of another tool's file, at the pixel (y, x), with what that tool has kept of the facts."""
     fields = {"image": picture.name, "y": pixel[0], "x": pixel[1], "kind": said[0], "label": said[1]}
     return Found(where, with_facts(fields, facts, known.vocabulary))
 
 
-def checked(found: Iterable[Found], known: Known, problems: Problems) -> tuple[Point, ...]:
+def checked(found: Iterable[Found], known: Known, problems: Problems) -> tuple[ExchangedPoint, ...]:
     """The points sorted by image, row and column. What is wrong with them, each or together, goes to `problems`."""
     points = [(one.where, point) for one in found if (point := _point(one, problems)) is not None]
     check_points(points, known, problems)
     return tuple(sorted((point for _, point in points), key=_order))
 
 
-def _point(found: Found, problems: Problems) -> Point | None:
+def _point(found: Found, problems: Problems) -> ExchangedPoint | None:
     try:
-        return Point.model_validate(dict(found.fields))
+        return ExchangedPoint.model_validate(dict(found.fields))
     except ValidationError as error:
         for item in error.errors():
             loc = ".".join(map(str, item["loc"]))
@@ -209,11 +209,11 @@ def _point(found: Found, problems: Problems) -> Point | None:
     return None
 
 
-def _order(point: Point) -> tuple[Any, ...]:
+def _order(point: ExchangedPoint) -> tuple[Any, ...]:
     return (*point.place, point.repeat, point.time or 0.0, point.id or "", point.annotator or "")
 
 
-def check_points(points: Sequence[tuple[str, Point]], known: Known, problems: Problems) -> None:
+def check_points(points: Sequence[tuple[str, ExchangedPoint]], known: Known, problems: Problems) -> None:
     """Note what no point may be, alone and beside the others; each comes with where it is."""
     for where, point in points:
         _check_alone(where, point, known, problems)
@@ -221,7 +221,7 @@ def check_points(points: Sequence[tuple[str, Point]], known: Known, problems: Pr
     _check_ids(points, known, problems)
 
 
-def _check_alone(where: str, point: Point, known: Known, problems: Problems) -> None:
+def _check_alone(where: str, point: ExchangedPoint, known: Known, problems: Problems) -> None:
     picture = known.by_name.get(point.image)
     if picture is None:
         problems.given(f"{where}: image", point.image, known.images_text)
@@ -234,9 +234,9 @@ def _check_alone(where: str, point: Point, known: Known, problems: Problems) -> 
             problems.given(f"{where}: {name}", word, f"one of {', '.join(known.class_names)}")
 
 
-def _check_places(points: Sequence[tuple[str, Point]], problems: Problems) -> None:
+def _check_places(points: Sequence[tuple[str, ExchangedPoint]], problems: Problems) -> None:
     """Note pixels that were called two things; a repeat may contradict, that is what it is for."""
-    first: dict[tuple[str, int, int], tuple[str, Point]] = {}
+    first: dict[tuple[str, int, int], tuple[str, ExchangedPoint]] = {}
     for where, point in points:
         if point.kind is None or point.repeat:
             continue
@@ -249,8 +249,8 @@ def _check_places(points: Sequence[tuple[str, Point]], problems: Problems) -> No
             )
 
 
-def _check_ids(points: Sequence[tuple[str, Point]], known: Known, problems: Problems) -> None:
-    first: dict[str, tuple[str, Point]] = {}
+def _check_ids(points: Sequence[tuple[str, ExchangedPoint]], known: Known, problems: Problems) -> None:
+    first: dict[str, tuple[str, ExchangedPoint]] = {}
     for where, point in points:
         if point.id is None:
             continue
@@ -266,7 +266,7 @@ def _check_ids(points: Sequence[tuple[str, Point]], known: Known, problems: Prob
             )
 
 
-def _differences(point: Point, stored: Answer) -> str:
+def _differences(point: ExchangedPoint, stored: Answer) -> str:
     """What a point says otherwise than the stored answer that it says it is; empty where it says nothing else."""
     here, there = point.model_dump(), stored.model_dump()
     told = [name for name, value in here.items() if value is not None or name in ("kind", "label")]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelpick_ray.annotate.formats.points import Exchanged, Known, Picture, Point
+from pixelpick_ray.annotate.formats.points import AskedImage, Exchanged, ExchangedPoint, Known
 from pixelpick_ray.annotate.formats.problems import Found, Problems, shown
 from pixelpick_ray.annotate.pickles import read_pickle
 from pixelpick_ray.errors import DataError
@@ -22,13 +22,14 @@ from pixelpick_ray.errors import DataError
 MAX_POINTS = 5_000_000
 
 
-def _held(points: tuple[Point, ...]) -> tuple[Point, ...]:
+def _held(points: tuple[ExchangedPoint, ...]) -> tuple[ExchangedPoint, ...]:
     """The points that the format holds, each with what it holds of it."""
     labelled = [point for point in points if point.kind == "class" and not point.repeat]
     kept = labelled or [point for point in points if point.kind is None]
     unique = {point.place: point for point in kept}
     return tuple(
-        Point(image=one.image, y=one.y, x=one.x, kind=one.kind, label=one.label) for _, one in sorted(unique.items())
+        ExchangedPoint(image=one.image, y=one.y, x=one.x, kind=one.kind, label=one.label)
+        for _, one in sorted(unique.items())
     )
 
 
@@ -76,7 +77,7 @@ def read(content: bytes, known: Known, problems: Problems) -> list[Found]:
 
 
 def _read_entry(
-    where: str, entry: Mapping[Any, Any], picture: Picture, known: Known, problems: Problems
+    where: str, entry: Mapping[Any, Any], picture: AskedImage, known: Known, problems: Problems
 ) -> list[Found]:
     for name, expected in (("height", picture.height), ("width", picture.width)):
         value = entry.get(name)
@@ -96,7 +97,7 @@ def _read_entry(
     ]
 
 
-def _whole_numbers(value: Any, where: str, picture: Picture, problems: Problems) -> list[int] | None:
+def _whole_numbers(value: Any, where: str, picture: AskedImage, problems: Problems) -> list[int] | None:
     """A column: at most as long as the image has pixels, however large an array pretends to be."""
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu":
         column = value if len(value) > picture.height * picture.width else value.tolist()
