@@ -106,19 +106,16 @@ def _read_evaluation(
     files = store.files("evaluation", key, ["input.json", "confusion.npz"])
     if files is None:
         return f"evaluation {key[:16]} is absent or damaged"
+    where = f"{store.address}/{paths.result('evaluation', key)}"
     try:
         arrays = read_arrays(files["confusion.npz"])
         epochs, confusion, classes = arrays["epochs"], arrays["confusion"], len(class_names)
     except (ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StoreError(
-            f"{store.address}/{paths.result('evaluation', key, 'confusion.npz')}: holds no confusion matrices ({error}); who wrote it? "
-            "remove its folder and run again"
+            f"{where}/confusion.npz: holds no confusion matrices ({error}); who wrote it? remove its folder and run again"
         ) from error
     if confusion.shape != (len(epochs), classes, classes) or not len(epochs):
-        raise StoreError(
-            f"{store.address}/{paths.result('evaluation', key)}: confusion {confusion.shape} does not fit {classes} classes; "
-            "remove it, run again"
-        )
+        raise StoreError(f"{where}: confusion {confusion.shape} does not fit {classes} classes; remove it, run again")
     inputs, each = json.loads(files["input.json"]), iou(confusion)
     evidence = _evidence(inputs, *read_fit(inputs["fit"]))
     return Evaluation(

@@ -151,7 +151,7 @@ def test_a_record_that_contradicts_its_trial_is_refused(study: Study) -> None:
     record = study.store.read_record(path)
     record["stages"][0]["budget"] = 15
     study.store.write_record(path, record)
-    with pytest.raises(StoreError, match="stage 0 has budget 15, the trial 10; remove the file and run again"):
+    with pytest.raises(StoreError, match="stage 0 has budget 15, the trial 10; remove it and run again"):
         load_results(study.store, [experiment()])
 
 
