@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from pixelpick_ray.annotate.exchange import Exchanged, Picture, Point, read
+from pixelpick_ray.annotate.exchange import AskedImage, Exchanged, ExchangedPoint, read
 
 
-def picture(name: str, height: int, width: int, native_height: int, native_width: int, file: str = "") -> Picture:
+def picture(name: str, height: int, width: int, native_height: int, native_width: int, file: str = "") -> AskedImage:
     """An image whose file has this size."""
-    return Picture(name, height, width, lambda: (native_height, native_width), file)
+    return AskedImage(name, height, width, lambda: (native_height, native_width), file)
 
 
 CLASSES = ("road", "sky & <cloud>", "дерево")
@@ -18,19 +18,23 @@ IMAGES = (
     picture("city_1", height=3, width=2, native_height=7, native_width=3, file="city_1_leftImg8bit.png"),
 )
 POINTS = (
-    Point(image="a b.png", y=0, x=5, kind="class", label="road", annotator="Ann A", time=1.5, seconds=0.1, id="i1"),
-    Point(image="a b.png", y=0, x=5, kind="class", label="дерево", annotator="Bo", repeat=True, suggestion="road"),
-    Point(
+    ExchangedPoint(
+        image="a b.png", y=0, x=5, kind="class", label="road", annotator="Ann A", time=1.5, seconds=0.1, id="i1"
+    ),
+    ExchangedPoint(
+        image="a b.png", y=0, x=5, kind="class", label="дерево", annotator="Bo", repeat=True, suggestion="road"
+    ),
+    ExchangedPoint(
         image="a b.png", y=1, x=0, kind="void", annotator="Ann A", time=2.0, seconds=3.0, idle_seconds=40.25, id="i2"
     ),
-    Point(image="a b.png", y=3, x=3),
-    Point(image="city_1", y=2, x=1, kind="class", label="sky & <cloud>"),
-    Point(image="city_1", y=2, x=0, kind="unknown", annotator='"<&', id="]]>"),
+    ExchangedPoint(image="a b.png", y=3, x=3),
+    ExchangedPoint(image="city_1", y=2, x=1, kind="class", label="sky & <cloud>"),
+    ExchangedPoint(image="city_1", y=2, x=0, kind="unknown", annotator='"<&', id="]]>"),
 )
 WHOLE = Exchanged(CLASSES, PALETTE, IMAGES, POINTS)
 
 
-def back(content: bytes, format_name: str, whole: Exchanged = WHOLE) -> tuple[Point, ...]:
+def back(content: bytes, format_name: str, whole: Exchanged = WHOLE) -> tuple[ExchangedPoint, ...]:
     """What is read of a file."""
     return read(content, format_name, class_names=whole.class_names, images=whole.images)
 

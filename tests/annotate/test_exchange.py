@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from pixelpick_ray.annotate.exchange import (
     FORMATS,
+    AskedImage,
     Exchanged,
-    Picture,
-    Point,
+    ExchangedPoint,
     answers_of,
     export,
     label_config,
@@ -34,14 +34,16 @@ from pixelpick_ray.store import Store
 from tests.annotate.exchanged import CLASSES, IMAGES, PALETTE, POINTS, WHOLE, back, entry, in_order, picture
 
 
-def as_held(points: tuple[Point, ...], format_name: str) -> tuple[Point, ...]:
+def as_held(points: tuple[ExchangedPoint, ...], format_name: str) -> tuple[ExchangedPoint, ...]:
     """The points with the fields that the documentation of a format says that it holds."""
     if format_name != "queries":
         return points
     classes = [point for point in points if point.kind == "class" and not point.repeat]
     kept = classes if classes else [point for point in points if point.kind is None]
     unique = {(point.image, point.y, point.x): point for point in kept}
-    return tuple(Point(image=image, y=y, x=x, kind=one.kind, label=one.label) for (image, y, x), one in unique.items())
+    return tuple(
+        ExchangedPoint(image=image, y=y, x=x, kind=one.kind, label=one.label) for (image, y, x), one in unique.items()
+    )
 
 
 # Round trips
@@ -57,7 +59,7 @@ SIDES = st.integers(1, 4000)
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> Picture:
+def pictures(draw: st.DrawFn) -> AskedImage:
     sides = draw(st.tuples(SIDES, SIDES, SIDES, SIDES))
     return picture(draw(NAMES), *sides)
 
@@ -71,7 +73,7 @@ def exchanges(draw: st.DrawFn) -> Exchanged:
     for _ in range(draw(st.integers(0, 8))):
         image = draw(st.sampled_from(images))
         kind = draw(st.sampled_from([None, "class", "class", "void", "unknown"]))
-        point = Point(
+        point = ExchangedPoint(
             image=image.name,
             y=draw(st.integers(0, image.height - 1)),
             x=draw(st.integers(0, image.width - 1)),
@@ -108,7 +110,7 @@ def test_the_example_comes_back(format_name: str) -> None:
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_open_questions_alone_come_back(format_name: str) -> None:
-    whole = replace(WHOLE, points=(Point(image="a b.png", y=3, x=3), Point(image="city_1", y=0, x=0)))
+    whole = replace(WHOLE, points=(ExchangedPoint(image="a b.png", y=3, x=3), ExchangedPoint(image="city_1", y=0, x=0)))
     assert back(export(whole, format_name), format_name) == whole.points
 
 
@@ -207,8 +209,8 @@ def test_coco_has_the_structure_of_coco() -> None:
 
 
 def test_a_class_that_is_called_like_an_answer_keeps_its_name() -> None:
-    point = Point(image="a b.png", y=0, x=0, kind="class", label="cannot tell")
-    other = Point(image="a b.png", y=0, x=1, kind="unknown")
+    point = ExchangedPoint(image="a b.png", y=0, x=0, kind="class", label="cannot tell")
+    other = ExchangedPoint(image="a b.png", y=0, x=1, kind="unknown")
     whole = replace(WHOLE, class_names=("cannot tell", "road"), points=(point, other))
     tree = json.loads(export(whole, "coco"))
     names = [category["name"] for category in tree["categories"]]
@@ -284,7 +286,7 @@ def test_queries_are_plain_values_as_the_published_code_has_them() -> None:
 
 def test_queries_are_in_reading_order_and_open_where_nothing_has_a_class() -> None:
     places = [(3, 0), (0, 5), (1, 2), (1, 1)]
-    whole = replace(WHOLE, points=tuple(Point(image="a b.png", y=y, x=x) for y, x in places))
+    whole = replace(WHOLE, points=tuple(ExchangedPoint(image="a b.png", y=y, x=x) for y, x in places))
     assert pickle.loads(export(whole, "queries"))["a b.png"] == entry(4, 6, [5, 1, 2, 0], [0, 1, 1, 3])
 
 
@@ -313,7 +315,7 @@ def test_what_label_studio_exports_is_read() -> None:
     skipped = {"result": [region | {"type": "unread"}], "was_cancelled": True}
     task = {"id": 7, "data": {"image": "/data/upload/1/0a1b2c3d-a_b.png"}, "annotations": [whole, skipped]}
     assert back(json.dumps([task]).encode(), "label-studio") == (
-        Point(image="a b.png", y=1, x=3, kind="class", label="road"),
+        ExchangedPoint(image="a b.png", y=1, x=3, kind="class", label="road"),
     )
     place = {"original_width": 18, "original_height": 8, "image_rotation": 0} | region["value"]  # type: ignore[operator]
     minimal = {"image": "s3://bucket/city/a%20b.png", "id": 7, "label": [place], "annotator": 1}
@@ -326,7 +328,7 @@ def test_a_prediction_counts_only_where_nobody_has_answered() -> None:
     answered[0]["value"]["keypointlabels"] = ["road"]
     first["annotations"] = [{"result": answered}]
     found = back(json.dumps([first, *others]).encode(), "label-studio")
-    assert found == (Point(image="a b.png", y=3, x=3, kind="class", label="road"),)
+    assert found == (ExchangedPoint(image="a b.png", y=3, x=3, kind="class", label="road"),)
 
 
 def test_cvat_rounds_places_and_may_have_several_in_an_element() -> None:
@@ -336,8 +338,10 @@ def test_cvat_rounds_places_and_may_have_several_in_an_element() -> None:
         <attribute name="annotator"></attribute><attribute name="colour">red</attribute></points>
     </image></annotations>"""
     assert back(text.encode(), "cvat") == (
-        Point(image="a b.png", y=0, x=0, kind="class", label="road"),
-        Point(image="a b.png", y=3, x=5, kind="class", label="road"),  # the very edge belongs to the last pixel
+        ExchangedPoint(image="a b.png", y=0, x=0, kind="class", label="road"),
+        ExchangedPoint(
+            image="a b.png", y=3, x=5, kind="class", label="road"
+        ),  # the very edge belongs to the last pixel
     )
 
 
@@ -348,8 +352,8 @@ def test_queries_with_arrays_and_absolute_paths_are_read() -> None:
     own["category"] = ["ROAD", "T"]
     found = back(pickle.dumps({"/home/me/camvid/train/a b.png": own}), "queries")
     assert found == (
-        Point(image="a b.png", y=0, x=5, kind="class", label="road"),
-        Point(image="a b.png", y=3, x=0, kind="class", label="дерево"),
+        ExchangedPoint(image="a b.png", y=0, x=5, kind="class", label="road"),
+        ExchangedPoint(image="a b.png", y=3, x=0, kind="class", label="дерево"),
     )
 
 
@@ -375,7 +379,7 @@ def test_images_are_known_by_the_end_of_their_place(reference: str, name: str) -
     assert point.image == name
 
 
-def same_size(images: tuple[Picture, ...]) -> tuple[Picture, ...]:
+def same_size(images: tuple[AskedImage, ...]) -> tuple[AskedImage, ...]:
     return tuple(picture(one.name, 4, 4, 4, 4, one.file) for one in images)
 
 
@@ -427,12 +431,12 @@ def moved_coco(tree: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (relabelled_coco, Point(image="a b.png", y=0, x=5, kind="class", label="sky & <cloud>")),
-        (moved_coco, Point(image="a b.png", y=3, x=5, kind="class", label="road")),
+        (relabelled_coco, ExchangedPoint(image="a b.png", y=0, x=5, kind="class", label="sky & <cloud>")),
+        (moved_coco, ExchangedPoint(image="a b.png", y=3, x=5, kind="class", label="road")),
     ],
 )
 def test_an_answer_that_was_changed_elsewhere_is_a_new_one(
-    change: Callable[[Any], None], expected: Point, book: Book
+    change: Callable[[Any], None], expected: ExchangedPoint, book: Book
 ) -> None:
     book.append(Answer.model_validate(POINTS[0].model_dump()))
     tree = json.loads(export(WHOLE, "coco"))
@@ -448,7 +452,7 @@ def test_attributes_of_other_tools_mean_nothing() -> None:
     tree = json.loads(export(replace(WHOLE, points=POINTS[:1]), "coco"))
     tree["annotations"][0]["attributes"] = {"occluded": False, "annotator": "Di"}
     assert back(json.dumps(tree).encode(), "coco") == (
-        Point(image="a b.png", y=0, x=5, kind="class", label="road", annotator="Di"),
+        ExchangedPoint(image="a b.png", y=0, x=5, kind="class", label="road", annotator="Di"),
     )
 
 
@@ -482,8 +486,8 @@ def test_questions_become_points_with_what_was_said(questions: Questions) -> Non
         ("b", 0, 0): answer("b", 0, 0),  # of another question
     }
     assert points_of(questions, said, ("road", "sky")) == (
-        Point(image="a", y=0, x=4),
-        Point(
+        ExchangedPoint(image="a", y=0, x=4),
+        ExchangedPoint(
             image="a",
             y=1,
             x=2,
@@ -495,7 +499,7 @@ def test_questions_become_points_with_what_was_said(questions: Questions) -> Non
             suggestion="sky",
             id="a12",
         ),
-        Point(image="b", y=8, x=7, kind="unknown", annotator="Ann", time=3.0, id="b87"),
+        ExchangedPoint(image="b", y=8, x=7, kind="unknown", annotator="Ann", time=3.0, id="b87"),
     )
 
 
@@ -531,13 +535,13 @@ def test_importing_a_file_twice_adds_nothing(book: Book) -> None:
 
 
 def test_an_answer_that_a_file_has_twice_is_one(book: Book) -> None:
-    point = Point(image="a b.png", y=0, x=0, kind="void")
+    point = ExchangedPoint(image="a b.png", y=0, x=0, kind="void")
     (only,) = answers_of([point, point], book, annotator="Bo", time=1.0)
     assert (only.kind, only.label, only.repeat) == ("void", None, False)
 
 
 def test_different_answers_have_different_ids(book: Book) -> None:
-    base = Point(image="a", y=0, x=1, kind="class", label="road")
+    base = ExchangedPoint(image="a", y=0, x=1, kind="class", label="road")
     others = [
         base,
         base.model_copy(update={"image": "b"}),
@@ -554,7 +558,7 @@ def test_different_answers_have_different_ids(book: Book) -> None:
 
 
 def test_open_questions_are_no_answers(book: Book) -> None:
-    assert answers_of([Point(image="a", y=0, x=0)], book, annotator="Bo", time=1.0) == ()
+    assert answers_of([ExchangedPoint(image="a", y=0, x=0)], book, annotator="Bo", time=1.0) == ()
 
 
 STEPS = st.lists(
@@ -575,7 +579,9 @@ def test_whatever_was_answered_and_taken_back_before_a_file_without_ids_counts_a
             if isinstance(step, int):
                 book.append(*(Undo(undone=one.id, annotator="Bo", time=now) for one in book.answers[step : step + 1]))
                 continue
-            points = [Point(image="a", y=0, x=x, kind="class", label=label) for x, label in sorted(step.items())]
+            points = [
+                ExchangedPoint(image="a", y=0, x=x, kind="class", label=label) for x, label in sorted(step.items())
+            ]
             book.append(*answers_of(points, book, annotator="Bo", time=now))
             said = book.said()
             assert [said[point.place].label for point in points] == [point.label for point in points]

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixelpick_ray.annotate import exchange
-from pixelpick_ray.annotate.exchange import FORMATS, Point, export, label_config
+from pixelpick_ray.annotate.exchange import FORMATS, ExchangedPoint, export, label_config
 from pixelpick_ray.annotate.formats import queries
 from pixelpick_ray.errors import DataError, SpecError
 from tests.annotate.exchanged import IMAGES, PALETTE, WHOLE, back, entry
@@ -389,8 +389,11 @@ def test_any_value_anywhere_in_a_json_file_raises_nothing_but_data_errors(data: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"points": (Point(image="b.png", y=0, x=0),)}, "points[0]: image: is 'b.png'; allowed is one of the 3 images"),
-        ({"points": (Point(image="a b.png", y=4, x=0),)}, "points[0]: y: is 4; allowed is 0..3"),
+        (
+            {"points": (ExchangedPoint(image="b.png", y=0, x=0),)},
+            "points[0]: image: is 'b.png'; allowed is one of the 3 images",
+        ),
+        ({"points": (ExchangedPoint(image="a b.png", y=4, x=0),)}, "points[0]: y: is 4; allowed is 0..3"),
         ({"class_names": ("road",)}, "label: is 'дерево'; allowed is one of road"),
         ({"images": (*IMAGES, replace(IMAGES[0], name="c", file="a b.png"))}, "images: 2 have the file name 'a b.png'"),
     ],
