@@ -2,7 +2,6 @@
 anything is started and with the store as it was.
 """
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -352,18 +351,6 @@ def search_text(case: Case) -> str:
     return text + "".join(f"  {line}\n" for line in case.get("add", "").splitlines())
 
 
-def make_absent(monkeypatch: pytest.MonkeyPatch, packages: list[str]) -> None:
-    """Of the packages of searchers, all are installed but these."""
-    find = importlib.util.find_spec
-
-    def find_others(name: str, package: str | None = None) -> object:
-        if name in ("hyperopt", "hpbandster", "ConfigSpace"):
-            return None if name in packages else "found"
-        return find(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find_others)
-
-
 def test_the_file_that_wrong_searches_are_made_of_is_right(place: Path) -> None:
     (place / "mine.yaml").write_text(SEARCH)
     with pytest.raises(pytest.fail.Exception, match="it has started"):
@@ -374,7 +361,6 @@ def test_the_file_that_wrong_searches_are_made_of_is_right(place: Path) -> None:
     "case", WRONG["searches"], ids=lambda case: " ".join(str(case[key]) for key in case if key != "told")[:60]
 )
 def test_a_wrong_search(place: Path, monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
-    make_absent(monkeypatch, case.get("absent", []))
     (place / "mine.yaml").write_text(search_text(case))
     assert told(place, "run", "mine.yaml", *case.get("options", [])) == case["told"]
 

@@ -174,11 +174,8 @@ def run(
 
 
 def _check_search(search: Search, execution: Execution, path: Path) -> None:
-    """SpecError for what a search alone needs: its searcher, and splits of its data set."""
-    from pixelpick_ray.runner.searchers import check_searcher
-
+    """SpecError for splits that a search needs and its data set does not have."""
     with naming(path):
-        check_searcher(search.spec.searcher)
         whole = search.experiment.dataset.model_copy(update={"held_out": None})
         check_splits(search, open_dataset(whole, execution.data_path).facts)
 

@@ -139,8 +139,8 @@ class SearchSpec(Spec):
     """
 
     space: dict[str, DomainSpec]
-    searcher: Literal["random", "grid", "optuna", "hyperopt", "bohb"] = "optuna"
-    scheduler: Literal["none", "asha", "median", "hyperband"] = "asha"
+    searcher: Literal["random", "grid", "optuna"] = "optuna"
+    scheduler: Literal["none", "asha"] = "asha"
     reduction_factor: Annotated[float, Field(ge=2.0)] = 3.0
     metric: MetricSpec = MetricSpec()
     num_samples: Count | None = None
@@ -183,8 +183,6 @@ class SearchSpec(Spec):
             )
         elif self.num_samples is None:
             raise ValueError("num_samples: is required; give the number of configurations to try, e.g. 40")
-        if self.searcher == "bohb" and self.scheduler != "hyperband":
-            raise ValueError(f"searcher: bohb works with scheduler hyperband; got {self.scheduler}")
         return self
 
     @model_validator(mode="after")

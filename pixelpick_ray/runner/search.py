@@ -11,8 +11,7 @@ from functools import partial
 from typing import Any
 
 from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import HyperBandForBOHB, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from pixelpick_ray.config.execution import Execution
@@ -52,7 +51,7 @@ def run(
             relay.begin()
             samples = max(search.spec.size, len(journal.samples))
             proposals = Proposals(search, journal, samples, partial(_room, execution))
-            decisions = Decisions(search, journal, proposals, on_event, stop)
+            decisions = Decisions(search, journal, on_event)
             trainable = tune.with_parameters(_trial, search=search, execution=execution)
             try:
                 run_trials(trainable, resources, proposals, samples, relay, stop, scheduler=decisions)
@@ -92,7 +91,7 @@ class Proposals(Searcher):
         index = len(self._issued)
         if index >= self._samples:
             return str(Searcher.FINISHED)
-        if not self.may_issue:
+        if len(self._live) >= self._room():
             return None
         values = self._proposer.propose(trial_id, index)
         if values is None:
@@ -101,11 +100,6 @@ class Proposals(Searcher):
         self._issued[trial_id] = index
         self._live.add(trial_id)
         return {"name": sample.label, "sample": index, "values": dict(sample.values), **told(sample, heard=0)}
-
-    @property
-    def may_issue(self) -> bool:
-        """Whether there is a sample left to hand out, and room for it."""
-        return len(self._issued) < self._samples and len(self._live) < self._room()
 
     def _issue(self, index: int, values: Mapping[str, Any]) -> Sample:
         own = index == 0 and values == self._search.own_values and self._search.spec.searcher != "grid"
@@ -123,16 +117,6 @@ class Proposals(Searcher):
         told_last = {} if last is None else {SCORE: last.score, "training_iteration": len(sample.reports) - 1}
         self._proposer.conclude(trial_id, score, told_last)
 
-    def on_pause(self, trial_id: str) -> None:
-        """A scheduler has paused a sample."""
-        self._live.discard(trial_id)
-        self._proposer.rest(trial_id)
-
-    def on_unpause(self, trial_id: str) -> None:
-        """A paused sample goes on."""
-        self._live.add(trial_id)
-        self._proposer.resume(trial_id)
-
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the journal is the only state."""
 
@@ -144,21 +128,11 @@ class Decisions(TrialScheduler):
     """A scheduler whose reports and stops are in the journal before they take effect.
 
     What the journal has decided stays decided: a scheduler that hears the reports in another order may think otherwise.
-    One that pauses all of a bracket before it decides is not made to go on with what it stops.
     """
 
-    def __init__(
-        self,
-        search: Search,
-        journal: Journal,
-        proposals: Proposals,
-        on_event: Callable[[Event], None],
-        stop: Callable[[], bool],
-    ) -> None:
-        self._search, self._journal, self._proposals = search, journal, proposals
-        self._on_event, self._stop = on_event, stop
+    def __init__(self, search: Search, journal: Journal, on_event: Callable[[Event], None]) -> None:
+        self._search, self._journal, self._on_event = search, journal, on_event
         self._inner = make_scheduler(search)
-        self._pauses = isinstance(self._inner, HyperBandForBOHB)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
@@ -170,15 +144,10 @@ class Decisions(TrialScheduler):
         self._inner.on_trial_error(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        if self._pauses:  # others know every report, and the last result is none
-            self._inner.on_trial_complete(tune_controller, trial, result)
+        """Every report is known, and the last result is none."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """A paused or waiting sample is removed: its scheduler has stopped it, or the run ends."""
         self._inner.on_trial_remove(tune_controller, trial)
-        sample = self._journal.samples[trial.config["sample"]]
-        if sample.reports and not self._journal.is_over(sample) and not self._stop():
-            self._record_stop(sample)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "report" not in result or result["level"] < trial.config["heard"]:
@@ -190,8 +159,6 @@ class Decisions(TrialScheduler):
         self._on_event(_heard(self._search, sample, level, computed=is_new))
         trial.config.update(told(sample, heard=level + 1))
         decision = str(self._inner.on_trial_result(tune_controller, trial, result))
-        if self._pauses:
-            return self._of_a_bracket(tune_controller, trial, sample, decision)
         is_last_word = level + 1 == len(sample.reports)
         if not is_last_word or self._journal.is_finished(sample):
             return str(TrialScheduler.CONTINUE)
@@ -201,16 +168,6 @@ class Decisions(TrialScheduler):
             return str(TrialScheduler.CONTINUE)
         self._record_stop(sample)
         return str(TrialScheduler.STOP)
-
-    def _of_a_bracket(self, tune_controller: Any, trial: Any, sample: Sample, decision: str) -> str:
-        """A stop on record stands, and its bracket goes on without the sample; else the scheduler has its way."""
-        is_last_word = trial.config["heard"] == len(sample.reports)
-        if sample.stopped and is_last_word and decision != TrialScheduler.STOP:
-            self._inner.on_trial_remove(tune_controller, trial)
-            return str(TrialScheduler.STOP)
-        if decision == TrialScheduler.STOP and not self._journal.is_over(sample):
-            self._record_stop(sample)
-        return decision
 
     def _record_stop(self, sample: Sample) -> None:
         level, mine = self._search.levels[len(sample.reports) - 1], sample.reports[-1].score
@@ -225,8 +182,6 @@ class Decisions(TrialScheduler):
         self._on_event(SampleStopped(sample.label, why))
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        if self._pauses and self._proposals.may_issue and not _any_goes_on(tune_controller.get_trials()):
-            return None  # a bracket would be halved before it is full
         return self._inner.choose_trial_to_run(tune_controller)
 
     def debug_string(self) -> str:
@@ -234,10 +189,6 @@ class Decisions(TrialScheduler):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as in Relay
-
-
-def _any_goes_on(trials: list[Any]) -> bool:
-    return any(trial.status in (Trial.RUNNING, Trial.PENDING) for trial in trials)
 
 
 def _heard(search: Search, sample: Sample, level: int, *, computed: bool) -> Event:

@@ -81,19 +81,14 @@ def search_of(searcher: str, scheduler: str, samples: int) -> Search:
 @pytest.mark.parametrize(
     ("searcher", "scheduler"),
     [
-        ("random", "hyperband"),
-        pytest.param("optuna", "asha", marks=pytest.mark.slow),
-        pytest.param("optuna", "median", marks=pytest.mark.slow),
+        ("optuna", "asha"),
+        pytest.param("random", "asha", marks=pytest.mark.slow),
         pytest.param("random", "none", marks=pytest.mark.slow),
-        pytest.param("hyperopt", "asha", marks=pytest.mark.slow),
-        pytest.param("bohb", "hyperband", marks=pytest.mark.slow),
     ],
 )
 def test_a_search_that_is_stopped_and_extended_keeps_its_history(
     searcher: str, scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for package in {"hyperopt": ["hyperopt"], "bohb": ["hpbandster", "ConfigSpace"]}.get(searcher, []):
-        pytest.importorskip(package)
     monkeypatch.setattr(runner, "_trial", instant())
     execution = Execution(tmp_path, str(tmp_path / "store"), tmp_path, runs_path=tmp_path, device="cpu")
     new = 0
@@ -105,7 +100,7 @@ def test_a_search_that_is_stopped_and_extended_keeps_its_history(
         new += reports.new
         assert journal.is_complete(samples) == (most == math.inf)
         known = sum(len(one.reports) for one in before)
-        assert reports.known == known or (scheduler == "hyperband" and reports.known < known)
+        assert reports.known == known
         for old, now in zip(before, journal.samples, strict=False):
             assert now.values == old.values
             assert now.reports[: len(old.reports)] == old.reports

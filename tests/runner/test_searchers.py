@@ -5,15 +5,13 @@ from typing import Any
 
 import pytest
 
-from pixelpick_ray.runner.searchers import PACKAGES, make_proposer
+from pixelpick_ray.runner.searchers import make_proposer
 from pixelpick_ray.search.design import Search
 from tests.search.helpers import TEXT, search_of
 
 SEARCHERS = {
     "random": "search.searcher=random",
     "optuna": "search.searcher=optuna",
-    "hyperopt": "search.searcher=hyperopt",
-    "bohb": "search={searcher: bohb, scheduler: hyperband, num_samples: 4, space: {train.epochs: {choice: [2, 8]}}}",
 }
 SPACE = {
     "train.optimizer.lr": {"loguniform": [1e-4, 1e-2]},
@@ -32,8 +30,6 @@ OWN = {
 
 
 def search_by(searcher: str) -> Search:
-    for package in PACKAGES.get(searcher, ()):
-        pytest.importorskip(package)
     file_text = TEXT.replace("lr: 1e-3}", "lr: 0.00123456, backbone_lr_factor: 1}, schedule: {name: poly}")
     return search_of(SEARCHERS[searcher], f"search.space={json.dumps(SPACE)}", text=file_text)
 

@@ -133,7 +133,7 @@ def test_its_title_is_that_of_the_file_or_its_name() -> None:
 
 
 def test_the_file_says_how_it_was_found(tmp_path: Path) -> None:
-    search = search_of("search.scheduler=median", "search.seed=3", "grid=[{seed: [0, 1], budget: [10, 20, 40]}]")
+    search = search_of("search.scheduler=none", "search.seed=3", "grid=[{seed: [0, 1], budget: [10, 20, 40]}]")
     journal = journal_of(search, tmp_path)
     best = best_of(journal)
     path = found_path(search, best, SOURCE)
@@ -143,7 +143,7 @@ def test_the_file_says_how_it_was_found(tmp_path: Path) -> None:
     assert header == [
         "# Found by the search in hunt.yaml: sample 2, the best of 3, 1 of which were stopped early.",
         "# mIoU at 40 px on val, seed 0, 1: 56.79 %; the file's own configuration: 50.00 %.",
-        "# Searched by optuna with scheduler median, seed 3:",
+        "# Searched by optuna with scheduler none, seed 3:",
         "#   train.optimizer.lr: loguniform 0.0001 to 0.01; found 0.0025",
         "#   acquire.strategy: choice of margin, random, entropy; found random",
         "# It was chosen by val, so that its scores there are no measurement. Its seeds are new; the table",

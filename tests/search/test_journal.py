@@ -45,7 +45,7 @@ def test_what_is_recorded_is_there_when_the_journal_is_opened_again(store: Store
     schedules = {"train.schedule": {"name": "poly", "power": 0.9}, "train.epochs": 3, "model.width": None}
     report = LevelReport(0.5, {"0": 0.25, "1": 0.75}, {"0": ("a", "b"), "1": ("a", "c")}, 12.5)
     steps = [
-        lambda one: one.issue(schedules, "hyperopt"),
+        lambda one: one.issue(schedules, "optuna"),
         lambda one: one.issue(OTHER, "optuna"),
         lambda one: one.report(0, report),
         lambda one: one.report(1, report_of(0.5)),
@@ -58,7 +58,7 @@ def test_what_is_recorded_is_there_when_the_journal_is_opened_again(store: Store
         assert opened(store).samples == journal.samples
     first, second = journal.samples
     assert first == Sample(
-        0, schedules, "hyperopt", (report, report_of(0.25, stage=1)), error="OSError: the disk is full"
+        0, schedules, "optuna", (report, report_of(0.25, stage=1)), error="OSError: the disk is full"
     )
     assert second == Sample(1, OTHER, "optuna", (report_of(0.5),), stopped="asha: rank 2 of the 2")
     assert report.miou == 0.5
