@@ -206,14 +206,14 @@ def test_values_that_are_no_plain_words_are_read_back(tmp_path: Path) -> None:
     values = {
         "train.schedule": {"name": "poly", "power": 2},
         "acquire.stochastic": None,
-        "model.pretrained": "file:a: b\n# c.pt",
+        "model.pretrained": "file:a: b # c.pt",
     }
     journal = Journal(Store(tmp_path / "store"), search)
     sample = add(journal, values, [0.5, 0.5, 0.5])
     path = write_found(search, journal, sample, tmp_path / "hunt.yaml")
     found = load_experiment(path)
     assert found.train.schedule == PolySpec(name="poly", power=2.0)
-    assert (found.acquire.stochastic, found.model.pretrained) == (None, "file:a: b\n# c.pt")
+    assert (found.acquire.stochastic, found.model.pretrained) == (None, "file:a: b # c.pt")
     text = path.read_text(encoding="utf-8")
     assert "; found {name: poly, power: 2}\n" in text
     assert "; found null\n" in text
