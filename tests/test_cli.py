@@ -343,17 +343,19 @@ def test_a_second_run_trains_nothing_and_prints_the_same_table(copy: Path, study
 
 
 @pytest.mark.parametrize(
-    ("seeds", "budgets", "new"),
-    [([0, 1, 2], [10, 20], 3), ([0], [10, 20, 30], 2), ([0, 1], [20], 0)],
+    ("seeds", "budgets", "new", "again_for_weights"),
+    [([0, 1, 2], [10, 20], 3, 0), ([0], [10, 20, 30], 2, 1), ([0, 1], [20], 0, 0)],
     ids=["another seed", "a larger budget", "a part"],
 )
-def test_an_extended_grid_trains_only_what_is_new(copy: Path, seeds: list[int], budgets: list[int], new: int) -> None:
+def test_an_extended_grid_trains_only_what_is_new(
+    copy: Path, seeds: list[int], budgets: list[int], new: int, again_for_weights: int
+) -> None:
     before = fits(copy)
     both = [{"acquire.strategy": ["margin", "random"], "seed": [0, 1], "budget": [10, 20]}] if new else []
     grid = [*both, {"acquire.strategy": ["margin", "random"], "seed": seeds, "budget": budgets}]
     done = again(copy, "--set", f"grid={json.dumps(grid)}")
     after = fits(copy)
-    assert done.out.splitlines()[-1].endswith(f"trained now: {new}")
+    assert done.out.splitlines()[-1].endswith(f"trained now: {new + again_for_weights}")
     assert len(after) == len(before) + new
     assert {key: after[key] for key in before} == before
 
@@ -409,7 +411,7 @@ def test_plan_and_status_print_one_json_object(copy: Path) -> None:
     assert json.loads(plan.out).items() >= {"fits": 6, "stored_fits": 6, "stored_picks": 6, "epochs_missing": 0}.items()
     assert json.loads(plan.out)["seconds_per_fit"] > 0
     status = launch(copy, "status", "tiny.yaml", "--json", "--cache", "cache")
-    assert json.loads(status.out)["stages"] == {"stored": 8, "running": 0, "waiting": 0, "missing": 0, "failed": 0}
+    assert json.loads(status.out)["stages"] == {"stored": 6, "running": 0, "waiting": 0, "missing": 0, "failed": 0}
     assert (plan.status, status.status, plan.err, status.err) == (0, 0, "", "")
 
 
@@ -420,16 +422,19 @@ def test_plan_and_status_print_a_line_for_each_chain(copy: Path) -> None:
     assert plan[-1].startswith("2 of 4 stages stored, 2 to train, 4 epochs, about ")
     status = launch(copy, "status", "tiny.yaml").out.splitlines()
     assert status[0] == "test_resnet margin seed 0  2 stored"
-    assert status[-1] == "8 stored"
+    assert status[-2:] == ["6 stored", "6 of 6 stages stored, 0 to train"]
 
 
-def test_a_record_that_cannot_be_read_is_told_with_status_1(copy: Path) -> None:
+def test_a_record_that_cannot_be_read_is_named_and_made_again(copy: Path) -> None:
     (path, *_) = sorted((copy / "store").glob("experiments/*/chains/*.json"))
+    before = path.read_bytes()
     path.write_text("{")
-    done = launch(copy, "report", "tiny.yaml", "--out", "report")
-    assert done.status == 1
-    assert f"{path.name}: is not JSON" in done.err
-    assert "remove it and run again" in done.err
+    for command in (("report", "tiny.yaml", "--out", "report"), ("plan", "tiny.yaml"), ("status", "tiny.yaml")):
+        assert re.search(rf"DAMAGED experiments/.*{path.name}: is not JSON", launch(copy, *command).out)
+    done = again(copy)
+    assert re.search(rf"DAMAGED experiments/.*{path.name}: is not JSON .* \(set aside as damaged/record-", done.out)
+    assert done.out.splitlines()[-1].endswith("trained now: 0")
+    assert path.read_bytes() == before
 
 
 def test_a_chain_that_fails_for_good_ends_with_status_1_and_the_others_are_reported(copy: Path) -> None:
@@ -449,7 +454,7 @@ def test_a_chain_that_fails_for_good_ends_with_status_1_and_the_others_are_repor
     assert re.search(r"seed 3, .*: 10 px: mIoU .* \(trained\)", done.out)  # planned after the one that fails
     assert len(fits(copy)) == 7
     status = json.loads(launch(copy, "status", "tiny.yaml", "--json", *options).out)
-    assert status["stages"] == {"stored": 9, "running": 0, "waiting": 0, "missing": 0, "failed": 1}
+    assert status["stages"] == {"stored": 7, "running": 0, "waiting": 0, "missing": 0, "failed": 1}
     assert [chain["error"] for chain in status["chains"] if "lower train.optimizer.lr" in chain["error"]] != []
 
 
@@ -493,7 +498,7 @@ def test_a_time_limit_stops_between_epochs_with_status_3(place: Path, study: tup
     assert done.status == 3
     assert done.out.count("stopped early") == 4
     assert fits(place) == {}
-    assert json.loads(launch(place, "status", "tiny.yaml", "--json", *cache).out)["stages"]["missing"] == 8
+    assert json.loads(launch(place, "status", "tiny.yaml", "--json", *cache).out)["stages"]["missing"] == 6
 
 
 def test_a_stop_is_asked_for_by_the_deadline_or_a_signal_and_handlers_are_restored() -> None:

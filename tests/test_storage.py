@@ -21,6 +21,7 @@ from pixelpick_ray.store import Store, absolute, leases
 from pixelpick_ray.store.backend import Storage
 from pixelpick_ray.store.leases import LEASE_SECONDS
 from pixelpick_ray.store.objects import Objects
+from pixelpick_ray.store.results import _json as as_json
 from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset
 from tests.launch import launch
 from tests.s3 import SECRET, served_bucket
@@ -68,6 +69,7 @@ def fill(folder: Path, content: str = "one") -> None:
 def fill_with_weights(folder: Path) -> None:
     fill(folder)
     (folder / "weights.safetensors").write_bytes(b"weights")
+    (folder / "weights.run").write_text("mine")
 
 
 def publish(store: Store, write: Callable[[Path], None] = fill) -> Path:
@@ -157,7 +159,7 @@ class TestContract:
         (tmp_path / "outside.txt").write_text("outside")
         for name in ("../../../outside.txt", str(tmp_path / "outside.txt")):
             entry = {"bytes": 7, "sha256": hashlib.sha256(b"outside").hexdigest()}
-            store.write_record(f"fit/{KEY}/manifest.json", {**manifest, name: entry})
+            storage_of(store).write(f"fit/{KEY}/manifest.json", as_json({**manifest, name: entry}))
             assert not store.intact("fit", KEY)
         assert store.read("fit", INPUTS) is None
         assert "manifest.json: names other files than a result has" in store.damaged()[0]
@@ -178,8 +180,8 @@ class TestContract:
         assert found[1] == hashlib.sha256(b"weights").hexdigest()
         manifest = json.loads(storage_of(store).read(f"fit/{KEY}/manifest.json") or b"")
         assert set(manifest) == {"payload.txt", "inner/more.txt", "input.json", "provenance.json"}
-        store.drop_weights(KEY)
-        store.drop_weights(KEY)
+        store.drop_weights(KEY, "mine")
+        store.drop_weights(KEY, "mine")
         assert store.weights(KEY) is None
         assert store.read("fit", INPUTS) is not None
         assert store.damaged() == []
@@ -323,7 +325,7 @@ class TestObjectStorage:
         assert store.address == "s3://bucket/secrets"
         store.write_record("a.json", {"values": 1})
         Objects(bucket.format("secrets")).write("a.json", b"{")
-        with pytest.raises(StoreError, match=r"^s3://bucket/secrets/a\.json: is not JSON") as told:
+        with pytest.raises(StoreError, match=r"^s3://bucket/secrets/a\.json: is damaged: is not JSON") as told:
             store.read_record("a.json")
         elsewhere = bucket.format("x").replace("@bucket/", "@nowhere/")
         with pytest.raises(StoreError, match=r"^s3://nowhere/x/a\.json: .*NO_SUCH_BUCKET.*; check the address") as lost:

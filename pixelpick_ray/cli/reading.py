@@ -21,6 +21,7 @@ from pixelpick_ray.cli.options import (
     parse_size,
 )
 from pixelpick_ray.cli.shared import asked_of
+from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.experiment import dataset_of_options
 from pixelpick_ray.data.answers import Waiting
 from pixelpick_ray.data.cache import default_cache_path
@@ -68,22 +69,24 @@ def report(
         _report_search(asked, experiments, Store(store), out)
         return
     with _collector_off():
-        planned = [one for one, _ in asked]
+        planned, results = [one for one, _ in asked], Store(store)
         given = [one.experiment for one in planned]
         if explain is not None:
-            print(explain_cell(Store(store), given, explain))
+            print(explain_cell(results, given, explain))
         if out is None:
             if explain is None:
                 raise SpecError("report: give --out DIR for the report, or --explain CELL for one number of it")
             return
         cost_model = read_cost_model(costs) if costs else None
-        summary = write_report(Store(store), given, out, cost_model=cost_model, picture_settings=pictures)
+        summary = write_report(results, given, out, cost_model=cost_model, picture_settings=pictures)
     for one in planned:
         print(f"{one.experiment.name}: {one.sharing}")
     if len({one.point for one in summary.missing}) == summary.num_trials:
-        print(_why_nothing(planned, Store(store)))
+        print(_why_nothing(planned, results))
     elif summary.missing:
-        print(f"missing: {len(summary.missing)} results, listed in the report")
+        print(f"missing: {counted(len(summary.missing), 'result')}, listed in the report")
+    for line in results.damaged_records:
+        print(f"DAMAGED {line}")
     print(f"written to {out}: {', '.join(path.name for path in summary.files)}")
 
 
