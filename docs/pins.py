@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADS = {
-    "requirements.txt": "# Tested together on Python 3.11 and 3.12; `make pins` writes this from the ranges in pyproject.toml.",
+    "requirements.txt": "# Tested together on Python 3.11 and 3.12; `make pins` writes it from pyproject.toml.",
     "requirements-dev.txt": "# What tests and checks need; `make pins` writes this too.\n-r requirements.txt",
 }
 

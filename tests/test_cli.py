@@ -30,7 +30,7 @@ from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner import session
 from pixelpick_ray.runner.session import StopRequest
-from tests.launch import Outcome, launch, launch_without_torch
+from tests.support.launch import Outcome, launch, launch_without_torch
 
 ROOT = Path(__file__).resolve().parents[1]
 WriteCamVid = Callable[..., Path]

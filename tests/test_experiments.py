@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.store import Store
-from tests.launch import launch
+from tests.support.launch import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (path for path in (ROOT / "experiments").rglob("*.yaml") if path.parent.name != "found")  # what searches write

@@ -24,7 +24,7 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.events import ChainDone, EpochDone, Event, FitResumed, FitTrained, PixelsPicked, StageDone
 from pixelpick_ray.running import run_chain
 from pixelpick_ray.store import Store, experiment_folder
-from tests.engine.helpers import Place, TinyDataset, place_at, tiny_experiment
+from tests.support.tiny_data import Place, TinyDataset, place_at, tiny_experiment
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -25,9 +25,9 @@ from pixelpick_ray.runner import local
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.status import status_of
 from pixelpick_ray.store import Store
-from tests.by_hand import check_plan
-from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset, tiny_experiment
-from tests.people import Person, nobody
+from tests.support.person import Person, nobody
+from tests.support.stores import check_plan
+from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset, tiny_experiment
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0], budget: [3, 6, 9]}]"
 HUMAN = "oracle={name: human}"

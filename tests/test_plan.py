@@ -18,8 +18,8 @@ from pixelpick_ray.data.cache import training_names
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.plan import Plan, claim_name, make_plan, progress_of
 from pixelpick_ray.store import Store, experiment_folder
-from tests.by_hand import check_plan, do_steps, execution_at, tiny_plan
-from tests.launch import launch_without_torch
+from tests.support.launch import launch_without_torch
+from tests.support.stores import check_plan, do_steps, execution_at, tiny_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 WriteCamVid = Callable[..., Path]

@@ -18,8 +18,8 @@ from pixelpick_ray.plan import claim_name, make_plan, progress_of
 from pixelpick_ray.runner import session
 from pixelpick_ray.status import status_of
 from pixelpick_ray.store.records import ChainRecord, read_chain
-from tests.engine.helpers import Place, TinyDataset, place_at, tiny_experiment
-from tests.people import Person
+from tests.support.person import Person
+from tests.support.tiny_data import Place, TinyDataset, place_at, tiny_experiment
 
 STRATEGIES = "grid=[{{acquire.strategy: [{}], budget: [{}]}}]"
 BASE = STRATEGIES.format("margin, entropy", "3, 6")  # two chains, three fits: the first is shared

@@ -16,9 +16,9 @@ from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.status import status_of
 from pixelpick_ray.store import Store, paths
 from pixelpick_ray.store.records import ChainRecord, ExperimentRecord, read_chain, write_chain
-from tests.by_hand import do_steps, execution_at, record_of, tiny_plan
-from tests.engine.helpers import TinyDataset, place_at, tiny_experiment
-from tests.launch import ROOT
+from tests.support.launch import ROOT
+from tests.support.stores import do_steps, execution_at, record_of, tiny_plan
+from tests.support.tiny_data import TinyDataset, place_at, tiny_experiment
 from tests.test_prediction import BASE, Lab
 
 FLIPS = 600

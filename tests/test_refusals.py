@@ -8,8 +8,8 @@ import pytest
 
 from pixelpick_ray.config.experiment import load_experiment, parse_experiment
 from pixelpick_ray.errors import SpecError
-from tests.data.trees import write_folder
-from tests.launch import ROOT, launch
+from tests.support.data_folders import write_folder
+from tests.support.launch import ROOT, launch
 from tests.test_wrong_inputs import FOLDER, SCENES, WRONG
 
 # Only images and weights files tell these, which may be elsewhere.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import launch, launch_without_torch
+from tests.support.launch import launch, launch_without_torch
 
 TEXT = """
 name: tiny

@@ -12,7 +12,7 @@ from benchmarks.goals import MEASURES
 from benchmarks.instant import Work
 from benchmarks.scale import Job, Watch, lines_of, plan_of
 from pixelpick_ray.config.execution import Execution
-from tests.hand_events import epoch_done
+from tests.support.chain_events import epoch_done
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,7 +12,7 @@ from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.status import Status, status_of
 from pixelpick_ray.store import Store, run_lease
-from tests.by_hand import do_steps, execution_at, tiny_plan
+from tests.support.stores import do_steps, execution_at, tiny_plan
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from pixelpick_ray.store.backend import Storage
 from pixelpick_ray.store.leases import LEASE_SECONDS
 from pixelpick_ray.store.objects import Objects
 from pixelpick_ray.store.results import _json as as_json
-from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset
-from tests.launch import launch
-from tests.s3 import SECRET, served_bucket
+from tests.support.launch import launch
+from tests.support.object_storage import SECRET, served_bucket
+from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset
 
 ROOT = Path(__file__).resolve().parents[1]
 INPUTS = {"step": "fit", "seed": 0}

@@ -9,8 +9,8 @@ import pytest
 
 from pixelpick_ray.data import datasets
 from pixelpick_ray.store import Store
-from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset
-from tests.launch import Outcome, launch
+from tests.support.launch import Outcome, launch
+from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset
 
 KINDS = ("fit", "pick", "evaluation", "split")
 NOT_EQUAL = ("provenance.json", "manifest.json", "weights.json")  # they tell times

@@ -29,8 +29,8 @@ from pixelpick_ray.errors import StoreError
 from pixelpick_ray.store import Store, leases
 from pixelpick_ray.store import results as store_module
 from pixelpick_ray.store.backend import PARTIAL, STALE_SECONDS, process_stamp
-from tests.engine.helpers import TINY_EXPERIMENT, TinyDataset
-from tests.launch import launch
+from tests.support.launch import launch
+from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset
 
 FORK = multiprocessing.get_context("fork")
 INPUTS: dict[str, Any] = {"seed": 0}

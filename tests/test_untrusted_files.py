@@ -25,9 +25,9 @@ from pixelpick_ray.models.tensors import read_tensors
 from pixelpick_ray.plan import make_plan
 from pixelpick_ray.report.evaluations import read_evaluations
 from pixelpick_ray.store import Store
-from tests.by_hand import TEXT, do_steps, execution_at, tiny_plan
-from tests.data.trees import write_folder, write_voc
-from tests.launch import launch
+from tests.support.data_folders import write_folder, write_voc
+from tests.support.launch import launch
+from tests.support.stores import TEXT, do_steps, execution_at, tiny_plan
 
 WriteCamVid = Callable[..., Path]
 OWN = """

@@ -23,8 +23,16 @@ from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.errors import DataError
 from pixelpick_ray.runner import session
-from tests.data.trees import noise, opened, save, write_cityscapes, write_cityscapes_image, write_folder, write_voc
-from tests.launch import ROOT, launch
+from tests.support.data_folders import (
+    noise,
+    opened,
+    save,
+    write_cityscapes,
+    write_cityscapes_image,
+    write_folder,
+    write_voc,
+)
+from tests.support.launch import ROOT, launch
 
 SCENES = """\
 name: mine

@@ -8,8 +8,8 @@ import pytest
 from pixelpick_ray.annotate.desk import Desk
 from pixelpick_ray.plan import Plan
 from pixelpick_ray.store import Store
-from tests.annotate.asking import plan_of
-from tests.annotate.paging import Clock
+from tests.support.annotation_page import Clock
+from tests.support.questions import plan_of
 
 
 @pytest.fixture

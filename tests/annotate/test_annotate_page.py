@@ -22,9 +22,8 @@ from pixelpick_ray.data import scenes
 from pixelpick_ray.data.answers import Answer
 from pixelpick_ray.plan import Plan
 from pixelpick_ray.store import Store
-from tests.annotate.asking import answers_in, ask, finish, go_on, plan_of, questions_of
-from tests.annotate.serving import TOKEN, Site, running, serving
-from tests.browser import (
+from tests.support.annotation_server import TOKEN, Site, running, serving
+from tests.support.browser import (
     BACKSPACE,
     ENTER,
     ESCAPE,
@@ -39,6 +38,7 @@ from tests.browser import (
     needs_browser,
     wait_for,
 )
+from tests.support.questions import answers_in, ask, finish, go_on, plan_of, questions_of
 
 pytestmark = needs_browser
 Item = dict[str, Any]

@@ -20,8 +20,8 @@ from pixelpick_ray.data import scenes
 from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.store import Store
-from tests.annotate.asking import BOOK, answers_in, ask, finish, go_on, plan_of, questions_of
-from tests.annotate.paging import Clock, Item, Page, places
+from tests.support.annotation_page import Clock, Item, Page, places
+from tests.support.questions import BOOK, answers_in, ask, finish, go_on, plan_of, questions_of
 
 # Order
 

@@ -16,7 +16,7 @@ import pytest
 from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import open_dataset
-from tests.launch import ROOT, launch
+from tests.support.launch import ROOT, launch
 
 EXPERIMENT = """
 name: loop

@@ -31,7 +31,7 @@ from pixelpick_ray.data.answers import Answer, Book, Undo
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.errors import DataError
 from pixelpick_ray.store import Store
-from tests.annotate.exchanged import CLASSES, IMAGES, PALETTE, POINTS, WHOLE, back, entry, in_order, picture
+from tests.support.exchange_files import CLASSES, IMAGES, PALETTE, POINTS, WHOLE, back, entry, in_order, picture
 
 
 def as_held(points: tuple[ExchangedPoint, ...], format_name: str) -> tuple[ExchangedPoint, ...]:

@@ -17,7 +17,7 @@ from pixelpick_ray.annotate import exchange
 from pixelpick_ray.annotate.exchange import FORMATS, ExchangedPoint, export, label_config
 from pixelpick_ray.annotate.formats import queries
 from pixelpick_ray.errors import DataError, SpecError
-from tests.annotate.exchanged import IMAGES, PALETTE, WHOLE, back, entry
+from tests.support.exchange_files import IMAGES, PALETTE, WHOLE, back, entry
 
 
 def told(content: bytes, format_name: str) -> str:

@@ -16,7 +16,9 @@ from pixelpick_ray.data.answers import Book, Waiting
 from pixelpick_ray.plan import make_plan
 from pixelpick_ray.runner import local
 from pixelpick_ray.store import Store
-from tests.annotate.asking import (
+from tests.support.annotation_page import Clock, Page, places
+from tests.support.person import nobody
+from tests.support.questions import (
     BOOK,
     answers_in,
     ask,
@@ -26,9 +28,7 @@ from tests.annotate.asking import (
     questions_of,
     questions_on_record,
 )
-from tests.annotate.paging import Clock, Page, places
-from tests.engine.helpers import TinyDataset, tiny_experiment
-from tests.people import nobody
+from tests.support.tiny_data import TinyDataset, tiny_experiment
 
 
 @pytest.mark.parametrize("share", [0.1, 1.0])

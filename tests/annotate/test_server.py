@@ -19,8 +19,8 @@ from pixelpick_ray.annotate.server import serve
 from pixelpick_ray.data.answers import Book
 from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.store import Store
-from tests.annotate.asking import answers_in, ask, plan_of, questions_of
-from tests.annotate.serving import JSON, ONCE, TOKEN, Site, running, serving
+from tests.support.annotation_server import JSON, ONCE, TOKEN, Site, running, serving
+from tests.support.questions import answers_in, ask, plan_of, questions_of
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from pixelpick_ray.data.questions import Place, Questions
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.plan import Plan
 from pixelpick_ray.store import Store
-from tests.annotate.asking import BOOK, TEXT, answers_in, ask, plan_of, questions_of, write_record
-from tests.data.trees import TREES, noise, save
-from tests.launch import launch
+from tests.support.data_folders import TREES, noise, save
+from tests.support.launch import launch
+from tests.support.questions import BOOK, TEXT, answers_in, ask, plan_of, questions_of, write_record
 
 VAL = "evaluate={splits: {val: {}}, report: val}"
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from pixelpick_ray.config.experiment import parse_experiment
-from tests.cluster.kuberay import RAY_JOB
-from tests.cluster.tiny import AWKWARD, TINY
-from tests.launch import Outcome, launch
+from tests.support.cluster_experiment import AWKWARD, TINY
+from tests.support.kuberay import RAY_JOB
+from tests.support.launch import Outcome, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = (ROOT / "cluster" / "kubernetes" / "rayjob.yaml").read_text()

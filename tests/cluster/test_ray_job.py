@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster.tiny import TINY
-from tests.launch import launch
+from tests.support.cluster_experiment import TINY
+from tests.support.launch import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "of this test alone"

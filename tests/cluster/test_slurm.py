@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import fake_slurm
-from tests.cluster.fake_slurm import Node, Slurm
-from tests.cluster.tiny import AWKWARD, TINY
-from tests.launch import launch
+from tests.support import fake_slurm
+from tests.support.cluster_experiment import AWKWARD, TINY
+from tests.support.fake_slurm import Node, Slurm
+from tests.support.launch import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 

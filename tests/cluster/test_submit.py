@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster.tiny import AWKWARD, TINY
-from tests.launch import launch, launch_without_torch
+from tests.support.cluster_experiment import AWKWARD, TINY
+from tests.support.launch import launch, launch_without_torch
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {

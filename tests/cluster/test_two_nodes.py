@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.fake_slurm import Node, Slurm
-from tests.cluster.namespaces import NODES, SLURMD_PORT, two_nodes, why_not
-from tests.cluster.tiny import TINY
-from tests.launch import launch
+from tests.support.cluster_experiment import TINY
+from tests.support.fake_slurm import Node, Slurm
+from tests.support.launch import launch
+from tests.support.network_namespaces import NODES, SLURMD_PORT, two_nodes, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 SIZES = ["--nodes", "2", "--cpus-per-node", "1", "--ranks", "2", "--cpus-per-rank", "1", "--device", "cpu"]

@@ -14,7 +14,7 @@ from pixelpick_ray.config.experiment import Experiment, parse_experiment
 from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.tasks import FirstPixels, Fit, evaluation_size
-from tests import by_hand
+from tests.support import stores as by_hand
 
 SOURCE = Source({"train": "aa", "test": "bb", "val": "cc"}, "train", "dd")
 STEPS = ("initial", "fit", "pick", "evaluation")

@@ -15,7 +15,7 @@ from scipy import stats
 from pixelpick_ray.config.experiment import Experiment, dump_experiment, parse_experiment
 from pixelpick_ray.config.search import DomainSpec, SearchSpec, value_text
 from pixelpick_ray.errors import SpecError
-from tests.by_hand import TEXT
+from tests.support.stores import TEXT
 
 SEARCH = f"""{TEXT.replace("acquire.strategy: [margin, random], ", "")}
 search:

@@ -19,7 +19,7 @@ from pixelpick_ray.config.trial import DatasetSpec, SizeSpec
 from pixelpick_ray.data.cache import default_cache_path, prepare, training_names
 from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import DataError
-from tests.data.trees import camvid, opened
+from tests.support.data_folders import camvid, opened
 
 WriteCamVid = Callable[..., Path]
 

@@ -7,7 +7,7 @@ import pytest
 
 from pixelpick_ray.data.datasets import known_facts
 from pixelpick_ray.errors import DataError
-from tests.data.trees import noise, opened, save, write_cityscapes, write_cityscapes_image
+from tests.support.data_folders import noise, opened, save, write_cityscapes, write_cityscapes_image
 
 # id, name, train id (255: not evaluated), colour: as published with the data set.
 OFFICIAL = """

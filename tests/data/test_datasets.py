@@ -15,7 +15,7 @@ from pixelpick_ray.data import camvid as camvid_module
 from pixelpick_ray.data.dataset import ORIENTATION, DatasetFacts, FileDataset, check_label, read_image, read_size
 from pixelpick_ray.data.datasets import DATASETS, CamVid, Dataset, known_facts, open_dataset, training_split
 from pixelpick_ray.errors import DataError, SpecError
-from tests.data.trees import REAL, TREES, camvid, opened
+from tests.support.data_folders import REAL, TREES, camvid, opened
 
 WriteCamVid = Callable[..., Path]
 

@@ -11,7 +11,7 @@ from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.data.description import LONG_SIDE, VOID_COLOUR, shown, write_description, write_label_map
-from tests.data.trees import opened, write_folder
+from tests.support.data_folders import opened, write_folder
 
 SPEC = DatasetSpec(name="scenes", size=(48, 64))
 FACTS = open_dataset(SPEC, Path()).facts

@@ -12,7 +12,7 @@ from PIL import Image
 from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.errors import DataError, SpecError
-from tests.data.trees import noise, opened, save, write_folder
+from tests.support.data_folders import noise, opened, save, write_folder
 
 
 def leaves(data: Path) -> Any:

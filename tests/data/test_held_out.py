@@ -24,9 +24,9 @@ from pixelpick_ray.data.datasets import Dataset, known_facts, open_dataset, trai
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.plan import Plan, Sources
-from tests import by_hand
-from tests.by_hand import check_plan, execution_at, tiny_plan
-from tests.data.trees import TREES, write_folder, write_voc
+from tests.support import stores as by_hand
+from tests.support.data_folders import TREES, write_folder, write_voc
+from tests.support.stores import check_plan, execution_at, tiny_plan
 
 WriteCamVid = Callable[..., Path]
 SCENES = DatasetSpec(name="scenes", size=(9, 12))

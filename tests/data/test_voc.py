@@ -13,7 +13,7 @@ from PIL import Image
 from pixelpick_ray.data.datasets import known_facts
 from pixelpick_ray.data.voc import colour_map
 from pixelpick_ray.errors import DataError
-from tests.data.trees import REAL, opened, write_voc
+from tests.support.data_folders import REAL, opened, write_voc
 
 CLASSES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "

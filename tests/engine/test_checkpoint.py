@@ -25,8 +25,8 @@ from pixelpick_ray.models.published import read_checkpoint
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.store import Store
 from pixelpick_ray.tasks import Fit
-from tests.by_hand import Named
 from tests.models.test_published import deeplab_state
+from tests.support.stores import Named
 
 CPU = torch.device("cpu")
 SIZE = (18, 26)  # no multiple of 8: images are mirrored up to 24x32

@@ -6,7 +6,7 @@ import torch
 
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.engine.images import SplitImages
-from tests.engine.helpers import tiny_split
+from tests.support.tiny_data import tiny_split
 
 CPU = torch.device("cpu")
 SHAPES = ((32, 48), (40, 24))

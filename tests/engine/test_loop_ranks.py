@@ -8,9 +8,9 @@ import torch
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.events import AnswersAwaited, ChainDone, EpochDone, PixelsPicked, StageDone
 from pixelpick_ray.store import Store, experiment_folder
-from tests.engine.helpers import place_at, tiny_experiment
-from tests.engine.ranks import ALONE, Ranks, chain, chain_in_double
-from tests.people import Person
+from tests.support.person import Person
+from tests.support.ranks import ALONE, Ranks, chain, chain_in_double
+from tests.support.tiny_data import place_at, tiny_experiment
 
 
 def results(store: Store) -> dict[str, bytes]:

@@ -18,8 +18,8 @@ from pixelpick_ray.engine.score import confusion_counts, evaluate, pick, pick_in
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, RunError
 from pixelpick_ray.models.segmentation import build_model, stochastic, upsample
-from tests.engine.helpers import CLASSES, FACTS, TRUTH, VOID, label_some, said, tiny_data, tiny_job
-from tests.engine.ranks import ALONE, Ranks, pick_untrained
+from tests.support.ranks import ALONE, Ranks, pick_untrained
+from tests.support.tiny_data import CLASSES, FACTS, TRUTH, VOID, label_some, said, tiny_data, tiny_job
 
 MIXED = ((32, 48), (40, 40))
 ODD = ((30, 45), (33, 40), (30, 45))  # sides that are no multiples of 8: framed, and cut back

@@ -11,7 +11,7 @@ from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.engine.step import TrainStep, build_optimizer
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.models.segmentation import build_model
-from tests.engine.helpers import CLASSES, label_some, tiny_data, tiny_job
+from tests.support.tiny_data import CLASSES, label_some, tiny_data, tiny_job
 
 pytestmark = pytest.mark.gpu
 EVERYTHING = AugmentSpec(hflip=0.5, jitter=JitterSpec(), grayscale=0.2, blur=BlurSpec())

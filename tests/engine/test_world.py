@@ -8,7 +8,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from pixelpick_ray.engine.world import World
-from tests.engine.ranks import ALONE, NormResult, Ranks, collectives, normalise_slice
+from tests.support.ranks import ALONE, NormResult, Ranks, collectives, normalise_slice
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])

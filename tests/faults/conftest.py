@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_cluster import MARK
+
+from tests.support.fault_cluster import MARK
 
 
 @pytest.fixture

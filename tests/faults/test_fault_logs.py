@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fault_logs import Line, Logs, at_once, epochs_repeated, repeated
+from tests.support.fault_logs import Line, Logs, at_once, epochs_repeated, repeated
 
 
 def line(time: float, pid: int, phase: str, event: str = "begin", *, key: str = "k", rank: int = 0) -> Line:

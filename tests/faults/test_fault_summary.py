@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fault_summary import read, summarise
+from tests.support.fault_summary import read, summarise
 
 
 def test_the_page_counts_kills_by_part_and_phase_and_names_every_problem(tmp_path: Path) -> None:

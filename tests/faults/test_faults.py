@@ -10,12 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from fault_cluster import MARK, Nodes, wait_until_gone
-from fault_harness import ROOT, Life, Setting, Study, Wish, undisturbed
-from fault_logs import at_once, epochs_repeated, repeated
 
-from launch import launch
 from pixelpick_ray.store import Store
+from tests.support.fault_cluster import MARK, Nodes, wait_until_gone
+from tests.support.fault_harness import ROOT, Life, Setting, Study, Wish, undisturbed
+from tests.support.fault_logs import at_once, epochs_repeated, repeated
+from tests.support.launch import launch
 
 EPOCHS, MOST_LIVES = 3, 8
 EXPERIMENT = f"""

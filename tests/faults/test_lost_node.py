@@ -4,11 +4,11 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_cluster import MARK, Nodes, parent_of, wait_until_gone
-from fault_harness import ROOT, Life, Setting
-from fault_logs import at_once, repeated
 
 from pixelpick_ray.store import Store
+from tests.support.fault_cluster import MARK, Nodes, parent_of, wait_until_gone
+from tests.support.fault_harness import ROOT, Life, Setting
+from tests.support.fault_logs import at_once, repeated
 
 EXPERIMENT = """
 name: faults

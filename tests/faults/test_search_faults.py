@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from fault_cluster import MARK, Nodes, wait_until_gone
-from fault_harness import ROOT, Life, Setting
 
 from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.store import Store
+from tests.support.fault_cluster import MARK, Nodes, wait_until_gone
+from tests.support.fault_harness import ROOT, Life, Setting
 
 EXPERIMENT = """
 name: faults

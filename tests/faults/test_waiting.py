@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_cluster import MARK, Nodes, processes, wait_until_gone
-from fault_harness import ROOT, Life, Setting
 from test_lost_node import DRIVER
 
 from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.store import Store
-from tests.people import Person
+from tests.support.fault_cluster import MARK, Nodes, processes, wait_until_gone
+from tests.support.fault_harness import ROOT, Life, Setting
+from tests.support.person import Person
 
 EXPERIMENT = """
 name: faults

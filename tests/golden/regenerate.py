@@ -15,7 +15,7 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.events import Event, StageDone
 from pixelpick_ray.running import run_chain
 from pixelpick_ray.store import experiment_folder
-from tests.engine.helpers import place_at
+from tests.support.tiny_data import place_at
 
 COMMAND = "PYTHONPATH=. python -m tests.golden.regenerate"
 GOLDEN_PATH = Path(__file__).with_name("scenes.json")

@@ -16,7 +16,7 @@ from pixelpick_ray.data.weights import weights_digest, weights_path
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.models import backbones
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, fetch_weights, load_pretrained
-from tests.models.helpers import count, model_of, randomise_norms, same_state, spec
+from tests.support.networks import count, model_of, randomise_norms, same_state, spec
 
 BACKBONES = ("mobilenetv2_100", "resnet18", "efficientnet_lite0", "test_convnext")
 

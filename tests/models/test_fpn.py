@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelpick_ray.models.segmentation import Dropout, parameter_groups, stochastic, upsample
-from tests.models.helpers import count, model_of, randomise_norms, spec
+from tests.support.networks import count, model_of, randomise_norms, spec
 
 
 def fpn(backbone: str = "resnet18", num_classes: int = 11, **fields: object) -> nn.Module:

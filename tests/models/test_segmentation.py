@@ -16,7 +16,7 @@ from pixelpick_ray.models.segmentation import (
     stochastic,
     upsample,
 )
-from tests.models.helpers import count, model_of, same_state, spec
+from tests.support.networks import count, model_of, same_state, spec
 
 BACKBONES = ("mobilenetv2_100", "resnet18", "efficientnet_lite0", "test_convnext")
 

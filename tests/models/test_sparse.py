@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from pixelpick_ray.models.segmentation import Dropout, conv_norm_act, logits_at, upsample
 from pixelpick_ray.models.sparse import decode_at, spread_points
-from tests.models.helpers import model_of, randomise_norms, spec
+from tests.support.networks import model_of, randomise_norms, spec
 
 SIZE = 64, 96
 

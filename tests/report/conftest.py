@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.fake_study import Study
+from tests.support.study import Study
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from pixelpick_ray.report.costs import CostModel, read_cost_model
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import load_results
-from tests.report.fake_answers import BOOK, answer, ask, places, write
-from tests.report.fake_study import Described, Study, chain_path, exact, experiment
+from tests.support.stored_answers import BOOK, answer, ask, places, write
+from tests.support.study import Described, Study, chain_path, exact, experiment
 
 HUMAN = "oracle={name: human}"
 ONE = "grid=[{seed: [0], budget: [10]}]"

@@ -7,7 +7,7 @@ import pytest
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.report.cells import Cell, areas, build_cells, reported
 from pixelpick_ray.report.rows import load_results
-from tests.report.fake_study import Measure, Study, experiment, matrix
+from tests.support.study import Measure, Study, experiment, matrix
 
 
 def shown(study: Study, spec: Experiment, measure: Measure) -> tuple[Cell, ...]:

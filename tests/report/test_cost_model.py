@@ -13,7 +13,7 @@ from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.costs import Cost, CostModel, Costs, FullCost, cost_table, costs_of, read_cost_model
 from pixelpick_ray.report.queries import load_queries
 from pixelpick_ray.report.rows import load_results
-from tests.report.fake_study import Study, exact, experiment
+from tests.support.study import Study, exact, experiment
 
 GRID = "grid=[{acquire.strategy: [margin], seed: [0, 1], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"
 FULL = FullCost(clicks_per_image=600, seconds_per_image=5400)

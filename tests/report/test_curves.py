@@ -20,7 +20,7 @@ from pixelpick_ray.report.panels import INK, MOST_DOTS, Axis, Scale, draw
 from pixelpick_ray.report.parts import Curves
 from pixelpick_ray.report.published import PublishedCell
 from pixelpick_ray.report.rows import Results, load_results
-from tests.report.fake_study import Study, exact, experiment
+from tests.support.study import Study, exact, experiment
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"
 HEIGHTS = {(10, 0): 400, (10, 1): 420, (10, 2): 410, (20, 0): 500, (20, 1): 520, (20, 2): 540}

@@ -18,7 +18,7 @@ from pixelpick_ray.report.provenance import (
     total_effort,
 )
 from pixelpick_ray.report.rows import load_results
-from tests.report.fake_study import Study, experiment, matrix
+from tests.support.study import Study, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}]"
 

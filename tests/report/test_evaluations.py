@@ -11,7 +11,7 @@ import pytest
 from pixelpick_ray.report import evaluations
 from pixelpick_ray.report.evaluations import Evaluation, read_arrays, read_evaluations
 from pixelpick_ray.report.rows import load_results
-from tests.report.fake_study import Study, experiment, matrix
+from tests.support.study import Study, experiment, matrix
 
 ARRAYS = {
     "counts": np.arange(24, dtype=np.int64).reshape(2, 3, 4),

@@ -14,7 +14,7 @@ from pixelpick_ray.report.cells import build_cells
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.explain import explain, parse_cell
 from pixelpick_ray.report.rows import Reading, Results, load_results
-from tests.report.fake_study import Matrix, Study, chain_path, exact, experiment
+from tests.support.study import Matrix, Study, chain_path, exact, experiment
 
 GRID = (
     "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1, 2], budget: [full]}]"

@@ -15,7 +15,7 @@ from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.costs import read_cost_model
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.store import Store
-from tests.report.fake_study import Study, exact, experiment, matrix
+from tests.support.study import Study, exact, experiment, matrix
 
 TABLES = {"table.md", "table.csv", "rows.csv", "pairs.csv", "scoreboard.csv", "queries.csv"}
 LATEX = {"table.tex", "table_wide.tex", "table_transposed.tex", "table_classes.tex"}

@@ -24,8 +24,8 @@ from pixelpick_ray.report.judgement import (
 )
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import load_results
-from tests.report.fake_contest import contests, line, make_cell, make_cells
-from tests.report.fake_study import Study, experiment, matrix
+from tests.support.contest import contests, line, make_cell, make_cells
+from tests.support.study import Study, experiment, matrix
 
 # margin - random is 2, 3, 4 (p = 0.035), margin - entropy 1, 3, 5 (p = 0.122), entropy - random 1, 0, -1 (p = 1).
 THREE = {"random": {20: [50, 51, 52]}, "margin": {20: [52, 54, 56]}, "entropy": {20: [51, 51, 51]}}

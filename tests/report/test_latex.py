@@ -17,7 +17,7 @@ from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.tables import area_table, class_tables, missing_table, protocol_table, result_table
 from pixelpick_ray.store import Store, experiment_folder
-from tests.report.fake_study import Study, experiment, matrix
+from tests.support.study import Study, experiment, matrix
 
 pytestmark = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 

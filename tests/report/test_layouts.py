@@ -8,7 +8,7 @@ from pixelpick_ray.report.formats import to_markdown
 from pixelpick_ray.report.layouts import transposed_table, wide_table
 from pixelpick_ray.report.rows import Results, load_results
 from pixelpick_ray.report.tables import class_tables, result_table
-from tests.report.fake_study import Matrix, Study, experiment, matrix
+from tests.support.study import Matrix, Study, experiment, matrix
 
 SEEDS = "seed: [0, 1, 2]"
 GRIDS = f"grid=[{{acquire.strategy: [margin, random], {SEEDS}, budget: [10, 20]}}, {{{SEEDS}, budget: [full]}}]"

@@ -13,7 +13,7 @@ from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.overlap import overlap_table
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import load_results
-from tests.report.fake_study import Study, chain_path, experiment, matrix
+from tests.support.study import Study, chain_path, experiment, matrix
 
 Place = tuple[str, int, int]  # image, y, x
 Asked = Mapping[tuple[str, int], Sequence[Place]]  # by strategy and seed, after the first stage

@@ -11,10 +11,10 @@ from pixelpick_ray.report.costs import read_cost_model
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.page import Fact, Page, page_html
 from pixelpick_ray.report.parts import Pictures, Prose, Table
-from tests.browser import ENTER, ESCAPE, Browser, browsing, needs_browser, wait_for
-from tests.report.fake_study import Study
 from tests.report.test_page import PIXEL, curves
 from tests.report.test_pictures import GRID, fill
+from tests.support.browser import ENTER, ESCAPE, Browser, browsing, needs_browser, wait_for
+from tests.support.study import Study
 
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "results").glob("*/index.html"))
 pytestmark = needs_browser

@@ -20,7 +20,7 @@ from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.parts import Pictures
 from pixelpick_ray.report.pictures import contact_sheets, error_map
 from pixelpick_ray.report.rows import load_results
-from tests.report.fake_study import Described, LabelMap, Study, chain_path, experiment, matrix
+from tests.support.study import Described, LabelMap, Study, chain_path, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}, {seed: [0], budget: [full]}]"
 

@@ -12,7 +12,7 @@ from pixelpick_ray.report.cells import line_of
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.queries import CSV_COLUMNS, StageQuery, load_queries, queries_csv, query_table
 from pixelpick_ray.report.rows import load_results
-from tests.report.fake_study import Study, experiment, matrix
+from tests.support.study import Study, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 30]}, {seed: [0], budget: [full]}]"
 

@@ -13,7 +13,7 @@ from pixelpick_ray.config.trial import Budget, Trial
 from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.report.rows import CSV_COLUMNS, Results, load_results, rows_csv
 from pixelpick_ray.store import experiment_folder
-from tests.report.fake_study import Study, experiment, matrix
+from tests.support.study import Study, experiment, matrix
 
 THREE = [[6, 2, 0], [1, 1, 0], [0, 0, 0]]
 

@@ -20,7 +20,7 @@ from pixelpick_ray.report.scoreboard import (
     scoreboard_csv,
     scoreboard_table,
 )
-from tests.report.fake_study import Measure, Study, exact, experiment, matrix
+from tests.support.study import Measure, Study, exact, experiment, matrix
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 CAMVID = "camvid-mobilenet"

@@ -22,7 +22,7 @@ from pixelpick_ray.report.tables import (
     share_text,
     terminal_table,
 )
-from tests.report.fake_study import Study, experiment, matrix
+from tests.support.study import Study, experiment, matrix
 
 
 def filled(study: Study, *overrides: str) -> Results:

@@ -17,7 +17,7 @@ from pixelpick_ray.report.thresholds import (
     threshold_table,
     thresholds,
 )
-from tests.report.fake_study import Study, exact, experiment
+from tests.support.study import Study, exact, experiment
 
 INF = math.inf
 MARGIN, FULL = (Line("study", "camvid", "deeplabv3plus", "small", "none", name, "") for name in ("margin", ""))

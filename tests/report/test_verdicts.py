@@ -6,7 +6,7 @@ import pytest
 
 from pixelpick_ray.report.cells import Cell
 from pixelpick_ray.report.verdicts import verdicts
-from tests.report.fake_contest import contests, make_cells
+from tests.support.contest import contests, make_cells
 
 RANDOM = [50.0, 51.0, 50.5, 51.5, 52.0, 50.0]
 SAME = "At 10 pixels per image, strategies with the same networks for every seed are not compared."

@@ -16,8 +16,8 @@ from pixelpick_ray.runner import survey
 from pixelpick_ray.runner.doctor import Facts, Finding, Gpu, Meeting, NodeFacts, diagnose
 from pixelpick_ray.runner.inspection import appears, contents, gpus, probe
 from pixelpick_ray.store import Store
-from tests.by_hand import execution_at, tiny_plan
-from tests.launch import ROOT, launch
+from tests.support.launch import ROOT, launch
+from tests.support.stores import execution_at, tiny_plan
 
 GIB = 2**30
 DRIVER = NodeFacts("driver", versions={"Python": "3.11.7", "torch": "2.11.0"}, contents={"camvid train": "a1"})

@@ -19,8 +19,8 @@ from pixelpick_ray.plan import Plan, make_plan, progress_of
 from pixelpick_ray.runner import local
 from pixelpick_ray.status import status_of
 from pixelpick_ray.store import Store
-from tests.engine.helpers import TinyDataset, tiny_experiment
-from tests.people import nobody
+from tests.support.person import nobody
+from tests.support.tiny_data import TinyDataset, tiny_experiment
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0], budget: [3, 6]}, {seed: [1], budget: [3]}]"
 

@@ -9,7 +9,7 @@ from ray.tune.search import Searcher
 from pixelpick_ray.events import AnswersAwaited, ChainDone, Event, StageDone, encode
 from pixelpick_ray.plan import Chain, make_plan
 from pixelpick_ray.runner.tune import ChainOrder, Relay
-from tests.engine.helpers import tiny_experiment
+from tests.support.tiny_data import tiny_experiment
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [3, 6]}]"
 
@@ -19,7 +19,7 @@ class Bench:
 
     def __init__(self) -> None:
         from pixelpick_ray.data import datasets
-        from tests.engine.helpers import TinyDataset
+        from tests.support.tiny_data import TinyDataset
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(datasets.DATASETS, "tiny", TinyDataset)

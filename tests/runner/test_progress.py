@@ -9,8 +9,8 @@ from rich.console import Console
 from pixelpick_ray.events import ChainDone, ChainFailed, Event, FitTrained, PixelsPicked
 from pixelpick_ray.plan import Plan
 from pixelpick_ray.runner.progress import ChainProgress
-from tests.by_hand import tiny_plan
-from tests.hand_events import epoch_done, stage_done
+from tests.support.chain_events import epoch_done, stage_done
+from tests.support.stores import tiny_plan
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from pixelpick_ray.runner.searchers import make_proposer
 from pixelpick_ray.search.design import Search
-from tests.search.helpers import TEXT, search_of
+from tests.support.searches import TEXT, search_of
 
 SEARCHERS = {
     "random": "search.searcher=random",

@@ -31,8 +31,8 @@ from pixelpick_ray.plan import Chain, Plan
 from pixelpick_ray.runner.tensorboard import TensorBoard, settings_of
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import DescriptionKeys, StageRecord, write_chain
-from tests.by_hand import do_steps, execution_at, record_of, tiny_plan
-from tests.hand_events import epoch_done, stage_done
+from tests.support.chain_events import epoch_done, stage_done
+from tests.support.stores import do_steps, execution_at, record_of, tiny_plan
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pixelpick_ray.data.datasets import DatasetFacts, known_facts
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import splits_in_use
 from pixelpick_ray.search.design import Level, Search, check_splits
-from tests.search.helpers import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, search_of
+from tests.support.searches import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, search_of
 
 VOC = "dataset={name: voc, long_side: 400}"
 CITYSCAPES = "dataset={name: cityscapes, scale: 0.25}"

@@ -13,7 +13,7 @@ from pixelpick_ray.search.found import found_experiment, found_path, found_text,
 from pixelpick_ray.search.journal import OWN as BY_FILE
 from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.store import Store
-from tests.search.helpers import BY_EPOCH, LR_ALONE, OTHER, OWN, add, search_of
+from tests.support.searches import BY_EPOCH, LR_ALONE, OTHER, OWN, add, search_of
 
 SOURCE = Path("experiments") / "hunt.yaml"
 

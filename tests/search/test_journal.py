@@ -10,7 +10,7 @@ from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import OWN as BY_FILE
 from pixelpick_ray.search.journal import Journal, LevelReport, Sample
 from pixelpick_ray.store import Store, experiment_folder
-from tests.search.helpers import OTHER, OWN, add, report_of, search_of
+from tests.support.searches import OTHER, OWN, add, report_of, search_of
 
 SEARCH = search_of()  # of three levels
 

@@ -23,8 +23,8 @@ from pixelpick_ray.search.overview import (
     values_text,
 )
 from pixelpick_ray.store import Store, run_lease
-from tests.launch import launch, launch_without_torch
-from tests.search.helpers import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, THREE_SEEDS, add, report_of, search_of
+from tests.support.launch import launch, launch_without_torch
+from tests.support.searches import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, THREE_SEEDS, add, report_of, search_of
 
 WHY = "asha: rank 2 of the 2 that had come to 10 px"
 LOW = OWN | {"train.optimizer.lr": 1e-4}

@@ -17,7 +17,7 @@ from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import LevelReport
 from pixelpick_ray.search.sample import run_sample
 from pixelpick_ray.store import Store
-from tests.engine.helpers import place_at
+from tests.support.tiny_data import place_at
 
 EXPERIMENT = """
 name: real

@@ -11,8 +11,8 @@ from pixelpick_ray.events import Event, FitResumed, PixelsPicked
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import LevelReport
 from pixelpick_ray.search.sample import run_sample
-from tests.hand_events import epoch_done, stage_done
-from tests.search.helpers import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, THREE_SEEDS, search_of
+from tests.support.chain_events import epoch_done, stage_done
+from tests.support.searches import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, THREE_SEEDS, search_of
 
 EPOCHS = 8
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.cluster import fake_slurm
+from tests.support import fake_slurm
 
 SLURMD_PORT = 6818
 NODES = {"node-a": "10.77.0.1", "node-b": "10.77.0.2"}

@@ -11,7 +11,7 @@ from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Place, Questions
 from pixelpick_ray.store import Store
-from tests.report.fake_study import Study, chain_path
+from tests.support.study import Study, chain_path
 
 BOOK = "0123456789abcdef"
 Truths = Mapping[Place, int]

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fault_cluster import Nodes, Process, parent_of, processes
-from fault_logs import Line, Logs
+from tests.support.fault_cluster import Nodes, Process, parent_of, processes
+from tests.support.fault_logs import Line, Logs
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = str(ROOT / "launch.py")

@@ -16,7 +16,7 @@ from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.description import write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.store import Store, experiment_folder
-from tests.by_hand import record_of
+from tests.support.stores import record_of
 
 TEXT = """
 name: study

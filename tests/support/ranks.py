@@ -24,7 +24,7 @@ from pixelpick_ray.engine.world import World, join
 from pixelpick_ray.events import Event
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.running import run_chain
-from tests.engine.helpers import CLASSES, Place, TinyDataset, said
+from tests.support.tiny_data import CLASSES, Place, TinyDataset, said
 
 ALONE = World(0, 1, torch.device("cpu"))
 ANSWER_SECONDS = 120

@@ -12,7 +12,7 @@ import torch
 
 from pixelpick_ray.cli import main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from pixelpick_ray.annotate.desk import Desk, Reply
 from pixelpick_ray.store import Store
-from tests.annotate.asking import answers_in
+from tests.support.questions import answers_in
 
 NUMBERS = itertools.count()
 Item = dict[str, Any]

@@ -7,7 +7,7 @@ from pixelpick_ray.report.cells import Cell, Line
 from pixelpick_ray.report.judgement import Contest, judge
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.statistics import summarise
-from tests.report.fake_study import experiment
+from tests.support.study import experiment
 
 Percent = Mapping[str, Mapping[int, Sequence[float | None]]]
 

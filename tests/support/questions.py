@@ -12,7 +12,7 @@ from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.plan import Plan, make_plan
 from pixelpick_ray.store import Store, experiment_folder
-from tests.by_hand import record_of
+from tests.support.stores import record_of
 
 TEXT = """
 name: asked

@@ -68,7 +68,7 @@ from pathlib import Path
 from pixelpick_ray.annotate.desk import Desk
 from pixelpick_ray.annotate.server import serve
 from pixelpick_ray.store import Store
-from tests.annotate.asking import plan_of
+from tests.support.questions import plan_of
 serve(Desk(plan_of(), Store(sys.argv[1]), Path("nowhere")), host="127.0.0.1", ports=[0],
       on_ready=lambda address, once: print(address, flush=True))
 print("closed", flush=True)
