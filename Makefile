@@ -3,31 +3,48 @@ PYTHON ?= python3
 DATA ?= data
 STUDIES ?=
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+# Two at a time; what waits for clusters lets others compute.
+TWO := -n 2 --dist worksteal
 
-.PHONY: demo test lint check test-gpu faults bench docs clean
+.DEFAULT_GOAL := help
+.PHONY: help demo quick test slow lint format check test-gpu faults bench docs pins clean
+
+help:                    ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
 
 demo: .venv/runtime      ## a small real benchmark on this computer, no download of data or weights
 	$(BIN)/python launch.py run experiments/quickstart.yaml
 	$(BIN)/python launch.py report experiments/quickstart.yaml --out report
 
+quick: .venv/dev         ## the tests that need neither Ray nor a browser nor training: a minute
+	$(PYTEST) $(TWO) -m "not gpu and not slow and not alone and not ray and not browser and not training"
+
 test: .venv/dev          ## the default tests: two at a time, then those that must have the computer for themselves
 	@status=0; \
-	$(BIN)/python -m pytest -m "not gpu and not slow and not alone" -n 2 --dist loadfile || status=$$?; \
-	$(BIN)/python -m pytest -m "not gpu and not slow and alone" || status=$$?; \
+	$(PYTEST) $(TWO) -m "not gpu and not slow and not alone" || status=$$?; \
+	$(PYTEST) -n 1 -m "not gpu and not slow and alone" || status=$$?; \
 	exit $$status
+
+slow: .venv/dev          ## the other tests, except those that need a GPU: hours
+	$(PYTEST) -n 1 -m slow
 
 lint: .venv/dev          ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+format: .venv/dev        ## mend the style as far as tools can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 check: lint test         ## what every change must pass
 
 test-gpu: .venv/dev      ## the tests that need a GPU
-	$(BIN)/python -m pytest -m gpu
+	$(PYTEST) -m gpu
 
 faults: .venv/dev        ## a hundred kills, an hour on two cores; in parts with STUDIES='one rank': docs/faults.md
-	$(BIN)/python -m pytest tests/faults/test_faults.py -m slow -k "$(STUDIES)"
+	$(PYTEST) tests/faults/test_faults.py -m slow -k "$(STUDIES)"
 	$(BIN)/python tests/support/fault_summary.py build/faults docs/faults.md
 
 bench: .venv/runtime     ## what every part costs over the network alone: JSON lines, benchmarks/RESULTS.md
@@ -35,6 +52,9 @@ bench: .venv/runtime     ## what every part costs over the network alone: JSON l
 
 docs: .venv/runtime      ## the README's results, from results/
 	$(BIN)/python docs/update_readme.py
+
+pins: .venv/dev          ## requirements*.txt: the installed versions of what pyproject.toml lists
+	$(BIN)/python docs/pins.py
 
 clean:                   ## remove everything that can be made again, except results
 	rm -rf .venv runs report

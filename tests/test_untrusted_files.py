@@ -186,7 +186,7 @@ def test_a_store_whose_results_hold_code_is_refused(tmp_path: Path, marker: Path
     assert (done.status, marker.exists()) == (1, False), done
     assert "holds no labelled pixels (Object arrays cannot be loaded" in done.err
     told = (
-        r"confusion\.npz: holds no confusion matrices \(an array of objects\); who wrote it\? remove its folder and run"
+        r"confusion\.npz: holds no confusion matrices \(an array of objects\); who wrote it\? remove it and run"
     )
     with pytest.raises(StoreError, match=told):
         read_evaluations(store, {keys["evaluation 0"]: ("a", "b")}, processes=1)
