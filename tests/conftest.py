@@ -1,7 +1,5 @@
 """Shared fixtures and settings of all tests."""
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,21 +12,9 @@ settings.register_profile("default", deadline=None, max_examples=60, derandomize
 settings.load_profile("default")
 
 
-# Start clusters and browsers, or time what they do: beside other tests these would be slow, and the times wrong.
-ALONE = (
-    *("tests/runner/", "tests/faults/", "tests/cluster/", "tests/engine/test_host.py", "tests/test_benchmarks.py"),
-    *("tests/annotate/test_annotate_page.py", "tests/annotate/test_desk.py", "tests/annotate/test_end_to_end.py"),
-    *("tests/test_cli.py", "tests/test_storage.py"),
-    "tests/test_experiments.py::test_every_experiment_runs[experiments/voc",
-)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs alone, and skip what needs a GPU where there is none."""
-    for item in items:
-        if item.nodeid.startswith(ALONE):
-            item.add_marker(pytest.mark.alone)
+    """Skip what needs a GPU where there is none."""
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
@@ -36,26 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for item in items:
                 if item.get_closest_marker("gpu"):
                     item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-
-
-STATUS = pytest.StashKey[int]()
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Note how the tests ended, if they were run."""
-    if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        session.config.stash[STATUS] = int(exitstatus)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """End at once, with that status: threads of torch, pyarrow and Ray, all loaded by then, have been seen to abort the
-    process (std::bad_alloc) while the interpreter takes itself apart after thousands of tests.
-    """
-    if STATUS in config.stash:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(config.stash[STATUS])
 
 
 @pytest.fixture

@@ -30,7 +30,10 @@ from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner import session
 from pixelpick_ray.runner.session import StopRequest
+from tests.support.data_folders import loaded
 from tests.support.launch import Outcome, launch, launch_without_torch
+
+pytestmark = pytest.mark.training
 
 ROOT = Path(__file__).resolve().parents[1]
 WriteCamVid = Callable[..., Path]
@@ -179,12 +182,12 @@ def without_test_images(camvid: Path) -> None:
 
 def label_of_another_size(camvid: Path) -> None:
     path = camvid / "testannot" / "test_002.png"
-    Image.open(path).resize((10, 9), Image.Resampling.NEAREST).save(path)
+    loaded(path).resize((10, 9), Image.Resampling.NEAREST).save(path)
 
 
 def label_out_of_range(camvid: Path) -> None:
     path = camvid / "trainannot" / "train_000.png"
-    label = np.asarray(Image.open(path)).copy()
+    label = np.asarray(loaded(path)).copy()
     label[3, 7] = 12
     Image.fromarray(label).save(path)
 

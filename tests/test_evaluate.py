@@ -7,6 +7,8 @@ import pytest
 
 from tests.support.launch import launch
 
+pytestmark = pytest.mark.training
+
 TEXT = """
 name: tiny
 dataset: {name: scenes, size: [32, 48], images: 4}

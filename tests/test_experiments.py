@@ -19,6 +19,8 @@ from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.store import Store
 from tests.support.launch import launch
 
+pytestmark = pytest.mark.training
+
 ROOT = Path(__file__).resolve().parents[1]
 FILES = (path for path in (ROOT / "experiments").rglob("*.yaml") if path.parent.name != "found")  # what searches write
 EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in FILES)

@@ -26,6 +26,8 @@ from pixelpick_ray.running import run_chain
 from pixelpick_ray.store import Store, experiment_folder
 from tests.support.tiny_data import Place, TinyDataset, place_at, tiny_experiment
 
+pytestmark = pytest.mark.training
+
 ALONE = World(0, 1, torch.device("cpu"))
 
 
@@ -434,6 +436,7 @@ def die_at(experiment: Experiment, place: Place, stage: int, epoch: int) -> list
 
 
 @pytest.mark.parametrize("optimizer", ["{name: adam, lr: 3e-3}", "{name: sgd, lr: 0.02, momentum: 0.9}"])
+@pytest.mark.always("kill and resume")
 def test_a_fit_killed_after_every_one_of_its_epochs_ends_with_the_bytes_of_an_undisturbed_one(
     optimizer: str, place: Place, tmp_path: Path, epochs: list[tuple[int, int]]
 ) -> None:

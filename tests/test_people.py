@@ -29,6 +29,8 @@ from tests.support.person import Person, nobody
 from tests.support.stores import check_plan
 from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset, tiny_experiment
 
+pytestmark = pytest.mark.training
+
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0], budget: [3, 6, 9]}]"
 HUMAN = "oracle={name: human}"
 

@@ -18,6 +18,7 @@ from pixelpick_ray.data.cache import training_names
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.plan import Plan, claim_name, make_plan, progress_of
 from pixelpick_ray.store import Store, experiment_folder
+from tests.support.data_folders import loaded
 from tests.support.launch import launch_without_torch
 from tests.support.stores import check_plan, do_steps, execution_at, tiny_plan
 
@@ -252,7 +253,7 @@ def test_data_of_other_content_have_no_results_yet(write_camvid: WriteCamVid, tm
     execution = execution_at(tmp_path, data)
     do_steps(plan, plan.chains[0], execution)
     label = data / "camvid" / "trainannot" / "train_001.png"
-    Image.fromarray((np.asarray(Image.open(label)) + 1) % 12).save(label)
+    Image.fromarray((np.asarray(loaded(label)) + 1) % 12).save(label)
     assert progress_of(plan, execution).stored_fits == 0
 
 
@@ -307,7 +308,7 @@ def test_images_of_different_sizes_need_a_crop_size(write_camvid: WriteCamVid, t
     data = write_camvid(splits=("train", "test"))
     for folder in ("train", "trainannot"):
         path = data / "camvid" / folder / "train_002.png"
-        Image.open(path).resize((12, 8), Image.Resampling.NEAREST).save(path)
+        loaded(path).resize((12, 8), Image.Resampling.NEAREST).save(path)
     native = ("dataset={name: camvid}", "grid=[{budget: [2, full]}]")
     with pytest.raises(DataError, match=r"train\.augment\.crop_size: the training images differ in size; give the"):
         check_plan(tiny_plan(*native), execution_at(tmp_path, data))

@@ -21,6 +21,8 @@ from pixelpick_ray.store.records import ChainRecord, read_chain
 from tests.support.person import Person
 from tests.support.tiny_data import Place, TinyDataset, place_at, tiny_experiment
 
+pytestmark = pytest.mark.training
+
 STRATEGIES = "grid=[{{acquire.strategy: [{}], budget: [{}]}}]"
 BASE = STRATEGIES.format("margin, entropy", "3, 6")  # two chains, three fits: the first is shared
 EVERY = "evaluate.when=every_epoch"

@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.launch import launch, launch_without_torch
 
+pytestmark = pytest.mark.whole_report
+
 TEXT = """
 name: tiny
 dataset: {name: scenes, size: [32, 48], images: 4}

@@ -12,6 +12,8 @@ from pixelpick_ray.store import Store
 from tests.support.launch import Outcome, launch
 from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset
 
+pytestmark = pytest.mark.training
+
 KINDS = ("fit", "pick", "evaluation", "split")
 NOT_EQUAL = ("provenance.json", "manifest.json", "weights.json")  # they tell times
 

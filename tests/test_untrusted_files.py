@@ -185,9 +185,7 @@ def test_a_store_whose_results_hold_code_is_refused(tmp_path: Path, marker: Path
     done = launch(tmp_path, "plan", "tiny.yaml", "--cache", str(execution.cache_path))
     assert (done.status, marker.exists()) == (1, False), done
     assert "holds no labelled pixels (Object arrays cannot be loaded" in done.err
-    told = (
-        r"confusion\.npz: holds no confusion matrices \(an array of objects\); who wrote it\? remove it and run"
-    )
+    told = r"confusion\.npz: holds no confusion matrices \(an array of objects\); who wrote it\? remove it and run"
     with pytest.raises(StoreError, match=told):
         read_evaluations(store, {keys["evaluation 0"]: ("a", "b")}, processes=1)
     assert not marker.exists()

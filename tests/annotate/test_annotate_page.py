@@ -38,9 +38,10 @@ from tests.support.browser import (
     needs_browser,
     wait_for,
 )
+from tests.support.data_folders import loaded
 from tests.support.questions import answers_in, ask, finish, go_on, plan_of, questions_of
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.browser, pytest.mark.alone]
 Item = dict[str, Any]
 
 
@@ -134,6 +135,7 @@ def check_silence(browser: Browser, addresses: Sequence[str]) -> None:
     assert [url for url in requests if not url.startswith((*addresses, "data:", "blob:", "about:"))] == []
 
 
+@pytest.mark.always("the page for people in a browser")
 def test_two_hundred_answers_survive_a_reload_and_a_killed_server(browser: Browser, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     ask(store, plan_of(), questions_of(20, 10))
@@ -590,7 +592,7 @@ def test_a_page_waits_for_the_training_and_goes_on_by_itself(
 
 def screenshot(browser: Browser, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     path.write_bytes(base64.b64decode(browser.call("GET", "/screenshot")))
-    return np.asarray(Image.open(path).convert("RGB"))
+    return np.asarray(loaded(path).convert("RGB"))
 
 
 def test_the_marked_pixel_is_the_asked_one_and_stays_visible(

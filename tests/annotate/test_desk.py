@@ -591,6 +591,7 @@ def test_a_chain_that_asks_for_more_is_followed(store: Store, open_desk: Callabl
     assert (page.progress["answered"], page.progress["total"]) == (3, 6)
 
 
+@pytest.mark.alone
 def test_a_desk_is_quick_with_many_answers(store: Store, open_desk: Callable[..., Desk]) -> None:
     """Of 54,000 pixels in 9,000 images, 50,000 have answers and some are asked a second time: no request goes through
     them all, though everybody waits for each.

@@ -18,6 +18,8 @@ from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import open_dataset
 from tests.support.launch import ROOT, launch
 
+pytestmark = pytest.mark.training
+
 EXPERIMENT = """
 name: loop
 dataset: {name: scenes, size: [32, 48], images: 4}

@@ -30,6 +30,8 @@ from tests.support.questions import (
 )
 from tests.support.tiny_data import TinyDataset, tiny_experiment
 
+pytestmark = pytest.mark.training
+
 
 @pytest.mark.parametrize("share", [0.1, 1.0])
 @pytest.mark.parametrize("people", [1, 2])

@@ -19,6 +19,8 @@ import yaml
 from tests.support.cluster_experiment import TINY
 from tests.support.launch import launch
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "of this test alone"
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -53,7 +55,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.slow
+@pytest.mark.always("a Ray job")
 def test_a_submitted_job_brings_its_package_and_leaves_its_results_in_the_shared_folder(
     cluster: str, tmp_path: Path
 ) -> None:

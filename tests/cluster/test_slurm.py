@@ -216,6 +216,7 @@ def test_a_node_whose_ray_does_not_start_at_first_joins_later(job: SlurmJob) -> 
     assert starts.read_text() == "xx"
 
 
+@pytest.mark.always("Slurm with requeue")
 def test_a_preempted_run_stops_cleanly_and_goes_back_into_the_queue_once(job: SlurmJob) -> None:
     assert job.stop_when_running() == 3, job.log.read_text()
     requeued = [call for call in job.slurm.calls("scontrol") if "requeue" in call]

@@ -15,7 +15,7 @@ from tests.support.fake_slurm import Node, Slurm
 from tests.support.launch import launch
 from tests.support.network_namespaces import NODES, SLURMD_PORT, two_nodes, why_not
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+pytestmark = [pytest.mark.ray, pytest.mark.alone, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 SIZES = ["--nodes", "2", "--cpus-per-node", "1", "--ranks", "2", "--cpus-per-rank", "1", "--device", "cpu"]
 
 
@@ -61,6 +61,7 @@ def steps(place: Path) -> list[tuple[str, int, str, str]]:
     ]
 
 
+@pytest.mark.always("two nodes")
 def test_the_slurm_job_runs_a_trial_whose_two_ranks_are_on_two_nodes(tmp_path: Path, slurm: Slurm) -> None:
     with started(submitted(tmp_path, slurm), tmp_path) as (process, _):
         assert process.wait(timeout=400) == 0, log(tmp_path).read_text()
@@ -73,6 +74,7 @@ def test_the_slurm_job_runs_a_trial_whose_two_ranks_are_on_two_nodes(tmp_path: P
     assert requeued(slurm) == 0
 
 
+@pytest.mark.slow
 def test_a_preempted_job_stops_with_3_goes_back_into_the_queue_and_then_ends(tmp_path: Path, slurm: Slurm) -> None:
     job = submitted(tmp_path, slurm, "--set", "train.epochs=60")
     with started(job, tmp_path) as (process, on_first_node):

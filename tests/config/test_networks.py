@@ -10,6 +10,8 @@ from pixelpick_ray.config.trial import ModelSpec
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.network_list import pyramids_of
 
+pytestmark = pytest.mark.training
+
 ADVICE = "run python -m pixelpick_ray.models.network_list"
 
 

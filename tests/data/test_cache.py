@@ -19,14 +19,14 @@ from pixelpick_ray.config.trial import DatasetSpec, SizeSpec
 from pixelpick_ray.data.cache import default_cache_path, prepare, training_names
 from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import DataError
-from tests.support.data_folders import camvid, opened
+from tests.support.data_folders import camvid, loaded, opened
 
 WriteCamVid = Callable[..., Path]
 
 
 def source(data: Path, name: str, split: str = "train") -> tuple[Image.Image, Image.Image]:
     """Image and label as Pillow reads them."""
-    return Image.open(data / "camvid" / split / name), Image.open(data / "camvid" / f"{split}annot" / name)
+    return loaded(data / "camvid" / split / name), loaded(data / "camvid" / f"{split}annot" / name)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_changed_file_is_noticed(write_camvid: WriteCamVid, tmp_path: Path) ->
     data = write_camvid()
     before = prepare(camvid(data), "train", SizeSpec(), tmp_path / "cache")
     path = data / "camvid" / "trainannot" / "train_002.png"
-    label = np.asarray(Image.open(path)).copy()
+    label = np.asarray(loaded(path)).copy()
     label[0, 0] = (label[0, 0] + 1) % 11
     Image.fromarray(label).save(path)
     after = prepare(camvid(data), "train", SizeSpec(), tmp_path / "cache")
@@ -154,7 +154,7 @@ def test_fingerprint_is_the_content_at_native_size_only(write_camvid: WriteCamVi
     assert all(path.read_bytes() != content for path, content in bytes_before.items())
     assert fingerprint() == before
     image_path = data / "camvid" / "train" / "train_001.png"
-    pixels = np.asarray(Image.open(image_path)).copy()
+    pixels = np.asarray(loaded(image_path)).copy()
     pixels[7, 9, 2] ^= 1
     Image.fromarray(pixels).save(image_path)
     assert fingerprint() != before
@@ -175,11 +175,11 @@ def test_fingerprint_tells_names_splits_and_shapes_apart(write_camvid: WriteCamV
         (data / "camvid" / folder / "val_001.png").rename(data / "camvid" / folder / "val_009.png")
     prints.append(fingerprint("val"))
     for folder, mode in (("val", "RGB"), ("valannot", "L")):  # the same bytes of pixels as 8 x 10, in another shape
-        pixels = np.asarray(Image.open(data / "camvid" / folder / "val_000.png"))
+        pixels = np.asarray(loaded(data / "camvid" / folder / "val_000.png"))
         Image.fromarray(pixels.reshape(10, 8, *pixels.shape[2:]), mode=None).save(
             data / "camvid" / folder / "val_000.png"
         )
-        assert Image.open(data / "camvid" / folder / "val_000.png").mode == mode
+        assert loaded(data / "camvid" / folder / "val_000.png").mode == mode
     prints.append(fingerprint("val"))
     assert len(set(prints)) == 4
 

@@ -15,7 +15,7 @@ from pixelpick_ray.data import camvid as camvid_module
 from pixelpick_ray.data.dataset import ORIENTATION, DatasetFacts, FileDataset, check_label, read_image, read_size
 from pixelpick_ray.data.datasets import DATASETS, CamVid, Dataset, known_facts, open_dataset, training_split
 from pixelpick_ray.errors import DataError, SpecError
-from tests.support.data_folders import REAL, TREES, camvid, opened
+from tests.support.data_folders import REAL, TREES, camvid, loaded, opened
 
 WriteCamVid = Callable[..., Path]
 
@@ -271,8 +271,8 @@ def test_images_are_paired_with_labels_by_name(write_camvid: WriteCamVid) -> Non
     dataset = camvid(data)
     assert dataset.names("train") == tuple(f"train_{index:03d}.png" for index in range(12))
     image, label = dataset.read("test", "test_004.png")
-    assert (image == np.asarray(Image.open(data / "camvid" / "test" / "test_004.png"))).all()
-    assert (label == np.asarray(Image.open(data / "camvid" / "testannot" / "test_004.png"))).all()
+    assert (image == np.asarray(loaded(data / "camvid" / "test" / "test_004.png"))).all()
+    assert (label == np.asarray(loaded(data / "camvid" / "testannot" / "test_004.png"))).all()
 
 
 def test_a_palette_label_is_read_by_index_and_a_palette_image_by_colour(write_camvid: WriteCamVid) -> None:
@@ -281,7 +281,7 @@ def test_a_palette_label_is_read_by_index_and_a_palette_image_by_colour(write_ca
     label = Image.fromarray(before[1]).convert("L")
     label.putpalette([0, 0, 0] * 256)
     label.save(data / "trainannot" / "train_000.png")
-    assert Image.open(data / "trainannot" / "train_000.png").mode == "P"
+    assert loaded(data / "trainannot" / "train_000.png").mode == "P"
     Image.fromarray(np.dstack([before[0], np.full(before[1].shape, 9, np.uint8)])).save(
         data / "train" / "train_000.png"
     )

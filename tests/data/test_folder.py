@@ -12,7 +12,7 @@ from PIL import Image
 from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.errors import DataError, SpecError
-from tests.support.data_folders import noise, opened, save, write_folder
+from tests.support.data_folders import loaded, noise, opened, save, write_folder
 
 
 def leaves(data: Path) -> Any:
@@ -30,8 +30,8 @@ def test_images_of_every_kind_are_paired_with_labels_by_stem(tmp_path: Path) -> 
     for name in dataset.names("train"):
         image, label = dataset.read("train", name)
         stem = name.rpartition(".")[0]
-        assert (image == np.asarray(Image.open(folder / "train" / "images" / name))).all()
-        assert (label == np.asarray(Image.open(folder / "train" / "labels" / f"{stem}.png"))).all()
+        assert (image == np.asarray(loaded(folder / "train" / "images" / name))).all()
+        assert (label == np.asarray(loaded(folder / "train" / "labels" / f"{stem}.png"))).all()
 
 
 def test_facts_are_those_of_the_description(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_the_content_covers_what_results_depend_on(tmp_path: Path) -> None:
 def test_another_void_value_is_another_content_and_counted_anew(tmp_path: Path) -> None:
     folder = write_folder(tmp_path)
     for path in folder.rglob("labels/*.png"):
-        Image.fromarray(np.asarray(Image.open(path)) % 4).save(path)  # 255 becomes 3
+        Image.fromarray(np.asarray(loaded(path)) % 4).save(path)  # 255 becomes 3
     prepared = []
     for description in ({"classes": ["a", "b", "c"], "void": 3}, {"classes": ["a", "b", "c", "d"], "void": 255}):
         tree = {"splits": {"train": GOOD}} | description
@@ -291,7 +291,7 @@ def test_without_label_maps_every_pixel_has_a_value_that_is_neither_class_nor_vo
     assert dataset.facts.unlabelled_index == index
     assert dataset.names("train") == ("leaf.v0.png", "leaf.v1.jpg", "leaf.v2.jpeg")
     image, label = dataset.read("train", "leaf.v1.jpg")
-    assert (image == np.asarray(Image.open(folder / "train" / "images" / "leaf.v1.jpg"))).all()
+    assert (image == np.asarray(loaded(folder / "train" / "images" / "leaf.v1.jpg"))).all()
     assert (label.dtype, label.shape, set(label.ravel().tolist())) == (np.uint8, (9, 11), {index})
 
 
@@ -307,7 +307,7 @@ def test_255_classes_leave_no_value_and_are_read_where_there_are_label_maps(tmp_
     folder = write_folder(tmp_path, classes=[str(index) for index in range(255)])
     dataset = leaves(tmp_path)
     assert dataset.facts.unlabelled_index == -1
-    label = np.asarray(Image.open(folder / "train" / "labels" / "leaf.v0.png"))
+    label = np.asarray(loaded(folder / "train" / "labels" / "leaf.v0.png"))
     assert (dataset.read("train", "leaf.v0.png")[1] == label).all()
 
 

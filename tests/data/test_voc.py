@@ -13,7 +13,7 @@ from PIL import Image
 from pixelpick_ray.data.datasets import known_facts
 from pixelpick_ray.data.voc import colour_map
 from pixelpick_ray.errors import DataError
-from tests.support.data_folders import REAL, opened, write_voc
+from tests.support.data_folders import REAL, loaded, opened, write_voc
 
 CLASSES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
@@ -42,7 +42,7 @@ def test_classes_and_colours_are_the_official_ones() -> None:
 def test_splits_are_the_official_lists_and_labels_are_read_by_index(tmp_path: Path) -> None:
     write_voc(tmp_path)
     label_path = release(tmp_path) / "SegmentationClass" / "b.png"
-    plain = np.asarray(Image.open(label_path))
+    plain = np.asarray(loaded(label_path))
     coloured = Image.fromarray(plain)
     coloured.putpalette([value for index in range(256) for value in colour_map(255 - index)])
     coloured.save(label_path)
@@ -50,7 +50,7 @@ def test_splits_are_the_official_lists_and_labels_are_read_by_index(tmp_path: Pa
     assert (dataset.names("train"), dataset.names("val")) == (("a", "b", "c"), ("d", "e"))
     image, label = dataset.read("train", "b")
     assert (label == plain).all()
-    assert (image == np.asarray(Image.open(release(tmp_path) / "JPEGImages" / "b.jpg"))).all()
+    assert (image == np.asarray(loaded(release(tmp_path) / "JPEGImages" / "b.jpg"))).all()
 
 
 def test_trainaug_is_every_label_of_the_larger_set_that_is_not_in_val(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ if (REAL / "voc").is_dir():  # a machine without the files has fewer tests, not 
         for name in dataset.names("val"):
             image, label = dataset.read("val", name)
             assert image.shape[:2] == label.shape
-            assert (label == np.asarray(Image.open(release(REAL) / "SegmentationClass" / f"{name}.png"))).all()
+            assert (label == np.asarray(loaded(release(REAL) / "SegmentationClass" / f"{name}.png"))).all()
             shapes.add(label.shape)
             values += np.bincount(label.reshape(-1), minlength=256)
         assert len(shapes) > 5
@@ -162,6 +162,6 @@ if (REAL / "voc").is_dir():  # a machine without the files has fewer tests, not 
     def test_the_colours_are_those_in_the_real_label_files() -> None:
         facts = known_facts("voc")
         assert facts is not None
-        palette = Image.open(min((release(REAL) / "SegmentationClass").iterdir())).getpalette()
+        palette = loaded(min((release(REAL) / "SegmentationClass").iterdir())).getpalette()
         assert palette is not None
         assert [value for colour in facts.palette for value in colour] == palette[: 3 * 21]

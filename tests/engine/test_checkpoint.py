@@ -26,7 +26,10 @@ from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.store import Store
 from pixelpick_ray.tasks import Fit
 from tests.models.test_published import deeplab_state
+from tests.support.data_folders import loaded
 from tests.support.stores import Named
+
+pytestmark = pytest.mark.training
 
 CPU = torch.device("cpu")
 SIZE = (18, 26)  # no multiple of 8: images are mirrored up to 24x32
@@ -87,8 +90,8 @@ def counted(model: nn.Module, data: Path, size: tuple[int, int] = SIZE) -> npt.N
     facts = CamVid.facts
     confusion = np.zeros((11, 11), dtype=np.int64)
     for path in sorted((data / "camvid" / "test").glob("*.png")):
-        image = Image.open(path).resize(size[::-1], Image.Resampling.BILINEAR)
-        label = Image.open(path.parents[1] / "testannot" / path.name).resize(size[::-1], Image.Resampling.NEAREST)
+        image = loaded(path).resize(size[::-1], Image.Resampling.BILINEAR)
+        label = loaded(path.parents[1] / "testannot" / path.name).resize(size[::-1], Image.Resampling.NEAREST)
         values = (np.asarray(image) / 255 - np.asarray(facts.mean)) / np.asarray(facts.std)
         padded = np.pad(values, [(0, -size[0] % 8), (0, -size[1] % 8), (0, 0)], mode="reflect")
         with torch.inference_mode():

@@ -30,6 +30,8 @@ from pixelpick_ray.models.segmentation import build_model, upsample
 from tests.support.ranks import ALONE, Ranks, StageResult, losses_of, step_gradients, whole_stage_in_double
 from tests.support.tiny_data import CLASSES, FACTS, VOID, label_some, tiny_data, tiny_job
 
+pytestmark = pytest.mark.training
+
 SGD = SgdSpec(name="sgd", lr=0.02, backbone_lr_factor=0.5, weight_decay=1e-4)
 EVERYTHING = AugmentSpec(hflip=0.5, jitter=JitterSpec(), grayscale=0.2, blur=BlurSpec())
 UNEQUAL = [6, 0, 3, 10, 1, 8, 5]

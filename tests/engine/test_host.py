@@ -6,6 +6,8 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 PROGRAM = """
     import resource, sys
     import torch

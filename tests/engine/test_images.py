@@ -8,6 +8,8 @@ from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.engine.images import SplitImages
 from tests.support.tiny_data import tiny_split
 
+pytestmark = pytest.mark.training
+
 CPU = torch.device("cpu")
 SHAPES = ((32, 48), (40, 24))
 

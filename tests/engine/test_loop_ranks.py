@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from pixelpick_ray.data.labels import LabelledPixels
@@ -12,12 +13,15 @@ from tests.support.person import Person
 from tests.support.ranks import ALONE, Ranks, chain, chain_in_double
 from tests.support.tiny_data import place_at, tiny_experiment
 
+pytestmark = pytest.mark.training
+
 
 def results(store: Store) -> dict[str, bytes]:
     files = [path for kind in ("fit", "pick", "evaluation") for path in (store.path / kind).rglob("*.npz")]
     return {str(path.relative_to(store.path)): path.read_bytes() for path in files}
 
 
+@pytest.mark.always("one rank and two")
 def test_two_ranks_leave_what_one_rank_leaves(ranks: Ranks, tmp_path: Path) -> None:
     """In float64, so that rounding moves no pixel: the same keys, picks and confusion matrices."""
     experiment = tiny_experiment("model.dropout=[0.0, 0.0, 0.0]", "evaluate.when=every_epoch", "train.epochs=2")

@@ -21,6 +21,8 @@ from pixelpick_ray.models.segmentation import build_model, stochastic, upsample
 from tests.support.ranks import ALONE, Ranks, pick_untrained
 from tests.support.tiny_data import CLASSES, FACTS, TRUTH, VOID, label_some, said, tiny_data, tiny_job
 
+pytestmark = pytest.mark.training
+
 MIXED = ((32, 48), (40, 40))
 ODD = ((30, 45), (33, 40), (30, 45))  # sides that are no multiples of 8: framed, and cut back
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from pixelpick_ray.engine.world import World
 from tests.support.ranks import ALONE, NormResult, Ranks, collectives, normalise_slice
 
+pytestmark = pytest.mark.training
+
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 100])

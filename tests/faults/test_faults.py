@@ -17,6 +17,8 @@ from tests.support.fault_harness import ROOT, Life, Setting, Study, Wish, undist
 from tests.support.fault_logs import at_once, epochs_repeated, repeated
 from tests.support.launch import launch
 
+pytestmark = pytest.mark.ray
+
 EPOCHS, MOST_LIVES = 3, 8
 EXPERIMENT = f"""
 name: faults
@@ -135,6 +137,7 @@ def write_log(path: Path, study: str, number: int, life: Life, problems: list[st
         file.write(json.dumps(who | known) + "\n")
 
 
+@pytest.mark.always("kill and resume")
 def test_a_few_kills_leave_what_an_undisturbed_run_leaves(tmp_path: Path, mark: dict[str, str]) -> None:
     """The short version: one chain of one rank on two nodes."""
     setting = Setting(ONE_CHAIN, ("driver", "trial", "raylet"), nodes=(1, 1))

@@ -10,6 +10,8 @@ from tests.support.fault_cluster import MARK, Nodes, parent_of, wait_until_gone
 from tests.support.fault_harness import ROOT, Life, Setting
 from tests.support.fault_logs import at_once, repeated
 
+pytestmark = pytest.mark.ray
+
 EXPERIMENT = """
 name: faults
 dataset: {name: scenes, size: [32, 48], images: 4}

@@ -14,6 +14,8 @@ from pixelpick_ray.store import Store
 from tests.support.fault_cluster import MARK, Nodes, wait_until_gone
 from tests.support.fault_harness import ROOT, Life, Setting
 
+pytestmark = pytest.mark.ray
+
 EXPERIMENT = """
 name: faults
 dataset: {name: scenes, size: [32, 48], images: 4}
@@ -171,6 +173,7 @@ def ended(life: Life) -> list[Sample]:
     return samples
 
 
+@pytest.mark.always("a search with a killed trial")
 def test_the_shipped_search_killed_twice_ends_with_its_twelve_samples(tmp_path: Path, mark: dict[str, str]) -> None:
     text = QUICKSTART.replace("name: search-quickstart", "name: faults").replace("epochs: 8", "epochs: 2")
     text = text.replace("images: 24", "images: 8").replace("size: [48, 64]", "size: [32, 48]")

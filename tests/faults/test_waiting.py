@@ -15,6 +15,8 @@ from tests.support.fault_cluster import MARK, Nodes, processes, wait_until_gone
 from tests.support.fault_harness import ROOT, Life, Setting
 from tests.support.person import Person
 
+pytestmark = pytest.mark.ray
+
 EXPERIMENT = """
 name: faults
 dataset: {name: scenes, size: [32, 48], images: 4}

@@ -8,6 +8,8 @@ import pytest
 from pixelpick_ray.config.keys import VERSIONS
 from tests.golden.regenerate import COMMAND, GOLDEN_PATH, measure
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """ReLU6: torch's values and gradients, and no copy of its input."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from pixelpick_ray.models.activation import ReLU6, replace_relu6
+
+pytestmark = pytest.mark.training
 
 
 def test_values_and_gradients_are_those_of_torch() -> None:

@@ -18,6 +18,8 @@ from pixelpick_ray.models import backbones
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, fetch_weights, load_pretrained
 from tests.support.networks import count, model_of, randomise_norms, same_state, spec
 
+pytestmark = pytest.mark.training
+
 BACKBONES = ("mobilenetv2_100", "resnet18", "efficientnet_lite0", "test_convnext")
 
 

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from pixelpick_ray.models.convolution import Conv3x3, conv3x3
 
+pytestmark = pytest.mark.training
+
 
 @pytest.mark.parametrize("size", [(7, 5), (1, 1), (2, 9), (1, 4)], ids=str)
 @pytest.mark.parametrize("number", [2, 0])

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from pixelpick_ray.models.segmentation import Dropout, stochastic
 
+pytestmark = pytest.mark.training
+
 
 def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]

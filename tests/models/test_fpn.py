@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pixelpick_ray.models.segmentation import Dropout, parameter_groups, stochastic, upsample
 from tests.support.networks import count, model_of, randomise_norms, spec
 
+pytestmark = pytest.mark.training
+
 
 def fpn(backbone: str = "resnet18", num_classes: int = 11, **fields: object) -> nn.Module:
     return model_of(spec(backbone, architecture="fpn", **fields), num_classes)

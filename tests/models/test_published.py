@@ -11,6 +11,8 @@ from pixelpick_ray.errors import DataError
 from pixelpick_ray.models.published import read_checkpoint
 from pixelpick_ray.models.segmentation import Dropout, stochastic, upsample
 
+pytestmark = pytest.mark.training
+
 CLASSES = 11
 SETTINGS = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 State = dict[str, Tensor]

@@ -18,6 +18,8 @@ from pixelpick_ray.models.segmentation import (
 )
 from tests.support.networks import count, model_of, same_state, spec
 
+pytestmark = pytest.mark.training
+
 BACKBONES = ("mobilenetv2_100", "resnet18", "efficientnet_lite0", "test_convnext")
 
 

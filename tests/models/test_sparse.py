@@ -12,6 +12,8 @@ from pixelpick_ray.models.segmentation import Dropout, conv_norm_act, logits_at,
 from pixelpick_ray.models.sparse import decode_at, spread_points
 from tests.support.networks import model_of, randomise_norms, spec
 
+pytestmark = pytest.mark.training
+
 SIZE = 64, 96
 
 

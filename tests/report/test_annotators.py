@@ -24,6 +24,8 @@ from pixelpick_ray.report.rows import load_results
 from tests.support.stored_answers import BOOK, answer, ask, places, write
 from tests.support.study import Described, Study, chain_path, exact, experiment
 
+pytestmark = pytest.mark.whole_report
+
 HUMAN = "oracle={name: human}"
 ONE = "grid=[{seed: [0], budget: [10]}]"
 THREE = [[5, 0, 0], [0, 5, 0], [0, 0, 5]]  # a confusion of sky, road and car

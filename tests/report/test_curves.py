@@ -22,6 +22,8 @@ from pixelpick_ray.report.published import PublishedCell
 from pixelpick_ray.report.rows import Results, load_results
 from tests.support.study import Study, exact, experiment
 
+pytestmark = pytest.mark.whole_report
+
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"
 HEIGHTS = {(10, 0): 400, (10, 1): 420, (10, 2): 410, (20, 0): 500, (20, 1): 520, (20, 2): 540}
 

@@ -16,6 +16,8 @@ from pixelpick_ray.report.explain import explain, parse_cell
 from pixelpick_ray.report.rows import Reading, Results, load_results
 from tests.support.study import Matrix, Study, chain_path, exact, experiment
 
+pytestmark = pytest.mark.whole_report
+
 GRID = (
     "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1, 2], budget: [full]}]"
 )

@@ -17,6 +17,8 @@ from pixelpick_ray.report.files import write_report
 from pixelpick_ray.store import Store
 from tests.support.study import Study, exact, experiment, matrix
 
+pytestmark = pytest.mark.whole_report
+
 TABLES = {"table.md", "table.csv", "rows.csv", "pairs.csv", "scoreboard.csv", "queries.csv"}
 LATEX = {"table.tex", "table_wide.tex", "table_transposed.tex", "table_classes.tex"}
 FILES = TABLES | LATEX | {"curve.png", "curve.svg", "curve.pdf", "index.html"}

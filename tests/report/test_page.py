@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from pixelpick_ray.report.page import Fact, Page, page_html
 from pixelpick_ray.report.parts import Curve, Curves, Part, Pictures, Prose, Table
 
+pytestmark = pytest.mark.whole_report
+
 EVIL = "<script>alert(1)</script>\"'&"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27;&amp;"
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAACAkQBADs="

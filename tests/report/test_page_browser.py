@@ -17,7 +17,7 @@ from tests.support.browser import ENTER, ESCAPE, Browser, browsing, needs_browse
 from tests.support.study import Study
 
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "results").glob("*/index.html"))
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.browser, pytest.mark.whole_report]
 
 ORDERED = Table(
     "A table to sort.",

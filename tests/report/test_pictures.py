@@ -20,7 +20,10 @@ from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.parts import Pictures
 from pixelpick_ray.report.pictures import contact_sheets, error_map
 from pixelpick_ray.report.rows import load_results
+from tests.support.data_folders import loaded
 from tests.support.study import Described, LabelMap, Study, chain_path, experiment, matrix
+
+pytestmark = pytest.mark.whole_report
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}, {seed: [0], budget: [full]}]"
 
@@ -134,7 +137,7 @@ def decoded(root: Node, cell: Node) -> Image.Image:
         if use.attributes["href"] == f"#{one.attributes['id']}"
     ]
     _, _, data = str(shown.attributes["href"]).partition(";base64,")
-    return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+    return loaded(io.BytesIO(base64.b64decode(data, validate=True)))
 
 
 # Picked pixels

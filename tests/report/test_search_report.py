@@ -33,6 +33,8 @@ from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal, LevelReport
 from pixelpick_ray.store import Store
 
+pytestmark = pytest.mark.whole_report
+
 TEXT = """
 name: hunt
 title: <b>Settings & more</b>

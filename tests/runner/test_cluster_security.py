@@ -18,6 +18,8 @@ from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner import cluster
 from pixelpick_ray.runner.cluster import authentication, joined
 
+pytestmark = pytest.mark.ray
+
 VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 

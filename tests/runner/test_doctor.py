@@ -278,6 +278,7 @@ def cluster() -> Iterator[tuple[str, str, "subprocess.Popen[str]"]]:
     process.communicate("\n\n", timeout=60)
 
 
+@pytest.mark.ray
 def test_two_nodes_are_asked_and_one_that_stops_answering_is_a_finding(
     cluster: tuple[str, str, "subprocess.Popen[str]"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +316,7 @@ def test_two_nodes_are_asked_and_one_that_stops_answering_is_a_finding(
     assert f"{second}: no answer in 8 s; is the node alive, is this checkout at the same place there" in wrong[0]
 
 
+@pytest.mark.ray
 def test_a_cluster_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     done = launch(tmp_path, "doctor", "tiny.yaml", "--address", "127.0.0.1:1")

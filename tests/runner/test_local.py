@@ -22,6 +22,8 @@ from pixelpick_ray.store import Store
 from tests.support.person import nobody
 from tests.support.tiny_data import TinyDataset, tiny_experiment
 
+pytestmark = pytest.mark.training
+
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0], budget: [3, 6]}, {seed: [1], budget: [3]}]"
 
 

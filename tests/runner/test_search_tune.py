@@ -18,6 +18,8 @@ from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.store import Store
 
+pytestmark = pytest.mark.ray
+
 SAMPLES = 12
 EXPERIMENT = """
 name: instant

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -32,6 +31,7 @@ from pixelpick_ray.runner.tensorboard import TensorBoard, settings_of
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import DescriptionKeys, StageRecord, write_chain
 from tests.support.chain_events import epoch_done, stage_done
+from tests.support.data_folders import loaded
 from tests.support.stores import do_steps, execution_at, record_of, tiny_plan
 
 
@@ -78,7 +78,7 @@ def scalars(board: EventAccumulator, tag: str) -> list[tuple[int, float]]:
 
 def images(board: EventAccumulator, tag: str) -> list[tuple[int, np.ndarray]]:
     """Steps and pictures."""
-    read = ((event.step, Image.open(io.BytesIO(event.encoded_image_string))) for event in board.Images(tag))
+    read = ((event.step, loaded(io.BytesIO(event.encoded_image_string))) for event in board.Images(tag))
     return [(step, np.asarray(picture)) for step, picture in read]
 
 
@@ -90,6 +90,7 @@ def test_nothing_is_written_without_events(plan: Plan, execution: Execution) -> 
 # Curves
 
 
+@pytest.mark.always("TensorBoard")
 def test_curves_run_through_the_stages_over_epochs_and_over_the_budget(plan: Plan, execution: Execution) -> None:
     margin, random = plan.chains
     events = [
@@ -255,7 +256,7 @@ def test_picked_pixels_are_dots_at_their_places_in_the_colour_of_their_class(pla
         assert picture.shape == (8 * size, 10 * size, 3)
         for x, label in enumerate(classes):
             assert tuple(picture[int(2.5 * size), int((x + 0.5) * size)]) == CamVid.facts.palette[label]
-        original = np.asarray(Image.open(execution.data_path / "camvid" / "train" / f"{name}.png"))
+        original = np.asarray(loaded(execution.data_path / "camvid" / "train" / f"{name}.png"))
         enlarged = original.repeat(size, axis=0).repeat(size, axis=1)
         changed = np.argwhere((picture != enlarged).any(axis=2))
         assert {tuple(at) for at in (changed // size).tolist()} == {(2, 0), (2, 1)}  # nothing else is painted
@@ -278,7 +279,7 @@ def test_predictions_are_beside_their_image_and_truth(plan: Plan, execution: Exe
         for name, label in classes.items():
             picture, position = shown[name][number], prepared.index[f"{name}.png"]
             assert picture.shape == (8, 30, 3)
-            stored = np.asarray(Image.open(description / "images" / f"{position}.jpg"))
+            stored = np.asarray(loaded(description / "images" / f"{position}.jpg"))
             np.testing.assert_array_equal(picture[:, :10], stored)
             np.testing.assert_array_equal(picture[:, 10:20], colours[prepared.label(position)])
             np.testing.assert_array_equal(picture[:, 20:], np.broadcast_to(colours[label], (8, 10, 3)))

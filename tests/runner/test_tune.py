@@ -13,6 +13,8 @@ from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner.tune import placement
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """
 name: tiny
@@ -69,6 +71,7 @@ def test_strategies_that_start_together_train_the_first_fit_once_and_a_second_ru
     assert "values of one seed" in again
 
 
+@pytest.mark.always("one rank and two")
 def test_two_ranks_run_as_actors_of_one_trial_and_learn_what_one_rank_learns(place: Path) -> None:
     """The exact comparison is in tests/engine; here a tiny untrained network multiplies rounding, so losses agree
     coarsely.

@@ -19,6 +19,8 @@ from pixelpick_ray.search.sample import run_sample
 from pixelpick_ray.store import Store
 from tests.support.tiny_data import place_at
 
+pytestmark = pytest.mark.training
+
 EXPERIMENT = """
 name: real
 dataset: {name: scenes, size: [24, 32], images: 4}

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,3 +106,10 @@ TREES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "voc": (write_voc, {}),
     "folder": (write_folder, {"path": "leaves"}),
 }
+
+
+def loaded(file: Any) -> Image.Image:
+    """An image of a file, which is closed again."""
+    with Image.open(file) as picture:
+        picture.load()
+        return picture
