@@ -62,5 +62,6 @@ def test_every_slow_test_is_listed_with_its_reason() -> None:
     """Nothing is checked nowhere: what the default run leaves out says why, and what it checks of that itself."""
     listed = (TESTS / "slow.md").read_text(encoding="utf-8")
     slow = [name for name, marks in marked_tests().items() if any(mark == "slow" for mark, _ in marks)]
+    slow.append("test_experiments.py::test_every_experiment_runs")  # most of its parameters
     assert [name for name in slow if f"`{name}`" not in listed] == []
     assert len(slow) == listed.count("| `")

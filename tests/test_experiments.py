@@ -116,7 +116,27 @@ def overrides(path: str) -> Iterator[str]:
     yield f"grid={json.dumps(tiny_grid(experiment))}"
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS)
+# One of each data set, head, kind of run and way of picking; `make slow` runs them all.
+IN_THE_DEFAULT_RUN = {
+    f"experiments/{name}.yaml"
+    for name in (
+        *("quickstart", "annotate-quickstart", "search-quickstart", "camvid-mobilenet", "own-images"),
+        *("cityscapes-resnet50", "voc-mobilenet", "studies/committee", "studies/annotator-error"),
+    )
+}
+
+
+def marked(path: str) -> Any:
+    """An experiment with its marks."""
+    marks = [] if path in IN_THE_DEFAULT_RUN else [pytest.mark.slow]
+    return pytest.param(path, marks=[*marks, pytest.mark.ray] if path == ON_TWO_RANKS else marks)
+
+
+def test_those_of_the_default_run_are_there() -> None:
+    assert set(EXPERIMENTS) > IN_THE_DEFAULT_RUN
+
+
+@pytest.mark.parametrize("path", [marked(path) for path in EXPERIMENTS])
 def test_every_experiment_runs(path: str, data: Path, cache_path: Path, tmp_path: Path) -> None:
     settings = [word for override in overrides(path) for word in ("--set", override)]
     for trial in load_experiment(ROOT / path, settings[1::2]).trials():

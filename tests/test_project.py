@@ -1,0 +1,78 @@
+"""The habits of the project: one list of dependencies, its licence, and what is used of others behind their backs."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import pixelpick_ray
+
+ROOT = Path(__file__).resolve().parents[1]
+SPEC = importlib.util.spec_from_file_location("pins", ROOT / "docs" / "pins.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+pins = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(pins)
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "requirements-dev.txt"])
+def test_pins_are_of_what_pyproject_lists_and_in_its_ranges(file: str) -> None:
+    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith(("#", "-r"))]
+    pinned = dict(line.split("==") for line in lines)
+    listed = {pins.name_of(one): one.removeprefix(pins.name_of(one)) for one in pins.listed()[file]}
+    assert pinned.keys() == listed.keys()
+    for name, ranges in listed.items():
+        for bound in filter(None, ranges.split(",")):
+            relation, version = re.fullmatch(r"(>=|<)([0-9.]+)", bound.strip()).groups()  # type: ignore[union-attr]
+            mine, theirs = (tuple(map(int, re.findall(r"\d+", one))) for one in (pinned[name], version))
+            assert mine >= theirs if relation == ">=" else mine < theirs, f"{name} {pinned[name]} {bound}"
+
+
+# Ray's private names: a new Ray may take them away, so the range in pyproject.toml has an upper bound.
+PRIVATE_NAMES = {
+    "ray._private.ray_constants.ENABLE_RAY_CLUSTER",
+    "ray._private.services",
+    "ray._raylet.AuthenticationTokenLoader",
+    "ray._raylet.Config",
+    "ray._raylet.GcsClient",
+}
+
+
+def test_private_names_of_ray_stand_in_one_module_and_are_there() -> None:
+    users = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "pixelpick_ray").rglob("*.py")
+        if re.search(r"\bray\._|from ray\.\S*\._| ray_constants", path.read_text(encoding="utf-8"))
+    }
+    assert users == {"pixelpick_ray/runner/cluster.py"}
+    text = (ROOT / "pixelpick_ray" / "runner" / "cluster.py").read_text(encoding="utf-8")
+    assert set(re.findall(r"ray\._raylet\.\w+", text)) == {name for name in PRIVATE_NAMES if "_raylet" in name}
+    imported = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.module]
+    private = {name.name for node in imported if "_private" in str(node.module) for name in node.names}
+    assert private == {"ray_constants", "services"}
+    import ray
+    from ray._private import ray_constants
+
+    assert isinstance(ray_constants.ENABLE_RAY_CLUSTER, bool)
+    assert all(hasattr(ray._raylet, name) for name in ("AuthenticationTokenLoader", "Config", "GcsClient"))
+    (bound,) = [one for one in pins.listed()["requirements.txt"] if one.startswith("ray")]
+    assert bound == "ray[tune]>=2.60,<2.61"
+
+
+def test_version_licence_citation_and_changelog_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == pixelpick_ray.__version__
+    assert citation["license"] == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8").splitlines()[0]
+    newest = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert newest is not None
+    assert newest.groups() == (citation["version"], str(citation["date-released"]))
+
+
+def test_no_test_ends_the_process_itself() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        if path != Path(__file__):
+            assert "os." + "_exit(config" not in path.read_text(encoding="utf-8"), path
