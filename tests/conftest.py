@@ -8,6 +8,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from tests.support.ray_cluster import running_cluster
+
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("default")
 
@@ -22,6 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for item in items:
                 if item.get_closest_marker("gpu"):
                     item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """Address of a Ray cluster of two CPUs that the tests of this process share."""
+    with running_cluster("--include-dashboard=false") as (address, _):
+        yield address
 
 
 @pytest.fixture

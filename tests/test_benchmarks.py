@@ -19,7 +19,7 @@ from pixelpick_ray.active.acquisition import margin
 from pixelpick_ray.engine.batches import IGNORED
 from pixelpick_ray.models.segmentation import build_model, upsample
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.alone, pytest.mark.training]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.training]
 SIZE = (32, 48)
 CPU = torch.device("cpu")
 

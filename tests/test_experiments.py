@@ -121,15 +121,16 @@ IN_THE_DEFAULT_RUN = {
     f"experiments/{name}.yaml"
     for name in (
         *("quickstart", "annotate-quickstart", "search-quickstart", "camvid-mobilenet", "own-images"),
-        *("cityscapes-resnet50", "voc-mobilenet", "studies/committee", "studies/annotator-error"),
+        *("cityscapes-resnet50", "voc-resnet50", "studies/committee", "studies/annotator-error"),
     )
 }
 
 
 def marked(path: str) -> Any:
     """An experiment with its marks."""
-    marks = [] if path in IN_THE_DEFAULT_RUN else [pytest.mark.slow]
-    return pytest.param(path, marks=[*marks, pytest.mark.ray] if path == ON_TWO_RANKS else marks)
+    if path == ON_TWO_RANKS:
+        return pytest.param(path, marks=[pytest.mark.slow, pytest.mark.ray])
+    return pytest.param(path, marks=[] if path in IN_THE_DEFAULT_RUN else [pytest.mark.slow])
 
 
 def test_those_of_the_default_run_are_there() -> None:

@@ -85,7 +85,7 @@ def test_linked_files_exist() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-@pytest.mark.whole_report
+@pytest.mark.slow
 def test_the_results_are_those_of_the_results_folder() -> None:
     spec = importlib.util.spec_from_file_location("update_readme", ROOT / "docs" / "update_readme.py")
     assert spec is not None

@@ -41,7 +41,7 @@ from tests.support.browser import (
 from tests.support.data_folders import loaded
 from tests.support.questions import answers_in, ask, finish, go_on, plan_of, questions_of
 
-pytestmark = [needs_browser, pytest.mark.browser, pytest.mark.alone]
+pytestmark = [needs_browser, pytest.mark.browser]
 Item = dict[str, Any]
 
 
@@ -135,6 +135,7 @@ def check_silence(browser: Browser, addresses: Sequence[str]) -> None:
     assert [url for url in requests if not url.startswith((*addresses, "data:", "blob:", "about:"))] == []
 
 
+@pytest.mark.alone
 @pytest.mark.always("the page for people in a browser")
 def test_two_hundred_answers_survive_a_reload_and_a_killed_server(browser: Browser, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")

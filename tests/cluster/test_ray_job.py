@@ -1,13 +1,8 @@
 """A job on a Ray cluster that runs already: a real one on this machine, with a token, on ports of its own."""
 
 import json
-import os
 import re
-import shutil
-import socket
 import subprocess
-import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,41 +13,20 @@ import yaml
 
 from tests.support.cluster_experiment import TINY
 from tests.support.launch import launch
+from tests.support.ray_cluster import RAY, RAY_SETTINGS, running_cluster
 
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
-TOKEN = "of this test alone"
-RAY = str(Path(sys.executable).with_name("ray"))
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Address of the job server of a cluster of two CPUs."""
-    gcs, dashboard, agent, client = free_ports(4)
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the paths of its sockets must be short
-    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
-    for key, value in settings.items():
+    for key, value in RAY_SETTINGS.items():
         monkeypatch.setenv(key, value)
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    process = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}",
-         f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
-         f"--ray-client-server-port={client}", f"--temp-dir={folder}"],
-        env=os.environ | {"PATH": path}, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    yield f"http://127.0.0.1:{dashboard}"
-    process.terminate()  # it ends what it started
-    process.wait(timeout=60)
-    shutil.rmtree(folder, ignore_errors=True)
+    with running_cluster() as (_, jobs):
+        yield jobs
 
 
 @pytest.mark.always("a Ray job")
@@ -85,7 +59,9 @@ def test_a_submitted_job_brings_its_package_and_leaves_its_results_in_the_shared
 
 def _wait_for_server(address: str) -> None:
     """Until the job server answers who has the token."""
-    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    request = urllib.request.Request(
+        f"{address}/api/jobs/", headers={"Authorization": f"Bearer {RAY_SETTINGS['RAY_AUTH_TOKEN']}"}
+    )
     deadline = time.monotonic() + 120
     while True:
         try:

@@ -15,7 +15,7 @@ from tests.support.fake_slurm import Node, Slurm
 from tests.support.launch import launch
 from tests.support.network_namespaces import NODES, SLURMD_PORT, two_nodes, why_not
 
-pytestmark = [pytest.mark.ray, pytest.mark.alone, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+pytestmark = [pytest.mark.ray, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 SIZES = ["--nodes", "2", "--cpus-per-node", "1", "--ranks", "2", "--cpus-per-rank", "1", "--device", "cpu"]
 
 

@@ -137,7 +137,7 @@ def write_log(path: Path, study: str, number: int, life: Life, problems: list[st
         file.write(json.dumps(who | known) + "\n")
 
 
-@pytest.mark.always("kill and resume")
+@pytest.mark.slow
 def test_a_few_kills_leave_what_an_undisturbed_run_leaves(tmp_path: Path, mark: dict[str, str]) -> None:
     """The short version: one chain of one rank on two nodes."""
     setting = Setting(ONE_CHAIN, ("driver", "trial", "raylet"), nodes=(1, 1))

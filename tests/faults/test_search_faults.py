@@ -76,13 +76,10 @@ def published(life: Life) -> Counter[str]:
     return Counter(key for key in ended if key in life.finished())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("searcher", "scheduler", "seeds", "size"),
-    [
-        ("random", "asha", [0, 1], 3),
-        pytest.param("random", "none", [0, 1], 6, marks=pytest.mark.slow),
-        pytest.param("optuna", "asha", [0, 1], 6, marks=pytest.mark.slow),
-    ],
+    [("random", "asha", [0, 1], 3), ("random", "none", [0, 1], 6), ("optuna", "asha", [0, 1], 6)],
 )
 def test_a_scheduler_leaves_no_process_and_no_placement_group_of_samples_of_two_ranks(
     searcher: str, scheduler: str, seeds: list[int], size: int, tmp_path: Path, mark: dict[str, str]

@@ -28,6 +28,7 @@ grid: [{acquire.strategy: [margin, random], seed: [0], budget: [10, 20]}]
 """
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_people_without_a_trial_and_goes_on_by_itself(tmp_path: Path, mark: dict[str, str]) -> None:
     life = Life(tmp_path / "life", Setting(EXPERIMENT, (), ranks=2, options=("--wait",)), mark, None)
     driver = life.run()

@@ -67,7 +67,7 @@ def test_a_run_asked_to_stop_ends_with_status_3_and_leaves_no_process(place: Pat
     assert process.returncode == 3, output
     assert "stopped; the same command goes on from here" in output
     assert not alive(pid)
-    again = start(place, "--time-limit", "240s")
+    again = start(place, "--time-limit", "240s", "--local")
     line = next((text for text in iter(again.stdout.readline, "") if "resumes after" in text), "")
     assert re.search(r"stage 0 resumes after epoch \d+/100000", line)
     again.send_signal(signal.SIGTERM)

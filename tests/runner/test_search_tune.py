@@ -80,13 +80,10 @@ def search_of(searcher: str, scheduler: str, samples: int) -> Search:
     return make_search(parse_experiment(EXPERIMENT.format(**fields), where="instant.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("searcher", "scheduler"),
-    [
-        ("optuna", "asha"),
-        pytest.param("random", "asha", marks=pytest.mark.slow),
-        pytest.param("random", "none", marks=pytest.mark.slow),
-    ],
+    [("optuna", "asha"), ("random", "asha"), ("random", "none")],
 )
 def test_a_search_that_is_stopped_and_extended_keeps_its_history(
     searcher: str, scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,8 @@ import pytest
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner.tune import placement
+from tests.support.launch import launch
+from tests.support.ray_cluster import RAY_SETTINGS
 
 pytestmark = pytest.mark.ray
 
@@ -32,20 +34,28 @@ grid:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(tmp_path: Path, ray_cluster: str) -> Path:
     (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "address").write_text(ray_cluster)
     return tmp_path
 
 
 def start(place: Path, *options: str, store: str = "store") -> "subprocess.Popen[str]":
+    address = (place / "address").read_text()
     command = [sys.executable, str(ROOT / "launch.py"), "run", "tiny.yaml", "--store", store, *options]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(place / "cache")}
+    command += ["--address", address]
+    environment = os.environ | RAY_SETTINGS | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(place / "cache")}
     return subprocess.Popen(
         command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
 def run(place: Path, *options: str, store: str = "store", status: int = 0) -> str:
+    """What a run prints, on the cluster of the tests or without Ray."""
+    if "--local" in options:
+        done = launch(place, "run", "tiny.yaml", "--store", store, *options)
+        assert done.status == status, done
+        return done.out
     process = start(place, *options, store=store)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == status, output
@@ -76,6 +86,7 @@ def test_two_ranks_run_as_actors_of_one_trial_and_learn_what_one_rank_learns(pla
     """The exact comparison is in tests/engine; here a tiny untrained network multiplies rounding, so losses agree
     coarsely.
     """
+    (place / "tiny.yaml").write_text(TINY.replace("[margin, random]", "[margin]"))
     sgd = ("--set", "train.optimizer={name: sgd, lr: 0.01, backbone_lr_factor: 1.0}")
     run(place, *sgd, "--local")
     run(place, *sgd, "--ranks", "2", store="two")
@@ -129,11 +140,16 @@ def test_a_chain_that_fails_for_good_does_not_stop_the_others(place: Path) -> No
     assert any("lower train.optimizer.lr" in chain["error"] for chain in status["chains"])
 
 
-def test_impossible_resources_are_refused_at_once(place: Path) -> None:
-    assert "the cluster has" in run(place, "--cpus-per-rank", "1000", status=2)
-    assert "--device cuda" in run(place, "--device", "cuda", status=2)
-    assert "NCCL" in run(place, "--ranks", "2", "--gpus-per-rank", "0.5", status=2)
-    assert "ranks that fit: 1, 2, 3, 4" in run(place, "--ranks", "5", status=2)
+def test_impossible_resources_are_refused_at_once(tmp_path: Path) -> None:
+    where = tmp_path, "store", tmp_path
+    with pytest.raises(SpecError, match="--device cuda: the cluster has no GPU"):
+        placement(Execution(*where, device="cuda"), [{"CPU": 2.0}])
+    for options, told in (
+        ({"ranks": 2, "gpus_per_rank": 0.5}, "NCCL"),
+        ({"ranks": 5}, "ranks that fit: 1, 2, 3, 4"),
+    ):
+        with pytest.raises(SpecError, match=told):
+            Execution(*where, **options).check({4})
 
 
 @pytest.mark.parametrize(
