@@ -4,8 +4,8 @@ DATA ?= data
 STUDIES ?=
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-# Two at a time; what waits for clusters lets others compute.
-TWO := -n 2 --dist worksteal
+# Two tests that wait for clusters at a time, and one that computes.
+BESIDE := -n 3 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo quick test slow lint format check test-gpu faults bench docs pins clean
@@ -18,11 +18,11 @@ demo: .venv/runtime      ## a small real benchmark on this computer, no download
 	$(BIN)/python launch.py report experiments/quickstart.yaml --out report
 
 quick: .venv/dev         ## the tests that need neither Ray nor a browser nor training: a minute
-	$(PYTEST) $(TWO) -m "not gpu and not slow and not alone and not ray and not browser and not training"
+	$(PYTEST) $(BESIDE) -m "not gpu and not slow and not alone and not ray and not browser and not training"
 
-test: .venv/dev          ## the default tests: two at a time, then those that must have the computer for themselves
+test: .venv/dev          ## the default tests: three at a time, then those that must have the computer for themselves
 	@status=0; \
-	$(PYTEST) $(TWO) -m "not gpu and not slow and not alone" || status=$$?; \
+	$(PYTEST) $(BESIDE) -m "not gpu and not slow and not alone" || status=$$?; \
 	$(PYTEST) -n 1 -m "not gpu and not slow and alone" || status=$$?; \
 	exit $$status
 

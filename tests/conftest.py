@@ -14,9 +14,9 @@ settings.register_profile("default", deadline=None, max_examples=60, derandomize
 settings.load_profile("default")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none; of several workers two begin with tests that wait for Ray clusters."""
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
@@ -24,6 +24,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for item in items:
                 if item.get_closest_marker("gpu"):
                     item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    if workers > 1:
+        waiting = [item for item in items if item.get_closest_marker("ray")]
+        others = [item for item in items if not item.get_closest_marker("ray")]
+        share = len(items) // workers  # of each worker, in order, before they take from each other
+        first, second = waiting[::2], waiting[1::2]
+        rest = others[share - len(first) :]
+        items[:] = [*first, *others[: share - len(first)], *second, *rest]
 
 
 @pytest.fixture(scope="session")

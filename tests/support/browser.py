@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+PATIENCE_SECONDS = 60  # other tests compute meanwhile
 needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 
 FLAGS = (
@@ -99,7 +100,7 @@ class Browser:
 
 def wait_for(tell: Callable[[], Any]) -> Any:
     """The first answer of `tell` that is true."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < end:
         try:
             if found := tell():
@@ -107,7 +108,7 @@ def wait_for(tell: Callable[[], Any]) -> Any:
         except OSError:  # the driver does not listen yet
             pass
         time.sleep(0.01)
-    raise AssertionError("nothing happened within 20 seconds")
+    raise AssertionError(f"nothing happened within {PATIENCE_SECONDS} seconds")
 
 
 @contextmanager
