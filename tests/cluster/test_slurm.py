@@ -19,6 +19,8 @@ from tests.support.cluster_experiment import AWKWARD, TINY
 from tests.support.fake_slurm import Node, Slurm
 from tests.support.launch import launch
 
+pytestmark = pytest.mark.ray  # a stand-in for it, which waits as long
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Takes the place of ray and does what symmetric-run does: the first node starts Ray and runs the command, the others

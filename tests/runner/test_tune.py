@@ -86,7 +86,9 @@ def test_two_ranks_run_as_actors_of_one_trial_and_learn_what_one_rank_learns(pla
     """The exact comparison is in tests/engine; here a tiny untrained network multiplies rounding, so losses agree
     coarsely.
     """
-    (place / "tiny.yaml").write_text(TINY.replace("[margin, random]", "[margin]"))
+    (place / "tiny.yaml").write_text(
+        TINY.replace("[margin, random]", "[margin]").replace("budget: [10, 20]", "budget: [10]")
+    )
     sgd = ("--set", "train.optimizer={name: sgd, lr: 0.01, backbone_lr_factor: 1.0}")
     run(place, *sgd, "--local")
     run(place, *sgd, "--ranks", "2", store="two")
