@@ -6,6 +6,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # Two tests that wait for clusters at a time, and one that computes.
 BESIDE := -n 3 --dist worksteal
+QUICK := not (gpu or slow or alone or ray or browser or training or whole_report or long)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo quick test slow lint format check test-gpu faults bench docs pins clean
@@ -17,8 +18,8 @@ demo: .venv/runtime      ## a small real benchmark on this computer, no download
 	$(BIN)/python launch.py run experiments/quickstart.yaml
 	$(BIN)/python launch.py report experiments/quickstart.yaml --out report
 
-quick: .venv/dev         ## the tests that need neither Ray nor a browser nor training: a minute
-	$(PYTEST) $(BESIDE) -m "not gpu and not slow and not alone and not ray and not browser and not training"
+quick: .venv/dev         ## the tests that need neither Ray nor a browser nor training: under a minute
+	$(PYTEST) -n 2 --dist worksteal -m "$(QUICK)"
 
 test: .venv/dev          ## the default tests: three at a time, then those that must have the computer for themselves
 	@status=0; \

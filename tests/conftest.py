@@ -1,5 +1,6 @@
 """Shared fixtures and settings of all tests."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,16 @@ from tests.support.ray_cluster import running_cluster
 
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("default")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files all of whose tests are left out by ``-m``: importing them is what takes long in `make quick`."""
+    if collection_path.suffix != ".py":
+        return None
+    inside = re.fullmatch(r"not \(([\w ]+)\)", config.option.markexpr)  # such as "not (slow or ray)"
+    left_out = inside[1].split(" or ") if inside else []
+    own = re.search(r"^pytestmark = .*$", collection_path.read_text(encoding="utf-8"), re.M)
+    return True if own and any(re.search(rf"mark\.{mark}\b", own[0]) for mark in left_out) else None
 
 
 @pytest.hookimpl(trylast=True)

@@ -14,6 +14,8 @@ from pixelpick_ray.report.costs import read_cost_model
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.store import Store
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = (path for path in (ROOT / "experiments").rglob("*.yaml") if path.parent.name != "found")  # what searches write

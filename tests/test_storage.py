@@ -26,6 +26,8 @@ from tests.support.launch import launch
 from tests.support.object_storage import SECRET, served_bucket
 from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 INPUTS = {"step": "fit", "seed": 0}
 KEY = digest(INPUTS)

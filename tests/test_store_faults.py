@@ -32,6 +32,8 @@ from pixelpick_ray.store.backend import PARTIAL, STALE_SECONDS, process_stamp
 from tests.support.launch import launch
 from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset
 
+pytestmark = pytest.mark.long
+
 FORK = multiprocessing.get_context("fork")
 INPUTS: dict[str, Any] = {"seed": 0}
 KEY = digest(INPUTS)

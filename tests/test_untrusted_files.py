@@ -29,6 +29,8 @@ from tests.support.data_folders import write_folder, write_voc
 from tests.support.launch import launch
 from tests.support.stores import TEXT, do_steps, execution_at, tiny_plan
 
+pytestmark = pytest.mark.long
+
 WriteCamVid = Callable[..., Path]
 OWN = """
 name: own

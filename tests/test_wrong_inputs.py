@@ -34,6 +34,8 @@ from tests.support.data_folders import (
 )
 from tests.support.launch import ROOT, launch
 
+pytestmark = pytest.mark.long
+
 SCENES = """\
 name: mine
 dataset: {name: scenes, size: [32, 48], images: 4}

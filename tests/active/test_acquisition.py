@@ -22,6 +22,8 @@ from pixelpick_ray.active.acquisition import (
 from pixelpick_ray.config.trial import AcquireSpec
 from pixelpick_ray.errors import SpecError
 
+pytestmark = pytest.mark.long
+
 SCORED = {name: score for name, score in SCORES.items() if score is not None}
 every_score = pytest.mark.parametrize("name", SCORED)
 

@@ -5,12 +5,15 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassJaccardIndex
 
 from pixelpick_ray.active.metrics import iou, mean_iou, miou, pixel_accuracy
+
+pytestmark = pytest.mark.long
 
 CLASSES = 5
 VOID = 255

@@ -23,6 +23,8 @@ from pixelpick_ray.store import Store
 from tests.support.annotation_page import Clock, Item, Page, places
 from tests.support.questions import BOOK, answers_in, ask, finish, go_on, plan_of, questions_of
 
+pytestmark = pytest.mark.long
+
 # Order
 
 

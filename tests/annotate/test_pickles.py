@@ -27,6 +27,8 @@ from pixelpick_ray.annotate import pickles
 from pixelpick_ray.annotate.pickles import read_pickle
 from pixelpick_ray.errors import DataError
 
+pytestmark = pytest.mark.long
+
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 SCALARS = (
     st.none()

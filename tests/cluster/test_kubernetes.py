@@ -18,6 +18,8 @@ from tests.support.cluster_experiment import AWKWARD, TINY
 from tests.support.kuberay import RAY_JOB
 from tests.support.launch import Outcome, launch
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = (ROOT / "cluster" / "kubernetes" / "rayjob.yaml").read_text()
 OPTIONS = ["--to", "kubernetes", "--image", "registry.example.org/p:1", "--claim", "pixels", "--namespace", "lab"]

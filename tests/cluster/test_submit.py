@@ -10,6 +10,8 @@ import yaml
 from tests.support.cluster_experiment import AWKWARD, TINY
 from tests.support.launch import launch, launch_without_torch
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {
     "slurm": ["--to", "slurm"],

@@ -19,6 +19,8 @@ from pixelpick_ray.config.trial import AugmentSpec, BlurSpec, JitterSpec
 from pixelpick_ray.data.augment import JITTER_OPERATIONS, Draw, Geometry, augment, draw
 from pixelpick_ray.data.streams import stream
 
+pytestmark = pytest.mark.long
+
 FILL = torch.tensor([0.25, 0.5, 0.75])
 Size = tuple[int, int]
 

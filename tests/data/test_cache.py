@@ -21,6 +21,8 @@ from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import DataError
 from tests.support.data_folders import camvid, loaded, opened
 
+pytestmark = pytest.mark.long
+
 WriteCamVid = Callable[..., Path]
 
 

@@ -28,6 +28,8 @@ from tests.support import stores as by_hand
 from tests.support.data_folders import TREES, write_folder, write_voc
 from tests.support.stores import check_plan, execution_at, tiny_plan
 
+pytestmark = pytest.mark.long
+
 WriteCamVid = Callable[..., Path]
 SCENES = DatasetSpec(name="scenes", size=(9, 12))
 

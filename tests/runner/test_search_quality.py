@@ -20,6 +20,8 @@ from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Journal, LevelReport
 from pixelpick_ray.store import Store
 
+pytestmark = pytest.mark.long
+
 SEEDS = range(5)
 SAMPLES, WORKERS = 40, 4
 EXPERIMENT = """

@@ -34,6 +34,8 @@ from tests.support.chain_events import epoch_done, stage_done
 from tests.support.data_folders import loaded
 from tests.support.stores import do_steps, execution_at, record_of, tiny_plan
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def plan() -> Plan:
