@@ -31,14 +31,19 @@ def unfinished(fit_key: str) -> str:
     return f"unfinished/{fit_key}"
 
 
-def attempts(chain: str) -> str:
-    """The folder of the tracebacks of a chain's failed attempts."""
-    return f"attempts/{chain}"
+def attempts(chain: str, file: str = "") -> str:
+    """The tracebacks of a chain's failed attempts, or one of them."""
+    return f"attempts/{chain}/{file}" if file else f"attempts/{chain}"
 
 
-def lease(kind: str, name: str) -> str:
-    """Who computes something now."""
-    return f"{LEASES}/{kind}-{name}"
+def damaged(name: str, file: str = "") -> str:
+    """Something that was set aside, or a file of it."""
+    return f"{DAMAGED}/{name}/{file}" if file else f"{DAMAGED}/{name}"
+
+
+def lease(name: str) -> str:
+    """Who computes something now, by its kind and name, such as "fit-KEY"."""
+    return f"{LEASES}/{name}"
 
 
 def run_lease(experiment: Experiment) -> str:
@@ -64,11 +69,6 @@ def chain_record(experiment: Experiment, chain: str) -> str:
 def samples(experiment: Experiment) -> str:
     """The folder of the records of a search's samples."""
     return f"{experiment_folder(experiment)}/samples"
-
-
-def sample_record(experiment: Experiment, name: str) -> str:
-    """The record of a sample of a search."""
-    return f"{samples(experiment)}/{name}.json"
 
 
 def answers(key: str, journal: str = "") -> str:

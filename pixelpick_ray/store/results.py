@@ -24,6 +24,7 @@ from pixelpick_ray.store.paths import INPUT, MANIFEST, PROVENANCE, WEIGHTS, WEIG
 
 PUBLISH_TRIES = 5
 _WEIGHTS = (WEIGHTS, WEIGHTS_DIGEST, WEIGHTS_OF_RUN)  # no part of a result
+PROBLEM = "problem.txt"
 DIGEST = "digest"  # the field of a record that has the digest of the others
 T = TypeVar("T", bound=BaseModel)
 
@@ -150,19 +151,20 @@ class Store:
         return [f"{path}: {problem} (the next run makes it again)" for path, problem in self._damaged_records.items()]
 
     def _damage_line(self, name: str) -> str:
-        where = paths.result(paths.DAMAGED, name)
+        where = paths.damaged(name)
         kind, key, _ = name.split("-")
-        problem = self._storage.read(f"{where}/problem.txt")
+        problem = self._storage.read(paths.damaged(name, PROBLEM))
         text = (problem or b"damaged").decode("utf-8", "replace").strip()
         return f"{text if kind == 'record' else f'{kind}/{key}: {text}'} (set aside as {where})"
 
     def _set_aside(self, path: str, problem: str) -> None:
         """Move a damaged result away, unless another process has done it, or has made it again meanwhile."""
-        aside = _aside(path.replace("/", "-"))
+        name = _new_name(path.replace("/", "-"))
+        aside = paths.damaged(name)
         if not self._storage.move(path, aside):
             return
         if self._fetched(aside)[1]:
-            self._storage.write(f"{aside}/problem.txt", f"{problem}\n".encode())
+            self._storage.write(paths.damaged(name, PROBLEM), f"{problem}\n".encode())
         elif not self._storage.move(aside, path):
             self._storage.remove_folder(aside)
 
@@ -227,7 +229,7 @@ class Store:
         """Remove a fit's weights where a run made them only for itself: this `run`, or one that is not alive."""
         mark = self._storage.read(paths.result("fit", fit_key, WEIGHTS_OF_RUN))
         maker = None if mark is None else mark.decode("utf-8", "replace")
-        if maker is not None and (maker == run or not holder(self._storage, paths.lease("run", maker))):
+        if maker is not None and (maker == run or not holder(self._storage, paths.lease(f"run-{maker}"))):
             self._storage.remove(paths.result("fit", fit_key, WEIGHTS))
             self._storage.remove(paths.result("fit", fit_key, WEIGHTS_OF_RUN))
 
@@ -257,9 +259,10 @@ class Store:
     def write_record(self, path: str, value: Mapping[str, Any]) -> None:
         """Replace a record, atomically. One that this process has found damaged is set aside first."""
         if path in self._damaged_records:
-            aside = _aside(f"record-{_digest(path.encode())[:16]}")
-            self._storage.write(f"{aside}/record.json", self._storage.read(path) or b"")
-            self._storage.write(f"{aside}/problem.txt", f"{path}: {self._damaged_records.pop(path)}\n".encode())
+            name = _new_name(f"record-{_digest(path.encode())[:16]}")
+            self._storage.write(paths.damaged(name, "record.json"), self._storage.read(path) or b"")
+            problem = f"{path}: {self._damaged_records.pop(path)}\n"
+            self._storage.write(paths.damaged(name, PROBLEM), problem.encode())
         self._storage.write(path, _json({**value, DIGEST: digest(value)}))
 
     def read_record(self, path: str) -> dict[str, Any] | None:
@@ -334,12 +337,12 @@ class Store:
         A store that cannot take it does not: the failure itself must be told, not that of its record.
         """
         with contextlib.suppress(StoreError):
-            self._storage.write(f"{paths.attempts(chain)}/{time.time_ns()}.txt", text.encode())
+            self._storage.write(paths.attempts(chain, f"{time.time_ns()}.txt"), text.encode())
 
     def last_error(self, chain: str) -> str:
         """The last line of the latest failed attempt at a chain, by its identity; empty when there is none."""
         attempts = [name for name in self.names(paths.attempts(chain)) if name.endswith(".txt")]
-        text = self._storage.read(f"{paths.attempts(chain)}/{attempts[-1]}") if attempts else None
+        text = self._storage.read(paths.attempts(chain, attempts[-1])) if attempts else None
         lines = [line for line in (text or b"").decode("utf-8", "replace").splitlines() if line.strip()]
         return lines[-1].strip() if lines else ""
 
@@ -347,12 +350,12 @@ class Store:
 
     def take(self, kind: str, key: str) -> Lease | None:
         """The right to compute a result, to be released by `with`; None while another live holder has it."""
-        return take(self._storage, paths.lease(kind, key))
+        return take(self._storage, paths.lease(f"{kind}-{key}"))
 
     def leased(self) -> dict[str, str]:
         """Live leases as "kind-key" -> holder."""
         names = self.names(paths.LEASES)
-        found = {name: holder(self._storage, f"{paths.LEASES}/{name}") for name in names}
+        found = {name: holder(self._storage, paths.lease(name)) for name in names}
         return {name: who for name, who in found.items() if who}
 
 
@@ -360,9 +363,9 @@ def _open(location: str | Path) -> Storage:
     return Objects(str(location)) if "://" in str(location) else LocalFiles(Path(location))
 
 
-def _aside(name: str) -> str:
-    """Where something damaged is moved to."""
-    return paths.result(paths.DAMAGED, f"{name}-{time.time_ns()}")
+def _new_name(name: str) -> str:
+    """A name that nothing has that was set aside before."""
+    return f"{name}-{time.time_ns()}"
 
 
 def _is_inside(name: str) -> bool:
