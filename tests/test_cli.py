@@ -434,6 +434,12 @@ def test_a_record_that_cannot_be_read_is_named_and_made_again(copy: Path) -> Non
     path.write_text("{")
     for command in (("report", "tiny.yaml", "--out", "report"), ("plan", "tiny.yaml"), ("status", "tiny.yaml")):
         assert re.search(rf"DAMAGED experiments/.*{path.name}: is not JSON", launch(copy, *command).out)
+    for other in (copy / "store").glob("experiments/*/chains/*.json"):
+        if other != path:
+            other.write_text(other.read_text().replace("margin", "marlin").replace("random", "rondom"))
+    told = launch(copy, "report", "tiny.yaml", "--out", "report").out
+    assert "what is stored cannot be told, its records are damaged; run it again" in told
+    assert told.count("DAMAGED") == 4
     done = again(copy)
     assert re.search(rf"DAMAGED experiments/.*{path.name}: is not JSON .* \(set aside as damaged/record-", done.out)
     assert done.out.splitlines()[-1].endswith("trained now: 0")

@@ -95,6 +95,8 @@ def _why_nothing(planned: list[Plan], store: Store) -> str:
     looks = (Waiting(store, one.experiment).look(chain.id for chain in one.chains) for one in planned)
     if any(pending.missing for look in looks for pending in look.values()):
         return "nothing is trained yet: people have to answer first; `status` says how many answers are missing"
+    if store.damaged_records:
+        return "what is stored cannot be told, its records are damaged; run it again, which mends them"
     return (
         f"nothing of it is stored in {store.address}; give the folder of the results with --store DIR, or run it first"
     )
