@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -61,7 +62,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
         key = setting.experiment, setting.ranks
         if key not in lives:
             alone = replace(setting, options=("--local",) if setting.ranks == 1 else (), nodes=None)
-            lives[key] = undisturbed(Life(tmp_path_factory.mktemp("undisturbed") / "life", alone, {}, None))
+            with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # sockets need short paths
+                place = tmp_path_factory.mktemp("undisturbed") / "life"
+                lives[key] = undisturbed(Life(place, alone, {"RAY_TMPDIR": folder}, None))
         return lives[key]
 
     return of
