@@ -76,3 +76,24 @@ def test_no_test_ends_the_process_itself() -> None:
     for path in (ROOT / "tests").rglob("*.py"):
         if path != Path(__file__):
             assert "os." + "_exit(config" not in path.read_text(encoding="utf-8"), path
+
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_files_and_names_that_the_architecture_names_are_there() -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "pixelpick_ray").rglob("*.py"))
+    for word in set(re.findall(r"`([\w./]+)(?:\(.*?\))?`", ARCHITECTURE)):
+        if re.search(r"\.(py|json|md)$", word):
+            assert any((ROOT / folder / word).is_file() for folder in ("", "pixelpick_ray")), word
+        elif re.fullmatch(r"(?:[\w/]+\.)?_?[A-Z]\w+|\w+\.[a-z_]+", word):
+            name = word.rpartition(".")[2]
+            assert re.search(rf"(?:class|def) {name}\b|^\s*(?:self\.)?{name}\b.* = ", code, re.M), word
+
+
+def test_every_part_of_the_package_is_in_the_architecture() -> None:
+    parts = {
+        path.name for path in (ROOT / "pixelpick_ray").iterdir() if path.name not in ("__init__.py", "__pycache__")
+    }
+    listed = ARCHITECTURE.partition("## Where is what")[2].partition("## ")[0]
+    assert [part for part in parts - {"errors.py"} if part not in listed] == []
