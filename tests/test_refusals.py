@@ -119,7 +119,7 @@ def test_other_overrides_are_taken(overrides: list[str]) -> None:
     parse_experiment(VARIED, where="varied.yaml", overrides=overrides)
 
 
-def test_no_shipped_experiment_varies_what_its_page_overrides() -> None:
+def test_the_shipped_quickstart_refuses_it_too() -> None:
     with pytest.raises(SpecError, match="grid"):
         load_experiment(ROOT / "experiments" / "quickstart.yaml", ["acquire.strategy=nonsense"])
 
