@@ -108,7 +108,7 @@ def test_an_override_of_what_a_grid_varies_is_refused_with_the_way_out(override:
     "overrides",
     [
         ["dataset={name: scenes, size: [16, 24]}"],  # says nothing of what is varied
-        ["acquire={initial_pixels: 10}"],
+        ["acquire={initial_pixels: 5, pixels_per_stage: 5}"],
         ["train.epochs=3"],
         ["grid=[{acquire.strategy: [margin], budget: [10]}]", "train.augment.hflip=0.25"],
         ["acquire.strategy=entropy", "grid=[{budget: [10]}]"],
@@ -116,7 +116,8 @@ def test_an_override_of_what_a_grid_varies_is_refused_with_the_way_out(override:
     ids=str,
 )
 def test_other_overrides_are_taken(overrides: list[str]) -> None:
-    parse_experiment(VARIED, where="varied.yaml", overrides=overrides)
+    before = parse_experiment(VARIED, where="varied.yaml")
+    assert parse_experiment(VARIED, where="varied.yaml", overrides=overrides).trials() != before.trials()
 
 
 def test_the_shipped_quickstart_refuses_it_too() -> None:

@@ -8,6 +8,7 @@ import timm
 from pixelpick_ray.config.networks import OUTPUT_STRIDES, check_network, networks
 from pixelpick_ray.config.trial import ModelSpec
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.models.backbones import build_pyramid
 from pixelpick_ray.models.network_list import pyramids_of
 
 pytestmark = pytest.mark.training
@@ -87,5 +88,8 @@ def test_what_a_head_cannot_use_is_refused_with_the_way_out(fields: dict[str, ob
     ],
     ids=lambda fields: fields["backbone"],
 )
-def test_what_a_head_can_use_passes(fields: dict[str, object]) -> None:
-    check_network(spec(**fields))  # type: ignore[arg-type]
+def test_what_a_head_can_use_passes_and_is_built(fields: dict[str, object]) -> None:
+    model = spec(**fields)  # type: ignore[arg-type]
+    check_network(model)
+    expected = networks()[model.backbone].strides[model.output_stride]
+    assert build_pyramid(model).strides == expected
