@@ -31,6 +31,7 @@ from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner import session
 from pixelpick_ray.runner.session import StopRequest
 from tests.support.data_folders import loaded
+from tests.support.experiments import TWO_PIXELS, experiment_text
 from tests.support.launch import Outcome, launch, launch_without_torch
 
 pytestmark = pytest.mark.training
@@ -38,25 +39,18 @@ pytestmark = pytest.mark.training
 ROOT = Path(__file__).resolve().parents[1]
 WriteCamVid = Callable[..., Path]
 
-SCENES = """
-name: tiny
-dataset: {name: scenes, size: [32, 48], images: 4}
-model: {backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.0]}
-train: {epochs: 2, batch_size: 4, optimizer: {name: adam, lr: 2e-3, backbone_lr_factor: 1.0}}
-evaluate: {splits: {val: {}}, report: val}
-grid:
-  - {acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}
-"""
-CAMVID = """
-name: tiny
-dataset: {name: camvid, size: [8, 10]}
-model: {backbone: test_resnet, pretrained: none}
-train: {epochs: 1, batch_size: 2, optimizer: {name: adam, lr: 1e-3}}
-acquire: {strategy: margin, initial_pixels: 2, pixels_per_stage: 2}
-evaluate: {splits: {test: {}}, report: test}
-grid:
-  - {budget: [2, 4]}
-"""
+SCENES = experiment_text(
+    model="{backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.0]}",
+    train="{epochs: 2, batch_size: 4, optimizer: {name: adam, lr: 2e-3, backbone_lr_factor: 1.0}}",
+    evaluate="{splits: {val: {}}, report: val}",
+    grid="[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}]",
+)
+CAMVID = experiment_text(
+    dataset="{name: camvid, size: [8, 10]}",
+    train="{epochs: 1, batch_size: 2, optimizer: {name: adam, lr: 1e-3}}",
+    acquire=TWO_PIXELS,
+    grid="[{budget: [2, 4]}]",
+)
 
 
 @pytest.fixture

@@ -5,19 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.experiments import experiment_text
 from tests.support.launch import launch
 
 pytestmark = pytest.mark.training
 
-TEXT = """
-name: tiny
-dataset: {name: scenes, size: [32, 48], images: 4}
-model: {backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.0]}
-train: {epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 2e-3, backbone_lr_factor: 1.0}}
-evaluate: {splits: {val: {}}, report: val}
-grid:
-  - {budget: [10]}
-"""
+TEXT = experiment_text(
+    model="{backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.0]}",
+    train="{epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 2e-3, backbone_lr_factor: 1.0}}",
+    evaluate="{splits: {val: {}}, report: val}",
+)
 
 
 def test_stored_weights_measure_what_the_experiment_measured(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from pixelpick_ray.config.experiment import load_experiment, parse_experiment
 from pixelpick_ray.errors import SpecError
 from tests.support.data_folders import write_folder
+from tests.support.experiments import experiment_text
 from tests.support.launch import ROOT, launch
 from tests.test_wrong_inputs import FOLDER, SCENES, WRONG
 
@@ -74,16 +75,15 @@ def test_no_data_refuse_nothing_before_a_run(place: Path) -> None:
 
 # Overrides of what a grid varies
 
-VARIED = """\
-name: varied
-dataset: {name: scenes, size: [32, 48]}
-model: {backbone: test_resnet, pretrained: none}
-train: {epochs: 2, optimizer: {name: adam, lr: 2e-3}, augment: {hflip: 0.5}}
-evaluate: {splits: {val: {}}, report: val}
-grid:
+VARIED = experiment_text(
+    "varied",
+    dataset="{name: scenes, size: [32, 48]}",
+    train="{epochs: 2, optimizer: {name: adam, lr: 2e-3}, augment: {hflip: 0.5}}",
+    evaluate="{splits: {val: {}}, report: val}",
+    grid="""
   - {acquire.strategy: [margin, random], dataset.images: [4, 5], train.augment: [null, {}], budget: [10]}
-  - {seed: [0], budget: [full]}
-"""
+  - {seed: [0], budget: [full]}""",
+)
 
 
 @pytest.mark.parametrize(

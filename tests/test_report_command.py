@@ -4,19 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.experiments import experiment_text
 from tests.support.launch import launch, launch_without_torch
 
 pytestmark = pytest.mark.whole_report
 
-TEXT = """
-name: tiny
-dataset: {name: scenes, size: [32, 48], images: 4}
-model: {backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.0]}
-train: {epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 2e-3, backbone_lr_factor: 1.0}}
-evaluate: {splits: {val: {}}, report: val}
-grid:
-  - {acquire.strategy: [margin, random], budget: [10, 20]}
-"""
+TEXT = experiment_text(
+    model="{backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.0]}",
+    train="{epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 2e-3, backbone_lr_factor: 1.0}}",
+    evaluate="{splits: {val: {}}, report: val}",
+    grid="[{acquire.strategy: [margin, random], budget: [10, 20]}]",
+)
 
 
 @pytest.fixture(scope="module")

@@ -26,22 +26,21 @@ from pixelpick_ray.plan import make_plan
 from pixelpick_ray.report.evaluations import read_evaluations
 from pixelpick_ray.store import Store
 from tests.support.data_folders import write_folder, write_voc
+from tests.support.experiments import TWO_PIXELS, experiment_text
 from tests.support.launch import launch
 from tests.support.stores import TEXT, do_steps, execution_at, tiny_plan
 
 pytestmark = pytest.mark.long
 
 WriteCamVid = Callable[..., Path]
-OWN = """
-name: own
-dataset: {name: folder, path: leaves}
-model: {backbone: test_resnet, pretrained: none}
-train: {epochs: 1, batch_size: 2, optimizer: {name: adam, lr: 1e-3}}
-acquire: {initial_pixels: 2, pixels_per_stage: 2}
-evaluate: {splits: {val: {}}, report: val}
-grid:
-  - {budget: [2]}
-"""
+OWN = experiment_text(
+    "own",
+    dataset="{name: folder, path: leaves}",
+    train="{epochs: 1, batch_size: 2, optimizer: {name: adam, lr: 1e-3}}",
+    acquire=TWO_PIXELS,
+    evaluate="{splits: {val: {}}, report: val}",
+    grid="[{budget: [2]}]",
+)
 
 
 class Bomb:

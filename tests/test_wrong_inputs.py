@@ -32,34 +32,25 @@ from tests.support.data_folders import (
     write_folder,
     write_voc,
 )
+from tests.support.experiments import experiment_text
 from tests.support.launch import ROOT, launch
 
 pytestmark = pytest.mark.long
 
-SCENES = """\
-name: mine
-dataset: {name: scenes, size: [32, 48], images: 4}
-model: {backbone: test_resnet, pretrained: none}
-train: {epochs: 2, batch_size: 4, optimizer: {name: adam, lr: 2e-3}}
-evaluate: {splits: {val: {}}, report: val}
-grid:
-  - {acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}
-"""
+SCENES = experiment_text(
+    "mine",
+    train="{epochs: 2, batch_size: 4, optimizer: {name: adam, lr: 2e-3}}",
+    evaluate="{splits: {val: {}}, report: val}",
+    grid="\n  - {acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}",
+)
 FOLDER = SCENES.replace("name: scenes, size: [32, 48], images: 4", "name: folder, path: leaves")
 SPACE = "train.optimizer.lr: {loguniform: [1e-4, 1e-1]}"
-SEARCH = f"""\
-name: mine
-dataset: {{name: scenes, size: [32, 48], images: 4}}
-model: {{backbone: test_resnet, pretrained: none}}
-train: {{epochs: 4, batch_size: 4, optimizer: {{name: adam, lr: 2e-3}}}}
-evaluate: {{splits: {{test: {{}}}}, report: test}}
-grid:
-  - {{seed: [0], budget: [10, 20]}}
-search:
-  space:
-    {SPACE}
-  num_samples: 4
-"""
+SEARCH = experiment_text(
+    "mine",
+    train="{epochs: 4, batch_size: 4, optimizer: {name: adam, lr: 2e-3}}",
+    grid="\n  - {seed: [0], budget: [10, 20]}",
+    search=f"\n  space:\n    {SPACE}\n  num_samples: 4",
+)
 Case = dict[str, Any]  # what is wrong, and what is told
 WRONG: dict[str, list[Case]] = yaml.safe_load(Path(__file__).with_name("wrong_inputs.yaml").read_text(encoding="utf-8"))
 

@@ -16,19 +16,16 @@ import pytest
 from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import open_dataset
+from tests.support.experiments import experiment_text
 from tests.support.launch import ROOT, launch
 
 pytestmark = pytest.mark.training
 
-EXPERIMENT = """
-name: loop
-dataset: {name: scenes, size: [32, 48], images: 4}
-model: {backbone: mobilenetv2_035, pretrained: none}
-train: {epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
-acquire: {strategy: margin, initial_pixels: 5, pixels_per_stage: 5}
-evaluate: {splits: {test: {}}, report: test}
-grid: [{seed: [0], budget: [5, 10, 15]}]
-"""
+EXPERIMENT = experiment_text(
+    model="{backbone: mobilenetv2_035, pretrained: none}",
+    acquire="{initial_pixels: 5, pixels_per_stage: 5}",
+    grid="[{seed: [0], budget: [5, 10, 15]}]",
+)
 HUMAN = EXPERIMENT + "oracle: {name: human}\n"
 
 

@@ -39,7 +39,9 @@ def test_distances_are_exactly_those_to_every_border_pixel(chunk: int, monkeypat
         border = border_masks(label[None])[0].numpy()
         y, x = np.nonzero(border)
         squares = (y - at.numpy()[:, None] // 45) ** 2 + (x - at.numpy()[:, None] % 45) ** 2
-        assert np.array_equal(distances, np.sqrt(squares.min(axis=1)))
+        np.testing.assert_array_max_ulp(
+            distances, np.sqrt(squares.min(axis=1)), maxulp=1
+        )  # CPUs round roots differently
         np.testing.assert_allclose(distances, distance_transform_edt(~border).ravel()[at.numpy()])
         assert np.array_equal(border_distances(label.numpy(), at.numpy()), distances)
     assert np.isinf(found[3]).all()

@@ -27,21 +27,19 @@ from pixelpick_ray.store import Store
 from pixelpick_ray.tasks import Fit
 from tests.models.test_published import deeplab_state
 from tests.support.data_folders import loaded
+from tests.support.experiments import TWO_PIXELS, experiment_text
 from tests.support.stores import Named
 
 pytestmark = pytest.mark.training
 
 CPU = torch.device("cpu")
 SIZE = (18, 26)  # no multiple of 8: images are mirrored up to 24x32
-EXPERIMENT = """
-name: tiny
-dataset: {name: camvid}
-model: {architecture: fpn, backbone: resnet18, pretrained: imagenet, width: null}
-train: {epochs: 1, batch_size: 2, optimizer: {name: adam, lr: 1e-3}}
-acquire: {initial_pixels: 2, pixels_per_stage: 2}
-evaluate: {splits: {test: {}}, report: test}
-grid: [{budget: [2]}]
-"""
+EXPERIMENT = experiment_text(
+    dataset="{name: camvid}",
+    model="{architecture: fpn, backbone: resnet18, pretrained: imagenet, width: null}",
+    acquire=TWO_PIXELS,
+    grid="[{budget: [2]}]",
+)
 
 Evaluate = Callable[..., tuple[tuple[str, ...], npt.NDArray[np.int64]]]
 

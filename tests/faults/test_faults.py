@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pixelpick_ray.store import Store
+from tests.support.experiments import experiment_text
 from tests.support.fault_cluster import MARK, Nodes, wait_until_gone
 from tests.support.fault_harness import ROOT, Life, Setting, Study, Wish, undisturbed
 from tests.support.fault_logs import at_once, epochs_repeated, repeated
@@ -21,16 +22,16 @@ from tests.support.launch import launch
 pytestmark = pytest.mark.ray
 
 EPOCHS, MOST_LIVES = 3, 8
-EXPERIMENT = f"""
-name: faults
-dataset: {{name: scenes, size: [32, 48], images: 7}}
-model: {{backbone: mobilenetv2_035, pretrained: none}}
-train: {{epochs: {EPOCHS}, batch_size: 4, optimizer: {{name: adam, lr: 1e-3}}}}
-evaluate: {{splits: {{test: {{}}}}, when: every_epoch, report: test}}
-grid:
-"""
-FOUR_CHAINS = EXPERIMENT + "  - {acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20, 30]}\n"
-ONE_CHAIN = EXPERIMENT + "  - {seed: [0], budget: [10, 20]}\n"
+COMMON = {
+    "dataset": "{name: scenes, size: [32, 48], images: 7}",
+    "model": "{backbone: mobilenetv2_035, pretrained: none}",
+    "train": f"{{epochs: {EPOCHS}, batch_size: 4, optimizer: {{name: adam, lr: 1e-3}}}}",
+    "evaluate": "{splits: {test: {}}, when: every_epoch, report: test}",
+}
+FOUR_CHAINS = experiment_text(
+    "faults", **COMMON, grid="[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20, 30]}]"
+)
+ONE_CHAIN = experiment_text("faults", **COMMON, grid="[{seed: [0], budget: [10, 20]}]")
 SETTINGS = {
     "one rank, two nodes": Setting(
         FOUR_CHAINS, ("driver", "trial", "raylet", "report"), 1, ("--max-concurrent", "2"), nodes=(1, 2)

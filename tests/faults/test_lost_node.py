@@ -6,20 +6,19 @@ from pathlib import Path
 import pytest
 
 from pixelpick_ray.store import Store
+from tests.support.experiments import experiment_text
 from tests.support.fault_cluster import MARK, Nodes, parent_of, wait_until_gone
 from tests.support.fault_harness import ROOT, Life, Setting
 from tests.support.fault_logs import at_once, repeated
 
 pytestmark = pytest.mark.ray
 
-EXPERIMENT = """
-name: faults
-dataset: {name: scenes, size: [32, 48], images: 4}
-model: {backbone: mobilenetv2_035, pretrained: none}
-train: {epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
-evaluate: {splits: {val: {}}, report: val}
-grid: [{acquire.strategy: [random], seed: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], budget: [10, 20]}]
-"""
+SEEDS = list(range(12))
+EXPERIMENT = experiment_text(
+    "faults",
+    model="{backbone: mobilenetv2_035, pretrained: none}",
+    grid=f"[{{acquire.strategy: [random], seed: {SEEDS}, budget: [10, 20]}}]",
+)
 # The command line refuses GPUs for ranks on CPUs; here they are only counted, to place ranks as on a node with four.
 DRIVER = """
 import sys

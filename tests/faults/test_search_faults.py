@@ -11,28 +11,12 @@ from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.store import Store
+from tests.support.experiments import TWO_PIXELS, experiment_text
 from tests.support.fault_cluster import MARK, Nodes, wait_until_gone
 from tests.support.fault_harness import ROOT, Life, Setting
 
 pytestmark = pytest.mark.ray
 
-EXPERIMENT = """
-name: faults
-dataset: {name: scenes, size: [32, 48], images: 4}
-model: {backbone: mobilenetv2_035, pretrained: none}
-train: {epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
-evaluate: {splits: {test: {}}, report: test}
-grid: [{seed: SEEDS, budget: [2, 4, 6]}]
-acquire: {initial_pixels: 2, pixels_per_stage: 2}
-search:
-  space:
-    train.optimizer.lr: {loguniform: [1e-5, 1e-1]}
-    acquire.pool_fraction: {choice: [0.05, 0.1, 0.2]}
-  searcher: SEARCHER
-  scheduler: SCHEDULER
-  reduction_factor: 2
-  num_samples: SAMPLES
-"""
 # As in test_lost_node: GPUs are only counted.
 DRIVER = """
 import sys
@@ -57,11 +41,18 @@ sys.exit(session.run_search(search, execution, Console(), session.StopRequest(No
 
 
 def experiment_of(searcher: str, scheduler: str, seeds: list[int], size: int) -> str:
-    fields = {"SEARCHER": searcher, "SCHEDULER": scheduler, "SEEDS": str(seeds), "SAMPLES": str(size)}
-    text = EXPERIMENT
-    for name, value in fields.items():
-        text = text.replace(name, value)
-    return text
+    search = f"""
+  space:
+    train.optimizer.lr: {{loguniform: [1e-5, 1e-1]}}
+    acquire.pool_fraction: {{choice: [0.05, 0.1, 0.2]}}
+  searcher: {searcher}
+  scheduler: {scheduler}
+  reduction_factor: 2
+  num_samples: {size}"""
+    grid = f"[{{seed: {seeds}, budget: [2, 4, 6]}}]"
+    return experiment_text(
+        "faults", model="{backbone: mobilenetv2_035, pretrained: none}", acquire=TWO_PIXELS, grid=grid, search=search
+    )
 
 
 def read(place: Path, file: str) -> tuple[Journal, list[Sample]]:

@@ -11,21 +11,19 @@ from test_lost_node import DRIVER
 
 from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.store import Store
+from tests.support.experiments import experiment_text
 from tests.support.fault_cluster import MARK, Nodes, processes, wait_until_gone
 from tests.support.fault_harness import ROOT, Life, Setting
 from tests.support.person import Person
 
 pytestmark = pytest.mark.ray
 
-EXPERIMENT = """
-name: faults
-dataset: {name: scenes, size: [32, 48], images: 4}
-model: {backbone: mobilenetv2_035, pretrained: none}
-train: {epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
-oracle: {name: human}
-evaluate: {splits: {val: {}}, report: val}
-grid: [{acquire.strategy: [margin, random], seed: [0], budget: [10, 20]}]
-"""
+EXPERIMENT = experiment_text(
+    "faults",
+    model="{backbone: mobilenetv2_035, pretrained: none}",
+    oracle="{name: human}",
+    grid="[{acquire.strategy: [margin, random], seed: [0], budget: [10, 20]}]",
+)
 
 
 @pytest.mark.slow

@@ -15,25 +15,25 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.events import Event, StageDone
 from pixelpick_ray.running import run_chain
 from pixelpick_ray.store import experiment_folder
+from tests.support.experiments import experiment_text
 from tests.support.tiny_data import place_at
 
 COMMAND = "PYTHONPATH=. python -m tests.golden.regenerate"
 GOLDEN_PATH = Path(__file__).with_name("scenes.json")
-EXPERIMENT = """
-name: golden
-dataset: {name: scenes, scale: 0.5, images: 8}
-model: {backbone: test_resnet, pretrained: none, dropout: [0.5, 0.5, 0.2]}
-train:
+EXPERIMENT = experiment_text(
+    "golden",
+    dataset="{name: scenes, scale: 0.5, images: 8}",
+    model="{backbone: test_resnet, pretrained: none, dropout: [0.5, 0.5, 0.2]}",
+    train="""
   epochs: 3
   batch_size: 4
   optimizer: {name: adam, lr: 1e-3, weight_decay: 2e-4}
   schedule: {name: multistep, milestones: [2]}
-  augment: {jitter: {}, grayscale: 0.2, blur: {}}
-acquire: {strategy: margin, initial_pixels: 20, pixels_per_stage: 20}
-evaluate: {splits: {val: {}}, report: val}
-grid:
-  - {budget: [40]}
-"""
+  augment: {jitter: {}, grayscale: 0.2, blur: {}}""",
+    acquire="{strategy: margin, initial_pixels: 20, pixels_per_stage: 20}",
+    evaluate="{splits: {val: {}}, report: val}",
+    grid="[{budget: [40]}]",
+)
 
 
 def measure() -> dict[str, Any]:

@@ -32,25 +32,23 @@ from pixelpick_ray.report.search_tables import (
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal, LevelReport
 from pixelpick_ray.store import Store
+from tests.support.experiments import experiment_text
 
 pytestmark = pytest.mark.whole_report
 
-TEXT = """
-name: hunt
-title: <b>Settings & more</b>
-dataset: {name: camvid, size: [360, 480]}
-model: {backbone: resnet18, pretrained: none}
-train: {epochs: 10, optimizer: {name: adam, lr: 1e-3}}
-acquire: {strategy: margin, initial_pixels: 10, pixels_per_stage: 10}
-evaluate: {splits: {test: {}}, report: test}
-grid:
-  - {seed: [0, 1], budget: [10, 20, 40]}
-search:
+TEXT = experiment_text(
+    "hunt",
+    title="<b>Settings & more</b>",
+    dataset="{name: camvid, size: [360, 480]}",
+    model="{backbone: resnet18, pretrained: none}",
+    train="{epochs: 10, optimizer: {name: adam, lr: 1e-3}}",
+    grid="[{seed: [0, 1], budget: [10, 20, 40]}]",
+    search="""
   space:
     train.optimizer.lr: {loguniform: [1e-4, 1e-2]}
     acquire.strategy: {choice: [margin, random]}
-  num_samples: 4
-"""
+  num_samples: 4""",
+)
 FILES = {"table.md", "table.tex", "table.csv", "samples.csv", "index.html"}
 FILES |= {f"{name}.{kind}" for name in ("curve", "slices") for kind in ("png", "svg")}
 SECTIONS = ["Result", "Best configurations", "History", "Budgets", "Importance", "Slices", "Stopped", "Cost"]

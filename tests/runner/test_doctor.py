@@ -16,6 +16,7 @@ from pixelpick_ray.runner import survey
 from pixelpick_ray.runner.doctor import Facts, Finding, Gpu, Meeting, NodeFacts, diagnose
 from pixelpick_ray.runner.inspection import appears, contents, gpus, probe
 from pixelpick_ray.store import Store
+from tests.support.experiments import experiment_text
 from tests.support.launch import ROOT, launch
 from tests.support.stores import execution_at, tiny_plan
 
@@ -237,15 +238,7 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
 
 # Two real nodes
 
-TINY = """
-name: tiny
-dataset: {name: scenes, size: [32, 48], images: 4}
-model: {backbone: test_resnet, pretrained: none}
-train: {epochs: 1, batch_size: 4, optimizer: {name: adam, lr: 2e-3}}
-evaluate: {splits: {val: {}}, report: val}
-grid:
-  - {budget: [10]}
-"""
+TINY = experiment_text(evaluate="{splits: {val: {}}, report: val}")
 CLUSTER = """
 import os, signal, sys
 from ray.cluster_utils import Cluster

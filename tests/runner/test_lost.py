@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
+from tests.support.experiments import experiment_text
+
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
-LONG = """
-name: long
-dataset: {name: scenes, size: [32, 48], images: 7}
-model: {backbone: mobilenetv2_035, pretrained: none}
-train: {epochs: 100000, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
-evaluate: {splits: {test: {}}, report: test}
-grid: [{seed: [0], budget: [10]}]
-"""
+LONG = experiment_text(
+    "long",
+    dataset="{name: scenes, size: [32, 48], images: 7}",
+    model="{backbone: mobilenetv2_035, pretrained: none}",
+    train="{epochs: 100000, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}",
+)
 
 
 @pytest.fixture

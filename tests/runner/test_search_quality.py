@@ -14,32 +14,16 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.runner.search import Decisions, Proposals
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Journal, LevelReport
 from pixelpick_ray.store import Store
+from tests.support.experiments import experiment_of, experiment_text
 
 pytestmark = pytest.mark.long
 
 SEEDS = range(5)
 SAMPLES, WORKERS = 40, 4
-EXPERIMENT = """
-name: quality
-dataset: {{name: scenes, size: [32, 48]}}
-model: {{backbone: mobilenetv2_035, pretrained: none}}
-train: {{epochs: 1, optimizer: {{name: adam, lr: 5e-2, weight_decay: 9e-2}}}}
-evaluate: {{splits: {{test: {{}}}}, report: test}}
-grid: [{{seed: [0], budget: [10, 20, 30, 40, 50, 60, 70, 80, 90]}}]
-search:
-  space:
-    train.optimizer.lr: {{loguniform: [1e-5, 1e-1]}}
-    train.optimizer.weight_decay: {{loguniform: [1e-7, 1e-1]}}
-  searcher: {searcher}
-  scheduler: {scheduler}
-  num_samples: {samples}
-  seed: {seed}
-"""
 
 
 def miou(values: dict[str, float], stage: int) -> float:
@@ -51,8 +35,17 @@ def miou(values: dict[str, float], stage: int) -> float:
 
 
 def search_of(searcher: str, scheduler: str, seed: int, samples: int = SAMPLES) -> Search:
-    fields = {"searcher": searcher, "scheduler": scheduler, "seed": seed, "samples": samples}
-    return make_search(parse_experiment(EXPERIMENT.format(**fields), where="quality.yaml"))
+    space = "{train.optimizer.lr: {loguniform: [1e-5, 1e-1]}, train.optimizer.weight_decay: {loguniform: [1e-7, 1e-1]}}"
+    settings = f"searcher: {searcher}, scheduler: {scheduler}, num_samples: {samples}, seed: {seed}"
+    return search_in(f"{{space: {space}, {settings}}}")
+
+
+def search_in(block: str) -> Search:
+    """The search of nine stages with this block."""
+    train = "{epochs: 1, optimizer: {name: adam, lr: 5e-2, weight_decay: 9e-2}}"
+    budgets = list(range(10, 100, 10))
+    text = experiment_text("quality", train=train, grid=f"[{{seed: [0], budget: {budgets}}}]", search=block)
+    return make_search(experiment_of(text))
 
 
 class Killed(Exception):
@@ -206,10 +199,8 @@ def test_more_samples_can_be_added_to_a_finished_search(tmp_path: Path) -> None:
 
 
 def test_a_grid_is_tried_point_by_point(tmp_path: Path) -> None:
-    text = EXPERIMENT.format(searcher="grid", scheduler="none", samples=0, seed=0)
-    text = text.replace("  num_samples: 0\n", "").replace("{loguniform: [1e-5, 1e-1]}", "{grid: [1e-3, 1e-2]}")
-    text = text.replace("{loguniform: [1e-7, 1e-1]}", "{grid: [0, 1e-4, 1e-3]}").replace("/ 1e-4", "")
-    search = make_search(parse_experiment(text, where="grid.yaml"))
+    space = "{train.optimizer.lr: {grid: [1e-3, 1e-2]}, train.optimizer.weight_decay: {grid: [0, 1e-4, 1e-3]}}"
+    search = search_in(f"{{space: {space}, searcher: grid, scheduler: none, seed: 0}}")
     proposals = Proposals(search, Journal(Store(tmp_path), search), search.spec.size, lambda: 10)
     tried = [proposals.suggest(str(index)) for index in range(7)]
     assert [tuple(one["values"].values()) for one in tried[:6] if isinstance(one, dict)] == [

@@ -10,35 +10,17 @@ from typing import Any
 import pytest
 
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.events import Event, LevelReached
 from pixelpick_ray.runner import search as runner
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.store import Store
+from tests.support.experiments import experiment_of, experiment_text
 
 pytestmark = pytest.mark.ray
 
 SAMPLES = 12
-EXPERIMENT = """
-name: instant
-dataset: {{name: scenes, size: [32, 48]}}
-model: {{backbone: mobilenetv2_035, pretrained: none}}
-train: {{epochs: 1, optimizer: {{name: adam, lr: 1e-1}}}}
-evaluate: {{splits: {{test: {{}}}}, report: test}}
-grid: [{{seed: [0], budget: [10, 20, 30, 40, 50, 60, 70, 80, 90]}}]
-search:
-  space:
-    train.optimizer.lr: {{loguniform: [1e-5, 1e-1]}}
-    acquire.pool_fraction: {{uniform: [0.01, 1]}}
-    acquire.strategy: {{choice: [margin, entropy]}}
-    acquire.stochastic: {{choice: [null, {{passes: 5}}]}}
-    train.batch_size: {{randint: [2, 16]}}
-  searcher: {searcher}
-  scheduler: {scheduler}
-  num_samples: {samples}
-"""
 
 
 def instant() -> Callable[..., None]:
@@ -76,8 +58,21 @@ class Reports:
 
 
 def search_of(searcher: str, scheduler: str, samples: int) -> Search:
-    fields = {"searcher": searcher, "scheduler": scheduler, "samples": samples}
-    return make_search(parse_experiment(EXPERIMENT.format(**fields), where="instant.yaml"))
+    block = f"""
+  space:
+    train.optimizer.lr: {{loguniform: [1e-5, 1e-1]}}
+    acquire.pool_fraction: {{uniform: [0.01, 1]}}
+    acquire.strategy: {{choice: [margin, entropy]}}
+    acquire.stochastic: {{choice: [null, {{passes: 5}}]}}
+    train.batch_size: {{randint: [2, 16]}}
+  searcher: {searcher}
+  scheduler: {scheduler}
+  num_samples: {samples}"""
+    train = "{epochs: 1, optimizer: {name: adam, lr: 1e-1}}"
+    budgets = list(range(10, 100, 10))
+    return make_search(
+        experiment_of(experiment_text("instant", train=train, grid=f"[{{seed: [0], budget: {budgets}}}]", search=block))
+    )
 
 
 @pytest.mark.slow

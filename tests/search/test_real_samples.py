@@ -17,28 +17,28 @@ from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import LevelReport
 from pixelpick_ray.search.sample import run_sample
 from pixelpick_ray.store import Store
+from tests.support.experiments import TWO_PIXELS, experiment_text
 from tests.support.tiny_data import place_at
 
 pytestmark = pytest.mark.training
 
-EXPERIMENT = """
-name: real
-dataset: {name: scenes, size: [24, 32], images: 4}
-model: {backbone: mobilenetv2_035, pretrained: none, dropout: [0, 0, 0]}
-train: {epochs: 3, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
-acquire: {initial_pixels: 2, pixels_per_stage: 2}
-evaluate: {splits: {test: {}}, when: every_epoch, report: test}
-grid: [{seed: SEEDS, budget: [2, 4]}]
-search:
-  space: {acquire.strategy: {choice: [margin, entropy]}, acquire.pool_fraction: {choice: [0.05, 0.5]}}
-  num_samples: 4
-  epochs: EPOCHS
-"""
 VALUES = {"acquire.strategy": "margin", "acquire.pool_fraction": 0.5}
 
 
 def search_of(seeds: list[int], epochs: list[int]) -> Search:
-    text = EXPERIMENT.replace("SEEDS", str(seeds)).replace("EPOCHS", str(epochs))
+    text = experiment_text(
+        "real",
+        dataset="{name: scenes, size: [24, 32], images: 4}",
+        model="{backbone: mobilenetv2_035, pretrained: none, dropout: [0.0, 0.0, 0.0]}",
+        train="{epochs: 3, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}",
+        acquire=TWO_PIXELS,
+        evaluate="{splits: {test: {}}, when: every_epoch, report: test}",
+        grid=f"[{{seed: {seeds}, budget: [2, 4]}}]",
+        search=f"""
+  space: {{acquire.strategy: {{choice: [margin, entropy]}}, acquire.pool_fraction: {{choice: [0.05, 0.5]}}}}
+  num_samples: 4
+  epochs: {epochs}""",
+    )
     return make_search(parse_experiment(text, where="real.yaml"))
 
 

@@ -12,20 +12,17 @@ from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.plan import Plan, make_plan
 from pixelpick_ray.store import Store, experiment_folder
+from tests.support.experiments import experiment_text
 from tests.support.stores import record_of
 
-TEXT = """
-name: asked
-title: Scenes, labelled by people
-dataset: {name: scenes, size: [32, 40]}
-model: {backbone: test_resnet, pretrained: none}
-train: {epochs: 1, optimizer: {name: adam, lr: 1e-3}}
-acquire: {initial_pixels: 10, pixels_per_stage: 10}
-oracle: {name: human}
-evaluate: {splits: {test: {}}, report: test}
-grid:
-  - {seed: [0], budget: [20]}
-"""
+TEXT = experiment_text(
+    "asked",
+    title="Scenes, labelled by people",
+    dataset="{name: scenes, size: [32, 40]}",
+    train="{epochs: 1, optimizer: {name: adam, lr: 1e-3}}",
+    oracle="{name: human}",
+    grid="[{seed: [0], budget: [20]}]",
+)
 BOOK = digest("a book")
 HEIGHT, WIDTH = 32, 40
 

@@ -6,23 +6,23 @@ from typing import Any
 from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Journal, LevelReport, Sample
+from tests.support.experiments import experiment_text
 
-TEXT = """\
-name: hunt
-title: Street scenes
-dataset: {name: camvid, size: [360, 480]}
-model: {backbone: resnet18, pretrained: none}
-train: {epochs: 8, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}
-acquire: {strategy: margin, initial_pixels: 10, pixels_per_stage: 10}
-evaluate: {splits: {test: {size: [180, 240]}}, report: test}
-grid:
-  - {seed: [0], budget: [10, 20, 40]}
-search:
+TEXT = experiment_text(
+    "hunt",
+    title="Street scenes",
+    dataset="{name: camvid, size: [360, 480]}",
+    model="{backbone: resnet18, pretrained: none}",
+    train="{epochs: 8, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}",
+    acquire="{strategy: margin, initial_pixels: 10, pixels_per_stage: 10}",
+    evaluate="{splits: {test: {size: [180, 240]}}, report: test}",
+    grid="[{seed: [0], budget: [10, 20, 40]}]",
+    search="""
   space:
     train.optimizer.lr: {loguniform: [1e-4, 1e-2]}
     acquire.strategy: {choice: [margin, random, entropy]}
-  num_samples: 4
-"""
+  num_samples: 4""",
+)
 OWN = {"train.optimizer.lr": 0.001, "acquire.strategy": "margin"}
 OTHER = {"train.optimizer.lr": 0.0025, "acquire.strategy": "random"}
 LR_ALONE = "search.space={train.optimizer.lr: {loguniform: [1e-4, 1e-2]}}"

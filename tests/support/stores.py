@@ -18,17 +18,14 @@ from pixelpick_ray.plan import Chain, Plan, Sources, make_plan
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import ChainRecord, StageRecord, write_chain
 from pixelpick_ray.tasks import Evaluate, FirstPixels, Fit, Pick, Task
+from tests.support.experiments import TWO_PIXELS, experiment_text
 
-TEXT = """
-name: tiny
-dataset: {name: camvid, size: [8, 10]}
-model: {backbone: test_resnet, pretrained: none}
-train: {epochs: 2, batch_size: 2, optimizer: {name: adam, lr: 1e-3}}
-acquire: {initial_pixels: 2, pixels_per_stage: 2}
-evaluate: {splits: {test: {}}, report: test}
-grid:
-  - {acquire.strategy: [margin, random], seed: [0], budget: [2, 4, 6]}
-"""
+TEXT = experiment_text(
+    dataset="{name: camvid, size: [8, 10]}",
+    train="{epochs: 2, batch_size: 2, optimizer: {name: adam, lr: 1e-3}}",
+    acquire=TWO_PIXELS,
+    grid="[{acquire.strategy: [margin, random], seed: [0], budget: [2, 4, 6]}]",
+)
 
 
 def tiny_plan(*overrides: str) -> Plan:

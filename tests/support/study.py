@@ -16,19 +16,17 @@ from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.description import write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.store import Store, experiment_folder
+from tests.support.experiments import experiment_text
 from tests.support.stores import record_of
 
-TEXT = """
-name: study
-title: A study
-dataset: {name: camvid, size: [360, 480]}
-model: {backbone: small, pretrained: none}
-train: {epochs: 2, optimizer: {name: adam, lr: 1e-3}}
-acquire: {initial_pixels: 10, pixels_per_stage: 10}
-evaluate: {splits: {test: {}}, report: test}
-grid:
-  - {acquire.strategy: [margin], seed: [0, 1, 2], budget: [10, 20]}
-"""
+TEXT = experiment_text(
+    "study",
+    title="A study",
+    dataset="{name: camvid, size: [360, 480]}",
+    model="{backbone: small, pretrained: none}",
+    train="{epochs: 2, optimizer: {name: adam, lr: 1e-3}}",
+    grid="[{acquire.strategy: [margin], seed: [0, 1, 2], budget: [10, 20]}]",
+)
 
 Matrix = Sequence[Sequence[int]]
 Measured = Matrix | Sequence[Matrix]

@@ -18,6 +18,7 @@ from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.engine.batches import FitJob, TrainingData
 from pixelpick_ray.store import Store
+from tests.support.experiments import experiment_text
 
 TRUTH = GroundTruthSpec()
 CLASSES = 4
@@ -138,20 +139,19 @@ def place_at(store: Path, data: Path, cache: Path, **options: Any) -> Place:
     return Place(data, str(store), cache, runs_path=store.parent / "runs", **options)
 
 
-TINY_EXPERIMENT = """
-name: tiny
-dataset: {name: tiny}
-model: {backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.2]}
-train:
+TINY_EXPERIMENT = experiment_text(
+    dataset="{name: tiny}",
+    model="{backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.2]}",
+    train="""
   epochs: 3
   batch_size: 3
   optimizer: {name: adam, lr: 5e-3, backbone_lr_factor: 1.0}
-  augment: {scale: [0.8, 1.25]}
-acquire: {strategy: margin, initial_pixels: 3, pixels_per_stage: 3}
-evaluate: {splits: {val: {}}, report: val}
-grid:
-  - {budget: [9]}
-"""
+  augment: {scale: [0.8, 1.25]}""",
+    acquire="{strategy: margin, initial_pixels: 3, pixels_per_stage: 3}",
+    evaluate="{splits: {val: {}}, report: val}",
+    grid="""
+  - {budget: [9]}""",
+)
 
 
 def tiny_experiment(*overrides: str) -> Experiment:
