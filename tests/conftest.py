@@ -1,5 +1,6 @@
 """Shared fixtures and settings of all tests."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from tests.support.ray_cluster import running_cluster
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at a time; threads that wait for each other cost most
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("default")
 
@@ -47,8 +49,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """Address of a Ray cluster of two CPUs that the tests of this process share."""
-    with running_cluster("--include-dashboard=false") as (address, _):
+    """Address of a Ray cluster of two CPUs that the tests of this process share; its workers find the package."""
+    with running_cluster("--include-dashboard=false", PYTHONPATH=str(Path(__file__).resolve().parents[1])) as (
+        address,
+        _,
+    ):
         yield address
 
 

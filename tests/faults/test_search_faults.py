@@ -1,6 +1,8 @@
 """Searches on real Ray: each scheduler with samples of two ranks on a node of eight GPUs; the shipped one, killed."""
 
 import json
+import os
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,8 +14,9 @@ from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.store import Store
 from tests.support.experiments import TWO_PIXELS, experiment_text
-from tests.support.fault_cluster import MARK, Nodes, wait_until_gone
+from tests.support.fault_cluster import MARK, Nodes, processes, variables, wait_for, wait_until_gone
 from tests.support.fault_harness import ROOT, Life, Setting
+from tests.support.launch import launch
 
 pytestmark = pytest.mark.ray
 
@@ -163,21 +166,24 @@ def ended(life: Life, size: int = 12) -> list[Sample]:
 
 @pytest.mark.always("a search with a killed trial")
 def test_the_shipped_search_killed_twice_ends_with_exactly_its_samples(tmp_path: Path, mark: dict[str, str]) -> None:
-    text = QUICKSTART.replace("name: search-quickstart", "name: faults").replace("epochs: 8", "epochs: 2")
-    text = text.replace("images: 24", "images: 8").replace("size: [48, 64]", "size: [32, 48]")
-    text = text.replace("num_samples: 12", "num_samples: 6")
-    life = Life(tmp_path / "life", Setting(text, ()), mark, None)
+    """First its driver is killed, then a trial."""
+    text = QUICKSTART.replace("name: search-quickstart", "name: faults").replace("epochs: 8", "epochs: 1")
+    text = text.replace("images: 24", "images: 4").replace("size: [48, 64]", "size: [32, 48]")
+    life = Life(tmp_path / "life", Setting(text.replace("num_samples: 12", "num_samples: 4"), ()), mark, None)
     kill_at(life, mark, 2)
     before = read(life.place, "faults.yaml")[1]
-    kill_at(life, mark, 5)
-    assert life.run().wait(timeout=500) == 0, life.output()
-    samples = ended(life, 6)
+    driver = life.run()
+    trial = next(iter(wait_for(lambda: [one.pid for one in processes(mark[MARK]) if one.is_trial])))
+    wait_for(lambda: reports(life) > sum(len(one.reports) for one in before) or driver.poll() is not None)
+    os.kill(trial, signal.SIGKILL)
+    assert driver.wait(timeout=400) == 0, life.output()
+    samples = ended(life, 4)
     assert [one.values for one in samples[: len(before)]] == [one.values for one in before]
-    found = list(life.place.glob("found/*.yaml"))
-    assert len(found) == 1
-    assert set(load_experiment(found[0]).grid[0]["seed"]).isdisjoint({0})
-    assert life.run().wait(timeout=100) == 0  # nothing is left to do
-    assert "trained now: 0" in life.output()
+    [found] = life.place.glob("found/*.yaml")
+    assert set(load_experiment(found).grid[0]["seed"]).isdisjoint({0})
+    with variables({"XDG_CACHE_HOME": str(life.place / "cache")}):
+        planned = launch(life.place, "plan", "faults.yaml", "--json")
+    assert sum(json.loads(planned.out)["samples_by_state"][state] for state in ("running", "waiting", "missing")) == 0
     assert wait_until_gone(mark[MARK], services_too=True) == []
 
 

@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.support.experiments import experiment_text
+from tests.support.fault_cluster import wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -36,15 +35,6 @@ def start(place: Path, *options: str) -> "subprocess.Popen[str]":
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(place / "cache")}
     output = subprocess.PIPE
     return subprocess.Popen(command, cwd=place, env=environment, text=True, stdout=output, stderr=subprocess.STDOUT)
-
-
-def wait_for(look: Callable[[], Any], seconds: float = 240.0) -> Any:
-    """What `look` returns as soon as it is something."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
-    return found
 
 
 def training(place: Path) -> dict[int, int]:

@@ -13,6 +13,7 @@ from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner.tune import placement
 from tests.support.experiments import experiment_text
+from tests.support.fault_cluster import variables
 from tests.support.launch import launch
 from tests.support.ray_cluster import RAY_SETTINGS
 
@@ -39,26 +40,13 @@ def place(tmp_path: Path, ray_cluster: str) -> Path:
     return tmp_path
 
 
-def start(place: Path, *options: str, store: str = "store") -> "subprocess.Popen[str]":
-    address = (place / "address").read_text()
-    command = [sys.executable, str(ROOT / "launch.py"), "run", "tiny.yaml", "--store", store, *options]
-    command += ["--address", address]
-    environment = os.environ | RAY_SETTINGS | {"PYTHONUNBUFFERED": "1", "XDG_CACHE_HOME": str(place / "cache")}
-    return subprocess.Popen(
-        command, cwd=place, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
 def run(place: Path, *options: str, store: str = "store", status: int = 0) -> str:
     """What a run prints, on the cluster of the tests or without Ray."""
-    if "--local" in options:
-        done = launch(place, "run", "tiny.yaml", "--store", store, *options)
-        assert done.status == status, done
-        return done.out
-    process = start(place, *options, store=store)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == status, output
-    return output
+    address = () if "--local" in options else ("--address", (place / "address").read_text())
+    with variables(RAY_SETTINGS):
+        done = launch(place, "run", "tiny.yaml", "--store", store, *options, *address)
+    assert done.status == status, done
+    return done.out
 
 
 def finished_times(place: Path) -> dict[str, float]:

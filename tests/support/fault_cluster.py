@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,15 @@ def _process(number: str, mark: str) -> Process | None:
     except OSError:
         return None
     return Process(int(number), int(parent), title) if state not in "ZX" else None
+
+
+def wait_for(look: Callable[[], Any], seconds: float = 240.0) -> Any:
+    """What `look` returns as soon as it is something."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+    return found
 
 
 def wait_until_gone(mark: str, *, services_too: bool, seconds: float = 30.0) -> list[Process]:

@@ -12,7 +12,12 @@ from pathlib import Path
 
 RAY = str(Path(sys.executable).with_name("ray"))
 # What who joins the cluster needs in the environment.
-RAY_SETTINGS = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of these tests alone", "RAY_USAGE_STATS_ENABLED": "0"}
+RAY_SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "of these tests alone",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+}
 
 
 def free_ports(count: int) -> list[int]:
@@ -25,11 +30,13 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running_cluster(*options: str) -> Iterator[tuple[str, str]]:
+def running_cluster(*options: str, **variables: str) -> Iterator[tuple[str, str]]:
     """The addresses of a cluster of two CPUs and of its job server (with ``--include-dashboard=true``)."""
     gcs, dashboard, agent, client = free_ports(4)
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the paths of its sockets must be short
-    environment = os.environ | RAY_SETTINGS | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = (
+        os.environ | RAY_SETTINGS | variables | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    )
     process = subprocess.Popen(
         [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}",
          f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
