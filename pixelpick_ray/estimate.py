@@ -16,6 +16,7 @@ def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[s
     found = progress.to_train.values()
     return {
         "experiment": planned.experiment.name,
+        "code": list(planned.code),
         "trials": len(planned.trials),
         "chains": len(planned.chains),
         "fits": planned.num_fits,

@@ -13,6 +13,7 @@ from functools import cache, lru_cache, partial
 from typing import Any
 
 from pixelpick_ray.checks import check_trial, splits_in_use
+from pixelpick_ray.config import parts
 from pixelpick_ray.config.canonical import brief, counted, digest
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
@@ -94,6 +95,12 @@ class Plan:
                 asked |= dict.fromkeys(chain.picks, acquire.pixels_per_stage)
                 asked[chain.picks[0]] = acquire.initial_pixels
         return sum(asked.values())
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """What code from elsewhere the trials use, a line a part."""
+        found = dict.fromkeys(one for chain in self.chains for one in chain.trial.parts_from_elsewhere)
+        return tuple(parts.described(kind, name) for kind, name in found)
 
     @property
     def sharing(self) -> str:
@@ -433,6 +440,13 @@ def _is_known(fit: Fit) -> bool:
     return not isinstance(fit.labels, _Expected) or fit.labels.is_known
 
 
+def _keep_sources(plan: Plan, store: Store) -> None:
+    """Store the sources that trials are made with, beside the results."""
+    names = {name for chain in plan.chains for _, name in chain.trial.parts_from_elsewhere}
+    for code in {code.digest: code for code in map(parts.code_of, sorted(names)) if code}.values():
+        store.write_record(paths.source(code.digest), {"files": dict(code.files)})
+
+
 def claim_name(plan: Plan, store: Store) -> None:
     """Record the experiment under its name. SpecError when the name belongs to another one, or nothing can be written.
 
@@ -448,9 +462,10 @@ def claim_name(plan: Plan, store: Store) -> None:
                 f"name: {experiment.name!r} is already another experiment in {store.address} ({other}); give this "
                 "one a name of its own (name: in the file, or --set name=...), or use another --store"
             )
-    ids = sorted(digest(trial.as_input()) for trial in plan.trials)
+    ids = sorted(digest(trial.as_named()) for trial in plan.trials)
     before = store.find_record(paths.experiment_record(mine), ExperimentRecord)
     if before is not None and set(before.trials) > set(ids):
+        _keep_sources(plan, store)
         return
     if before is not None and not set(before.trials) <= set(ids):
         raise SpecError(
@@ -459,6 +474,7 @@ def claim_name(plan: Plan, store: Store) -> None:
         )
     record = ExperimentRecord(experiment=experiment.model_dump(mode="json", exclude_none=True), trials=tuple(ids))
     try:
+        _keep_sources(plan, store)
         store.write_record(paths.experiment_record(mine), record.model_dump(mode="json"))
     except StoreError as error:
         raise SpecError(f"--store {store.address}: cannot be used ({error}); give a folder you may write to") from error

@@ -16,10 +16,12 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
-from pixelpick_ray.active.acquisition import needs_model
+from pixelpick_ray.active.acquisition import needs_model, strategy_version
 from pixelpick_ray.active.metrics import Counts
+from pixelpick_ray.active.oracle import oracle_version
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.keys import Source, versioned
+from pixelpick_ray.config.networks import head_version
 from pixelpick_ray.config.trial import Budget, EvaluateSpec, HumanSpec, SizeSpec, Trial
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.questions import Questions
@@ -110,7 +112,9 @@ class Fit(Task[Trained]):
         return versioned(
             "fit",
             data=_data(trial, self.source),
-            model=trial.model.as_input() | {"weights_digest": self.source.weights_digest},
+            model=trial.model.as_input()
+            | {"weights_digest": self.source.weights_digest}
+            | _raised(head_version(trial.model.architecture)),
             train=trial.training.as_input(),
             seed=trial.seed,
             stage=self.stage,
@@ -222,7 +226,7 @@ class FirstPixels(PixelsTask):
             "initial",
             data=_data(trial, self.source),
             initial_pixels=trial.acquire.initial_pixels,
-            oracle=trial.oracle.as_input(),
+            oracle=_oracle(trial),
             seed=trial.seed,
         )
 
@@ -248,10 +252,9 @@ class Pick(PixelsTask):
         trial = self.fit.trial
         acquire = trial.acquire.as_input()
         del acquire["initial_pixels"]  # already in the labels of the fit
-        oracle = trial.oracle.as_input()
-        return versioned(
-            "pick", fit=self.fit.key, acquire=acquire, oracle=oracle, seed=trial.seed, stage=self.fit.stage
-        )
+        acquire |= _raised(strategy_version(trial.acquire.strategy))
+        asked = {"acquire": acquire, "oracle": _oracle(trial)}
+        return versioned("pick", fit=self.fit.key, **asked, seed=trial.seed, stage=self.fit.stage)
 
     @property
     def model_of(self) -> Fit | None:
@@ -326,6 +329,15 @@ def evaluation_size(evaluate: EvaluateSpec, trial: Trial, split: str) -> SizeSpe
     """The size that a split is evaluated at: its own, or that of training when it gives none."""
     own = evaluate.splits[split].size_spec()
     return trial.dataset.size_spec() if own == SizeSpec() else own
+
+
+def _raised(version: int) -> dict[str, int]:
+    """What a part's version adds to a key: nothing while it is 1, as in keys that are older than versions of parts."""
+    return {} if version == 1 else {"version": version}
+
+
+def _oracle(trial: Trial) -> dict[str, Any]:
+    return trial.oracle.as_input() | _raised(oracle_version(trial.oracle.name))
 
 
 def _data(trial: Trial, source: Source) -> dict[str, Any]:

@@ -1,15 +1,19 @@
-"""Scores: how much a pixel is worth asking about. Dispatch by name is ``SCORES`` and ``COMMITTEE_SCORES``.
+"""Scores: how much a pixel is worth asking about. Dispatch by name is ``STRATEGIES``.
 
 A score function takes logits (N, C, H, W) and returns (N, H, W), where **larger is always picked first**; a committee's
 takes the logits of several stochastic passes one after another. All are finite for finite logits. A new score is one
-function and one line in a dict. The formulas are those of PixelPick (Shin, Xie, Albanie 2021, section 3.1).
+function and one line in a dict, or a function elsewhere (`config/parts.py`). The formulas are those of PixelPick (Shin,
+Xie, Albanie 2021, section 3.1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
+from pixelpick_ray.config import parts
 from pixelpick_ray.config.trial import AcquireSpec
 from pixelpick_ray.errors import SpecError
 
@@ -109,34 +113,70 @@ def _finite(log_probabilities: Tensor) -> Tensor:
     return log_probabilities.clamp(min=-1e4)
 
 
-# None: pixels by chance, drawn from the stream of their image; the network is not asked.
-SCORES: dict[str, Score | None] = {
-    "margin": margin,
-    "entropy": entropy,
-    "least_confidence": least_confidence,
-    "random": None,
+@dataclass(frozen=True)
+class Strategy:
+    """An acquisition function. `score` of a committee takes the logits of several passes, of others those of one; None
+    draws pixels at random from the stream of their image, and the network is not asked. Raise `version` when its scores
+    change: picks are then made again, those of other strategies stay.
+    """
+
+    score: Any
+    is_committee: bool = False
+    version: int = 1
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "margin": Strategy(margin),
+    "entropy": Strategy(entropy),
+    "least_confidence": Strategy(least_confidence),
+    "random": Strategy(None),
+    "bald": Strategy(bald, is_committee=True),
 }
-COMMITTEE_SCORES: dict[str, CommitteeScore] = {"bald": bald}
 VOTES: dict[str, Callable[[Score, Iterable[Tensor]], Tensor]] = {"soft": soft_vote, "hard": hard_vote}
 
 
 def score_passes(acquire: AcquireSpec, passes: Iterable[Tensor]) -> Tensor:
     """(N, H, W) scores of a strategy that asks the network, from the logits of its passes (one unless stochastic)."""
-    if acquire.strategy in COMMITTEE_SCORES:
-        return COMMITTEE_SCORES[acquire.strategy](passes)
-    score = SCORES[acquire.strategy]
-    if score is None:
+    strategy = _strategy(acquire.strategy)
+    if strategy.is_committee:
+        return cast("Tensor", strategy.score(passes))
+    if strategy.score is None:
         raise AssertionError(f"{acquire.strategy} scores nothing")
-    return VOTES[acquire.stochastic.vote if acquire.stochastic else "soft"](score, passes)
+    return VOTES[acquire.stochastic.vote if acquire.stochastic else "soft"](strategy.score, passes)
+
+
+def _strategy(name: str) -> Strategy:
+    """The strategy of a name; one from elsewhere is a function, or a `Strategy`."""
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    found = parts.load("strategy", name)
+    if isinstance(found, Strategy):
+        return found
+    return Strategy(partial(_shaped, found, name))
+
+
+def _shaped(score: Score, name: str, logits: Tensor) -> Tensor:
+    """The scores of a function from elsewhere. RunError when they are not one number a pixel."""
+    scores = score(logits)
+    wanted = (logits.shape[0], *logits.shape[2:])
+    shape = tuple(getattr(scores, "shape", ()))
+    if shape != wanted or not scores.is_floating_point():
+        got = f"{scores.dtype} {list(shape)}" if shape else type(scores).__name__
+        raise SpecError(f"{name}: gives {got} for logits {list(logits.shape)}, expected floats {list(wanted)}")
+    return scores
 
 
 def check_strategy(acquire: AcquireSpec) -> None:
     """SpecError with the known strategies for an unknown one, and for one that does not go with the other fields."""
-    name, committee = acquire.strategy, acquire.strategy in COMMITTEE_SCORES
-    if not committee and name not in SCORES:
+    name = acquire.strategy
+    if name not in STRATEGIES:
+        if parts.is_elsewhere("strategy", name):
+            return
+        known = ", ".join([*STRATEGIES, *parts.names("strategy")])
         raise SpecError(
-            f"acquire.strategy: unknown strategy {name!r}; known: {', '.join([*SCORES, *COMMITTEE_SCORES])}"
+            f"acquire.strategy: unknown strategy {name!r}; known: {known}, or your own by file:PATH.py:NAME"
         )
+    committee = STRATEGIES[name].is_committee
     if committee and acquire.stochastic is None:
         raise SpecError(f"acquire.stochastic: {name} compares stochastic passes; add e.g. stochastic: {{passes: 20}}")
     if committee and acquire.stochastic is not None and acquire.stochastic.vote != "soft":
@@ -146,5 +186,10 @@ def check_strategy(acquire: AcquireSpec) -> None:
 
 
 def needs_model(name: str) -> bool:
-    """Whether a strategy scores with the network."""
-    return name in COMMITTEE_SCORES or SCORES[name] is not None
+    """Whether a strategy scores with the network; one from elsewhere does."""
+    return name not in STRATEGIES or STRATEGIES[name].score is not None
+
+
+def strategy_version(name: str) -> int:
+    """The version of a built-in strategy; of one from elsewhere its name says what code it is."""
+    return STRATEGIES[name].version if name in STRATEGIES else 1

@@ -1,4 +1,7 @@
-"""Who answers: the labels of asked pixels. Dispatch by name is ``ORACLES``."""
+"""Who answers: the labels of asked pixels. Dispatch by name is ``ORACLES``.
+
+An oracle from elsewhere is a function of an `OracleRequest`, and of the options that the experiment gives it.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pixelpick_ray.config.trial import ErringSpec, GroundTruthSpec, HumanSpec
+from pixelpick_ray.config import parts
+from pixelpick_ray.config.trial import ElsewhereSpec, ErringSpec, GroundTruthSpec, HumanSpec
 from pixelpick_ray.data.answers import Book
 from pixelpick_ray.data.questions import UNSAID, Questions
 from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import SpecError
 
 LabelArray = npt.NDArray[np.int64]
-AnyOracle = GroundTruthSpec | ErringSpec | HumanSpec
+AnyOracle = GroundTruthSpec | ErringSpec | HumanSpec | ElsewhereSpec
 
 
 class Unanswered(Exception):
@@ -40,7 +44,7 @@ def answer(oracle: AnyOracle, asked: OracleRequest) -> LabelArray:
 
     Unanswered when people have not answered them all.
     """
-    return ORACLES[oracle.name](oracle, asked)
+    return ORACLES[oracle.name].answer(oracle, asked) if oracle.name in ORACLES else _elsewhere(oracle, asked)
 
 
 def _ground_truth(oracle: GroundTruthSpec, asked: OracleRequest) -> LabelArray:
@@ -80,11 +84,36 @@ def _human(oracle: HumanSpec, asked: OracleRequest) -> LabelArray:
     return labels
 
 
-ORACLES: Mapping[str, Callable[[Any, OracleRequest], LabelArray]] = {
-    "ground_truth": _ground_truth,
-    "erring": _erring,
-    "human": _human,
+def _elsewhere(oracle: Any, asked: OracleRequest) -> LabelArray:
+    """The answers of a function from elsewhere. SpecError when they are not one class a question."""
+    said = np.asarray(parts.load("oracle", oracle.name)(asked, **oracle.options))
+    count = len(asked.class_names)
+    if said.shape != (len(asked.questions),) or said.dtype.kind not in "iu" or not ((said >= 0) & (said < count)).all():
+        raise SpecError(
+            f"{oracle.name}: gives {said.dtype} {list(said.shape)} for {len(asked.questions)} questions; expected as "
+            f"many integers of 0 to {count - 1}"
+        )
+    return said.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """How an oracle answers. Raise `version` when its answers change: what it was asked for is then asked again."""
+
+    answer: Callable[[Any, OracleRequest], LabelArray]
+    version: int = 1
+
+
+ORACLES: Mapping[str, Oracle] = {
+    "ground_truth": Oracle(_ground_truth),
+    "erring": Oracle(_erring),
+    "human": Oracle(_human),
 }
+
+
+def oracle_version(name: str) -> int:
+    """The version of a built-in oracle; of one from elsewhere its name says what code it is."""
+    return ORACLES[name].version if name in ORACLES else 1
 
 
 def check_oracle(oracle: AnyOracle, class_names: Sequence[str]) -> None:

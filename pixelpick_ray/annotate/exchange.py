@@ -12,6 +12,7 @@ from pixelpick_ray.annotate.formats import coco, cvat, jsonl, label_studio, quer
 from pixelpick_ray.annotate.formats.label_studio import label_config
 from pixelpick_ray.annotate.formats.points import AskedImage, Exchanged, ExchangedPoint, Known
 from pixelpick_ray.annotate.formats.problems import Found, Problems, check_points, checked
+from pixelpick_ray.config import parts
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Place, Questions
@@ -84,9 +85,14 @@ def read(
 
 
 def _format(name: str) -> Format:
-    if name not in FORMATS:
-        raise SpecError(f"format {name!r}: allowed are {', '.join(FORMATS)}")
-    return FORMATS[name]
+    if name in FORMATS:
+        return FORMATS[name]
+    if not parts.is_elsewhere("format", name):
+        raise SpecError(f"format {name!r}: allowed are {', '.join([*FORMATS, *parts.names('format')])}")
+    found = parts.load("format", name)
+    if not isinstance(found, Format):
+        raise SpecError(f"format {name!r}: is {found!r}, no pixelpick_ray.Format")
+    return found
 
 
 def points_of(

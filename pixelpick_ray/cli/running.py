@@ -75,6 +75,8 @@ def plan(
         known = f"{stored} stored" if chain.id in progress.stages else "not known: no data here"
         noun = "budget" if len(chain.budgets) == 1 else "budgets"
         print(f"{chain.label}: {counted(len(chain.fits), 'stage')} for {noun} {budgets} ({known})")
+    for line in planned.code:
+        print(f"code: {line}")
     print(planned.sharing)
     if planned.answers_per_image:
         print(f"people label {counted(planned.answers_per_image, 'pixel')} of each image")

@@ -4,13 +4,15 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
+from pixelpick_ray.config import parts
 from pixelpick_ray.config.annotate import AnnotateSpec
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.search import DomainSpec, SearchSpec, may_vary
@@ -60,6 +62,8 @@ class Experiment(Spec):
         """How people are asked."""
         return self.annotate or AnnotateSpec()
 
+    _files: dict[str, str] = PrivateAttr(default_factory=dict)  # resolved names of what ``file:`` gives, as read once
+
     def trials(self) -> tuple[Trial, ...]:
         """The distinct trials of all grids, in the order of the file. Raises SpecError for a wrong point."""
         return self._trials
@@ -97,19 +101,33 @@ class Experiment(Spec):
         point = json.loads(json.dumps(self._base()))
         for path, value in settings.items():
             _set_known(point, path.split("."), value, where=f"{where}{path}")
+        for path, kind in parts.FIELDS.items():
+            self._resolve(point, path, kind)
         return _validated(Trial, point, prefixes=dict.fromkeys(settings, where), at=at)
 
     def _base(self) -> dict[str, Any]:
         """The values of the file that a trial has."""
         return self.model_dump(mode="json", include={"dataset", "model", "train", "acquire", "oracle"}) | {"seed": 0}
 
+    def _resolve(self, point: dict[str, Any], path: str, kind: str) -> None:
+        """Give a part from elsewhere the name that says what code it is."""
+        spec, _, field = path.partition(".")
+        name = point[spec].get(field) if isinstance(point[spec], dict) else None
+        if isinstance(name, str):
+            with _naming(path):
+                point[spec][field] = self._files.get(name) or parts.resolved(kind, name)
+
     def searchable(self) -> tuple[str, ...]:
         """The dotted paths that a search of this experiment may vary."""
         return tuple(filter(may_vary, _known_paths(self._base())))
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields alone: thousands of expanded trials would travel to every process."""
-        return super().__getstate__() | {"__dict__": dict(self)}
+        """The fields, and the sources of parts from elsewhere; thousands of expanded trials would be too much."""
+        return super().__getstate__() | {"__dict__": dict(self), "parts": parts.shipment()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        parts.install(state["parts"])
+        super().__setstate__({name: value for name, value in state.items() if name != "parts"})
 
     def __copy__(self) -> Self:
         """The fields alone: a copy may get others, and has other trials then."""
@@ -134,11 +152,13 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read ({error}); give the path of an experiment file") from error
-    return parse_experiment(text, where=path.name, overrides=overrides)
+    return parse_experiment(text, where=path.name, overrides=overrides, folder=path.parent)
 
 
-def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = ()) -> Experiment:
-    """As `load_experiment`, from YAML text; `where` is the name that messages begin with."""
+def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), folder: Path | None = None) -> Experiment:
+    """As `load_experiment`, from YAML text: `where` is the name that messages begin with, ``file:`` is relative to
+    `folder`.
+    """
     tree = read_yaml(text, where)
     if not isinstance(tree, dict):
         raise SpecError(f"{where}: expected a mapping with name, dataset, model, train, evaluate, grid")
@@ -151,6 +171,7 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = ()) ->
         overridden[path.strip()] = read_yaml(value, f"--set {path}")
     try:
         experiment = _validated(Experiment, tree)
+        experiment._files.update(_files_in(tree, folder))
         _check_overrides(experiment, overridden)
         _check_people(experiment)
         if experiment.search is not None:
@@ -158,6 +179,32 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = ()) ->
     except SpecError as error:
         raise SpecError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from None
     return experiment
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Begin the message of what is wrong with the path in the experiment."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def _files_in(tree: Any, folder: Path | None, path: str = "") -> dict[str, str]:
+    """The resolved names of all parts that ``file:`` gives in an experiment, each read once."""
+    if isinstance(tree, dict):
+        inner = [_files_in(value, folder, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
+    elif isinstance(tree, (list, tuple)):
+        inner = [_files_in(value, folder, path) for value in tree]
+    elif isinstance(tree, str) and parts.FILE.fullmatch(tree):
+        kind = next((kind for field, kind in parts.FIELDS.items() if f".{path}.".find(f".{field}.") >= 0), None)
+        if kind is None:
+            return {}
+        with _naming(path):
+            return {tree: parts.resolved(kind, tree, folder)}
+    else:
+        inner = []
+    return {name: whole for found in inner for name, whole in found.items()}
 
 
 def _check_overrides(experiment: Experiment, overridden: Mapping[str, Any]) -> None:
@@ -329,7 +376,7 @@ def _explain(item: Any) -> tuple[str, str]:
     for part in item["loc"]:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part not in _BY_NAME and part not in ("int", "constrained-int", "literal['full']"):
+        elif part not in _BY_NAME and part not in ("int", "constrained-int", "literal['full']", "elsewhere"):
             path += f".{part}" if path else str(part)
     message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if item["type"] == "extra_forbidden":
@@ -340,6 +387,11 @@ def _explain(item: Any) -> tuple[str, str]:
         message = "is required"
     elif item["type"] == "model_type" and item["ctx"]["class_name"] == DomainSpec.__name__:
         message = f"should be one kind with its values, e.g. {{choice: [1, 2]}}; got {item['input']!r}"
+    elif item["type"] == "union_tag_invalid":
+        known = ", ".join(
+            [*_names_of(item["loc"][-1]), *(parts.names("oracle") if item["loc"][-1] == "oracle" else ())]
+        )
+        message = f"unknown name {item['ctx']['tag']!r}; known: {known}"
     elif item["type"] == "union_tag_not_found":
         message = f"name is required, one of {', '.join(_names_of(item['loc'][-1]))}; got {item['input']!r}"
     elif item["type"] != "value_error":

@@ -28,23 +28,33 @@ class Network:
 
 
 @dataclass(frozen=True)
-class _Need:
-    """What a head needs of the strides of a pyramid, how that is said, and which networks have it."""
+class Head:
+    """What a head needs of the strides of a pyramid, how that is said, and which networks have it. Raise `version` when
+    the network that it makes of the same weights computes something else: its fits are then made again.
+    """
 
     has: Callable[[Strides], bool]
     text: str
     advice: str
+    version: int = 1
 
 
-# By architecture.
-_NEEDS = {
-    "deeplabv3plus": _Need(lambda strides: 4 in strides, "features at stride 4", "mobilenetv2_100 or resnet50"),
-    "fpn": _Need(
+HEADS = {
+    "deeplabv3plus": Head(lambda strides: 4 in strides, "features at stride 4", "mobilenetv2_100 or resnet50"),
+    "fpn": Head(
         lambda strides: strides[-4:] == (4, 8, 8, 8),
         "features at strides 4, 8, 8, 8",
         "resnet18, resnet34, resnet50 or resnet101",
     ),
 }
+
+
+_ANY = Head(bool, "features", "mobilenetv2_100 or resnet50")  # what a head from elsewhere needs
+
+
+def head_version(name: str) -> int:
+    """The version of a built-in head; of one from elsewhere its name says what code it is."""
+    return HEADS[name].version if name in HEADS else 1
 
 
 @cache
@@ -72,7 +82,7 @@ def check_network(spec: ModelSpec) -> None:
         near = difflib.get_close_matches(name, networks(), n=5)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the known ones"
         raise SpecError(f"model.backbone: timm has no network {name!r}; {hint}")
-    need, strides = _NEEDS[spec.architecture], network.strides.get(spec.output_stride)
+    need, strides = HEADS.get(spec.architecture, _ANY), network.strides.get(spec.output_stride)
     if strides is None:
         raise SpecError(
             f"model.backbone: {name} gives no feature pyramid at output stride {spec.output_stride}; "
@@ -92,7 +102,7 @@ def check_network(spec: ModelSpec) -> None:
         )
 
 
-def _ways_out(network: Network, need: _Need) -> str:
+def _ways_out(network: Network, need: Head) -> str:
     """What to do where a network gives no pyramid at the output stride."""
     fine = [output_stride for output_stride, strides in network.strides.items() if need.has(strides)]
     if fine:

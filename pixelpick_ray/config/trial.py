@@ -3,19 +3,23 @@
 import re
 import unicodedata
 from functools import cached_property
+from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    Tag,
     model_serializer,
     model_validator,
 )
 
+from pixelpick_ray.config import parts
 from pixelpick_ray.config.canonical import digest
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -95,17 +99,17 @@ def is_line(text: str) -> bool:
     return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
-# What a model has unless its spec says otherwise.
+# What a model has unless its spec says otherwise; one from elsewhere has no dropout of its own.
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "deeplabv3plus": {"output_stride": 16, "dropout": (0.5, 0.5, 0.2)},
     "fpn": {"output_stride": 8, "dropout": ()},
 }
+_ELSEWHERE = {"output_stride": 16, "dropout": ()}
 
 
 def _of_the_architecture(field: str) -> Any:
     """A field whose default depends on the architecture (the usual one where that is wrong itself)."""
-    usual = _ARCHITECTURES["deeplabv3plus"]
-    return Field(default_factory=lambda given: _ARCHITECTURES.get(given.get("architecture"), usual)[field])
+    return Field(default_factory=lambda given: _ARCHITECTURES.get(given.get("architecture"), _ELSEWHERE)[field])
 
 
 class ModelSpec(Spec):
@@ -116,7 +120,7 @@ class ModelSpec(Spec):
     channels of the backbone's features are dropped, which Monte Carlo dropout may want.
     """
 
-    architecture: Literal["deeplabv3plus", "fpn"] = "deeplabv3plus"
+    architecture: str = "deeplabv3plus"
     backbone: str
     pretrained: str = "imagenet"
     width: Positive | None = None
@@ -130,7 +134,11 @@ class ModelSpec(Spec):
             name = getattr(self, field)
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and not name.startswith("file:"):
                 raise ValueError(f"{field}: {name!r} is no name; letters, digits, _, . and - are allowed")
-        rates = len(_ARCHITECTURES[self.architecture]["dropout"])
+        known = _ARCHITECTURES.get(self.architecture)
+        if known is None and not parts.is_elsewhere("head", self.architecture):
+            names = ", ".join([*_ARCHITECTURES, *parts.names("head")])
+            raise ValueError(f"architecture: unknown {self.architecture!r}; known: {names}, or file:PATH.py:NAME")
+        rates = len(self.dropout if known is None else known["dropout"])
         if len(self.dropout) != rates:
             raise ValueError(f"dropout: {self.architecture} has {rates} rates; got {list(self.dropout)}")
         if self.architecture == "fpn" and self.output_stride != 8:
@@ -326,7 +334,27 @@ class HumanSpec(Spec):
     replace: bool = False
 
 
-OracleSpec = Annotated[GroundTruthSpec | ErringSpec | HumanSpec, Field(discriminator="name")]
+class ElsewhereSpec(Spec):
+    """An oracle from a file or an installed package, and the options that it is called with."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+def _oracle_tag(value: Any) -> str | None:
+    if not isinstance(value, (dict, Spec)):
+        return "ground_truth"  # which says what is wrong with it
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return "elsewhere" if isinstance(name, str) and parts.is_elsewhere("oracle", name) else name
+
+
+OracleSpec = Annotated[
+    Annotated[GroundTruthSpec, Tag("ground_truth")]
+    | Annotated[ErringSpec, Tag("erring")]
+    | Annotated[HumanSpec, Tag("human")]
+    | Annotated[ElsewhereSpec, Tag("elsewhere")],
+    Discriminator(_oracle_tag),
+]
 
 
 class EvaluatedSpec(SizeSpec):
@@ -404,6 +432,21 @@ class Trial(Spec):
                 f"budget: the stages do not reach {self.budget} exactly: they start at {first} (initial_pixels) and "
                 f"add {step} (pixels_per_stage); the nearest are {below} and {below + step}"
             )
+
+    @property
+    def parts_from_elsewhere(self) -> tuple[tuple[str, str], ...]:
+        """Kind and resolved name of what is not built in."""
+        tree: Any = self
+        named = [(kind, attrgetter(path)(tree)) for path, kind in parts.FIELDS.items()]
+        return tuple((kind, name) for kind, name in named if "@" in name)
+
+    def as_named(self) -> dict[str, Any]:
+        """JSON-ready fields in which parts have the names that the experiment file gives them, whatever their code."""
+        tree = self.as_input()
+        for path in parts.FIELDS:
+            spec, _, field = path.partition(".")
+            tree[spec][field] = tree[spec][field].partition("@")[0]
+        return tree
 
     @property
     def training(self) -> TrainSpec:

@@ -104,7 +104,7 @@ def prepare(
     DataError names the file that is wrong.
     """
     geometry = size.model_dump(include={"size", "scale", "long_side"}, exclude_none=True)
-    source = {"version": CACHE_VERSION, "size": geometry, "source": dataset.signature(split)}
+    source = {"version": CACHE_VERSION, "size": geometry, "source": [*dataset.signature(split), *dataset.code]}
     folder = cache_path / f"{dataset.facts.name}-{split}-{digest(source)[:20]}"
     if not folder.is_dir():
         try:
@@ -149,7 +149,7 @@ def _entries(path: Path) -> Iterator[_Entry]:
 
 def _open(folder: Path, dataset: Dataset, split: str) -> PreparedSplit:
     entries = list(_entries(folder / INDEX))
-    content = hashlib.sha256(canonical_json(dataset.identity(split)).encode("ascii"))
+    content = hashlib.sha256(canonical_json([*dataset.identity(split), *dataset.code]).encode("ascii"))
     for entry in entries:
         content.update(bytes.fromhex(entry.digest))
     offsets = np.cumsum([0, *(entry.pixels for entry in entries)], dtype=np.int64)

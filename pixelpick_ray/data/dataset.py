@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -54,10 +54,11 @@ class Dataset(ABC):
     """Images with label maps in splits; an image is known by its name.
 
     ``facts`` are the class's own, except for data sets that are described beside their files: these have facts once
-    they are opened.
+    they are opened. Raise `version` when the same files are read otherwise.
     """
 
     facts: DatasetFacts
+    version: ClassVar[int] = 1
 
     def __init__(self, spec: DatasetSpec, data_path: Path) -> None:
         """Open the data set of this spec in the data folder; no image is touched yet."""
@@ -68,6 +69,13 @@ class Dataset(ABC):
 
         DataError says what to put where by hand.
         """
+
+    @property
+    def code(self) -> list[Any]:
+        """What identifies how files are read, JSON-ready; nothing for version 1 of a built-in data set."""
+        if "@" in self.spec.name:
+            return [self.spec.name]
+        return [] if self.version == 1 else [self.version]
 
     def identity(self, split: str) -> list[Any]:
         """What identifies a split beside its images, JSON-ready: part of the fingerprint of its content."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pixelpick_ray.config import parts
 from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data import scenes
 from pixelpick_ray.data.camvid import CamVid
@@ -62,7 +63,8 @@ def open_dataset(spec: DatasetSpec, data_path: Path) -> Dataset:
 
     SpecError for an unknown name, and where the split ``held_out`` cannot be made.
     """
-    whole = _kind(spec.name)(spec, data_path)
+    kind = _kind(spec.name)
+    whole = kind(spec.model_copy(update={"name": parts.resolved("dataset", spec.name)}), data_path)
     return whole if spec.held_out is None else HeldOut(whole, spec.held_out)
 
 
@@ -80,6 +82,12 @@ def training_split(dataset: Dataset, spec: DatasetSpec) -> str:
 
 
 def _kind(name: str) -> type[Dataset]:
-    if name not in DATASETS:
-        raise SpecError(f"dataset.name: unknown data set {name!r}; known: {', '.join(sorted(DATASETS))}")
-    return DATASETS[name]
+    if name in DATASETS:
+        return DATASETS[name]
+    if not parts.is_elsewhere("dataset", name):
+        known = ", ".join([*sorted(DATASETS), *parts.names("dataset")])
+        raise SpecError(f"dataset.name: unknown data set {name!r}; known: {known}")
+    found = parts.load("dataset", name)
+    if not (isinstance(found, type) and issubclass(found, Dataset)):
+        raise SpecError(f"dataset.name: {name} is {found!r}, no class that inherits from pixelpick_ray.Dataset")
+    return found

@@ -28,6 +28,10 @@ class HeldOut(Dataset):
     def fetch(self, report: ReportBytes) -> None:
         self._whole.fetch(report)
 
+    @property
+    def code(self) -> list[Any]:
+        return self._whole.code
+
     def identity(self, split: str) -> list[Any]:
         """The reduced training split needs no mark: which images it has is in the fingerprint."""
         if split == HELD_OUT:

@@ -14,7 +14,7 @@ from pixelpick_ray.engine.resume import Unfinished
 from pixelpick_ray.engine.step import TrainStep, build_optimizer, set_precision
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import RunError
-from pixelpick_ray.models.segmentation import build_model
+from pixelpick_ray.models.segmentation import FeatureHead, build_model
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def fit(
     optimizer = build_optimizer(job.train.optimizer, model)
     if unfinished is not None:
         unfinished.restore(model, optimizer)
-    step = TrainStep(world.distribute(model), optimizer, world, job.train)
+    step = TrainStep(world.distribute(model, uses_all=not isinstance(model, FeatureHead)), optimizer, world, job.train)
     batches = num_batches(len(job.data.positions), job.train.batch_size)
     for epoch in range(unfinished.progress.epoch if unfinished else 0, job.train.epochs):
         model.train()

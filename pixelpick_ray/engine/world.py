@@ -64,14 +64,14 @@ class World:
         network: Any = model
         return cast(nn.Module, network.to(self.device, memory_format=torch.channels_last))
 
-    def distribute(self, model: nn.Module) -> nn.Module:
+    def distribute(self, model: nn.Module, *, uses_all: bool = True) -> nn.Module:
         """The model whose gradients are averaged over ranks and whose batch norm uses the global batch.
 
         A loss must be its share of the global mean times the number of ranks.
         """
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=not uses_all)
 
     def share_batch_norm(self, model: nn.Module) -> nn.Module:
         """The same model with batch norm over the global batch; parameters and their names stay."""

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixelpick_ray.config import parts
 from pixelpick_ray.config.trial import ModelSpec
 from pixelpick_ray.data.streams import stream_seed
+from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, he_initialise, load_pretrained
 from pixelpick_ray.models.convolution import Conv3x3, conv3x3, without_autocast
 from pixelpick_ray.models.sparse import decode_at
@@ -205,6 +207,28 @@ def _tap_weights(length: int, coarse: int, like: Tensor) -> Tensor:
     return weights.mul_(((read >= 0) & (read < length))[:, :, None]).flatten(1).to(like.dtype)
 
 
+class FeatureHead(nn.Module):
+    """A backbone with a head from elsewhere: ``head(channels, strides, num_classes, spec)`` makes a module that takes
+    the levels (N, channels[i], H/strides[i], W/strides[i]) and gives logits (N, C, h, w) at any stride.
+    """
+
+    def __init__(self, pyramid: Pyramid, num_classes: int, spec: ModelSpec) -> None:
+        super().__init__()
+        self.backbone = pyramid.network
+        self.drop_features = Dropout(spec.feature_dropout, of="channels")
+        self.head = parts.load("head", spec.architecture)(pyramid.channels, pyramid.strides, num_classes, spec)
+        if not isinstance(self.head, nn.Module):
+            raise SpecError(f"model.architecture: {spec.architecture} makes {self.head!r}, no torch module")
+        self._num_classes, self._name = num_classes, spec.architecture
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.head([self.drop_features(level) for level in self.backbone(images)])
+        shape = tuple(getattr(logits, "shape", ()))
+        if len(shape) != 4 or shape[:2] != (len(images), self._num_classes):
+            raise SpecError(f"{self._name}: gives {list(shape)}, expected {[len(images), self._num_classes, 'h', 'w']}")
+        return cast(Tensor, logits)
+
+
 MODELS: dict[str, Callable[[Pyramid, int, ModelSpec], nn.Module]] = {"deeplabv3plus": DeepLabV3Plus, "fpn": FPN}
 
 
@@ -214,7 +238,7 @@ def build_model(spec: ModelSpec, *, num_classes: int, data_path: Path, seed: int
         torch.default_generator.manual_seed(stream_seed(seed, "initialise", stage))
         pyramid = build_pyramid(spec)
         load_pretrained(pyramid.network, spec, data_path)
-        return MODELS[spec.architecture](pyramid, num_classes, spec)
+        return MODELS.get(spec.architecture, FeatureHead)(pyramid, num_classes, spec)
 
 
 def parameter_groups(model: nn.Module, *, lr: float, backbone_lr_factor: float) -> list[dict[str, Any]]:

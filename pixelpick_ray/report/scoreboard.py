@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pixelpick_ray.config.trial import Budget, DatasetSpec, EvaluateSpec, SizeSpec, Trial
+from pixelpick_ray.config.trial import (
+    Budget,
+    DatasetSpec,
+    ErringSpec,
+    EvaluateSpec,
+    GroundTruthSpec,
+    SizeSpec,
+    Trial,
+)
 from pixelpick_ray.report.cells import Cell, Line, line_of, on_reported_split
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.points import lookup, size_text
@@ -94,7 +102,7 @@ def _protocol(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) ->
     tree = trial.model_dump(mode="json")
     pretrained, oracle = trial.model.pretrained, trial.oracle
     supervised = pretrained not in ("none", "moco_v2") and not pretrained.startswith("file:")
-    is_true = oracle.name == "ground_truth" or (oracle.name == "erring" and oracle.rate == 0)
+    is_true = isinstance(oracle, GroundTruthSpec) or (isinstance(oracle, ErringSpec) and oracle.rate == 0)
     return {path: _text(lookup(tree, path)[1]) for path in published.protocol} | {
         "dataset.split": trial.dataset.split or published.protocol["dataset.split"],
         "dataset.images": _images(trial.dataset, published),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pixelpick_ray
 from pixelpick_ray.checks import splits_in_use
+from pixelpick_ray.config import parts
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.trial import SizeSpec, Trial
 from pixelpick_ray.data.cache import prepare
@@ -71,6 +72,8 @@ def contents(plan: Plan, execution: Execution) -> tuple[dict[str, str], dict[str
 
 def _parts(plan: Plan, trial: Trial, execution: Execution) -> Iterator[tuple[str, Callable[[], str | None]]]:
     """What a trial reads, each with how its digest is found."""
+    for kind, name in trial.parts_from_elsewhere:
+        yield f"{kind} {name}", partial(_loaded, kind, name)
     model, spec, data = trial.model, trial.dataset, execution.data_path
     yield f"weights {model.backbone} {model.pretrained}", partial(weights_digest, model, data)
     try:
@@ -81,6 +84,12 @@ def _parts(plan: Plan, trial: Trial, execution: Execution) -> Iterator[tuple[str
         return
     for split, size in used:
         yield f"{spec.name} {split} {_size(size)}", partial(_fingerprint, dataset, split, size, execution.cache_path)
+
+
+def _loaded(kind: str, name: str) -> str:
+    """The name of a part from elsewhere, which says what code it is, once it could be loaded."""
+    parts.load(kind, name)
+    return name
 
 
 def _size(size: SizeSpec) -> str:

@@ -86,6 +86,11 @@ def record(folder: str, name: str) -> str:
     return f"{folder}/{name}.json"
 
 
+def source(digest: str) -> str:
+    """The source of a part that came from a file, by its digest."""
+    return f"sources/{digest}.json"
+
+
 def probe(mark: str) -> str:
     """A record that `doctor` writes to see whether nodes share a store, and removes again."""
     return f"doctor/{mark}.json"

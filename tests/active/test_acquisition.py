@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pixelpick_ray.active.acquisition import (
-    COMMITTEE_SCORES,
-    SCORES,
+    STRATEGIES,
     MeanPrediction,
     bald,
     check_strategy,
@@ -24,6 +23,7 @@ from pixelpick_ray.errors import SpecError
 
 pytestmark = pytest.mark.long
 
+SCORES = {name: one.score for name, one in STRATEGIES.items() if not one.is_committee}
 SCORED = {name: score for name, score in SCORES.items() if score is not None}
 every_score = pytest.mark.parametrize("name", SCORED)
 
@@ -258,9 +258,8 @@ def test_no_score_of_finite_logits_is_other_than_finite(data: st.DataObject) -> 
 
 
 def test_strategies_are_the_published_ones_and_bald() -> None:
-    assert sorted(SCORES) == ["entropy", "least_confidence", "margin", "random"]
-    assert sorted(COMMITTEE_SCORES) == ["bald"]
-    assert [name for name in (*SCORES, *COMMITTEE_SCORES) if not needs_model(name)] == ["random"]
+    assert sorted(STRATEGIES) == ["bald", "entropy", "least_confidence", "margin", "random"]
+    assert [name for name in STRATEGIES if not needs_model(name)] == ["random"]
     for name in SCORES:
         check_strategy(AcquireSpec(strategy=name))
     check_strategy(spec_of("bald", passes=5))

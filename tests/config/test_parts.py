@@ -1,0 +1,212 @@
+"""Parts from elsewhere: what identifies their code, what is refused, and that the code runs as it was read."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pixelpick_ray.config import parts
+from pixelpick_ray.config.experiment import Experiment, load_experiment
+from pixelpick_ray.errors import SpecError
+from tests.support.experiments import experiment_text
+
+SCORE = "def score(logits):\n    return logits.sum(1)\n"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test begins without parts."""
+    for name in ("_codes", "_registered", "_names", "_loaded"):
+        monkeypatch.setattr(parts, name, {})
+
+
+def write(folder: Path, files: dict[str, str] | None = None, **more: str) -> Path:
+    """Write sources, by path without suffix."""
+    for name, text in {**(files or {}), **more}.items():
+        path = folder / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def named(folder: Path, name: str = "file:mine.py:score", kind: str = "strategy") -> str:
+    return parts.resolved(kind, name, folder)
+
+
+def experiment(folder: Path, *strategies: str) -> Experiment:
+    grid = f"[{{acquire.strategy: {list(strategies)}, seed: [0], budget: [10, 20]}}]"
+    (folder / "own.yaml").write_text(experiment_text("own", grid=grid))
+    return load_experiment(folder / "own.yaml")
+
+
+# Identity
+
+
+def test_a_name_says_what_code_it_is_wherever_the_file_lies(tmp_path: Path) -> None:
+    one = named(write(tmp_path / "one", mine=SCORE))
+    assert one == named(write(tmp_path / "two", mine=SCORE))
+    assert one.startswith("file:mine.py:score@")
+    assert one != named(write(tmp_path / "three", mine=SCORE.replace("sum", "mean")))
+    assert named(tmp_path, "file:one/mine.py:score") == one
+    assert parts.resolved("strategy", one) == one
+    assert parts.resolved("strategy", "margin") == "margin"
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("import helper", "helper"),
+        ("from helper import SIGN", "helper"),
+        ("from package import inner", "package/inner"),
+        ("import package.inner", "package/__init__"),
+        ("def score(logits):\n    import helper", "helper"),
+        ("import between", "helper"),  # which `between` imports
+        ("from package.inner import *", "package/deeper"),
+    ],
+)
+def test_every_local_module_that_is_imported_is_part_of_the_code(text: str, changed: str, tmp_path: Path) -> None:
+    files = {"mine": f"{text}\n{SCORE}", "helper": "SIGN = 1\n", "between": "import helper\n", "unused": "A = 1\n"}
+    files |= {"package/__init__": "", "package/inner": "from . import deeper\n", "package/deeper": "B = 1\n"}
+    before = named(write(tmp_path, files))
+    assert named(write(tmp_path, files | {"unused": "A = 2\n"})) == before
+    assert named(write(tmp_path, files | {changed: f"{files[changed]}C = 3\n"})) != before
+
+
+def test_installed_modules_are_none_of_it(tmp_path: Path) -> None:
+    write(tmp_path, mine=f"import torch, json\nimport pixelpick_ray\n{SCORE}", json="", pixelpick_ray="")
+    assert [path for path, _ in parts.read_code(tmp_path / "mine.py").files] == ["mine.py"]
+
+
+# Running
+
+
+def test_the_code_runs_as_it_was_read_whatever_becomes_of_the_files(tmp_path: Path) -> None:
+    helper = "SIGN = 1\n"
+    write(tmp_path, mine="import helper\nimport package.inner\nscore = lambda x: x * helper.SIGN * package.inner.TWO\n")
+    write(tmp_path, {"helper": helper, "package/__init__": "", "package/inner": "TWO = 2\n"})
+    one = named(tmp_path)
+    write(tmp_path, helper="SIGN = -1\n")
+    two = named(tmp_path)
+    (tmp_path / "mine.py").unlink()
+    assert [parts.load("strategy", name)(3) for name in (one, two, one)] == [6, -6, 6]
+    assert "helper" not in sys.modules
+    assert parts.load("strategy", one).__module__.startswith("pixelpick_code_")
+
+
+def test_an_experiment_keeps_the_code_that_was_read_when_it_was_loaded(tmp_path: Path) -> None:
+    write(tmp_path, mine=SCORE)
+    first = experiment(tmp_path, "file:mine.py:score")
+    write(tmp_path, mine=SCORE.replace("sum", "mean"))
+    second = experiment(tmp_path, "file:mine.py:score")
+    assert first.identity() == second.identity()
+    names = [one.trials()[0].acquire.strategy for one in (first, second)]
+    assert names[0] != names[1]
+    chains = [one.trials()[0].chain_id for one in (first, second)]
+    assert chains[0] != chains[1]
+    assert first.trials()[0].as_named() == second.trials()[0].as_named()
+
+
+def test_code_travels_with_an_experiment(tmp_path: Path) -> None:
+    """To a process that has neither the files nor the experiment's folder."""
+    write(tmp_path, mine=f"import helper\n{SCORE}", helper="SIGN = 1\n")
+    spec = experiment(tmp_path, "margin", "file:mine.py:score")
+    (name,) = {trial.acquire.strategy for trial in spec.trials()} - {"margin"}
+    content = pickle.dumps(spec)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    script = (
+        "import pickle, sys, torch\nfrom pixelpick_ray.config import parts\n"
+        "spec = pickle.loads(sys.stdin.buffer.read())\n"
+        f"assert {name!r} in [trial.acquire.strategy for trial in spec.trials()]\n"
+        f"print(parts.load('strategy', {name!r})(torch.ones(1, 3, 1, 1)).item())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=content, capture_output=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}
+    )
+    assert done.stdout.decode().strip() == "3.0", done.stderr.decode()
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "told"),
+    [
+        ("file:other.py:score", {}, r"other\.py: cannot be read"),
+        ("file:mine.py:scores", {}, r"mine\.py defines no 'scores' at its top; it has score"),
+        ("file:mine.py", {}, r"give file:PATH\.py:NAME"),
+        ("file:mine.py:score", {"mine": "def score(:\n"}, r"mine\.py, line 1: is no Python"),
+        ("file:mine.py:score", {"mine": "from . import helper\n"}, "line 1: a relative import leaves the folder"),
+        ("file:mine.py:score", {"mine": "import importlib\nimportlib.import_module('helper')\n"}, "line 2: imports by"),
+        ("file:mine.py:score", {"mine": "helper = __import__('helper')\n"}, "line 1: imports by a name"),
+        ("file:mine.py:score", {"mine": "import helper\n", "helper": "1 +\n"}, r"helper\.py.*imported by .*mine\.py"),
+        ("file:mine.py:score", {"mine": "a" * (2**20 + 1)}, r"bytes, a source may have"),
+    ],
+)
+def test_what_cannot_be_identified_is_refused(name: str, files: dict[str, str], told: str, tmp_path: Path) -> None:
+    write(tmp_path, {"mine": SCORE, "helper": ""} | files)
+    with pytest.raises(SpecError, match=told):
+        named(tmp_path, name)
+    with pytest.raises(SpecError, match=r"acquire\.strategy: "):
+        experiment(tmp_path, name).trials()
+
+
+def test_what_goes_wrong_inside_names_file_and_line(tmp_path: Path) -> None:
+    name = named(write(tmp_path, mine="import helper\nscore = 1\n", helper="\n\n1 / 0\n"))
+    with pytest.raises(SpecError, match=r"line 3: cannot be imported: ZeroDivisionError"):
+        parts.load("strategy", name)
+
+
+def test_data_sets_and_formats_come_by_no_file(tmp_path: Path) -> None:
+    for kind in ("dataset", "format"):
+        with pytest.raises(SpecError, match="installed package"):
+            named(write(tmp_path, mine=SCORE), kind=kind)
+
+
+def test_code_that_did_not_come_along_is_not_replaced_by_another(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="did not come along"):
+        parts.load("strategy", "file:mine.py:score@0123456789abcdef")
+    with pytest.raises(SpecError, match="no package that gives it"):
+        parts.load("strategy", "far@away-1.0")
+
+
+# Registering
+
+
+def module_of(folder: Path, text: str) -> dict[str, object]:
+    """What a program with this text has defined, as Python itself would have run it."""
+    path = folder / "program.py"
+    path.write_text(text)
+    space: dict[str, object] = {"__name__": "__main__", "__file__": str(path)}
+    exec(compile(text, str(path), "exec"), space)
+    return space
+
+
+def test_a_function_of_a_program_can_be_registered(tmp_path: Path) -> None:
+    score = module_of(tmp_path, SCORE)["score"]
+    parts.register("strategy", "mine", score)
+    (name,) = {trial.acquire.strategy for trial in experiment(tmp_path, "mine").trials()}
+    assert name.startswith("mine@")
+    assert parts.load("strategy", name) is score
+    assert "mine" in parts.names("strategy")
+    shipped = pickle.loads(pickle.dumps(parts.shipment()))
+    for known in (parts._codes, parts._registered, parts._names, parts._loaded):
+        known.clear()
+    parts.install(shipped)
+    assert parts.load("strategy", name).__name__ == "score"
+
+
+@pytest.mark.parametrize("value", [lambda logits: logits, len, 3, type("Made", (), {})], ids=repr)
+def test_what_is_in_no_file_is_not_registered(value: object) -> None:
+    with pytest.raises(SpecError, match=r"its code is in no file|does not define"):
+        parts.register("strategy", "mine", value)
+
+
+def test_a_wrong_kind_or_name_is_not_registered() -> None:
+    with pytest.raises(SpecError, match="unknown kind 'decoder'; known: strategy, head"):
+        parts.register("decoder", "mine", write)
+    with pytest.raises(SpecError, match="is no name"):
+        parts.register("strategy", "a@b", write)
