@@ -11,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "pixelpick_ray"
 # A module may import its own layer and those after it.
 LAYERS = [
-    {"cli"},
+    {"cli", "__main__"},
+    {"api"},
     {"runner", "report", "annotate"},
     {"status"},
     {"estimate"},

@@ -60,7 +60,7 @@ class Lab:
         execution = replace(self.place, keep_weights=keep)
         claim_name(plan, execution.results)
         stop = session.StopRequest(None)
-        status = session.run(plan, execution, console, stop, local=True, annotate="annotate it")
+        status = session.run(plan, execution, console, stop, local=True, annotate="annotate it").status
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert status == (session.STOPPED if "annotate it" in text else session.OK), text
         (number,) = re.findall(r"trained now: (\d+)", text)

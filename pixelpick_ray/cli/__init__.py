@@ -1,9 +1,11 @@
 """The command line: parse, one call, print. torch and ray are imported only by the commands that compute."""
 
 import sys
+from typing import Annotated
 
 import typer
 
+from pixelpick_ray import __version__
 from pixelpick_ray.cli import cluster, people, reading, running
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError
 from pixelpick_ray.runner import session
@@ -15,6 +17,23 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Active learning for semantic segmentation from a few labelled pixels an image, on Ray Tune.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"pixelpick-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Active learning for semantic segmentation from a few labelled pixels an image, on Ray Tune."""
+
+
 app.command()(running.plan)
 app.command()(running.run)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(cluster.submit)

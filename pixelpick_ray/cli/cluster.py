@@ -106,7 +106,9 @@ def submit(
     planned, execution = _checked_run(experiment, context.args)
     if execution.device == "cpu":
         asked = {"gpus_per_node": 0} | asked
-    request = Request(planned.experiment.name, experiment, tuple(context.args), **asked)
+    request = Request(
+        planned.experiment.name, experiment, tuple(context.args), sources=planned.experiment.sources, **asked
+    )
     if kind != "ray":
         request.check(execution)
     job = MAKERS[kind](request)

@@ -5,10 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
+from pixelpick_ray.config.shipped import experiment_file
 from pixelpick_ray.errors import SpecError
 
 ExperimentFile = Annotated[
-    Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (YAML).", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="Experiment file (YAML), or one that comes with the package, such as experiments/quickstart.yaml.",
+        show_default=False,
+        callback=experiment_file,
+    ),
 ]
 Overrides = Annotated[list[str], typer.Option("--set", metavar="PATH=VALUE", help="Override a field; repeatable.")]
 Data = Annotated[

@@ -22,7 +22,9 @@ from pixelpick_ray.cli.options import (
 )
 from pixelpick_ray.cli.shared import asked_of
 from pixelpick_ray.config.canonical import counted
+from pixelpick_ray.config.command import typed
 from pixelpick_ray.config.experiment import dataset_of_options
+from pixelpick_ray.config.shipped import experiment_file
 from pixelpick_ray.data.answers import Waiting
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import SpecError
@@ -35,7 +37,13 @@ from pixelpick_ray.store import Store
 
 def report(
     experiments: Annotated[
-        list[Path], typer.Argument(metavar="EXPERIMENT...", help="Experiment files.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="EXPERIMENT...",
+            help="Experiment files.",
+            show_default=False,
+            callback=lambda paths: [experiment_file(path) for path in paths],
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", file_okay=False, metavar="DIR", help="Folder of the report.")
@@ -160,7 +168,7 @@ def _report_search(asked: list[tuple[Plan, Search | None]], paths: list[Path], s
         raise SpecError("report: give --out DIR for the report of a search")
     best = Journal(store, search).best()
     found = found_path(search, best, paths[0]) if best else None
-    command = f"python launch.py run {found}" if found and found.is_file() else ""
+    command = f"{typed()} run {found}" if found and found.is_file() else ""
     summary = write_search_report(store, search.experiment, out, next_command=command)
     for line in summary.missing:
         print(f"missing: {line}")

@@ -29,14 +29,12 @@ from pixelpick_ray.cli.options import (
 )
 from pixelpick_ray.cli.shared import asked_of, execution_of, naming
 from pixelpick_ray.config.canonical import counted
+from pixelpick_ray.config.command import typed
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.cache import default_cache_path
-from pixelpick_ray.data.datasets import open_dataset
-from pixelpick_ray.errors import SpecError
 from pixelpick_ray.estimate import cost_line, summarise
-from pixelpick_ray.plan import claim_name, make_plan, progress_of
+from pixelpick_ray.plan import progress_of
 from pixelpick_ray.runner import session
-from pixelpick_ray.search.design import Search, check_splits
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import plan_figures, plan_text, search_status
 from pixelpick_ray.status import Status, status_of
@@ -145,41 +143,17 @@ def run(
         wait=wait,
     )
     console = Console(stderr=False, highlight=False)
-    if local:
-        from pixelpick_ray.runner.local import check_local
-
-        if search is not None:
-            raise SpecError("--local: a search runs on Ray Tune; leave out --local")
-        check_local(execution)
-    if search is not None:
-        _check_search(search, execution, experiment)
-    stop = session.StopRequest(execution.time_limit_seconds)
-    with stop.listening():
-        with naming(experiment):
-            session.prepare(planned, execution, console)
-            if search is not None:
-                search.check_images(execution.data_path)
-        if search is None:
-            claim_name(planned, Store(execution.store))
-            exit_status = session.run(
-                planned,
-                execution,
-                console,
-                stop,
-                local=local,
-                annotate=_annotate_command(experiment, overrides, data, store),
-            )
-        else:
-            claim_name(make_plan(search.experiment), Store(execution.store))
-            exit_status = session.run_search(search, execution, console, stop, experiment)
-    sys.exit(exit_status)
-
-
-def _check_search(search: Search, execution: Execution, path: Path) -> None:
-    """SpecError for splits that a search needs and its data set does not have."""
-    with naming(path):
-        whole = search.experiment.dataset.model_copy(update={"held_out": None})
-        check_splits(search, open_dataset(whole, execution.data_path).facts)
+    outcome = session.begin(
+        planned,
+        search,
+        execution,
+        console,
+        session.StopRequest(execution.time_limit_seconds),
+        source=experiment,
+        local=local,
+        annotate=_annotate_command(experiment, overrides, data, store),
+    )
+    sys.exit(outcome.status)
 
 
 def status(
@@ -210,4 +184,4 @@ def _annotate_command(path: Path, overrides: list[str], data: Path, store: str) 
     places = [("--data", str(data), "data"), ("--store", store, "store")]
     given = [part for option, value, default in places if value != default for part in (option, value)]
     changed = [part for override in overrides for part in ("--set", override)]
-    return shlex.join(["python", "launch.py", "annotate", str(path), *changed, *given])
+    return f"{typed()} {shlex.join(['annotate', str(path), *changed, *given])}"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError
@@ -116,6 +116,17 @@ class Experiment(Spec):
         if isinstance(name, str):
             with _naming(path):
                 point[spec][field] = self._files.get(name) or parts.resolved(kind, name)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The sources that ``file:`` gives, by path relative to the experiment file."""
+        found: dict[str, str] = {}
+        for name, whole in self._files.items():
+            parsed, code = parts.FILE.fullmatch(name), parts.code_of(whole)
+            if parsed is not None and code is not None:
+                folder = PurePosixPath(parsed["path"]).parent
+                found |= {str(folder / path): text for path, text in code.files}
+        return found
 
     def searchable(self) -> tuple[str, ...]:
         """The dotted paths that a search of this experiment may vary."""

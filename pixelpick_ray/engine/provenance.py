@@ -35,9 +35,10 @@ def provenance_of(world: World, start: float) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def code_commit() -> str:
-    """Commit of this package's code, with "+" when files were changed; "unknown" outside a checkout."""
+    """Commit of this package's code, with "+" when files were changed; "unknown" outside a checkout of it."""
     folder = Path(__file__).resolve().parents[1]
     try:
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # else of a project that an environment lies in
         head = _git(folder, "rev-parse", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no", str(folder))
     except (OSError, subprocess.CalledProcessError):

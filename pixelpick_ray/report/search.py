@@ -133,7 +133,7 @@ def _result(found: Findings, next_command: str) -> Iterator[str]:
     yield _asked_text(found)
     yield _split_text(found)
     if not found.samples:
-        yield "Nothing was run yet; run the experiment (launch.py run FILE), and report again."
+        yield "Nothing was run yet; run the experiment, and report again."
         return
     yield _best_text(found)
     yield _counts_text(found)

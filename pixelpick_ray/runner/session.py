@@ -4,10 +4,11 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,83 @@ from rich.progress import Progress as Bar
 
 from pixelpick_ray.checks import check_data
 from pixelpick_ray.config.canonical import counted
+from pixelpick_ray.config.command import typed
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Pending
 from pixelpick_ray.data.datasets import open_dataset
-from pixelpick_ray.errors import RunError
+from pixelpick_ray.errors import RunError, SpecError
 from pixelpick_ray.estimate import stages_line, summarise
-from pixelpick_ray.plan import Chain, Plan, Progress, progress_of
+from pixelpick_ray.events import Event
+from pixelpick_ray.plan import Chain, Plan, Progress, claim_name, make_plan, progress_of
 from pixelpick_ray.runner.people import People
-from pixelpick_ray.search.design import Search
+from pixelpick_ray.search.design import Search, check_splits
 from pixelpick_ray.search.found import write_found
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import best_text, fits_of, plan_text, state_line
 from pixelpick_ray.store import Store, run_lease
 
+Listener = Callable[[Event], None]
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `status` is 0 when all is stored, 1 when something failed and 3 when it was stopped or waits for
+    people; `missing` says why by the label of each chain or sample; `trained` counts the stages trained now.
+    """
+
+    status: int
+    missing: dict[str, str]
+    trained: int
+
+
+def begin(
+    planned: Plan,
+    search: Search | None,
+    execution: Execution,
+    console: Console,
+    stop: "StopRequest",
+    *,
+    source: Path,
+    local: bool,
+    annotate: str,
+    listeners: Sequence[Listener] = (),
+) -> Outcome:
+    """Check everything, claim the experiment's name in the store, and run what is missing; `source` is its file, and
+    `annotate` the command for people who answer.
+
+    SpecError and DataError for what no run can have, before anything starts.
+    """
+    if local:
+        from pixelpick_ray.runner.local import check_local
+
+        if search is not None:
+            raise SpecError("--local: a search runs on Ray Tune; leave out --local")
+        check_local(execution)
+    listening = stop.listening() if threading.current_thread() is threading.main_thread() else nullcontext()
+    with listening:
+        with _naming(source):
+            if search is not None:
+                whole = search.experiment.dataset.model_copy(update={"held_out": None})
+                check_splits(search, open_dataset(whole, execution.data_path).facts)
+            prepare(planned, execution, console)
+            if search is not None:
+                search.check_images(execution.data_path)
+        if search is None:
+            claim_name(planned, Store(execution.store))
+            return run(planned, execution, console, stop, local=local, annotate=annotate, listeners=listeners)
+        claim_name(make_plan(search.experiment), Store(execution.store))
+        return run_search(search, execution, console, stop, source, listeners)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Begin the message of what is wrong in an experiment with the name of its file."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(f"{path.name}: {error}") from error
 
 
 def prepare(planned: Plan, execution: Execution, console: Console) -> None:
@@ -74,9 +137,16 @@ def prepare(planned: Plan, execution: Execution, console: Console) -> None:
 
 
 def run(
-    planned: Plan, execution: Execution, console: Console, stop: "StopRequest", *, local: bool, annotate: str
-) -> int:
-    """Run what is missing, print the result table, and return the exit status.
+    planned: Plan,
+    execution: Execution,
+    console: Console,
+    stop: "StopRequest",
+    *,
+    local: bool,
+    annotate: str,
+    listeners: Sequence[Listener] = (),
+) -> Outcome:
+    """Run what is missing, print the result table, and say how it ended; `listeners` hear every event.
 
     Chains that people have to answer for, with the command `annotate`, are left, or, with ``execution.wait``, gone on
     with when they have.
@@ -91,7 +161,9 @@ def run(
     if chains and not stop():
         console.print(f"{planned.sharing}; {stages_line(summarise(planned, progress, execution))}", soft_wrap=True)
         with stop.awaited(), _announced(execution, store):
-            errors, trained = _run_chains(planned, chains, execution, console, stop, people, local=local)
+            errors, trained = _run_chains(
+                planned, chains, execution, console, stop, people, local=local, listeners=listeners
+            )
         progress = progress_of(planned, execution)
     missing = [chain for chain in planned.chains if not progress.done(chain)]
     if not missing:
@@ -104,12 +176,20 @@ def run(
     if any(one.missing for one in asking.values()) and not stop.asked:
         console.print(people.request(asking), soft_wrap=True, markup=False)
         _tell_job(people.request(asking))
-    return _conclude(missing, errors, asking, stop, console)
+    status, whys = _conclude(missing, errors, asking, stop, console)
+    return Outcome(status, whys, trained)
 
 
-def run_search(search: Search, execution: Execution, console: Console, stop: "StopRequest", source: Path) -> int:
+def run_search(
+    search: Search,
+    execution: Execution,
+    console: Console,
+    stop: "StopRequest",
+    source: Path,
+    listeners: Sequence[Listener] = (),
+) -> Outcome:
     """Run what is missing of a search, whose file is `source`; print its best, write the experiment that it found, and
-    return the exit status.
+    say how it ended; `listeners` hear every event.
 
     RunError when another process runs it: only one may write its journal.
     """
@@ -121,7 +201,7 @@ def run_search(search: Search, execution: Execution, console: Console, stop: "St
         if not journal.is_complete(search.spec.size) and not stop():
             console.print(plan_text(search, journal), soft_wrap=True)
             with stop.awaited(), _announced(execution, store):
-                errors, trained = _run_samples(search, journal, execution, console, stop)
+                errors, trained = _run_samples(search, journal, execution, console, stop, listeners)
         is_settled = journal.is_settled(search.spec.size)
         if is_settled:
             _drop_search_weights(journal, execution)
@@ -132,8 +212,8 @@ def run_search(search: Search, execution: Execution, console: Console, stop: "St
         if is_settled and best is not None:
             path = write_found(search, journal, best, source)
             reported = search.experiment.evaluate.report
-            console.print(f"found: {_shown(path)}; on {reported}: python launch.py run {_shown(path)}", soft_wrap=True)
-    return _conclude_search(journal.is_complete(search.spec.size), errors, stop, console)
+            console.print(f"found: {_shown(path)}; on {reported}: {typed()} run {_shown(path)}", soft_wrap=True)
+    return Outcome(_conclude_search(journal.is_complete(search.spec.size), errors, stop, console), errors, trained)
 
 
 def _alone(search: Search, store: Store) -> AbstractContextManager[Any]:
@@ -145,13 +225,18 @@ def _alone(search: Search, store: Store) -> AbstractContextManager[Any]:
 
 
 def _run_samples(
-    search: Search, journal: Journal, execution: Execution, console: Console, stop: "StopRequest"
+    search: Search,
+    journal: Journal,
+    execution: Execution,
+    console: Console,
+    stop: "StopRequest",
+    listeners: Sequence[Listener],
 ) -> tuple[dict[str, str], int]:
     from pixelpick_ray.runner.search import run as run_samples
     from pixelpick_ray.runner.search_progress import SearchProgress
 
     with SearchProgress(search, journal, console) as live:
-        errors = run_samples(search, journal, execution, live, stop)
+        errors = run_samples(search, journal, execution, _all_of(live, listeners), stop)
     return errors, live.num_trained
 
 
@@ -194,6 +279,7 @@ def _run_chains(
     people: People,
     *,
     local: bool,
+    listeners: Sequence[Listener],
 ) -> tuple[dict[str, str], int]:
     from pixelpick_ray.runner.progress import ChainProgress
     from pixelpick_ray.runner.tensorboard import TensorBoard
@@ -204,7 +290,7 @@ def _run_chains(
         from pixelpick_ray.runner.tune import run as run_chains
     board = TensorBoard(planned, execution)
     try:
-        with ChainProgress(planned, chains, console, [board]) as live:
+        with ChainProgress(planned, chains, console, [board, *listeners]) as live:
             errors = run_chains(planned, chains, execution, live, stop, people)
     finally:
         board.close()
@@ -218,19 +304,31 @@ def _conclude(
     asking: dict[str, Pending],
     stop: "StopRequest",
     console: Console,
-) -> int:
-    if not missing:
-        return OK
+) -> tuple[int, dict[str, str]]:
+    """The exit status, and why each chain is missing."""
     whys = {chain: _why(one) for chain, one in asking.items()} | errors
-    for chain in missing:
-        why = whys.get(chain.id, "stopped early" if stop.asked else "not finished")
-        console.print(f"MISSING {chain.label}: {why}", soft_wrap=True, markup=False)
+    early = "stopped early" if stop.asked else "not finished"
+    by_label = {chain.label: whys.get(chain.id, early) for chain in missing}
+    for label, why in by_label.items():
+        console.print(f"MISSING {label}: {why}", soft_wrap=True, markup=False)
+    if not missing:
+        return OK, by_label
     if not errors and asking and all(chain.id in asking for chain in missing):
-        return STOPPED
+        return STOPPED, by_label
     if stop.asked and not any(chain.id in errors for chain in missing):
         console.print("stopped; the same command goes on from here")
-        return STOPPED
-    return FAILED
+        return STOPPED, by_label
+    return FAILED, by_label
+
+
+def _all_of(first: Listener, others: Sequence[Listener]) -> Listener:
+    """Who passes an event on to all."""
+
+    def hear(event: Event) -> None:
+        for listener in (first, *others):
+            listener(event)
+
+    return hear
 
 
 def _tell_job(request: str) -> None:

@@ -10,8 +10,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from typing import Any
 import yaml
 
 from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.shipped import PACKAGE, SHIPPED
 from pixelpick_ray.errors import RunError, SpecError
 
-PROJECT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"(?<=# >>> filled by submit\n).*?(?=^# <<< filled by submit)", flags=re.DOTALL | re.MULTILINE)
 WORD = re.compile(r"[A-Za-z0-9_.,:=@%+/-]+")
 DAY, HOUR, MINUTE = 86400, 3600, 60
@@ -46,6 +46,19 @@ class Request:
     namespace: str | None = None
     claim: str | None = None
     address: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)  # that the experiment needs, by path relative to its file
+
+    def files(self, *, flat: bool = False) -> dict[str, str]:
+        """The experiment and its sources as files of a job's folder, without folders in it if `flat`.
+
+        SpecError for a source that cannot lie there.
+        """
+        for path in self.sources:
+            if path.startswith("/") or ".." in Path(path).parts:
+                raise SpecError(f"file:{path}: lies outside of the folder of {self.experiment.name}; move it there")
+            if flat and "/" in path:
+                raise SpecError(f"file:{path}: a ConfigMap has no folders; put it beside {self.experiment.name}")
+        return {"experiment.yaml": _text(self.experiment), **self.sources}
 
     def check(self, execution: Execution) -> None:
         """SpecError when no node, or not all of them together, can hold one trial, or would do nothing but wait."""
@@ -94,6 +107,7 @@ class BatchJob:
             raise SpecError(_absent(self.command[0]))
         self.folder.mkdir(parents=True)
         for name, text in self.files.items():
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_text(text, encoding="utf-8")
         for path in self.copies:
             if path.is_dir():
@@ -127,7 +141,7 @@ def slurm_job(request: Request) -> BatchJob:
     }
     lines = [f"#SBATCH --{name}={_word(name, value)}" for name, value in directives.items() if value is not None]
     lines += [
-        f"project={shlex.quote(str(PROJECT))}",
+        f"project={shlex.quote(str(SHIPPED))}",
         f"environment={shlex.quote(str(Path(sys.executable).parent))}",
         f"folder={shlex.quote(request.folder or str(Path.cwd()))}",
         f"run=({shlex.join([str(request.experiment.absolute()), *request.run_options])})",
@@ -150,7 +164,7 @@ def kubernetes_job(request: Request) -> BatchJob:
     config, job = yaml.safe_load_all(_template("kubernetes/rayjob.yaml"))
     for tree in (config, job):
         tree["metadata"] = {"name": name} | ({"namespace": request.namespace} if request.namespace else {})
-    config["data"] = {"job.sh": _job_script(shared, request), "experiment.yaml": _text(request.experiment)}
+    config["data"] = {"job.sh": _job_script(shared, request), **request.files(flat=True)}
     spec = job["spec"]
     spec.pop("activeDeadlineSeconds")
     if request.seconds:
@@ -177,13 +191,11 @@ def ray_job(request: Request) -> BatchJob:
             "where the relative paths of --data and --store start"
         )
     folder = _job_folder(request)
-    files = {"job.sh": _job_script(request.folder, request), "experiment.yaml": _text(request.experiment)}
+    files = {"job.sh": _job_script(request.folder, request), **request.files()}
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "job", "submit", "--address", request.address, "--working-dir", str(folder), "--no-wait"]
     command += ["--", "bash", "job.sh", ".", "experiment.yaml"]
-    return BatchJob(
-        folder, files, command, copies=(PROJECT / "launch.py", PROJECT / "pixelpick_ray"), needs="aiohttp_cors"
-    )
+    return BatchJob(folder, files, command, copies=(SHIPPED / "launch.py", PACKAGE), needs="aiohttp_cors")
 
 
 MAKERS: dict[str, Callable[[Request], BatchJob]] = {"slurm": slurm_job, "kubernetes": kubernetes_job, "ray": ray_job}
@@ -233,10 +245,7 @@ def _filled(template: str, lines: list[str]) -> str:
 
 
 def _template(name: str) -> str:
-    path = PROJECT / "cluster" / name
-    if not path.is_file() or not (PROJECT / "launch.py").is_file():
-        raise SpecError(f"submit needs launch.py and the folder cluster/, which are not in {PROJECT}; use a checkout")
-    return _text(path)
+    return _text(SHIPPED / "cluster" / name)
 
 
 def _text(path: Path) -> str:

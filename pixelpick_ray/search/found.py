@@ -4,8 +4,10 @@ import itertools
 from pathlib import Path
 
 from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.command import typed
 from pixelpick_ray.config.experiment import Experiment, dump_experiment
 from pixelpick_ray.config.search import value_text
+from pixelpick_ray.config.shipped import is_shipped
 from pixelpick_ray.errors import RunError
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
@@ -36,8 +38,11 @@ def found_experiment(search: Search, sample: Sample) -> Experiment:
 
 
 def found_path(search: Search, sample: Sample, source: Path) -> Path:
-    """Where the experiment of a sample is written, given the file of the search."""
-    return source.parent / "found" / f"{found_experiment(search, sample).name}.yaml"
+    """Where the experiment of a sample is written, given the file of the search: beside it, or here when that came with
+    the package.
+    """
+    folder = Path() if is_shipped(source) else source.parent
+    return folder / "found" / f"{found_experiment(search, sample).name}.yaml"
 
 
 def write_found(search: Search, journal: Journal, sample: Sample, source: Path) -> Path:
@@ -64,7 +69,7 @@ def found_text(search: Search, journal: Journal, sample: Sample, source: Path) -
         f"Searched by {spec.searcher} with scheduler {spec.scheduler}, seed {spec.seed}:",
         *(f"  {path}: {domain}; found {value}" for path, domain, value in space),
         f"It was chosen by {search.split}, so that its scores there are no measurement. Its seeds are new; the table",
-        f"on {experiment.evaluate.report} is made by: python launch.py run {found_path(search, sample, source)}",
+        f"on {experiment.evaluate.report} is made by: {typed()} run {found_path(search, sample, source)}",
     ]
     return "".join(f"# {line}\n" for line in lines) + dump_experiment(experiment)
 

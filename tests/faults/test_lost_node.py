@@ -35,7 +35,7 @@ places = here / "data", str(here / "store"), here / "cache", here / "runs"
 execution = Execution(*places, ranks=2, gpus_per_rank=1.0, device="cpu", address=sys.argv[1])
 session.prepare(planned, execution, Console())
 claim_name(planned, Store(execution.store))
-sys.exit(session.run(planned, execution, Console(), session.StopRequest(None), local=False, annotate=""))
+sys.exit(session.run(planned, execution, Console(), session.StopRequest(None), local=False, annotate="").status)
 """
 NODE = {"num_cpus": 4, "num_gpus": 4}
 

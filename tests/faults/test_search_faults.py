@@ -39,7 +39,7 @@ execution = Execution(
 )
 session.prepare(search.ends_plan, execution, Console())
 claim_name(make_plan(search.experiment), Store(execution.store))
-sys.exit(session.run_search(search, execution, Console(), session.StopRequest(None), here / "faults.yaml"))
+sys.exit(session.run_search(search, execution, Console(), session.StopRequest(None), here / "faults.yaml").status)
 """
 
 

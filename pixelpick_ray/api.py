@@ -1,0 +1,106 @@
+"""The Python interface: what the command line does, for programs and notebooks.
+
+>>> import pixelpick_ray as pp
+>>> experiment = pp.load("experiments/quickstart.yaml", **{"train.epochs": 2})
+>>> print(pp.plan(experiment).sharing)
+>>> result = pp.run(experiment, local=True, on_event=print)
+>>> pp.results("store", experiment).groupby(["acquire.strategy", "budget"])["miou"].agg(["mean", "std"])
+"""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import Experiment, load_experiment
+from pixelpick_ray.config.parts import is_executing, register
+from pixelpick_ray.data.cache import default_cache_path
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.events import Event
+from pixelpick_ray.plan import Plan, make_plan
+from pixelpick_ray.runner.session import Outcome, StopRequest, begin
+from pixelpick_ray.search.design import make_search
+from pixelpick_ray.store import Store, absolute
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["load", "plan", "register", "results", "run"]
+
+
+def load(path: str | Path, **overrides: Any) -> Experiment:
+    """The experiment of a file, with other values at dotted paths, such as ``**{"train.epochs": 2}``.
+
+    SpecError names file and key of what is wrong.
+    """
+    return load_experiment(Path(path), [f"{field}={json.dumps(value)}" for field, value in overrides.items()])
+
+
+def plan(experiment: Experiment) -> Plan:
+    """The trials of an experiment, its chains, and what they share; of a search, those of the values in its space.
+
+    SpecError for an unknown data set, split, strategy or network. Needs neither data nor torch.
+    """
+    return make_plan(experiment) if experiment.search is None else make_search(experiment).ends_plan
+
+
+def run(
+    experiment: Experiment,
+    *,
+    store: str | Path = "store",
+    data: str | Path = "data",
+    cache: str | Path | None = None,
+    runs: str | Path = "runs",
+    local: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+    time_limit_seconds: float | None = None,
+    verbose: bool = False,
+    **options: Any,
+) -> Outcome:
+    """Run what is missing of an experiment, on Ray or with `local` in this process; says how it ended.
+
+    `on_event` hears of every epoch, stage and pick (`pixelpick_ray.events`). `options` are further fields of
+    `Execution`, such as ``ranks=2`` or ``address="auto"``. An interrupt stops cleanly, with status 3. SpecError and
+    DataError for what the command line refuses.
+    """
+    if is_executing():
+        raise SpecError("run: this is a worker; put what starts a run under `if __name__ == '__main__':`")
+    search = None if experiment.search is None else make_search(experiment)
+    data = Path(data)
+    execution = Execution(
+        data.resolve(),
+        absolute(str(store)),
+        Path(cache or default_cache_path(data)).resolve(),
+        runs_path=Path(runs).resolve(),
+        time_limit_seconds=time_limit_seconds,
+        **options,
+    )
+    planned = make_plan(experiment) if search is None else search.ends_plan
+    execution.check({trial.train.batch_size for trial in planned.trials})
+    return begin(
+        planned,
+        search,
+        execution,
+        Console(highlight=False) if verbose else Console(file=io.StringIO()),
+        StopRequest(time_limit_seconds),
+        source=Path(f"{experiment.name}.yaml"),
+        local=local,
+        annotate=f"annotate {experiment.name}.yaml",
+        listeners=() if on_event is None else (on_event,),
+    )
+
+
+def results(store: str | Path, experiment: Experiment) -> "DataFrame":
+    """Every measurement that is stored of an experiment, with the columns of a report's ``rows.csv``.
+
+    Empty where nothing is stored. Needs neither data nor torch.
+    """
+    import pandas as pd
+
+    from pixelpick_ray.report.rows import load_results, rows_csv
+
+    return pd.read_csv(io.StringIO(rows_csv(load_results(Store(str(store)), [experiment]))))
