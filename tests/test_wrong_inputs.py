@@ -370,14 +370,25 @@ def test_a_wrong_command_on_a_search(place: Path, case: Case) -> None:
 # People who answer
 
 
+def remove_labels(leaves: Path, split: str) -> None:
+    tree = yaml.safe_load(description(leaves).read_text())
+    del tree["splits"][split]["labels"]
+    description(leaves).write_text(yaml.safe_dump(tree))
+
+
 @pytest.mark.parametrize("case", WRONG["people"], ids=lambda case: " ".join(case["command"])[-60:])
 def test_a_wrong_wish_of_people(leaves: Path, case: Case) -> None:
     (leaves / "mine.yaml").write_text(f"{SCENES}\n{case.get('add', '')}\n")
     if "unlabelled" in case:
-        tree = yaml.safe_load(description(leaves).read_text())
-        del tree["splits"][case["unlabelled"]]["labels"]
-        description(leaves).write_text(yaml.safe_dump(tree))
+        remove_labels(leaves, case["unlabelled"])
     assert told(leaves, *case["command"]) == case["told"]
+
+
+def test_people_need_no_labels_of_training_images(leaves: Path) -> None:
+    (leaves / "mine.yaml").write_text(f"{FOLDER}\noracle: {{name: human}}\n")
+    remove_labels(leaves, "train")
+    with pytest.raises(pytest.fail.Exception, match="it has started"):
+        launch(leaves, "run", "mine.yaml", "--local")
 
 
 # Files that cannot be read
