@@ -82,34 +82,37 @@ def test_the_bomb_goes_off_where_it_is_unpickled(marker: Path) -> None:
 # Weights
 
 
-def by_torch(path: Path, bomb: Bomb) -> None:
-    torch.save({"state_dict": {"conv.weight": torch.zeros(1)}, "epoch": bomb}, path)
-
-
-def by_torch_of_old(path: Path, bomb: Bomb) -> None:
-    torch.save({"conv.weight": torch.zeros(1), "x": bomb}, path, _use_new_zipfile_serialization=False)
-
-
-def by_pickle(path: Path, bomb: Bomb) -> None:
-    path.write_bytes(pickle.dumps(bomb))
-
-
-def inside_a_tensor(path: Path, bomb: Bomb) -> None:
+class Rebuilt(torch.nn.Parameter):
     """A parameter that is rebuilt by a function of the file's choice."""
 
-    class Rebuilt(torch.nn.Parameter):
-        def __reduce_ex__(self, protocol: Any) -> Any:
-            return bomb.__reduce__()
+    bomb: Bomb
 
-    torch.save({"conv.weight": Rebuilt(torch.zeros(1))}, path)
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.bomb.__reduce__()
+
+
+def write_tensor(path: Path, bomb: Bomb) -> None:
+    rebuilt = Rebuilt(torch.zeros(1))
+    rebuilt.bomb = bomb
+    torch.save({"conv.weight": rebuilt}, path)
+
+
+def by_torch(path: Path, bomb: Bomb, **options: Any) -> None:
+    torch.save({"state_dict": {"conv.weight": torch.zeros(1)}, "epoch": bomb}, path, **options)
+
+
+WRITERS: dict[str, Callable[[Path, Bomb], object]] = {
+    "torch": by_torch,
+    "torch of old": lambda path, bomb: by_torch(path, bomb, _use_new_zipfile_serialization=False),
+    "pickle": lambda path, bomb: path.write_bytes(pickle.dumps(bomb)),
+    "a tensor": write_tensor,
+}
 
 
 @pytest.mark.parametrize("name", ["mine.pt", "mine.pth.tar", "mine.safetensors"])
-@pytest.mark.parametrize("write", [by_torch, by_torch_of_old, by_pickle, inside_a_tensor])
-def test_code_in_weights_is_not_run(
-    tmp_path: Path, marker: Path, write: Callable[[Path, Bomb], None], name: str
-) -> None:
-    write(tmp_path / name, Bomb(marker))
+@pytest.mark.parametrize("writer", WRITERS)
+def test_code_in_weights_is_not_run(tmp_path: Path, marker: Path, writer: str, name: str) -> None:
+    WRITERS[writer](tmp_path / name, Bomb(marker))
     with pytest.raises(DataError, match=rf"{name}: is not a readable file of tensors \(.*store its tensors\s+alone as"):
         read_tensors(tmp_path / name)
     assert not marker.exists()
@@ -268,7 +271,7 @@ def test_no_field_of_an_experiment_leaves_the_data_folder_or_the_store(place: Pa
     before = set(place.rglob("*"))
     assert re.search(f"own\\.yaml: {told}", refused(place, "run", "own.yaml", "--local", "--set", override))
     (place / "own.yaml").write_text(with_field(OWN, override))
-    assert re.search(f"own\\.yaml: {told}", refused(place, "plan", "own.yaml"))
+    assert re.search(f"own\\.yaml: {told}", refused(place, "run", "own.yaml", "--local"))
     assert set(place.rglob("*")) == before
 
 

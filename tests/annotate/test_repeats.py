@@ -249,15 +249,6 @@ def test_a_repeat_is_taken_back_when_a_first_answer_cannot_be_any_more(office: O
     assert (page.state, len(office.places(repeat=True))) == ("waiting", 4)
 
 
-def test_without_repeats_nothing_comes_again(office: Office) -> None:
-    office.ask(2, 12)
-    page = office.page()
-    assert page.work() == 24
-    office.train()
-    page.fetch()
-    assert (page.items, page.state) == ([], "waiting")
-
-
 def picked(folder: Path, cache_path: Path, *, share: float) -> tuple[set[bytes], int]:
     """What a run of two stages has picked when it has ended, and how many answers were given to all its questions; what
     comes a second time is called something else.
