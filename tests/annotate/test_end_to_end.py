@@ -65,8 +65,8 @@ def address_of(place: Path, page: "subprocess.Popen[bytes]") -> str:
     until = time.monotonic() + 60
     while time.monotonic() < until and page.poll() is None:
         line = (place / "annotate.txt").read_text().partition("\n")[0]
-        if line.startswith("loop: http://127.0.0.1:"):
-            return line.removeprefix("loop: ")
+        if line.startswith("tiny: http://127.0.0.1:"):
+            return line.removeprefix("tiny: ")
         time.sleep(0.1)
     raise AssertionError((place / "annotate.txt").read_text())
 
