@@ -268,59 +268,45 @@ def answer_elsewhere(typist: Typist, item: Item) -> None:
     assert typist.site.post("answer", other)[0] == 200
 
 
+CTRL, ALT, META, SHIFT = 2, 1, 4, 8
+
+
 def key_event(browser: Browser, key: str, code: str, **other: Any) -> None:
-    for kind in ("keyDown", "keyUp"):
-        browser.devtools(
-            "Input.dispatchKeyEvent", type=kind, key=key, code=code, **(other if kind == "keyDown" else {})
-        )
+    browser.devtools("Input.dispatchKeyEvent", type="keyDown", key=key, code=code, **other)
+    browser.devtools("Input.dispatchKeyEvent", type="keyUp", key=key, code=code)
 
 
 def test_keys_mean_the_same_on_every_keyboard(page: Opened) -> None:
     typist = page("annotate.keys={road: r, tree: R, car: '3'}")
-    shift = 8
-    for count, (key, code, modifiers) in enumerate(
-        (
-            ("r", "KeyR", 0),
-            ("R", "KeyR", 0),  # caps lock
-            ("R", "KeyR", shift),
-            ("r", "KeyR", shift),  # caps lock and shift
-            ("к", "KeyR", 0),
-            ("К", "KeyR", shift),
-            ("3", "Digit3", 0),
-            ("３", "Digit3", 0),
-            ("٠", "Digit0", 0),
-            ("ю", "Period", 0),
-        )
-    ):
+    strokes = (
+        ("rRк", "KeyR", 0),  # the second with caps lock
+        ("RrК", "KeyR", SHIFT),
+        ("3３", "Digit3", 0),
+        ("٠", "Digit0", 0),
+        ("ю", "Period", 0),
+    )
+    for count, (key, code, modifiers) in enumerate((key, *rest) for keys, *rest in strokes for key in keys):
         key_event(typist.browser, key, code, modifiers=modifiers)
         typist.take_notes(count + 1)
-    assert typist.labels() == ["road", "road", "tree", "tree", "road", "tree", "car", "car", None, None]
+    assert typist.labels() == ["road"] * 3 + ["tree"] * 3 + ["car"] * 2 + [None] * 2
     assert [answer.kind for answer in typist.answers()[-2:]] == ["unknown", "void"]
 
 
 def test_what_is_no_answer_stores_nothing(page: Opened) -> None:
     typist = page("annotate.keys={road: r}")
-    ctrl, alt, meta, shift = 2, 1, 4, 8
-    for key, code, modifiers in (
-        ('"', "Digit3", 0),  # on a French keyboard, as the next two
-        ("à", "Digit0", 0),
-        (":", "Period", 0),
-        (">", "Period", shift),
-        ("ç", "Period", 0),  # Turkish
-        ("Ю", "Period", shift),  # Russian
-    ):
-        key_event(typist.browser, key, code, modifiers=modifiers)
+    strokes = (('"', "Digit3", 0), ("à", "Digit0", 0), (":ç", "Period", 0), (">Ю", "Period", SHIFT))
+    for key, code, modifiers in ((key, *rest) for keys, *rest in strokes for key in keys):
+        key_event(typist.browser, key, code, modifiers=modifiers)  # of French, Turkish and Russian keyboards
         assert typist.text("#notice").startswith(f"{key} is no key of a class")
-    for modifiers in (ctrl, alt, meta):
+    for modifiers in (CTRL, ALT, META):
         key_event(typist.browser, "r", "KeyR", modifiers=modifiers)
     key_event(typist.browser, "r", "KeyR", autoRepeat=True)
     key_event(typist.browser, ".", "Period", autoRepeat=True)
     typist.browser.type("9")
     assert typist.text("#notice") == "9 is no key of a class; ? shows all keys."
     typist.browser.type("?", "r", ESCAPE)  # in the help, which it closes
-    typist.browser.type(ENTER)  # no suggestion is shown
-    typist.browser.type(BACKSPACE)
-    wait_for(lambda: typist.text("#notice") == "There is no answer to take back.")
+    typist.browser.type(ENTER, BACKSPACE)  # no suggestion is shown
+    typist.wait_for_notice("There is no answer to take back.")
     assert typist.look()["acknowledged"] == []
     typist.press("r")
     assert typist.labels() == ["road"]
