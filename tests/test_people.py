@@ -1,24 +1,25 @@
 """Chains that ask people: where they stop, what they go on with, and what becomes of pixels without a class."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.config.experiment import Experiment, parse_experiment
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data import datasets
 from pixelpick_ray.data.answers import Answer, Book, Pending, Undo, Waiting
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.datasets import UInt8Array
 from pixelpick_ray.data.labels import UNKNOWN, LabelledPixels
 from pixelpick_ray.data.questions import all_questions, open_ask
-from pixelpick_ray.errors import DataError, SpecError, StoreError
+from pixelpick_ray.errors import StoreError
 from pixelpick_ray.events import AnswersAwaited, ChainDone, EpochDone, Event, FitTrained, StageDone
-from pixelpick_ray.plan import make_plan
+from pixelpick_ray.plan import Plan, make_plan
 from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.tables import terminal_table
 from pixelpick_ray.runner import local
@@ -26,13 +27,13 @@ from pixelpick_ray.runner.people import People
 from pixelpick_ray.status import status_of
 from pixelpick_ray.store import Store
 from tests.support.person import Person, nobody
-from tests.support.stores import check_plan
-from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset, tiny_experiment
+from tests.support.tiny_data import TinyDataset, tiny_experiment
 
 pytestmark = pytest.mark.training
 
-GRID = "grid=[{acquire.strategy: [margin, random], seed: [0], budget: [3, 6, 9]}]"
 HUMAN = "oracle={name: human}"
+REPLACED = "oracle={name: human, replace: true}"
+TWO_CHAINS = "grid=[{acquire.strategy: [margin, random], seed: [0], budget: %s}]"
 
 
 @pytest.fixture(autouse=True)
@@ -45,26 +46,52 @@ def execution(tmp_path: Path, cache_path: Path) -> Execution:
     return Execution(tmp_path / "data", str(tmp_path / "store"), cache_path, tmp_path / "runs")
 
 
+def short(*changes: str) -> Experiment:
+    """Of trainings of one epoch."""
+    return tiny_experiment("train.epochs=1", *changes)
+
+
+def of_one_chain(budgets: str, *changes: str) -> Experiment:
+    """One chain that asks people, unless changes say otherwise."""
+    return short(f"grid=[{{budget: {budgets}}}]", *(changes or [HUMAN]))
+
+
+def walk(
+    plan: Plan,
+    execution: Execution,
+    *,
+    people: People | None = None,
+    hear: Callable[[Event], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[str]:
+    """Run every chain as far as it goes; the errors."""
+    people = people or nobody(plan, execution)
+    return list(local.run(plan, list(plan.chains), execution, hear, stop, people).values())
+
+
 def run(experiment: Experiment, execution: Execution) -> list[Event]:
-    """Run every chain as far as it goes, and return the events."""
-    plan, events = make_plan(experiment), list[Event]()
-    people = nobody(plan, execution)
-    assert local.run(plan, list(plan.chains), execution, events.append, lambda: False, people) == {}
+    """Run every chain as far as it goes, without errors, and return the events."""
+    events = list[Event]()
+    assert walk(make_plan(experiment), execution, hear=events.append) == []
     return events
 
 
-def run_with(person: Person, experiment: Experiment, execution: Execution) -> int:
+def run_with(person: Person, execution: Execution) -> int:
     """Run and answer in turn until all is done; how often people were waited for."""
     rounds = 0
-    while any(isinstance(event, AnswersAwaited) for event in run(experiment, execution)):
+    while any(isinstance(event, AnswersAwaited) for event in run(person.experiment, execution)):
         assert person.answer_all() > 0
         rounds += 1
     return rounds
 
 
+def person_of(experiment: Experiment, execution: Execution, **refusing: Any) -> Person:
+    return Person(Store(execution.store), experiment, **refusing)
+
+
 def pending(experiment: Experiment, execution: Execution) -> Pending:
-    """What the only chain of an experiment waits for."""
-    (chain,) = make_plan(experiment).chains
+    """What the first chain of an experiment waits for."""
+    chain = make_plan(experiment).chains[0]
     return Waiting(Store(execution.store), experiment).look([chain.id])[chain.id]
 
 
@@ -73,52 +100,47 @@ def picks(execution: Execution) -> list[LabelledPixels]:
     return [LabelledPixels.read(path) for path in sorted(Path(execution.store).glob("pick/*/pixels.npz"))]
 
 
-def contents(execution: Execution, name: str) -> set[bytes]:
-    return {path.read_bytes() for path in Path(execution.store).glob(f"pick/*/{name}")}
-
-
 def test_a_person_who_knows_the_truth_is_as_good_as_the_ground_truth(execution: Execution) -> None:
     """Byte for byte: the pixels, their statistics, the trainings, and the table."""
-    truth, human = tiny_experiment(GRID), tiny_experiment(GRID, HUMAN)
-    others = replace(execution, store=execution.store + "-of-people")
-    run(truth, execution)
-    person = Person(Store(others.store), human)
-    assert run_with(person, human, others) == 3
-    for name in ("pixels.npz", "statistics.json"):
-        assert contents(others, name) == contents(execution, name)
-        assert len(contents(others, name)) == 1 + 2 * 2
-    fits = [{path.name for path in Path(place.store).glob("fit/*")} for place in (execution, others)]
-    assert fits[0] == fits[1]
-    tables = [
-        terminal_table(load_results(Store(place.store), [spec]))
-        for place, spec in ((execution, truth), (others, human))
-    ]
-    assert tables[0] == tables[1]
-    assert "margin" in tables[0]
-    assert "missing" not in tables[0]
+    found = []
+    for oracle, where in ((HUMAN, "people"), ("oracle={name: ground_truth}", "truth")):
+        spec, place = short(TWO_CHAINS % "[3, 6, 9]", oracle), replace(execution, store=f"{execution.store}-{where}")
+        if where == "people":
+            assert run_with(person_of(spec, place), place) == 3
+        run(spec, place)
+        stored = [{path.read_bytes() for path in Path(place.store).glob(f"pick/*/{name}")} for name in FILES]
+        fits = {path.name for path in Path(place.store).glob("fit/*")}
+        found.append((stored, fits, terminal_table(load_results(Store(place.store), [spec]))))
+    assert found[0] == found[1]
+    stored, _, table = found[0]
+    assert [len(contents) for contents in stored] == [1 + 2 * 2] * 2
+    assert "margin" in table
+    assert "missing" not in table
+
+
+FILES = ("pixels.npz", "statistics.json")
 
 
 def test_what_is_asked_is_stored_and_told(execution: Execution) -> None:
-    experiment, store = tiny_experiment(GRID, HUMAN), Store(execution.store)
+    experiment, store = short(TWO_CHAINS % "[3, 6, 9]", HUMAN), Store(execution.store)
     plan = make_plan(experiment)
     events = run(experiment, execution)
     assert [(event.missing, event.asked) for event in events if isinstance(event, AnswersAwaited)] == [(15, 15)] * 2
     assert store.leased() == {}
-    person = Person(store, experiment)
+    person = person_of(experiment, execution)
     ((_, questions),) = person.asked()  # both strategies ask for the same first pixels
     assert (questions.predicted == -1).all()
     assert np.isnan(questions.entropy).all()
     assert person.answer_all(limit=4) == 4
     state = status_of(plan, execution)
     assert state.asks_people
-    assert {chain.waits_for for chain in state.chains} == {"11 of 15 answers"}
-    assert {chain.stages for chain in state.chains} == {("waiting",) * 3}
+    assert {(chain.waits_for, chain.stages) for chain in state.chains} == {("11 of 15 answers", ("waiting",) * 3)}
     assert [type(event) for event in run(experiment, execution)] == [AnswersAwaited] * 2
     assert person.answer_all() == 11
-    looked = Waiting(store, experiment).look([plan.chains[0].id])[plan.chains[0].id]
+    looked = pending(experiment, execution)
     assert (looked.missing, looked.asked) == (0, 15)
     kinds = [type(event) for event in run(experiment, execution) if event.chain == plan.chains[0].id]
-    assert kinds == [*[EpochDone] * 3, FitTrained, StageDone, AnswersAwaited]
+    assert kinds == [EpochDone, FitTrained, StageDone, AnswersAwaited]
     ask = open_ask(store, experiment, plan.chains[0].id)
     assert ask is not None
     assert ask.budget == 6
@@ -129,39 +151,30 @@ def test_what_is_asked_is_stored_and_told(execution: Execution) -> None:
 
 
 def test_a_pixel_that_nobody_can_tell_is_neither_trained_on_nor_asked_again(execution: Execution) -> None:
-    experiment = tiny_experiment("grid=[{budget: [3, 6, 9]}]", HUMAN)
-    person = Person(Store(execution.store), experiment, refuse_every=4)
-    run_with(person, experiment, execution)
-    places = [answer.place for answer in person.said]
-    assert len(places) == len(set(places)) == 3 * 3 * 5
+    person = person_of(of_one_chain("[3, 6]"), execution, refuse_every=4)
+    run_with(person, execution)
+    assert len(person.said) == len({answer.place for answer in person.said}) == 2 * 3 * 5
     refused = [answer.place for answer in person.said if answer.kind == "unknown"]
     assert refused
-    stored = picks(execution)
-    assert sum(int((pixels.label == UNKNOWN).sum()) for pixels in stored) == len(refused)
-    trained = {
-        path.read_text(encoding="utf-8").rpartition('"labelled_pixels": ')[2].strip("}\n")
-        for path in Path(execution.store).glob("fit/*/training.json")
-    }
-    assert max(map(int, trained)) == 45 - len(refused)
+    assert sum(int((pixels.label == UNKNOWN).sum()) for pixels in picks(execution)) == len(refused)
+    trained = [json.loads(path.read_text()) for path in Path(execution.store).glob("fit/*/training.json")]
+    assert max(one["labelled_pixels"] for one in trained) == 30 - len(refused)
 
 
 def test_a_pixel_without_a_class_is_replaced_where_the_experiment_says_so(execution: Execution) -> None:
-    experiment = tiny_experiment("grid=[{budget: [3, 6]}]", "oracle={name: human, replace: true}")
-    person = Person(Store(execution.store), experiment, refuse_every=3)
-    assert run_with(person, experiment, execution) > 2
+    person = person_of(of_one_chain("[3, 6]", REPLACED), execution, refuse_every=3)
+    assert run_with(person, execution) > 2
     for pixels in picks(execution):
         assert np.bincount(pixels.with_class().image).tolist() == [3] * 5
         assert len(pixels) > 15
-    places = [answer.place for answer in person.said]
-    assert len(places) == len(set(places))
+    assert len(person.said) == len({answer.place for answer in person.said})
 
 
 def test_images_that_nobody_can_tell_anything_of_come_to_an_end(execution: Execution) -> None:
     """Replacing stops where an image has no pixel left that was not asked for; the next stage asks elsewhere."""
-    changes = "dataset.size=[8, 12]", "acquire.initial_pixels=60", "grid=[{budget: [60, 63]}]", "train.epochs=1"
-    experiment = tiny_experiment(*changes, "oracle={name: human, replace: true}")
-    person = Person(Store(execution.store), experiment, refuse_every=1, but_in="img_00")
-    run_with(person, experiment, execution)
+    experiment = of_one_chain("[60, 63]", "dataset.size=[8, 12]", "acquire.initial_pixels=60", REPLACED)
+    person = person_of(experiment, execution, refuse_every=1, but_in="img_00")
+    run_with(person, execution)
     second, first = sorted(picks(execution), key=len)
     spec = experiment.dataset
     prepared = prepare(TinyDataset(spec, execution.data_path), "train", spec, execution.cache_path)
@@ -173,26 +186,11 @@ def test_images_that_nobody_can_tell_anything_of_come_to_an_end(execution: Execu
 
 
 def test_pixels_of_an_image_without_a_class_are_replaced_five_times(execution: Execution) -> None:
-    experiment = tiny_experiment("grid=[{budget: [3]}]", "oracle={name: human, replace: true}")
-    person = Person(Store(execution.store), experiment, refuse_every=1, but_in="img_00")
-    run_with(person, experiment, execution)
+    person = person_of(of_one_chain("[3]", REPLACED), execution, refuse_every=1, but_in="img_00")
+    run_with(person, execution)
     (pixels,) = picks(execution)
     assert np.bincount(pixels.image).tolist() == [3] + [3 + 5 * 3] * 4
     assert len(person.said) == len(pixels)
-
-
-def test_an_answer_holds_for_every_chain_that_asks_for_the_pixel(execution: Execution) -> None:
-    """Another strategy and another network ask for the first pixels of the seed again: nobody is bothered."""
-    first = tiny_experiment("grid=[{budget: [3]}]", HUMAN)
-    run_with(Person(Store(execution.store), first), first, execution)
-    other = tiny_experiment("name=other", "train.epochs=1", "acquire.initial_pixels=4", "grid=[{budget: [4]}]", HUMAN)
-    run(other, execution)
-    found = pending(other, execution)
-    assert found.asked == 20
-    assert found.missing < 20
-    apart = tiny_experiment("name=apart", "grid=[{budget: [3]}]", "oracle={name: human, suggestions: true}")
-    run(apart, execution)
-    assert pending(apart, execution).missing == 15  # those answers were given without suggestions
 
 
 class More(TinyDataset):
@@ -209,72 +207,73 @@ class Changed(TinyDataset):
         return (255 - image if name == self.splits[split].names[2] else image), label
 
 
-def test_images_may_be_added_but_not_exchanged(execution: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers outlive a data set that grows; they are not taken for those of another picture of the same name."""
-    experiment = tiny_experiment("grid=[{budget: [3]}]", HUMAN)
-    run_with(Person(Store(execution.store), experiment), experiment, execution)
-    monkeypatch.setitem(datasets.DATASETS, "tiny", More)
-    monkeypatch.setattr(More, "signature", lambda self, split: [["more", split, self.sizes[split]]])
-    run(experiment, execution)
-    assert pending(experiment, execution).missing == 2 * 3
-    monkeypatch.setitem(datasets.DATASETS, "tiny", Changed)
-    monkeypatch.setattr(Changed, "signature", lambda self, split: [["changed", split, self.sizes[split]]])
-    plan = make_plan(experiment)
-    errors = local.run(plan, list(plan.chains), execution, lambda event: None, lambda: False, nobody(plan, execution))
-    (told,) = errors.values()
+def test_an_answer_holds_for_every_chain_that_asks_for_the_pixel_of_the_same_image(
+    execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another strategy and another network ask for the first pixels of the seed again: nobody is bothered. Answers
+    outlive a data set that grows; they are not taken for those of another picture of the same name.
+    """
+    experiment = of_one_chain("[3]")
+    run_with(person_of(experiment, execution), execution)
+    other = of_one_chain("[4]", "name=other", "train.batch_size=4", "acquire.initial_pixels=4", HUMAN)
+    run(other, execution)
+    assert pending(other, execution).asked == 20
+    assert pending(other, execution).missing < 20
+    apart = of_one_chain("[3]", "name=apart", "oracle={name: human, suggestions: true}")
+    run(apart, execution)
+    assert pending(apart, execution).missing == 15  # those answers were given without suggestions
+    for kind in (More, Changed):
+        monkeypatch.setitem(datasets.DATASETS, "tiny", kind)
+        monkeypatch.setattr(kind, "signature", lambda self, split: [[type(self).__name__, split, self.sizes[split]]])
+        if kind is More:
+            run(experiment, execution)
+            assert pending(experiment, execution).missing == 2 * 3
+    (told,) = walk(make_plan(experiment), execution)
     assert told.startswith(
         "image img_02: is another one than when people labelled its pixels; give it a name of its own"
     )
 
 
-def test_what_is_asked_stays_asked_while_a_chain_runs_again(execution: Execution) -> None:
+def test_what_is_asked_stays_asked_while_a_chain_runs_again_and_after_a_run_of_fewer_budgets(
+    execution: Execution,
+) -> None:
     """The page may answer at any moment: also while the stages before are walked through, and after a kill there."""
-    experiment, store = tiny_experiment("grid=[{budget: [3, 6]}]", HUMAN), Store(execution.store)
-    person = Person(store, experiment)
+    experiment = of_one_chain("[3, 6]")
+    person = person_of(experiment, execution)
     run(experiment, execution)
     person.answer_all()
     run(experiment, execution)
     ((_, before),) = person.asked()
+    (path,) = Path(execution.store).glob("experiments/*/chains/*.json")
+    record = json.loads(path.read_text())
+    assert len(record["questions"]) == 2
     seen = []
 
     def stop() -> bool:
         seen.append(person.asked())
         return False
 
-    plan = make_plan(experiment)
-    people = nobody(plan, execution)
-    assert local.run(plan, list(plan.chains), execution, lambda event: None, stop, people) == {}
+    assert walk(make_plan(experiment), execution, stop=stop) == []
     assert len(seen) > 2
     assert all(len(asked) == 1 and asked[0][1].places() == before.places() for asked in seen)
-
-
-def test_a_run_of_fewer_budgets_forgets_nothing(execution: Execution) -> None:
-    experiment, store = tiny_experiment("grid=[{budget: [3, 6]}]", HUMAN), Store(execution.store)
-    person = Person(store, experiment)
-    run(experiment, execution)
-    person.answer_all()
-    run(experiment, execution)
-    (path,) = Path(execution.store).glob("experiments/*/chains/*.json")
-    before = json.loads(path.read_text())
-    assert len(before["questions"]) == 2
-    run(tiny_experiment("grid=[{budget: [3]}]", HUMAN), execution)
-    after = json.loads(path.read_text())
-    assert after == before
+    run(of_one_chain("[3]"), execution)
+    assert json.loads(path.read_text()) == record
 
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_chain_whose_people_take_longer_is_waited_for(execution: Execution, waits: bool) -> None:
     """One chain's questions are answered first; the other's only when that one has gone on."""
-    experiment, store = tiny_experiment(GRID.replace("[3, 6, 9]", "[3, 6]"), HUMAN), Store(execution.store)
-    plan, kinds = make_plan(experiment), list[tuple[str, type]]()
-    person = Person(store, experiment)
+    experiment = short(TWO_CHAINS % "[3, 6]", HUMAN)
+    plan, done = make_plan(experiment), set[str]()
+    person = person_of(experiment, execution)
     run(experiment, execution)
     person.answer_all()
 
     def hear(event: Event) -> None:
-        kinds.append((event.chain, type(event)))
-        if isinstance(event, ChainDone) and waits:
-            person.answer_all()
+        if isinstance(event, ChainDone):
+            done.add(event.chain)
+            if waits:
+                person.answer_all()
 
     def tell(text: str) -> None:
         """The first of the two chains is answered when it is said that people are waited for."""
@@ -282,30 +281,28 @@ def test_a_chain_whose_people_take_longer_is_waited_for(execution: Execution, wa
         person.answer_all(limit=15)
 
     people = People(plan, replace(execution, wait=waits), "the page", tell, lambda: False)
-    assert local.run(plan, list(plan.chains), execution, hear, lambda: False, people) == {}
-    done = {chain for chain, kind in kinds if kind is ChainDone}
+    assert walk(plan, execution, people=people, hear=hear) == []
     assert done == ({chain.id for chain in plan.chains} if waits else set())
 
 
-def test_nothing_to_replace_needs_no_network(execution: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = tiny_experiment("grid=[{budget: [3, 6]}]", "oracle={name: human, replace: true}")
-    person = Person(Store(execution.store), experiment)
-    run(experiment, execution)
-    person.answer_all()
-    run(experiment, execution)
-    person.answer_all()
+def test_nothing_to_replace_needs_no_network(execution: Execution) -> None:
+    experiment = of_one_chain("[3, 6]", REPLACED)
+    person = person_of(experiment, execution)
+    for _ in range(2):
+        run(experiment, execution)
+        person.answer_all()
     for path in Path(execution.store).glob("fit/*/weights.safetensors"):
         path.unlink()
     events = run(experiment, execution)
-    assert [event.stage for event in events if isinstance(event, EpochDone)] == [1] * 3
+    assert [event.stage for event in events if isinstance(event, EpochDone)] == [1]
     assert isinstance(events[-1], ChainDone)
 
 
 @pytest.mark.parametrize("waits", [True, False])
 def test_answers_that_are_all_refusals_train_nothing(execution: Execution, waits: bool) -> None:
-    experiment = tiny_experiment("grid=[{budget: [3]}]", HUMAN)
+    experiment = of_one_chain("[3]")
     run(experiment, execution)
-    person, plan = Person(Store(execution.store), experiment, refuse_every=1), make_plan(experiment)
+    person, plan = person_of(experiment, execution, refuse_every=1), make_plan(experiment)
     people = People(plan, replace(execution, wait=waits), "the page", lambda text: None, lambda: False)
     if not waits:
         person.answer_all()
@@ -314,18 +311,16 @@ def test_answers_that_are_all_refusals_train_nothing(execution: Execution, waits
         if isinstance(event, AnswersAwaited):
             person.answer_all()
 
-    errors = local.run(plan, list(plan.chains), execution, hear, lambda: False, people)
-    assert list(errors.values()) == [
+    assert walk(plan, execution, people=people, hear=hear) == [
         "stage 0: people gave no pixel a class, there is nothing to train on; have other pixels asked for, with "
         "oracle.replace: true"
     ]
 
 
 def test_questions_that_are_damaged_are_asked_anew(execution: Execution) -> None:
-    experiment, store = tiny_experiment("grid=[{budget: [3]}]", HUMAN), Store(execution.store)
+    experiment = of_one_chain("[3]")
     run(experiment, execution)
-    person = Person(store, experiment)
-    person.answer_all(limit=5)
+    person_of(experiment, execution).answer_all(limit=5)
     (path,) = Path(execution.store).glob("question/*/questions.npz")
     before = path.read_bytes()
     path.write_bytes(before[:-9])
@@ -368,50 +363,6 @@ def test_a_line_that_was_half_written_is_none_and_a_damaged_one_is_told(tmp_path
         Book(Store(tmp_path), "k")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("annotate: {keys: {a: x}}", "annotate: nobody is asked; add oracle: {name: human}, or leave it out"),
-        (
-            "annotate: {order: predicted}\noracle: {name: human}",
-            "annotate.order: predicted shows what the network predicts; add oracle.suggestions: true, or take image",
-        ),
-    ],
-)
-def test_questions_that_make_no_sense_are_refused(change: str, message: str) -> None:
-    with pytest.raises(SpecError, match=f"^tiny.yaml: {message}"):
-        parse_experiment(
-            f"{TINY_EXPERIMENT}\n{change}\n", where="tiny.yaml", overrides=["grid=[{seed: [0], budget: [9]}]"]
-        )
-
-
 def test_how_people_are_asked_makes_no_other_experiment() -> None:
     one, other = (tiny_experiment(HUMAN, *changes) for changes in ((), ("annotate={repeats: 0.1, keys: {a: z}}",)))
     assert one.identity() == other.identity()
-
-
-class Unlabelled(TinyDataset):
-    """Nobody has labelled the training images."""
-
-    def has_labels(self, split: str) -> bool:
-        return split != "train"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ((), "tiny train: has no label maps, and the oracle ground_truth answers from them; add them, or let people"),
-        ((HUMAN, "grid=[{budget: [full]}]"), "tiny train: has no label maps, and full supervision needs them"),
-        (
-            (HUMAN, "evaluate={splits: {train: {}}, report: train}"),
-            "evaluate.splits: split 'train' of tiny has no label",
-        ),
-    ],
-)
-def test_labels_that_are_needed_must_be_there(
-    changes: tuple[str, ...], message: str, execution: Execution, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(datasets.DATASETS, "tiny", Unlabelled)
-    check_plan(make_plan(tiny_experiment(HUMAN)), execution)
-    with pytest.raises(DataError, match=message):
-        check_plan(make_plan(tiny_experiment(*changes)), execution)

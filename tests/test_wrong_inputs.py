@@ -4,24 +4,26 @@ anything is started and with the store as it was.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import save_file
 
+from pixelpick_ray.cli.shared import asked_of
 from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.cache import prepare
-from pixelpick_ray.errors import DataError
+from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.runner import session
 from tests.support.data_folders import (
     noise,
@@ -57,15 +59,27 @@ WRONG: dict[str, list[Case]] = yaml.safe_load(Path(__file__).with_name("wrong_in
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with an experiment, a data set of the user's own, and a store that somebody uses."""
+    """A folder with an experiment and a store that somebody uses."""
     for start in ("run", "run_search"):
         monkeypatch.setattr(session, start, lambda *values, **options: pytest.fail("it has started"))
     (tmp_path / "mine.yaml").write_text(SCENES)
-    write_folder(tmp_path / "data")
     for name in ("fit/0123/manifest.json", "experiments/other-0123/experiment.json"):
         (tmp_path / "store" / name).parent.mkdir(parents=True)
         (tmp_path / "store" / name).write_text("{}")
+    (tmp_path / "data").mkdir()
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def leaves(place: Path, made: Path) -> Path:
+    """The folder, with a data set of the user's own."""
+    shutil.copytree(made, place / "data" / "leaves")
+    return place
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
@@ -85,6 +99,16 @@ def told(place: Path, *arguments: str) -> str:
     return re.sub(r"-[0-9a-f]{20}", "-DIGEST", message)
 
 
+def told_of(place: Path, case: Case, text: str, *options: str) -> str:
+    """What is told of an experiment file with options: by reading it, or, `late`, by a run alone."""
+    (place / "mine.yaml").write_text(text)
+    if case.get("late"):
+        return told(place, "run", "mine.yaml", *options)
+    with pytest.raises(SpecError) as caught:
+        asked_of(place / "mine.yaml", [option for option in options if option != "--set"])
+    return str(caught.value)
+
+
 def test_there_are_many() -> None:
     assert sum(len(cases) for cases in WRONG.values()) > 250
     assert all(len({str(case) for case in cases}) == len(cases) for cases in WRONG.values())
@@ -97,237 +121,187 @@ def test_there_are_many() -> None:
 def test_a_wrong_experiment_file(place: Path, case: Case) -> None:
     old = case.get("replace", SCENES)
     assert SCENES.count(old) == 1
-    (place / "mine.yaml").write_text(SCENES.replace(old, case["by"]))
-    assert told(place, "run", "mine.yaml", "--local") == case["told"]
+    options = ["--local"] if case.get("late") else []
+    assert told_of(place, case, SCENES.replace(old, case["by"]), *options) == case["told"]
+
+
+@pytest.mark.parametrize("text", [SCENES, SEARCH], ids=["experiment", "search"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run",
+        "run --local",
+        "plan",
+        "submit --to slurm --dry-run",
+        "status",
+        "doctor",
+        "report --out report",
+        "annotate",
+    ],
+)
+def test_every_command_reads_the_file_first_and_stops_there(place: Path, words: str, text: str) -> None:
+    command, *options = words.split()
+    (place / "mine.yaml").write_text(text)
+    wrong = told(place, command, "mine.yaml", *options, "--set", "train.epochs=0")
+    assert wrong == "mine.yaml: train.epochs: Input should be greater than or equal to 1; got 0"
+    missing = told(place, command, "mine.yaml", *options, "--set", "model.backbone=resnet5")
+    assert missing.startswith("mine.yaml: model.backbone: timm has no network 'resnet5'; did you mean resnet50")
 
 
 # Data sets of the user's own
 
 
-def at(place: Path, part: str = "images", name: str = "leaf.v1.jpg", split: str = "train") -> Path:
+def leaf(place: Path, part: str = "images", name: str = "leaf.v1.jpg", split: str = "train") -> Path:
     return place / "data" / "leaves" / split / part / name
 
 
-def label(place: Path, values: object, split: str = "train", name: str = "leaf.v1.png") -> None:
-    """Write a label map of 9x11 pixels with one value, or these values."""
-    save(at(place, "labels", name, split), np.broadcast_to(np.asarray(values, dtype=np.uint8), (9, 11)).copy())
+def description(place: Path) -> Path:
+    return place / "data" / "leaves" / "dataset.yaml"
 
 
-def described(place: Path, text: str) -> None:
-    path = place / "data" / "leaves" / "dataset.yaml"
-    path.write_text(path.read_text() + text)
+def save_label(place: Path, values: object, dtype: type = np.uint8, name: str = "leaf.v1.png", **split: str) -> None:
+    """Write a label map with these values, those of a row or one for all of 9x11 pixels, or a whole map."""
+    values = np.asarray(values, dtype=dtype)
+    save(leaf(place, "labels", name, **split), values if values.ndim > 1 else np.broadcast_to(values, (9, 11)).copy())
 
 
-def without_label(place: Path) -> None:
-    at(place, "labels", "leaf.v1.png").unlink()
+def describe(place: Path, text: str) -> None:
+    description(place).write_text(description(place).read_text() + text)
 
 
-def unknown_class(place: Path) -> None:
-    label(place, [0] * 10 + [3])
+def rename(place: Path, name: bytes) -> None:
+    """Give an image and its label map another stem."""
+    for part, suffix in (("images", ".jpg"), ("labels", ".png")):
+        path = leaf(place, part, f"leaf.v1{suffix}")
+        path.rename(path.parent / os.fsdecode(name + suffix.encode()))
 
 
-def void_of_another_value(place: Path) -> None:
-    described(place, "void: 254\n")
+def remove_images(place: Path, *names: str) -> None:
+    for name in names:
+        leaf(place, name=name).unlink()
+        leaf(place, "labels", f"{Path(name).stem}.png").unlink()
 
 
-def label_of_another_size(place: Path) -> None:
-    save(at(place, "labels", "leaf.v0.png", "val"), np.zeros((11, 9), np.uint8))
-
-
-def label_in_colour(place: Path) -> None:
-    save(at(place, "labels", "leaf.v1.png"), np.zeros((9, 11, 3), np.uint8))
-
-
-def label_of_16_bits(place: Path) -> None:
-    save(at(place, "labels", "leaf.v1.png"), np.zeros((9, 11), np.uint16))  # type: ignore[arg-type]
-
-
-def label_that_loses(place: Path) -> None:
-    """JPEG changes values."""
-    Image.fromarray(np.zeros((9, 11), np.uint8)).save(at(place, "labels", "leaf.v1.png"), format="jpeg")
-
-
-def truncated_image(place: Path) -> None:
-    path = at(place, name="leaf.v0.png")
+def cut_image(place: Path) -> None:
+    path = leaf(place, name="leaf.v0.png")
     path.write_bytes(path.read_bytes()[:200])
 
 
-def empty_image(place: Path) -> None:
-    at(place).write_bytes(b"")
-
-
-def page_instead_of_image(place: Path) -> None:
-    at(place).write_text("<html>404 not found</html>")
-
-
-def image_of_16_bits(place: Path) -> None:
-    save(at(place, name="leaf.v0.png"), np.full((9, 11), 700, np.uint16))  # type: ignore[arg-type]
-
-
-def huge_image(place: Path) -> None:
-    Image.new("1", (20000, 10000)).save(at(place, name="leaf.v0.png"))
-
-
-def turned_image(place: Path) -> None:
+def turn_image(place: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(noise((9, 11), (0,), seed=0)[0]).save(at(place), exif=exif)
+    Image.fromarray(noise((9, 11), (0,), seed=0)[0]).save(leaf(place), exif=exif)
 
 
-def folder_instead_of_image(place: Path) -> None:
-    at(place).unlink()
-    at(place).mkdir()
+def folder_instead_of(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
-def two_of_a_stem(place: Path) -> None:
-    save(at(place, name="leaf.v1.png"), noise((9, 11), (0,), seed=0)[0])
+def write_lossy_label(place: Path) -> None:
+    """JPEG changes values."""
+    Image.fromarray(np.zeros((9, 11), np.uint8)).save(leaf(place, "labels", "leaf.v1.png"), format="jpeg")
 
 
-def name_that_is_no_text(place: Path) -> None:
-    for part, name in (("images", "leaf.v1.jpg"), ("labels", "leaf.v1.png")):
-        at(place, part, name).rename(os.fsdecode(os.fsencode(at(place, part, name)).replace(b"v1", b"\xff")))
-
-
-def name_of_two_lines(place: Path) -> None:
-    for part, name in (("images", "leaf.v1.jpg"), ("labels", "leaf.v1.png")):
-        at(place, part, name).rename(at(place, part, name.replace("v1", "v\n1")))
-
-
-def one_image(place: Path) -> None:
-    for index, suffix in ((1, "jpg"), (2, "jpeg")):
-        at(place, name=f"leaf.v{index}.{suffix}").unlink()
-        at(place, "labels", f"leaf.v{index}.png").unlink()
-
-
-def no_image(place: Path) -> None:
-    one_image(place)
-    at(place, name="leaf.v0.png").unlink()
-    at(place, "labels", "leaf.v0.png").unlink()
-
-
-def no_folder_of_labels(place: Path) -> None:
-    (place / "data" / "leaves" / "val" / "labels").rename(place / "data" / "leaves" / "val" / "masks")
-
-
-def all_void(place: Path) -> None:
-    label(place, 255)
-
-
-def repeated_key(place: Path) -> None:
-    described(place, "classes: [leaf, stem, soil]\n")
-
-
-def repeated_inner_key(place: Path) -> None:
-    described(place, "palette: {a: 1, a: 2}\n")
-
-
-def description_that_is_no_text(place: Path) -> None:
-    (place / "data" / "leaves" / "dataset.yaml").write_bytes(b"classes: [\xff, b]\n")
-
-
-def folder_instead_of_description(place: Path) -> None:
-    (place / "data" / "leaves" / "dataset.yaml").unlink()
-    (place / "data" / "leaves" / "dataset.yaml").mkdir()
-
-
-def description_with_a_code(place: Path) -> None:
-    described(place, "void: 2\n")
-
-
-def mean_in_bytes(place: Path) -> None:
-    described(place, "mean: [123.7, 116.3, 103.5]\n")
-
-
-def class_twice(place: Path) -> None:
-    path = place / "data" / "leaves" / "dataset.yaml"
-    path.write_text(path.read_text().replace("stem", "soil"))
-
-
-def no_data(place: Path) -> None:
-    (place / "data").rename(place / "elsewhere")
-
-
-def cache_is_a_file(place: Path) -> None:
-    (place / "data" / ".cache").write_text("")
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "without_label": lambda place: leaf(place, "labels", "leaf.v1.png").unlink(),
+    "unknown_class": lambda place: save_label(place, [0] * 10 + [3]),
+    "void_of_another_value": lambda place: describe(place, "void: 254\n"),
+    "label_of_another_size": lambda place: save_label(place, np.zeros((11, 9)), name="leaf.v0.png", split="val"),
+    "label_in_colour": lambda place: save_label(place, np.zeros((9, 11, 3))),
+    "label_of_16_bits": lambda place: save_label(place, 0, np.uint16),
+    "label_that_loses": write_lossy_label,
+    "truncated_image": cut_image,
+    "empty_image": lambda place: leaf(place).write_bytes(b""),
+    "page_instead_of_image": lambda place: leaf(place).write_text("<html>404 not found</html>"),
+    "image_of_16_bits": lambda place: save(leaf(place, name="leaf.v0.png"), np.full((9, 11), 700, np.uint16)),
+    "huge_image": lambda place: Image.new("1", (20000, 10000)).save(leaf(place, name="leaf.v0.png")),
+    "turned_image": turn_image,
+    "folder_instead_of_image": lambda place: folder_instead_of(leaf(place)),
+    "two_of_a_stem": lambda place: save(leaf(place, name="leaf.v1.png"), noise((9, 11), (0,), seed=0)[0]),
+    "name_that_is_no_text": lambda place: rename(place, b"leaf.\xff"),
+    "name_of_two_lines": lambda place: rename(place, b"leaf.v\n1"),
+    "one_image": lambda place: remove_images(place, "leaf.v1.jpg", "leaf.v2.jpeg"),
+    "no_image": lambda place: remove_images(place, "leaf.v0.png", "leaf.v1.jpg", "leaf.v2.jpeg"),
+    "no_folder_of_labels": lambda place: leaf(place, "labels", "", "val").rename(leaf(place, "masks", "", "val")),
+    "all_void": lambda place: save_label(place, 255),
+    "repeated_key": lambda place: describe(place, "classes: [leaf, stem, soil]\n"),
+    "repeated_inner_key": lambda place: describe(place, "palette: {a: 1, a: 2}\n"),
+    "description_that_is_no_text": lambda place: description(place).write_bytes(b"classes: [\xff, b]\n"),
+    "folder_instead_of_description": lambda place: folder_instead_of(description(place)),
+    "description_with_a_code": lambda place: describe(place, "void: 2\n"),
+    "mean_in_bytes": lambda place: describe(place, "mean: [123.7, 116.3, 103.5]\n"),
+    "class_twice": lambda place: write_folder(place / "data", classes=["soil", "soil", "leaf"]),
+    "no_data": lambda place: (place / "data").rename(place / "elsewhere"),
+    "cache_is_a_file": lambda place: (place / "data" / ".cache").write_text(""),
+}
 
 
 @pytest.mark.parametrize("case", WRONG["data"], ids=lambda case: case.get("damage") or case["options"][1])
-def test_a_wrong_data_set(place: Path, case: Case) -> None:
-    (place / "mine.yaml").write_text(FOLDER)
+def test_a_wrong_data_set(leaves: Path, case: Case) -> None:
+    (leaves / "mine.yaml").write_text(FOLDER)
     if "damage" in case:
-        globals()[case["damage"]](place)
-    assert told(place, "run", "mine.yaml", "--local", *case.get("options", [])) == case["told"]
+        DAMAGES[case["damage"]](leaves)
+    assert told(leaves, "run", "mine.yaml", "--local", *case.get("options", [])) == case["told"]
 
 
 # Published data sets, as somebody may have unpacked them
 
 
-def voc_without_an_image(place: Path) -> None:
+def release(place: Path) -> Path:
     write_voc(place / "data")
-    (place / "data" / "voc" / "VOCdevkit" / "VOC2012" / "JPEGImages" / "c.jpg").unlink()
+    return place / "data" / "voc" / "VOCdevkit" / "VOC2012"
 
 
-def voc_list(place: Path, content: bytes) -> None:
-    write_voc(place / "data")
-    (place / "data" / "voc" / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "val.txt").write_bytes(content)
+def write_voc_list(place: Path, content: bytes) -> None:
+    (release(place) / "ImageSets" / "Segmentation" / "val.txt").write_bytes(content)
 
 
-def voc_list_that_is_empty(place: Path) -> None:
-    voc_list(place, b"\n")
-
-
-def voc_list_that_is_no_text(place: Path) -> None:
-    voc_list(place, b"\xff\n")
-
-
-def voc_of_many_sizes(place: Path) -> None:
-    write_voc(place / "data")
-
-
-def cityscapes_with_a_wrong_id(place: Path) -> None:
+def write_wrong_id(place: Path) -> None:
     write_cityscapes(place / "data")
-    picture, ids = noise((12, 16), (7, 40), seed=0)
-    write_cityscapes_image(place / "data", "val", "ulm_000000_000019", picture, ids)
+    write_cityscapes_image(place / "data", "val", "ulm_000000_000019", *noise((12, 16), (7, 40), seed=0))
 
 
-def cityscapes_in_another_folder(place: Path) -> None:
+def move_city(place: Path) -> None:
     write_cityscapes(place / "data")
     folder = place / "data" / "cityscapes" / "leftImg8bit" / "train"
     (folder / "ulm").rename(folder / "bonn")
+
+
+PUBLISHED: dict[str, Callable[[Path], object]] = {
+    "voc_without_an_image": lambda place: (release(place) / "JPEGImages" / "c.jpg").unlink(),
+    "voc_list_that_is_empty": lambda place: write_voc_list(place, b"\n"),
+    "voc_list_that_is_no_text": lambda place: write_voc_list(place, b"\xff\n"),
+    "voc_of_many_sizes": release,
+    "cityscapes_with_a_wrong_id": write_wrong_id,
+    "cityscapes_in_another_folder": move_city,
+}
 
 
 @pytest.mark.parametrize("case", WRONG["published"], ids=lambda case: case["damage"])
 def test_a_published_data_set_that_is_not_as_published(place: Path, case: Case) -> None:
     name = case["damage"].partition("_")[0]
     (place / "mine.yaml").write_text(FOLDER.replace("name: folder, path: leaves", f"name: {name}"))
-    globals()[case["damage"]](place)
+    PUBLISHED[case["damage"]](place)
     assert told(place, "run", "mine.yaml", "--local") == case["told"]
 
 
 # Weights
 
 
-def no_tensors(path: Path) -> None:
-    torch.save([1, 2], path)
-
-
-def of_another_network(path: Path) -> None:
-    save_file({"conv.weight": torch.zeros(3)}, path)
-
-
-def cut_short(path: Path) -> None:
-    save_file({"conv.weight": torch.zeros(3)}, path)
-    path.write_bytes(path.read_bytes()[:40])
-
-
-def a_folder(path: Path) -> None:
-    path.mkdir()
+OTHER_WEIGHTS = safetensors.torch.save({"conv.weight": torch.zeros(3)})
+WEIGHTS: dict[str, Callable[[Path], object]] = {
+    "no_tensors": lambda path: torch.save([1, 2], path),
+    "of_another_network": lambda path: path.write_bytes(OTHER_WEIGHTS),
+    "cut_short": lambda path: path.write_bytes(OTHER_WEIGHTS[:40]),
+    "a_folder": Path.mkdir,
+}
 
 
 @pytest.mark.parametrize("case", WRONG["weights"], ids=lambda case: case["made"])
 def test_wrong_weights(place: Path, case: Case) -> None:
     name = case["name"]
-    globals()[case["made"]](place / "data" / name)
+    WEIGHTS[case["made"]](place / "data" / name)
     assert told(place, "run", "mine.yaml", "--local", "--set", f"model.pretrained=file:{name}") == case["told"]
 
 
@@ -336,7 +310,7 @@ def test_wrong_weights(place: Path, case: Case) -> None:
 
 @pytest.mark.parametrize("case", WRONG["options"], ids=lambda case: " ".join(case["options"]))
 def test_a_wrong_override_or_option(place: Path, case: Case) -> None:
-    assert told(place, "run", "mine.yaml", *case["options"]) == case["told"]
+    assert told_of(place, case, SCENES, *case["options"]) == case["told"]
 
 
 # Searches
@@ -359,19 +333,19 @@ def test_the_file_that_wrong_searches_are_made_of_is_right(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", WRONG["searches"], ids=lambda case: " ".join(str(case[key]) for key in case if key != "told")[:60]
+    "case",
+    WRONG["searches"],
+    ids=lambda case: " ".join(str(case[key]) for key in case if key not in ("late", "told"))[:60],
 )
-def test_a_wrong_search(place: Path, monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
-    (place / "mine.yaml").write_text(search_text(case))
-    assert told(place, "run", "mine.yaml", *case.get("options", [])) == case["told"]
+def test_a_wrong_search(leaves: Path, case: Case) -> None:
+    assert told_of(leaves, case, search_text(case), *case.get("options", [])) == case["told"]
 
 
 @pytest.mark.parametrize(("same", "told_of_it"), [("train", "trained on"), ("val", "reported")])
 def test_a_split_of_images_that_stand_in_another_one_too(place: Path, same: str, told_of_it: str) -> None:
-    splits = {"train": "train", "val": "val", "dev": same}
+    splits = {"train": "train", "val": "val", "dev": same}.items()
     write_folder(
-        place / "data",
-        splits={name: {"images": f"{at}/images", "labels": f"{at}/labels"} for name, at in splits.items()},
+        place / "data", splits={name: {part: f"{at}/{part}" for part in ("images", "labels")} for name, at in splits}
     )
     own = {
         "name: scenes, size: [32, 48], images: 4": "name: folder, path: leaves",
@@ -396,14 +370,25 @@ def test_a_wrong_command_on_a_search(place: Path, case: Case) -> None:
 # People who answer
 
 
+def remove_labels(leaves: Path, split: str) -> None:
+    tree = yaml.safe_load(description(leaves).read_text())
+    del tree["splits"][split]["labels"]
+    description(leaves).write_text(yaml.safe_dump(tree))
+
+
 @pytest.mark.parametrize("case", WRONG["people"], ids=lambda case: " ".join(case["command"])[-60:])
-def test_a_wrong_wish_of_people(place: Path, case: Case) -> None:
-    (place / "mine.yaml").write_text(f"{SCENES}\n{case.get('add', '')}\n")
+def test_a_wrong_wish_of_people(leaves: Path, case: Case) -> None:
+    (leaves / "mine.yaml").write_text(f"{SCENES}\n{case.get('add', '')}\n")
     if "unlabelled" in case:
-        description = yaml.safe_load((place / "data" / "leaves" / "dataset.yaml").read_text())
-        del description["splits"][case["unlabelled"]]["labels"]
-        (place / "data" / "leaves" / "dataset.yaml").write_text(yaml.safe_dump(description))
-    assert told(place, *case["command"]) == case["told"]
+        remove_labels(leaves, case["unlabelled"])
+    assert told(leaves, *case["command"]) == case["told"]
+
+
+def test_people_need_no_labels_of_training_images(leaves: Path) -> None:
+    (leaves / "mine.yaml").write_text(f"{FOLDER}\noracle: {{name: human}}\n")
+    remove_labels(leaves, "train")
+    with pytest.raises(pytest.fail.Exception, match="it has started"):
+        launch(leaves, "run", "mine.yaml", "--local")
 
 
 # Files that cannot be read
@@ -454,23 +439,30 @@ def test_data_that_may_not_be_read(closed: str, message: str) -> None:
         assert f"{path}: {message}" in str(caught.value)
 
 
-# In a process of its own
+# What the command line itself refuses
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--set", "train.epoch=3"], "error: mine.yaml: train.epoch: unknown key; allowed here: epochs, batch_size, "),
         (["--store", "mine.yaml"], "Error: Invalid value for '--store'"),
         (["--data", "mine.yaml"], "Error: Invalid value for '--data'"),
         (["--epochs", "3"], "Error: No such option: --epochs"),
     ],
 )
-def test_the_exit_status_is_that_of_the_process(place: Path, options: list[str], message: str) -> None:
+def test_wrong_options(place: Path, options: list[str], message: str) -> None:
     before = snapshot(place)
-    command = [sys.executable, str(ROOT / "launch.py"), "plan", "mine.yaml", *options]
+    done = launch(place, "plan", "mine.yaml", *options)
+    assert (done.status, done.out) == (2, "")
+    assert message in done.err
+    assert snapshot(place) == before
+
+
+def test_the_exit_status_is_that_of_the_process(place: Path) -> None:
+    before = snapshot(place)
+    command = [sys.executable, str(ROOT / "launch.py"), "plan", "mine.yaml", "--set", "train.epoch=3"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, ""), done
-    assert message in done.stderr
+    assert done.stderr.startswith("error: mine.yaml: train.epoch: unknown key; allowed here: epochs, batch_size, ")
     assert "Traceback" not in done.stderr
     assert snapshot(place) == before

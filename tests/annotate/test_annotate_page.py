@@ -20,7 +20,6 @@ from PIL import Image
 from pixelpick_ray.annotate.desk import Desk
 from pixelpick_ray.data import scenes
 from pixelpick_ray.data.answers import Answer
-from pixelpick_ray.plan import Plan
 from pixelpick_ray.store import Store
 from tests.support.annotation_server import TOKEN, Site, running, serving
 from tests.support.browser import (
@@ -55,13 +54,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 class Typist:
     """Somebody at a page, who reads what it exposes for tests and remembers what was acknowledged."""
 
-    def __init__(self, browser: Browser, name: str = "Ada") -> None:
-        self.browser, self.name = browser, name
+    def __init__(self, browser: Browser, store: Store, name: str = "Ada", site: Site | None = None) -> None:
+        self.browser, self.store, self.name, self.site = browser, store, name, site
         self.keys: dict[str, str] = {}
         self.acknowledged: dict[str, tuple[str, str, str | None]] = {}  # question, kind, label by the answer
         self.timings: list[float] = []
         self.seen: list[int] = [0, 0]
-        self.site: Site | None = None
 
     def open(self, address: str, width: int = 1280, height: int = 720) -> None:
         """Visit a page; the first time at an address it asks for the name."""
@@ -118,10 +116,23 @@ class Typist:
         """Note how quick the page was, before it is closed."""
         self.timings += self.look()["timings"]
 
+    def answers(self) -> Sequence[Answer]:
+        return answers_in(self.store)
 
-def check_book(store: Store, typists: Sequence[Typist]) -> None:
+    def labels(self) -> list[str | None]:
+        return [answer.label for answer in self.answers()]
+
+    def wait_for_notice(self, text: str, selector: str = "#notice") -> None:
+        wait_for(lambda: text in self.text(selector))
+
+    def reload(self) -> None:
+        self.browser.call("POST", "/refresh", {})
+        self.settle()
+
+
+def check_book(*typists: Typist) -> None:
     """What pages saw acknowledged is what the book has, and no pixel twice."""
-    answers = answers_in(store)
+    answers = typists[0].answers()
     acknowledged = {answer: said[1:] for one in typists for answer, said in one.acknowledged.items()}
     assert {answer.id: (answer.kind, answer.label) for answer in answers} == acknowledged
     assert max(Counter(answer.place for answer in answers).values()) == 1
@@ -140,7 +151,7 @@ def check_silence(browser: Browser, addresses: Sequence[str]) -> None:
 def test_two_hundred_answers_survive_a_reload_and_a_killed_server(browser: Browser, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     ask(store, plan_of(), questions_of(20, 10))
-    typist = Typist(browser)
+    typist = Typist(browser, store)
     rng = np.random.default_rng(0)
     expected: dict[str, tuple[str, str | None]] = {}  # by question
 
@@ -179,7 +190,7 @@ def test_two_hundred_answers_survive_a_reload_and_a_killed_server(browser: Brows
         browser.type(typist.keys["road"])
         wait_for(lambda: "kept and sent again" in typist.text("#banner"))
         assert typist.look()["acknowledged"] == typist.look()["acknowledged"][: typist.seen[0]]
-    check_book(store, [typist])
+    check_book(typist)
     with serving(store) as (_, second):
         typist.open(second)
         browser.log("browser")  # of the connection that was lost
@@ -189,7 +200,7 @@ def test_two_hundred_answers_survive_a_reload_and_a_killed_server(browser: Brows
         typist.leave()
         assert browser.log("browser") == []
     check_silence(browser, [first, second])
-    check_book(store, [typist])
+    check_book(typist)
     assert {said[0]: said[1:] for said in typist.acknowledged.values()} == expected
     assert len(typist.timings) > 150
     assert statistics.median(typist.timings) < 50
@@ -201,7 +212,7 @@ def test_two_people_finish_together_and_no_pixel_twice(
     store = Store(tmp_path / "store")
     ask(store, plan_of(), questions_of(8, 5))
     with browsing(tmp_path_factory.mktemp("other")) as other, serving(store) as (_, address):
-        typists = [Typist(browser, "Ada"), Typist(other, "Bob")]
+        typists = [Typist(browser, store, "Ada"), Typist(other, store, "Bob")]
         for typist in typists:
             typist.open(address)
         for number in itertools.count():
@@ -213,160 +224,147 @@ def test_two_people_finish_together_and_no_pixel_twice(
             assert number < 300
         for typist in typists:
             wait_for(lambda typist=typist: typist.look()["state"] == "waiting")
-        check_book(store, typists)
-    assert {answer.annotator for answer in answers_in(store)} == {"Ada", "Bob"}
-    assert len(answers_in(store)) == 40
+        check_book(*typists)
+    assert {answer.annotator for answer in typist.answers()} == {"Ada", "Bob"}
+    assert len(typist.answers()) == 40
+
+
+Opened = Callable[..., Typist]
 
 
 @pytest.fixture
-def page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., tuple[Typist, Store]]]:
-    """Open a page on two images of twelve pixels, with a server on a thread of this process."""
+def page(browser: Browser, tmp_path: Path) -> Iterator[Opened]:
+    """Open a page on images of pixels, with a server on a thread of this process."""
     with ExitStack() as stack:
 
-        def open_one(*overrides: str) -> tuple[Typist, Store]:
+        def open_one(
+            *overrides: str,
+            images: int = 2,
+            pixels: int = 12,
+            change: Callable[[Desk], object] = lambda desk: None,
+            opens: bool = True,
+            **desk_options: Any,
+        ) -> Typist:
             plan, store = plan_of(*overrides), Store(tmp_path / "store")
-            ask(store, plan, questions_of(2, 12))
-            site = stack.enter_context(running(Desk(plan, store, Path("nowhere")), store))
-            typist = Typist(browser)
-            typist.site = site
-            typist.open(f"http://127.0.0.1:{site.port}/{TOKEN}/")
-            return typist, store
+            ask(store, plan, questions_of(images, pixels))
+            desk = Desk(plan, store, Path("nowhere"), **desk_options)
+            change(desk)
+            typist = Typist(browser, store, site=stack.enter_context(running(desk, store)))
+            (typist.open if opens else browser.visit)(address_of(typist), 1280, 720)
+            return typist
 
         yield open_one
 
 
+def address_of(typist: Typist) -> str:
+    assert typist.site is not None
+    return f"http://127.0.0.1:{typist.site.port}/{TOKEN}/"
+
+
+def answer_elsewhere(typist: Typist, item: Item) -> None:
+    """Answer as in another tab."""
+    assert typist.site is not None
+    other = {"id": "other", "annotator": typist.name, "question": item["id"], "kind": "void", "seconds": 1}
+    assert typist.site.post("answer", other)[0] == 200
+
+
+CTRL, ALT, META, SHIFT = 2, 1, 4, 8
+
+
 def key_event(browser: Browser, key: str, code: str, **other: Any) -> None:
-    for kind in ("keyDown", "keyUp"):
-        browser.devtools(
-            "Input.dispatchKeyEvent", type=kind, key=key, code=code, **(other if kind == "keyDown" else {})
-        )
+    browser.devtools("Input.dispatchKeyEvent", type="keyDown", key=key, code=code, **other)
+    browser.devtools("Input.dispatchKeyEvent", type="keyUp", key=key, code=code)
 
 
-def labels(store: Store) -> list[str | None]:
-    return [answer.label for answer in answers_in(store)]
-
-
-def test_keys_mean_the_same_on_every_keyboard(page: Callable[..., tuple[Typist, Store]]) -> None:
-    typist, store = page("annotate.keys={road: r, tree: R, car: '3'}")
-    shift = 8
-    for count, (key, code, modifiers) in enumerate(
-        (
-            ("r", "KeyR", 0),
-            ("R", "KeyR", 0),  # caps lock
-            ("R", "KeyR", shift),
-            ("r", "KeyR", shift),  # caps lock and shift
-            ("к", "KeyR", 0),
-            ("К", "KeyR", shift),
-            ("3", "Digit3", 0),
-            ("３", "Digit3", 0),
-            ("٠", "Digit0", 0),
-            ("ю", "Period", 0),
-        )
-    ):
+def test_keys_mean_the_same_on_every_keyboard(page: Opened) -> None:
+    typist = page("annotate.keys={road: r, tree: R, car: '3'}")
+    strokes = (
+        ("rRк", "KeyR", 0),  # the second with caps lock
+        ("RrК", "KeyR", SHIFT),
+        ("3３", "Digit3", 0),
+        ("٠", "Digit0", 0),
+        ("ю", "Period", 0),
+    )
+    for count, (key, code, modifiers) in enumerate((key, *rest) for keys, *rest in strokes for key in keys):
         key_event(typist.browser, key, code, modifiers=modifiers)
         typist.take_notes(count + 1)
-    assert labels(store) == ["road", "road", "tree", "tree", "road", "tree", "car", "car", None, None]
-    assert [answer.kind for answer in answers_in(store)[-2:]] == ["unknown", "void"]
+    assert typist.labels() == ["road"] * 3 + ["tree"] * 3 + ["car"] * 2 + [None] * 2
+    assert [answer.kind for answer in typist.answers()[-2:]] == ["unknown", "void"]
 
 
-def test_characters_of_no_class_are_told_and_stored_nowhere(page: Callable[..., tuple[Typist, Store]]) -> None:
-    typist, store = page("annotate.keys={road: r}")
-    shift = 8
-    for key, code, modifiers in (
-        ('"', "Digit3", 0),  # on a French keyboard, as the next two
-        ("à", "Digit0", 0),
-        (":", "Period", 0),
-        (">", "Period", shift),
-        ("ç", "Period", 0),  # Turkish
-        ("Ю", "Period", shift),  # Russian
-    ):
-        key_event(typist.browser, key, code, modifiers=modifiers)
+def test_what_is_no_answer_stores_nothing(page: Opened) -> None:
+    typist = page("annotate.keys={road: r}")
+    strokes = (('"', "Digit3", 0), ("à", "Digit0", 0), (":ç", "Period", 0), (">Ю", "Period", SHIFT))
+    for key, code, modifiers in ((key, *rest) for keys, *rest in strokes for key in keys):
+        key_event(typist.browser, key, code, modifiers=modifiers)  # of French, Turkish and Russian keyboards
         assert typist.text("#notice").startswith(f"{key} is no key of a class")
-    assert answers_in(store) == ()
-
-
-def test_what_is_no_answer_stores_nothing(page: Callable[..., tuple[Typist, Store]]) -> None:
-    typist, store = page("annotate.keys={road: r}")
-    ctrl, alt, meta = 2, 1, 4
-    for modifiers in (ctrl, alt, meta):
+    for modifiers in (CTRL, ALT, META):
         key_event(typist.browser, "r", "KeyR", modifiers=modifiers)
     key_event(typist.browser, "r", "KeyR", autoRepeat=True)
     key_event(typist.browser, ".", "Period", autoRepeat=True)
     typist.browser.type("9")
     assert typist.text("#notice") == "9 is no key of a class; ? shows all keys."
     typist.browser.type("?", "r", ESCAPE)  # in the help, which it closes
-    typist.browser.type(ENTER)  # no suggestion is shown
-    typist.browser.type(BACKSPACE)
-    wait_for(lambda: typist.text("#notice") == "There is no answer to take back.")
+    typist.browser.type(ENTER, BACKSPACE)  # no suggestion is shown
+    typist.wait_for_notice("There is no answer to take back.")
     assert typist.look()["acknowledged"] == []
     typist.press("r")
-    assert labels(store) == ["road"]
+    assert typist.labels() == ["road"]
 
 
-def test_a_key_answers_only_what_was_seen_when_it_was_pressed(page: Callable[..., tuple[Typist, Store]]) -> None:
-    typist, store = page()
+def test_a_key_answers_only_what_was_seen_when_it_was_pressed(page: Opened) -> None:
+    typist = page()
     item = typist.item()
     typist.browser.type(*(typist.keys[name] for name in ("road", "sky", "tree", "car", "pole", "sign")))
     typist.take_notes(1)
     time.sleep(0.3)
     seen = {one["question"] for one in typist.look()["acknowledged"]}
-    assert len(answers_in(store)) == len(seen) < 6  # as many as were painted between two of these keys
+    assert len(typist.answers()) == len(seen) < 6  # as many as were painted between two of these keys
     assert item["id"] in seen
-    assert labels(store)[0] == "road"
+    assert typist.labels()[0] == "road"
     assert "Not taken" in typist.text("#notice")
-
-
-def slowly(desk: Desk, go_on: threading.Event) -> None:
-    """Have the desk give no image before this event."""
-    at_once = desk.image
-
-    def image(number: int) -> bytes:
-        go_on.wait(20)
-        return at_once(number)
-
-    desk.image = image  # type: ignore[method-assign]
-
-
-def test_a_pixel_whose_image_is_not_there_yet_gets_no_answer(browser: Browser, tmp_path: Path) -> None:
-    plan, store = plan_of(), Store(tmp_path / "store")
-    ask(store, plan, questions_of(2, 3))
-    desk, go_on = Desk(plan, store, Path("nowhere")), threading.Event()
-    slowly(desk, go_on)
-    with running(desk, store) as site:
-        browser.visit(f"http://127.0.0.1:{site.port}/{TOKEN}/", 1280, 720)
-        typist = Typist(browser)
-        browser.type(*typist.name, ENTER)
-        item = wait_for(typist.item)
-        typist.read_keys()
-        wait_for(lambda: browser.shown("#close") == [True] and browser.run(HIDDEN) == "hidden")
-        browser.type(typist.keys["road"])
-        wait_for(lambda: typist.text("#notice") == "Not taken: this pixel was not shown yet.")
-        browser.type(SPACE)  # skipping needs no image
-        wait_for(lambda: typist.item() != item)
-        assert answers_in(store) == ()
-        go_on.set()
-        typist.settle()
-        assert browser.run(HIDDEN) == "visible"
-        typist.press(typist.keys["road"])
-        assert labels(store) == ["road"]
 
 
 HIDDEN = "return getComputedStyle(document.querySelector('#close')).visibility"
 
 
-def test_a_held_key_presses_a_button_once(page: Callable[..., tuple[Typist, Store]]) -> None:
-    typist, store = page()
+def test_a_pixel_whose_image_is_not_there_yet_gets_no_answer(page: Opened, browser: Browser) -> None:
+    go_on = threading.Event()
+
+    def slow(desk: Desk) -> None:
+        at_once = desk.image
+        desk.image = lambda number: at_once(number) if go_on.wait(20) else b""  # type: ignore[method-assign]
+
+    typist = page(pixels=3, change=slow, opens=False)
+    browser.type(*typist.name, ENTER)
+    item = wait_for(typist.item)
+    typist.read_keys()
+    wait_for(lambda: browser.shown("#close") == [True] and browser.run(HIDDEN) == "hidden")
+    browser.type(typist.keys["road"])
+    typist.wait_for_notice("Not taken: this pixel was not shown yet.")
+    browser.type(SPACE)  # skipping needs no image
+    wait_for(lambda: typist.item() != item)
+    assert typist.answers() == ()
+    go_on.set()
+    typist.settle()
+    assert browser.run(HIDDEN) == "visible"
+    typist.press(typist.keys["road"])
+    assert typist.labels() == ["road"]
+
+
+def test_a_held_key_presses_a_button_once(page: Opened) -> None:
+    typist = page()
     typist.browser.run("document.querySelector('#classes button').focus()")
     for repeat in (False, True, True, True):
         typist.browser.devtools(
             "Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", text="\r", autoRepeat=repeat
         )
         time.sleep(0.1)
-    assert len(labels(store)) == 1
+    assert len(typist.labels()) == 1
 
 
-def test_looking_back_shows_what_was_said_and_a_key_replaces_it(page: Callable[..., tuple[Typist, Store]]) -> None:
-    typist, store = page()
+def test_looking_back_shows_what_was_said_and_a_key_replaces_it(page: Opened) -> None:
+    typist = page()
     items = []
     for name in ("road", "sky", "tree"):
         items.append(typist.item())
@@ -381,67 +379,66 @@ def test_looking_back_shows_what_was_said_and_a_key_replaces_it(page: Callable[.
     assert typist.text("#question") == "You said: tree"
     typist.browser.type(RIGHT)
     assert typist.item() == now
-    said = {(answer.image, answer.y, answer.x): answer.label for answer in answers_in(store)}
+    said = {(answer.image, answer.y, answer.x): answer.label for answer in typist.answers()}
     assert [said[item["name"], item["y"], item["x"]] for item in items] == ["road", "car", "tree"]
-    check_book(store, [typist])
+    check_book(typist)
     for item in reversed(items):
         typist.press(BACKSPACE)
         assert typist.item() == item
-    assert answers_in(store) == ()
+    assert typist.answers() == ()
 
 
 def test_a_question_that_was_answered_in_another_tab_is_passed_over(
-    page: Callable[..., tuple[Typist, Store]],
+    page: Opened,
 ) -> None:
-    typist, store = page()
+    typist = page()
     item = typist.item()
-    other = {"id": "other", "annotator": typist.name, "question": item["id"], "kind": "void", "seconds": 1}
-    assert typist.site is not None
-    assert typist.site.post("answer", other)[0] == 200
+    answer_elsewhere(typist, item)
     typist.browser.type(typist.keys["road"])
     wait_for(lambda: typist.item() != item)
     assert typist.text("#notice") == "This question has its answer already."
     typist.press(typist.keys["sky"])
-    assert [(answer.kind, answer.label) for answer in answers_in(store)] == [("void", None), ("class", "sky")]
+    assert [(answer.kind, answer.label) for answer in typist.answers()] == [("void", None), ("class", "sky")]
 
 
-def test_enter_confirms_a_suggestion(page: Callable[..., tuple[Typist, Store]]) -> None:
-    typist, store = page("oracle.suggestions=true")
+def test_enter_confirms_a_suggestion(page: Opened) -> None:
+    typist = page("oracle.suggestions=true")
     first = typist.item()
     assert typist.text("#question") == f"Is this {first['suggestion']}?"
     second = typist.press(ENTER)["item"]
     typist.press(typist.keys["pedestrian"])
-    assert [(answer.label, answer.suggestion) for answer in answers_in(store)] == [
+    assert [(answer.label, answer.suggestion) for answer in typist.answers()] == [
         (first["suggestion"], first["suggestion"]),
         ("pedestrian", second["suggestion"]),
     ]
 
 
-def last(store: Store) -> Answer:
-    return answers_in(store)[-1]
+def test_time_without_a_sign_of_life_is_idle(page: Opened) -> None:
+    typist = page("annotate.idle_seconds=0.3")
 
+    def last() -> tuple[float, float]:
+        answer = typist.answers()[-1]
+        return answer.seconds or 0, answer.idle_seconds
 
-def test_time_without_a_sign_of_life_is_idle(page: Callable[..., tuple[Typist, Store]]) -> None:
-    typist, store = page("annotate.idle_seconds=0.3")
     time.sleep(0.9)
     typist.press(typist.keys["road"])
-    assert (last(store).seconds or 0) < 0.1
-    assert last(store).idle_seconds == pytest.approx(1.0, abs=0.25)
+    assert last()[0] < 0.1
+    assert last()[1] == pytest.approx(1.0, abs=0.25)
     for _ in range(4):
         time.sleep(0.15)
         typist.browser.type(UP)
     typist.press(typist.keys["road"])
-    assert 0.6 < (last(store).seconds or 0) < 1.2
-    assert last(store).idle_seconds == pytest.approx(0, abs=0.2)
+    assert 0.6 < last()[0] < 1.2
+    assert last()[1] == pytest.approx(0, abs=0.2)
     typist.browser.type(ESCAPE)
     assert typist.look()["state"] == "paused"
     time.sleep(0.6)
     typist.browser.type("r")  # goes on, and answers nothing
     assert typist.look()["state"] == "asking"
     typist.press(typist.keys["sky"])
-    assert (last(store).seconds or 0) < 0.3
-    assert last(store).idle_seconds == pytest.approx(0.6, abs=0.2)
-    assert labels(store) == ["road", "road", "sky"]
+    assert last()[0] < 0.3
+    assert last()[1] == pytest.approx(0.6, abs=0.2)
+    assert typist.labels() == ["road", "road", "sky"]
 
 
 def go_offline(browser: Browser, is_offline: bool) -> None:
@@ -456,69 +453,60 @@ def kept_answers(browser: Browser) -> list[Item]:
     return [json.loads(value) for _, value in kept]
 
 
-def test_an_answer_is_kept_without_a_connection_and_over_a_reload(page: Callable[..., tuple[Typist, Store]]) -> None:
-    typist, store = page()
+def test_answers_are_kept_without_a_connection_and_over_a_reload(page: Opened) -> None:
+    typist = page()
     go_offline(typist.browser, True)
     typist.browser.type(typist.keys["car"])
-    wait_for(lambda: "No connection" in typist.text("#banner"))
+    typist.wait_for_notice("No connection", "#banner")
     typist.browser.type(typist.keys["sky"])  # nobody has seen the next pixel
     assert "still being sent" in typist.text("#notice")
-    assert answers_in(store) == ()
+    assert typist.answers() == ()
     kept = kept_answers(typist.browser)
     assert [one["reply"]["label"] for one in kept] == ["car"]
     go_offline(typist.browser, False)
-    typist.browser.call("POST", "/refresh", {})
-    typist.settle()
-    wait_for(lambda: answers_in(store))
-    assert [answer.id for answer in answers_in(store)] == [one["reply"]["id"] for one in kept]
+    typist.reload()
+    wait_for(typist.answers)
+    assert [answer.id for answer in typist.answers()] == [one["reply"]["id"] for one in kept]
     assert kept_answers(typist.browser) == []
     typist.browser.type(BACKSPACE)
-    wait_for(lambda: answers_in(store) == ())
-
-
-def test_another_answer_is_kept_with_the_one_that_it_replaces(page: Callable[..., tuple[Typist, Store]]) -> None:
-    typist, store = page()
-    typist.press(typist.keys["car"])
+    wait_for(lambda: typist.answers() == ())
+    typist.settle()
+    typist.press(typist.keys["car"])  # another answer is kept with the one that it replaces
     go_offline(typist.browser, True)
     typist.browser.type(LEFT, typist.keys["sky"])
-    wait_for(lambda: "No connection" in typist.text("#banner"))
+    typist.wait_for_notice("No connection", "#banner")
     go_offline(typist.browser, False)
-    typist.browser.call("POST", "/refresh", {})
-    typist.settle()
-    wait_for(lambda: labels(store) == ["sky"])
+    typist.reload()
+    wait_for(lambda: typist.labels() == ["sky"])
     assert kept_answers(typist.browser) == []
 
 
-def test_a_kept_answer_that_cannot_be_stored_is_told(page: Callable[..., tuple[Typist, Store]]) -> None:
-    typist, store = page()
+def test_a_kept_answer_that_cannot_be_stored_is_told(page: Opened) -> None:
+    typist = page()
     item = typist.item()
     go_offline(typist.browser, True)
     typist.browser.type(typist.keys["car"])
-    wait_for(lambda: "No connection" in typist.text("#banner"))
-    assert typist.site is not None
-    other = {"id": "other", "annotator": typist.name, "question": item["id"], "kind": "void", "seconds": 1}
+    typist.wait_for_notice("No connection", "#banner")
     typist.browser.call("POST", "/url", {"url": "about:blank"})
-    assert typist.site.post("answer", other)[0] == 200
+    answer_elsewhere(typist, item)
     go_offline(typist.browser, False)
-    typist.open(f"http://127.0.0.1:{typist.site.port}/{TOKEN}/")
+    typist.open(address_of(typist))
     assert typist.text("#notice").startswith("An answer that was kept could not be stored: This question has its")
     assert kept_answers(typist.browser) == []
-    assert labels(store) == [None]
+    assert typist.labels() == [None]
 
 
-def test_what_others_took_is_dropped_at_once(browser: Browser, tmp_path: Path) -> None:
-    plan, store, later = plan_of(), Store(tmp_path / "store"), [0.0]
-    ask(store, plan, questions_of(2, 12))
-    with running(Desk(plan, store, Path("nowhere"), clock=lambda: time.time() + later[0]), store) as site:
-        typist = Typist(browser)
-        typist.open(f"http://127.0.0.1:{site.port}/{TOKEN}/")
-        later[0] = 1000.0
-        assert len(site.post("next", {"annotator": "Bob", "have": []})[1]["items"]) == 24
-        browser.type(typist.keys["road"])
-        wait_for(lambda: typist.look()["state"] == "elsewhere")
-        assert typist.text("#cover h2") == "Others work on the rest"
-        assert browser.shown("#said") == [False]
-    assert answers_in(store) == ()
+def test_what_others_took_is_dropped_at_once(page: Opened, browser: Browser) -> None:
+    later = [0.0]
+    typist = page(clock=lambda: time.time() + later[0])
+    later[0] = 1000.0
+    assert typist.site is not None
+    assert len(typist.site.post("next", {"annotator": "Bob", "have": []})[1]["items"]) == 24
+    browser.type(typist.keys["road"])
+    wait_for(lambda: typist.look()["state"] == "elsewhere")
+    assert typist.text("#cover h2") == "Others work on the rest"
+    assert browser.shown("#said") == [False]
+    assert typist.answers() == ()
 
 
 QUICKER = """
@@ -528,53 +516,42 @@ performance.now = () => now() + (window.later ?? 0);
 """
 
 
-def test_a_page_keeps_what_it_has_while_somebody_is_there(browser: Browser, tmp_path: Path) -> None:
+def test_a_page_keeps_what_it_has_while_somebody_is_there(page: Opened, browser: Browser) -> None:
     """A minute between its signs of life lasts a fifth of a second here."""
-    plan, store, asked = plan_of(), Store(tmp_path / "store"), list[str]()
-    ask(store, plan, questions_of(1, 3))
-    desk = Desk(plan, store, Path("nowhere"))
-    next_of = desk.next
+    asked = list[str]()
 
-    def noted(annotator: str, have: Sequence[str]) -> Item:
-        asked.append(annotator)
-        return next_of(annotator, have)
+    def noting(desk: Desk) -> None:
+        next_of = desk.next
+        desk.next = lambda who, have: asked.append(who) or next_of(who, have)  # type: ignore[method-assign,func-returns-value]
 
-    desk.next = noted  # type: ignore[method-assign]
     quicker = browser.devtools("Page.addScriptToEvaluateOnNewDocument", source=QUICKER)["identifier"]
     try:
-        with running(desk, store) as site:
-            Typist(browser).open(f"http://127.0.0.1:{site.port}/{TOKEN}/")
-            wait_for(lambda: len(asked) > 5)
-            browser.run("window.later = 11 * 60000")
-            time.sleep(0.5)
-            before = len(asked)
-            time.sleep(1.0)
-            assert len(asked) == before
-            browser.run("window.later = 9 * 60000")
-            wait_for(lambda: len(asked) > before + 2)
+        page(images=1, pixels=3, change=noting)
+        wait_for(lambda: len(asked) > 5)
+        browser.run("window.later = 11 * 60000")
+        time.sleep(0.5)
+        before = len(asked)
+        time.sleep(1.0)
+        assert len(asked) == before
+        browser.run("window.later = 9 * 60000")
+        wait_for(lambda: len(asked) > before + 2)
     finally:
         browser.devtools("Page.removeScriptToEvaluateOnNewDocument", identifier=quicker)
 
 
-def test_nobody_gets_past_the_question_for_the_name(browser: Browser, tmp_path: Path) -> None:
-    plan, store = plan_of(), Store(tmp_path / "store")
-    ask(store, plan, questions_of(1, 3))
-    with running(Desk(plan, store, Path("nowhere")), store) as site:
-        browser.visit(f"http://127.0.0.1:{site.port}/{TOKEN}/", 1280, 720)
-        for _ in range(3):
-            browser.type(ESCAPE)
-            wait_for(lambda: browser.run("return document.querySelector('#welcome').open"))
-        browser.type("A", "A", "A", ENTER)
-        typist = Typist(browser)
-        typist.settle()
-        assert typist.text("#person") == "AAA"
+def test_nobody_gets_past_the_question_for_the_name(page: Opened, browser: Browser) -> None:
+    typist = page(images=1, pixels=3, opens=False)
+    for _ in range(3):
+        browser.type(ESCAPE)
+        wait_for(lambda: browser.run("return document.querySelector('#welcome').open"))
+    browser.type("A", "A", "A", ENTER)
+    typist.settle()
+    assert typist.text("#person") == "AAA"
 
 
-def test_a_page_waits_for_the_training_and_goes_on_by_itself(
-    page: Callable[..., tuple[Typist, Store]], browser: Browser
-) -> None:
-    typist, store = page()
-    plan: Plan = plan_of()
+def test_a_page_waits_for_the_training_and_goes_on_by_itself(page: Opened, browser: Browser) -> None:
+    typist, plan = page(), plan_of()
+    store = typist.store
     typist.press(*[typist.keys["road"]] * 24)
     wait_for(lambda: typist.look()["state"] == "waiting")
     assert typist.text("#cover h2") == "The network trains"
@@ -596,11 +573,9 @@ def screenshot(browser: Browser, path: Path) -> np.ndarray[Any, np.dtype[np.uint
     return np.asarray(loaded(path).convert("RGB"))
 
 
-def test_the_marked_pixel_is_the_asked_one_and_stays_visible(
-    page: Callable[..., tuple[Typist, Store]], browser: Browser, tmp_path: Path
-) -> None:
+def test_the_marked_pixel_is_the_asked_one_and_stays_visible(page: Opened, browser: Browser, tmp_path: Path) -> None:
     """The frame in the middle of the close view has the native pixels that the prepared one covers, in their places."""
-    typist, _ = page()
+    typist = page()
     browser.type(*[UP] * 9)
     box = browser.run("return document.querySelector('#close').getBoundingClientRect().toJSON()")
     for _ in range(3):
@@ -617,10 +592,8 @@ def test_the_marked_pixel_is_the_asked_one_and_stays_visible(
         typist.press(typist.keys["road"])
 
 
-def test_all_points_of_an_image_show_with_their_keys(
-    page: Callable[..., tuple[Typist, Store]], browser: Browser, tmp_path: Path
-) -> None:
-    typist, _ = page()
+def test_all_points_of_an_image_show_with_their_keys(page: Opened, browser: Browser, tmp_path: Path) -> None:
+    typist = page()
     typist.press(*[typist.keys["pedestrian"]] * 4)
     before = screenshot(browser, tmp_path / "before.png")
     shown = typist.look()["shown"]
@@ -640,8 +613,8 @@ def test_all_points_of_an_image_show_with_their_keys(
     np.testing.assert_array_equal(screenshot(browser, tmp_path / "again.png")[:, left], before[:, left])
 
 
-def test_the_theme_is_chosen_by_a_key_and_kept(page: Callable[..., tuple[Typist, Store]], browser: Browser) -> None:
-    typist, _ = page()
+def test_the_theme_is_chosen_by_a_key_and_kept(page: Opened, browser: Browser) -> None:
+    typist = page()
 
     def colour() -> str:
         found: str = browser.run("return getComputedStyle(document.body).backgroundColor")
@@ -652,15 +625,14 @@ def test_the_theme_is_chosen_by_a_key_and_kept(page: Callable[..., tuple[Typist,
     assert (colour(), typist.text("#theme")) == (light, "Light")
     browser.type(F2)
     assert (colour() != light, typist.text("#theme")) == (True, "Dark")
-    browser.call("POST", "/refresh", {})
-    typist.settle()
+    typist.reload()
     assert (colour() != light, typist.text("#theme")) == (True, "Dark")
     browser.type(F2)
     assert (colour(), typist.text("#theme")) == (light, "Auto")
 
 
-def test_the_mouse_does_all_that_keys_do(page: Callable[..., tuple[Typist, Store]], browser: Browser) -> None:
-    typist, store = page()
+def test_the_mouse_does_all_that_keys_do(page: Opened, browser: Browser) -> None:
+    typist = page()
     browser.click("#classes button:nth-child(4)")
     typist.take_notes(1)
     browser.click("[data-command=unknown]")
@@ -668,18 +640,21 @@ def test_the_mouse_does_all_that_keys_do(page: Callable[..., tuple[Typist, Store
     browser.type(SPACE)  # skips: the button that was clicked does not have the focus
     browser.click("[data-command=undo]")
     typist.take_notes(3)
-    assert labels(store) == ["road"]
+    assert typist.labels() == ["road"]
     unnamed = "return [...document.querySelectorAll('button')].filter(one => !one.ariaLabel && !one.textContent.trim())"
     assert browser.run(unnamed + ".filter(one => one.id !== 'person' && one.id !== 'confirm').length") == 0
 
 
+SHAPE = (160, 128)
+SCREENS = [(1280, 720), (1920, 1080), (1093, 520), (390, 844)]
+
+
 @pytest.mark.parametrize("classes", [11, 30])
-@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1920, 1080), (1093, 520), (390, 844)])
-def test_everything_fits_the_screen(browser: Browser, tmp_path: Path, classes: int, width: int, height: int) -> None:
+def test_everything_fits_the_screen(browser: Browser, tmp_path: Path, classes: int) -> None:
     folder = tmp_path / "data" / "many"
     for name, mode in (("images", "RGB"), ("labels", "L")):
         (folder / name).mkdir(parents=True)
-        Image.new(mode, (WIDE, HIGH)).save(folder / name / "train_0000.png")
+        Image.new(mode, SHAPE).save(folder / name / "train_0000.png")
     names = [f"class of things {number}" for number in range(classes)]
     split = "{images: images, labels: labels}"
     text = f"classes: {json.dumps(names)}\nvoid: 255\nsplits:\n  train: {split}\n  test: {split}\n"
@@ -687,12 +662,15 @@ def test_everything_fits_the_screen(browser: Browser, tmp_path: Path, classes: i
     plan, store = plan_of("dataset={name: folder, path: many, size: [32, 40]}"), Store(tmp_path / "store")
     ask(store, plan, questions_of(["train_0000.png"], 3))
     with running(Desk(plan, store, tmp_path / "data"), store) as site:
-        typist = Typist(browser)
-        typist.open(f"http://127.0.0.1:{site.port}/{TOKEN}/", width, height)
-        size = "document.documentElement"
-        assert browser.run(f"return {size}.scrollWidth") <= width
-        assert len(typist.keys) == classes
-        if width > 400:
+        for width, height in SCREENS:
+            typist = Typist(browser, store, site=site)
+            typist.open(address_of(typist), width, height)
+            size = "document.documentElement"
+            assert browser.run(f"return {size}.scrollWidth") <= width
+            assert len(typist.keys) == classes
+            if width < 400:
+                typist.press(typist.keys[names[0]])
+                continue
             assert browser.run(f"return {size}.scrollHeight") <= height
             boxes = "[...document.querySelectorAll('button')].map(one => one.getBoundingClientRect())"
             assert browser.run(f"return {boxes}.filter(one => one.bottom > {height} || one.right > {width})") == []
@@ -702,8 +680,3 @@ def test_everything_fits_the_screen(browser: Browser, tmp_path: Path, classes: i
             )
             assert overlap[0] > (100 if height > 600 else 60)
             assert overlap[1] >= 0
-        else:
-            typist.press(typist.keys[names[0]])
-
-
-WIDE, HIGH = 160, 128

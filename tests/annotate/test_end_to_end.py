@@ -21,11 +21,7 @@ from tests.support.launch import ROOT, launch
 
 pytestmark = pytest.mark.training
 
-EXPERIMENT = experiment_text(
-    model="{backbone: mobilenetv2_035, pretrained: none}",
-    acquire="{initial_pixels: 5, pixels_per_stage: 5}",
-    grid="[{seed: [0], budget: [5, 10, 15]}]",
-)
+EXPERIMENT = experiment_text(acquire="{initial_pixels: 5, pixels_per_stage: 5}", grid="[{budget: [5, 10]}]")
 HUMAN = EXPERIMENT + "oracle: {name: human}\n"
 
 
@@ -69,8 +65,8 @@ def address_of(place: Path, page: "subprocess.Popen[bytes]") -> str:
     until = time.monotonic() + 60
     while time.monotonic() < until and page.poll() is None:
         line = (place / "annotate.txt").read_text().partition("\n")[0]
-        if line.startswith("loop: http://127.0.0.1:"):
-            return line.removeprefix("loop: ")
+        if line.startswith("tiny: http://127.0.0.1:"):
+            return line.removeprefix("tiny: ")
         time.sleep(0.1)
     raise AssertionError((place / "annotate.txt").read_text())
 
@@ -103,7 +99,7 @@ def test_a_person_who_knows_the_truth_leaves_the_bytes_that_the_ground_truth_lea
     finally:
         running.kill()
         page.kill()
-    assert client.answered == 3 * 5 * 4
+    assert client.answered == 2 * 5 * 4
     told = (place / "run.txt").read_text()
     assert "waiting for 20 answers: python launch.py annotate human.yaml --store people" in told
     assert "missing" not in told
@@ -131,7 +127,7 @@ def test_run_without_waiting_ends_with_status_3_and_the_command_to_type(
     assert "waiting for 20 of 20 answers" in done.out
     assert (place / "job" / "people").read_text() == f"waiting for 20 answers: {command}\n"
     state = launch(place, "status", "human.yaml", "--store", "people", "--set", "train.epochs=2")
-    assert "WAITING mobilenetv2_035 margin seed 0: for 20 of 20 answers" in state.out
+    assert "WAITING test_resnet margin seed 0: for 20 of 20 answers" in state.out
     assert f"answer with: {command}" in state.out
     as_json = json.loads(
         launch(place, "status", "human.yaml", "--store", "people", "--json", "--set", "train.epochs=2").out

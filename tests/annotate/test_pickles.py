@@ -111,17 +111,12 @@ def test_a_file_as_the_published_code_writes_it_comes_back(protocol: int) -> Non
         assert (found[path]["height"], found[path]["width"]) == (4, 5)
 
 
-def test_optimised_and_framed_pickles_come_back() -> None:
+def test_optimised_and_framed_pickles_come_back_and_what_is_shared_becomes_values_of_their_own() -> None:
     value = [{"a": list(range(2000)), "b": "x" * 70_000}] * 3
     for content in (pickle.dumps(value, 4), pickletools.optimize(pickle.dumps(value, 4)), pickle._dumps(value, 2)):
-        assert read_pickle(content) == value
-
-
-def test_what_is_shared_becomes_values_of_their_own() -> None:
-    shared = [1]
-    found = read_pickle(pickle.dumps([shared, shared]))
-    assert found == [[1], [1]]
-    assert found[0] is not found[1]
+        found = read_pickle(content)
+        assert found == value
+        assert found[0] is not found[1]
 
 
 # What is refused
@@ -136,9 +131,6 @@ class Calls:
     def __reduce__(self) -> tuple[Any, ...]:
         return self.call
 
-    def __repr__(self) -> str:
-        return f"Calls({self.call[0].__name__})"
-
 
 class Stateful:
     """Is built from a dictionary."""
@@ -146,17 +138,11 @@ class Stateful:
     def __init__(self) -> None:
         self.name = "x"
 
-    def __repr__(self) -> str:
-        return "Stateful()"
-
 
 class Slotted:
     """Is made by NEWOBJ."""
 
     __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "Slotted()"
 
 
 def refusal(content: bytes) -> str:
@@ -208,13 +194,12 @@ def test_code_is_refused_by_its_name_and_not_run(sentinel: Path, protocol: int) 
         (2**64, "holds a number of more than 64 bits"),
         (-(2**90), "holds a number of more than 64 bits"),
     ],
-    ids=repr,
 )
 def test_what_is_not_plain_is_refused(protocol: int, value: Any, told: str) -> None:
     assert told in refusal(pickle.dumps(value, protocol))
 
 
-@pytest.mark.parametrize("value", [{1, 2}, frozenset((1,)), 1j, Stateful(), Slotted()], ids=repr)
+@pytest.mark.parametrize("value", [{1, 2}, frozenset((1,)), 1j, Stateful(), Slotted()])
 def test_what_python_builds_otherwise_is_refused(value: Any) -> None:
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         assert "refused" in refusal(pickle.dumps(value, protocol))
@@ -251,10 +236,7 @@ def test_the_parts_of_the_hostile_programs_are_read_when_they_come_once() -> Non
         (b"\x80\x05C\x01a\x98.", "has the instruction READONLY_BUFFER: refused"),
         (b"\x80\x02cnumpy\nndarray\nK\x01\x85R.", "calls numpy.ndarray: refused"),
         (b"\x80\x02K\x01K\x02R.", "calls a value of type int: refused"),
-        (
-            b"\x80\x02c_codecs\nencode\nX\x04\x00\x00\x00trueX\x04\x00\x00\x00zlib\x86R.",
-            "calls _codecs.encode otherwise",
-        ),
+        (b"c_codecs\nencode\n(Vtrue\nVzlib\ntR.", "calls _codecs.encode otherwise"),
         (b"cnumpy\ndtype\n(Vi4\nI00\nI01\ntR(I3\nV<\n(Va\ntNNI-1\nI-1\nI0\ntb.", "the state of numpy.dtype"),
         (TYPE + TYPE_STATE * 2 + b".", "calls the state of numpy.dtype otherwise than NumPy does: refused"),
         (ARRAY + ARRAY_STATE * 2 + b".", "calls the state of numpy.ndarray otherwise than NumPy does: refused"),
@@ -293,23 +275,22 @@ def bomb(levels: int) -> bytes:
     return b"\x80\x02]q\x00" + b"".join(b"h%c\x86q%c" % (at, at + 1) for at in range(levels)) + b"."
 
 
-def test_memo_bombs_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memo_bombs_values_that_hold_themselves_and_deep_nesting_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     started = time.monotonic()
-    monkeypatch.setattr(pickles, "MAX_STEPS", 200_000)
-    assert "unfolds to more than 200000 values" in refusal(bomb(30))
+    monkeypatch.setattr(pickles, "MAX_STEPS", 100_000)
+    assert "unfolds to more than 100000 values" in refusal(bomb(30))
     assert "nested more than 32 deep" in refusal(bomb(200))
     assert "has a value of type tuple as a key" in refusal(bomb(100)[:-1] + b"q\xff}h\xffK\x01s.")
-    assert "has more than 200000 instructions" in refusal(b"\x80\x02]" + b"q\x00" * 200_001 + b".")
-    assert time.monotonic() - started < 30
-
-
-def test_a_value_that_holds_itself_and_deep_nesting_are_refused() -> None:
+    assert "has more than 100000 instructions" in refusal(b"\x80\x02]" + b"q\x00" * 100_001 + b".")
     own: list[Any] = []
     own.append(own)
     for protocol in PROTOCOLS:
         assert "nested more than 32 deep, or holds itself" in refusal(pickle.dumps(own, protocol))
-    assert "nested more than 32 deep" in refusal(b"]" * 300_000 + b"a" * 299_999 + b".")
-    assert "nested more than 32 deep" in refusal(b"()" + b"\x85" * 100_000 + b"l.")
+    assert "nested more than 32 deep" in refusal(b"]" * 40_000 + b"a" * 39_999 + b".")
+    assert "nested more than 32 deep" in refusal(b"()" + b"\x85" * 40_000 + b"l.")
+    assert time.monotonic() - started < 30
 
 
 def test_texts_are_not_turned_into_more_bytes_than_a_file_has() -> None:

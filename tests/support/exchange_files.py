@@ -17,19 +17,22 @@ IMAGES = (
     picture("""q"'&<é>.png""", height=5, width=5, native_height=5, native_width=5),
     picture("city_1", height=3, width=2, native_height=7, native_width=3, file="city_1_leftImg8bit.png"),
 )
+
+
+def point(y: int, x: int, said: str | None = None, image: str = "a b.png", **facts: Any) -> ExchangedPoint:
+    """A pixel, and what was said of it: a class, or "void", "unknown" or nothing."""
+    kind = said if said in ("void", "unknown", None) else "class"
+    label = said if kind == "class" else None
+    return ExchangedPoint(**({"image": image, "y": y, "x": x, "kind": kind, "label": label} | facts))
+
+
 POINTS = (
-    ExchangedPoint(
-        image="a b.png", y=0, x=5, kind="class", label="road", annotator="Ann A", time=1.5, seconds=0.1, id="i1"
-    ),
-    ExchangedPoint(
-        image="a b.png", y=0, x=5, kind="class", label="дерево", annotator="Bo", repeat=True, suggestion="road"
-    ),
-    ExchangedPoint(
-        image="a b.png", y=1, x=0, kind="void", annotator="Ann A", time=2.0, seconds=3.0, idle_seconds=40.25, id="i2"
-    ),
-    ExchangedPoint(image="a b.png", y=3, x=3),
-    ExchangedPoint(image="city_1", y=2, x=1, kind="class", label="sky & <cloud>"),
-    ExchangedPoint(image="city_1", y=2, x=0, kind="unknown", annotator='"<&', id="]]>"),
+    point(0, 5, "road", annotator="Ann A", time=1.5, seconds=0.1, id="i1"),
+    point(0, 5, "дерево", annotator="Bo", repeat=True, suggestion="road"),
+    point(1, 0, "void", annotator="Ann A", time=2.0, seconds=3.0, idle_seconds=40.25, id="i2"),
+    point(3, 3),
+    point(2, 1, "sky & <cloud>", "city_1"),
+    point(2, 0, "unknown", "city_1", annotator='"<&', id="]]>"),
 )
 WHOLE = Exchanged(CLASSES, PALETTE, IMAGES, POINTS)
 
