@@ -64,11 +64,7 @@ def test_the_training_images_may_be_known_from_any_strategy() -> None:
 
 def test_what_the_training_images_lack_has_no_ratio() -> None:
     table = only(QUERIES[-1:], {RANDOM: (1, 1, 0)})
-    assert table.rows == (
-        ("sky", "50.0", "80.0", "1.60"),
-        ("road", "50.0", "20.0", "0.40"),
-        ("car", "0.0", "0.0", "-"),
-    )
+    assert table.rows == (("sky", "50.0", "80.0", "1.60"), ("road", "50.0", "20.0", "0.40"), ("car", "0.0", "0.0", "-"))
 
 
 def test_no_pixels_have_no_shares() -> None:

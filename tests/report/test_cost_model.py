@@ -161,10 +161,7 @@ def test_a_file_is_read_with_its_defaults(tmp_path: Path) -> None:
         ("{seconds_per_pixel: 1, currency: EUR}", "cost.yaml: money_per_hour: is required with currency"),
         ("- 1", "cost.yaml: expected a mapping; allowed: clicks_per_pixel, seconds_per_pixel"),
         ("seconds_per_pixel: [", "cost.yaml: line 1, column 21 is not YAML: "),
-        (
-            "{seconds_per_pixel: 1, seconds_per_pixel: 2}",
-            "line 1, column 24 is not YAML: the key .* appears twice",
-        ),
+        ("{seconds_per_pixel: 1, seconds_per_pixel: 2}", "line 1, column 24 is not YAML: the key .* appears twice"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_name_and_key(tmp_path: Path, text: str, message: str) -> None:

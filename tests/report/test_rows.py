@@ -243,10 +243,7 @@ def test_full_supervision_is_one_trial_whatever_the_strategy(study: Study) -> No
             "{train.schedule: [{name: constant}, {name: poly, power: 0.5}], budget: [10]}",
             ["train.schedule.name=constant", "train.schedule.name=poly, train.schedule.power=0.5"],
         ),
-        (
-            "{train.augment: [null, {hflip: 0.1}], budget: [10]}",
-            ["train.augment=none", "train.augment.hflip=0.1"],
-        ),
+        ("{train.augment: [null, {hflip: 0.1}], budget: [10]}", ["train.augment=none", "train.augment.hflip=0.1"]),
     ],
 )
 def test_settings_tell_apart_what_a_grid_varies(study: Study, grid: str, settings: list[str]) -> None:

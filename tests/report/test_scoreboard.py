@@ -77,10 +77,7 @@ def test_every_published_experiment_is_comparable_in_every_cell(dataset: str, mo
         ),
         (
             ["acquire.initial_pixels=20", "acquire.pixels_per_stage=20"],
-            [
-                "acquire.initial_pixels 20, published 10",
-                "acquire.pixels_per_stage 20, published 10",
-            ],
+            ["acquire.initial_pixels 20, published 10", "acquire.pixels_per_stage 20, published 10"],
         ),
         (["acquire.pool_fraction=0.1"], ["acquire.pool_fraction 0.1, published 0.05"]),
         (["acquire.pool=chance"], ["acquire.pool chance, published score"]),

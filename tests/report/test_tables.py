@@ -271,7 +271,7 @@ def test_the_csv_names_every_rule(study: Study) -> None:
     study.fill(spec, lambda trial: [matrix(40), matrix(80), matrix(60)])
     lines = list(csv.DictReader(io.StringIO(cells_csv(build_cells(load_results(study.store, [spec]))))))
     assert {(line["split"], line["checkpoint"]) for line in lines} == {
-        *(("test", "last"), ("test", "best"), ("test", "best_on_val"), ("val", "last"), ("val", "best")),
+        *(("test", "last"), ("test", "best"), ("test", "best_on_val"), ("val", "last"), ("val", "best"))
     }
 
 

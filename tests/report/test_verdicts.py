@@ -94,10 +94,7 @@ def test_the_limits_of_three_pairs(n: int, words: str) -> None:
     assert words in paragraphs(*three(n))[-1]
 
 
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [([3, 2, 1], "none is"), ([9, 9.1, 9], "2 are"), ([9, 30, 0], "none is")],
-)
+@pytest.mark.parametrize(("other", "words"), [([3, 2, 1], "none is"), ([9, 9.1, 9], "2 are"), ([9, 30, 0], "none is")])
 def test_how_many_pairs_are_told_apart(other: list[float], words: str) -> None:
     first = paragraphs(
         *make_cells({"a": {20: [1, 2, 3]}, "b": {20: [1.1, 1.9, 3]}, "c": {20: [1 + x for x in other]}})

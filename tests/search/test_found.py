@@ -78,12 +78,7 @@ def test_what_the_search_held_out_is_trained_on_again(overrides: list[str], held
 
 @pytest.mark.parametrize(
     ("seeds", "unused"),
-    [
-        ([0], (1, 2, 3, 4, 5)),
-        ([0, 1, 2], (3, 4, 5, 6, 7)),
-        ([7, 3], (0, 1, 2, 4, 5)),
-        ([2, 2], (0, 1, 3, 4, 5)),
-    ],
+    [([0], (1, 2, 3, 4, 5)), ([0, 1, 2], (3, 4, 5, 6, 7)), ([7, 3], (0, 1, 2, 4, 5)), ([2, 2], (0, 1, 3, 4, 5))],
 )
 def test_its_five_seeds_are_the_first_that_the_search_has_not_used(seeds: list[int], unused: tuple[int, ...]) -> None:
     search = search_of(f"grid=[{{seed: {seeds}, budget: [10, 20, 40]}}]")

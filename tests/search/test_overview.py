@@ -364,10 +364,7 @@ def test_the_area_is_shown_as_the_score(store: Store) -> None:
             {"train.precision": "bf16", "acquire.precision": "fp32", "train.epochs": 3},
             "train.precision=bf16, acquire.precision=fp32, epochs=3",  # where the last name alone is not clear
         ),
-        (
-            {"model": {"backbone": "resnet50"}, "dataset.size": [90, 120]},
-            "model={backbone: resnet50}, size=[90, 120]",
-        ),
+        ({"model": {"backbone": "resnet50"}, "dataset.size": [90, 120]}, "model={backbone: resnet50}, size=[90, 120]"),
         ({}, ""),
     ],
 )
