@@ -1,7 +1,5 @@
 """What people answered: times, rightness and agreement against numbers worked out by hand, and the files of it."""
 
-import csv
-import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +14,11 @@ from pixelpick_ray.data.questions import UNSAID
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.annotator_tables import annotation_tables
 from pixelpick_ray.report.annotators import Annotations, answers_csv, costs_yaml, load_annotations, measured_costs
-from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.costs import CostModel, read_cost_model
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.rows import load_results
 from tests.support.stored_answers import BOOK, answer, ask, places, write
-from tests.support.study import Described, Study, chain_path, exact, experiment
+from tests.support.study import Described, Study, chain_path, csv_lines, exact, experiment
 
 pytestmark = pytest.mark.whole_report
 
@@ -45,7 +41,7 @@ def filled(study: Study, *overrides: str) -> Experiment:
 
 
 def loaded(study: Study, *specs: Experiment) -> Annotations:
-    return load_annotations(study.store, load_chains(study.store, load_results(study.store, specs)))
+    return load_annotations(study.store, study.chains(*specs))
 
 
 def tables(study: Study, *specs: Experiment) -> dict[str, Table]:
@@ -420,7 +416,7 @@ def test_every_answer_is_a_line(study: Study, spec: Experiment) -> None:
         f'study,{BOOK},a.png,0,1,void,,,"Bea, M.",2.5,,,,0',
         f"study,{BOOK},a.png,0,0,unknown,,sky,ann,3.5,2.0,,,1",
     ]
-    assert len(list(csv.DictReader(io.StringIO(text)))) == 3
+    assert len(csv_lines(text)) == 3
 
 
 def test_the_page_and_the_markdown_have_a_section(study: Study, spec: Experiment, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pixelpick_ray.report.cells import build_cells, reported
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.costs import Cost, CostModel, Costs, FullCost, cost_table, costs_of, read_cost_model
 from pixelpick_ray.report.queries import load_queries
-from pixelpick_ray.report.rows import load_results
 from tests.support.study import Study, exact, experiment
 
 GRID = "grid=[{acquire.strategy: [margin], seed: [0, 1], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"
@@ -28,7 +27,7 @@ def asked(trial: Trial, stage: int) -> dict[str, Any]:
 def costs(study: Study, model: CostModel, spec: Experiment, tell: Any = asked) -> Costs:
     study.fill(spec, lambda trial: exact(500))
     study.ask(spec, tell)
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     return costs_of(
         model, load_queries(study.store, load_chains(study.store, results)), reported(results, build_cells(results))
     )
@@ -115,7 +114,7 @@ def test_the_table_says_what_it_assumes_and_what_it_leaves_out(study: Study) -> 
         seconds_per_pixel=2, seconds_per_class={"road": 4.5}, seconds_per_image=10, money_per_hour=20, currency="EUR"
     )
     found = costs(study, model, spec)
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     table = cost_table(results, build_cells(results), found)
     # 30 x 2 + 10 x 4.5 + 40 = 145 s; twice that and, for seed 1, 10 x 2.5 s more: 302.5 s in the mean.
     assert table.header[-6:] == ("pixels per image", "clicks", "hours of annotation", "money (EUR)", "mIoU (%)", "n")

@@ -19,7 +19,7 @@ from pixelpick_ray.report.figures import curve_pdf, curve_png, curve_svg, curves
 from pixelpick_ray.report.panels import INK, MOST_DOTS, Axis, Scale, draw
 from pixelpick_ray.report.parts import Curves
 from pixelpick_ray.report.published import PublishedCell
-from pixelpick_ray.report.rows import Results, load_results
+from pixelpick_ray.report.rows import Results
 from tests.support.study import Study, exact, experiment
 
 pytestmark = pytest.mark.whole_report
@@ -38,7 +38,7 @@ def height(trial: Trial) -> int:
 
 
 def load(study: Study, spec: Experiment) -> Drawn:
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     return results, reported(results, build_cells(results))
 
 
@@ -144,7 +144,6 @@ def test_one_seed_has_neither_band_nor_bar_and_the_legend_does_not_promise_them(
     spec = experiment("grid=[{seed: [0], budget: [10, 20]}]")
     study.fill(spec, lambda trial: exact(500))
     legend = panel(load(study, spec)[1]).get_legend()
-    assert legend is not None
     assert legend.get_title().get_text() == "line: one seed"
 
 

@@ -17,7 +17,6 @@ from pixelpick_ray.report.provenance import (
     provenance_table,
     total_effort,
 )
-from pixelpick_ray.report.rows import load_results
 from tests.support.study import Study, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}]"
@@ -29,13 +28,12 @@ def fill(study: Study, spec: Experiment, of: Any = lambda trial: True, **provena
 
 
 def load(study: Study, *specs: Experiment) -> tuple[Effort, ...]:
-    results = load_results(study.store, specs)
+    results = study.results(*specs)
     return load_efforts(study.store, results, load_chains(study.store, results))
 
 
 def last_columns(table: Table | None) -> list[tuple[str, ...]]:
     """Strategy, budget, fits, shared, seconds a fit, device hours and devices of each row."""
-    assert table is not None
     assert table.header[-7:] == (
         *("strategy", "pixels per image", "fits", "shared", "seconds a fit", "device hours", "devices"),
     )
@@ -61,7 +59,6 @@ def test_effort_is_told_by_cell_and_its_sum_counts_every_fit_once(study: Study) 
         ("random", "10", "2", "0", "1350.0", "1.5", "H100, cpu"),
         ("random", "20", "2", "0", "3600.0", "4", "cpu"),
     ]
-    assert table is not None
     assert table.caption == (
         "Fits of every stage: seconds of one, training and evaluation together, hours of the devices of all (seconds "
         "times ranks), and how many of them other lines of this table use too. Each fit counted once: "
@@ -82,7 +79,6 @@ def test_a_shared_fit_counts_in_every_cell_and_once_in_the_sum(study: Study) -> 
         ("random", "10", "2", "1", "2"),
         ("random", "20", "2", "0", "2"),
     ]
-    assert table is not None
     assert table.caption.endswith("Each fit counted once: 7 fits, 7 device hours.")
 
 
@@ -93,7 +89,6 @@ def test_removed_fits_are_not_counted(study: Study) -> None:
     shutil.rmtree(study.store.folder("fit", next(iter(first.fits))))
     table = effort_table(load(study, spec))
     assert last_columns(table)[0] == ("margin", "10", "1", "0", "3600.0", "1", "cpu")
-    assert table is not None
     assert table.caption.endswith("Each fit counted once: 7 fits, 7 device hours.")
     shutil.rmtree(study.store.path / "fit")
     assert effort_table(load(study, spec)) is None
@@ -140,7 +135,7 @@ def test_experiments_stand_side_by_side_with_what_they_were_made_with(study: Stu
     fill(study, first, lambda trial: not early(trial), code="def", seconds=900.0, threads=4)
     # The same trials under another name: fits that are stored already are not made again.
     fill(study, other, lambda trial: trial.seed == 1, code="ghi")
-    table = provenance_table(load_results(study.store, [first, other]))
+    table = provenance_table(study.results(first, other))
     assert table.header == ("", "study", "other")
     assert table.alignment == "lll"
     assert rows(table) == {
@@ -157,14 +152,14 @@ def test_experiments_stand_side_by_side_with_what_they_were_made_with(study: Stu
 
 
 def test_an_experiment_without_results_was_made_with_nothing(study: Study) -> None:
-    table = provenance_table(load_results(study.store, [experiment()]))
+    table = provenance_table(study.results(experiment()))
     assert rows(table)["fits"] == ["0"]
     assert rows(table)["code commits"] == ["-"]
 
 
 def test_a_removed_fit_is_unknown(study: Study) -> None:
     fill(study, experiment(GRID), code="abc")
-    results = load_results(study.store, [experiment(GRID)])
+    results = study.results(experiment(GRID))
     shutil.rmtree(study.store.folder("fit", results.readings[0].fit_key))
-    table = provenance_table(load_results(study.store, [experiment(GRID)]))
+    table = provenance_table(study.results(experiment(GRID)))
     assert rows(table)["code commits"] == ["abc (7 fits), unknown (1 fit)"]

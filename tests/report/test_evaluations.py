@@ -10,8 +10,7 @@ import pytest
 
 from pixelpick_ray.report import evaluations
 from pixelpick_ray.report.evaluations import Evaluation, read_arrays, read_evaluations
-from pixelpick_ray.report.rows import load_results
-from tests.support.study import Study, experiment, matrix
+from tests.support.study import Study, matrix
 
 ARRAYS = {
     "counts": np.arange(24, dtype=np.int64).reshape(2, 3, 4),
@@ -54,9 +53,14 @@ def plain(found: dict[str, Evaluation | str]) -> dict[str, Any]:
 
 
 def test_several_processes_read_what_one_reads(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = experiment("evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}")
-    study.fill(spec, lambda trial: [matrix(40 + trial.seed), matrix(60)], code="abc")
-    keys = [reading.evaluation_key for reading in load_results(study.store, [spec]).readings]
+    keys = [
+        reading.evaluation_key
+        for reading in study.filled(
+            lambda trial: [matrix(40 + trial.seed), matrix(60)],
+            "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}",
+            code="abc",
+        ).readings
+    ]
     (study.store.folder("evaluation", keys[0]) / "confusion.npz").write_bytes(b"damaged")
     wanted = dict.fromkeys([*keys, "0" * 64], ("sky", "road"))
     alone, fits = read_evaluations(study.store, wanted, processes=1)

@@ -13,7 +13,7 @@ from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import build_cells
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.explain import explain, parse_cell
-from pixelpick_ray.report.rows import Reading, Results, load_results
+from pixelpick_ray.report.rows import Reading, Results
 from tests.support.study import Matrix, Study, chain_path, exact, experiment
 
 pytestmark = pytest.mark.whole_report
@@ -40,7 +40,7 @@ def measured(trial: Trial) -> Matrix | None:
 def fill(study: Study, spec: Experiment, measure: Any = measured, **provenance: Any) -> Results:
     study.fill(spec, measure, **(MADE | provenance))
     study.ask(spec, lambda trial, stage: None)
-    return load_results(study.store, [spec])
+    return study.results(spec)
 
 
 def told(study: Study, results: Results, wanted: str) -> str:
@@ -122,7 +122,7 @@ def test_a_class_has_its_own_values(study: Study) -> None:
     assert text.startswith("study: margin at 10 pixels per image, IoU of road 25.0 %, n = 1 of 1\n")
     assert "  seed 0: 25.0 %\n" in text
     assert "interval" not in text
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     assert told(study, results, "metric=pixel_accuracy").startswith(
         "study: margin at 10 pixels per image, pixel accuracy 70.0 %, n = 1 of 1\n"
     )
@@ -179,16 +179,14 @@ def test_a_removed_fit_is_told(study: Study) -> None:
     spec = experiment(GRID)
     fill(study, spec)
     shutil.rmtree(keys(study, spec, "margin", 0)["fit 10"])
-    text = told(study, load_results(study.store, [spec]), "strategy=margin,budget=10")
+    text = told(study, study.results(spec), "strategy=margin,budget=10")
     assert text.count("    made        unknown: the fit was removed\n") == 1
     assert text.count("    versions    ") == 2
     assert "\n  mixed       device, torch, package version, training data, " in text
 
 
 def test_a_fit_without_facts_is_told_as_unknown(study: Study) -> None:
-    spec = experiment("grid=[{seed: [0], budget: [10]}]")
-    study.fill(spec, lambda trial: exact(500))
-    text = told(study, load_results(study.store, [spec]), "budget=10")
+    text = told(study, study.filled(lambda trial: exact(500), "grid=[{seed: [0], budget: [10]}]"), "budget=10")
     assert "    made        unknown on cpu, host unknown, 1 rank; device hours: 0.000417\n" in text
     assert text.endswith("    versions    torch 2.0, package 1, code unknown")
 
@@ -212,7 +210,7 @@ def test_the_same_strategy_of_another_experiment_is_told_apart(study: Study) -> 
     specs = [experiment(GRID), experiment(GRID, "name=other")]
     for spec in specs:
         fill(study, spec)
-    results = load_results(study.store, specs)  # the trials are the same, and so are the fits
+    results = study.results(*specs)  # the trials are the same, and so are the fits
     text = told(study, results, "experiment=study,strategy=margin,budget=20")
     assert re.findall("    also of     (.*)", text) == ["other, margin at 20 pixels per image"] * 2
 

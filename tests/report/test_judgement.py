@@ -1,7 +1,5 @@
 """Strategies against each other: which pairs meet, over which seeds, and what is said of them."""
 
-import csv
-import io
 import math
 import time
 
@@ -23,9 +21,8 @@ from pixelpick_ray.report.judgement import (
     win_matrix,
 )
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.rows import load_results
 from tests.support.contest import contests, line, make_cell, make_cells
-from tests.support.study import Study, experiment, matrix
+from tests.support.study import Study, csv_lines, matrix
 
 # margin - random is 2, 3, 4 (p = 0.035), margin - entropy 1, 3, 5 (p = 0.122), entropy - random 1, 0, -1 (p = 1).
 THREE = {"random": {20: [50, 51, 52]}, "margin": {20: [52, 54, 56]}, "entropy": {20: [51, 51, 51]}}
@@ -106,9 +103,10 @@ def test_the_area_is_over_the_budgets_that_all_strategies_with_results_have() ->
 
 
 def test_full_supervision_does_not_compete(study: Study) -> None:
-    spec = experiment("grid=[{acquire.strategy: [random, margin], seed: [0, 1], budget: [10, 20, full]}]")
-    study.fill(spec, lambda trial: matrix(80 if trial.acquire.strategy == "margin" else 60 + trial.seed))
-    results = load_results(study.store, [spec])
+    results = study.filled(
+        lambda trial: matrix(80 if trial.acquire.strategy == "margin" else 60 + trial.seed),
+        "grid=[{acquire.strategy: [random, margin], seed: [0, 1], budget: [10, 20, full]}]",
+    )
     (contest,) = judge(results, build_cells(results))
     assert [one.strategy for one in contest.lines] == ["random", "margin"]
     assert found(contest, 20)["random", "margin"].tests.mean == pytest.approx(-0.0975)
@@ -119,7 +117,6 @@ def test_full_supervision_does_not_compete(study: Study) -> None:
 
 def test_the_pair_table_shows_area_and_largest_budget() -> None:
     table = pair_table(contests(*make_cells({name: BOTH[name] for name in ("margin", "random")}, same=[10])))
-    assert table is not None
     assert table.header[2:] == (
         *("first", "second", "measure", "difference", "95 % interval", "n"),
         *("p (t)", "p (sign flips)", "p (Wilcoxon)", "p (t, Holm)", "the first is"),
@@ -138,7 +135,6 @@ def test_the_pair_table_shows_area_and_largest_budget() -> None:
 
 def test_one_seed_is_shown_without_a_test() -> None:
     table = pair_table(contests(*make_cells({"margin": {20: [52]}, "random": {20: [50]}})))
-    assert table is not None
     assert table.rows[0][4:] == ("mIoU at 20", "+2.0", "-", "1", "-", "-", "-", "-", "too few seeds")
     assert "area" not in table.caption
 
@@ -158,7 +154,7 @@ def test_without_two_strategies_there_are_no_tables(percent: dict[str, dict[int,
 
 
 def test_the_csv_has_every_comparison() -> None:
-    rows = list(csv.DictReader(io.StringIO(pairs_csv(contests(*make_cells(BOTH, same=[10]))))))
+    rows = csv_lines(pairs_csv(contests(*make_cells(BOTH, same=[10]))))
     assert tuple(rows[0]) == CSV_COLUMNS
     assert [(row["measure"], row["budgets"]) for row in rows[::3]] == [
         ("area", "10 20"),
@@ -185,7 +181,6 @@ def test_wins_are_counted_over_settings_and_budgets() -> None:
     one["margin"] = {10: FIRST["random"][10], 20: won, 30: drawn}
     other = {"margin": {20: [50, 51, 52]}, "random": {20: won}, "entropy": {20: [None, None, 50]}}
     table = win_matrix(contests(*make_cells(one, same=[10], setting="a=1"), *make_cells(other, setting="a=2")))
-    assert table is not None
     assert table.header == ("strategy", "random", "margin", "entropy", "wins")
     # Budget 10 is of the same networks, and entropy has a single seed.
     assert table.rows == (
@@ -197,7 +192,6 @@ def test_wins_are_counted_over_settings_and_budgets() -> None:
 
 def test_the_strategy_with_most_wins_is_first() -> None:
     table = win_matrix(contests(*make_cells({"random": {20: [50, 51, 52]}, "margin": {20: [55, 56.1, 57]}})))
-    assert table is not None
     assert table.rows == (("margin", "-", "1/1", "1/1"), ("random", "0/1", "-", "0/1"))
 
 
@@ -205,20 +199,17 @@ def test_leaving_a_seed_out_may_change_the_ranking() -> None:
     # Means 53, 52, 50.7. Without seed 2 margin has 50, entropy 52, random 50.5: two of three pairs turn.
     percent = {"random": {20: [50, 51, 51]}, "margin": {20: [50, 50, 59]}, "entropy": {20: [52, 52, 52]}}
     table = stability_table(contests(*make_cells(percent)))
-    assert table is not None
     assert table.rows[0][2:] == ("mIoU at 20", "margin > entropy > random", "3", "2/3", "-0.33")
 
 
 def test_a_ranking_that_always_holds() -> None:
     percent = {"random": {10: [40, 41, 42], 20: [50, 51, 52]}, "margin": {10: [40, 41, 42], 20: [55, 56, 57]}}
     table = stability_table(contests(*make_cells(percent, same=[10])))
-    assert table is not None
     assert table.rows[0][2:] == ("area, 10 to 20", "margin > random", "3", "3/3", "1.00")
 
 
 def test_equal_strategies_have_no_order() -> None:
     table = stability_table(contests(*make_cells(FIRST)))
-    assert table is not None
     assert table.rows[0][3:] == ("random = margin = entropy", "3", "3/3", "-")
 
 

@@ -33,7 +33,7 @@ def results(study: Study) -> Results:
     """Two strategies with one seed missing, and full supervision."""
     spec = experiment(GRIDS)
     study.fill(spec, measured)
-    return load_results(study.store, [spec])
+    return study.results(spec)
 
 
 CAPTION = (
@@ -115,11 +115,9 @@ def test_what_was_not_asked_for_is_a_dash_and_what_is_not_stored_is_missing(stud
         "grid=[{acquire.strategy: [margin], seed: [0, 1], budget: [10, 20]},"
         "{acquire.strategy: [random], seed: [0, 1], budget: [10]}]"
     )
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     cells = build_cells(results)
     wide, transposed = wide_table(results, cells), transposed_table(results, cells)
-    assert wide is not None
-    assert transposed is not None
     assert [row[-2:] for row in wide.rows] == [("missing 0/2", "missing 0/2"), ("missing 0/2", "-")]
     assert [row[-2:] for row in transposed.rows] == [("missing 0/2", "missing 0/2"), ("missing 0/2", "-")]
     assert wide.notes == transposed.notes == ("Missing: 6 of 6 trials.",)
@@ -134,7 +132,6 @@ def test_one_budget_needs_no_other_layout(study: Study) -> None:
 def test_one_line_is_not_transposed(study: Study) -> None:
     results = load_results(study.store, [experiment("grid=[{seed: [0], budget: [10, full]}]")])
     wide = wide_table(results, build_cells(results))
-    assert wide is not None
     assert wide.header == ("model", "pretrained", "strategy", "10 px (0.0058 %)", "all")
     assert len(wide.rows) == 1
     assert transposed_table(results, build_cells(results)) is None
@@ -142,11 +139,9 @@ def test_one_line_is_not_transposed(study: Study) -> None:
 
 def test_data_sets_have_a_column_and_shares_that_differ_are_left_out(study: Study) -> None:
     first, second = experiment(), experiment("name=other", "dataset={name: voc, size: [100, 100]}")
-    results = load_results(study.store, [first, second])
+    results = study.results(first, second)
     cells = build_cells(results)
     wide, transposed = wide_table(results, cells), transposed_table(results, cells)
-    assert wide is not None
-    assert transposed is not None
     assert wide.header == ("experiment", "dataset", "model", "pretrained", "strategy", "10 px", "20 px")
     assert [row[1] for row in wide.rows] == ["camvid", "voc"]
     assert transposed.header == ("pixels per image", "share (%)", "camvid, margin", "voc, margin")
@@ -155,13 +150,11 @@ def test_data_sets_have_a_column_and_shares_that_differ_are_left_out(study: Stud
 
 
 def test_full_supervision_that_no_strategy_is_held_to_has_a_line_of_its_own(study: Study) -> None:
-    spec = experiment(
-        "grid=[{train.batch_size: [2], seed: [0], budget: [10]}, {train.batch_size: [4], seed: [0], budget: [full]}]"
+    results = study.filled(
+        lambda trial: matrix(50),
+        "grid=[{train.batch_size: [2], seed: [0], budget: [10]}, {train.batch_size: [4], seed: [0], budget: [full]}]",
     )
-    study.fill(spec, lambda trial: matrix(50))
-    results = load_results(study.store, [spec])
     wide = wide_table(results, build_cells(results))
-    assert wide is not None
     assert [row[2:] for row in wide.rows] == [
         ("train.batch_size=2", "margin", "25.0", "-"),
         ("train.batch_size=4", "full supervision", "-", "25.0"),

@@ -9,10 +9,8 @@ import pytest
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.labels import LabelledPixels
-from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.overlap import overlap_table
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.rows import load_results
 from tests.support.study import Study, chain_path, experiment, matrix
 
 Place = tuple[str, int, int]  # image, y, x
@@ -41,13 +39,12 @@ def ask(study: Study, asked: Asked, *more: str) -> Experiment:
 
 
 def table(study: Study, spec: Experiment) -> Table | None:
-    return overlap_table(study.store, load_chains(study.store, load_results(study.store, [spec])))
+    return overlap_table(study.store, study.chains(spec))
 
 
 def rows(study: Study, asked: Asked) -> list[tuple[str, ...]]:
     """One, other, seeds, near (%), same (%) and n of each row."""
     found = table(study, ask(study, asked))
-    assert found is not None
     assert found.header == ("model", "pretrained", "one", "other", "seeds", "near (%)", "same (%)", "n")
     return [row[2:] for row in found.rows]
 
@@ -112,7 +109,6 @@ def test_chains_whose_pixels_are_not_stored_are_left_out(study: Study) -> None:
     shutil.rmtree(study.store.folder("pick", record["stages"][0]["pick"]))
     (study.store.path / chain_path(spec, lost["random", 1])).unlink()
     found = table(study, spec)
-    assert found is not None
     assert [(*row[2:5], row[-1]) for row in found.rows] == [
         ("margin", "entropy", "the same", "1"),
         ("random", "entropy", "the same", "1"),
@@ -131,7 +127,6 @@ def test_fifty_evenly_spaced_images_are_looked_at(study: Study) -> None:
 def test_settings_are_not_compared_with_each_other(study: Study) -> None:
     asked = {("margin", 0): [("a.png", 40, 50)], ("random", 0): [("a.png", 40, 50)]}
     found = table(study, ask(study, asked, "acquire.pool_fraction: [0.1, 0.2]"))
-    assert found is not None
     setting = found.header.index("setting")
     assert [row[setting:] for row in found.rows] == [
         ("acquire.pool_fraction=0.1", "margin", "random", "the same", "100.0", "100.00", "1"),

@@ -19,7 +19,6 @@ from pixelpick_ray.data.labels import UNKNOWN, VOID, LabelledPixels
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.parts import Pictures
 from pixelpick_ray.report.pictures import contact_sheets, error_map
-from pixelpick_ray.report.rows import load_results
 from tests.support.data_folders import loaded
 from tests.support.study import Described, LabelMap, Study, chain_path, experiment, matrix
 
@@ -67,7 +66,7 @@ def fill(study: Study, *overrides: str) -> Experiment:
 
 
 def sheets(study: Study, *specs: Experiment, settings: int = 3) -> tuple[Pictures, ...]:
-    results = load_results(study.store, specs)
+    results = study.results(*specs)
     return contact_sheets(study.store, results, load_chains(study.store, results), settings=settings)
 
 

@@ -1,7 +1,5 @@
 """What was asked: every stage of a chain once, from the first pixels to the largest budget."""
 
-import csv
-import io
 from typing import Any
 
 import pytest
@@ -9,10 +7,8 @@ import pytest
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.report.cells import line_of
-from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.queries import CSV_COLUMNS, StageQuery, load_queries, queries_csv, query_table
-from pixelpick_ray.report.rows import load_results
-from tests.support.study import Study, experiment, matrix
+from tests.support.study import Study, csv_lines, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 30]}, {seed: [0], budget: [full]}]"
 
@@ -41,12 +37,12 @@ def spec(study: Study) -> Experiment:
 
 
 def queries_of(study: Study, spec: Experiment) -> tuple[StageQuery, ...]:
-    return load_queries(study.store, load_chains(study.store, load_results(study.store, [spec])))
+    return load_queries(study.store, study.chains(spec))
 
 
 def lines(study: Study, spec: Experiment) -> list[dict[str, str]]:
     queries = queries_of(study, spec)
-    return list(csv.DictReader(io.StringIO(queries_csv(queries))))
+    return csv_lines(queries_csv(queries))
 
 
 def test_every_stage_of_a_chain_is_there_once(study: Study, spec: Experiment) -> None:
@@ -85,7 +81,6 @@ def test_where_no_network_was_asked_the_entropy_is_empty(study: Study, spec: Exp
 
 def test_the_table_has_means_over_seeds(study: Study, spec: Experiment) -> None:
     table = query_table(queries_of(study, spec), {})
-    assert table is not None
     start = table.header.index("strategy")
     assert table.header[start:] == (
         *("strategy", "pixels per image", "entropy (nats)", "classes an image", "spread (pixels)"),
@@ -106,7 +101,6 @@ def test_pixels_stored_before_there_were_statistics_are_counted_out(study: Study
     study.fill(spec, lambda trial: matrix(50))
     study.ask(spec, lambda trial, stage: None if (trial.seed, stage) == (0, 1) else tell(trial, stage))
     table = query_table(queries_of(study, spec), {})
-    assert table is not None
     assert [row[-1] for row in table.rows] == ["2", "1/2", "2"] * 2
     assert [row[table.header.index("entropy (nats)")] for row in table.rows[:3]] == ["-", "1.500", "1.000"]
 
@@ -117,7 +111,6 @@ def test_the_distance_of_any_pixel_to_a_border_is_told_where_it_is_known(study: 
     told = {"7.2": {margin: 7.25, random: 7.25}, "8.0 to 9.0": {margin: 9.0, random: 8.0}, "": {margin: None}}
     for text, distances in told.items():
         table = query_table(queries, distances)
-        assert table is not None
         assert [note.split(" pixels from")[0] for note in table.notes] == (
             [f"Any labelled pixel of the training images lies {text}"] if text else []
         )

@@ -10,7 +10,6 @@ from scipy import stats
 from pixelpick_ray.config.experiment import Experiment, load_experiment
 from pixelpick_ray.report.cells import build_cells
 from pixelpick_ray.report.published import published_cells
-from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.scoreboard import (
     Comparison,
     comparable_cells,
@@ -34,7 +33,7 @@ def shipped(name: str, *overrides: str) -> Experiment:
 def compared(study: Study, spec: Experiment, measure: Measure) -> list[Comparison]:
     """The comparisons by the last epoch."""
     study.fill(spec, measure)
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     return [one for one in compare(results, build_cells(results)) if one.cell.checkpoint == "last"]
 
 
@@ -155,7 +154,7 @@ def test_every_rule_that_chooses_an_epoch_is_compared(study: Study) -> None:
     spec = shipped(CAMVID, ONE)
     epochs = [exact(400), exact(508), *[exact(300)] * 48]
     study.fill(spec, lambda trial: {"test": epochs, "val": epochs[::-1]})
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     found = {one.cell.checkpoint: one.verdict for one in compare(results, build_cells(results))}
     assert found == {"last": "lower", "best": "agrees", "best_on_val": "lower"}
 
@@ -187,8 +186,7 @@ def test_the_table_says_all_of_it(study: Study) -> None:
         CAMVID, "grid=[{seed: [0, 1, 2], budget: [20]}, {train.batch_size: [8], seed: [0], budget: [30, 40]}]"
     )
     found = compared(study, spec, lambda trial: [exact(516 + 2 * trial.seed)] * 50)
-    table = scoreboard_table(load_results(study.store, [spec]), found)
-    assert table is not None
+    table = scoreboard_table(study.results(spec), found)
     assert "deeplabv3plus mobilenetv2_100 on camvid test" in table.caption
     assert "README of the original at 43c2981" in table.caption
     assert list(table.rows) == [
@@ -216,14 +214,13 @@ def test_the_table_says_all_of_it(study: Study) -> None:
 def test_where_nothing_is_published_there_is_no_table(study: Study) -> None:
     found = compared(study, experiment(), lambda trial: matrix(50))
     assert {one.verdict for one in found} == {"nothing published"}
-    assert scoreboard_table(load_results(study.store, [experiment()]), found) is None
+    assert scoreboard_table(study.results(experiment()), found) is None
 
 
 def test_other_papers_are_listed_for_their_data_sets_alone(study: Study) -> None:
     voc = experiment("dataset={name: voc, long_side: 400}")
-    table = elsewhere_table(load_results(study.store, [voc]))
-    assert table is not None
+    table = elsewhere_table(study.results(voc))
     assert [row[0] for row in table.rows] == ["A2LC"]
     assert table.rows[0][-2:] == ("68.4 ± 0.9", "3")
     assert "a question is a mask, not a pixel" in table.notes[0]
-    assert elsewhere_table(load_results(study.store, [experiment()])) is None
+    assert elsewhere_table(study.results(experiment())) is None

@@ -7,7 +7,6 @@ from scipy import stats
 
 from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.report.cells import Cell, Line, build_cells
-from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.statistics import summarise
 from pixelpick_ray.report.thresholds import (
     Threshold,
@@ -148,9 +147,8 @@ def test_the_table_has_a_row_a_line_and_counts_the_fewest_seeds(study: Study) ->
             else exact(heights[trial.budget] - 100 * (trial.acquire.strategy == "random") * (trial.budget != "full"))
         ),
     )
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     table = threshold_table(results, build_cells(results))
-    assert table is not None
     assert table.header == (
         *("model", "pretrained", "strategy", "full (%)", "95 % of it (%)", "pixels per image", "95 % interval", "n"),
     )
@@ -162,7 +160,5 @@ def test_the_table_has_a_row_a_line_and_counts_the_fewest_seeds(study: Study) ->
 
 
 def test_there_is_no_table_without_full_supervision(study: Study) -> None:
-    spec = experiment()
-    study.fill(spec, lambda trial: exact(500))
-    results = load_results(study.store, [spec])
+    results = study.filled(lambda trial: exact(500))
     assert threshold_table(results, build_cells(results)) is None

@@ -14,7 +14,6 @@ SAME = "At 10 pixels per image, strategies with the same networks for every seed
 
 def paragraphs(*cells: Cell) -> tuple[str, ...]:
     prose = verdicts(contests(*cells))
-    assert prose is not None
     return prose.sentences
 
 

@@ -85,7 +85,6 @@ def test_what_is_judged_is_the_experiment_in_all_else() -> None:
 
 def facts_of(*splits: str) -> DatasetFacts:
     facts = known_facts("camvid")
-    assert facts is not None
     return DatasetFacts("folder", ("a", "b"), 255, facts.mean, facts.std, ((0, 0, 0), (1, 1, 1)), splits)
 
 
