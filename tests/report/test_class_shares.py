@@ -56,21 +56,16 @@ def test_beside_them_stand_the_shares_in_the_training_images() -> None:
     assert table.caption.endswith(
         "stages and seeds, among all labelled pixels of the training images, and how many times as many."
     )
-
-
-def test_the_training_images_may_be_known_from_any_strategy() -> None:
     assert only(QUERIES, {RANDOM: (500, 400, 100)}) == only(QUERIES, {MARGIN: (500, 400, 100)})
 
 
-def test_what_the_training_images_lack_has_no_ratio() -> None:
+def test_what_the_training_images_lack_has_no_ratio_and_no_pixels_have_no_shares() -> None:
     table = only(QUERIES[-1:], {RANDOM: (1, 1, 0)})
     assert table.rows == (("sky", "50.0", "80.0", "1.60"), ("road", "50.0", "20.0", "0.40"), ("car", "0.0", "0.0", "-"))
-
-
-def test_no_pixels_have_no_shares() -> None:
     assert only([query(POINT, 0, (0, 0, 0))], {MARGIN: (0, 0, 0)}).rows == tuple(
         (name, "-", "-", "-") for name in NAMES
     )
+    assert class_share_tables([query(POINT, 0, None)], {MARGIN: (1, 1, 1)}) == ()
 
 
 def test_every_setting_has_a_table_with_its_own_training_images() -> None:
@@ -84,7 +79,3 @@ def test_every_setting_has_a_table_with_its_own_training_images() -> None:
     )
     assert first.caption.startswith("study, camvid, deeplabv3plus small, pretrained none, dataset.images=5: share of")
     assert second.caption.startswith("study, camvid, deeplabv3plus small, pretrained none, dataset.images=9: share of")
-
-
-def test_without_statistics_there_is_no_table() -> None:
-    assert class_share_tables([query(POINT, 0, None)], {MARGIN: (1, 1, 1)}) == ()

@@ -60,12 +60,9 @@ def test_any_text_becomes_latex_in_ascii(text: str, latex: str) -> None:
     assert written.isascii()
 
 
-def test_long_text_is_wrapped_in_latex() -> None:
+def test_long_text_is_wrapped_and_wide_heads_have_several_lines_in_latex() -> None:
     table = Table("", ("why", "n"), (("word " * 12, "1" * 60),), "lr")
     assert r"\begin{tabular}{>{\raggedright\arraybackslash}p{0.4\linewidth}r}" in to_latex(table, "tab:a")
-
-
-def test_a_head_that_is_wider_than_its_column_has_several_lines_in_latex() -> None:
     table = Table("", ("model", "pixels per image"), (("a", "10"),), "lr")
     head = r"model & \begin{tabular}[b]{@{}r@{}}pixels\\per image\end{tabular} \\"
     assert head in to_latex(table, "tab:a").splitlines()
@@ -80,7 +77,7 @@ def test_a_file_of_several_latex_tables_names_its_packages_once() -> None:
     assert r"\textbf{" in text[text.index(r"\label{tab:b}") :]
 
 
-def test_plain_text_is_aligned() -> None:
+def test_plain_text_is_aligned_and_html_is_escaped() -> None:
     assert to_text(SMALL).splitlines() == [
         "A & B",
         "name        x_1",
@@ -89,9 +86,6 @@ def test_plain_text_is_aligned() -> None:
         "<c>        10.0",
         "50 % of $1",
     ]
-
-
-def test_html_is_escaped() -> None:
     text = to_html(SMALL)
     assert "<figcaption>A &amp; B</figcaption>" in text
     assert '<td>&lt;c&gt;</td><td class="r">10.0</td>' in text

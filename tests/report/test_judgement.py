@@ -47,18 +47,11 @@ def test_every_pair_meets_at_each_budget_and_by_area() -> None:
     assert match.tests.t_p == pytest.approx(stats.ttest_rel([50, 51, 52], [52, 54, 56]).pvalue)
     # Both areas begin at the same height, so half of the difference is left.
     assert found(contest, 10, 20)["random", "margin"].tests.mean == pytest.approx(-0.015)
-
-
-def test_holm_s_family_is_the_pairs_of_one_setting_by_one_measure() -> None:
-    (contest,) = contests(*make_cells(BOTH))
     match = found(contest, 20)["random", "margin"]
     assert (match.family, match.verdict) == (3, "not told apart")
     assert match.adjusted == pytest.approx(3 * match.tests.t_p)
     (alone,) = contests(*make_cells({name: THREE[name] for name in ("random", "margin")}))
     assert [(one.family, one.verdict) for one in alone.matches] == [(1, "worse")]
-
-
-def test_settings_do_not_compete_with_each_other() -> None:
     cells = make_cells({"random": {20: [1, 2]}}, setting="a=1") + make_cells({"margin": {20: [1, 2]}}, setting="a=2")
     assert contests(*cells) == ()
 
@@ -69,23 +62,17 @@ def test_pairs_are_compared_over_the_seeds_that_both_have() -> None:
     seeds = {one.budgets: (one.seeds, one.tests.n) for one in contest.matches}
     assert seeds == {(10,): ((0, 1), 2), (20,): ((0, 2), 2), (10, 20): ((0,), 1)}
     assert found(contest, 10, 20)["random", "margin"].verdict == "too few seeds"
-
-
-def test_a_seed_whose_value_is_nan_is_missing() -> None:
     percent = {"random": {20: [50, math.nan, 52]}, "margin": {20: [51, 52, 54]}}
     (contest,) = contests(*make_cells(percent))
     assert contest.matches[0].seeds == (0, 2)
 
 
-def test_the_same_networks_are_not_tested() -> None:
+def test_the_same_networks_are_not_tested_but_equal_values_of_others_are() -> None:
     (contest,) = contests(*make_cells(BOTH, same=[10]))
     for match in found(contest, 10).values():
         assert (match.verdict, match.family) == ("same networks", 0)
         assert math.isnan(match.adjusted)
     assert found(contest, 10, 20)["random", "margin"].verdict == "not told apart"
-
-
-def test_equal_values_of_different_networks_are_tested() -> None:
     (contest,) = contests(*make_cells(FIRST))
     assert [(one.tests.t_p, one.verdict) for one in contest.matches] == [(1.0, "not told apart")] * 3
 
@@ -133,13 +120,10 @@ def test_the_pair_table_shows_area_and_largest_budget() -> None:
     assert len(table.alignment) == len(table.header)
 
 
-def test_one_seed_is_shown_without_a_test() -> None:
+def test_one_seed_is_shown_without_a_test_and_settings_have_a_column() -> None:
     table = pair_table(contests(*make_cells({"margin": {20: [52]}, "random": {20: [50]}})))
     assert table.rows[0][4:] == ("mIoU at 20", "+2.0", "-", "1", "-", "-", "-", "-", "too few seeds")
     assert "area" not in table.caption
-
-
-def test_settings_are_told_apart_by_columns() -> None:
     cells = make_cells(THREE, setting="a=1") + make_cells(THREE, setting="a=2")
     table = pair_table(contests(*cells))
     assert table is not None
@@ -188,9 +172,6 @@ def test_wins_are_counted_over_settings_and_budgets() -> None:
         ("margin", "1/3", "-", "-", "1/3"),
         ("entropy", "-", "-", "-", "-"),
     )
-
-
-def test_the_strategy_with_most_wins_is_first() -> None:
     table = win_matrix(contests(*make_cells({"random": {20: [50, 51, 52]}, "margin": {20: [55, 56.1, 57]}})))
     assert table.rows == (("margin", "-", "1/1", "1/1"), ("random", "0/1", "-", "0/1"))
 
@@ -200,42 +181,24 @@ def test_leaving_a_seed_out_may_change_the_ranking() -> None:
     percent = {"random": {20: [50, 51, 51]}, "margin": {20: [50, 50, 59]}, "entropy": {20: [52, 52, 52]}}
     table = stability_table(contests(*make_cells(percent)))
     assert table.rows[0][2:] == ("mIoU at 20", "margin > entropy > random", "3", "2/3", "-0.33")
-
-
-def test_a_ranking_that_always_holds() -> None:
     percent = {"random": {10: [40, 41, 42], 20: [50, 51, 52]}, "margin": {10: [40, 41, 42], 20: [55, 56, 57]}}
     table = stability_table(contests(*make_cells(percent, same=[10])))
     assert table.rows[0][2:] == ("area, 10 to 20", "margin > random", "3", "3/3", "1.00")
-
-
-def test_equal_strategies_have_no_order() -> None:
     table = stability_table(contests(*make_cells(FIRST)))
     assert table.rows[0][3:] == ("random = margin = entropy", "3", "3/3", "-")
-
-
-def test_two_seeds_are_too_few_for_stability() -> None:
     assert stability_table(contests(*make_cells({"random": {20: [1, 2]}, "margin": {20: [3, 5]}}))) is None
 
 
 # Bold
 
 
-def test_the_best_mean_and_what_is_not_told_apart_from_it() -> None:
+def test_the_best_mean_and_what_is_not_told_apart_from_it_are_bold() -> None:
     strong = best_and_ties(contests(*make_cells(THREE)))
     assert strong == {(line("margin"), 20), (line("entropy"), 20)}
-
-
-def test_without_a_test_only_an_equal_mean_ties() -> None:
     percent = {"random": {20: [50]}, "margin": {20: [52]}, "entropy": {20: [52]}}
     assert best_and_ties(contests(*make_cells(percent))) == {(line("margin"), 20), (line("entropy"), 20)}
-
-
-def test_the_same_networks_tie() -> None:
     strong = best_and_ties(contests(*make_cells(FIRST, same=[10])))
     assert {place.strategy for place, _ in strong} == set(FIRST)
-
-
-def test_a_strategy_that_is_alone_at_a_budget_is_not_bold() -> None:
     percent = {"random": {10: [1, 2, 3], 20: [5, 6, 7]}, "margin": {10: [11, 12, 13.1]}}
     assert best_and_ties(contests(*make_cells(percent))) == {(line("margin"), 10)}
 

@@ -123,13 +123,10 @@ def test_what_was_not_asked_for_is_a_dash_and_what_is_not_stored_is_missing(stud
     assert wide.notes == transposed.notes == ("Missing: 6 of 6 trials.",)
 
 
-def test_one_budget_needs_no_other_layout(study: Study) -> None:
+def test_one_budget_needs_no_other_layout_and_one_line_is_not_transposed(study: Study) -> None:
     results = load_results(study.store, [experiment("grid=[{seed: [0], budget: [10]}]")])
     assert wide_table(results, build_cells(results)) is None
     assert transposed_table(results, build_cells(results)) is None
-
-
-def test_one_line_is_not_transposed(study: Study) -> None:
     results = load_results(study.store, [experiment("grid=[{seed: [0], budget: [10, full]}]")])
     wide = wide_table(results, build_cells(results))
     assert wide.header == ("model", "pretrained", "strategy", "10 px (0.0058 %)", "all")

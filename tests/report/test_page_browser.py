@@ -177,7 +177,7 @@ def test_a_header_is_sorted_from_the_keyboard_and_only_one_at_a_time(browser: Br
     assert browser.run(states) == ["ascending"] + [None] * 6
 
 
-def test_a_long_table_is_short_until_all_is_asked_for(browser: Browser) -> None:
+def test_a_long_table_is_short_until_all_is_asked_for_and_the_contents_follow(browser: Browser) -> None:
     assert sum(browser.shown("#many tbody tr")) == 20
     assert browser.run("return document.querySelector('#many .more').textContent") == "Show all 35 rows"
     browser.click("#many .more")
@@ -185,6 +185,9 @@ def test_a_long_table_is_short_until_all_is_asked_for(browser: Browser) -> None:
     browser.click("#many .more")
     assert sum(browser.shown("#many tbody tr")) == 20
     assert browser.run("return document.querySelectorAll('.more').length") == 1
+    browser.run("document.getElementById('many').scrollIntoView({behavior: 'instant'})")
+    current = "return document.querySelector('.contents [aria-current]')?.textContent"
+    wait_for(lambda: browser.run(current) == "Many")
 
 
 def test_a_table_is_downloaded_as_csv_with_all_its_rows(browser: Browser, tmp_path: Path) -> None:
@@ -253,19 +256,13 @@ def test_axis_and_scale_choose_the_curve(browser: Browser) -> None:
     assert browser.shown("#curve details table") == [True]
 
 
-def test_a_slider_hides_the_picks_of_later_stages(browser: Browser) -> None:
+def test_pictures_are_enlarged_and_a_slider_hides_the_picks_of_later_stages(browser: Browser) -> None:
     displays = "return [...document.querySelectorAll('.picks')].map(one => getComputedStyle(one).display)"
     assert "none" not in browser.run(displays)
     browser.click(".stages input")  # at its middle
     assert browser.run(displays) == ["inline", "inline", "none"]
     assert browser.run("return document.querySelector('.stages output').value") == "2"
-
-
-def test_pictures_are_no_table_of_numbers(browser: Browser) -> None:
     assert browser.run("return document.querySelectorAll('.sheet :is(.sort, .tools)').length") == 0
-
-
-def test_a_picture_is_enlarged_and_put_back(browser: Browser) -> None:
     browser.click(".sheet .zoom")
     wide = "return document.querySelector('.viewer img').getBoundingClientRect().width"
     fitting = browser.run(wide)
@@ -297,12 +294,6 @@ def test_what_scrolls_is_reached_by_keyboard_and_keeps_its_first_column(browser:
     browser.run(f"{box}.scrollLeft = 200")
     left = "getBoundingClientRect().left"
     assert abs(browser.run(f"return {box}.querySelector('td').{left} - {box}.{left}")) < 1
-
-
-def test_the_contents_follow_the_reader(browser: Browser) -> None:
-    browser.run("document.getElementById('many').scrollIntoView({behavior: 'instant'})")
-    current = "return document.querySelector('.contents [aria-current]')?.textContent"
-    wait_for(lambda: browser.run(current) == "Many")
 
 
 def test_without_scripts_everything_is_there(browser: Browser, path: Path) -> None:

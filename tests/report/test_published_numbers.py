@@ -36,13 +36,10 @@ def test_the_numbers_are_those_of_the_original(key: tuple[str, str, str]) -> Non
     assert {cell.n for cell in cells} == {3 if key[0] == "voc" else 5}
 
 
-def test_there_are_thirty_six_cells_and_no_others() -> None:
+def test_there_are_thirty_six_cells_with_shares_of_the_pixels_of_a_training_image() -> None:
     assert len(published_cells()) == 36
     assert {key[:3] for key in published_cells()} == set(TABLES)
     assert {cell.strategy for cell in published_cells().values() if cell.budget != "full"} == {"margin"}
-
-
-def test_shares_are_budgets_over_the_pixels_of_a_training_image() -> None:
     pixels = {"camvid": 360 * 480, "cityscapes": 256 * 512}
     compared = 0
     for cell in published_cells().values():
@@ -69,6 +66,9 @@ def test_numbers_of_other_papers_say_why_they_are_no_counterparts() -> None:
         ("A2LC", "cityscapes", 70.5, 0.3, 3),
         ("A2LC", "voc", 68.4, 0.9, 3),
     }
+    text = published._packaged("others.csv").replace(other_results()[2].caveat, "", 1)
+    with pytest.raises(DataError, match="line 4: caveat"):
+        published._read("others.csv", text, OtherResult)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,3 @@ def test_a_damaged_file_is_refused_with_its_line(old: str, new: str, message: st
     text = published._packaged("pixelpick.csv").replace(old, new, 1)
     with pytest.raises(DataError, match=message):
         published._read("pixelpick.csv", text, PublishedCell)
-
-
-def test_an_other_result_needs_its_caveat() -> None:
-    text = published._packaged("others.csv").replace(other_results()[2].caveat, "", 1)
-    with pytest.raises(DataError, match="line 4: caveat"):
-        published._read("others.csv", text, OtherResult)

@@ -50,6 +50,29 @@ def test_every_stage_of_a_chain_is_there_once(study: Study, spec: Experiment) ->
     found = [(one.point.strategy, one.point.seed, one.stage, one.point.budget) for one in queries]
     stages = [(0, 10), (1, 20), (2, 30)]
     assert found == [(name, seed, *stage) for name in ("margin", "random") for seed in (0, 1) for stage in stages]
+    shorter = experiment("grid=[{acquire.strategy: [margin], seed: [0], budget: [20]}]")
+    assert {line["budget"] for line in lines(study, shorter)} == {"10", "20"}
+    table = query_table(queries_of(study, spec), {})
+    start = table.header.index("strategy")
+    assert table.header[start:] == (
+        *("strategy", "pixels per image", "entropy (nats)", "classes an image", "spread (pixels)"),
+        *("distance to a border (pixels)", "n"),
+    )
+    assert [row[start:] for row in table.rows] == [
+        ("margin", "10", "-", "1.25", "0.0", "3.0", "2"),
+        ("margin", "20", "1.000", "1.25", "2.0", "4.0", "2"),
+        ("margin", "30", "1.000", "1.25", "4.0", "5.0", "2"),
+        ("random", "10", "-", "1.25", "0.0", "3.0", "2"),
+        ("random", "20", "-", "1.25", "2.0", "4.0", "2"),
+        ("random", "30", "-", "1.25", "4.0", "5.0", "2"),
+    ]
+    margin, random = dict.fromkeys(line_of(query.point) for query in queries)
+    told = {"7.2": {margin: 7.25, random: 7.25}, "8.0 to 9.0": {margin: 9.0, random: 8.0}, "": {margin: None}}
+    for text, distances in told.items():
+        table = query_table(queries, distances)
+        assert [note.split(" pixels from")[0] for note in table.notes] == (
+            [f"Any labelled pixel of the training images lies {text}"] if text else []
+        )
 
 
 def test_the_csv_has_a_value_a_row(study: Study, spec: Experiment) -> None:
@@ -71,29 +94,9 @@ def test_the_csv_has_a_value_a_row(study: Study, spec: Experiment) -> None:
         ("border_distance", "", "5.0"),
     ]
     assert {len(line["pick_key"]) for line in found} == {64}
-
-
-def test_where_no_network_was_asked_the_entropy_is_empty(study: Study, spec: Experiment) -> None:
     entropies = [line for line in lines(study, spec) if line["statistic"] == "entropy"]
     asked = {(line["strategy"], line["stage"]) for line in entropies if line["value"]}
     assert asked == {("margin", "1"), ("margin", "2")}
-
-
-def test_the_table_has_means_over_seeds(study: Study, spec: Experiment) -> None:
-    table = query_table(queries_of(study, spec), {})
-    start = table.header.index("strategy")
-    assert table.header[start:] == (
-        *("strategy", "pixels per image", "entropy (nats)", "classes an image", "spread (pixels)"),
-        *("distance to a border (pixels)", "n"),
-    )
-    assert [row[start:] for row in table.rows] == [
-        ("margin", "10", "-", "1.25", "0.0", "3.0", "2"),
-        ("margin", "20", "1.000", "1.25", "2.0", "4.0", "2"),
-        ("margin", "30", "1.000", "1.25", "4.0", "5.0", "2"),
-        ("random", "10", "-", "1.25", "0.0", "3.0", "2"),
-        ("random", "20", "-", "1.25", "2.0", "4.0", "2"),
-        ("random", "30", "-", "1.25", "4.0", "5.0", "2"),
-    ]
 
 
 def test_pixels_stored_before_there_were_statistics_are_counted_out(study: Study) -> None:
@@ -105,17 +108,6 @@ def test_pixels_stored_before_there_were_statistics_are_counted_out(study: Study
     assert [row[table.header.index("entropy (nats)")] for row in table.rows[:3]] == ["-", "1.500", "1.000"]
 
 
-def test_the_distance_of_any_pixel_to_a_border_is_told_where_it_is_known(study: Study, spec: Experiment) -> None:
-    queries = queries_of(study, spec)
-    margin, random = dict.fromkeys(line_of(query.point) for query in queries)
-    told = {"7.2": {margin: 7.25, random: 7.25}, "8.0 to 9.0": {margin: 9.0, random: 8.0}, "": {margin: None}}
-    for text, distances in told.items():
-        table = query_table(queries, distances)
-        assert [note.split(" pixels from")[0] for note in table.notes] == (
-            [f"Any labelled pixel of the training images lies {text}"] if text else []
-        )
-
-
 def test_without_any_statistics_there_is_no_table(study: Study) -> None:
     study.fill(experiment(), lambda trial: matrix(50))  # records without picks
     queries = queries_of(study, experiment())
@@ -123,8 +115,3 @@ def test_without_any_statistics_there_is_no_table(study: Study) -> None:
     assert queries_csv(queries) == ",".join(CSV_COLUMNS) + "\n"
     nothing = experiment("name=never-run")
     assert query_table(queries_of(study, nothing), {}) is None
-
-
-def test_an_earlier_run_to_a_larger_budget_adds_nothing(study: Study, spec: Experiment) -> None:
-    shorter = experiment("grid=[{acquire.strategy: [margin], seed: [0], budget: [20]}]")
-    assert {line["budget"] for line in lines(study, shorter)} == {"10", "20"}

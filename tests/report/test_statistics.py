@@ -28,13 +28,12 @@ VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 def test_the_standard_deviation_divides_by_n_minus_one() -> None:
     assert sample_std([0.20, 0.25, 0.30]) == pytest.approx(0.05)
     assert sample_std([1.0, 3.0]) == pytest.approx(math.sqrt(2))
-
-
-def test_one_value_has_a_mean_but_no_spread() -> None:
     summary = summarise([0.5])
     assert (summary.mean, summary.n) == (0.5, 1)
     assert all(math.isnan(value) for value in (summary.std, summary.low, summary.high))
     assert math.isnan(mean([]))
+    assert summarise([0.2, math.nan, 0.4]).n == 2
+    assert summarise([0.2, math.nan, 0.4]).mean == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
@@ -43,10 +42,6 @@ def test_one_value_has_a_mean_but_no_spread() -> None:
 )
 def test_quantiles_are_those_of_the_printed_table(confidence: float, degrees: int, quantile: float) -> None:
     assert student_quantile(confidence, degrees) == pytest.approx(quantile, abs=5e-4)
-
-
-def test_many_degrees_approach_the_normal_distribution() -> None:
-    assert student_quantile(0.95, 100_000) == pytest.approx(1.95996, abs=1e-4)
 
 
 @pytest.mark.parametrize(("confidence", "degrees"), [(0.0, 3), (1.0, 3), (0.95, 0), (0.95, math.nan)])
@@ -58,6 +53,7 @@ def test_quantiles_outside_of_the_range_are_refused(confidence: float, degrees: 
 def test_the_interval_is_that_of_student() -> None:
     half = 4.3027 * 0.05 / math.sqrt(3)
     assert interval([0.20, 0.25, 0.30]) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-5)
+    assert student_quantile(0.95, 100_000) == pytest.approx(1.95996, abs=1e-4)
 
 
 @given(st.floats(0.01, 0.999), st.floats(0.2, 1000))
@@ -66,15 +62,13 @@ def test_quantiles_of_fractional_degrees_are_those_of_scipy(confidence: float, d
     assert student_quantile(confidence, degrees) == pytest.approx(expected, rel=1e-9)
 
 
-def test_welch_with_equal_spreads_is_the_pooled_interval() -> None:
+def test_welch_s_interval_by_hand() -> None:
     # Degrees 2 (n - 1) = 8, printed quantile 2.306; the error is 0.6 sqrt(2 / 5).
     half = 2.306 * 0.6 * math.sqrt(2 / 5)
     assert welch_interval(51.0, 0.6, 5, 50.8, 0.6, 5) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-3)
-
-
-def test_welch_against_a_sample_that_does_not_vary_is_student_s_interval() -> None:
     half = 2.776 * 0.5 / math.sqrt(5)  # degrees 4 are of the sample that varies
     assert welch_interval(0.5, 0.5, 5, 0.1, 0.0, 3) == pytest.approx((0.4, 0.4 - half, 0.4 + half), abs=1e-3)
+    assert welch_interval(0.75, 0.0, 2, 0.5, 0.0, 5) == (0.25, 0.25, 0.25)
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")  # scipy's own remark on samples that hardly vary
@@ -85,10 +79,6 @@ def test_welch_is_that_of_scipy(first: list[float], second: list[float], confide
     expected = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
     found = welch_interval(one.mean, one.std, one.n, two.mean, two.std, two.n, confidence)
     assert found == pytest.approx((one.mean - two.mean, expected.low, expected.high), abs=1e-9)
-
-
-def test_where_nothing_varies_the_interval_is_the_difference() -> None:
-    assert welch_interval(0.75, 0.0, 2, 0.5, 0.0, 5) == (0.25, 0.25, 0.25)
 
 
 @pytest.mark.parametrize(("n1", "n2"), [(1, 5), (5, 1), (0, 0)])
@@ -102,11 +92,6 @@ def test_one_run_has_a_difference_without_an_interval(n1: int, n2: int) -> None:
 @given(VALUES)
 def test_the_order_of_seeds_changes_nothing(values: list[float]) -> None:
     assert summarise(values) == summarise(values[::-1])
-
-
-def test_values_that_do_not_exist_lower_n() -> None:
-    assert summarise([0.2, math.nan, 0.4]).n == 2
-    assert summarise([0.2, math.nan, 0.4]).mean == pytest.approx(0.3)
 
 
 def test_the_area_is_the_mean_height() -> None:
@@ -182,9 +167,6 @@ def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls() -> None:
     assert holm([0.5, 0.9]) == (1.0, 1.0)
     assert holm([0.03]) == (0.03,)
     assert holm([]) == ()
-
-
-def test_a_test_that_was_not_possible_is_no_member_of_holm_s_family() -> None:
     first, second, third = holm([0.02, math.nan, 0.03])
     assert (first, third) == pytest.approx((0.04, 0.04))
     assert math.isnan(second)

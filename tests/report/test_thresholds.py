@@ -89,7 +89,7 @@ def test_other_seeds_are_compared_as_two_samples() -> None:
     assert found.low < found.estimate < found.high
 
 
-def test_the_interval_shrinks_to_the_estimate_where_every_seed_says_the_same() -> None:
+def test_the_interval_shrinks_to_the_estimate_where_every_seed_says_the_same_and_one_has_none() -> None:
     seeds = range(3)
     found = one(
         cell(MARGIN, 10, dict.fromkeys(seeds, 0.5)),
@@ -98,9 +98,6 @@ def test_the_interval_shrinks_to_the_estimate_where_every_seed_says_the_same() -
     )
     assert (found.low, found.estimate, found.high) == pytest.approx((16.5, 16.5, 16.5))
     assert interval_text(found) == estimate_text(found) == "16"
-
-
-def test_one_seed_has_an_estimate_and_no_interval() -> None:
     found = one(cell(MARGIN, 10, {0: 0.5}), cell(MARGIN, 20, {0: 0.9}), cell(FULL, "full", {0: 0.8}))
     assert found.estimate == pytest.approx(16.5)
     assert math.isnan(found.low)

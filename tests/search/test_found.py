@@ -52,13 +52,6 @@ def test_it_has_the_configuration_and_all_else_of_the_file(tmp_path: Path) -> No
     assert found.search is None
 
 
-def test_it_is_evaluated_as_the_file_says() -> None:
-    evaluate = "evaluate={splits: {test: {size: [180, 240]}, val: {}}, when: every_epoch, report: test}"
-    search = search_of(evaluate)
-    assert search.judged.evaluate.splits == {"val": EvaluatedSpec(size=(180, 240))}
-    assert found_experiment(search, sample_of(search)).evaluate == search.experiment.evaluate
-
-
 @pytest.mark.parametrize(
     ("overrides", "held_out"),
     [
@@ -85,18 +78,19 @@ def test_its_five_seeds_are_the_first_that_the_search_has_not_used(seeds: list[i
     assert found_experiment(search, sample_of(search)).grid[0]["seed"] == unused
 
 
-def test_its_trials_are_those_of_its_own_grid() -> None:
+def test_its_trials_are_those_of_its_own_grid_evaluated_as_the_file_says() -> None:
     search = search_of("search.metric={budget: 20}")
     trials = found_experiment(search, sample_of(search, train__optimizer__lr=0.002)).trials()
     wanted = [(seed, budget) for seed in range(1, 6) for budget in (10, 20, 40)]  # all budgets, not up to the metric's
     assert [(trial.seed, trial.budget) for trial in trials] == wanted
     assert {trial.train.optimizer.lr for trial in trials} == {0.002}
-
-
-def test_a_searched_size_is_its_size() -> None:
     search = search_of("search.space={dataset.size: {choice: [[360, 480], [90, 120]]}}", "search.held_out=0.2")
     found = found_experiment(search, sample_of(search, dataset__size=[90, 120]))
     assert (found.dataset.size, found.dataset.held_out) == ((90, 120), None)
+    evaluate = "evaluate={splits: {test: {size: [180, 240]}, val: {}}, when: every_epoch, report: test}"
+    search = search_of(evaluate)
+    assert search.judged.evaluate.splits == {"val": EvaluatedSpec(size=(180, 240))}
+    assert found_experiment(search, sample_of(search)).evaluate == search.experiment.evaluate
 
 
 # Its name
@@ -110,15 +104,9 @@ def test_its_name_tells_configurations_apart_and_nothing_else() -> None:
     assert found_experiment(search, Sample(0, OWN, "file")).name != names[0]
     more = found_experiment(search_of("search.num_samples=9"), Sample(0, OTHER, "optuna"))
     assert more == found_experiment(search, Sample(0, OTHER, "optuna"))
-
-
-def test_a_long_name_is_cut() -> None:
     found = found_experiment(search_of(f"name={'a' * 80}"), Sample(0, OTHER, "optuna"))
     assert re.fullmatch(r"a{70}-[0-9a-f]{6}", found.name)
     assert parse_experiment(dump_experiment(found), where="again") == found
-
-
-def test_its_title_is_that_of_the_file_or_its_name() -> None:
     search, nameless = search_of(), search_of("title=''")
     assert found_experiment(search, sample_of(search)).title == "Street scenes, as found"
     assert found_experiment(nameless, sample_of(nameless)).title == "hunt, as found"
