@@ -88,9 +88,6 @@ def written(study: Study, spec: Experiment, out: Path, **options: Any) -> tuple[
     return (out / "table.md").read_text(encoding="utf-8"), (out / "index.html").read_text(encoding="utf-8")
 
 
-# Whose answers they are
-
-
 def test_without_people_and_answers_there_is_nothing_to_report(study: Study) -> None:
     spec = filled(study, ONE)
     assert loaded(study, spec) == Annotations((), (), ())
@@ -133,9 +130,6 @@ def test_equal_pixels_of_two_books_are_two_pixels(study: Study) -> None:
         *((BOOK, "sky", True), (BOOK, "sky", True), ("fedc", "road", False), ("fedc", "road", True))
     ]
     assert not any("agree" in caption for caption in tables(study, first, other))
-
-
-# Seconds
 
 
 def test_seconds_are_told_by_answer(study: Study, spec: Experiment) -> None:
@@ -197,9 +191,6 @@ def test_every_annotator_has_a_row(study: Study, spec: Experiment) -> None:
     )
 
 
-# Right and wrong
-
-
 def test_accuracy_is_told_by_true_class_with_its_interval(study: Study, spec: Experiment) -> None:
     answered(study, spec, "ssssssssssrrr.", said("ann", "sssssssssr?-rc"))
     write(study, said("ann", "r", repeat=True))
@@ -256,9 +247,6 @@ def test_suggestions_to_several_people_are_summed_up(study: Study, spec: Experim
     assert table(study, "Suggested", spec).rows[-1][3].startswith("66.7 [")
 
 
-# Agreement
-
-
 def test_agreement_is_that_of_answers_to_the_same_pixels(study: Study, spec: Experiment) -> None:
     answered(study, spec, "ssssssssrr", [*said("ann", "sssssrrr-?"), *said("bea", "sssssssr?-")])
     found = table(study, "Two answers", spec)
@@ -285,9 +273,6 @@ def test_a_repeat_is_a_first_look_of_who_had_not_seen_the_pixel(study: Study, sp
     assert [row[4] for row in rows] == ["-", "0.400"]
 
 
-# Pixels without a class
-
-
 def test_pixels_without_a_class_are_counted_by_stage(study: Study) -> None:
     spec = filled(study, "oracle={name: human, replace: true}", "grid=[{seed: [0, 1], budget: [20]}]")
     first, again, last = truths("ssss"), {("b.png", 1, x): SKY for x in range(2)}, {("b.png", 2, 0): SKY}
@@ -309,9 +294,6 @@ def test_pixels_that_are_not_replaced_say_so(study: Study, spec: Experiment) -> 
 def test_the_last_answer_says_whether_a_pixel_has_a_class(study: Study, spec: Experiment) -> None:
     answered(study, spec, "ss", [*said("ann", "s?"), *said("bea", ".s"), *said("bea", "-", repeat=True)])
     assert not any("no class" in caption for caption in tables(study, spec))
-
-
-# Costs
 
 
 def test_measured_times_are_a_cost_model(study: Study, spec: Experiment) -> None:
@@ -393,9 +375,6 @@ def test_no_name_of_an_annotator_changes_the_cost_model(
     answered(study, spec, "s", said(name, "s"))
     (tmp_path / "costs.yaml").write_text(costs_yaml(loaded(study, spec)) or "", encoding="utf-8")
     assert read_cost_model(tmp_path / "costs.yaml") == CostModel(seconds_per_pixel=2.0)
-
-
-# Files
 
 
 def test_every_answer_is_a_line(study: Study, spec: Experiment) -> None:

@@ -77,9 +77,6 @@ def costs(cells: Sequence[Cell], *, clicks: float = 3.0) -> Costs:
     return Costs(model, {place: Cost(clicks * place[1], 360.0 * place[1], 1.0 * place[1]) for place in places})
 
 
-# What is drawn
-
-
 def test_lines_are_means_over_the_axis(drawn: Drawn) -> None:
     over = axis(drawn[1], factor=7)
     found = labelled(panel(drawn[1], over))
@@ -155,9 +152,6 @@ def test_budgets_that_are_close_get_fewer_labels(study: Study) -> None:
     assert list(panel(cells, axis(cells, "log", name=pixels)).get_xticks()) == [1, 2, 5, 100]
 
 
-# How it looks
-
-
 def test_seventy_lines_look_different_and_none_like_full_supervision(drawn: Drawn) -> None:
     margin, full = drawn[1][0], drawn[1][-1]
     copies = [(margin, index) for index in range(70)] + [(full, index) for index in range(3)]
@@ -176,9 +170,6 @@ def test_a_line_looks_the_same_whatever_else_is_stored(drawn: Drawn) -> None:
     empty = [replace(cell, seeds=(), values=()) for cell in drawn[1] if cell.line.strategy == "margin"]
     others = [cell for cell in drawn[1] if cell.line.strategy != "margin"]
     assert colour([*empty, *others])["random"] == colour(drawn[1])["random"]
-
-
-# Documents
 
 
 def test_equal_results_give_equal_bytes(drawn: Drawn) -> None:

@@ -99,9 +99,6 @@ def test_full_supervision_does_not_compete(study: Study) -> None:
     assert found(contest, 20)["random", "margin"].tests.mean == pytest.approx(-0.0975)
 
 
-# Tables
-
-
 def test_the_pair_table_shows_area_and_largest_budget() -> None:
     table = pair_table(contests(*make_cells({name: BOTH[name] for name in ("margin", "random")}, same=[10])))
     assert table.header[2:] == (
@@ -189,9 +186,6 @@ def test_leaving_a_seed_out_may_change_the_ranking() -> None:
     assert stability_table(contests(*make_cells({"random": {20: [1, 2]}, "margin": {20: [3, 5]}}))) is None
 
 
-# Bold
-
-
 def test_the_best_mean_and_what_is_not_told_apart_from_it_are_bold() -> None:
     strong = best_and_ties(contests(*make_cells(THREE)))
     assert strong == {(line("margin"), 20), (line("entropy"), 20)}
@@ -201,9 +195,6 @@ def test_the_best_mean_and_what_is_not_told_apart_from_it_are_bold() -> None:
     assert {place.strategy for place, _ in strong} == set(FIRST)
     percent = {"random": {10: [1, 2, 3], 20: [5, 6, 7]}, "margin": {10: [11, 12, 13.1]}}
     assert best_and_ties(contests(*make_cells(percent))) == {(line("margin"), 10)}
-
-
-# Speed and texts
 
 
 def test_many_strategies_budgets_and_seeds_take_little_time() -> None:

@@ -153,9 +153,6 @@ def decoded(root: Node, cell: Node) -> Image.Image:
     return loaded(io.BytesIO(base64.b64decode(data, validate=True)))
 
 
-# Picked pixels
-
-
 def test_every_labelled_pixel_of_a_shown_image_is_a_dot(shown: tuple[Pictures, ...]) -> None:
     heads, rows = grid(shown[0])
     assert heads == ["margin", "random"]
@@ -226,9 +223,6 @@ def test_the_first_stored_seed_of_each_strategy_is_shown(study: Study) -> None:
     assert "pretrained none, seeds 0 and 1)" in picks.caption
 
 
-# Predictions
-
-
 def test_predictions_stand_before_and_after_with_their_errors(shown: tuple[Pictures, ...]) -> None:
     predictions, root = shown[1], tree(shown[1])
     heads, (cells,) = grid(predictions)
@@ -279,9 +273,6 @@ def test_an_error_map_counts_what_is_not_void(study: Study) -> None:
     void = replace(TEST, labels={"t.png": label_map("..")})
     spec = fill(study, ONE, predict=lambda trial: {"t.png": label_map("01")}, shown=(TRAINING, {"test": void}))
     assert tree(sheets(study, spec)[1]).all("small")[0].all_text() == "void only"
-
-
-# The page
 
 
 def embedded(found: tuple[Pictures, ...]) -> list[str]:
@@ -347,9 +338,6 @@ def test_names_are_escaped(study: Study) -> None:
     assert {title.all_text() for title in root.all("title")} >= {f"{evil}, asked for at 10 pixels"}
     assert {svg.attributes["aria-label"] for svg in root.all("svg")} >= {f"truth of {names['t.png']}"}
     assert root.all("th")[0].all_text() == "<b>'&"
-
-
-# What is left out
 
 
 def test_a_few_settings_and_six_strategies_are_shown(study: Study) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pixelpick_ray.config.experiment import Experiment, parse_experiment
 from pixelpick_ray.config.search import DomainSpec
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.search import SearchReportSummary, write_search_report
@@ -32,7 +31,7 @@ from pixelpick_ray.report.search_tables import (
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal, LevelReport
 from pixelpick_ray.store import Store
-from tests.support.experiments import experiment_text
+from tests.support.experiments import experiment_of, experiment_text
 from tests.support.searches import OTHER, OWN
 from tests.support.study import csv_lines
 
@@ -59,9 +58,8 @@ class Hunt:
     """A search with a journal to fill."""
 
     def __init__(self, folder: Path, *overrides: str) -> None:
-        self.experiment: Experiment = parse_experiment(TEXT, where="hunt.yaml", overrides=overrides)
-        self.store = Store(folder)
-        self.search = make_search(self.experiment)
+        self.experiment = experiment_of(TEXT, *overrides, where="hunt.yaml")
+        self.store, self.search = Store(folder), make_search(self.experiment)
         self.journal = Journal(self.store, self.search)
 
     def add(
@@ -69,7 +67,7 @@ class Hunt:
         values: Mapping[str, Any],
         levels: Sequence[Sequence[float]],
         *,
-        seconds: Sequence[float] = (),
+        seconds: Sequence[float] = (10, 20, 30),
         stopped: str = "",
         error: str = "",
     ) -> None:
@@ -79,8 +77,7 @@ class Hunt:
             by_seed = {str(seed): miou for seed, miou in zip(self.search.seeds, mious, strict=True)}
             score = self.search.score([sum(one) / len(one) for one in levels[: position + 1]])
             fits = {seed: tuple(f"{index} {seed} {stage}" for stage in range(position + 1)) for seed in by_seed}
-            taken = seconds[position] if seconds else 10.0 * (position + 1)
-            self.journal.report(index, LevelReport(score, by_seed, fits, taken))
+            self.journal.report(index, LevelReport(score, by_seed, fits, seconds[position]))
         if stopped:
             self.journal.stop(index, stopped)
         if error:
@@ -133,9 +130,6 @@ def page(folder: Path) -> str:
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
-# Tables
-
-
 def test_the_best_configurations_are_a_table(out: Path) -> None:
     assert (out / "table.md").read_text(encoding="utf-8") == (
         "The best configurations, of 2 finished samples. Score: mIoU in percent at 40 labelled pixels per image on "
@@ -161,13 +155,20 @@ def test_the_table_as_csv_has_every_digit(out: Path) -> None:
     assert (second["rank"], second["sample"], float(second["difference"])) == ("2", "0", 0.0)
 
 
-def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+def test_one_seed_has_no_interval_and_a_stopped_own_configuration_no_differences(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path, "grid=[{seed: [7], budget: [10]}]")
     hunt.add(OWN, [[0.5]])
     table = best_table(hunt.found)
     assert table.header == ("rank", "sample", *OWN, "score (%)", "vs own")
     assert table.rows == (("1", "0", "0.001", "margin", "50.0", "+0.0"),)
     assert "one seed." in table.caption
+    hunt = Hunt(tmp_path)
+    hunt.add(OWN, [[0.30, 0.32]], stopped="asha")
+    hunt.add(OTHER, [[0.35, 0.35], [0.45, 0.47], [0.54, 0.60]])
+    table = best_table(hunt.found)
+    assert "vs own" not in table.header
+    assert table.rows[1] == ("-", "0", "0.001", "margin", "-", "-")
+    assert table.notes == ("Sample 0 is the file's own configuration; it was stopped, with 31.0 % at 10 px.",)
 
 
 def test_an_area_is_taken_seed_by_seed_from_the_first_budget(tmp_path: Path) -> None:
@@ -186,31 +187,14 @@ def test_an_area_is_taken_seed_by_seed_from_the_first_budget(tmp_path: Path) -> 
 
 def test_ten_are_shown_and_the_file_s_own_one_wherever_it_is(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path, ONE_LEVEL, "search.num_samples=13")
-    hunt.add(OWN, [[0.1]])
-    for number in range(12):
-        hunt.add(OTHER, [[0.5 - number / 100]])
+    for miou in (0.1, *(0.5 - number / 100 for number in range(11)), 0.4):
+        hunt.add(OTHER if hunt.journal.samples else OWN, [[miou]])
     table = best_table(hunt.found)
     assert [row[:2] for row in table.rows] == [*((str(rank), str(rank)) for rank in range(1, 11)), ("13", "0")]
+    assert [sample.index for sample in hunt.found.ranked] == [*range(1, 13), 0]  # of equals the first one issued
+    assert hunt.journal.best().index == hunt.found.ranked[0].index
     assert table.rows[0][-1] == "+40.0"
     assert table.notes[1] == "Finished and not shown: 2; samples.csv has every sample."
-
-
-def test_equal_scores_rank_by_the_order_of_issue(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path, ONE_LEVEL)
-    for miou in (0.4, 0.5, 0.5):
-        hunt.add(OTHER, [[miou]])
-    assert [sample.index for sample in hunt.found.ranked] == [1, 2, 0]
-    assert hunt.journal.best().index == hunt.found.ranked[0].index
-
-
-def test_a_stopped_own_configuration_gives_no_differences(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path)
-    hunt.add(OWN, [[0.30, 0.32]], stopped="asha")
-    hunt.add(OTHER, [[0.35, 0.35], [0.45, 0.47], [0.54, 0.60]])
-    table = best_table(hunt.found)
-    assert "vs own" not in table.header
-    assert table.rows[1] == ("-", "0", "0.001", "margin", "-", "-")
-    assert table.notes == ("Sample 0 is the file's own configuration; it was stopped, with 31.0 % at 10 px.",)
 
 
 def test_values_are_written_as_yaml_has_them() -> None:
@@ -238,16 +222,10 @@ def test_epochs_have_a_column(tmp_path: Path) -> None:
     assert lines[0]["state"] == "open"
 
 
-def test_what_was_stopped_is_a_table(hunt: Hunt) -> None:
+def test_what_was_stopped_is_a_table_and_the_cost_is_that_by_hand(hunt: Hunt) -> None:
     table = stopped_table(hunt.found)
     assert table.header == ("sample", "stopped after", "score (%)", "why")
     assert table.rows == (("2", "20 px", "28.0", "asha <rung 2>"),)
-
-
-# Cost
-
-
-def test_the_cost_is_that_by_hand(hunt: Hunt) -> None:
     cost = cost_of(hunt.found)
     # Stages up to 40 pixels: 4 a seed, 8 a sample. The stopped one trained two of each.
     assert (cost.stages, cost.all_stages, cost.shared) == (8 + 8 + 4, 32, False)
@@ -260,18 +238,14 @@ def test_the_cost_is_that_by_hand(hunt: Hunt) -> None:
     assert "an estimate" in table.caption
 
 
-def test_a_stage_that_samples_share_counts_once(tmp_path: Path) -> None:
+def test_a_stage_counts_once_and_as_its_share_where_it_was_left_at_an_epoch(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path, TWO_LEVELS)
     hunt.add(OWN, [[0.5], [0.6]])
     hunt.add(OWN | {"acquire.strategy": "random"}, [[0.5]], stopped="asha")
     cost = cost_of(hunt.found)
     assert (cost.stages, cost.all_stages, cost.shared) == (2, 3, True)
     assert len(cost_table(hunt.found, cost).notes) == 1
-
-
-def test_a_stage_that_was_left_at_an_epoch_counts_as_its_share(tmp_path: Path) -> None:
-    overrides = ("search.epochs=[4]", "evaluate.when=every_epoch", TWO_LEVELS)
-    hunt = Hunt(tmp_path, *overrides)
+    hunt = Hunt(tmp_path, "search.epochs=[4]", "evaluate.when=every_epoch", TWO_LEVELS)
     hunt.add(OWN, [[0.5]], stopped="asha")
     hunt.add(OTHER, [[0.5], [0.6]], stopped="asha")
     cost = cost_of(hunt.found)
@@ -282,19 +256,15 @@ def test_a_stage_that_was_left_at_an_epoch_counts_as_its_share(tmp_path: Path) -
 
 
 def test_a_sample_that_cannot_be_trained_costs_nothing(tmp_path: Path) -> None:
+    constant, late = {"name": "constant"}, {"name": "multistep", "milestones": [7]}
     schedules = "[{name: constant}, {name: multistep, milestones: [7]}]"
-    hunt = Hunt(
-        tmp_path, f"search.space={{train.epochs: {{choice: [10, 5]}}, train.schedule: {{choice: {schedules}}}}}"
-    )
-    hunt.add({"train.epochs": 10, "train.schedule": {"name": "constant"}}, [[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]])
-    late = {"name": "multistep", "milestones": [7]}
+    space = f"{{train.epochs: {{choice: [10, 5]}}, train.schedule: {{choice: {schedules}}}}}"
+    hunt = Hunt(tmp_path, f"search.space={space}")
+    hunt.add({"train.epochs": 10, "train.schedule": constant}, [[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]])
     hunt.add({"train.epochs": 5, "train.schedule": late}, [], error="SpecError: 7 is never reached")
     cost = cost_of(hunt.found)
     assert (cost.stages, cost.all_stages, cost.seconds, cost.all_seconds) == (8, 8, 30, 30)
     assert missing(hunt.found)[0] == ("sample 1", "failed before the first level: SpecError: 7 is never reached")
-
-
-# Importance
 
 
 def many(hunt: Hunt, number: int, decide: str, *, stop_share: float = 0.0) -> None:
@@ -356,9 +326,6 @@ def test_equal_scores_have_no_importance_and_optuna_stays_as_loud_as_it_was(capf
     assert capfd.readouterr() == ("", "")
 
 
-# Figures
-
-
 def test_figures_show_the_numbers_that_stand_behind_them(hunt: Hunt) -> None:
     assert history(hunt.found).data.rows == (
         ("0", "finished", "40 px", "51.0", "51.0"),
@@ -366,12 +333,30 @@ def test_figures_show_the_numbers_that_stand_behind_them(hunt: Hunt) -> None:
         ("2", "stopped", "20 px", "28.0", "57.0"),
         ("3", "failed", "-", "-", "57.0"),
     )
-    data = slices(hunt.found).data
-    assert data.header == ("sample", "state", *OWN, "at 10 px (%)", "at 40 px (%)")
-    assert data.rows[1:3] == (
+    figure = slices(hunt.found)
+    assert figure.data.header == ("sample", "state", *OWN, "at 10 px (%)", "at 40 px (%)")
+    assert figure.data.rows[1:3] == (
         ("1", "finished", "0.0025", "random", "35.0", "57.0"),
         ("2", "stopped", "0.0001", "margin", "21.0", "-"),
     )
+    rate, strategy = figure.make().axes
+    assert (rate.get_title(), rate.get_xscale()) == ("train.optimizer.lr", "log")  # over magnitudes
+    assert (strategy.get_title(), strategy.get_xscale()) == ("acquire.strategy", "linear")
+    assert [label.get_text() for label in strategy.get_xticklabels()] == ["margin", "random"]
+    shown = {str(dots.get_label()): dots.get_offsets().tolist() for dots in rate.collections}
+    assert shown["finished, at 40 px"] == pytest.approx(np.array([[0.0025, 57], [0.001, 51]]))
+    assert shown["stopped, at 10 px"] == pytest.approx(np.array([[0.0001, 21]]))
+    assert shown["the best"] == pytest.approx(np.array([[0.0025, 57]]))
+
+
+def test_long_choices_stay_apart_when_they_are_cut(tmp_path: Path) -> None:
+    choices = ", ".join(f"{{name: poly, power: 0.{digit}00001}}" for digit in (1, 2))
+    hunt = Hunt(tmp_path, f"search.space={{train.schedule: {{choice: [{choices}]}}}}")
+    hunt.add({"train.schedule": {"name": "poly", "power": 0.100001}}, [[0.1, 0.2]])
+    (panel,) = slices(hunt.found).make().axes
+    labels = {label.get_text() for label in panel.get_xticklabels()}
+    assert len(labels) == 2
+    assert all(len(label) <= 20 for label in labels)
 
 
 def test_the_best_so_far_is_a_step_line(tmp_path: Path) -> None:
@@ -387,30 +372,6 @@ def test_the_best_so_far_is_a_step_line(tmp_path: Path) -> None:
     assert shown["stopped"].get_offsets().tolist() == pytest.approx(np.array([[2, 28]]))
     assert len(shown["stopped"].get_facecolor()) == 0  # hollow
     assert len(shown["finished"].get_facecolor()) == 1
-
-
-def test_a_range_over_magnitudes_has_a_logarithmic_axis_and_a_choice_has_names(hunt: Hunt) -> None:
-    rate, strategy = slices(hunt.found).make().axes
-    assert (rate.get_title(), rate.get_xscale()) == ("train.optimizer.lr", "log")
-    assert (strategy.get_title(), strategy.get_xscale()) == ("acquire.strategy", "linear")
-    assert [label.get_text() for label in strategy.get_xticklabels()] == ["margin", "random"]
-    shown = {str(dots.get_label()): dots.get_offsets().tolist() for dots in rate.collections}
-    assert shown["finished, at 40 px"] == pytest.approx(np.array([[0.0025, 57], [0.001, 51]]))
-    assert shown["stopped, at 10 px"] == pytest.approx(np.array([[0.0001, 21]]))
-    assert shown["the best"] == pytest.approx(np.array([[0.0025, 57]]))
-
-
-def test_long_choices_stay_apart_when_they_are_cut(tmp_path: Path) -> None:
-    choices = ", ".join(f"{{name: poly, power: 0.{digit}00001}}" for digit in (1, 2))
-    hunt = Hunt(tmp_path, f"search.space={{train.schedule: {{choice: [{choices}]}}}}")
-    hunt.add({"train.schedule": {"name": "poly", "power": 0.100001}}, [[0.1, 0.2]])
-    (panel,) = slices(hunt.found).make().axes
-    labels = [label.get_text() for label in panel.get_xticklabels()]
-    assert len(set(labels)) == 2
-    assert all(len(label) <= 20 for label in labels)
-
-
-# The page and its files
 
 
 def test_every_file_is_written_in_place_of_an_earlier_report(hunt: Hunt, out: Path, tmp_path: Path) -> None:

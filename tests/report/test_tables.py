@@ -49,9 +49,6 @@ def labels(results: Results) -> list[str]:
     return list(line_labels([cell.line for cell in build_cells(results)]).values())
 
 
-# The default table
-
-
 def test_the_default_table_is_in_percent_with_share_and_count(study: Study) -> None:
     table = shown(study.filled(most, "grid=[{seed: [0, 1, 2], budget: [10, 20, full]}, {seed: [0], budget: [30]}]"))
     assert column(table, "mIoU (%)") == ["25.0 ± 5.0", "25.0 ± 7.1", "20.0", "25.0 ± 5.0"]
@@ -107,9 +104,6 @@ def test_the_terminal_gets_the_default_table(study: Study) -> None:
     assert "25.0 ± 5.0" in terminal_table(results)
 
 
-# Classes
-
-
 def test_classes_are_shown_at_the_largest_budget(study: Study) -> None:
     table = by_class(study.filled(most, f"grid=[{{{BOTH}, seed: [0, 1, 2], budget: [10, 20]}}]"))
     assert table.header == ("class", "margin, 20", "vs random", "random, 20")
@@ -152,9 +146,6 @@ def test_random_is_compared_at_the_same_budget(study: Study) -> None:
     assert column(table, "vs random") == ["-10.0", "+0.0", "-5.0"]
 
 
-# Areas and missing trials
-
-
 def test_areas_and_missing_trials_have_tables_of_their_own(study: Study) -> None:
     results = study.filled(most)
     cells = build_cells(results)
@@ -173,9 +164,6 @@ def test_one_budget_has_no_area_and_complete_results_miss_nothing(study: Study) 
     results = study.filled(most, "grid=[{seed: [0, 1], budget: [10]}]")
     assert area_table(results, build_cells(results)) is None
     assert missing_table(results, build_cells(results)) is None
-
-
-# Full supervision
 
 
 def test_full_supervision_is_what_other_means_are_a_share_of(study: Study) -> None:
@@ -210,8 +198,6 @@ def test_a_line_is_held_to_the_one_full_supervision_whose_settings_it_has() -> N
     assert full_line(line, [plain, same]) is None
 
 
-# Epochs and sizes
-
 TWO_RULES = (
     "train.epochs=3",
     "grid=[{seed: [0, 1], budget: [10]}]",
@@ -245,9 +231,6 @@ def test_one_rule_and_one_size_need_no_table(study: Study) -> None:
     assert protocol_table(results, build_cells(results)) is None
 
 
-# As CSV
-
-
 def test_the_csv_names_every_rule(study: Study) -> None:
     results = study.filled(lambda trial: EPOCHS, *TWO_RULES)
     wanted = {("test", "last"), ("test", "best"), ("test", "best_on_val"), ("val", "last"), ("val", "best")}
@@ -264,9 +247,6 @@ def test_the_csv_has_fractions_counts_and_keys(study: Study) -> None:
     assert float(lines[0]["high"]) == pytest.approx(0.25 + 4.3027 * 0.05 / math.sqrt(3), abs=1e-5)
     assert (lines[2]["n"], lines[2]["expected"], lines[2]["seeds"]) == ("2", "3", "0 2")
     assert [len(key) for key in lines[2]["fit_keys"].split()] == [64, 64]
-
-
-# Labels
 
 
 def test_labels_name_only_what_differs_and_stay_distinct_when_they_are_cut(study: Study) -> None:

@@ -24,9 +24,6 @@ WEIGHT_DECAY = "train.optimizer.weight_decay"
 HELD_OUT = "evaluate={splits: {held_out: {}}, report: held_out}"
 
 
-# Which split is judged
-
-
 @pytest.mark.parametrize(
     ("overrides", "split", "held_out"),
     [
@@ -108,9 +105,6 @@ def test_of_ones_own_images_the_splits_are_checked_once_they_are_known(
         check_splits(search, facts)
 
 
-# Levels
-
-
 @pytest.mark.parametrize(
     ("overrides", "levels"),
     [
@@ -167,9 +161,6 @@ def test_seeds_are_those_of_the_grid_each_once_and_some_configurations_share_the
     assert not search_of("search.space={train.epochs: {choice: [2, 3]}}").shares_stages
 
 
-# The score
-
-
 @pytest.mark.parametrize(
     ("overrides", "mious", "scores"),
     [
@@ -186,9 +177,6 @@ def test_the_score_is_that_of_the_last_level_or_the_mean_height_of_the_curve_so_
     search = search_of(*overrides)
     found = [search.score(mious[: reached + 1]) for reached in range(len(mious))]
     assert found == pytest.approx(scores, rel=1e-15)
-
-
-# Configurations
 
 
 def test_the_trial_of_a_configuration_has_its_values_and_is_judged() -> None:

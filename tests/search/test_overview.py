@@ -86,9 +86,6 @@ def figures_of(search: Search) -> dict[str, Any]:
     return plan_figures(search, Journal(Store("nowhere"), search))
 
 
-# What is asked for
-
-
 def test_figures_are_those_of_all_samples_to_the_last_level() -> None:
     chains = 4 * 3
     assert figures_of(search_of(THREE_SEEDS)) == {
@@ -185,9 +182,6 @@ def test_plan_and_status_need_neither_torch_nor_ray(place: Path, begun: Journal)
         assert launch_without_torch(place, command, "hunt.yaml") == answer(place, command, "hunt.yaml")
 
 
-# States
-
-
 def test_every_sample_is_in_one_state(store: Store) -> None:
     search = search_of("search.num_samples=9")
     journal = fill(store, search)
@@ -211,9 +205,6 @@ def test_a_run_of_this_search_makes_it_alive_and_no_other(store: Store) -> None:
         assert search_status(search, store).alive
         assert search_status(search_of("search.num_samples=9"), store).alive
     assert not search_status(search, store).alive
-
-
-# Status
 
 
 STATUS = """\
@@ -277,9 +268,6 @@ def test_a_journal_that_cannot_be_read_ends_a_command_with_its_path(
     done = launch(place, command, "hunt.yaml")
     assert (done.status, done.out) == (1, "")
     assert done.err.startswith(f"error: store/{record.relative_to(store.path)}: is no record of a sample")
-
-
-# The best
 
 
 def test_the_best_five_are_shown_and_the_file_wherever_it_stands(store: Store) -> None:

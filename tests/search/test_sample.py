@@ -101,9 +101,6 @@ def scores(found: Sequence[tuple[int, LevelReport]]) -> list[tuple[int, float]]:
     return [(position, report.score) for position, report in found]
 
 
-# Levels
-
-
 def test_one_seed_is_reported_at_every_level_with_all_trainings_up_to_there() -> None:
     search = search_of()
     trainer, stored = Trainer(search), Trainer(search, stored=[(0, 0), (0, 1)])
@@ -173,9 +170,6 @@ def test_wrong_values_are_refused_before_anything_is_trained() -> None:
     refuse(search, {"acquire.pixels_per_stage": 4}, "the stages do not reach 25 exactly: they start at 10")
 
 
-# Going on
-
-
 @pytest.mark.parametrize("overrides", [(), (THREE_SEEDS,), (THREE_SEEDS, "search.metric={name: area}")])
 @pytest.mark.parametrize("known", [0, 1, 2, 3])
 def test_a_sample_goes_on_behind_its_reports_and_reports_the_same(overrides: tuple[str, ...], known: int) -> None:
@@ -197,8 +191,6 @@ def test_nothing_more_is_trained_once_a_report_ends_the_sample(position: int) ->
     assert [at for at, _ in run(search, trainer, stop_at=position)] == [*range(position + 1)]
     assert [budget for _, budget, _ in trainer.runs] == [10] * 3 + [20] * 3 * position
 
-
-# Epochs as levels
 
 EPOCH_SCORES = [0.1 * 2 / 8, 0.1 * 4 / 8, 0.1, 0.2, 0.4]
 WITH_EPOCHS = search_of(LR_ALONE, *BY_EPOCH)
