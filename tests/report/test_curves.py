@@ -86,7 +86,7 @@ def test_lines_are_means_over_the_axis(drawn: Drawn) -> None:
     assert "random" not in labelled(panel(drawn[1], Axis("clicks", places, "linear")))
 
 
-def test_bars_are_student_intervals_and_bands_one_deviation(drawn: Drawn) -> None:
+def test_bars_are_student_intervals_bands_one_deviation_and_full_supervision_a_dashed_level(drawn: Drawn) -> None:
     found = panel(drawn[1])
     band, bars = found.collections[0].get_paths()[0], found.containers[0].lines[2][0].get_segments()
     for index, values in enumerate(([40.0, 42.0, 41.0], [50.0, 52.0, 54.0])):
@@ -95,9 +95,6 @@ def test_bars_are_student_intervals_and_bands_one_deviation(drawn: Drawn) -> Non
         assert [point[1] for point in bars[index]] == pytest.approx(list(interval))
         at = [y for x, y in band.vertices if x == (10, 20)[index]]
         assert (min(at), max(at)) == pytest.approx((mean - std, mean + std))
-
-
-def test_full_supervision_is_a_dashed_level_with_95_percent_of_it(drawn: Drawn) -> None:
     level, goal = [line for line in panel(drawn[1]).lines if len(set(np.asarray(line.get_ydata()))) == 1][-2:]
     assert (level.get_label(), level.get_marker(), level.get_color()) == ("full supervision", "None", INK)
     assert level.get_ydata()[0] == pytest.approx(61.0)
@@ -152,7 +149,13 @@ def test_budgets_that_are_close_get_fewer_labels(study: Study) -> None:
     assert list(panel(cells, axis(cells, "log", name=pixels)).get_xticks()) == [1, 2, 5, 100]
 
 
-def test_seventy_lines_look_different_and_none_like_full_supervision(drawn: Drawn) -> None:
+def test_seventy_lines_look_different_and_the_same_whatever_else_is_stored(drawn: Drawn) -> None:
+    def colour(cells: Sequence[Cell]) -> dict[str, object]:
+        return {str(line.get_label()): line.get_color() for line in panel(cells).lines}
+
+    empty = [replace(cell, seeds=(), values=()) for cell in drawn[1] if cell.line.strategy == "margin"]
+    others = [cell for cell in drawn[1] if cell.line.strategy != "margin"]
+    assert colour([*empty, *others])["random"] == colour(drawn[1])["random"]
     margin, full = drawn[1][0], drawn[1][-1]
     copies = [(margin, index) for index in range(70)] + [(full, index) for index in range(3)]
     cells = [replace(cell, line=replace(cell.line, setting=f"seed={index}")) for cell, index in copies]
@@ -161,15 +164,6 @@ def test_seventy_lines_look_different_and_none_like_full_supervision(drawn: Draw
     assert len(looks) == len(set(looks)) == 73
     without_marker = {label for look, label in zip(looks, labels, strict=True) if look[1] == "None"}
     assert without_marker == {f"seed={index}, full supervision" for index in range(3)}
-
-
-def test_a_line_looks_the_same_whatever_else_is_stored(drawn: Drawn) -> None:
-    def colour(cells: Sequence[Cell]) -> dict[str, object]:
-        return {str(line.get_label()): line.get_color() for line in panel(cells).lines}
-
-    empty = [replace(cell, seeds=(), values=()) for cell in drawn[1] if cell.line.strategy == "margin"]
-    others = [cell for cell in drawn[1] if cell.line.strategy != "margin"]
-    assert colour([*empty, *others])["random"] == colour(drawn[1])["random"]
 
 
 def test_equal_results_give_equal_bytes(drawn: Drawn) -> None:
@@ -192,16 +186,13 @@ def test_there_is_a_curve_for_every_axis_and_scale_but_for_what_costs_nothing(dr
     assert {curve.axis for curve in curves(*drawn, {}, free).curves} == set(names[:2])
 
 
-def test_several_curves_on_one_page_share_no_identifier(paid: Curves) -> None:
+def test_several_curves_on_one_page_share_no_identifier_and_take_the_pages_looks(paid: Curves) -> None:
     inlined = [inline_svg(curve.svg) for curve in paid.curves]
     identifiers = [name for svg in inlined for name in re.findall(r' id="([^"]*)"', svg)]
     assert len(identifiers) == len(set(identifiers)) > 0
     for svg in inlined:
         own = set(re.findall(r' id="([^"]*)"', svg))
         assert set(re.findall(r'(?:href="|url\()#([^")]*)', svg)) == own
-
-
-def test_an_inlined_curve_takes_the_pages_looks_and_names_its_axis(paid: Curves) -> None:
     for curve in paid.curves:
         svg = inline_svg(curve.svg)
         root = ElementTree.fromstring(svg)

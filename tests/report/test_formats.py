@@ -11,9 +11,20 @@ SMALL = Table("A & B", ("name", "x_1"), (("a|b", "1.0 ± 0.5"), ("<c>", "10.0"))
 BOLD = replace(SMALL, strong=frozenset({(0, 1)}))
 
 
-def test_markdown() -> None:
+def test_markdown_and_plain_text_are_aligned_and_html_is_escaped() -> None:
     expected = "A & B\n\n| name | x_1 |\n| --- | ---: |\n| a\\|b | 1.0 ± 0.5 |\n| \\<c> | 10.0 |\n\n50 % of $1\n"
     assert to_markdown(SMALL) == expected
+    assert to_text(SMALL).splitlines() == [
+        "A & B",
+        "name        x_1",
+        "----  ---------",
+        "a|b   1.0 ± 0.5",
+        "<c>        10.0",
+        "50 % of $1",
+    ]
+    text = to_html(SMALL)
+    assert "<figcaption>A &amp; B</figcaption>" in text
+    assert '<td>&lt;c&gt;</td><td class="r">10.0</td>' in text
 
 
 def test_latex_is_escaped() -> None:
@@ -75,20 +86,6 @@ def test_a_file_of_several_latex_tables_names_its_packages_once() -> None:
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
     assert text.index(r"\label{tab:a}") < text.index(r"\label{tab:b}")
     assert r"\textbf{" in text[text.index(r"\label{tab:b}") :]
-
-
-def test_plain_text_is_aligned_and_html_is_escaped() -> None:
-    assert to_text(SMALL).splitlines() == [
-        "A & B",
-        "name        x_1",
-        "----  ---------",
-        "a|b   1.0 ± 0.5",
-        "<c>        10.0",
-        "50 % of $1",
-    ]
-    text = to_html(SMALL)
-    assert "<figcaption>A &amp; B</figcaption>" in text
-    assert '<td>&lt;c&gt;</td><td class="r">10.0</td>' in text
 
 
 def test_bold_is_marked_in_every_format_but_plain_text() -> None:

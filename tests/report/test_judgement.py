@@ -20,9 +20,8 @@ from pixelpick_ray.report.judgement import (
     stability_table,
     win_matrix,
 )
-from pixelpick_ray.report.parts import Table
 from tests.support.contest import contests, line, make_cell, make_cells
-from tests.support.study import Study, csv_lines, matrix
+from tests.support.study import Study, column, csv_lines, matrix
 
 # margin - random is 2, 3, 4 (p = 0.035), margin - entropy 1, 3, 5 (p = 0.122), entropy - random 1, 0, -1 (p = 1).
 THREE = {"random": {20: [50, 51, 52]}, "margin": {20: [52, 54, 56]}, "entropy": {20: [51, 51, 51]}}
@@ -34,10 +33,6 @@ def found(contest: Contest, *budgets: int) -> dict[tuple[str, str], Match]:
     return {(one.first.strategy, one.second.strategy): one for one in contest.matches if one.budgets == budgets}
 
 
-def column(table: Table, name: str) -> list[str]:
-    return [row[table.header.index(name)] for row in table.rows]
-
-
 def test_every_pair_meets_at_each_budget_and_by_area() -> None:
     (contest,) = contests(*make_cells(BOTH))
     assert {one.budgets for one in contest.matches} == {(10,), (20,), (10, 20)}
@@ -47,7 +42,6 @@ def test_every_pair_meets_at_each_budget_and_by_area() -> None:
     assert match.tests.t_p == pytest.approx(stats.ttest_rel([50, 51, 52], [52, 54, 56]).pvalue)
     # Both areas begin at the same height, so half of the difference is left.
     assert found(contest, 10, 20)["random", "margin"].tests.mean == pytest.approx(-0.015)
-    match = found(contest, 20)["random", "margin"]
     assert (match.family, match.verdict) == (3, "not told apart")
     assert match.adjusted == pytest.approx(3 * match.tests.t_p)
     (alone,) = contests(*make_cells({name: THREE[name] for name in ("random", "margin")}))
@@ -77,7 +71,7 @@ def test_the_same_networks_are_not_tested_but_equal_values_of_others_are() -> No
     assert [(one.tests.t_p, one.verdict) for one in contest.matches] == [(1.0, "not told apart")] * 3
 
 
-def test_the_area_is_over_the_budgets_that_all_strategies_with_results_have() -> None:
+def test_the_area_is_over_the_budgets_of_all_strategies_and_full_supervision_does_not_compete(study: Study) -> None:
     percent = {
         "random": {10: [1, 2], 20: [1, 2], 30: [1, 2]},
         "margin": {10: [1, 2], 20: [2, 3]},
@@ -87,9 +81,6 @@ def test_the_area_is_over_the_budgets_that_all_strategies_with_results_have() ->
     assert contest.budgets == (10, 20)
     assert {one.strategy for one in contest.scores} == {"random", "margin"}
     assert {one.budgets for one in contest.matches} == {(10,), (20,), (10, 20)}
-
-
-def test_full_supervision_does_not_compete(study: Study) -> None:
     results = study.filled(
         lambda trial: matrix(80 if trial.acquire.strategy == "margin" else 60 + trial.seed),
         "grid=[{acquire.strategy: [random, margin], seed: [0, 1], budget: [10, 20, full]}]",
@@ -121,39 +112,29 @@ def test_one_seed_is_shown_without_a_test_and_settings_have_a_column() -> None:
     table = pair_table(contests(*make_cells({"margin": {20: [52]}, "random": {20: [50]}})))
     assert table.rows[0][4:] == ("mIoU at 20", "+2.0", "-", "1", "-", "-", "-", "-", "too few seeds")
     assert "area" not in table.caption
-    cells = make_cells(THREE, setting="a=1") + make_cells(THREE, setting="a=2")
-    table = pair_table(contests(*cells))
-    assert table is not None
+    table = pair_table(contests(*make_cells(THREE, setting="a=1"), *make_cells(THREE, setting="a=2")))
     assert column(table, "setting") == ["a=1"] * 3 + ["a=2"] * 3
 
 
-@pytest.mark.parametrize("percent", [{}, {"margin": {20: [1, 2]}}, {"margin": {20: [None]}, "random": {20: [None]}}])
-def test_without_two_strategies_there_are_no_tables(percent: dict[str, dict[int, list[float | None]]]) -> None:
-    judged = contests(*make_cells(percent))
-    assert (pair_table(judged), win_matrix(judged), stability_table(judged)) == (None, None, None)
-    assert best_and_ties(judged) == frozenset()
+def test_without_two_strategies_there_are_no_tables() -> None:
+    for percent in ({}, {"margin": {20: [1, 2]}}, {"margin": {20: [None]}, "random": {20: [None]}}):
+        judged = contests(*make_cells(percent))
+        assert (pair_table(judged), win_matrix(judged), stability_table(judged)) == (None, None, None)
+        assert best_and_ties(judged) == frozenset()
 
 
 def test_the_csv_has_every_comparison() -> None:
     rows = csv_lines(pairs_csv(contests(*make_cells(BOTH, same=[10]))))
     assert tuple(rows[0]) == CSV_COLUMNS
-    assert [(row["measure"], row["budgets"]) for row in rows[::3]] == [
-        ("area", "10 20"),
-        ("miou", "10"),
-        ("miou", "20"),
-    ]
+    measures = [(row["measure"], row["budgets"]) for row in rows[::3]]
+    assert measures == [("area", "10 20"), ("miou", "10"), ("miou", "20")]
     start, last = rows[3], rows[6]
     assert (start["verdict"], start["p_t_holm"], start["family"]) == ("same networks", "", "0")
-    assert (last["first"], last["second"], last["seeds"], last["n"]) == ("random", "margin", "0 1 2", "3")
-    assert (last["split"], last["checkpoint"], last["family"], last["verdict"]) == (
-        "test",
-        "last",
-        "3",
-        "not told apart",
-    )
-    assert [float(last[name]) for name in ("difference", "p_t", "p_t_holm", "p_sign_flip", "p_wilcoxon")] == (
-        pytest.approx([-0.03, 0.0351, 0.1052, 0.25, 0.25], abs=1e-4)
-    )
+    names = ("first", "second", "seeds", "n", "split", "checkpoint", "family", "verdict")
+    texts = ["random", "margin", "0 1 2", "3", "test", "last", "3", "not told apart"]
+    assert [last[name] for name in names] == texts
+    numbers = [float(last[name]) for name in ("difference", "p_t", "p_t_holm", "p_sign_flip", "p_wilcoxon")]
+    assert numbers == pytest.approx([-0.03, 0.0351, 0.1052, 0.25, 0.25], abs=1e-4)
 
 
 def test_wins_are_counted_over_settings_and_budgets() -> None:
@@ -212,8 +193,6 @@ def test_many_strategies_budgets_and_seeds_take_little_time() -> None:
     assert len(judged[0].matches) == 11 * 45
 
 
-@pytest.mark.parametrize(
-    ("p", "text"), [(0.0004, "< 0.001"), (0.0006, "0.001"), (0.0351, "0.035"), (1.0, "1.000"), (math.nan, "-")]
-)
-def test_p_values_have_three_decimals(p: float, text: str) -> None:
-    assert p_text(p) == text
+def test_p_values_have_three_decimals() -> None:
+    texts = {0.0004: "< 0.001", 0.0006: "0.001", 0.0351: "0.035", 1.0: "1.000", math.nan: "-"}
+    assert {p: p_text(p) for p in texts} == texts

@@ -102,13 +102,10 @@ def test_a_tie_in_one_list_changes_nothing_for_the_others() -> None:
     assert wilcoxon_p(rows) == pytest.approx([expected[0], expected[1], 1.0, expected[2]])
 
 
-def test_few_pairs_are_flipped_as_scipy_permutes_them() -> None:
+def test_pairs_are_flipped_as_scipy_permutes_them_many_at_random_but_always_alike() -> None:
     values = np.random.default_rng(7).normal(0.5, 1.0, 10)
     expected = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
     assert sign_flip_p(values[None])[0] == pytest.approx(expected.pvalue)
-
-
-def test_many_pairs_are_flipped_at_random_but_always_alike() -> None:
     # Equal sizes make the test that of a coin: 13 of 18 heads.
     values = np.array([0.1] * 13 + [-0.1] * 5)
     first, second = sign_flip_p(np.stack([values, values]))

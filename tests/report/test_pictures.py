@@ -5,10 +5,7 @@ import io
 import math
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from html.parser import HTMLParser
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,53 +18,11 @@ from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.parts import Pictures
 from pixelpick_ray.report.pictures import contact_sheets, error_map
 from tests.support.data_folders import loaded
-from tests.support.study import Described, LabelMap, Study, chain_path, experiment, matrix
+from tests.support.pages import Node, Tree
+from tests.support.sheets import GRID, ONE, PREDICTED, TEST, TRAINING, fill, label_map, mark, predict
+from tests.support.study import Described, Study, chain_path, experiment, matrix
 
 pytestmark = pytest.mark.whole_report
-
-GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}, {seed: [0], budget: [full]}]"
-ONE = "grid=[{seed: [0], budget: [10]}]"
-
-
-def label_map(*rows: str) -> LabelMap:
-    """Digits are classes; "." is void."""
-    return np.asarray([[255 if value == "." else int(value) for value in row] for row in rows], dtype=np.uint8)
-
-
-TRAINING = Described(
-    {"a.png": (250, 0, 0), "b.png": (0, 250, 0)},
-    {"a.png": label_map("000111", "000111"), "b.png": label_map("01", "01", "01")},
-)
-TEST = Described({"t.png": (0, 0, 250)}, {"t.png": label_map("0011", "001.")})
-PREDICTED = {
-    ("margin", 10): label_map("0000", "0000"),  # 3 of 7 wrong
-    ("margin", 20): label_map("0011", "0011"),
-    ("random", 10): label_map("1111", "1111"),
-    ("random", 20): label_map("1011", "0011"),  # 1 of 7 wrong
-}
-
-
-def mark(trial: Trial, stage: int) -> LabelledPixels:
-    """A pixel of each image, one of an image that is not shown, and after the first stage another one of "a.png"."""
-    places = [("a.png", stage, trial.seed + 1, 0), ("b.png", stage, 0, 1), ("hidden.png", 0, 0, 0)]
-    names, y, x, label = zip(*places, *[("a.png", 0, 5, 1)] * (stage > 0), strict=True)
-    return LabelledPixels.of(names=names, y=y, x=x, label=label, stage=stage)
-
-
-def predict(trial: Trial) -> Mapping[str, LabelMap]:
-    found = PREDICTED.get((trial.acquire.strategy, trial.budget))
-    return {} if found is None else {"t.png": found}
-
-
-def fill(
-    study: Study, *overrides: str, mark: Any = mark, predict: Any = predict, shown: Any = (TRAINING, {"test": TEST})
-) -> Experiment:
-    spec = experiment(*overrides)
-    study.fill(spec, lambda trial: matrix(50), predict=predict)
-    study.ask(spec, lambda trial, stage: None, mark)
-    if shown:
-        study.describe(spec, *shown)
-    return spec
 
 
 def sheets(study: Study, *specs: Experiment, settings: int = 3) -> tuple[Pictures, ...]:
@@ -82,52 +37,6 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pictures, ...]:
     found = sheets(study, fill(study, GRID))
     assert found == sheets(study, experiment(GRID))  # equal stores give equal sheets
     return found
-
-
-@dataclass
-class Node:
-    """An element with its text and its elements."""
-
-    tag: str
-    attributes: dict[str, str | None]
-    nodes: list["Node"] = field(default_factory=list)
-    text: str = ""
-
-    def all(self, tag: str) -> list["Node"]:
-        return [node for one in self.nodes for node in ([one] if one.tag == tag else []) + one.all(tag)]
-
-    def all_text(self) -> str:
-        return self.text + "".join(node.all_text() for node in self.nodes)
-
-
-class Tree(HTMLParser):
-    """Elements as they are nested; an end that is not that of the innermost element is an error."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.path = [Node("", {})]
-        self.feed(text)
-        self.close()
-        assert [node.tag for node in self.path] == [""]
-
-    @property
-    def root(self) -> Node:
-        return self.path[0]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag != "input":  # has no end in HTML
-            self.path.append(self.path[-1].nodes[-1])
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs)
-        self.path[-1].nodes.append(Node(tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.path.pop().tag == tag
-
-    def handle_data(self, data: str) -> None:
-        self.path[-1].text += data
 
 
 def tree(*found: Pictures) -> Node:
@@ -281,9 +190,8 @@ def embedded(found: tuple[Pictures, ...]) -> list[str]:
 
 def check_identifiers(root: Node) -> None:
     """Every identifier is there once, and what is referred to is there."""
-    given = [one.attributes["id"] for one in root.all("image")]
-    assert len(set(given)) == len(given)
-    assert {f"#{one}" for one in given} >= {use.attributes["href"] for use in root.all("use")}
+    assert len(set(root.identifiers)) == len(root.identifiers)
+    assert set(root.identifiers) >= root.references
 
 
 def test_a_picture_is_in_the_page_once(shown: tuple[Pictures, ...]) -> None:

@@ -36,7 +36,7 @@ def test_the_numbers_are_those_of_the_original(key: tuple[str, str, str]) -> Non
     assert {cell.n for cell in cells} == {3 if key[0] == "voc" else 5}
 
 
-def test_there_are_thirty_six_cells_with_shares_of_the_pixels_of_a_training_image() -> None:
+def test_there_are_thirty_six_cells_and_every_file_is_packaged() -> None:
     assert len(published_cells()) == 36
     assert {key[:3] for key in published_cells()} == set(TABLES)
     assert {cell.strategy for cell in published_cells().values() if cell.budget != "full"} == {"margin"}
@@ -47,9 +47,6 @@ def test_there_are_thirty_six_cells_with_shares_of_the_pixels_of_a_training_imag
             assert cell.share_percent == pytest.approx(100 * cell.budget / pixels[cell.dataset], abs=6e-4)
             compared += 1
     assert compared == 20
-
-
-def test_every_file_is_packaged() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     package = ROOT / "pixelpick_ray"
     packaged = {path for pattern in patterns["pixelpick_ray"] for path in package.glob(pattern)}

@@ -104,16 +104,12 @@ def test_an_evaluation_that_is_damaged_or_under_a_wrong_key_is_missing_and_stays
     assert path.exists()
 
 
-def test_a_removed_fit_leaves_the_numbers(study: Study) -> None:
+def test_a_removed_fit_leaves_the_numbers_and_a_record_that_contradicts_its_trial_is_refused(study: Study) -> None:
     study.filled(lambda trial: matrix(10))
     shutil.rmtree(study.store.path / "fit")
     results = study.results(experiment())
     assert not results.missing
     assert {one["device"] for one in results.evidence.values()} == {"unknown"}
-
-
-def test_a_record_that_contradicts_its_trial_is_refused(study: Study) -> None:
-    study.filled(lambda trial: matrix(10))
     path = chain_path(experiment(), experiment().trials()[0])
     record = study.store.read_record(path)
     record["stages"][0]["budget"] = 15
@@ -178,12 +174,19 @@ def test_without_the_held_out_split_its_rule_alone_is_missing(study: Study) -> N
     assert [one.split for one in study.results(spec).missing] == ["val"]
 
 
-def test_full_supervision_is_one_trial_whatever_the_strategy(study: Study) -> None:
+def test_every_trial_counts_once_whatever_is_asked_for_twice(study: Study) -> None:
     varied = "acquire.strategy: [margin, random], acquire.pool_fraction: [0.1]"
     results = study.filled(lambda trial: matrix(40), f"grid=[{{{varied}, seed: [0], budget: [10, full]}}]")
     full = [row for row in rows_of(results) if row.budget == "full" and row.metric == "miou"]
     assert [(row.strategy, row.setting, row.share) for row in full] == [("", "", 1.0)]
     assert len(results.trials) == 3
+    longer = experiment("grid=[{acquire.strategy: [margin], seed: [0, 1, 2, 3], budget: [10, 20]}]")
+    assert len(study.results(experiment(), longer).trials) == 8
+    assert len(study.results(experiment(), experiment()).trials) == 6
+    with pytest.raises(SpecError, match="'study' is given to experiments that differ in more than their grids"):
+        study.results(experiment(), experiment("train.epochs=5"))
+    with pytest.raises(SpecError, match="no experiment given"):
+        study.results()
 
 
 @pytest.mark.parametrize(
@@ -206,19 +209,6 @@ def test_full_supervision_is_one_trial_whatever_the_strategy(study: Study) -> No
 )
 def test_settings_tell_apart_what_a_grid_varies(study: Study, grids: str, settings: list[str]) -> None:
     assert [point.setting for point in study.results(experiment(f"grid=[{grids}]")).trials] == settings
-
-
-def test_an_experiment_and_its_extension_count_every_trial_once(study: Study) -> None:
-    longer = experiment("grid=[{acquire.strategy: [margin], seed: [0, 1, 2, 3], budget: [10, 20]}]")
-    assert len(study.results(experiment(), longer).trials) == 8
-    assert len(study.results(experiment(), experiment()).trials) == 6
-
-
-def test_different_experiments_of_one_name_and_none_are_refused(study: Study) -> None:
-    with pytest.raises(SpecError, match="'study' is given to experiments that differ in more than their grids"):
-        study.results(experiment(), experiment("train.epochs=5"))
-    with pytest.raises(SpecError, match="no experiment given"):
-        study.results()
 
 
 def test_every_split_has_its_rows_and_its_size(study: Study) -> None:

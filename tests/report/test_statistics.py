@@ -94,9 +94,14 @@ def test_the_order_of_seeds_changes_nothing(values: list[float]) -> None:
     assert summarise(values) == summarise(values[::-1])
 
 
-def test_the_area_is_the_mean_height() -> None:
+def test_the_area_is_the_mean_height_and_few_pairs_limit_a_sign_flip_test() -> None:
     assert area_under_curve([10, 20, 40], [0.2, 0.4, 0.6]) == pytest.approx((10 * 0.3 + 20 * 0.5) / 30)
     assert area_under_curve([10], [0.7]) == 0.7
+    assert pairs_needed() == 6
+    assert pairs_needed(3) == 7  # 3 x 2 / 2**7 = 0.047
+    assert pairs_needed(45) == 11  # 45 x 2 / 2**11 = 0.044
+    assert pairs_needed(alpha=0.01) == 8
+    assert pairs_needed(alpha=0.0625) == 6  # five reach 0.0625 but are not below it
 
 
 @given(VALUES, st.floats(0, 1))
@@ -175,11 +180,3 @@ def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls() -> None:
 @pytest.mark.parametrize(("n", "p"), [(0, 1.0), (1, 1.0), (2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125)])
 def test_few_pairs_keep_a_sign_flip_test_from_small_p_values(n: int, p: float) -> None:
     assert smallest_sign_flip_p(n) == p
-
-
-def test_the_pairs_that_a_sign_flip_test_needs() -> None:
-    assert pairs_needed() == 6
-    assert pairs_needed(3) == 7  # 3 x 2 / 2**7 = 0.047
-    assert pairs_needed(45) == 11  # 45 x 2 / 2**11 = 0.044
-    assert pairs_needed(alpha=0.01) == 8
-    assert pairs_needed(alpha=0.0625) == 6  # five reach 0.0625 but are not below it

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import pytest
-
 from pixelpick_ray.report.cells import Cell
 from pixelpick_ray.report.verdicts import verdicts
 from tests.support.contest import contests, make_cells
@@ -49,9 +47,8 @@ def test_five_seeds_can_not_reach_five_percent_by_signs_and_six_can() -> None:
         "can Wilcoxon's: p < 0.05 needs 6 seeds. The t test can go lower because it takes the differences to be "
         "normally distributed, which so few seeds cannot show."
     )
-    assert paragraphs(*above_random(1, 2, 3, 4, 5, 6))[1] == (
-        "With 6 paired seeds a two-sided sign-flip test can reach p < 0.05."
-    )
+    six = paragraphs(*above_random(1, 2, 3, 4, 5, 6))[1]
+    assert six == "With 6 paired seeds a two-sided sign-flip test can reach p < 0.05."
 
 
 def three(n: int) -> tuple[Cell, ...]:
@@ -75,24 +72,15 @@ def test_three_strategies_have_three_pairs_to_correct_for() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("n", "words"),
-    [
-        (1, "needs 6 seeds for one pair, 7 after Holm's correction over 3 pairs."),
-        (5, "p < 0.05 needs 6 seeds for one pair, 7 after Holm's correction over 3 pairs. The t test"),
-        (7, "can reach p < 0.05, also after Holm's correction over 3 pairs."),
-    ],
-)
-def test_the_limits_of_three_pairs(n: int, words: str) -> None:
-    assert words in paragraphs(*three(n))[-1]
-
-
-@pytest.mark.parametrize(("other", "words"), [([3, 2, 1], "none is"), ([9, 9.1, 9], "2 are"), ([9, 30, 0], "none is")])
-def test_how_many_pairs_are_told_apart(other: list[float], words: str) -> None:
-    first = paragraphs(
-        *make_cells({"a": {20: [1, 2, 3]}, "b": {20: [1.1, 1.9, 3]}, "c": {20: [1 + x for x in other]}})
-    )[0]
-    assert f"Of 3 pairs of strategies, {words} told apart after Holm's correction." in first
+def test_the_limits_of_three_pairs() -> None:
+    correction = "7 after Holm's correction over 3 pairs."
+    assert paragraphs(*three(1))[-1].endswith(f"needs 6 seeds for one pair, {correction}")
+    assert f"p < 0.05 needs 6 seeds for one pair, {correction} The t test" in paragraphs(*three(5))[-1]
+    assert "can reach p < 0.05, also after Holm's correction over 3 pairs." in paragraphs(*three(7))[-1]
+    for above, words in (([3, 2, 1], "none is"), ([9, 9.1, 9], "2 are"), ([9, 30, 0], "none is")):
+        percent = {"a": {20: [1, 2, 3]}, "b": {20: [1.1, 1.9, 3]}, "c": {20: [1 + x for x in above]}}
+        told = f"Of 3 pairs of strategies, {words} told apart after Holm's correction."
+        assert told in paragraphs(*make_cells(percent))[0]
 
 
 def test_missing_seeds_are_named() -> None:
@@ -140,14 +128,11 @@ def test_settings_have_a_paragraph_each_and_share_their_limits() -> None:
     found = paragraphs(*above_random(1, 2, 3, setting="a=1"), *above_random(3, 2, 1, setting="a=2"))
     assert [text.split(".")[0] for text in found[:2]] == ["Setting a=1", "Setting a=2"]
     assert len(found) == 3
-
-
-@pytest.mark.parametrize("none", [[], [None, None]])
-def test_strategies_without_results_are_said_so(none: list[float | None]) -> None:
-    (first,) = paragraphs(*make_cells({"random": {20: [1, 2]}, "margin": {20: none}}))
-    assert first.startswith("Fewer than two strategies have results, so nothing can be compared.")
-
-
-def test_one_strategy_has_nothing_to_say() -> None:
     assert verdicts(contests(*make_cells({"margin": {20: [1, 2]}}))) is None
     assert verdicts(()) is None
+
+
+def test_strategies_without_results_are_said_so() -> None:
+    for none in ([], [None, None]):
+        (first,) = paragraphs(*make_cells({"random": {20: [1, 2]}, "margin": {20: none}}))
+        assert first.startswith("Fewer than two strategies have results, so nothing can be compared.")

@@ -104,7 +104,7 @@ def test_its_name_tells_configurations_apart_and_nothing_else() -> None:
 def test_the_file_says_how_it_was_found(tmp_path: Path) -> None:
     search = search_of("search.scheduler=none", "search.seed=3", "grid=[{seed: [0, 1], budget: [10, 20, 40]}]")
     journal = journal_of(search, tmp_path)
-    best = best_of(journal)
+    best = journal.best()
     path = found_path(search, best, SOURCE)
     lines = found_text(search, journal, best, SOURCE).splitlines()
     header = [line for line in lines if line.startswith("#")]
@@ -137,7 +137,7 @@ def test_the_file_says_where_the_files_own_configuration_is_the_best(
     journal = Journal(Store(tmp_path), search)
     for values, scores, origin in samples:
         add(journal, values, scores, origin=origin)
-    assert f"# mIoU at 40 px on val, seed 0: {told}" in found_text(search, journal, best_of(journal), SOURCE)
+    assert f"# mIoU at 40 px on val, seed 0: {told}" in found_text(search, journal, journal.best(), SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -183,13 +183,13 @@ def test_it_is_written_beside_the_file_of_the_search_and_again_when_more_is_know
     search = search_of()
     journal, source = journal_of(search, tmp_path), tmp_path / "mine" / "hunt.yaml"
     source.parent.mkdir()
-    path = write_found(search, journal, best_of(journal), source)
-    assert path == found_path(search, best_of(journal), source)
+    path = write_found(search, journal, journal.best(), source)
+    assert path == found_path(search, journal.best(), source)
     assert path.parent == tmp_path / "mine" / "found"
-    assert path.read_text(encoding="utf-8") == found_text(search, journal, best_of(journal), source)
+    assert path.read_text(encoding="utf-8") == found_text(search, journal, journal.best(), source)
     before = load_experiment(path)
     add(journal, OWN, [0.1, 0.1, 0.1])
-    assert write_found(search, journal, best_of(journal), source) == path
+    assert write_found(search, journal, journal.best(), source) == path
     assert "the best of 4" in path.read_text(encoding="utf-8")
     assert load_experiment(path) == before
     assert [*path.parent.iterdir()] == [path]
@@ -199,13 +199,13 @@ def test_it_is_written_beside_the_file_of_the_search_and_again_when_more_is_know
 def test_where_it_cannot_be_written_the_search_is_not_lost(tmp_path: Path, blocked: str) -> None:
     search = search_of()
     journal, source = journal_of(search, tmp_path), tmp_path / "mine" / "hunt.yaml"
-    path = found_path(search, best_of(journal), source)
+    path = found_path(search, journal.best(), source)
     if blocked == "the folder is a file":
         path.parent.parent.mkdir()
         path.parent.write_text("")
     if blocked == "the file is a folder":
         path.mkdir(parents=True)
     with pytest.raises(RunError) as caught:
-        write_found(search, journal, best_of(journal), source)
+        write_found(search, journal, journal.best(), source)
     assert str(caught.value).startswith(f"{path}: cannot be written ([Errno ")
     assert str(caught.value).endswith("); the search is in the store, run again")

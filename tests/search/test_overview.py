@@ -196,7 +196,7 @@ def test_every_sample_is_in_one_state(store: Store) -> None:
     assert counts(search, journal, alive=True) == by_state(finished=3, stopped=2, running=2, waiting=2)
 
 
-def test_a_run_of_this_search_makes_it_alive_and_no_other(store: Store) -> None:
+def test_a_run_of_this_search_makes_it_alive_and_no_other(store: Store, place: Path) -> None:
     search = search_of()
     assert not search_status(search, store).alive
     with running(store, search_of("search.seed=1")):
@@ -205,6 +205,17 @@ def test_a_run_of_this_search_makes_it_alive_and_no_other(store: Store) -> None:
         assert search_status(search, store).alive
         assert search_status(search_of("search.num_samples=9"), store).alive
     assert not search_status(search, store).alive
+    search = search_of("search.num_samples=6")
+    journal = Journal(store, search)
+    add(journal, OWN, [0.3, 0.4], origin=BY_FILE)
+    add(journal, OTHER, [])
+    with running(store, search):
+        assert answer(place, "status", "hunt.yaml", "--set", "search.num_samples=6") == (
+            "sample 0: 30.0  40.0 (lr=0.001, strategy=margin) running\n"
+            "sample 1: - (lr=0.0025, strategy=random) running\n"
+            "samples: 2 running, 4 waiting\n"
+        )
+    assert answer(place, "status", "hunt.yaml").endswith("samples: 4 missing\n")
 
 
 STATUS = """\
@@ -243,20 +254,6 @@ def test_status_has_a_line_a_sample_then_the_best_and_as_json_every_digit(
     line = "fit/0123: manifest.json: missing (set aside as damaged/fit-0123-4567)"
     assert f"DAMAGED {line}\n" in answer(place, "status", "hunt.yaml")
     assert told(place, "status")["damaged"] == [line]
-
-
-def test_status_of_a_search_that_runs(place: Path, store: Store) -> None:
-    search = search_of("search.num_samples=6")
-    journal = Journal(store, search)
-    add(journal, OWN, [0.3, 0.4], origin=BY_FILE)
-    add(journal, OTHER, [])
-    with running(store, search):
-        assert answer(place, "status", "hunt.yaml", "--set", "search.num_samples=6") == (
-            "sample 0: 30.0  40.0 (lr=0.001, strategy=margin) running\n"
-            "sample 1: - (lr=0.0025, strategy=random) running\n"
-            "samples: 2 running, 4 waiting\n"
-        )
-    assert answer(place, "status", "hunt.yaml").endswith("samples: 4 missing\n")
 
 
 @pytest.mark.parametrize("command", ["plan", "status"])
