@@ -14,43 +14,36 @@ BOLD = replace(SMALL, strong=frozenset({(0, 1)}))
 def test_markdown_and_plain_text_are_aligned_and_html_is_escaped() -> None:
     expected = "A & B\n\n| name | x_1 |\n| --- | ---: |\n| a\\|b | 1.0 ± 0.5 |\n| \\<c> | 10.0 |\n\n50 % of $1\n"
     assert to_markdown(SMALL) == expected
-    assert to_text(SMALL).splitlines() == [
-        "A & B",
-        "name        x_1",
-        "----  ---------",
-        "a|b   1.0 ± 0.5",
-        "<c>        10.0",
-        "50 % of $1",
-    ]
+    rows = ["name        x_1", "----  ---------", "a|b   1.0 ± 0.5", "<c>        10.0"]
+    assert to_text(SMALL).splitlines() == ["A & B", *rows, "50 % of $1"]
     text = to_html(SMALL)
     assert "<figcaption>A &amp; B</figcaption>" in text
     assert '<td>&lt;c&gt;</td><td class="r">10.0</td>' in text
 
 
+LATEX = r"""% needs \usepackage{array,booktabs,graphicx}
+\begin{table}
+\centering
+\caption{A \& B}
+\label{tab:small}
+\par\smallskip
+\sbox0{%
+\begin{tabular}{lr}
+\toprule
+name & x\_1 \\
+\midrule
+a\textbar{}b & 1.0 $\pm$ 0.5 \\
+\textless{}c\textgreater{} & 10.0 \\
+\bottomrule
+\end{tabular}}%
+\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi
+\par\smallskip\parbox{\linewidth}{\footnotesize 50 \% of \$1}
+\end{table}
+"""
+
+
 def test_latex_is_escaped() -> None:
-    assert to_latex(SMALL, "tab:small") == "\n".join(
-        [
-            r"% needs \usepackage{array,booktabs,graphicx}",
-            r"\begin{table}",
-            r"\centering",
-            r"\caption{A \& B}",
-            r"\label{tab:small}",
-            r"\par\smallskip",
-            r"\sbox0{%",
-            r"\begin{tabular}{lr}",
-            r"\toprule",
-            r"name & x\_1 \\",
-            r"\midrule",
-            r"a\textbar{}b & 1.0 $\pm$ 0.5 \\",
-            r"\textless{}c\textgreater{} & 10.0 \\",
-            r"\bottomrule",
-            r"\end{tabular}}%",
-            r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",
-            r"\par\smallskip\parbox{\linewidth}{\footnotesize 50 \% of \$1}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    assert to_latex(SMALL, "tab:small") == LATEX
 
 
 @pytest.mark.parametrize(

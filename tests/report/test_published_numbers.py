@@ -23,13 +23,9 @@ TABLES = {
 }
 
 
-def cells_of(*key: str) -> list[PublishedCell]:
-    return [cell for found, cell in published_cells().items() if found[:3] == key]
-
-
 @pytest.mark.parametrize("key", TABLES)
 def test_the_numbers_are_those_of_the_original(key: tuple[str, str, str]) -> None:
-    cells = cells_of(*key)
+    cells = [cell for found, cell in published_cells().items() if found[:3] == key]
     found = ", ".join(f"{cell.miou_percent} {cell.std_percent}" for cell in cells)
     assert found == TABLES[key]
     assert [cell.budget for cell in cells] == (MANY if key[0] == "voc" else FEW)
@@ -41,12 +37,10 @@ def test_there_are_thirty_six_cells_and_every_file_is_packaged() -> None:
     assert {key[:3] for key in published_cells()} == set(TABLES)
     assert {cell.strategy for cell in published_cells().values() if cell.budget != "full"} == {"margin"}
     pixels = {"camvid": 360 * 480, "cityscapes": 256 * 512}
-    compared = 0
-    for cell in published_cells().values():
-        if cell.budget != "full" and cell.dataset in pixels:
-            assert cell.share_percent == pytest.approx(100 * cell.budget / pixels[cell.dataset], abs=6e-4)
-            compared += 1
-    assert compared == 20
+    compared = [one for one in published_cells().values() if one.budget != "full" and one.dataset in pixels]
+    assert len(compared) == 20
+    for cell in compared:
+        assert cell.share_percent == pytest.approx(100 * cell.budget / pixels[cell.dataset], abs=6e-4)
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     package = ROOT / "pixelpick_ray"
     packaged = {path for pattern in patterns["pixelpick_ray"] for path in package.glob(pattern)}

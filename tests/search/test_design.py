@@ -130,12 +130,6 @@ def test_samples_are_judged_at_levels_whose_resource_grows(
     assert found[0].resource == 1.0
 
 
-def test_a_level_has_a_label() -> None:
-    levels = (Level(20, None, 2.0), Level(10, 4, 1.0), Level("full", None, 1.0), Level("full", 3, 1.0))
-    labels = ["20 px", "10 px, epoch 4", "full supervision", "full supervision, epoch 3"]
-    assert [level.label for level in levels] == labels
-
-
 @pytest.mark.parametrize(
     ("overrides", "text", "stages"),
     [
@@ -153,8 +147,14 @@ def test_what_samples_are_judged_by_and_how_many_stages_it_takes_is_told(
     assert (search.metric_text, search.num_stages) == (text, stages)
 
 
-def test_seeds_are_those_of_the_grid_each_once_and_some_configurations_share_their_first_training() -> None:
+def test_levels_have_labels_and_seeds_are_those_of_the_grid_each_once() -> None:
+    levels = (Level(20, None, 2.0), Level(10, 4, 1.0), Level("full", None, 1.0), Level("full", 3, 1.0))
+    labels = ["20 px", "10 px, epoch 4", "full supervision", "full supervision, epoch 3"]
+    assert [level.label for level in levels] == labels
     assert search_of("grid=[{seed: [3, 0, 3], budget: [10]}]").seeds == (3, 0)
+
+
+def test_configurations_that_pick_otherwise_may_share_their_first_training() -> None:
     assert search_of().shares_stages
     assert search_of("search.space={acquire: {choice: [{strategy: margin}, {strategy: random}]}}").shares_stages
     assert not search_of(LR_ALONE).shares_stages
@@ -209,35 +209,25 @@ def test_the_values_of_the_file_are_known_where_the_space_has_them_all(
 
 
 def test_the_values_of_the_file_are_written_as_in_the_space() -> None:
-    assert search_of().own_values == search_of("search.held_out=0.3").own_values == OWN
     """A searcher knows the values of a choice by their text."""
+    assert search_of().own_values == search_of("search.held_out=0.3").own_values == OWN
     text = TEXT.replace("lr: 1e-3}", "lr: 1e-3, backbone_lr_factor: 1}, schedule: {name: poly}")
     space = "{train.optimizer.backbone_lr_factor: {choice: [0.1, 1]}, train.schedule: {choice: [{name: poly}]}}"
     found = search_of(f"search.space={space}", text=text).own_values
     assert json.dumps(found) == '{"train.optimizer.backbone_lr_factor": 1, "train.schedule": {"name": "poly"}}'
     for written in ("{name: poly}", "{name: poly, power: 0.9}"):
         searched = "{train.schedule: {choice: [{name: constant}, {name: poly, power: 0.9}]}}"
-        search = search_of(
-            f"search.space={searched}", text=TEXT.replace("lr: 1e-3}", f"lr: 1e-3}}, schedule: {written}")
-        )
-        assert search.own_values == {"train.schedule": {"name": "poly", "power": 0.9}}
+        text = TEXT.replace("lr: 1e-3}", f"lr: 1e-3}}, schedule: {written}")
+        own = search_of(f"search.space={searched}", text=text).own_values
+        assert own == {"train.schedule": {"name": "poly", "power": 0.9}}
 
 
 def test_the_plan_of_what_can_be_checked_has_every_value_of_the_space_for_every_seed() -> None:
     search = search_of("search.metric={budget: 20}", "grid=[{seed: [0, 5], budget: [10, 20, 40]}]")
     found = [(trial.seed, trial.train.optimizer.lr, trial.acquire.strategy) for trial in search.ends_plan.trials]
-    assert found == [
-        (seed, lr, strategy)
-        for seed in (0, 5)
-        for lr, strategy in [
-            (1e-3, "margin"),  # the file's own
-            (1e-4, "margin"),
-            (1e-2, "margin"),
-            (1e-3, "margin"),
-            (1e-3, "random"),
-            (1e-3, "entropy"),
-        ]
-    ]
+    own, others = (1e-3, "margin"), [(1e-4, "margin"), (1e-2, "margin")]
+    values = [own, *others, *((1e-3, name) for name in ("margin", "random", "entropy"))]
+    assert found == [(seed, *each) for seed in (0, 5) for each in values]
     assert {trial.budget for trial in search.ends_plan.trials} == {20}
     assert len(search.ends_plan.chains) == 10
 
@@ -252,22 +242,16 @@ def test_a_value_that_no_trial_can_have_is_told_with_its_place() -> None:
         _ = search_of(LR_ALONE, text=text).ends_plan
 
 
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [
+def test_a_configuration_is_checked_as_a_trial_at_every_budget() -> None:
+    search = search_of()
+    search.check(OTHER)
+    for changed, told in (
         ({"acquire.strategy": "best"}, r"^acquire\.strategy: unknown strategy 'best'"),
         ({"train.optimizer.lr": -1}, r"^train\.optimizer\.lr: Input should be greater than 0; got -1"),
         ({"train.epoch": 3}, r"^train\.epoch: no such field"),
-    ],
-)
-def test_a_configuration_is_checked_as_a_trial(changed: dict[str, Any], told: str) -> None:
-    search = search_of()
-    search.check(OTHER)
-    with pytest.raises(SpecError, match=told):
-        search.check(OWN | changed)
-
-
-def test_a_configuration_is_checked_at_every_budget() -> None:
+    ):
+        with pytest.raises(SpecError, match=told):
+            search.check(OWN | changed)
     steps = "search.space={acquire.pixels_per_stage: {choice: [5]}, acquire.initial_pixels: {choice: [5, 10]}}"
     to_twenty, text = "search.metric={budget: 20}", TEXT.replace("pixels_per_stage: 10", "pixels_per_stage: 5")
     search = search_of(steps, to_twenty, text=text)
