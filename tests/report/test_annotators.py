@@ -26,6 +26,7 @@ HUMAN = "oracle={name: human}"
 ONE = "grid=[{seed: [0], budget: [10]}]"
 THREE = [[5, 0, 0], [0, 5, 0], [0, 0, 5]]  # a confusion of sky, road and car
 SKY, ROAD, CAR = range(3)
+Reported = tuple[Study, Experiment, Path]
 
 
 @pytest.fixture
@@ -257,9 +258,7 @@ def test_suggestions_to_several_people_are_summed_up(study: Study, spec: Experim
         ),
     ],
 )
-def test_agreement_is_that_of_answers_to_the_same_pixels(
-    study: Study, spec: Experiment, words: str, answers: list[Answer], rows: list[tuple[str, ...]]
-) -> None:
+def test_agreement_is_over_the_same_pixels(study: Study, spec: Experiment, words: str, answers: Any, rows: Any) -> None:
     answered(study, spec, words, answers)
     found = table(study, "Two answers", spec)
     assert found.header == ("one", "other", "pixels", "agreement (%)", "kappa")
@@ -303,7 +302,7 @@ def counted(study: Study, spec: Experiment, classes: int = 3) -> None:
 
 
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Experiment, Path]:
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
     """A store with answers, and the folder of its report."""
     folder = tmp_path_factory.mktemp("reported")
     study = Study(folder / "store")
@@ -314,7 +313,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Experimen
     return study, spec, folder / "out"
 
 
-def test_a_report_is_laid_over_its_own_measured_times(reported: tuple[Study, Experiment, Path]) -> None:
+def test_a_report_is_laid_over_its_own_measured_times(reported: Reported) -> None:
     study, spec, out = reported
     text, page = ((out / name).read_text(encoding="utf-8") for name in ("table.md", "index.html"))
     # A stage is 4 x 36 + 6 x 72 = 576 s, or 0.16 hours.
@@ -332,9 +331,7 @@ def test_a_report_is_laid_over_its_own_measured_times(reported: tuple[Study, Exp
         assert caption in text
 
 
-def test_files_of_an_earlier_report_go_unless_they_may_have_been_given(
-    reported: tuple[Study, Experiment, Path], tmp_path: Path
-) -> None:
+def test_files_of_an_earlier_report_go_unless_they_may_be_given(reported: Reported, tmp_path: Path) -> None:
     study, spec, before = reported
     out, store = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (before, study.store.path))
     study, costs = Study(store), out / "costs.yaml"
@@ -360,9 +357,7 @@ def test_files_of_an_earlier_report_go_unless_they_may_have_been_given(
 
 
 @pytest.mark.parametrize("name", ["ann\u2028seconds_per_pixel: 9", "\ufeff# x", "no: {", "ann\u200bé"])
-def test_no_name_of_an_annotator_changes_the_cost_model(
-    study: Study, spec: Experiment, tmp_path: Path, name: str
-) -> None:
+def test_no_name_changes_the_cost_model(study: Study, spec: Experiment, tmp_path: Path, name: str) -> None:
     answered(study, spec, "s", said(name, "s"))
     (tmp_path / "costs.yaml").write_text(costs_yaml(loaded(study, spec)) or "", encoding="utf-8")
     assert read_cost_model(tmp_path / "costs.yaml") == CostModel(seconds_per_pixel=2.0)

@@ -43,11 +43,10 @@ def load(study: Study, spec: Experiment) -> Drawn:
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+def drawn(kept: Study) -> Drawn:
     """Two strategies, two budgets, three seeds and full supervision."""
-    study, spec = Study(tmp_path_factory.mktemp("curves") / "store"), experiment(GRID)
-    study.fill(spec, lambda trial: exact(height(trial)))
-    return load(study, spec)
+    kept.filled(lambda trial: exact(height(trial)), GRID)
+    return load(kept, experiment(GRID))
 
 
 @pytest.fixture(scope="module")

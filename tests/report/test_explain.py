@@ -40,10 +40,8 @@ def fill(study: Study, spec: Experiment, measure: Any = measured, **provenance: 
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Results]:
-    """A store that tests read."""
-    study = Study(tmp_path_factory.mktemp("filled") / "store")
-    return study, fill(study, experiment(GRID), world_size=2)
+def filled(kept: Study) -> tuple[Study, Results]:
+    return kept, fill(kept, experiment(GRID), world_size=2)
 
 
 def told(study: Study, results: Results, wanted: str) -> str:
@@ -54,16 +52,11 @@ def keys(study: Study, spec: Experiment, strategy: str, seed: int) -> dict[str, 
     """Folders of the first pixels and of each stage of a chain, as its record tells them."""
     trial = next(one for one in spec.trials() if (one.acquire.strategy, one.seed) == (strategy, seed))
     record, folder = study.store.read_record(chain_path(spec, trial)), study.store.folder
-    return {"first": folder("pick", record["initial"])} | {
-        name: folder(kind, key)
-        for stage in record["stages"]
-        for name, kind, key in (
-            (f"fit {stage['budget']}", "fit", stage["fit"]),
-            (f"evaluation {stage['budget']}", "evaluation", stage["evaluations"]["test"]),
-            (f"pick {stage['budget']}", "pick", stage.get("pick")),
-        )
-        if key
-    }
+    found = {"first": folder("pick", record["initial"])}
+    for stage in record["stages"]:
+        made = {"fit": stage["fit"], "evaluation": stage["evaluations"]["test"], "pick": stage.get("pick")}
+        found |= {f"{kind} {stage['budget']}": folder(kind, key) for kind, key in made.items() if key}
+    return found
 
 
 def test_every_line_of_a_cell_with_a_missing_seed(filled: tuple[Study, Results]) -> None:

@@ -26,7 +26,10 @@ TABLES = {"table.md", "table.csv", "rows.csv", "pairs.csv", "scoreboard.csv", "q
 LATEX = {"table.tex", "table_wide.tex", "table_transposed.tex", "table_classes.tex"}
 FILES = TABLES | LATEX | {"curve.png", "curve.svg", "curve.pdf", "index.html"}
 NO_STATISTICS = dict.fromkeys(("entropy", "distinct_classes", "spread", "border_distance"))
-GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"
+SPEC = (
+    "title='<b>5 & 6</b>'",
+    "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]",
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -39,28 +42,16 @@ def read(folder: Path, *names: str) -> list[str]:
 
 def fill(study: Study, **provenance: Any) -> Experiment:
     """An experiment with results, one of them missing."""
-    lost, spec = (1, 20), experiment(GRID, "title='<b>5 & 6</b>'")
+    lost, spec = (1, 20), experiment(*SPEC)
     study.fill(spec, lambda t: None if (t.seed, t.budget) == lost else matrix(40 + 10 * t.seed), **provenance)
     return spec
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    study = Study(tmp_path_factory.mktemp("filled") / "store")
-    fill(study, device="Some <GPU>")
-    return study
-
-
-@pytest.fixture(scope="module")
-def spec() -> Experiment:
-    return experiment(GRID, "title='<b>5 & 6</b>'")
-
-
-@pytest.fixture(scope="module")
-def out(filled: Study, spec: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(kept: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its report, which tests read."""
     out = tmp_path_factory.mktemp("report") / "deep" / "out"
-    summary = write_report(filled.store, [spec], out)
+    summary = write_report(kept.store, [fill(kept, device="Some <GPU>")], out)
     assert {path.name for path in summary.files} == FILES
     assert (summary.num_trials, len(summary.missing)) == (14, 2)
     return out
@@ -72,9 +63,9 @@ def test_every_file_is_written(out: Path) -> None:
     assert ElementTree.parse(out / "curve.svg").getroot().tag.endswith("svg")
 
 
-def test_a_copied_store_gives_the_same_bytes(filled: Study, spec: Experiment, out: Path, tmp_path: Path) -> None:
-    shutil.copytree(filled.store.path, tmp_path / "elsewhere")
-    write_report(Store(tmp_path / "elsewhere"), [spec], tmp_path / "second")
+def test_a_copied_store_gives_the_same_bytes(kept: Study, out: Path, tmp_path: Path) -> None:
+    copied = Store(shutil.copytree(kept.store.path, tmp_path / "elsewhere"))
+    write_report(copied, [experiment(*SPEC)], tmp_path / "second")
     assert contents(out) == contents(tmp_path / "second")
 
 
@@ -158,11 +149,11 @@ def test_two_data_sets_are_drawn_in_two_panels(study: Study, tmp_path: Path) -> 
     assert "| other | voc |" in text
 
 
-def test_the_page_stands_alone_and_is_well_formed(filled: Study, out: Path) -> None:
+def test_the_page_stands_alone_and_is_well_formed(kept: Study, out: Path) -> None:
     (page,) = read(out, "index.html")
     assert "<title>&lt;b&gt;5 &amp; 6&lt;/b&gt;</title>" in page
     assert "Some &lt;GPU&gt;" in page
-    for outside in (" src=", 'href="http', "url(http", "@import", str(out.parents[1]), str(filled.store.path)):
+    for outside in (" src=", 'href="http', "url(http", "@import", str(out.parents[1]), str(kept.store.path)):
         assert outside not in page
     assert "color-scheme: light dark" in page
     assert 'name="viewport"' in page

@@ -31,9 +31,9 @@ def measured(trial: Trial) -> Matrix | None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(kept: Study) -> Results:
     """Two strategies with one seed missing, and full supervision."""
-    return Study(tmp_path_factory.mktemp("layouts") / "store").filled(measured, GRIDS)
+    return kept.filled(measured, GRIDS)
 
 
 CAPTION = (

@@ -46,15 +46,14 @@ SHEET = f"""
 <td><img class="label-map" src="{PIXEL}" alt="a map"></td>
 <td><svg viewBox="0 0 9 9"><g class="picks" data-stage="1"><circle r="1"/></g><g class="picks" data-stage="2">
 <circle r="1"/></g><g class="picks" data-stage="3"><circle r="1"/></g></svg></td></tr></tbody></table></div>"""
+DRAWN = (("pixels", "linear"), ("pixels", "log"), ("share", "log"), ("share", "linear"), ("clicks", "log"))
 PAGE = Page(
     "A study with a rather long title, which says what was compared_with_what_else_at_the_same_time",
     "study: 12 trials, 10 fits",
     (Fact("50.8 ± 0.2", "mIoU at 100 pixels", "5 seeds"), Fact("3/5", "seeds", "")),
     {
         "Results": (Prose(("A sentence.",)), ORDERED),
-        "Curve": (
-            curves(("pixels", "linear"), ("pixels", "log"), ("share", "log"), ("share", "linear"), ("clicks", "log")),
-        ),
+        "Curve": (curves(*DRAWN),),
         "Many": (LONG,),
         "Pictures": (Pictures("Seen.", SHEET),),
     },
@@ -213,18 +212,12 @@ def test_a_browser_that_stores_nothing_still_changes_the_theme(browser: Browser,
 
 
 def test_axis_and_scale_choose_the_curve(browser: Browser) -> None:
-    def chosen() -> list[str]:
-        return browser.run("return [...document.querySelectorAll('.choices input:checked')].map(one => one.value)")
-
     assert browser.shown(".curve") == [True, False, False, False, False]
-    browser.click(".axis label:nth-child(2)")
-    assert browser.shown(".curve") == [False, False, False, True, False]
-    browser.click(".scale label:nth-child(2)")
-    assert browser.shown(".curve") == [False, False, True, False, False]
-    browser.click(".scale label:nth-child(1)")
-    browser.click(".axis label:nth-child(3)")  # has no linear scale
-    assert browser.shown(".curve") == [False, False, False, False, True]
-    assert chosen() == ["clicks", "log"]
+    for kind, number, curve in (("axis", 2, 3), ("scale", 2, 2), ("scale", 1, 3), ("axis", 3, 4)):
+        browser.click(f".{kind} label:nth-child({number})")
+        assert browser.shown(".curve") == [at == curve for at in range(5)]
+    chosen = "return [...document.querySelectorAll('.choices input:checked')].map(one => one.value)"
+    assert browser.run(chosen) == ["clicks", "log"]  # which has no linear scale
     browser.click("summary")
     assert browser.shown("#curve details table") == [True]
 

@@ -31,12 +31,9 @@ def sheets(study: Study, *specs: Experiment, settings: int = 3) -> tuple[Picture
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pictures, ...]:
+def shown(kept: Study) -> tuple[Pictures, ...]:
     """The sheets of two strategies and two stages: picks and predictions."""
-    study = Study(tmp_path_factory.mktemp("shown") / "store")
-    found = sheets(study, fill(study, GRID))
-    assert found == sheets(study, experiment(GRID))  # equal stores give equal sheets
-    return found
+    return sheets(kept, fill(kept, GRID))
 
 
 def tree(*found: Pictures) -> Node:
@@ -52,12 +49,8 @@ def grid(sheet: Pictures) -> tuple[list[str], list[list[Node]]]:
 
 def decoded(root: Node, cell: Node) -> Image.Image:
     """The picture of a cell, which may be embedded in another one."""
-    (shown,) = cell.all("image") or [
-        one
-        for use in cell.all("use")
-        for one in root.all("image")
-        if use.attributes["href"] == f"#{one.attributes['id']}"
-    ]
+    used = {use.attributes["href"] for use in cell.all("use")}
+    (shown,) = cell.all("image") or [one for one in root.all("image") if f"#{one.attributes['id']}" in used]
     _, _, data = str(shown.attributes["href"]).partition(";base64,")
     return loaded(io.BytesIO(base64.b64decode(data, validate=True)))
 
@@ -194,7 +187,8 @@ def check_identifiers(root: Node) -> None:
     assert set(root.identifiers) >= root.references
 
 
-def test_a_picture_is_in_the_page_once(shown: tuple[Pictures, ...]) -> None:
+def test_a_picture_is_in_the_page_once(shown: tuple[Pictures, ...], kept: Study) -> None:
+    assert sheets(kept, experiment(GRID)) == shown  # equal bytes
     pictures = embedded(shown)
     assert len(set(pictures)) == len(pictures) == 2 + 2 + 2 * 3  # training; image and truth; predictions, errors
     root = tree(*shown)

@@ -1,13 +1,24 @@
-"""What was asked: every stage of a chain once, from the first pixels to the largest budget."""
+"""What was asked: every stage of a chain once, from the first pixels to the largest budget, and shares of classes."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
-from pixelpick_ray.report.cells import line_of
-from pixelpick_ray.report.queries import CSV_COLUMNS, StageQuery, load_queries, queries_csv, query_table
+from pixelpick_ray.report.cells import Line, line_of
+from pixelpick_ray.report.parts import Table
+from pixelpick_ray.report.points import Point
+from pixelpick_ray.report.queries import (
+    CSV_COLUMNS,
+    StageQuery,
+    class_share_tables,
+    load_queries,
+    queries_csv,
+    query_table,
+)
 from tests.support.study import Study, csv_lines, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 30]}, {seed: [0], budget: [full]}]"
@@ -100,3 +111,74 @@ def test_without_any_statistics_there_is_no_table(study: Study) -> None:
     assert queries_csv(queries) == ",".join(CSV_COLUMNS) + "\n"
     nothing = experiment("name=never-run")
     assert query_table(queries_of(study, nothing), {}) is None
+
+
+NAMES = ("sky", "road", "car")
+POINT = Point("study", "camvid", "deeplabv3plus", "small", "none", "margin", "", 0, 10)
+MARGIN, RANDOM = line_of(POINT), line_of(replace(POINT, strategy="random"))
+
+
+def query(point: Point, stage: int, counts: Sequence[int] | None) -> StageQuery:
+    return StageQuery(point, stage, "key", NAMES, None if counts is None else {"class_counts": list(counts)})
+
+
+# 10 + 10 pixels of seed 0 and 20 of seed 1: 8, 22 and 10 of the classes; the other strategy asked for none of a class.
+QUERIES = (
+    query(POINT, 0, (1, 9, 0)),
+    query(POINT, 1, (2, 3, 5)),
+    query(replace(POINT, seed=1), 0, (5, 10, 5)),
+    query(replace(POINT, seed=1), 1, None),
+    query(replace(POINT, strategy="random"), 0, (8, 2, 0)),
+)
+
+
+def only(queries: Sequence[StageQuery], training: Mapping[Line, Sequence[int]]) -> Table:
+    (table,) = class_share_tables(queries, training)
+    return table
+
+
+def test_shares_are_of_all_stages_and_seeds() -> None:
+    table = only(QUERIES, {})
+    assert table.header == ("class", "margin", "random")
+    assert table.alignment == "lrr"
+    assert table.rows == (("sky", "20.0", "80.0"), ("road", "55.0", "20.0"), ("car", "25.0", "0.0"))
+    assert table.caption == (
+        "study, camvid, deeplabv3plus small, pretrained none: share of each class in percent among the pixels asked "
+        "for at all stages and seeds."
+    )
+
+
+def test_beside_them_stand_the_shares_in_the_training_images() -> None:
+    table = only(QUERIES, {MARGIN: (500, 400, 100), RANDOM: (500, 400, 100)})
+    assert table.header == ("class", "training images", "margin", "random", "margin, times", "random, times")
+    assert table.alignment == "lrrrrr"
+    # 0.2 / 0.5, 0.55 / 0.4 and 0.25 / 0.1.
+    assert table.rows == (
+        ("sky", "50.0", "20.0", "80.0", "0.40", "1.60"),
+        ("road", "40.0", "55.0", "20.0", "1.38", "0.50"),
+        ("car", "10.0", "25.0", "0.0", "2.50", "0.00"),
+    )
+    assert table.caption.endswith(
+        "stages and seeds, among all labelled pixels of the training images, and how many times as many."
+    )
+    assert only(QUERIES, {RANDOM: (500, 400, 100)}) == only(QUERIES, {MARGIN: (500, 400, 100)})
+
+
+def test_what_the_training_images_lack_has_no_ratio_and_no_pixels_have_no_shares() -> None:
+    table = only(QUERIES[-1:], {RANDOM: (1, 1, 0)})
+    assert table.rows == (("sky", "50.0", "80.0", "1.60"), ("road", "50.0", "20.0", "0.40"), ("car", "0.0", "0.0", "-"))
+    nothing = only([query(POINT, 0, (0, 0, 0))], {MARGIN: (0, 0, 0)})
+    assert nothing.rows == tuple((name, "-", "-", "-") for name in NAMES)
+    assert class_share_tables([query(POINT, 0, None)], {MARGIN: (1, 1, 1)}) == ()
+
+
+def test_every_setting_has_a_table_with_its_own_training_images() -> None:
+    settings = [replace(POINT, setting=f"dataset.images={number}") for number in (5, 9)]
+    queries = [query(point, 0, (number, 1, 1)) for number, point in enumerate(settings)]
+    first, second = class_share_tables(queries, {line_of(settings[1]): (1, 1, 2)})
+    assert first.rows == (("sky", "0.0"), ("road", "50.0"), ("car", "50.0"))
+    rest = (("25.0", "33.3", "1.33"), ("25.0", "33.3", "1.33"), ("50.0", "33.3", "0.67"))
+    assert second.rows == tuple((name, *texts) for name, texts in zip(NAMES, rest, strict=True))
+    for table, number in ((first, 5), (second, 9)):
+        begin = f"study, camvid, deeplabv3plus small, pretrained none, dataset.images={number}: share of"
+        assert table.caption.startswith(begin)

@@ -2,31 +2,20 @@
 
 import math
 import shutil
-from typing import NamedTuple
+from collections import namedtuple
+from typing import Any
 
 import pytest
 
-from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.report.rows import CSV_COLUMNS, Results, rows_csv
-from tests.support.study import Matrix, Study, chain_path, csv_lines, experiment, matrix
+from tests.support.study import Study, chain_path, csv_lines, experiment, matrix
 
 THREE = [[6, 2, 0], [1, 1, 0], [0, 0, 0]]
 
 
-class Row(NamedTuple):
-    strategy: str
-    setting: str
-    seed: int
-    budget: Budget
-    split: str
-    checkpoint: str
-    metric: str
-    class_name: str
-    value: float
-    share: float | None
-    evaluation_key: str
+Row = namedtuple("Row", "strategy setting seed budget split checkpoint metric class_name value share evaluation_key")
 
 
 def rows_of(results: Results) -> tuple[Row, ...]:
@@ -118,60 +107,44 @@ def test_a_removed_fit_leaves_the_numbers_and_a_record_that_contradicts_its_tria
         study.results(experiment())
 
 
-def test_the_best_epoch_is_named_where_every_epoch_was_evaluated(study: Study) -> None:
-    study.fill(experiment(), lambda trial: matrix(40))
-    assert {rule for _, rule in by_rule(study, experiment())} == {"last"}
-    spec = experiment("name=other", "evaluate.when=every_epoch", "train.epochs=3", "grid=[{seed: [0], budget: [10]}]")
-    study.fill(spec, lambda trial: stack(40, 80, 60))
-    assert by_rule(study, spec) == {("test", "last"): pytest.approx(0.3), ("test", "best"): pytest.approx(0.4)}
+TWO, SIZES = "test: {}, val: {}", "val: {}, small: {split: val, scale: 0.5}, test: {}"
+UP = (40, 80, 60)  # IoU in percent by epoch, twice the mIoU
 
 
-def by_rule(study: Study, spec: Experiment) -> dict[tuple[str, str], float]:
-    """mIoU of seed 0 by split and rule."""
-    rows = [row for row in rows_of(study.results(spec)) if (row.seed, row.metric) == (0, "miou")]
-    return {(row.split, row.checkpoint): row.value for row in rows}
-
-
-TWO_SPLITS = (
-    "train.epochs=3",
-    "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}",
-    "grid=[{seed: [0], budget: [10]}]",
+@pytest.mark.parametrize(
+    ("splits", "percents", "found"),
+    [
+        ("test: {}", {"test": UP}, {"test last": 30, "test best": 40}),
+        (
+            TWO,
+            {"test": UP, "val": (10, 20, 30)},
+            {"test last": 30, "test best": 40, "test best_on_val": 30, "val last": 15, "val best": 15},
+        ),
+        (  # of equal epochs on the held-out split the first is read
+            TWO,
+            {"test": (80, 60, 40), "val": (10, 30, 30)},
+            {"test last": 20, "test best": 40, "test best_on_val": 30, "val last": 15, "val best": 15},
+        ),
+        (TWO, {"test": UP}, {"test last": 30, "test best": 40}),  # without the held-out split its rule is missing
+        (  # the same split at another size holds nothing out
+            SIZES,
+            {"val": UP, "small": UP, "test": UP},
+            {"val last": 30, "val best": 40, "val best_on_test": 40}
+            | {f"{split} {rule}": value for split in ("small", "test") for rule, value in (("last", 30), ("best", 40))},
+        ),
+    ],
 )
+def test_epochs_are_chosen_by_every_rule(study: Study, splits: str, percents: Any, found: dict[str, float]) -> None:
+    evaluate = f"evaluate={{splits: {{{splits}}}, report: {splits[: splits.index(':')]}, when: every_epoch}}"
+    measured = {split: [matrix(percent) for percent in by_epoch] for split, by_epoch in percents.items()}
+    results = study.filled(lambda trial: measured, "train.epochs=3", evaluate, "grid=[{seed: [0], budget: [10]}]")
+    rows = [row for row in rows_of(results) if row.metric == "miou"]
+    assert {f"{row.split} {row.checkpoint}": 100 * row.value for row in rows} == pytest.approx(found)
+    assert {one.split for one in results.missing} == ({"val"} if splits == TWO and "val" not in percents else set())
 
 
-def stack(*percents: int) -> list[Matrix]:
-    """An epoch a number."""
-    return [matrix(percent) for percent in percents]
-
-
-def test_the_epoch_can_be_chosen_on_a_held_out_split(study: Study) -> None:
-    spec = experiment(*TWO_SPLITS)
-    study.fill(spec, lambda trial: {"test": stack(40, 80, 60), "val": stack(10, 20, 30)})
-    assert by_rule(study, spec) == {
-        ("test", "last"): pytest.approx(0.3),
-        ("test", "best"): pytest.approx(0.4),
-        ("test", "best_on_val"): pytest.approx(0.3),
-        ("val", "last"): pytest.approx(0.15),
-        ("val", "best"): pytest.approx(0.15),
-    }
-    spec = experiment(*TWO_SPLITS, "name=equals", "train.batch_size=1")
-    study.fill(spec, lambda trial: {"test": stack(80, 60, 40), "val": stack(10, 30, 30)})
-    assert by_rule(study, spec)["test", "best_on_val"] == pytest.approx(0.3)  # the first of equals
-
-
-def test_the_same_split_at_another_size_holds_nothing_out(study: Study) -> None:
-    splits = "{splits: {val: {}, small: {split: val, scale: 0.5}, test: {}}, report: val, when: every_epoch}"
-    spec = experiment(*TWO_SPLITS, f"evaluate={splits}")
-    study.fill(spec, lambda trial: stack(40, 80, 60))
-    assert {rule for split, rule in by_rule(study, spec) if split == "val"} == {"last", "best", "best_on_test"}
-    assert {rule for split, rule in by_rule(study, spec) if split == "small"} == {"last", "best"}
-
-
-def test_without_the_held_out_split_its_rule_alone_is_missing(study: Study) -> None:
-    spec = experiment(*TWO_SPLITS)
-    study.fill(spec, lambda trial: {"test": stack(40, 80, 60)})
-    assert set(by_rule(study, spec)) == {("test", "last"), ("test", "best")}
-    assert [one.split for one in study.results(spec).missing] == ["val"]
+def test_the_last_epoch_alone_has_no_best(study: Study) -> None:
+    assert {row.checkpoint for row in rows_of(study.filled(lambda trial: matrix(40)))} == {"last"}
 
 
 def test_every_trial_counts_once_whatever_is_asked_for_twice(study: Study) -> None:

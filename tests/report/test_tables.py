@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -49,16 +50,6 @@ def labels(results: Results) -> list[str]:
     return list(line_labels([cell.line for cell in build_cells(results)]).values())
 
 
-def test_the_default_table_is_in_percent_with_share_and_count(study: Study) -> None:
-    table = shown(study.filled(most, "grid=[{seed: [0, 1, 2], budget: [10, 20, full]}, {seed: [0], budget: [30]}]"))
-    assert column(table, "mIoU (%)") == ["25.0 ± 5.0", "25.0 ± 7.1", "20.0", "25.0 ± 5.0"]
-    assert column(table, "n") == ["3", "2/3", "1", "3"]
-    assert column(table, "share (%)") == ["0.0058", "0.012", "0.017", "100"]
-    assert column(table, "pixels per image") == ["10", "20", "30", "all"]
-    assert column(table, "strategy") == ["margin", "margin", "margin", "full supervision"]
-    assert "Missing: 1 of 10 trials." in table.notes
-
-
 def test_every_kind_of_table_says_where_at_which_sizes_and_after_which_epoch(study: Study) -> None:
     results = study.filled(most, "evaluate={splits: {test: {size: [90, 120]}}, report: test}")
     tables = shown(results), area_table(results, build_cells(results)), by_class(results)
@@ -104,14 +95,6 @@ def test_the_terminal_gets_the_default_table(study: Study) -> None:
     assert "25.0 ± 5.0" in terminal_table(results)
 
 
-def test_classes_are_shown_at_the_largest_budget(study: Study) -> None:
-    table = by_class(study.filled(most, f"grid=[{{{BOTH}, seed: [0, 1, 2], budget: [10, 20]}}]"))
-    assert table.header == ("class", "margin, 20", "vs random", "random, 20")
-    assert [row[0] for row in table.rows] == ["sky", "road", "mean"]
-    assert column(table, "margin, 20") == ["50.0 ± 14.1 (2/3)", "0.0 ± 0.0 (2/3)", "25.0 ± 7.1 (2/3)"]
-    assert column(table, "vs random") == ["+0.0", "+0.0", "+0.0"]
-
-
 def test_a_class_that_never_occurs_is_a_dash_and_without_random_there_is_no_comparison(study: Study) -> None:
     table = by_class(study.filled(lambda trial: [[1, 1, 0], [1, 1, 0], [0, 0, 0]], ONE))
     assert table.rows[2] == ("car", "-")
@@ -126,9 +109,7 @@ def test_a_class_that_never_occurs_is_a_dash_and_without_random_there_is_no_comp
         ({("margin", 0): 50, ("random", 1): 50}, ["-", "-", "-"]),
     ],
 )
-def test_a_class_is_compared_with_random_over_the_seeds_that_both_have(
-    study: Study, percents: dict[tuple[str, int], int], points: list[str]
-) -> None:
+def test_a_class_is_compared_over_the_seeds_that_both_have(study: Study, percents: Any, points: list[str]) -> None:
     cell = {key: matrix(percent) for key, percent in percents.items()}
     grid = f"grid=[{{{BOTH}, seed: [0, 1, 2], budget: [10]}}]"
     results = study.filled(lambda trial: cell.get((trial.acquire.strategy, trial.seed)), grid)

@@ -46,9 +46,7 @@ HELD_OUT = "evaluate={splits: {held_out: {}}, report: held_out}"
         ([SCENES, HELD_OUT, "dataset.held_out=0.25"], "val", 0.25),  # held out to be reported
     ],
 )
-def test_samples_are_judged_on_a_split_that_is_neither_trained_on_nor_reported(
-    overrides: list[str], split: str, held_out: float | None
-) -> None:
+def test_samples_are_judged_on_a_split_of_their_own(overrides: list[str], split: str, held_out: float | None) -> None:
     search = search_of(*overrides)
     assert (search.split, search.judged.dataset.held_out) == (split, held_out)
     assert search.judged.evaluate.split_of(search.judged.evaluate.report) == split
@@ -95,9 +93,7 @@ def test_samples_are_judged_at_the_size_of_the_report_and_when_it_is_evaluated()
         ),
     ],
 )
-def test_of_ones_own_images_the_splits_are_checked_once_they_are_known(
-    overrides: list[str], splits: str, told: str | None
-) -> None:
+def test_splits_of_ones_own_images_are_checked_once_known(overrides: list[str], splits: str, told: str | None) -> None:
     search, camvid = search_of(FOLDER, VAL, *overrides), known_facts("camvid")
     palette = ((0, 0, 0), (1, 1, 1))
     facts = DatasetFacts("folder", ("a", "b"), 255, camvid.mean, camvid.std, palette, tuple(splits.split()))
@@ -121,9 +117,7 @@ def test_of_ones_own_images_the_splits_are_checked_once_they_are_known(
         ([*BY_EPOCH, "search.metric={budget: 10}"], [(10, 2, 1), (10, 4, 2), (10, None, 4)]),
     ],
 )
-def test_samples_are_judged_at_levels_whose_resource_grows(
-    overrides: list[str], levels: list[tuple[int | str, int | None, float]]
-) -> None:
+def test_samples_are_judged_at_levels_whose_resource_grows(overrides: list[str], levels: list[Any]) -> None:
     found = search_of(LR_ALONE, *overrides).levels
     assert [(level.budget, level.epoch) for level in found] == [level[:2] for level in levels]
     assert [level.resource for level in found] == pytest.approx([level[2] for level in levels], rel=1e-12)
@@ -140,9 +134,7 @@ def test_samples_are_judged_at_levels_whose_resource_grows(
         (["grid=[{seed: [0], budget: [full]}]"], "mIoU at full supervision", 1),
     ],
 )
-def test_what_samples_are_judged_by_and_how_many_stages_it_takes_is_told(
-    overrides: list[str], text: str, stages: int
-) -> None:
+def test_what_samples_are_judged_by_is_told(overrides: list[str], text: str, stages: int) -> None:
     search = search_of(*overrides)
     assert (search.metric_text, search.num_stages) == (text, stages)
 
@@ -171,9 +163,7 @@ def test_configurations_that_pick_otherwise_may_share_their_first_training() -> 
         (["search.metric={name: area}", *BY_EPOCH, LR_ALONE], [0.1, 0.2, 0.3, 0.5, 0.7], [0.1, 0.2, 0.3, 0.4, 16 / 30]),
     ],
 )
-def test_the_score_is_that_of_the_last_level_or_the_mean_height_of_the_curve_so_far(
-    overrides: list[str], mious: list[float], scores: list[float]
-) -> None:
+def test_the_score_is_of_the_last_level_or_the_area_so_far(overrides: list[str], mious: Any, scores: Any) -> None:
     search = search_of(*overrides)
     found = [search.score(mious[: reached + 1]) for reached in range(len(mious))]
     assert found == pytest.approx(scores, rel=1e-15)
@@ -201,9 +191,7 @@ def test_the_trial_of_a_configuration_has_its_values_and_is_judged() -> None:
         ("dataset.size: {choice: [[90, 120], [360, 480]]}", "", {"dataset.size": [360, 480]}),
     ],
 )
-def test_the_values_of_the_file_are_known_where_the_space_has_them_all(
-    space: str, train: str, values: dict[str, Any] | None
-) -> None:
+def test_values_of_the_file_are_known_where_the_space_has_them_all(space: str, train: str, values: Any) -> None:
     text = TEXT.replace("lr: 1e-3}", f"lr: 1e-3, {train}}}")
     assert search_of(f"search.space={{{space}}}", text=text).own_values == values
 

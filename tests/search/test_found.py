@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,9 +131,7 @@ def test_the_file_says_how_it_was_found(tmp_path: Path) -> None:
         ([(OTHER, [0.3, 0.4, 0.5], "optuna"), (OWN, [0.3], BY_FILE)], "50.00 %.\n"),
     ],
 )
-def test_the_file_says_where_the_files_own_configuration_is_the_best(
-    tmp_path: Path, samples: list[tuple[dict[str, object], list[float], str]], told: str
-) -> None:
+def test_the_file_says_where_its_own_values_are_the_best(tmp_path: Path, samples: Any, told: str) -> None:
     search = search_of()
     journal = Journal(Store(tmp_path), search)
     for values, scores, origin in samples:

@@ -134,7 +134,7 @@ NO_RECORD = "is no record of a sample"
         (None, "is missing, later samples are there; put it back"),
     ],
 )
-def test_a_record_that_is_none_is_refused_with_its_path(
+def test_a_damaged_record_is_told_with_its_path(
     store: Store, journal: Journal, record: str | None, told: str
 ) -> None:
     for _ in range(3):
