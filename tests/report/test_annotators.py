@@ -324,6 +324,7 @@ def test_a_report_is_laid_over_its_own_measured_times(reported: Reported) -> Non
     )
     assert "Assumed" not in text
     assert 'data-axis="hours of annotation"' in page
+    assert "| road | 60.0 |" in text  # of the picked pixels
     assert "<h2>Annotation<" in page
     assert "&lt;b&gt;bea&lt;/b&gt;" in page
     assert "<b>bea" not in page

@@ -100,7 +100,7 @@ def test_bars_are_student_intervals_bands_one_deviation_and_full_supervision_a_d
     assert goal.get_ydata()[0] == pytest.approx(57.95)
 
 
-def test_every_seed_is_a_dot_unless_there_are_too_many(drawn: Drawn, study: Study) -> None:
+def test_seeds_are_dots_unless_there_are_too_many_and_published_numbers_hollow(drawn: Drawn) -> None:
     def dots(cells: Sequence[Cell]) -> int:
         found = [one for one in panel(cells).collections if isinstance(one, PathCollection)]
         return sum(len(one.get_offsets()) for one in found)
@@ -109,9 +109,6 @@ def test_every_seed_is_a_dot_unless_there_are_too_many(drawn: Drawn, study: Stud
     many = tuple(range(MOST_DOTS // 4 + 1))
     cells = [replace(cell, seeds=many, values=(0.5,) * len(many)) for cell in drawn[1]]
     assert dots(cells) == 0
-
-
-def test_published_numbers_lie_where_ours_do(drawn: Drawn) -> None:
     theirs = PublishedCell.model_construct(miou_percent=44.0, std_percent=0.5)
     found = panel(drawn[1], axis(drawn[1], factor=7), margin=theirs)
     hollow = [line for line in found.lines if line.get_markerfacecolor() == "none"]

@@ -20,7 +20,7 @@ from pixelpick_ray.report.pictures import contact_sheets, error_map
 from tests.support.data_folders import loaded
 from tests.support.pages import Node, Tree
 from tests.support.sheets import GRID, ONE, PREDICTED, TEST, TRAINING, fill, label_map, mark, predict
-from tests.support.study import Described, Study, chain_path, experiment, matrix
+from tests.support.study import Described, Study, chain_path, experiment
 
 pytestmark = pytest.mark.whole_report
 
@@ -154,10 +154,9 @@ def test_predictions_stand_before_and_after_with_their_errors(shown: tuple[Pictu
 
 
 def test_predictions_that_are_not_stored_leave_their_cells_empty(study: Study) -> None:
-    spec = experiment(GRID)
-    study.fill(spec, lambda trial: matrix(50), predict=lambda trial: predict(trial) if trial.budget == 10 else {})
-    study.describe(spec, TRAINING, {"test": TEST})
-    (predictions,) = sheets(study, spec)
+    _, predictions = sheets(
+        study, fill(study, GRID, predict=lambda trial: predict(trial) if trial.budget == 10 else {})
+    )
     _, (cells,) = grid(predictions)
     assert [bool(cell.nodes) for cell in cells] == [True] * 4 + [False] * 4
 

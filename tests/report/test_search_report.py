@@ -130,7 +130,7 @@ def page(folder: Path) -> str:
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
-def test_the_best_configurations_are_a_table(out: Path) -> None:
+def test_the_best_configurations_are_a_table_and_as_csv_have_every_digit(out: Path) -> None:
     assert (out / "table.md").read_text(encoding="utf-8") == (
         "The best configurations, of 2 finished samples. Score: mIoU in percent at 40 labelled pixels per image on "
         "camvid val, mean over 2 seeds with Student's 95 % interval.\n\n"
@@ -143,9 +143,6 @@ def test_the_best_configurations_are_a_table(out: Path) -> None:
     latex = (out / "table.tex").read_text(encoding="utf-8")
     assert r"\label{tab:hunt-search}" in latex
     assert r"1 & 1 & 0.0025 & random & 57.0 & 18.9 to 95.1 & +6.0 \\" in latex
-
-
-def test_the_table_as_csv_has_every_digit(out: Path) -> None:
     first, second = rows(out / "table.csv")
     low, high = stats.t.interval(0.95, 1, loc=0.57, scale=stats.sem([0.54, 0.60]))
     numbers = [float(first[name]) for name in ("score", "n", "low", "high", "difference")]
@@ -203,7 +200,7 @@ def test_values_are_written_as_yaml_has_them() -> None:
     assert [value_text(value) for value in values] == texts
 
 
-def test_every_sample_level_and_seed_is_a_line(out: Path) -> None:
+def test_every_sample_level_and_seed_is_a_line(out: Path, tmp_path: Path) -> None:
     lines = rows(out / "samples.csv")
     known = ["sample", "origin", "state", "level", "budget", "epoch", "seed", "miou", "score", "seconds", "stopped"]
     assert list(lines[0]) == [*known, *OWN]
@@ -211,9 +208,6 @@ def test_every_sample_level_and_seed_is_a_line(out: Path) -> None:
     measured = ["2", "20", "", "1", "0.31", "0.28", "26", "asha <rung 2>", "0.0001", "margin"]
     assert list(lines[15].values()) == ["2", "by hand", "stopped", *measured]
     assert list(lines[16].values()) == ["3", "by hand", "failed", *[""] * 8, "0.01", "margin"]
-
-
-def test_epochs_have_a_column(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path, "search.epochs=[2, 5]", "evaluate.when=every_epoch", TWO_LEVELS)
     hunt.add(OWN, [[0.1], [0.2], [0.3]])
     lines = csv_lines(samples_csv(hunt.found))
@@ -397,7 +391,7 @@ def test_nothing_run_yet_is_said_and_a_folder_that_cannot_be_written_is_an_error
         hunt.write(tmp_path / "file")
 
 
-def test_the_page_has_every_section_once_and_asks_for_nothing(hunt: Hunt, out: Path) -> None:
+def test_the_page_has_every_section_once_asks_for_nothing_and_tells_the_result(hunt: Hunt, out: Path) -> None:
     text = page(out)
     assert re.findall("<h2>([^<]*)", text) == [*SECTIONS, "How it was made"]
     assert "&lt;b&gt;Settings &amp; more&lt;/b&gt;" in text
@@ -406,9 +400,6 @@ def test_the_page_has_every_section_once_and_asks_for_nothing(hunt: Hunt, out: P
     assert "http" not in re.sub(r"http-equiv", "", text.replace("http://www.w3.org", ""))
     for outside in (" src=", "url(http", "@import", str(out.parent), str(hunt.store.path)):
         assert outside not in text
-
-
-def test_the_result_is_told_in_words(out: Path) -> None:
     text = re.sub(r"&#x27;", "'", page(out))
     for said in (
         "train.optimizer.lr (loguniform 0.0001 to 0.01)",

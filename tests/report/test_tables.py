@@ -80,12 +80,9 @@ def test_shares_read_as_in_the_paper(study: Study) -> None:
 
 
 def test_mixed_cells_are_noted(study: Study) -> None:
-    for seed, torch in enumerate(("2.0", "2.1")):
-        made = study.filled(
-            lambda trial, seed=seed: matrix(50) if trial.seed == seed else None,
-            "grid=[{seed: [0, 1], budget: [10]}]",
-            torch=torch,
-        )
+    grid = "grid=[{seed: [0, 1], budget: [10]}]"
+    study.filled(lambda trial: None if trial.seed else matrix(50), grid, torch="2.0")
+    made = study.filled(lambda trial: matrix(50) if trial.seed else None, grid, torch="2.1")
     assert shown(made).notes == ("Mixed within a cell: margin at 10 of study (torch).",)
 
 
@@ -120,9 +117,9 @@ def test_random_is_compared_at_the_same_budget(study: Study) -> None:
     margin = "{acquire.strategy: [margin], seed: [0], budget: [10]}"
     random = "{acquire.strategy: [random], seed: [0], budget: [10, 20]}"
     percents = {("margin", 10): 30, ("random", 10): 40, ("random", 20): 80}
-    table = by_class(
-        study.filled(lambda trial: matrix(percents[trial.acquire.strategy, trial.budget]), f"grid=[{margin}, {random}]")
-    )
+    measured = {place: matrix(percent) for place, percent in percents.items()}
+    results = study.filled(lambda trial: measured[trial.acquire.strategy, trial.budget], f"grid=[{margin}, {random}]")
+    table = by_class(results)
     assert table.header == ("class", "margin, 10", "vs random", "random, 20")
     assert column(table, "vs random") == ["-10.0", "+0.0", "-5.0"]
 
@@ -139,9 +136,6 @@ def test_areas_and_missing_trials_have_tables_of_their_own(study: Study) -> None
     assert reason.startswith("failed: out of memory")
     assert len(reason) <= 93
     assert "\n" not in reason
-
-
-def test_one_budget_has_no_area_and_complete_results_miss_nothing(study: Study) -> None:
     results = study.filled(most, "grid=[{seed: [0, 1], budget: [10]}]")
     assert area_table(results, build_cells(results)) is None
     assert missing_table(results, build_cells(results)) is None
@@ -197,7 +191,7 @@ def test_rules_that_choose_an_epoch_stand_side_by_side(study: Study) -> None:
     assert "flatters" in table.caption
 
 
-def test_sizes_of_one_split_stand_side_by_side(study: Study) -> None:
+def test_sizes_of_one_split_stand_side_by_side_and_one_needs_no_table(study: Study) -> None:
     splits = "{val: {size: [720, 960]}, val_small: {split: val, size: [90, 120]}, test: {}}"
     measured = {"val": matrix(60), "val_small": matrix(40), "test": matrix(20)}
     results = study.filled(lambda trial: measured, f"evaluate={{splits: {splits}, report: val}}")
@@ -205,21 +199,11 @@ def test_sizes_of_one_split_stand_side_by_side(study: Study) -> None:
     assert table.header[-2:] == ("val (720 x 960 pixels), last", "val_small (90 x 120 pixels), last")
     assert [row[-3:] for row in table.rows] == [(budget, "30.0 ± 0.0", "20.0 ± 0.0") for budget in ("10", "20")]
     assert "best" not in table.caption
-
-
-def test_one_rule_and_one_size_need_no_table(study: Study) -> None:
     results = study.filled(most, "evaluate={splits: {test: {}, val: {}}, report: test}")
     assert protocol_table(results, build_cells(results)) is None
 
 
-def test_the_csv_names_every_rule(study: Study) -> None:
-    results = study.filled(lambda trial: EPOCHS, *TWO_RULES)
-    wanted = {("test", "last"), ("test", "best"), ("test", "best_on_val"), ("val", "last"), ("val", "best")}
-    lines = csv_lines(cells_csv(build_cells(results)))
-    assert {(line["split"], line["checkpoint"]) for line in lines} == wanted
-
-
-def test_the_csv_has_fractions_counts_and_keys(study: Study) -> None:
+def test_the_csv_has_fractions_counts_and_keys_by_every_rule(study: Study) -> None:
     lines = csv_lines(cells_csv(build_cells(study.filled(most))))
     metrics = ("miou", "pixel_accuracy")
     assert [(line["budget"], line["metric"]) for line in lines] == [(b, m) for b in ("10", "20") for m in metrics]
@@ -228,6 +212,10 @@ def test_the_csv_has_fractions_counts_and_keys(study: Study) -> None:
     assert float(lines[0]["high"]) == pytest.approx(0.25 + 4.3027 * 0.05 / math.sqrt(3), abs=1e-5)
     assert (lines[2]["n"], lines[2]["expected"], lines[2]["seeds"]) == ("2", "3", "0 2")
     assert [len(key) for key in lines[2]["fit_keys"].split()] == [64, 64]
+    results = study.filled(lambda trial: EPOCHS, *TWO_RULES)
+    wanted = {("test", "last"), ("test", "best"), ("test", "best_on_val"), ("val", "last"), ("val", "best")}
+    lines = csv_lines(cells_csv(build_cells(results)))
+    assert {(line["split"], line["checkpoint"]) for line in lines} == wanted
 
 
 def test_labels_name_only_what_differs_and_stay_distinct_when_they_are_cut(study: Study) -> None:

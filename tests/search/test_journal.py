@@ -134,9 +134,7 @@ NO_RECORD = "is no record of a sample"
         (None, "is missing, later samples are there; put it back"),
     ],
 )
-def test_a_damaged_record_is_told_with_its_path(
-    store: Store, journal: Journal, record: str | None, told: str
-) -> None:
+def test_a_damaged_record_is_told_with_its_path(store: Store, journal: Journal, record: str | None, told: str) -> None:
     for _ in range(3):
         add(journal, OWN, [0.1])
     path = records(store)["00001.json"]

@@ -184,14 +184,6 @@ def test_a_sample_goes_on_behind_its_reports_and_reports_the_same(overrides: tup
     assert [(seed, budget) for seed, budget, _ in after.runs] == [(s, b) for b in levels for s in search.seeds]
 
 
-@pytest.mark.parametrize("position", [0, 1])
-def test_nothing_more_is_trained_once_a_report_ends_the_sample(position: int) -> None:
-    search = search_of(THREE_SEEDS)
-    trainer = Trainer(search)
-    assert [at for at, _ in run(search, trainer, stop_at=position)] == [*range(position + 1)]
-    assert [budget for _, budget, _ in trainer.runs] == [10] * 3 + [20] * 3 * position
-
-
 EPOCH_SCORES = [0.1 * 2 / 8, 0.1 * 4 / 8, 0.1, 0.2, 0.4]
 WITH_EPOCHS = search_of(LR_ALONE, *BY_EPOCH)
 
@@ -209,11 +201,14 @@ def test_epochs_of_the_first_stage_are_reported_when_they_end() -> None:
     assert trainer.runs == [(0, 10, frozenset({0})), (0, 20, frozenset({1})), (0, 40, frozenset())]
 
 
-@pytest.mark.parametrize(("position", "epoch"), [(0, 2), (1, 4)])
-def test_nothing_more_is_trained_once_an_epoch_ends_the_sample(position: int, epoch: int) -> None:
-    trainer = Trainer(WITH_EPOCHS)
-    run(WITH_EPOCHS, trainer, stop_at=position)
-    assert trainer.epochs == [(0, 0, one) for one in range(1, epoch + 1)]
+@pytest.mark.parametrize("position", [0, 1])
+def test_nothing_more_is_trained_once_a_report_or_an_epoch_ends_the_sample(position: int) -> None:
+    search = search_of(THREE_SEEDS)
+    trainer, by_epoch = Trainer(search), Trainer(WITH_EPOCHS)
+    assert [at for at, _ in run(search, trainer, stop_at=position)] == [*range(position + 1)]
+    assert [budget for _, budget, _ in trainer.runs] == [10] * 3 + [20] * 3 * position
+    run(WITH_EPOCHS, by_epoch, stop_at=position)
+    assert by_epoch.epochs == [(0, 0, epoch) for epoch in range(1, (2, 4)[position] + 1)]
 
 
 def test_epochs_of_a_stage_from_the_store_are_reported_as_they_were_measured() -> None:
