@@ -61,11 +61,8 @@ def table(study: Study, start: str, *specs: Experiment) -> Table:
 def said(annotator: str, words: str, **more: Any) -> list[Answer]:
     """Answers to the pixels of the first row, by the first letters of classes; "-" is none of them, "." no answer."""
     names: dict[str, str | None] = {"s": "sky", "r": "road", "c": "car", "?": "?", "-": None}
-    return [
-        answer(annotator, place, names[letter], **more)
-        for place, letter in zip(places(len(words)), words, strict=True)
-        if letter != "."
-    ]
+    asked = [(place, letter) for place, letter in zip(places(len(words)), words, strict=True) if letter != "."]
+    return [answer(annotator, place, names[letter], **more) for place, letter in asked]
 
 
 def timed(words: str, seconds: Sequence[float | None]) -> list[Answer]:
@@ -189,10 +186,8 @@ def test_accuracy_is_told_by_true_class_with_its_interval(study: Study, spec: Ex
     assert found.header == ("class", "answers", "right (%)")
     # 9 of 10: Wilson's interval is [0.5958, 0.9821]; 1 of 2: [0.0945, 0.9055].
     assert found.rows == (
-        ("sky", "10", "90.0 [59.6, 98.2]"),
-        ("road", "2", "50.0 [9.5, 90.5]"),
-        ("car", "0", "-"),
-        ("all", "12", "83.3 [55.2, 95.3]"),
+        *(("sky", "10", "90.0 [59.6, 98.2]"), ("road", "2", "50.0 [9.5, 90.5]")),
+        *(("car", "0", "-"), ("all", "12", "83.3 [55.2, 95.3]")),
     )
 
 
@@ -319,9 +314,8 @@ def test_a_report_is_laid_over_its_own_measured_times(reported: Reported) -> Non
     # A stage is 4 x 36 + 6 x 72 = 576 s, or 0.16 hours.
     assert "| 10 | 10 | 0.16 | 100.0 | 1 |" in text
     assert "| 20 | 20 | 0.32 | 100.0 | 1 |" in text
-    assert (
-        "Measured in 10 answers of <b>bea</b> (5) and ann (5): 1 click and 54 s a pixel (sky 36 s, road 72 s)." in text
-    )
+    by = "Measured in 10 answers of <b>bea</b> (5) and ann (5)"
+    assert f"{by}: 1 click and 54 s a pixel (sky 36 s, road 72 s)." in text
     assert "Assumed" not in text
     assert 'data-axis="hours of annotation"' in page
     assert "| road | 60.0 |" in text  # of the picked pixels

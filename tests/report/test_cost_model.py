@@ -77,9 +77,8 @@ def test_the_number_of_images_is_that_of_the_same_setting(study: Study) -> None:
     def tell(trial: Trial, stage: int) -> dict[str, Any]:
         return asked(trial, stage) | {"images": trial.dataset.images}
 
-    spec = experiment(
-        f"grid=[{', '.join(f'{{dataset.images: [4, 7], seed: [0], budget: [{b}]}}' for b in (10, 'full'))}]"
-    )
+    few, all_of_them = (f"{{dataset.images: [4, 7], seed: [0], budget: [{budget}]}}" for budget in (10, "full"))
+    spec = experiment(f"grid=[{few}, {all_of_them}]")
     found = costs(study, CostModel(seconds_per_pixel=2, full=FULL), spec, tell)
     full = {line.setting: cost.clicks for (line, budget), cost in found.by_cell.items() if budget == "full"}
     assert full == {"dataset.images=4": 2400.0, "dataset.images=7": 4200.0}

@@ -67,11 +67,8 @@ def test_a_shared_fit_counts_once_in_the_sum_and_a_removed_one_not_at_all(study:
     common, own = next(iter(mine.fits)), list(theirs.fits)[1]
     shared = replace(theirs, fits={common: mine.fits[common], own: theirs.fits[own]})
     table = effort_table((mine, *others, shared, last))
-    shares = [
-        (name, budget, "2", "1" if budget == "10" else "0", "2")
-        for name in ("margin", "random")
-        for budget in ("10", "20")
-    ]
+    ten, twenty = ("10", "2", "1", "2"), ("20", "2", "0", "2")
+    shares = [(name, *rest) for name in ("margin", "random") for rest in (ten, twenty)]
     assert [row[:4] + row[5:6] for row in last_columns(table)] == shares
     assert table.caption.endswith("Each fit counted once: 7 fits, 7 device hours.")
     shutil.rmtree(study.store.folder("fit", common))
@@ -110,15 +107,9 @@ def test_experiments_stand_side_by_side_with_what_they_were_made_with(study: Stu
     assert table.header == ("", "study", "other")
     assert table.alignment == "lll"
     assert rows(table) == {
-        "fits": ["8", "4"],
-        "devices": ["cpu", "cpu"],
-        "ranks": ["1 (7 fits), 2 (1 fit)", "1"],
-        "threads a rank": ["4 (7 fits), unknown (1 fit)", "4"],
-        "torch": ["2.0", "2.0"],
-        "NumPy": ["unknown", "unknown"],
-        "Python": ["unknown", "unknown"],
-        "package": ["1", "1"],
-        "code commits": ["abc+ (1 fit), def (7 fits)", "def"],
+        **{"fits": ["8", "4"], "devices": ["cpu"] * 2, "ranks": ["1 (7 fits), 2 (1 fit)", "1"]},
+        **{"threads a rank": ["4 (7 fits), unknown (1 fit)", "4"], "torch": ["2.0"] * 2, "NumPy": ["unknown"] * 2},
+        **{"Python": ["unknown"] * 2, "package": ["1"] * 2, "code commits": ["abc+ (1 fit), def (7 fits)", "def"]},
     }
 
 

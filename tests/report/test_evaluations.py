@@ -16,9 +16,7 @@ ARRAYS = {
     "counts": np.arange(24, dtype=np.int64).reshape(2, 3, 4),
     "columns first": np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
     "other byte order": np.array([1.5, -2.0], dtype=">f4"),
-    "empty": np.zeros((0, 3)),
-    "one number": np.array(7),
-    "names": np.array(["a", "bcd"]),
+    **{"empty": np.zeros((0, 3)), "one number": np.array(7), "names": np.array(["a", "bcd"])},
     "fields": np.zeros(2, dtype=[("y", "<i4"), ("x", "<i4")]),
 }
 

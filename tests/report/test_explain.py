@@ -18,9 +18,8 @@ from tests.support.study import Matrix, Study, chain_path, exact, experiment
 
 pytestmark = pytest.mark.whole_report
 
-GRID = (
-    "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1, 2], budget: [full]}]"
-)
+SEEDS = "seed: [0, 1, 2]"
+GRID = f"grid=[{{acquire.strategy: [margin, random], {SEEDS}, budget: [10, 20]}}, {{{SEEDS}, budget: [full]}}]"
 ONE = "grid=[{seed: [0], budget: [10]}]"
 MADE = {
     **{"finished": "2026-11-20T10:00:00Z", "device": "H100", "host": "node1", "torch": "2.11"},

@@ -42,8 +42,19 @@ a\textbar{}b & 1.0 $\pm$ 0.5 \\
 """
 
 
-def test_latex_is_escaped() -> None:
+def test_latex_is_escaped_wrapped_and_names_its_packages_once() -> None:
     assert to_latex(SMALL, "tab:small") == LATEX
+    table = Table("", ("why", "n"), (("word " * 12, "1" * 60),), "lr")
+    assert r"\begin{tabular}{>{\raggedright\arraybackslash}p{0.4\linewidth}r}" in to_latex(table, "tab:a")
+    table = Table("", ("model", "pixels per image"), (("a", "10"),), "lr")
+    head = r"model & \begin{tabular}[b]{@{}r@{}}pixels\\per image\end{tabular} \\"
+    assert head in to_latex(table, "tab:a").splitlines()
+    text = latex_tables({"tab:a": SMALL, "tab:b": BOLD})
+    assert text.startswith("% needs ")
+    assert text.count("usepackage") == 1
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+    assert text.index(r"\label{tab:a}") < text.index(r"\label{tab:b}")
+    assert r"\textbf{" in text[text.index(r"\label{tab:b}") :]
 
 
 @pytest.mark.parametrize(
@@ -62,23 +73,6 @@ def test_any_text_becomes_latex_in_ascii(text: str, latex: str) -> None:
     written = to_latex(Table(text, ("a",), (("b",),), "l"), "tab:a")
     assert f"\\caption{{{latex}}}\n" in written
     assert written.isascii()
-
-
-def test_long_text_is_wrapped_and_wide_heads_have_several_lines_in_latex() -> None:
-    table = Table("", ("why", "n"), (("word " * 12, "1" * 60),), "lr")
-    assert r"\begin{tabular}{>{\raggedright\arraybackslash}p{0.4\linewidth}r}" in to_latex(table, "tab:a")
-    table = Table("", ("model", "pixels per image"), (("a", "10"),), "lr")
-    head = r"model & \begin{tabular}[b]{@{}r@{}}pixels\\per image\end{tabular} \\"
-    assert head in to_latex(table, "tab:a").splitlines()
-
-
-def test_a_file_of_several_latex_tables_names_its_packages_once() -> None:
-    text = latex_tables({"tab:a": SMALL, "tab:b": BOLD})
-    assert text.startswith("% needs ")
-    assert text.count("usepackage") == 1
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
-    assert text.index(r"\label{tab:a}") < text.index(r"\label{tab:b}")
-    assert r"\textbf{" in text[text.index(r"\label{tab:b}") :]
 
 
 def test_bold_is_marked_in_every_format_but_plain_text() -> None:

@@ -72,19 +72,13 @@ def test_the_same_networks_are_not_tested_but_equal_values_of_others_are() -> No
 
 
 def test_the_area_is_over_the_budgets_of_all_strategies_and_full_supervision_does_not_compete(study: Study) -> None:
-    percent = {
-        "random": {10: [1, 2], 20: [1, 2], 30: [1, 2]},
-        "margin": {10: [1, 2], 20: [2, 3]},
-        "entropy": {10: [None, None], 20: [None, None]},
-    }
-    (contest,) = contests(*make_cells(percent))
+    percent = {"random": dict.fromkeys((10, 20, 30), (1, 2)), "margin": {10: [1, 2], 20: [2, 3]}}
+    (contest,) = contests(*make_cells(percent | {"entropy": dict.fromkeys((10, 20), (None, None))}))
     assert contest.budgets == (10, 20)
     assert {one.strategy for one in contest.scores} == {"random", "margin"}
     assert {one.budgets for one in contest.matches} == {(10,), (20,), (10, 20)}
-    results = study.filled(
-        lambda trial: matrix(80 if trial.acquire.strategy == "margin" else 60 + trial.seed),
-        "grid=[{acquire.strategy: [random, margin], seed: [0, 1], budget: [10, 20, full]}]",
-    )
+    grid = "grid=[{acquire.strategy: [random, margin], seed: [0, 1], budget: [10, 20, full]}]"
+    results = study.filled(lambda t: matrix(80 if t.acquire.strategy == "margin" else 60 + t.seed), grid)
     (contest,) = judge(results, build_cells(results))
     assert [one.strategy for one in contest.lines] == ["random", "margin"]
     assert found(contest, 20)["random", "margin"].tests.mean == pytest.approx(-0.0975)
@@ -145,11 +139,8 @@ def test_wins_are_counted_over_settings_and_budgets() -> None:
     table = win_matrix(contests(*make_cells(one, same=[10], setting="a=1"), *make_cells(other, setting="a=2")))
     assert table.header == ("strategy", "random", "margin", "entropy", "wins")
     # Budget 10 is of the same networks, and entropy has a single seed.
-    assert table.rows == (
-        ("random", "-", "1/3", "-", "1/3"),
-        ("margin", "1/3", "-", "-", "1/3"),
-        ("entropy", "-", "-", "-", "-"),
-    )
+    rows = (("random", "-", "1/3", "-", "1/3"), ("margin", "1/3", "-", "-", "1/3"), ("entropy", "-", "-", "-", "-"))
+    assert table.rows == rows
     table = win_matrix(contests(*make_cells({"random": {20: [50, 51, 52]}, "margin": {20: [55, 56.1, 57]}})))
     assert table.rows == (("margin", "-", "1/1", "1/1"), ("random", "0/1", "-", "0/1"))
 
@@ -180,11 +171,8 @@ def test_the_best_mean_and_what_is_not_told_apart_from_it_are_bold() -> None:
 
 def test_many_strategies_budgets_and_seeds_take_little_time() -> None:
     random = np.random.default_rng(0)
-    cells = [
-        make_cell(line(f"s{number}"), budget, list(random.normal(50, 1, 100)), f"s{number}")
-        for number in range(10)
-        for budget in range(10, 101, 10)
-    ]
+    places = [(f"s{number}", budget) for number in range(10) for budget in range(10, 101, 10)]
+    cells = [make_cell(line(name), budget, list(random.normal(50, 1, 100)), name) for name, budget in places]
     contests(*make_cells(THREE))  # scipy.stats is imported
     start = time.process_time()
     judged = contests(*cells)

@@ -17,11 +17,8 @@ GRIDS = f"grid=[{{acquire.strategy: [margin, random], {SEEDS}, budget: [10, 20]}
 
 # IoU of the first class in percent, of seeds 0, 1 and 2; that of the second is 0, so that mIoU is half of it.
 PERCENTS = {
-    ("margin", 10): (40, 44, 48),
-    ("margin", 20): (60, 70, 68),
-    ("random", 10): (40, 44, 48),
-    ("random", 20): (50, None, 58),
-    ("", "full"): (80, 84, 88),
+    **{("margin", 10): (40, 44, 48), ("margin", 20): (60, 70, 68), ("", "full"): (80, 84, 88)},
+    **{("random", 10): (40, 44, 48), ("random", 20): (50, None, 58)},
 }
 
 
@@ -144,9 +141,7 @@ def test_data_sets_have_a_column_and_shares_that_differ_are_left_out(study: Stud
 
 
 def test_full_supervision_that_no_strategy_is_held_to_has_a_line_of_its_own(study: Study) -> None:
-    grids = (
-        f"{{train.batch_size: [{size}], seed: [0], budget: [{budget}]}}" for size, budget in ((2, 10), (4, "full"))
-    )
+    grids = (f"{{train.batch_size: [{n}], seed: [0], budget: [{budget}]}}" for n, budget in ((2, 10), (4, "full")))
     spec = experiment(f"grid=[{', '.join(grids)}]")
     study.fill(spec, lambda trial: matrix(50))
     wide, _ = layouts(study, spec)

@@ -154,10 +154,8 @@ def test_predictions_stand_before_and_after_with_their_errors(shown: tuple[Pictu
 
 
 def test_predictions_that_are_not_stored_leave_their_cells_empty(study: Study) -> None:
-    _, predictions = sheets(
-        study, fill(study, GRID, predict=lambda trial: predict(trial) if trial.budget == 10 else {})
-    )
-    _, (cells,) = grid(predictions)
+    spec = fill(study, GRID, predict=lambda trial: predict(trial) if trial.budget == 10 else {})
+    _, (cells,) = grid(sheets(study, spec)[1])
     assert [bool(cell.nodes) for cell in cells] == [True] * 4 + [False] * 4
 
 

@@ -72,12 +72,9 @@ def test_a_trial_whose_chain_failed_says_why_and_a_stored_one_is_not_affected(st
         folder.mkdir(parents=True)
         (folder / "1700000000000000000.txt").write_text(text)
     results = study.results(experiment())
-    assert told_missing(results) == [
-        (0, 10, "test", "failed: RunError: no memory"),
-        (0, 20, "test", "failed: RunError: no memory"),
-        (1, 20, "test", "failed: DataError: damaged"),
-        *((2, budget, "test", "not run yet") for budget in (10, 20)),
-    ]
+    failed, other = "failed: RunError: no memory", "failed: DataError: damaged"
+    reasons = [(0, 10, failed), (0, 20, failed), (1, 20, other), (2, 10, "not run yet"), (2, 20, "not run yet")]
+    assert told_missing(results) == [(seed, budget, "test", reason) for seed, budget, reason in reasons]
     assert by_metric(results, 1)["miou"].value == 0.25
 
 
@@ -188,9 +185,5 @@ def test_every_split_has_its_rows_and_its_size(study: Study) -> None:
     splits = "{test: {scale: 0.5}, val: {}, train: {long_side: 90}, native: {split: val, scale: 1.0}}"
     results = study.filled(lambda trial: [[5 + trial.seed, 5], [1, 9]], f"evaluate.splits={splits}")
     assert {row.split for row in rows_of(results)} == {"test", "val", "train", "native"}
-    assert {one.split: one.size for one in results.measurements} == {
-        "test": "scale 0.5",
-        "val": "360 x 480 pixels",
-        "train": "long side 90 pixels",
-        "native": "native size",
-    }
+    sizes = {"test": "scale 0.5", "val": "360 x 480 pixels", "train": "long side 90 pixels", "native": "native size"}
+    assert {one.split: one.size for one in results.measurements} == sizes

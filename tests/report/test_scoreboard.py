@@ -132,10 +132,8 @@ def test_other_models_and_data_sets_are_compared_too(name: str, overrides: list[
     ],
 )
 def test_the_interval_decides(study: Study, thousandths: tuple[int, ...], verdict: str) -> None:
-    heights = dict(enumerate(thousandths))
-    (one,) = compared(
-        study, shipped(CAMVID, ONE), lambda t: [exact(heights[t.seed])] * 50 if t.seed in heights else None
-    )
+    measured = {seed: [exact(height)] * 50 for seed, height in enumerate(thousandths)}
+    (one,) = compared(study, shipped(CAMVID, ONE), lambda trial: measured.get(trial.seed))
     assert one.verdict == verdict
     if len(thousandths) == 3:
         assert one.difference == pytest.approx(sum(thousandths) / 3000 - 0.508)

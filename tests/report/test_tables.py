@@ -173,11 +173,8 @@ def test_a_line_is_held_to_the_one_full_supervision_whose_settings_it_has() -> N
     assert full_line(line, [plain, same]) is None
 
 
-TWO_RULES = (
-    "train.epochs=3",
-    "grid=[{seed: [0, 1], budget: [10]}]",
-    "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}",
-)
+EVERY_EPOCH = "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}"
+TWO_RULES = ("train.epochs=3", "grid=[{seed: [0, 1], budget: [10]}]", EVERY_EPOCH)
 EPOCHS = [matrix(40), matrix(80), matrix(60)]
 
 

@@ -37,22 +37,17 @@ def records(store: Store) -> dict[str, Path]:
 def test_what_is_recorded_is_there_when_the_journal_is_opened_again(store: Store, journal: Journal) -> None:
     schedules = {"train.schedule": {"name": "poly", "power": 0.9}, "train.epochs": 3, "model.width": None}
     report = LevelReport(0.5, {"0": 0.25, "1": 0.75}, {"0": ("a", "b"), "1": ("a", "c")}, 12.5)
-    steps = [
-        lambda one: one.issue(schedules, "optuna"),
-        lambda one: one.issue(OTHER, "optuna"),
-        lambda one: one.report(0, report),
-        lambda one: one.report(1, report_of(0.5)),
-        lambda one: one.report(0, report_of(0.25, stage=1)),
-        lambda one: one.stop(1, "asha: rank 2 of the 2"),
-        lambda one: one.fail(0, "OSError: the disk is full"),
-    ]
-    for step in steps:
-        step(journal)
+    steps = (
+        *(("issue", schedules, "optuna"), ("issue", OTHER, "optuna"), ("report", 0, report)),
+        *(("report", 1, report_of(0.5)), ("report", 0, report_of(0.25, stage=1))),
+        *(("stop", 1, "asha: rank 2 of the 2"), ("fail", 0, "OSError: the disk is full")),
+    )
+    for name, *arguments in steps:
+        getattr(journal, name)(*arguments)
         assert opened(store).samples == journal.samples
     first, second = journal.samples
-    assert first == Sample(
-        0, schedules, "optuna", (report, report_of(0.25, stage=1)), error="OSError: the disk is full"
-    )
+    reports = (report, report_of(0.25, stage=1))
+    assert first == Sample(0, schedules, "optuna", reports, error="OSError: the disk is full")
     assert second == Sample(1, OTHER, "optuna", (report_of(0.5),), stopped="asha: rank 2 of the 2")
     assert report.miou == 0.5
 

@@ -56,15 +56,10 @@ class Trainer:
 
     def _summary(self, trial: Trial, stage: int, trained: bool) -> Event:
         measured = range(1, EPOCHS + 1) if self._by_epoch else [EPOCHS]
-        return stage_done(
-            trial.chain_id,
-            stage,
-            miou_of(trial.seed, stage),
-            trained=trained,
-            fit=f"fit {trial.seed} {stage}",
-            miou_by_epoch=tuple((epoch, miou_of(trial.seed, stage, epoch)) for epoch in measured),
-            seconds=EPOCHS + 0.5,  # the fit with its end
-        )
+        by_epoch = tuple((epoch, miou_of(trial.seed, stage, epoch)) for epoch in measured)
+        known = {"trained": trained, "fit": f"fit {trial.seed} {stage}", "miou_by_epoch": by_epoch}
+        seconds = EPOCHS + 0.5  # the fit with its end
+        return stage_done(trial.chain_id, stage, miou_of(trial.seed, stage), seconds=seconds, **known)
 
 
 def fits(*seeds: int, stages: int) -> dict[str, tuple[str, ...]]:
@@ -124,11 +119,8 @@ def test_all_seeds_reach_a_level_before_any_goes_on() -> None:
     assert trainer.runs == [(seed, budget, kept[budget]) for budget in (10, 20, 40) for seed in (0, 1, 2)]
     assert [position for position, _ in found] == [0, 1, 2]
     reports = [report for _, report in found]
-    assert [report.mious for report in reports] == [
-        {"0": 0.1, "1": 0.11, "2": 0.12},
-        {"0": 0.2, "1": 0.21, "2": 0.22},
-        {"0": 0.4, "1": 0.41, "2": 0.42},
-    ]
+    mious = [(0.1, 0.11, 0.12), (0.2, 0.21, 0.22), (0.4, 0.41, 0.42)]
+    assert [report.mious for report in reports] == [dict(zip("012", each, strict=True)) for each in mious]
     assert [report.score for report in reports] == pytest.approx([0.11, 0.21, 0.41])
     assert [report.fits for report in reports] == [fits(0, 1, 2, stages=stages) for stages in (1, 2, 4)]
     assert [report.seconds for report in reports] == [3 * 8.5, 6 * 8.5, 12 * 8.5]
@@ -137,7 +129,7 @@ def test_all_seeds_reach_a_level_before_any_goes_on() -> None:
     assert [report.score for _, report in run(by_area, Trainer(by_area))] == pytest.approx(areas)
 
 
-def test_nothing_is_trained_behind_the_budget_of_the_metric_and_full_supervision_is_one_level() -> None:
+def test_nothing_is_trained_behind_the_metric_s_budget_and_weights_are_kept_to_the_last_level() -> None:
     search = search_of("search.metric={budget: 20}")
     trainer = Trainer(search)
     assert [position for position, _ in run(search, trainer)] == [0, 1]
@@ -146,6 +138,10 @@ def test_nothing_is_trained_behind_the_budget_of_the_metric_and_full_supervision
     trainer = Trainer(search)
     assert run(search, trainer) == [(0, LevelReport(0.14, {"4": 0.14}, fits(4, stages=1), 8.5))]
     assert trainer.runs == [(4, "full", frozenset({0}))]
+    search = search_of(LR_ALONE)
+    trainer = Trainer(search)
+    run(search, trainer)
+    assert trainer.runs == [(0, 10, frozenset({0})), (0, 20, frozenset({1})), (0, 40, frozenset())]
 
 
 def test_the_trials_have_the_values_of_the_configuration_and_are_judged() -> None:
@@ -163,9 +159,7 @@ def test_the_trials_have_the_values_of_the_configuration_and_are_judged() -> Non
 
 def test_wrong_values_are_refused_before_anything_is_trained() -> None:
     refuse(search_of(), OWN | {"acquire.strategy": "best"}, r"^acquire\.strategy: unknown strategy 'best'")
-    text = TEXT.replace("pixels_per_stage: 10", "pixels_per_stage: 5").replace(
-        "budget: [10, 20, 40]", "budget: [10, 25]"
-    )
+    text = TEXT.replace("pixels_per_stage: 10", "pixels_per_stage: 5").replace("[10, 20, 40]", "[10, 25]")
     search = search_of("search.space={acquire.pixels_per_stage: {randint: [1, 5]}}", text=text)
     refuse(search, {"acquire.pixels_per_stage": 4}, "the stages do not reach 25 exactly: they start at 10")
 
@@ -239,13 +233,6 @@ def test_epochs_of_later_stages_and_without_a_level_are_not_reported() -> None:
     assert found[2][1].fits == fits(0, stages=2)
     search = search_of("evaluate.when=every_epoch")
     assert [position for position, _ in run(search, Trainer(search))] == [0, 1, 2]
-
-
-def test_the_weights_of_the_last_stage_before_another_level_are_kept() -> None:
-    search = search_of(LR_ALONE)
-    trainer = Trainer(search)
-    run(search, trainer)
-    assert trainer.runs == [(0, 10, frozenset({0})), (0, 20, frozenset({1})), (0, 40, frozenset())]
 
 
 def test_seconds_are_rounded_to_milliseconds() -> None:
