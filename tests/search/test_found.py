@@ -28,17 +28,13 @@ def journal_of(search: Search, folder: Path) -> Journal:
     return journal
 
 
-def best_of(journal: Journal) -> Sample:
-    return journal.best()
-
-
 def sample_of(search: Search, **values: object) -> Sample:
     return Sample(0, {path.replace("__", "."): value for path, value in values.items()}, "optuna")
 
 
 def test_it_has_the_configuration_and_all_else_of_the_file(tmp_path: Path) -> None:
     search = search_of("oracle={name: erring, rate: 0.1}", "dataset.images=20")
-    found, asked = found_experiment(search, best_of(journal_of(search, tmp_path))), search.experiment
+    found, asked = found_experiment(search, journal_of(search, tmp_path).best()), search.experiment
     assert found.train.optimizer.lr == 0.0025
     assert found.acquire.strategy == "random"
     for field in ("dataset", "model", "oracle", "evaluate"):
