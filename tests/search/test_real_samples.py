@@ -31,7 +31,7 @@ def search_of(seeds: list[int], epochs: list[int]) -> Search:
     text = experiment_text(
         "real",
         dataset="{name: scenes, size: [24, 32], images: 4}",
-        model="{backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.0]}",
+        model="{backbone: mobilenetv2_035, pretrained: none, dropout: [0.0, 0.0, 0.0]}",
         train="{epochs: 3, batch_size: 4, optimizer: {name: adam, lr: 1e-3}}",
         acquire=TWO_PIXELS,
         evaluate="{splits: {test: {}}, when: every_epoch, report: test}",
