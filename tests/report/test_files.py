@@ -1,5 +1,6 @@
 """The whole report: every file, the same bytes each time, no torch and no ray, nothing from elsewhere."""
 
+import io
 import re
 import shutil
 import subprocess
@@ -13,9 +14,11 @@ from PIL import Image
 
 from pixelpick_ray.config.experiment import Experiment, load_experiment
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.report.cells import build_cells
+from pixelpick_ray.report.cells import build_cells, reported
+from pixelpick_ray.report.figures import curve_png
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.scoreboard import comparable_cells, compare
+from pixelpick_ray.report.tables import result_table
 from pixelpick_ray.store import Store
 from tests.support.study import Study, exact, experiment, matrix
 
@@ -124,16 +127,15 @@ def test_published_points_are_drawn_where_the_protocol_is_theirs(study: Study, t
     assert comparable_cells(compare(results, build_cells(results))) == {}
 
 
-def test_two_data_sets_are_drawn_in_two_panels(study: Study, tmp_path: Path) -> None:
+def test_two_data_sets_are_drawn_in_two_panels(study: Study) -> None:
     other = experiment("name=other", "dataset={name: voc, long_side: 400}")
-    study.fill(experiment(), lambda trial: matrix(50))
-    study.fill(other, lambda trial: matrix(60))
-    write_report(study.store, [experiment(), other], tmp_path)
-    with Image.open(tmp_path / "curve.png") as image:
+    for spec, percent in ((experiment(), 50), (other, 60)):
+        study.fill(spec, lambda trial, percent=percent: matrix(percent))
+    results = study.results(experiment(), other)
+    cells = build_cells(results)
+    with Image.open(io.BytesIO(curve_png(results, reported(results, cells), {}))) as image:
         assert image.width > 1.2 * image.height
-    (text,) = read(tmp_path, "table.md")
-    assert "| study | camvid |" in text
-    assert "| other | voc |" in text
+    assert {row[:2] for row in result_table(results, cells).rows} == {("study", "camvid"), ("other", "voc")}
 
 
 def test_the_page_stands_alone_and_is_well_formed(kept: Study, out: Path) -> None:
