@@ -11,3 +11,9 @@ from tests.support.study import Study
 def study(tmp_path: Path) -> Study:
     """An empty store to fill."""
     return Study(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A store that a fixture of a module fills and its tests read."""
+    return Study(tmp_path_factory.mktemp("kept") / "store")

@@ -1,7 +1,5 @@
 """What people answered: times, rightness and agreement against numbers worked out by hand, and the files of it."""
 
-import csv
-import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +14,11 @@ from pixelpick_ray.data.questions import UNSAID
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.annotator_tables import annotation_tables
 from pixelpick_ray.report.annotators import Annotations, answers_csv, costs_yaml, load_annotations, measured_costs
-from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.costs import CostModel, read_cost_model
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.rows import load_results
 from tests.support.stored_answers import BOOK, answer, ask, places, write
-from tests.support.study import Described, Study, chain_path, exact, experiment
+from tests.support.study import Described, Study, chain_path, csv_lines, exact, experiment
 
 pytestmark = pytest.mark.whole_report
 
@@ -30,6 +26,7 @@ HUMAN = "oracle={name: human}"
 ONE = "grid=[{seed: [0], budget: [10]}]"
 THREE = [[5, 0, 0], [0, 5, 0], [0, 0, 5]]  # a confusion of sky, road and car
 SKY, ROAD, CAR = range(3)
+Reported = tuple[Study, Experiment, Path]
 
 
 @pytest.fixture
@@ -45,7 +42,7 @@ def filled(study: Study, *overrides: str) -> Experiment:
 
 
 def loaded(study: Study, *specs: Experiment) -> Annotations:
-    return load_annotations(study.store, load_chains(study.store, load_results(study.store, specs)))
+    return load_annotations(study.store, study.chains(*specs))
 
 
 def tables(study: Study, *specs: Experiment) -> dict[str, Table]:
@@ -64,11 +61,12 @@ def table(study: Study, start: str, *specs: Experiment) -> Table:
 def said(annotator: str, words: str, **more: Any) -> list[Answer]:
     """Answers to the pixels of the first row, by the first letters of classes; "-" is none of them, "." no answer."""
     names: dict[str, str | None] = {"s": "sky", "r": "road", "c": "car", "?": "?", "-": None}
-    return [
-        answer(annotator, place, names[letter], **more)
-        for place, letter in zip(places(len(words)), words, strict=True)
-        if letter != "."
-    ]
+    asked = [(place, letter) for place, letter in zip(places(len(words)), words, strict=True) if letter != "."]
+    return [answer(annotator, place, names[letter], **more) for place, letter in asked]
+
+
+def timed(words: str, seconds: Sequence[float | None]) -> list[Answer]:
+    return [one.model_copy(update={"seconds": each}) for one, each in zip(said("ann", words), seconds, strict=True)]
 
 
 def truths(words: str) -> dict[Any, int]:
@@ -76,72 +74,58 @@ def truths(words: str) -> dict[Any, int]:
     return dict(zip(places(len(words)), (labels[letter] for letter in words), strict=True))
 
 
-# Whose answers they are
+def answered(study: Study, spec: Experiment, words: str, answers: Sequence[Answer]) -> None:
+    """Let the chain have asked for pixels of these classes, and people have answered."""
+    ask(study, spec, [(0, truths(words))])
+    write(study, answers)
 
 
-def test_without_people_there_is_nothing_to_report(study: Study) -> None:
+def written(study: Study, spec: Experiment, out: Path, **options: Any) -> tuple[str, str]:
+    """The text and the page of a report."""
+    write_report(study.store, [spec], out, **options)
+    return (out / "table.md").read_text(encoding="utf-8"), (out / "index.html").read_text(encoding="utf-8")
+
+
+def test_without_people_and_answers_there_is_nothing_to_report(study: Study) -> None:
     spec = filled(study, ONE)
     assert loaded(study, spec) == Annotations((), (), ())
     assert tables(study, spec) == {}
     assert costs_yaml(loaded(study, spec)) is None
-
-
-def test_questions_without_an_answer_yet_are_no_answers(study: Study, spec: Experiment, tmp_path: Path) -> None:
-    ask(study, spec, [(0, truths("ss"))])
-    found = loaded(study, spec)
+    asking = filled(study, HUMAN, ONE, "name=asking")
+    ask(study, asking, [(0, truths("ss"))])
+    found = loaded(study, asking)
     assert (found.given, found.class_names) == ((), ("sky", "road", "car"))
-    assert tables(study, spec) == {}
-    summary = write_report(study.store, [spec], tmp_path / "out")
-    assert {"answers.csv", "costs.yaml"}.isdisjoint(path.name for path in summary.files)
-    assert "hours of annotation" not in (tmp_path / "out" / "index.html").read_text()
+    assert tables(study, asking) == {}
 
 
 def test_answers_count_that_stand_and_that_these_experiments_asked_for(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ss"))])
     right, wrong, foreign = said("ann", "srr")
-    write(study, [right, wrong, foreign])
+    answered(study, spec, "ss", [right, wrong, foreign])
     Book(study.store, BOOK).append(Undo(undone=wrong.id, annotator="ann", time=2e9))
     assert [one.answer for one in loaded(study, spec).given] == [right]
-
-
-def test_an_answer_to_two_experiments_is_one_answer(study: Study) -> None:
-    first, other = filled(study, HUMAN, ONE), filled(study, HUMAN, ONE, "name=other", "train.epochs=3")
-    ask(study, first, [(0, truths("ss"))])
-    ask(study, other, [(0, truths("sss"))])
-    write(study, said("ann", "rss"))
-    found = loaded(study, first, other)
-    assert [one.experiments for one in found.given] == [("study", "other")] * 2 + [("other",)]
-    assert [one.is_right for one in found.given] == [False, True, True]
-
-
-def test_equal_pixels_of_two_books_are_two_pixels(study: Study) -> None:
-    first, other = filled(study, HUMAN, ONE), filled(study, HUMAN, ONE, "name=other", "dataset.size=[8, 8]")
-    ask(study, first, [(0, truths("ss"))])
-    ask(study, other, [(0, truths("rr"))], book="fedc")
-    write(study, said("ann", "ss"))
-    write(study, said("bea", "sr"), book="fedc")
-    found = loaded(study, first, other)
-    assert [(one.book, one.truth, one.is_right) for one in found.given] == [
-        *((BOOK, "sky", True), (BOOK, "sky", True), ("fedc", "road", False), ("fedc", "road", True))
-    ]
-    assert not any("agree" in caption for caption in tables(study, first, other))
-
-
-def test_questions_that_vanished_take_their_answers_along(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ss"))])
-    write(study, said("ann", "ss"))
-    shutil.rmtree(study.store.path / "question")
+    shutil.rmtree(study.store.path / "question")  # which takes its answers along
     assert loaded(study, spec).given == ()
 
 
-# Seconds
+def test_an_answer_to_two_experiments_is_one_and_equal_pixels_of_two_books_are_two(study: Study) -> None:
+    first = filled(study, HUMAN, ONE)
+    other, apart = (filled(study, HUMAN, ONE, f"name={name}", "train.epochs=3") for name in ("other", "apart"))
+    answered(study, first, "ss", said("ann", "rss"))
+    ask(study, other, [(0, truths("sss"))])
+    found = loaded(study, first, other)
+    assert [one.experiments for one in found.given] == [("study", "other")] * 2 + [("other",)]
+    assert [one.is_right for one in found.given] == [False, True, True]
+    ask(study, apart, [(0, truths("rr"))], book="fedc")
+    write(study, said("bea", "sr"), book="fedc")
+    found = loaded(study, first, apart)
+    assert [(one.book, one.truth, one.is_right) for one in found.given] == [
+        *((BOOK, "sky", False), (BOOK, "sky", True), ("fedc", "road", False), ("fedc", "road", True))
+    ]
+    assert not any("agree" in caption for caption in tables(study, first, apart))
 
 
 def test_seconds_are_told_by_answer(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ssrrrs"))])
-    seconds = [1.0, 2.0, 6.0, 30.0, None, 5.0]
-    words = [*said("ann", "ssr-rs")]
-    write(study, [one.model_copy(update={"seconds": each}) for one, each in zip(words, seconds, strict=True)])
+    answered(study, spec, "ssrrrs", timed("ssr-rs", [1.0, 2.0, 6.0, 30.0, None, 5.0]))
     write(study, said("ann", "r", seconds=500.0, repeat=True))
     found = table(study, "Seconds an answer", spec)
     assert found.header == ("answer", "answers", "median (s)", "mean (s)", "in all (min)")
@@ -157,38 +141,20 @@ def test_seconds_are_told_by_answer(study: Study, spec: Experiment) -> None:
 
 
 def test_several_annotators_have_a_column_each(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ssr"))])
-    write(study, [*said("bea", "ss.", seconds=1.5), *said("ann", "s.?", seconds=4.0)])
+    answered(study, spec, "ssr", [*said("bea", "ss.", seconds=1.5), *said("ann", "s.?", seconds=4.0)])
     found = table(study, "Seconds an answer", spec)
     assert found.header[-2:] == ("ann", "bea")
+    nothing = ("0", "-", "-", "-")
     assert {row[0]: row[1:3] + row[-2:] for row in found.rows} == {
         "sky": ("3", "1.50", "4.00 (1)", "1.50 (2)"),
-        "road": ("0", "-", "-", "-"),
-        "car": ("0", "-", "-", "-"),
-        "none of the classes": ("0", "-", "-", "-"),
+        **dict.fromkeys(("road", "car", "none of the classes"), nothing),
         "cannot tell": ("1", "4.00", "4.00 (1)", "-"),
         "all": ("4", "2.75", "4.00 (2)", "1.50 (2)"),
     }
 
 
-def test_a_class_may_be_called_like_a_row_of_its_own(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ssr"))])
-    path = chain_path(spec, spec.trials()[0])
-    record = study.store.read_record(path)
-    assert record is not None
-    study.store.write_record(path, record | {"class_names": ["all", "cannot tell", "car"]})
-    write(study, [answer("ann", place, "all") for place in places(2)] + [answer("ann", ("a.png", 0, 2), "cannot tell")])
-    seconds, right = table(study, "Seconds an answer", spec), table(study, "Answers that are what", spec)
-    assert [row[:2] for row in seconds.rows] == [
-        *(("all", "2"), ("cannot tell", "1"), ("car", "0")),
-        *(("none of the classes", "0"), ("cannot tell", "0"), ("all", "3")),
-    ]
-    assert [row[:2] for row in right.rows] == [("all", "2"), ("cannot tell", "1"), ("car", "0"), ("all", "3")]
-
-
 def test_every_annotator_has_a_row(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ssrr"))])
-    write(study, said("ann", "s-?r", seconds=3.0, idle_seconds=45.0))
+    answered(study, spec, "ssrr", said("ann", "s-?r", seconds=3.0, idle_seconds=45.0))
     write(study, [*said("ann", "s", repeat=True, seconds=1.0, idle_seconds=60.0), *said("bea", "s", repeat=True)])
     found = table(study, "Answers of each annotator", spec)
     assert found.header == (
@@ -201,27 +167,32 @@ def test_every_annotator_has_a_row(study: Study, spec: Experiment) -> None:
     )
 
 
-# Right and wrong
+def test_a_class_may_be_called_like_a_row_of_its_own(study: Study, spec: Experiment) -> None:
+    path, (first, second, third) = chain_path(spec, spec.trials()[0]), places(3)
+    ask(study, spec, [(0, truths("ssr"))])
+    study.store.write_record(path, study.store.read_record(path) | {"class_names": ["all", "cannot tell", "car"]})
+    write(study, [answer("ann", first, "all"), answer("ann", second, "all"), answer("ann", third, "cannot tell")])
+    seconds, right = table(study, "Seconds an answer", spec), table(study, "Answers that are what", spec)
+    known = [("all", "2"), ("cannot tell", "1"), ("car", "0")]
+    none = [("none of the classes", "0"), ("cannot tell", "0")]
+    assert [row[:2] for row in seconds.rows] == [*known, *none, ("all", "3")]
+    assert [row[:2] for row in right.rows] == [*known, ("all", "3")]
 
 
 def test_accuracy_is_told_by_true_class_with_its_interval(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ssssssssssrrr."))])
-    write(study, said("ann", "sssssssssr?-rc"))
+    answered(study, spec, "ssssssssssrrr.", said("ann", "sssssssssr?-rc"))
     write(study, said("ann", "r", repeat=True))
     found = table(study, "Answers that are what", spec)
     assert found.header == ("class", "answers", "right (%)")
     # 9 of 10: Wilson's interval is [0.5958, 0.9821]; 1 of 2: [0.0945, 0.9055].
     assert found.rows == (
-        ("sky", "10", "90.0 [59.6, 98.2]"),
-        ("road", "2", "50.0 [9.5, 90.5]"),
-        ("car", "0", "-"),
-        ("all", "12", "83.3 [55.2, 95.3]"),
+        *(("sky", "10", "90.0 [59.6, 98.2]"), ("road", "2", "50.0 [9.5, 90.5]")),
+        *(("car", "0", "-"), ("all", "12", "83.3 [55.2, 95.3]")),
     )
 
 
 def test_the_last_answer_of_each_annotator_is_judged(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ss"))])
-    write(study, [*said("ann", "rs"), *said("bea", "s."), *said("ann", "s.")])
+    answered(study, spec, "ss", [*said("ann", "rs"), *said("bea", "s."), *said("ann", "s.")])
     found = table(study, "Answers that are what", spec)
     assert found.header == ("class", "answers", "right (%)", "ann", "bea")
     assert found.rows[0] == ("sky", "3", "100.0 [43.9, 100.0]", "100.0 [34.2, 100.0] (2)", "100.0 [20.7, 100.0] (1)")
@@ -229,70 +200,64 @@ def test_the_last_answer_of_each_annotator_is_judged(study: Study, spec: Experim
 
 
 def test_without_label_maps_nobody_is_judged(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("..."))])
-    write(study, said("ann", "src", suggestion="sky"))
+    answered(study, spec, "...", said("ann", "src", suggestion="sky"))
     assert [caption.split()[0] for caption in tables(study, spec)] == ["Seconds", "Answers", "Suggested"]
     assert table(study, "Suggested", spec).rows == (("ann", "3", "-", "33.3 [6.1, 79.2]", "-", "-"),)
 
 
 def test_answers_with_a_suggestion_stand_apart(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ssssrrrr"))])
-    write(study, said("ann", "sr"))
+    answered(study, spec, "ssssrrrr", said("ann", "sr"))
     suggested = zip(said("ann", "..ssrr-r"), ("sky", "road", "sky", "road", "road", "sky"), strict=True)
     write(study, [one.model_copy(update={"suggestion": each}) for one, each in suggested])
     bare, helped = (table(study, f"Answers to questions {how} a suggestion", spec) for how in ("without", "with"))
-    assert [row[:2] for row in bare.rows] == [("sky", "2"), ("road", "0"), ("car", "0"), ("all", "2")]
-    assert [row[:2] for row in helped.rows] == [("sky", "2"), ("road", "4"), ("car", "0"), ("all", "6")]
-    assert bare.rows[-1][2].startswith("50.0 [")
-    assert helped.rows[-1][2].startswith("83.3 [")
-    found = table(study, "Suggested", spec)
+    for found, numbers, start in ((bare, "2002", "50.0 ["), (helped, "2406", "83.3 [")):
+        assert [row[:2] for row in found.rows] == list(zip(("sky", "road", "car", "all"), numbers, strict=True))
+        assert found.rows[-1][2].startswith(start)
     # Right: pixels 2, 5 and 6. Taken: 2 and 5, of the wrong ones none.
-    assert found.rows == (
-        ("ann", "6", "50.0 [18.8, 81.2]", "33.3 [9.7, 70.0]", "66.7 [20.8, 93.9]", "0.0 [0.0, 56.1]"),
-    )
+    shares = ("50.0 [18.8, 81.2]", "33.3 [9.7, 70.0]", "66.7 [20.8, 93.9]", "0.0 [0.0, 56.1]")
+    assert table(study, "Suggested", spec).rows == (("ann", "6", *shares),)
 
 
 def test_suggestions_to_several_people_are_summed_up(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ss"))])
-    write(study, [*said("bea", "ss", suggestion="sky"), *said("ann", "r.", suggestion="sky"), *said("cy", "s")])
-    write(study, said("dee", "s", suggestion="sky", repeat=True))
-    assert [row[:2] for row in table(study, "Suggested", spec).rows] == [("ann", "1"), ("bea", "2"), ("all", "3")]
-    assert table(study, "Suggested", spec).rows[-1][3].startswith("66.7 [")
+    suggested = [*said("bea", "ss", suggestion="sky"), *said("ann", "r.", suggestion="sky")]
+    answered(study, spec, "ss", [*suggested, *said("cy", "s"), *said("dee", "s", suggestion="sky", repeat=True)])
+    rows = table(study, "Suggested", spec).rows
+    assert [row[:2] for row in rows] == [("ann", "1"), ("bea", "2"), ("all", "3")]
+    assert rows[-1][3].startswith("66.7 [")
 
 
-# Agreement
-
-
-def test_agreement_is_that_of_answers_to_the_same_pixels(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ssssssssrr"))])
-    write(study, [*said("ann", "sssssrrr-?"), *said("bea", "sssssssr?-")])
+@pytest.mark.parametrize(
+    ("words", "answers", "rows"),
+    [
+        # They agree on 6 of 10. By chance: sky 5 x 7, road 3 x 1, none 1 x 1, cannot tell 1 x 1: 40 of 100.
+        (
+            "ssssssssrr",
+            [*said("ann", "sssssrrr-?"), *said("bea", "sssssssr?-")],
+            [("ann", "bea", "10", "60.0 [31.3, 83.2]", "0.333")],
+        ),
+        # A hidden repeat, with 3 of 4; by chance sky 2 x 1 and road 2 x 3: 8 of 16.
+        (
+            "ssrr",
+            [*said("ann", "ssrr"), *said("ann", "srrr", repeat=True)],
+            [("ann", "ann, asked again", "4", "75.0 [30.1, 95.4]", "0.500")],
+        ),
+        # A repeat is a first look of who had not seen the pixel. One said the same of everything, so that chance
+        # agrees fully; 2 of 3 against 2 x 1 + 1 x 2 of 9.
+        (
+            "ssr",
+            [*said("ann", "ssr"), *said("bea", "srr", repeat=True), *said("bea", "s", repeat=True)],
+            [
+                ("bea", "bea, asked again", "1", "100.0 [20.7, 100.0]", "-"),
+                ("ann", "bea", "3", "66.7 [20.8, 93.9]", "0.400"),
+            ],
+        ),
+    ],
+)
+def test_agreement_is_over_the_same_pixels(study: Study, spec: Experiment, words: str, answers: Any, rows: Any) -> None:
+    answered(study, spec, words, answers)
     found = table(study, "Two answers", spec)
     assert found.header == ("one", "other", "pixels", "agreement (%)", "kappa")
-    # They agree on 6 of 10. By chance: sky 5 x 7, road 3 x 1, none 1 x 1, cannot tell 1 x 1: 40 of 100.
-    assert found.rows == (("ann", "bea", "10", "60.0 [31.3, 83.2]", "0.333"),)
-
-
-def test_hidden_repeats_tell_how_consistent_each_is(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ssrr"))])
-    write(study, said("ann", "ssrr"))
-    write(study, said("ann", "srrr", repeat=True))
-    # 3 of 4; by chance sky 2 x 1 and road 2 x 3: 8 of 16.
-    assert table(study, "Two answers", spec).rows == (("ann", "ann, asked again", "4", "75.0 [30.1, 95.4]", "0.500"),)
-
-
-def test_a_repeat_is_a_first_look_of_who_had_not_seen_the_pixel(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ssr"))])
-    write(study, said("ann", "ssr"))
-    write(study, said("bea", "srr", repeat=True))
-    write(study, said("bea", "s", repeat=True))
-    rows = table(study, "Two answers", spec).rows
-    assert [row[:3] for row in rows] == [("bea", "bea, asked again", "1"), ("ann", "bea", "3")]
-    assert [row[3].partition(" ")[0] for row in rows] == ["100.0", "66.7"]
-    # One said the same of everything, so that chance agrees fully; 2 of 3 against 2 x 1 + 1 x 2 of 9.
-    assert [row[4] for row in rows] == ["-", "0.400"]
-
-
-# Pixels without a class
+    assert list(found.rows) == rows
 
 
 def test_pixels_without_a_class_are_counted_by_stage(study: Study) -> None:
@@ -307,39 +272,21 @@ def test_pixels_without_a_class_are_counted_by_stage(study: Study) -> None:
     assert [row[-6:] for row in found.rows] == [("10", "12", "2", "2", "4", "2"), ("20", "2", "0", "0", "0", "0")]
 
 
-def test_pixels_that_are_not_replaced_say_so(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ss"))])
-    write(study, said("ann", "s?"))
+def test_pixels_that_are_not_replaced_say_so_until_the_last_answer_has_a_class(study: Study, spec: Experiment) -> None:
+    answered(study, spec, "ss", said("ann", "s?"))
     found = table(study, "Pixels that people gave no class", spec)
     assert [row[-6:] for row in found.rows] == [("10", "2", "0", "1", "-", "0")]
-
-
-def test_the_last_answer_says_whether_a_pixel_has_a_class(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("ss"))])
-    write(study, [*said("ann", "s?"), *said("bea", ".s"), *said("bea", "-", repeat=True)])
+    write(study, [*said("bea", ".s"), *said("bea", "-", repeat=True)])
     assert not any("no class" in caption for caption in tables(study, spec))
 
 
-# Costs
-
-
-def timed(words: str, seconds: Sequence[float | None]) -> list[Answer]:
-    return [one.model_copy(update={"seconds": each}) for one, each in zip(said("ann", words), seconds, strict=True)]
-
-
 def test_measured_times_are_a_cost_model(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("s" * 11))])
+    answered(study, spec, "s" * 11, timed("s", [None]))
+    assert measured_costs(loaded(study, spec)) is costs_yaml(loaded(study, spec)) is None
     write(study, timed("sssssrrrr?r", [1, 1, 1, 1, 2, 5, 5, 5, 5, 34, None]))
     write(study, said("ann", "s", repeat=True, seconds=1000.0))
     # 60 s in 10 answers; road has four timed ones only.
     assert measured_costs(loaded(study, spec)) == CostModel(seconds_per_pixel=6.0, seconds_per_class={"sky": 1.2})
-
-
-def test_answers_that_nobody_timed_are_no_cost_model(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("s"))])
-    write(study, timed("s", [None]))
-    assert measured_costs(loaded(study, spec)) is None
-    assert costs_yaml(loaded(study, spec)) is None
 
 
 def counted(study: Study, spec: Experiment, classes: int = 3) -> None:
@@ -349,70 +296,73 @@ def counted(study: Study, spec: Experiment, classes: int = 3) -> None:
     study.ask(spec, lambda trial, stage: known | {"spread": None, "border_distance": None})
 
 
-def test_a_report_is_laid_over_its_own_measured_times(study: Study, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
+    """A store with answers, and the folder of its report."""
+    folder = tmp_path_factory.mktemp("reported")
+    study = Study(folder / "store")
     spec = filled(study, HUMAN, "grid=[{seed: [0], budget: [10, 20]}]")
     counted(study, spec)
-    ask(study, spec, [(0, truths("s" * 10))])
-    write(study, timed("sssss", [36] * 5))
-    write(study, said("bea", "....." + "rrrrr", seconds=72.0))
-    write_report(study.store, [spec], tmp_path / "out")
-    text, page = ((tmp_path / "out" / name).read_text() for name in ("table.md", "index.html"))
+    answered(study, spec, "s" * 10, [*timed("sssss", [36] * 5), *said("<b>bea</b>", "....." + "rrrrr", seconds=72.0)])
+    write_report(study.store, [spec], folder / "out")
+    return study, spec, folder / "out"
+
+
+def test_a_report_is_laid_over_its_own_measured_times(reported: Reported) -> None:
+    study, spec, out = reported
+    text, page = ((out / name).read_text(encoding="utf-8") for name in ("table.md", "index.html"))
     # A stage is 4 x 36 + 6 x 72 = 576 s, or 0.16 hours.
     assert "| 10 | 10 | 0.16 | 100.0 | 1 |" in text
     assert "| 20 | 20 | 0.32 | 100.0 | 1 |" in text
-    assert "Measured in 10 answers of ann (5) and bea (5): 1 click and 54 s a pixel (sky 36 s, road 72 s)." in text
+    by = "Measured in 10 answers of <b>bea</b> (5) and ann (5)"
+    assert f"{by}: 1 click and 54 s a pixel (sky 36 s, road 72 s)." in text
     assert "Assumed" not in text
     assert 'data-axis="hours of annotation"' in page
+    assert "| road | 60.0 |" in text  # of the picked pixels
+    assert "<h2>Annotation<" in page
+    assert "&lt;b&gt;bea&lt;/b&gt;" in page
+    assert "<b>bea" not in page
+    for caption in tables(study, spec):
+        assert caption in text
 
 
-def test_a_cost_model_that_is_given_comes_before_the_measured_one(
-    study: Study, spec: Experiment, tmp_path: Path
-) -> None:
-    counted(study, spec)
-    ask(study, spec, [(0, truths("s"))])
-    write(study, said("ann", "s"))
-    write_report(study.store, [spec], tmp_path, cost_model=CostModel(seconds_per_pixel=360))
-    text = (tmp_path / "table.md").read_text()
-    assert "Assumed: 1 click and 360 s a pixel." in text
-    assert read_cost_model(tmp_path / "costs.yaml") == CostModel(seconds_per_pixel=2.0)
-
-
-def test_the_measured_model_prices_other_experiments(study: Study, spec: Experiment, tmp_path: Path) -> None:
-    ask(study, spec, [(0, truths("s" * 5))])
-    write(study, timed("sssss", [36] * 5))
-    path = tmp_path / "costs.yaml"
-    path.write_text(costs_yaml(loaded(study, spec)) or "")
-    assert path.read_text().splitlines()[:2] == [
-        "# Measured in 5 answers of ann (5); experiments: study.",
+def test_files_of_an_earlier_report_go_unless_they_may_be_given(reported: Reported, tmp_path: Path) -> None:
+    study, spec, before = reported
+    out, store = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (before, study.store.path))
+    study, costs = Study(store), out / "costs.yaml"
+    assert (out / "answers.csv").read_text() == answers_csv(loaded(study, spec))
+    assert costs.read_text() == costs_yaml(loaded(study, spec))
+    assert costs.read_text().splitlines()[:2] == [
+        "# Measured in 10 answers of <b>bea</b> (5) and ann (5); experiments: study.",
         "# Pauses and hidden repeats are left out. Classes that are not named have fewer than 5 timed answers and cost "
         "the mean of all.",
     ]
-    model = read_cost_model(path)
+    model = read_cost_model(costs)
     assert model == measured_costs(loaded(study, spec))
     other = filled(study, ONE, "name=other", "acquire.strategy=random")
     counted(study, other)
-    write_report(study.store, [other], tmp_path / "other", cost_model=model)
-    assert "| 10 | 10 | 0.1 | 100.0 | 1 |" in (tmp_path / "other" / "table.md").read_text()
+    assert "| 10 | 10 | 0.16 | 100.0 | 1 |" in written(study, other, out, cost_model=model)[0]
+    assert not (out / "answers.csv").exists()
+    assert costs.exists()
+    written(study, other, out)
+    assert not costs.exists()
+    given = written(study, spec, out, cost_model=CostModel(seconds_per_pixel=360))[0]
+    assert "Assumed: 1 click and 360 s a pixel." in given  # which comes before the measured one
+    assert read_cost_model(costs) == model
 
 
 @pytest.mark.parametrize("name", ["ann\u2028seconds_per_pixel: 9", "\ufeff# x", "no: {", "ann\u200bé"])
-def test_no_name_of_an_annotator_changes_the_cost_model(
-    study: Study, spec: Experiment, tmp_path: Path, name: str
-) -> None:
-    ask(study, spec, [(0, truths("s"))])
-    write(study, said(name, "s"))
+def test_no_name_changes_the_cost_model(study: Study, spec: Experiment, tmp_path: Path, name: str) -> None:
+    answered(study, spec, "s", said(name, "s"))
     (tmp_path / "costs.yaml").write_text(costs_yaml(loaded(study, spec)) or "", encoding="utf-8")
     assert read_cost_model(tmp_path / "costs.yaml") == CostModel(seconds_per_pixel=2.0)
 
 
-# Files
-
-
 def test_every_answer_is_a_line(study: Study, spec: Experiment) -> None:
-    ask(study, spec, [(0, truths("s."))])
-    write(study, [answer("ann", ("a.png", 0, 0), "road", 1.25, idle_seconds=31.5, suggestion="sky", time=1.5)])
-    write(study, [answer("Bea, M.", ("a.png", 0, 1), None, None, time=2.5)])
-    write(study, [answer("ann", ("a.png", 0, 0), "?", repeat=True, time=3.5)])
+    first, second = places(2)
+    answered(study, spec, "s.", [answer("ann", first, "road", 1.25, idle_seconds=31.5, suggestion="sky", time=1.5)])
+    write(study, [answer("Bea, M.", second, None, None, time=2.5)])
+    write(study, [answer("ann", first, "?", repeat=True, time=3.5)])
     text = answers_csv(loaded(study, spec))
     assert text.splitlines() == [
         "experiment,book,image,y,x,kind,label,truth,annotator,time,seconds,idle_seconds,suggestion,repeat",
@@ -420,19 +370,7 @@ def test_every_answer_is_a_line(study: Study, spec: Experiment) -> None:
         f'study,{BOOK},a.png,0,1,void,,,"Bea, M.",2.5,,,,0',
         f"study,{BOOK},a.png,0,0,unknown,,sky,ann,3.5,2.0,,,1",
     ]
-    assert len(list(csv.DictReader(io.StringIO(text)))) == 3
-
-
-def test_the_page_and_the_markdown_have_a_section(study: Study, spec: Experiment, tmp_path: Path) -> None:
-    ask(study, spec, [(0, truths("sr"))])
-    write(study, said("<b>ann</b>", "s?"))
-    write_report(study.store, [spec], tmp_path)
-    page, text = ((tmp_path / name).read_text(encoding="utf-8") for name in ("index.html", "table.md"))
-    assert "<h2>Annotation<" in page
-    assert "&lt;b&gt;ann&lt;/b&gt;" in page
-    assert "<b>ann" not in page
-    for caption in tables(study, spec):
-        assert caption in text
+    assert len(csv_lines(text)) == 3
 
 
 def test_images_without_label_maps_are_no_measure_of_what_was_asked(study: Study, tmp_path: Path) -> None:
@@ -440,39 +378,23 @@ def test_images_without_label_maps_are_no_measure_of_what_was_asked(study: Study
     study.fill(spec, lambda trial: exact(500))
     counted(study, spec, classes=2)
     for value, is_told in ((SKY, True), (254, False)):
-        label_map = np.full((4, 6), value, dtype=np.uint8)
-        described = Described({"a.png": (9, 9, 9)}, {"a.png": label_map})
+        described = Described({"a.png": (9, 9, 9)}, {"a.png": np.full((4, 6), value, dtype=np.uint8)})
         study.describe(spec, described, {"test": described})
-        write_report(study.store, [spec], tmp_path, picture_settings=1)
-        text = (tmp_path / "table.md").read_text()
+        text, _ = written(study, spec, tmp_path, picture_settings=1)
         assert ("| class | training images | margin | margin, times |" in text) == is_told
         assert ("| class | margin |\n" in text) == (not is_told)
-
-
-def test_files_of_an_earlier_report_go_unless_they_may_have_been_given(study: Study, spec: Experiment) -> None:
-    out = study.store.path.parent / "out"
-    ask(study, spec, [(0, truths("s"))])
-    write(study, said("ann", "s"))
-    write_report(study.store, [spec], out)
-    assert (out / "answers.csv").read_text() == answers_csv(loaded(study, spec))
-    assert (out / "costs.yaml").read_text() == costs_yaml(loaded(study, spec))
-    other = filled(study, ONE, "name=other")
-    write_report(study.store, [other], out, cost_model=read_cost_model(out / "costs.yaml"))
-    assert not (out / "answers.csv").exists()
-    assert (out / "costs.yaml").exists()
-    write_report(study.store, [other], out)
-    assert not (out / "costs.yaml").exists()
 
 
 def test_a_cost_model_of_ones_own_is_neither_removed_nor_replaced(study: Study, spec: Experiment) -> None:
     out = study.store.path.parent / "out"
     out.mkdir()
     (out / "costs.yaml").write_text("seconds_per_pixel: 3\n")
-    write_report(study.store, [spec], out)
     ask(study, spec, [(0, truths("s"))])
+    summary = write_report(study.store, [spec], out)  # without an answer yet
+    assert {"answers.csv", "costs.yaml"}.isdisjoint(path.name for path in summary.files)
+    assert "hours of annotation" not in (out / "index.html").read_text()
     write(study, said("ann", "s"))
-    with pytest.raises(
-        SpecError, match=r"--out .*out: costs\.yaml there was not measured by a report, and would be lo"
-    ):
+    refused = r"--out .*out: costs\.yaml there was not measured by a report, and would be lo"
+    with pytest.raises(SpecError, match=refused):
         write_report(study.store, [spec], out)
     assert (out / "costs.yaml").read_text() == "seconds_per_pixel: 3\n"

@@ -4,25 +4,24 @@ import math
 
 import pytest
 
-from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.report.cells import Cell, areas, build_cells, reported
-from pixelpick_ray.report.rows import load_results
-from tests.support.study import Measure, Study, experiment, matrix
+from tests.support.study import Matrix, Measure, Study, experiment, matrix
+
+BOTH_SEEDS = "grid=[{seed: [0, 1], budget: [10]}]"
 
 
-def shown(study: Study, spec: Experiment, measure: Measure) -> tuple[Cell, ...]:
-    study.fill(spec, measure)
-    results = load_results(study.store, [spec])
+def shown(study: Study, measure: Measure, *overrides: str) -> tuple[Cell, ...]:
+    results = study.filled(measure, *overrides)
     return reported(results, build_cells(results))
 
 
 @pytest.mark.always("a table of mean and standard deviation by hand")
 def test_mean_and_sample_standard_deviation_over_seeds(study: Study) -> None:
     # mIoU 0.20, 0.25, 0.30
-    first, second = shown(study, experiment(), lambda trial: matrix(40 + 10 * trial.seed))
+    first, second = shown(study, lambda trial: matrix(40 + 10 * trial.seed))
     assert (first.budget, second.budget) == (10, 20)
-    assert first.summary.mean == pytest.approx(0.25)
-    assert first.summary.std == pytest.approx(0.05)
+    assert (first.summary.mean, first.summary.std) == (pytest.approx(0.25), pytest.approx(0.05))
     assert (first.summary.n, first.expected, first.seeds) == (3, 3, (0, 1, 2))
     assert first.share == pytest.approx(10 / 172800)
     assert len(set(first.fit_keys)) == 3
@@ -30,67 +29,55 @@ def test_mean_and_sample_standard_deviation_over_seeds(study: Study) -> None:
 
 def test_missing_seeds_are_counted_not_averaged_away(study: Study) -> None:
     lost = {(1, 10), (0, 20), (1, 20), (2, 20)}
-    cells = shown(study, experiment(), lambda trial: None if (trial.seed, trial.budget) in lost else matrix(50))
+    cells = shown(study, lambda trial: None if (trial.seed, trial.budget) in lost else matrix(50))
     assert [(len(cell.values), cell.expected) for cell in cells] == [(2, 3), (0, 3)]
     assert math.isnan(cells[1].summary.mean)
     assert cells[1].share == pytest.approx(20 / 172800)
 
 
 def test_budgets_ascend_as_numbers_and_full_supervision_is_last(study: Study) -> None:
-    spec = experiment("grid=[{acquire.strategy: [random, margin], seed: [0], budget: [full, 100, 20]}]")
-    cells = shown(study, spec, lambda trial: matrix(50))
-    assert [(cell.line.strategy, cell.budget) for cell in cells] == [
-        ("random", 20),
-        ("random", 100),
-        ("margin", 20),
-        ("margin", 100),
-        ("", "full"),
-    ]
+    grid = "grid=[{acquire.strategy: [random, margin], seed: [0], budget: [full, 100, 20]}]"
+    found = [(cell.line.strategy, cell.budget) for cell in shown(study, lambda trial: matrix(50), grid)]
+    assert found == [("random", 20), ("random", 100), ("margin", 20), ("margin", 100), ("", "full")]
 
 
 def test_settings_are_never_averaged(study: Study) -> None:
-    spec = experiment("grid=[{train.optimizer.lr: [0.1, 0.2], seed: [0, 1], budget: [10]}]")
-    cells = shown(study, spec, lambda trial: matrix(40 if trial.train.optimizer.lr == 0.1 else 80))
+    grid = "grid=[{train.optimizer.lr: [0.1, 0.2], seed: [0, 1], budget: [10]}]"
+    cells = shown(study, lambda trial: matrix(40 if trial.train.optimizer.lr == 0.1 else 80), grid)
     assert [(cell.line.setting, cell.summary.mean, cell.expected) for cell in cells] == [
-        ("train.optimizer.lr=0.1", pytest.approx(0.2), 2),
-        ("train.optimizer.lr=0.2", pytest.approx(0.4), 2),
+        (f"train.optimizer.lr={lr}", pytest.approx(mean), 2) for lr, mean in ((0.1, 0.2), (0.2, 0.4))
     ]
 
 
 def test_a_class_that_some_seeds_lack_is_averaged_over_the_others(study: Study) -> None:
-    spec = experiment("grid=[{seed: [0, 1], budget: [10]}]")
-    study.fill(spec, lambda trial: [[10, 0], [0, 0]] if trial.seed == 0 else [[5, 5], [0, 0]])
-    cells = {cell.class_name: cell for cell in build_cells(load_results(study.store, [spec]))}
-    assert (cells["road"].summary.n, len(cells["road"].values), cells["road"].expected) == (1, 2, 2)
-    assert cells["road"].summary.mean == 0.0
+    measured = {0: [[10, 0], [0, 0]], 1: [[5, 5], [0, 0]]}
+    cells = build_cells(study.filled(lambda trial: measured[trial.seed], BOTH_SEEDS))
+    (road,) = [cell for cell in cells if cell.class_name == "road"]
+    assert (road.summary.n, len(road.values), road.expected, road.summary.mean) == (1, 2, 2, 0.0)
 
 
 def test_cells_that_mix_devices_say_so(study: Study) -> None:
-    spec = experiment("grid=[{seed: [0, 1], budget: [10]}]")
-    for seed, device in enumerate(("cpu", "gpu")):
-        study.fill(spec, lambda trial, seed=seed: matrix(50) if trial.seed == seed else None, device=device)  # type: ignore[misc]
-    results = load_results(study.store, [spec])
+    study.filled(lambda trial: matrix(50) if trial.seed else None, BOTH_SEEDS, device="gpu")
+    results = study.filled(lambda trial: None if trial.seed else matrix(50), BOTH_SEEDS, device="cpu")
     assert {cell.mixed for cell in build_cells(results)} == {("device",)}
 
 
 def test_the_reporting_split_and_the_last_epoch_are_shown(study: Study) -> None:
-    spec = experiment("evaluate={splits: {test: {}, val: {}}, report: val, when: every_epoch}")
-    study.fill(spec, lambda trial: [matrix(80), matrix(60)])
-    results = load_results(study.store, [spec])
+    evaluate = "evaluate={splits: {test: {}, val: {}}, report: val, when: every_epoch}"
+    results = study.filled(lambda trial: [matrix(80), matrix(60)], evaluate)
     cells = build_cells(results)
     rules = {(split, rule) for split in ("test", "val") for rule in ("last", "best")}
     assert {(cell.split, cell.checkpoint) for cell in cells} == rules | {("val", "best_on_test")}
-    assert {(cell.split, cell.checkpoint, cell.summary.mean) for cell in reported(results, cells)} == {
-        ("val", "last", 0.3)
-    }
+    found = {(cell.split, cell.checkpoint, cell.summary.mean) for cell in reported(results, cells)}
+    assert found == {("val", "last", 0.3)}
 
 
 def test_the_area_takes_only_seeds_with_every_budget(study: Study) -> None:
-    def measure(trial):  # type: ignore[no-untyped-def]
+    def measure(trial: Trial) -> Matrix | None:
         return None if (trial.seed, trial.budget) == (2, 20) else matrix(20 + 20 * trial.seed + trial.budget)
 
     # mIoU 0.15 to 0.20 for seed 0 and 0.25 to 0.30 for seed 1.
-    (area,) = areas(shown(study, experiment(), measure))
+    (area,) = areas(shown(study, measure))
     assert (area.summary.n, area.expected, area.budgets) == (2, 3, (10, 20))
     assert area.summary.mean == pytest.approx((0.175 + 0.275) / 2)
 
@@ -99,13 +86,10 @@ def test_two_experiments_stand_side_by_side(study: Study) -> None:
     pretrained = experiment("name=other", "model.pretrained=imagenet", "evaluate={splits: {val: {}}, report: val}")
     study.fill(experiment(), lambda trial: matrix(50))
     study.fill(pretrained, lambda trial: matrix(80))
-    results = load_results(study.store, [pretrained, experiment()])
+    results = study.results(pretrained, experiment())
     cells = reported(results, build_cells(results))
     assert [(cell.line.experiment, cell.line.pretrained, cell.split, cell.budget) for cell in cells] == [
-        ("other", "imagenet", "val", 10),
-        ("other", "imagenet", "val", 20),
-        ("study", "none", "test", 10),
-        ("study", "none", "test", 20),
+        *(("other", "imagenet", "val", budget) for budget in (10, 20)),
+        *(("study", "none", "test", budget) for budget in (10, 20)),
     ]
-    assert cells[0].summary.mean == pytest.approx(0.4)
-    assert cells[2].summary.mean == pytest.approx(0.25)
+    assert (cells[0].summary.mean, cells[2].summary.mean) == (pytest.approx(0.4), pytest.approx(0.25))

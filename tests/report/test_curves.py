@@ -19,7 +19,7 @@ from pixelpick_ray.report.figures import curve_pdf, curve_png, curve_svg, curves
 from pixelpick_ray.report.panels import INK, MOST_DOTS, Axis, Scale, draw
 from pixelpick_ray.report.parts import Curves
 from pixelpick_ray.report.published import PublishedCell
-from pixelpick_ray.report.rows import Results, load_results
+from pixelpick_ray.report.rows import Results
 from tests.support.study import Study, exact, experiment
 
 pytestmark = pytest.mark.whole_report
@@ -38,16 +38,15 @@ def height(trial: Trial) -> int:
 
 
 def load(study: Study, spec: Experiment) -> Drawn:
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     return results, reported(results, build_cells(results))
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+def drawn(kept: Study) -> Drawn:
     """Two strategies, two budgets, three seeds and full supervision."""
-    study, spec = Study(tmp_path_factory.mktemp("curves") / "store"), experiment(GRID)
-    study.fill(spec, lambda trial: exact(height(trial)))
-    return load(study, spec)
+    kept.filled(lambda trial: exact(height(trial)), GRID)
+    return load(kept, experiment(GRID))
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +61,8 @@ def axis(cells: Sequence[Cell], scale: Scale = "linear", *, factor: float = 1.0,
 
 
 def panel(cells: Sequence[Cell], over: Axis | None = None, **published: PublishedCell) -> Axes:
-    places = {
-        (cell.line, cell.budget): published[cell.line.strategy] for cell in cells if cell.line.strategy in published
-    }
-    (found,) = draw(cells, places, over or axis(cells)).axes
+    known = {(one.line, one.budget): published[one.line.strategy] for one in cells if one.line.strategy in published}
+    (found,) = draw(cells, known, over or axis(cells)).axes
     return found
 
 
@@ -76,40 +73,34 @@ def labelled(found: Axes) -> dict[str, np.ndarray]:
 def costs(cells: Sequence[Cell], *, clicks: float = 3.0) -> Costs:
     model = CostModel(seconds_per_pixel=1, money_per_hour=10, currency='"&')
     places = [(cell.line, cell.budget) for cell in cells if cell.budget != "full"]
-    return Costs(
-        model, {(line, budget): Cost(clicks * budget, 360.0 * budget, 1.0 * budget) for line, budget in places}
-    )
-
-
-# What is drawn
+    return Costs(model, {place: Cost(clicks * place[1], 360.0 * place[1], 1.0 * place[1]) for place in places})
 
 
 def test_lines_are_means_over_the_axis(drawn: Drawn) -> None:
-    found = labelled(panel(drawn[1], axis(drawn[1], factor=7)))
+    over = axis(drawn[1], factor=7)
+    found = labelled(panel(drawn[1], over))
     assert found["margin"] == pytest.approx(np.array([[70, 41.0], [140, 52.0]]))
     assert found["random"] == pytest.approx(np.array([[70, 37.0], [140, 48.0]]))
+    places = {place: value for place, value in over.places.items() if place[0].strategy != "random"}
+    assert "random" not in labelled(panel(drawn[1], Axis("clicks", places, "linear")))
 
 
-def test_bars_are_student_intervals_and_bands_one_deviation(drawn: Drawn) -> None:
+def test_bars_are_student_intervals_bands_one_deviation_and_full_supervision_a_dashed_level(drawn: Drawn) -> None:
     found = panel(drawn[1])
     band, bars = found.collections[0].get_paths()[0], found.containers[0].lines[2][0].get_segments()
     for index, values in enumerate(([40.0, 42.0, 41.0], [50.0, 52.0, 54.0])):
-        interval = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+        mean, std = np.mean(values), stats.tstd(values)
+        interval = stats.t.interval(0.95, 2, loc=mean, scale=stats.sem(values))
         assert [point[1] for point in bars[index]] == pytest.approx(list(interval))
         at = [y for x, y in band.vertices if x == (10, 20)[index]]
-        assert (min(at), max(at)) == pytest.approx(
-            (np.mean(values) - stats.tstd(values), np.mean(values) + stats.tstd(values))
-        )
-
-
-def test_full_supervision_is_a_dashed_level_with_95_percent_of_it(drawn: Drawn) -> None:
+        assert (min(at), max(at)) == pytest.approx((mean - std, mean + std))
     level, goal = [line for line in panel(drawn[1]).lines if len(set(np.asarray(line.get_ydata()))) == 1][-2:]
     assert (level.get_label(), level.get_marker(), level.get_color()) == ("full supervision", "None", INK)
     assert level.get_ydata()[0] == pytest.approx(61.0)
     assert goal.get_ydata()[0] == pytest.approx(57.95)
 
 
-def test_every_seed_is_a_dot_unless_there_are_too_many(drawn: Drawn, study: Study) -> None:
+def test_seeds_are_dots_unless_there_are_too_many_and_published_numbers_hollow(drawn: Drawn) -> None:
     def dots(cells: Sequence[Cell]) -> int:
         found = [one for one in panel(cells).collections if isinstance(one, PathCollection)]
         return sum(len(one.get_offsets()) for one in found)
@@ -118,9 +109,6 @@ def test_every_seed_is_a_dot_unless_there_are_too_many(drawn: Drawn, study: Stud
     many = tuple(range(MOST_DOTS // 4 + 1))
     cells = [replace(cell, seeds=many, values=(0.5,) * len(many)) for cell in drawn[1]]
     assert dots(cells) == 0
-
-
-def test_published_numbers_lie_where_ours_do(drawn: Drawn) -> None:
     theirs = PublishedCell.model_construct(miou_percent=44.0, std_percent=0.5)
     found = panel(drawn[1], axis(drawn[1], factor=7), margin=theirs)
     hollow = [line for line in found.lines if line.get_markerfacecolor() == "none"]
@@ -128,42 +116,24 @@ def test_published_numbers_lie_where_ours_do(drawn: Drawn) -> None:
     assert "margin, published" in found.get_legend_handles_labels()[1]
 
 
-def test_a_cell_without_a_place_is_left_out(drawn: Drawn) -> None:
-    over = axis(drawn[1])
-    places = {place: value for place, value in over.places.items() if place[0].strategy != "random"}
-    assert "random" not in labelled(panel(drawn[1], Axis("clicks", places, "linear")))
-
-
-def test_a_line_with_missing_seeds_says_so(study: Study) -> None:
-    spec = experiment()
+def test_missing_seeds_and_a_single_one_are_said(study: Study) -> None:
+    spec, single = experiment(), experiment("name=single", "grid=[{seed: [0], budget: [10, 20]}]")
     study.fill(spec, lambda trial: None if (trial.seed, trial.budget) == (1, 20) else exact(500))
     assert list(labelled(panel(load(study, spec)[1])))[-1] == "margin (incomplete)"
+    study.fill(single, lambda trial: exact(500))
+    legend = panel(load(study, single)[1]).get_legend()
+    assert legend.get_title().get_text() == "line: one seed"  # neither band nor bar
 
 
-def test_one_seed_has_neither_band_nor_bar_and_the_legend_does_not_promise_them(study: Study) -> None:
-    spec = experiment("grid=[{seed: [0], budget: [10, 20]}]")
-    study.fill(spec, lambda trial: exact(500))
-    legend = panel(load(study, spec)[1]).get_legend()
-    assert legend is not None
-    assert legend.get_title().get_text() == "line: one seed"
-
-
-@pytest.mark.parametrize("grid", ["grid=[{seed: [0], budget: [10, 20]}]", "grid=[{seed: [0], budget: [full]}]"])
-def test_nothing_stored_is_said(study: Study, grid: str) -> None:
-    results, cells = load(study, experiment(grid))
-    empty = curves(results, cells, {})
-    assert {"no results stored" in curve.svg for curve in empty.curves} == {True}
-    assert empty.data.rows == ()
-
-
-def test_only_full_supervision_can_be_drawn(study: Study) -> None:
-    spec = experiment("grid=[{seed: [0, 1], budget: [full]}]")
-    study.fill(spec, lambda trial: exact(600))
-    results, cells = load(study, spec)
-    assert {(curve.axis, curve.scale) for curve in curves(results, cells, {}).curves} == {
-        ("labelled pixels per image", "linear"),
-        ("labelled pixels per image", "log"),
-    }
+def test_nothing_stored_is_said_and_full_supervision_alone_can_be_drawn(study: Study) -> None:
+    full = experiment("name=full", "grid=[{seed: [0, 1], budget: [full]}]")
+    for spec in (experiment("grid=[{seed: [0], budget: [10, 20]}]"), full):
+        empty = curves(*load(study, spec), {})
+        assert {"no results stored" in curve.svg for curve in empty.curves} == {True}
+        assert empty.data.rows == ()
+    study.fill(full, lambda trial: exact(600))
+    found = {(curve.axis, curve.scale) for curve in curves(*load(study, full), {}).curves}
+    assert found == {("labelled pixels per image", scale) for scale in ("linear", "log")}
 
 
 def test_budgets_that_are_close_get_fewer_labels(study: Study) -> None:
@@ -175,10 +145,13 @@ def test_budgets_that_are_close_get_fewer_labels(study: Study) -> None:
     assert list(panel(cells, axis(cells, "log", name=pixels)).get_xticks()) == [1, 2, 5, 100]
 
 
-# How it looks
+def test_seventy_lines_look_different_and_the_same_whatever_else_is_stored(drawn: Drawn) -> None:
+    def colour(cells: Sequence[Cell]) -> dict[str, object]:
+        return {str(line.get_label()): line.get_color() for line in panel(cells).lines}
 
-
-def test_seventy_lines_look_different_and_none_like_full_supervision(drawn: Drawn) -> None:
+    empty = [replace(cell, seeds=(), values=()) for cell in drawn[1] if cell.line.strategy == "margin"]
+    others = [cell for cell in drawn[1] if cell.line.strategy != "margin"]
+    assert colour([*empty, *others])["random"] == colour(drawn[1])["random"]
     margin, full = drawn[1][0], drawn[1][-1]
     copies = [(margin, index) for index in range(70)] + [(full, index) for index in range(3)]
     cells = [replace(cell, line=replace(cell.line, setting=f"seed={index}")) for cell, index in copies]
@@ -189,53 +162,33 @@ def test_seventy_lines_look_different_and_none_like_full_supervision(drawn: Draw
     assert without_marker == {f"seed={index}, full supervision" for index in range(3)}
 
 
-def test_a_line_looks_the_same_whatever_else_is_stored(drawn: Drawn) -> None:
-    def colour(cells: Sequence[Cell]) -> dict[str, object]:
-        return {str(line.get_label()): line.get_color() for line in panel(cells).lines}
-
-    empty = [replace(cell, seeds=(), values=()) for cell in drawn[1] if cell.line.strategy == "margin"]
-    others = [cell for cell in drawn[1] if cell.line.strategy != "margin"]
-    assert colour([*empty, *others])["random"] == colour(drawn[1])["random"]
-
-
-# Documents
-
-
 def test_equal_results_give_equal_bytes(drawn: Drawn) -> None:
-    results, cells = drawn
-    for make in (curve_png, curve_pdf, curve_svg):
-        assert make(results, cells, {}) == make(results, cells, {})
-
-
-def test_a_pdf_has_one_page_and_no_date(drawn: Drawn) -> None:
-    document = curve_pdf(*drawn, {})
+    made = [make(*drawn, {}) for make in (curve_png, curve_pdf, curve_svg)]
+    assert made == [make(*drawn, {}) for make in (curve_png, curve_pdf, curve_svg)]
+    _, document, svg = made
     assert document.startswith(b"%PDF-")
-    assert b"/Count 1" in document
+    assert b"/Count 1" in document  # pages
     assert b"Date" not in document
+    root = ElementTree.fromstring(svg)
+    assert not list(root.iter("{http://www.w3.org/2000/svg}text"))  # outlines
+    assert root.findtext("{http://www.w3.org/2000/svg}title") == "mIoU over labelled pixels per image"
 
 
-def test_there_is_a_curve_for_every_axis_and_scale(paid: Curves) -> None:
+def test_there_is_a_curve_for_every_axis_and_scale_but_for_what_costs_nothing(drawn: Drawn, paid: Curves) -> None:
     names = ["labelled pixels per image", "share of pixels (%)", "clicks", "hours of annotation", 'money ("&)']
     assert [(curve.axis, curve.scale) for curve in paid.curves] == [(n, s) for n in names for s in ("linear", "log")]
-
-
-def test_what_costs_nothing_is_no_axis(drawn: Drawn) -> None:
     found = costs(drawn[1], clicks=0.0)
     free = Costs(found.model, {place: replace(cost, seconds=0.0, money=0.0) for place, cost in found.by_cell.items()})
-    names = {curve.axis for curve in curves(*drawn, {}, free).curves}
-    assert names == {"labelled pixels per image", "share of pixels (%)"}
+    assert {curve.axis for curve in curves(*drawn, {}, free).curves} == set(names[:2])
 
 
-def test_several_curves_on_one_page_share_no_identifier(paid: Curves) -> None:
+def test_several_curves_on_one_page_share_no_identifier_and_take_the_pages_looks(paid: Curves) -> None:
     inlined = [inline_svg(curve.svg) for curve in paid.curves]
     identifiers = [name for svg in inlined for name in re.findall(r' id="([^"]*)"', svg)]
     assert len(identifiers) == len(set(identifiers)) > 0
     for svg in inlined:
         own = set(re.findall(r' id="([^"]*)"', svg))
         assert set(re.findall(r'(?:href="|url\()#([^")]*)', svg)) == own
-
-
-def test_an_inlined_curve_takes_the_pages_looks_and_names_its_axis(paid: Curves) -> None:
     for curve in paid.curves:
         svg = inline_svg(curve.svg)
         root = ElementTree.fromstring(svg)
@@ -246,12 +199,6 @@ def test_an_inlined_curve_takes_the_pages_looks_and_names_its_axis(paid: Curves)
         for absent in ("<title", "<metadata", "<?xml", "font-family", "DejaVu", "#ffffff", INK):
             assert absent not in svg
         assert "currentColor" in svg
-
-
-def test_the_svg_file_has_outlines_for_text(drawn: Drawn) -> None:
-    root = ElementTree.fromstring(curve_svg(*drawn, {}))
-    assert not list(root.iter("{http://www.w3.org/2000/svg}text"))
-    assert root.findtext("{http://www.w3.org/2000/svg}title") == "mIoU over labelled pixels per image"
 
 
 def test_the_numbers_behind_the_curves(paid: Curves) -> None:

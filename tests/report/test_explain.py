@@ -13,22 +13,17 @@ from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import build_cells
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.explain import explain, parse_cell
-from pixelpick_ray.report.rows import Reading, Results, load_results
+from pixelpick_ray.report.rows import Reading, Results
 from tests.support.study import Matrix, Study, chain_path, exact, experiment
 
 pytestmark = pytest.mark.whole_report
 
-GRID = (
-    "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1, 2], budget: [full]}]"
-)
+SEEDS = "seed: [0, 1, 2]"
+GRID = f"grid=[{{acquire.strategy: [margin, random], {SEEDS}, budget: [10, 20]}}, {{{SEEDS}, budget: [full]}}]"
+ONE = "grid=[{seed: [0], budget: [10]}]"
 MADE = {
-    "finished": "2026-11-20T10:00:00Z",
-    "device": "H100",
-    "host": "node1",
-    "torch": "2.11",
-    "version": "0.3",
-    "code": "6f6d23e",
-    "seconds": 900.0,
+    **{"finished": "2026-11-20T10:00:00Z", "device": "H100", "host": "node1", "torch": "2.11"},
+    **{"version": "0.3", "code": "6f6d23e", "seconds": 900.0},
 }
 
 
@@ -40,7 +35,12 @@ def measured(trial: Trial) -> Matrix | None:
 def fill(study: Study, spec: Experiment, measure: Any = measured, **provenance: Any) -> Results:
     study.fill(spec, measure, **(MADE | provenance))
     study.ask(spec, lambda trial, stage: None)
-    return load_results(study.store, [spec])
+    return study.results(spec)
+
+
+@pytest.fixture(scope="module")
+def filled(kept: Study) -> tuple[Study, Results]:
+    return kept, fill(kept, experiment(GRID), world_size=2)
 
 
 def told(study: Study, results: Results, wanted: str) -> str:
@@ -51,26 +51,29 @@ def keys(study: Study, spec: Experiment, strategy: str, seed: int) -> dict[str, 
     """Folders of the first pixels and of each stage of a chain, as its record tells them."""
     trial = next(one for one in spec.trials() if (one.acquire.strategy, one.seed) == (strategy, seed))
     record, folder = study.store.read_record(chain_path(spec, trial)), study.store.folder
-    return {"first": folder("pick", record["initial"])} | {
-        name: folder(kind, key)
-        for stage in record["stages"]
-        for name, kind, key in (
-            (f"fit {stage['budget']}", "fit", stage["fit"]),
-            (f"evaluation {stage['budget']}", "evaluation", stage["evaluations"]["test"]),
-            (f"pick {stage['budget']}", "pick", stage.get("pick")),
-        )
-        if key
-    }
+    found = {"first": folder("pick", record["initial"])}
+    for stage in record["stages"]:
+        made = {"fit": stage["fit"], "evaluation": stage["evaluations"]["test"], "pick": stage.get("pick")}
+        found |= {f"{kind} {stage['budget']}": folder(kind, key) for kind, key in made.items() if key}
+    return found
 
 
-def test_every_line_of_a_cell_with_a_missing_seed(study: Study) -> None:
-    spec = experiment(GRID)
-    results = fill(study, spec, world_size=2)
-    zero, one = (keys(study, spec, "margin", seed) for seed in (0, 1))
-    made = [
-        "    made        2026-11-20T10:00:00Z on H100, host node1, 2 ranks; device hours: 0.5",
-        "    versions    torch 2.11, package 0.3, code 6f6d23e",
-    ]
+def test_every_line_of_a_cell_with_a_missing_seed(filled: tuple[Study, Results]) -> None:
+    study, results = filled
+
+    def of_seed(seed: int) -> list[str]:
+        found = keys(study, experiment(GRID), "margin", seed)
+        return [
+            f"  seed {seed}: {50 + 2 * seed}.0 %",
+            f"    fit         {found['fit 20']}",
+            f"    evaluation  {found['evaluation 20']}",
+            f"    10 pixels   {found['first']}",
+            f"    20 pixels   {found['pick 10']}",
+            "    made        2026-11-20T10:00:00Z on H100, host node1, 2 ranks; device hours: 0.5",
+            "    versions    torch 2.11, package 0.3, code 6f6d23e",
+            "",
+        ]
+
     # Of 0.50 and 0.52 the standard deviation is 0.0141; Student's interval at one degree is 12.706 * 0.01 wide.
     assert told(study, results, "strategy=margin,budget=20").split("\n") == [
         "study: margin at 20 pixels per image, mIoU 51.0 ± 1.4 %, n = 2 of 3",
@@ -79,55 +82,36 @@ def test_every_line_of_a_cell_with_a_missing_seed(study: Study) -> None:
         "  epoch       last",
         "  interval    38.3 to 63.7 %, of the mean, at 95 %",
         "",
-        "  seed 0: 50.0 %",
-        f"    fit         {zero['fit 20']}",
-        f"    evaluation  {zero['evaluation 20']}",
-        f"    10 pixels   {zero['first']}",
-        f"    20 pixels   {zero['pick 10']}",
-        *made,
-        "",
-        "  seed 1: 52.0 %",
-        f"    fit         {one['fit 20']}",
-        f"    evaluation  {one['evaluation 20']}",
-        f"    10 pixels   {one['first']}",
-        f"    20 pixels   {one['pick 10']}",
-        *made,
-        "",
+        *of_seed(0),
+        *of_seed(1),
         "  seed 2: missing on test, not run yet",
     ]
 
 
-def test_a_cell_has_the_pixels_up_to_its_budget(study: Study) -> None:
-    text = told(study, fill(study, experiment(GRID)), "strategy=margin,budget=10")
+def test_a_cell_has_the_pixels_up_to_its_budget_and_full_supervision_none(filled: tuple[Study, Results]) -> None:
+    text = told(*filled, "strategy=margin,budget=10")
     assert text.startswith("study: margin at 10 pixels per image, mIoU 52.0 ± 2.0 %, n = 3 of 3\n")
     assert text.count("    10 pixels   ") == 3
     assert "    20 pixels   " not in text
     assert "missing" not in text
-
-
-def test_full_supervision_asked_for_no_pixels(study: Study) -> None:
-    results = fill(study, experiment(GRID))
-    text = told(study, results, "budget=full")
-    assert text.startswith(
+    full = told(*filled, "budget=full")
+    assert full.startswith(
         "study: full supervision, mIoU 52.0 ± 2.0 %, n = 3 of 3\n"
         "  data        camvid test (360 x 480 pixels), 100 % of the pixels labelled\n"
     )
-    assert "/pick/" not in text
-    assert told(study, results, "strategy=") == text
+    assert "/pick/" not in full
+    assert told(*filled, "strategy=") == full
 
 
 def test_a_class_has_its_own_values(study: Study) -> None:
-    spec = experiment("grid=[{acquire.strategy: [margin], seed: [0], budget: [10]}]")
-    text = told(study, fill(study, spec, lambda trial: [[6, 2, 0], [1, 1, 0], [0, 0, 0]]), "class_name=road")
-    assert text.startswith("study: margin at 10 pixels per image, IoU of road 25.0 %, n = 1 of 1\n")
+    results = fill(study, experiment(ONE), lambda trial: [[6, 2, 0], [1, 1, 0], [0, 0, 0]])
+    text, absent = (told(study, results, f"class_name={name}") for name in ("road", "car"))
+    begin = "study: margin at 10 pixels per image"
+    assert text.startswith(f"{begin}, IoU of road 25.0 %, n = 1 of 1\n")
     assert "  seed 0: 25.0 %\n" in text
     assert "interval" not in text
-    results = load_results(study.store, [spec])
-    assert told(study, results, "metric=pixel_accuracy").startswith(
-        "study: margin at 10 pixels per image, pixel accuracy 70.0 %, n = 1 of 1\n"
-    )
-    absent = told(study, results, "class_name=car")
-    assert absent.startswith("study: margin at 10 pixels per image, IoU of car -, n = 1 of 1\n")
+    assert told(study, results, "metric=pixel_accuracy").startswith(f"{begin}, pixel accuracy 70.0 %, n = 1 of 1\n")
+    assert absent.startswith(f"{begin}, IoU of car -, n = 1 of 1\n")
     assert "  seed 0: -\n" in absent
 
 
@@ -144,58 +128,45 @@ def test_a_setting_is_named_with_its_commas(study: Study) -> None:
 
 
 def test_a_cell_without_values_says_why(study: Study) -> None:
-    spec = experiment(GRID)
-    text = told(study, fill(study, spec, lambda trial: None), "strategy=margin,budget=20")
+    text = told(study, fill(study, experiment(GRID), lambda trial: None), "strategy=margin,budget=20")
     assert text.split("\n") == [
         "study: margin at 20 pixels per image, mIoU missing 0/3, n = 0 of 3",
         "  data        camvid test (360 x 480 pixels), 0.012 % of the pixels labelled",
         "  model       deeplabv3plus small, pretrained none",
         "  epoch       last",
         "",
-        "  seed 0: missing on test, not run yet",
-        "  seed 1: missing on test, not run yet",
-        "  seed 2: missing on test, not run yet",
+        *(f"  seed {seed}: missing on test, not run yet" for seed in range(3)),
     ]
 
 
 def test_only_the_splits_that_a_cell_needs_can_be_missing(study: Study) -> None:
-    spec = experiment(
-        "train.epochs=2",
-        "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}",
-        "grid=[{seed: [0], budget: [10]}]",
-    )
-    results = fill(study, spec, lambda trial: {"test": [exact(500), exact(400)]})
+    splits = "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}"
+    results = fill(study, experiment("train.epochs=2", splits, ONE), lambda trial: {"test": [exact(500), exact(400)]})
     assert "missing" not in told(study, results, "budget=10")
-    best = told(study, results, "checkpoint=best")
+    best, held_out = (told(study, results, f"checkpoint={rule}") for rule in ("best", "best_on_val"))
     assert best.startswith("study: margin at 10 pixels per image, mIoU 50.0 %, n = 1 of 1\n")
     assert "\n  epoch       best on test\n" in best
-    held_out = told(study, results, "checkpoint=best_on_val")
     assert "\n  epoch       best on val\n" in held_out
     assert held_out.endswith("\n\n  seed 0: missing on val, not run yet")
     assert told(study, results, "split=val").startswith("study: margin at 10 pixels per image, mIoU missing 0/1, n = 0")
 
 
-def test_a_removed_fit_is_told(study: Study) -> None:
-    spec = experiment(GRID)
+def test_a_removed_fit_and_one_without_facts_are_told_as_unknown(study: Study) -> None:
+    spec, bare = experiment(GRID), experiment(ONE, "name=bare", "train.batch_size=1")
     fill(study, spec)
     shutil.rmtree(keys(study, spec, "margin", 0)["fit 10"])
-    text = told(study, load_results(study.store, [spec]), "strategy=margin,budget=10")
+    text = told(study, study.results(spec), "strategy=margin,budget=10")
     assert text.count("    made        unknown: the fit was removed\n") == 1
     assert text.count("    versions    ") == 2
     assert "\n  mixed       device, torch, package version, training data, " in text
-
-
-def test_a_fit_without_facts_is_told_as_unknown(study: Study) -> None:
-    spec = experiment("grid=[{seed: [0], budget: [10]}]")
-    study.fill(spec, lambda trial: exact(500))
-    text = told(study, load_results(study.store, [spec]), "budget=10")
+    study.fill(bare, lambda trial: exact(500))
+    text = told(study, study.results(bare), "budget=10")
     assert "    made        unknown on cpu, host unknown, 1 rank; device hours: 0.000417\n" in text
     assert text.endswith("    versions    torch 2.0, package 1, code unknown")
 
 
-def test_others_that_use_the_same_fit_are_told(study: Study) -> None:
-    spec = experiment(GRID)
-    results = fill(study, spec)
+def test_others_that_use_the_same_fit_are_told(filled: tuple[Study, Results]) -> None:
+    study, results = filled
     key = results.readings[0].fit_key
     sharing = {("margin", 0, 10), ("random", 0, 10), ("", 0, "full")}
 
@@ -212,8 +183,7 @@ def test_the_same_strategy_of_another_experiment_is_told_apart(study: Study) -> 
     specs = [experiment(GRID), experiment(GRID, "name=other")]
     for spec in specs:
         fill(study, spec)
-    results = load_results(study.store, specs)  # the trials are the same, and so are the fits
-    text = told(study, results, "experiment=study,strategy=margin,budget=20")
+    text = told(study, study.results(*specs), "experiment=study,strategy=margin,budget=20")  # whose fits are the same
     assert re.findall("    also of     (.*)", text) == ["other, margin at 20 pixels per image"] * 2
 
 
@@ -232,23 +202,21 @@ NAMES = (
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("bugdet=20", f"--explain: 'bugdet=20' is no NAME=VALUE with one of the names {NAMES}"),
-        ("strategy=margin,20", f"--explain: '20' is no NAME=VALUE with one of the names {NAMES}"),
-        ("", f"--explain: '' is no NAME=VALUE with one of the names {NAMES}"),
+        ("bugdet=20", f": 'bugdet=20' is no NAME=VALUE with one of the names {NAMES}"),
+        ("strategy=margin,20", f": '20' is no NAME=VALUE with one of the names {NAMES}"),
+        ("", f": '' is no NAME=VALUE with one of the names {NAMES}"),
         (
             "strategy=entropy,budget=20",
-            "--explain 'strategy=entropy,budget=20': there is no such cell; known are strategy: margin, random, "
+            " 'strategy=entropy,budget=20': there is no such cell; known are strategy: margin, random, "
             "(empty); budget: 10, 20, full",
         ),
-        ("budget=20", "--explain 'budget=20': 2 cells are meant; say which by strategy: margin, random"),
+        ("budget=20", " 'budget=20': 2 cells are meant; say which by strategy: margin, random"),
         (
             "metric=iou,strategy=random",
-            "--explain 'metric=iou,strategy=random': 4 cells are meant; say which by budget: 10, 20; "
-            "class_name: sky, road",
+            " 'metric=iou,strategy=random': 4 cells are meant; say which by budget: 10, 20; class_name: sky, road",
         ),
     ],
 )
-def test_what_is_no_cell_or_several_is_refused(study: Study, wanted: str, message: str) -> None:
-    results = fill(study, experiment(GRID))
-    with pytest.raises(SpecError, match=f"^{re.escape(message)}$"):
-        told(study, results, wanted)
+def test_what_is_no_cell_or_several_is_refused(filled: tuple[Study, Results], wanted: str, message: str) -> None:
+    with pytest.raises(SpecError, match=f"^--explain{re.escape(message)}$"):
+        told(*filled, wanted)

@@ -1,10 +1,12 @@
 """The whole report: every file, the same bytes each time, no torch and no ray, nothing from elsewhere."""
 
+import io
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -12,8 +14,11 @@ from PIL import Image
 
 from pixelpick_ray.config.experiment import Experiment, load_experiment
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.report.costs import read_cost_model
+from pixelpick_ray.report.cells import build_cells, reported
+from pixelpick_ray.report.figures import curve_png
 from pixelpick_ray.report.files import write_report
+from pixelpick_ray.report.scoreboard import comparable_cells, compare
+from pixelpick_ray.report.tables import result_table
 from pixelpick_ray.store import Store
 from tests.support.study import Study, exact, experiment, matrix
 
@@ -22,77 +27,82 @@ pytestmark = pytest.mark.whole_report
 TABLES = {"table.md", "table.csv", "rows.csv", "pairs.csv", "scoreboard.csv", "queries.csv"}
 LATEX = {"table.tex", "table_wide.tex", "table_transposed.tex", "table_classes.tex"}
 FILES = TABLES | LATEX | {"curve.png", "curve.svg", "curve.pdf", "index.html"}
-NO_STATISTICS = dict.fromkeys(("entropy", "distinct_classes", "spread", "border_distance"))
-GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"
+SPEC = (
+    "title='<b>5 & 6</b>'",
+    "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]",
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.fixture
-def spec(study: Study) -> Experiment:
+def read(folder: Path, *names: str) -> list[str]:
+    return [(folder / name).read_text(encoding="utf-8") for name in names]
+
+
+def fill(study: Study, **provenance: Any) -> Experiment:
     """An experiment with results, one of them missing."""
-    spec = experiment(GRID)
-    study.fill(spec, lambda trial: None if (trial.seed, trial.budget) == (1, 20) else matrix(40 + 10 * trial.seed))
+    lost, spec = (1, 20), experiment(*SPEC)
+    study.fill(spec, lambda t: None if (t.seed, t.budget) == lost else matrix(40 + 10 * t.seed), **provenance)
     return spec
 
 
-def test_every_file_is_written_and_counted(study: Study, spec: Experiment, tmp_path: Path) -> None:
-    summary = write_report(study.store, [spec], tmp_path / "deep" / "out")
-    assert {path.name for path in summary.files} == FILES == set(contents(tmp_path / "deep" / "out"))
+@pytest.fixture(scope="module")
+def out(kept: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its report, which tests read."""
+    out = tmp_path_factory.mktemp("report") / "deep" / "out"
+    summary = write_report(kept.store, [fill(kept, device="Some <GPU>")], out)
+    assert {path.name for path in summary.files} == FILES
     assert (summary.num_trials, len(summary.missing)) == (14, 2)
-    assert "25.0 ± 7.1" in (tmp_path / "deep" / "out" / "table.md").read_text(encoding="utf-8")
+    return out
 
 
-def test_a_copied_store_gives_the_same_bytes(study: Study, spec: Experiment, tmp_path: Path) -> None:
-    shutil.copytree(study.store.path, tmp_path / "elsewhere")
-    write_report(study.store, [spec], tmp_path / "first")
-    write_report(Store(tmp_path / "elsewhere"), [spec], tmp_path / "second")
-    assert contents(tmp_path / "first") == contents(tmp_path / "second")
+def test_every_file_is_written(out: Path) -> None:
+    assert set(contents(out)) == FILES
+    text, page = read(out, "table.md", "index.html")
+    assert "25.0 ± 7.1" in text
+    assert "cannot go below" in text
+    assert "Judgement" in re.findall("<h2>([^<]*)", page)
+    assert ElementTree.parse(out / "curve.svg").getroot().tag.endswith("svg")
 
 
-def test_only_the_page_depends_on_how_long_it_took(study: Study, spec: Experiment, tmp_path: Path) -> None:
-    slow = Study(tmp_path / "slow")
-    slow.fill(
-        spec,
-        lambda trial: None if (trial.seed, trial.budget) == (1, 20) else matrix(40 + 10 * trial.seed),
-        seconds=9000,
-    )
-    write_report(study.store, [spec], tmp_path / "first")
-    write_report(slow.store, [spec], tmp_path / "second")
-    first, second = contents(tmp_path / "first"), contents(tmp_path / "second")
-    assert {name for name in FILES if first[name] != second[name]} == {"index.html"}
-    assert b"2.5" in second["index.html"]  # hours of a fit
+def test_a_copied_store_gives_the_same_bytes(kept: Study, out: Path, tmp_path: Path) -> None:
+    copied = Store(shutil.copytree(kept.store.path, tmp_path / "elsewhere"))
+    write_report(copied, [experiment(*SPEC)], tmp_path / "second")
+    assert contents(out) == contents(tmp_path / "second")
 
 
-def test_no_table_of_an_earlier_report_stays(study: Study, spec: Experiment, tmp_path: Path) -> None:
-    write_report(study.store, [spec], tmp_path / "out")
+def test_only_the_page_depends_on_how_long_it_took(study: Study, out: Path, tmp_path: Path) -> None:
+    write_report(study.store, [fill(study, seconds=9000, device="Some <GPU>")], tmp_path)
+    assert {name for name in FILES if (out / name).read_bytes() != (tmp_path / name).read_bytes()} == {"index.html"}
+    assert "2.5" in read(tmp_path, "index.html")[0]  # hours of a fit
+
+
+def test_an_empty_store_is_missing_and_no_table_of_an_earlier_report_stays(out: Path, tmp_path: Path) -> None:
+    shutil.copytree(out, tmp_path / "out")
     (tmp_path / "out" / "mine.txt").write_text("kept")
-    summary = write_report(Store(tmp_path / "none"), [spec], tmp_path / "out")
-    assert set(contents(tmp_path / "out")) == {path.name for path in summary.files} | {"mine.txt"}
-    assert "table_classes.tex" not in contents(tmp_path / "out")
-
-
-def test_an_empty_store_is_reported_as_missing(tmp_path: Path) -> None:
     summary = write_report(Store(tmp_path / "none"), [experiment()], tmp_path / "out")
     assert len(summary.missing) == 6
-    assert {path.name for path in summary.files} == FILES - {"table_transposed.tex", "table_classes.tex"}
-    assert "missing 0/3" in (tmp_path / "out" / "table.md").read_text()
+    written = {path.name for path in summary.files}
+    assert written == FILES - {"table_transposed.tex", "table_classes.tex"}
+    assert set(contents(tmp_path / "out")) == written | {"mine.txt"}
+    assert "missing 0/3" in read(tmp_path / "out", "table.md")[0]
+    with pytest.raises(SpecError, match=r"cannot be written .* give a folder that you may write to"):
+        write_report(Store(tmp_path / "none"), [experiment()], tmp_path / "out" / "mine.txt")
 
 
 def test_every_section_is_in_its_files(study: Study, tmp_path: Path) -> None:
-    splits = "{val: {size: [512, 1024]}, test: {}}"
     spec = experiment(
         "dataset={name: cityscapes, size: [256, 512]}",
         "model={backbone: mobilenetv2_100}",
-        f"evaluate={{splits: {splits}, report: val, when: every_epoch}}",
+        "evaluate={splits: {val: {size: [512, 1024]}, test: {}}, report: val, when: every_epoch}",
     )
     study.fill(spec, lambda trial: [matrix(40), matrix(80)] if trial.seed else None)
     known = {"pixels": 1, "images": 1, "class_counts": [1, 0], "entropy": 1.0, "distinct_classes": 1.0, "spread": 2.0}
     study.ask(spec, lambda trial, stage: known)
     write_report(study.store, [spec], tmp_path)
-    text, page = ((tmp_path / name).read_text(encoding="utf-8") for name in ("table.md", "index.html"))
+    text, page = read(tmp_path, "table.md", "index.html")
     titles = ["Results", "Budget curve", "Protocols", "Published numbers", "Missing", "Classes", "What was asked"]
     assert re.findall("<h2>([^<]*)", page) == [*titles, "Elsewhere", "Provenance"]
     assert text.startswith("mIoU in percent on cityscapes val (512 x 1024 pixels). Training at 256 x 512 pixels")
@@ -103,64 +113,39 @@ def test_every_section_is_in_its_files(study: Study, tmp_path: Path) -> None:
     assert "http" not in re.sub(r"<p class=.note.>.*?</p>|http-equiv", "", page.replace("http://www.w3.org", ""))
 
 
-def test_two_strategies_are_judged_and_priced(study: Study, spec: Experiment, tmp_path: Path) -> None:
-    study.ask(spec, lambda trial, stage: {"pixels": 10, "images": 1, "class_counts": [4, 6], **NO_STATISTICS})
-    (tmp_path / "costs.yaml").write_text("{seconds_per_pixel: 360}")
-    model = read_cost_model(tmp_path / "costs.yaml")
-    write_report(study.store, [spec], tmp_path / "out", cost_model=model)
-    text, page = ((tmp_path / "out" / name).read_text(encoding="utf-8") for name in ("table.md", "index.html"))
-    assert "Judgement" in re.findall("<h2>([^<]*)", page)
-    assert "cannot go below" in text
-    assert 'data-axis="hours of annotation"' in page
-    assert "| margin | 20 | 20 | 2 |" in text  # pixels, clicks, hours
-    assert "| road | 60.0 | 60.0 |" in text  # of the picked pixels
-
-
 def test_published_points_are_drawn_where_the_protocol_is_theirs(study: Study, tmp_path: Path) -> None:
     path = Path(__file__).resolve().parents[2] / "experiments" / "camvid-mobilenet.yaml"
-    for name, epochs in (("theirs", 50), ("other", 45)):
-        spec = load_experiment(path, [f"train.epochs={epochs}", "grid=[{seed: [0], budget: [20, 40, full]}]"])
+    theirs, other = (
+        load_experiment(path, [f"train.epochs={epochs}", "grid=[{seed: [0], budget: [20, 40, full]}]"])
+        for epochs in (50, 45)
+    )
+    for spec in (theirs, other):
         study.fill(spec, lambda trial: exact(508))
-        write_report(study.store, [spec], tmp_path / name)
-    drawn = {name: (tmp_path / name / "curve.svg").read_text(encoding="utf-8") for name in ("theirs", "other")}
-    assert "<!-- margin, published -->" in drawn["theirs"]
-    assert "published" not in drawn["other"]
+    write_report(study.store, [theirs], tmp_path)
+    assert "<!-- margin, published -->" in read(tmp_path, "curve.svg")[0]
+    results = study.results(other)
+    assert comparable_cells(compare(results, build_cells(results))) == {}
 
 
-def test_two_data_sets_are_drawn_in_two_panels(study: Study, tmp_path: Path) -> None:
+def test_two_data_sets_are_drawn_in_two_panels(study: Study) -> None:
     other = experiment("name=other", "dataset={name: voc, long_side: 400}")
-    study.fill(experiment(), lambda trial: matrix(50))
-    study.fill(other, lambda trial: matrix(60))
-    write_report(study.store, [experiment(), other], tmp_path / "out")
-    with Image.open(tmp_path / "out" / "curve.png") as image:
+    for spec, percent in ((experiment(), 50), (other, 60)):
+        study.fill(spec, lambda trial, percent=percent: matrix(percent))
+    results = study.results(experiment(), other)
+    cells = build_cells(results)
+    with Image.open(io.BytesIO(curve_png(results, reported(results, cells), {}))) as image:
         assert image.width > 1.2 * image.height
-    text = (tmp_path / "out" / "table.md").read_text()
-    assert "| study | camvid |" in text
-    assert "| other | voc |" in text
+    assert {row[:2] for row in result_table(results, cells).rows} == {("study", "camvid"), ("other", "voc")}
 
 
-def test_the_page_stands_alone_and_is_well_formed(study: Study, tmp_path: Path) -> None:
-    spec = experiment("title='<b>5 & 6</b>'")
-    study.fill(spec, lambda trial: matrix(50), device="Some <GPU>")
-    write_report(study.store, [spec], tmp_path / "out")
-    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+def test_the_page_stands_alone_and_is_well_formed(kept: Study, out: Path) -> None:
+    (page,) = read(out, "index.html")
     assert "<title>&lt;b&gt;5 &amp; 6&lt;/b&gt;</title>" in page
     assert "Some &lt;GPU&gt;" in page
-    for outside in (" src=", 'href="http', "url(http", "@import", str(tmp_path)):
+    for outside in (" src=", 'href="http', "url(http", "@import", str(out.parents[1]), str(kept.store.path)):
         assert outside not in page
     assert "color-scheme: light dark" in page
     assert 'name="viewport"' in page
-
-
-def test_the_svg_is_xml(study: Study, spec: Experiment, tmp_path: Path) -> None:
-    write_report(study.store, [spec], tmp_path / "out")
-    assert ElementTree.parse(tmp_path / "out" / "curve.svg").getroot().tag.endswith("svg")
-
-
-def test_a_folder_that_cannot_be_written_is_a_readable_error(study: Study, spec: Experiment, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SpecError, match=r"cannot be written .* give a folder that you may write to"):
-        write_report(study.store, [spec], tmp_path / "file")
 
 
 def test_reporting_imports_neither_torch_nor_ray() -> None:
@@ -175,27 +160,19 @@ def test_reporting_imports_neither_torch_nor_ray() -> None:
     assert int(done.stdout.split()[0]) >= 11
 
 
-SPARSE = {
-    "one seed": ("grid=[{acquire.strategy: [margin, random], seed: [0], budget: [10, 20]}]", "one seed allows no test"),
-    "one budget": (
-        "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [20]}]",
-        "By mIoU at 20 pixels per image",
-    ),
-    "a failed chain": (GRID, "failed: RunError: out of memory"),
-    "a class that does not occur": (GRID, "<td>car</td>"),
-}
-
-
-@pytest.mark.parametrize("kind", SPARSE)
-def test_sparse_results_give_a_sensible_page(study: Study, tmp_path: Path, kind: str) -> None:
-    grid, told = SPARSE[kind]
-    spec = experiment(grid)
+@pytest.mark.parametrize("sparse", ["one seed", "one budget", "a failed chain and a class that does not occur"])
+def test_sparse_results_give_a_sensible_page(study: Study, tmp_path: Path, sparse: str) -> None:
+    grid, told = {
+        "one seed": ("seed: [0], budget: [10, 20]", ["one seed allows no test"]),
+        "one budget": ("seed: [0, 1], budget: [20]", ["By mIoU at 20 pixels per image"]),
+    }.get(sparse, ("seed: [0, 1], budget: [10, 20]", ["failed: RunError: out of memory", "<td>car</td>"]))
+    spec = experiment(f"grid=[{{acquire.strategy: [margin, random], {grid}}}]")
     failed = next(trial for trial in spec.trials() if trial.acquire.strategy == "random")
-    counts = [[60, 10, 0], [20, 60, 0], [0, 0, 0]] if "class" in kind else [[60, 10], [20, 60]]
-    study.fill(spec, lambda trial: None if "failed" in kind and trial.chain_id == failed.chain_id else counts)
+    counts = [[60, 10, 0], [20, 60, 0], [0, 0, 0]] if "class" in sparse else [[60, 10], [20, 60]]
+    study.fill(spec, lambda trial: None if "failed" in sparse and trial.chain_id == failed.chain_id else counts)
     (study.store.path / "attempts" / failed.chain_id).mkdir(parents=True)
     (study.store.path / "attempts" / failed.chain_id / "1.txt").write_text("Traceback\nRunError: out of memory\n")
     write_report(study.store, [spec], tmp_path / "out")
-    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert told in page
+    (page,) = read(tmp_path / "out", "index.html")
+    assert all(text in page for text in told)
     assert not re.search(r"[^a-z]nan[^a-z]", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL).lower())

@@ -11,35 +11,50 @@ SMALL = Table("A & B", ("name", "x_1"), (("a|b", "1.0 ± 0.5"), ("<c>", "10.0"))
 BOLD = replace(SMALL, strong=frozenset({(0, 1)}))
 
 
-def test_markdown() -> None:
+def test_markdown_and_plain_text_are_aligned_and_html_is_escaped() -> None:
     expected = "A & B\n\n| name | x_1 |\n| --- | ---: |\n| a\\|b | 1.0 ± 0.5 |\n| \\<c> | 10.0 |\n\n50 % of $1\n"
     assert to_markdown(SMALL) == expected
+    rows = ["name        x_1", "----  ---------", "a|b   1.0 ± 0.5", "<c>        10.0"]
+    assert to_text(SMALL).splitlines() == ["A & B", *rows, "50 % of $1"]
+    text = to_html(SMALL)
+    assert "<figcaption>A &amp; B</figcaption>" in text
+    assert '<td>&lt;c&gt;</td><td class="r">10.0</td>' in text
 
 
-def test_latex_is_escaped() -> None:
-    assert to_latex(SMALL, "tab:small") == "\n".join(
-        [
-            r"% needs \usepackage{array,booktabs,graphicx}",
-            r"\begin{table}",
-            r"\centering",
-            r"\caption{A \& B}",
-            r"\label{tab:small}",
-            r"\par\smallskip",
-            r"\sbox0{%",
-            r"\begin{tabular}{lr}",
-            r"\toprule",
-            r"name & x\_1 \\",
-            r"\midrule",
-            r"a\textbar{}b & 1.0 $\pm$ 0.5 \\",
-            r"\textless{}c\textgreater{} & 10.0 \\",
-            r"\bottomrule",
-            r"\end{tabular}}%",
-            r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",
-            r"\par\smallskip\parbox{\linewidth}{\footnotesize 50 \% of \$1}",
-            r"\end{table}",
-            "",
-        ]
-    )
+LATEX = r"""% needs \usepackage{array,booktabs,graphicx}
+\begin{table}
+\centering
+\caption{A \& B}
+\label{tab:small}
+\par\smallskip
+\sbox0{%
+\begin{tabular}{lr}
+\toprule
+name & x\_1 \\
+\midrule
+a\textbar{}b & 1.0 $\pm$ 0.5 \\
+\textless{}c\textgreater{} & 10.0 \\
+\bottomrule
+\end{tabular}}%
+\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi
+\par\smallskip\parbox{\linewidth}{\footnotesize 50 \% of \$1}
+\end{table}
+"""
+
+
+def test_latex_is_escaped_wrapped_and_names_its_packages_once() -> None:
+    assert to_latex(SMALL, "tab:small") == LATEX
+    table = Table("", ("why", "n"), (("word " * 12, "1" * 60),), "lr")
+    assert r"\begin{tabular}{>{\raggedright\arraybackslash}p{0.4\linewidth}r}" in to_latex(table, "tab:a")
+    table = Table("", ("model", "pixels per image"), (("a", "10"),), "lr")
+    head = r"model & \begin{tabular}[b]{@{}r@{}}pixels\\per image\end{tabular} \\"
+    assert head in to_latex(table, "tab:a").splitlines()
+    text = latex_tables({"tab:a": SMALL, "tab:b": BOLD})
+    assert text.startswith("% needs ")
+    assert text.count("usepackage") == 1
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+    assert text.index(r"\label{tab:a}") < text.index(r"\label{tab:b}")
+    assert r"\textbf{" in text[text.index(r"\label{tab:b}") :]
 
 
 @pytest.mark.parametrize(
@@ -58,43 +73,6 @@ def test_any_text_becomes_latex_in_ascii(text: str, latex: str) -> None:
     written = to_latex(Table(text, ("a",), (("b",),), "l"), "tab:a")
     assert f"\\caption{{{latex}}}\n" in written
     assert written.isascii()
-
-
-def test_long_text_is_wrapped_in_latex() -> None:
-    table = Table("", ("why", "n"), (("word " * 12, "1" * 60),), "lr")
-    assert r"\begin{tabular}{>{\raggedright\arraybackslash}p{0.4\linewidth}r}" in to_latex(table, "tab:a")
-
-
-def test_a_head_that_is_wider_than_its_column_has_several_lines_in_latex() -> None:
-    table = Table("", ("model", "pixels per image"), (("a", "10"),), "lr")
-    head = r"model & \begin{tabular}[b]{@{}r@{}}pixels\\per image\end{tabular} \\"
-    assert head in to_latex(table, "tab:a").splitlines()
-
-
-def test_a_file_of_several_latex_tables_names_its_packages_once() -> None:
-    text = latex_tables({"tab:a": SMALL, "tab:b": BOLD})
-    assert text.startswith("% needs ")
-    assert text.count("usepackage") == 1
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
-    assert text.index(r"\label{tab:a}") < text.index(r"\label{tab:b}")
-    assert r"\textbf{" in text[text.index(r"\label{tab:b}") :]
-
-
-def test_plain_text_is_aligned() -> None:
-    assert to_text(SMALL).splitlines() == [
-        "A & B",
-        "name        x_1",
-        "----  ---------",
-        "a|b   1.0 ± 0.5",
-        "<c>        10.0",
-        "50 % of $1",
-    ]
-
-
-def test_html_is_escaped() -> None:
-    text = to_html(SMALL)
-    assert "<figcaption>A &amp; B</figcaption>" in text
-    assert '<td>&lt;c&gt;</td><td class="r">10.0</td>' in text
 
 
 def test_bold_is_marked_in_every_format_but_plain_text() -> None:

@@ -1,7 +1,5 @@
 """Strategies against each other: which pairs meet, over which seeds, and what is said of them."""
 
-import csv
-import io
 import math
 import time
 
@@ -22,10 +20,8 @@ from pixelpick_ray.report.judgement import (
     stability_table,
     win_matrix,
 )
-from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.rows import load_results
 from tests.support.contest import contests, line, make_cell, make_cells
-from tests.support.study import Study, experiment, matrix
+from tests.support.study import Study, column, csv_lines, matrix
 
 # margin - random is 2, 3, 4 (p = 0.035), margin - entropy 1, 3, 5 (p = 0.122), entropy - random 1, 0, -1 (p = 1).
 THREE = {"random": {20: [50, 51, 52]}, "margin": {20: [52, 54, 56]}, "entropy": {20: [51, 51, 51]}}
@@ -37,10 +33,6 @@ def found(contest: Contest, *budgets: int) -> dict[tuple[str, str], Match]:
     return {(one.first.strategy, one.second.strategy): one for one in contest.matches if one.budgets == budgets}
 
 
-def column(table: Table, name: str) -> list[str]:
-    return [row[table.header.index(name)] for row in table.rows]
-
-
 def test_every_pair_meets_at_each_budget_and_by_area() -> None:
     (contest,) = contests(*make_cells(BOTH))
     assert {one.budgets for one in contest.matches} == {(10,), (20,), (10, 20)}
@@ -50,18 +42,10 @@ def test_every_pair_meets_at_each_budget_and_by_area() -> None:
     assert match.tests.t_p == pytest.approx(stats.ttest_rel([50, 51, 52], [52, 54, 56]).pvalue)
     # Both areas begin at the same height, so half of the difference is left.
     assert found(contest, 10, 20)["random", "margin"].tests.mean == pytest.approx(-0.015)
-
-
-def test_holm_s_family_is_the_pairs_of_one_setting_by_one_measure() -> None:
-    (contest,) = contests(*make_cells(BOTH))
-    match = found(contest, 20)["random", "margin"]
     assert (match.family, match.verdict) == (3, "not told apart")
     assert match.adjusted == pytest.approx(3 * match.tests.t_p)
     (alone,) = contests(*make_cells({name: THREE[name] for name in ("random", "margin")}))
     assert [(one.family, one.verdict) for one in alone.matches] == [(1, "worse")]
-
-
-def test_settings_do_not_compete_with_each_other() -> None:
     cells = make_cells({"random": {20: [1, 2]}}, setting="a=1") + make_cells({"margin": {20: [1, 2]}}, setting="a=2")
     assert contests(*cells) == ()
 
@@ -72,54 +56,36 @@ def test_pairs_are_compared_over_the_seeds_that_both_have() -> None:
     seeds = {one.budgets: (one.seeds, one.tests.n) for one in contest.matches}
     assert seeds == {(10,): ((0, 1), 2), (20,): ((0, 2), 2), (10, 20): ((0,), 1)}
     assert found(contest, 10, 20)["random", "margin"].verdict == "too few seeds"
-
-
-def test_a_seed_whose_value_is_nan_is_missing() -> None:
     percent = {"random": {20: [50, math.nan, 52]}, "margin": {20: [51, 52, 54]}}
     (contest,) = contests(*make_cells(percent))
     assert contest.matches[0].seeds == (0, 2)
 
 
-def test_the_same_networks_are_not_tested() -> None:
+def test_the_same_networks_are_not_tested_but_equal_values_of_others_are() -> None:
     (contest,) = contests(*make_cells(BOTH, same=[10]))
     for match in found(contest, 10).values():
         assert (match.verdict, match.family) == ("same networks", 0)
         assert math.isnan(match.adjusted)
     assert found(contest, 10, 20)["random", "margin"].verdict == "not told apart"
-
-
-def test_equal_values_of_different_networks_are_tested() -> None:
     (contest,) = contests(*make_cells(FIRST))
     assert [(one.tests.t_p, one.verdict) for one in contest.matches] == [(1.0, "not told apart")] * 3
 
 
-def test_the_area_is_over_the_budgets_that_all_strategies_with_results_have() -> None:
-    percent = {
-        "random": {10: [1, 2], 20: [1, 2], 30: [1, 2]},
-        "margin": {10: [1, 2], 20: [2, 3]},
-        "entropy": {10: [None, None], 20: [None, None]},
-    }
-    (contest,) = contests(*make_cells(percent))
+def test_the_area_is_over_the_budgets_of_all_strategies_and_full_supervision_does_not_compete(study: Study) -> None:
+    percent = {"random": dict.fromkeys((10, 20, 30), (1, 2)), "margin": {10: [1, 2], 20: [2, 3]}}
+    (contest,) = contests(*make_cells(percent | {"entropy": dict.fromkeys((10, 20), (None, None))}))
     assert contest.budgets == (10, 20)
     assert {one.strategy for one in contest.scores} == {"random", "margin"}
     assert {one.budgets for one in contest.matches} == {(10,), (20,), (10, 20)}
-
-
-def test_full_supervision_does_not_compete(study: Study) -> None:
-    spec = experiment("grid=[{acquire.strategy: [random, margin], seed: [0, 1], budget: [10, 20, full]}]")
-    study.fill(spec, lambda trial: matrix(80 if trial.acquire.strategy == "margin" else 60 + trial.seed))
-    results = load_results(study.store, [spec])
+    grid = "grid=[{acquire.strategy: [random, margin], seed: [0, 1], budget: [10, 20, full]}]"
+    results = study.filled(lambda t: matrix(80 if t.acquire.strategy == "margin" else 60 + t.seed), grid)
     (contest,) = judge(results, build_cells(results))
     assert [one.strategy for one in contest.lines] == ["random", "margin"]
     assert found(contest, 20)["random", "margin"].tests.mean == pytest.approx(-0.0975)
 
 
-# Tables
-
-
 def test_the_pair_table_shows_area_and_largest_budget() -> None:
     table = pair_table(contests(*make_cells({name: BOTH[name] for name in ("margin", "random")}, same=[10])))
-    assert table is not None
     assert table.header[2:] == (
         *("first", "second", "measure", "difference", "95 % interval", "n"),
         *("p (t)", "p (sign flips)", "p (Wilcoxon)", "p (t, Holm)", "the first is"),
@@ -136,47 +102,33 @@ def test_the_pair_table_shows_area_and_largest_budget() -> None:
     assert len(table.alignment) == len(table.header)
 
 
-def test_one_seed_is_shown_without_a_test() -> None:
+def test_one_seed_is_shown_without_a_test_and_settings_have_a_column() -> None:
     table = pair_table(contests(*make_cells({"margin": {20: [52]}, "random": {20: [50]}})))
-    assert table is not None
     assert table.rows[0][4:] == ("mIoU at 20", "+2.0", "-", "1", "-", "-", "-", "-", "too few seeds")
     assert "area" not in table.caption
-
-
-def test_settings_are_told_apart_by_columns() -> None:
-    cells = make_cells(THREE, setting="a=1") + make_cells(THREE, setting="a=2")
-    table = pair_table(contests(*cells))
-    assert table is not None
+    table = pair_table(contests(*make_cells(THREE, setting="a=1"), *make_cells(THREE, setting="a=2")))
     assert column(table, "setting") == ["a=1"] * 3 + ["a=2"] * 3
 
 
-@pytest.mark.parametrize("percent", [{}, {"margin": {20: [1, 2]}}, {"margin": {20: [None]}, "random": {20: [None]}}])
-def test_without_two_strategies_there_are_no_tables(percent: dict[str, dict[int, list[float | None]]]) -> None:
-    judged = contests(*make_cells(percent))
-    assert (pair_table(judged), win_matrix(judged), stability_table(judged)) == (None, None, None)
-    assert best_and_ties(judged) == frozenset()
+def test_without_two_strategies_there_are_no_tables() -> None:
+    for percent in ({}, {"margin": {20: [1, 2]}}, {"margin": {20: [None]}, "random": {20: [None]}}):
+        judged = contests(*make_cells(percent))
+        assert (pair_table(judged), win_matrix(judged), stability_table(judged)) == (None, None, None)
+        assert best_and_ties(judged) == frozenset()
 
 
 def test_the_csv_has_every_comparison() -> None:
-    rows = list(csv.DictReader(io.StringIO(pairs_csv(contests(*make_cells(BOTH, same=[10]))))))
+    rows = csv_lines(pairs_csv(contests(*make_cells(BOTH, same=[10]))))
     assert tuple(rows[0]) == CSV_COLUMNS
-    assert [(row["measure"], row["budgets"]) for row in rows[::3]] == [
-        ("area", "10 20"),
-        ("miou", "10"),
-        ("miou", "20"),
-    ]
+    measures = [(row["measure"], row["budgets"]) for row in rows[::3]]
+    assert measures == [("area", "10 20"), ("miou", "10"), ("miou", "20")]
     start, last = rows[3], rows[6]
     assert (start["verdict"], start["p_t_holm"], start["family"]) == ("same networks", "", "0")
-    assert (last["first"], last["second"], last["seeds"], last["n"]) == ("random", "margin", "0 1 2", "3")
-    assert (last["split"], last["checkpoint"], last["family"], last["verdict"]) == (
-        "test",
-        "last",
-        "3",
-        "not told apart",
-    )
-    assert [float(last[name]) for name in ("difference", "p_t", "p_t_holm", "p_sign_flip", "p_wilcoxon")] == (
-        pytest.approx([-0.03, 0.0351, 0.1052, 0.25, 0.25], abs=1e-4)
-    )
+    names = ("first", "second", "seeds", "n", "split", "checkpoint", "family", "verdict")
+    texts = ["random", "margin", "0 1 2", "3", "test", "last", "3", "not told apart"]
+    assert [last[name] for name in names] == texts
+    numbers = [float(last[name]) for name in ("difference", "p_t", "p_t_holm", "p_sign_flip", "p_wilcoxon")]
+    assert numbers == pytest.approx([-0.03, 0.0351, 0.1052, 0.25, 0.25], abs=1e-4)
 
 
 def test_wins_are_counted_over_settings_and_budgets() -> None:
@@ -185,19 +137,11 @@ def test_wins_are_counted_over_settings_and_budgets() -> None:
     one["margin"] = {10: FIRST["random"][10], 20: won, 30: drawn}
     other = {"margin": {20: [50, 51, 52]}, "random": {20: won}, "entropy": {20: [None, None, 50]}}
     table = win_matrix(contests(*make_cells(one, same=[10], setting="a=1"), *make_cells(other, setting="a=2")))
-    assert table is not None
     assert table.header == ("strategy", "random", "margin", "entropy", "wins")
     # Budget 10 is of the same networks, and entropy has a single seed.
-    assert table.rows == (
-        ("random", "-", "1/3", "-", "1/3"),
-        ("margin", "1/3", "-", "-", "1/3"),
-        ("entropy", "-", "-", "-", "-"),
-    )
-
-
-def test_the_strategy_with_most_wins_is_first() -> None:
+    rows = (("random", "-", "1/3", "-", "1/3"), ("margin", "1/3", "-", "-", "1/3"), ("entropy", "-", "-", "-", "-"))
+    assert table.rows == rows
     table = win_matrix(contests(*make_cells({"random": {20: [50, 51, 52]}, "margin": {20: [55, 56.1, 57]}})))
-    assert table is not None
     assert table.rows == (("margin", "-", "1/1", "1/1"), ("random", "0/1", "-", "0/1"))
 
 
@@ -205,60 +149,30 @@ def test_leaving_a_seed_out_may_change_the_ranking() -> None:
     # Means 53, 52, 50.7. Without seed 2 margin has 50, entropy 52, random 50.5: two of three pairs turn.
     percent = {"random": {20: [50, 51, 51]}, "margin": {20: [50, 50, 59]}, "entropy": {20: [52, 52, 52]}}
     table = stability_table(contests(*make_cells(percent)))
-    assert table is not None
     assert table.rows[0][2:] == ("mIoU at 20", "margin > entropy > random", "3", "2/3", "-0.33")
-
-
-def test_a_ranking_that_always_holds() -> None:
     percent = {"random": {10: [40, 41, 42], 20: [50, 51, 52]}, "margin": {10: [40, 41, 42], 20: [55, 56, 57]}}
     table = stability_table(contests(*make_cells(percent, same=[10])))
-    assert table is not None
     assert table.rows[0][2:] == ("area, 10 to 20", "margin > random", "3", "3/3", "1.00")
-
-
-def test_equal_strategies_have_no_order() -> None:
     table = stability_table(contests(*make_cells(FIRST)))
-    assert table is not None
     assert table.rows[0][3:] == ("random = margin = entropy", "3", "3/3", "-")
-
-
-def test_two_seeds_are_too_few_for_stability() -> None:
     assert stability_table(contests(*make_cells({"random": {20: [1, 2]}, "margin": {20: [3, 5]}}))) is None
 
 
-# Bold
-
-
-def test_the_best_mean_and_what_is_not_told_apart_from_it() -> None:
+def test_the_best_mean_and_what_is_not_told_apart_from_it_are_bold() -> None:
     strong = best_and_ties(contests(*make_cells(THREE)))
     assert strong == {(line("margin"), 20), (line("entropy"), 20)}
-
-
-def test_without_a_test_only_an_equal_mean_ties() -> None:
     percent = {"random": {20: [50]}, "margin": {20: [52]}, "entropy": {20: [52]}}
     assert best_and_ties(contests(*make_cells(percent))) == {(line("margin"), 20), (line("entropy"), 20)}
-
-
-def test_the_same_networks_tie() -> None:
     strong = best_and_ties(contests(*make_cells(FIRST, same=[10])))
     assert {place.strategy for place, _ in strong} == set(FIRST)
-
-
-def test_a_strategy_that_is_alone_at_a_budget_is_not_bold() -> None:
     percent = {"random": {10: [1, 2, 3], 20: [5, 6, 7]}, "margin": {10: [11, 12, 13.1]}}
     assert best_and_ties(contests(*make_cells(percent))) == {(line("margin"), 10)}
 
 
-# Speed and texts
-
-
 def test_many_strategies_budgets_and_seeds_take_little_time() -> None:
     random = np.random.default_rng(0)
-    cells = [
-        make_cell(line(f"s{number}"), budget, list(random.normal(50, 1, 100)), f"s{number}")
-        for number in range(10)
-        for budget in range(10, 101, 10)
-    ]
+    places = [(f"s{number}", budget) for number in range(10) for budget in range(10, 101, 10)]
+    cells = [make_cell(line(name), budget, list(random.normal(50, 1, 100)), name) for name, budget in places]
     contests(*make_cells(THREE))  # scipy.stats is imported
     start = time.process_time()
     judged = contests(*cells)
@@ -267,8 +181,6 @@ def test_many_strategies_budgets_and_seeds_take_little_time() -> None:
     assert len(judged[0].matches) == 11 * 45
 
 
-@pytest.mark.parametrize(
-    ("p", "text"), [(0.0004, "< 0.001"), (0.0006, "0.001"), (0.0351, "0.035"), (1.0, "1.000"), (math.nan, "-")]
-)
-def test_p_values_have_three_decimals(p: float, text: str) -> None:
-    assert p_text(p) == text
+def test_p_values_have_three_decimals() -> None:
+    texts = {0.0004: "< 0.001", 0.0006: "0.001", 0.0351: "0.035", 1.0: "1.000", math.nan: "-"}
+    assert {p: p_text(p) for p in texts} == texts

@@ -14,7 +14,6 @@ from pixelpick_ray.report.cells import build_cells, reported
 from pixelpick_ray.report.formats import latex_tables, to_latex
 from pixelpick_ray.report.layouts import transposed_table, wide_table
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.tables import area_table, class_tables, missing_table, protocol_table, result_table
 from pixelpick_ray.store import Store, experiment_folder
 from tests.support.study import Study, experiment, matrix
@@ -56,7 +55,7 @@ def tables(study: Study) -> Mapping[str, Table]:
     spec = experiment(f"grid=[{', '.join(grids)}]", backbone, evaluate)
     study.fill(spec, lambda trial: None if (trial.seed, trial.budget) == (1, 50) else [matrix(40 + trial.seed)] * 2)
     rename_classes(study.store, spec)
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     reason = f"failed: CUDA_ERROR {AWKWARD} in /a/very_long_path/without_any_place/to_break_it/anywhere/at_all"
     results = replace(results, missing=tuple(replace(one, reason=reason) for one in results.missing))
     cells = build_cells(results)

@@ -2,11 +2,13 @@
 
 import pytest
 
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.report.cells import build_cells, reported
 from pixelpick_ray.report.formats import to_markdown
 from pixelpick_ray.report.layouts import transposed_table, wide_table
-from pixelpick_ray.report.rows import Results, load_results
+from pixelpick_ray.report.parts import Table
+from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.tables import class_tables, result_table
 from tests.support.study import Matrix, Study, experiment, matrix
 
@@ -15,11 +17,8 @@ GRIDS = f"grid=[{{acquire.strategy: [margin, random], {SEEDS}, budget: [10, 20]}
 
 # IoU of the first class in percent, of seeds 0, 1 and 2; that of the second is 0, so that mIoU is half of it.
 PERCENTS = {
-    ("margin", 10): (40, 44, 48),
-    ("margin", 20): (60, 70, 68),
-    ("random", 10): (40, 44, 48),
-    ("random", 20): (50, None, 58),
-    ("", "full"): (80, 84, 88),
+    **{("margin", 10): (40, 44, 48), ("margin", 20): (60, 70, 68), ("", "full"): (80, 84, 88)},
+    **{("random", 10): (40, 44, 48), ("random", 20): (50, None, 58)},
 }
 
 
@@ -28,12 +27,10 @@ def measured(trial: Trial) -> Matrix | None:
     return None if percent is None else matrix(percent)
 
 
-@pytest.fixture
-def results(study: Study) -> Results:
+@pytest.fixture(scope="module")
+def results(kept: Study) -> Results:
     """Two strategies with one seed missing, and full supervision."""
-    spec = experiment(GRIDS)
-    study.fill(spec, measured)
-    return load_results(study.store, [spec])
+    return kept.filled(measured, GRIDS)
 
 
 CAPTION = (
@@ -67,7 +64,6 @@ def test_the_default_table(results: Results) -> None:
 def test_budgets_across(results: Results) -> None:
     cells = build_cells(results)
     table = wide_table(results, cells, strong=frozenset({(cells[0].line, 20)}))
-    assert table is not None
     assert to_markdown(table) == (
         f"{CAPTION} Columns: labelled pixels per image, with their share of all pixels where it is the same for all "
         "lines.\n\n"
@@ -82,7 +78,6 @@ def test_budgets_across(results: Results) -> None:
 def test_lines_across(results: Results) -> None:
     cells = build_cells(results)
     table = transposed_table(results, cells, strong=frozenset({(cells[0].line, 20)}))
-    assert table is not None
     assert to_markdown(table) == (
         f"{CAPTION}\n\n"
         "| pixels per image | share (%) | margin | random |\n"
@@ -110,43 +105,34 @@ def test_classes(results: Results) -> None:
     )
 
 
-def test_what_was_not_asked_for_is_a_dash_and_what_is_not_stored_is_missing(study: Study) -> None:
-    spec = experiment(
-        "grid=[{acquire.strategy: [margin], seed: [0, 1], budget: [10, 20]},"
-        "{acquire.strategy: [random], seed: [0, 1], budget: [10]}]"
-    )
-    results = load_results(study.store, [spec])
+def layouts(study: Study, *specs: Experiment) -> tuple[Table | None, Table | None]:
+    """Budgets across, and lines across."""
+    results = study.results(*specs)
     cells = build_cells(results)
-    wide, transposed = wide_table(results, cells), transposed_table(results, cells)
-    assert wide is not None
-    assert transposed is not None
-    assert [row[-2:] for row in wide.rows] == [("missing 0/2", "missing 0/2"), ("missing 0/2", "-")]
-    assert [row[-2:] for row in transposed.rows] == [("missing 0/2", "missing 0/2"), ("missing 0/2", "-")]
-    assert wide.notes == transposed.notes == ("Missing: 6 of 6 trials.",)
+    return wide_table(results, cells), transposed_table(results, cells)
 
 
-def test_one_budget_needs_no_other_layout(study: Study) -> None:
-    results = load_results(study.store, [experiment("grid=[{seed: [0], budget: [10]}]")])
-    assert wide_table(results, build_cells(results)) is None
-    assert transposed_table(results, build_cells(results)) is None
+def test_what_was_not_asked_for_is_a_dash_and_what_is_not_stored_is_missing(study: Study) -> None:
+    margin, random = (
+        f"{{acquire.strategy: [{name}], seed: [0, 1], budget: {budgets}}}"
+        for name, budgets in (("margin", [10, 20]), ("random", [10]))
+    )
+    for table in layouts(study, experiment(f"grid=[{margin}, {random}]")):
+        assert [row[-2:] for row in table.rows] == [("missing 0/2", "missing 0/2"), ("missing 0/2", "-")]
+        assert table.notes == ("Missing: 6 of 6 trials.",)
 
 
-def test_one_line_is_not_transposed(study: Study) -> None:
-    results = load_results(study.store, [experiment("grid=[{seed: [0], budget: [10, full]}]")])
-    wide = wide_table(results, build_cells(results))
-    assert wide is not None
+def test_one_budget_needs_no_other_layout_and_one_line_is_not_transposed(study: Study) -> None:
+    assert layouts(study, experiment("grid=[{seed: [0], budget: [10]}]")) == (None, None)
+    wide, transposed = layouts(study, experiment("grid=[{seed: [0], budget: [10, full]}]"))
     assert wide.header == ("model", "pretrained", "strategy", "10 px (0.0058 %)", "all")
     assert len(wide.rows) == 1
-    assert transposed_table(results, build_cells(results)) is None
+    assert transposed is None
 
 
 def test_data_sets_have_a_column_and_shares_that_differ_are_left_out(study: Study) -> None:
-    first, second = experiment(), experiment("name=other", "dataset={name: voc, size: [100, 100]}")
-    results = load_results(study.store, [first, second])
-    cells = build_cells(results)
-    wide, transposed = wide_table(results, cells), transposed_table(results, cells)
-    assert wide is not None
-    assert transposed is not None
+    other = experiment("name=other", "dataset={name: voc, size: [100, 100]}")
+    wide, transposed = layouts(study, experiment(), other)
     assert wide.header == ("experiment", "dataset", "model", "pretrained", "strategy", "10 px", "20 px")
     assert [row[1] for row in wide.rows] == ["camvid", "voc"]
     assert transposed.header == ("pixels per image", "share (%)", "camvid, margin", "voc, margin")
@@ -155,13 +141,10 @@ def test_data_sets_have_a_column_and_shares_that_differ_are_left_out(study: Stud
 
 
 def test_full_supervision_that_no_strategy_is_held_to_has_a_line_of_its_own(study: Study) -> None:
-    spec = experiment(
-        "grid=[{train.batch_size: [2], seed: [0], budget: [10]}, {train.batch_size: [4], seed: [0], budget: [full]}]"
-    )
+    grids = (f"{{train.batch_size: [{n}], seed: [0], budget: [{budget}]}}" for n, budget in ((2, 10), (4, "full")))
+    spec = experiment(f"grid=[{', '.join(grids)}]")
     study.fill(spec, lambda trial: matrix(50))
-    results = load_results(study.store, [spec])
-    wide = wide_table(results, build_cells(results))
-    assert wide is not None
+    wide, _ = layouts(study, spec)
     assert [row[2:] for row in wide.rows] == [
         ("train.batch_size=2", "margin", "25.0", "-"),
         ("train.batch_size=4", "full supervision", "-", "25.0"),

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +10,9 @@ import pytest
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.labels import LabelledPixels
-from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.overlap import overlap_table
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.rows import load_results
-from tests.support.study import Study, chain_path, experiment, matrix
+from tests.support.study import NO_PIXELS, Study, chain_path, experiment, matrix
 
 Place = tuple[str, int, int]  # image, y, x
 Asked = Mapping[tuple[str, int], Sequence[Place]]  # by strategy and seed, after the first stage
@@ -41,46 +40,45 @@ def ask(study: Study, asked: Asked, *more: str) -> Experiment:
 
 
 def table(study: Study, spec: Experiment) -> Table | None:
-    return overlap_table(study.store, load_chains(study.store, load_results(study.store, [spec])))
+    return overlap_table(study.store, study.chains(spec))
 
 
 def rows(study: Study, asked: Asked) -> list[tuple[str, ...]]:
     """One, other, seeds, near (%), same (%) and n of each row."""
     found = table(study, ask(study, asked))
-    assert found is not None
     assert found.header == ("model", "pretrained", "one", "other", "seeds", "near (%)", "same (%)", "n")
     return [row[2:] for row in found.rows]
 
 
+HERE, NEAR, FAR = ("a.png", 40, 50), ("a.png", 42, 50), ("a.png", 90, 90)
+NINETY_NINE = [f"{number:02d}.png" for number in range(99)]
+
+
 @pytest.mark.parametrize(
-    ("there", "near", "same"),
+    ("ours", "theirs", "near", "same"),
     [
-        (("a.png", 40, 50), "100.0", "100.00"),
-        (("a.png", 40, 53), "100.0", "0.00"),
-        (("a.png", 43, 54), "100.0", "0.00"),  # 5 pixels away
-        (("a.png", 45, 51), "0.0", "0.00"),  # the square root of 26
-        (("b.png", 40, 50), "0.0", "0.00"),
+        ([HERE], [HERE], "100.0", "100.00"),
+        ([HERE], [("a.png", 40, 53)], "100.0", "0.00"),
+        ([HERE], [("a.png", 43, 54)], "100.0", "0.00"),  # 5 pixels away
+        ([HERE], [("a.png", 45, 51)], "0.0", "0.00"),  # the square root of 26
+        ([HERE], [("b.png", 40, 50)], "0.0", "0.00"),
+        ([HERE, ("b.png", 1, 1)], [("b.png", 40, 50)], "0.0", "0.00"),
+        ([HERE, FAR], [HERE], "75.0", "75.00"),  # the mean over both directions
+        # Of 99 images every second one is looked at; on the others the strategies do not agree.
+        (
+            [(name, 40, 50) for name in NINETY_NINE],
+            [(name, 40, 50 + 40 * (number % 2)) for number, name in enumerate(NINETY_NINE)],
+            *("100.0", "100.00"),
+        ),
     ],
-    ids=["the same pixel", "three pixels away", "five pixels away", "beyond", "another image"],
 )
-def test_strategies_are_compared_with_the_same_seed(study: Study, there: Place, near: str, same: str) -> None:
-    asked = {("margin", 0): [("a.png", 40, 50)], ("random", 0): [there]}
+def test_strategies_meet_with_the_same_seed(study: Study, ours: Any, theirs: Any, near: str, same: str) -> None:
+    asked = {("margin", 0): ours, ("random", 0): theirs}
     assert rows(study, asked) == [("margin", "random", "the same", near, same, "1")]
 
 
-def test_images_are_told_apart_by_their_names(study: Study) -> None:
-    asked = {("margin", 0): [("a.png", 40, 50), ("b.png", 1, 1)], ("random", 0): [("b.png", 40, 50)]}
-    assert rows(study, asked) == [("margin", "random", "the same", "0.0", "0.00", "1")]
-
-
-def test_shares_are_means_over_both_directions(study: Study) -> None:
-    asked = {("margin", 0): [("a.png", 40, 50), ("a.png", 90, 90)], ("random", 0): [("a.png", 40, 50)]}
-    assert rows(study, asked) == [("margin", "random", "the same", "75.0", "75.00", "1")]
-
-
 def test_seeds_of_a_strategy_are_compared_too(study: Study) -> None:
-    one, other = [("a.png", 40, 50)], [("a.png", 42, 50)]
-    asked = {("margin", 0): one, ("margin", 1): other, ("random", 0): one, ("random", 1): [("b.png", 9, 9)]}
+    asked = {("margin", 0): [HERE], ("margin", 1): [NEAR], ("random", 0): [HERE], ("random", 1): [("b.png", 9, 9)]}
     assert rows(study, asked) == [
         ("margin", "random", "the same", "50.0", "50.00", "2"),
         ("margin", "margin", "different", "100.0", "0.00", "1"),
@@ -93,49 +91,34 @@ def test_three_seeds_are_enough(study: Study) -> None:
     assert rows(study, asked) == [("margin", "margin", "different", "100.0", "100.00", "3")]
 
 
-def test_one_chain_has_nothing_to_be_compared_with(study: Study) -> None:
-    assert table(study, ask(study, {("margin", 0): [("a.png", 40, 50)]})) is None
-
-
-def test_the_first_pixels_alone_are_not_compared(study: Study) -> None:
-    spec = experiment("grid=[{acquire.strategy: [margin, random], seed: [0], budget: [10]}]")
+@pytest.mark.parametrize(("budget", "pixels"), [(10, FIRST), (20, [])])
+def test_the_first_pixels_alone_and_none_are_not_compared(study: Study, budget: int, pixels: list[Place]) -> None:
+    spec = experiment(f"grid=[{{acquire.strategy: [margin, random], seed: [0], budget: [{budget}]}}]")
     study.fill(spec, lambda trial: matrix(50))
-    study.ask(spec, lambda trial, stage: None, lambda trial, stage: labelled(FIRST))
+    study.ask(spec, lambda trial, stage: None, lambda trial, stage: labelled(pixels) if pixels else NO_PIXELS)
     assert table(study, spec) is None
+    assert table(study, ask(study, {("margin", 0): [HERE]}, "train.batch_size: [1]")) is None  # one chain alone
 
 
 def test_chains_whose_pixels_are_not_stored_are_left_out(study: Study) -> None:
-    asked = {(name, seed): [("a.png", 40, 50)] for name in ("margin", "random", "entropy") for seed in (0, 1)}
-    spec = ask(study, asked)
-    lost = {(trial.acquire.strategy, trial.seed): trial for trial in spec.trials()}
-    record = study.store.read_record(chain_path(spec, lost["margin", 0]))
+    spec = ask(study, {(name, seed): [HERE] for name in ("margin", "random", "entropy") for seed in (0, 1)})
+    lost = {(trial.acquire.strategy, trial.seed): chain_path(spec, trial) for trial in spec.trials()}
+    record = study.store.read_record(lost["margin", 0])
     shutil.rmtree(study.store.folder("pick", record["stages"][0]["pick"]))
-    (study.store.path / chain_path(spec, lost["random", 1])).unlink()
-    found = table(study, spec)
-    assert found is not None
-    assert [(*row[2:5], row[-1]) for row in found.rows] == [
+    (study.store.path / lost["random", 1]).unlink()
+    assert [(*row[2:5], row[-1]) for row in table(study, spec).rows] == [
         ("margin", "entropy", "the same", "1"),
         ("random", "entropy", "the same", "1"),
         ("entropy", "entropy", "different", "1"),
     ]
 
 
-def test_fifty_evenly_spaced_images_are_looked_at(study: Study) -> None:
-    # Of 99 images every second one; on the others the strategies do not agree.
-    names = [f"{number:02d}.png" for number in range(99)]
-    ours = [(name, 40, 50) for name in names]
-    theirs = [(name, 40, 50 + 40 * (number % 2)) for number, name in enumerate(names)]
-    assert rows(study, {("margin", 0): ours, ("random", 0): theirs})[0][3:] == ("100.0", "100.00", "1")
-
-
 def test_settings_are_not_compared_with_each_other(study: Study) -> None:
-    asked = {("margin", 0): [("a.png", 40, 50)], ("random", 0): [("a.png", 40, 50)]}
+    asked = {("margin", 0): [HERE], ("random", 0): [HERE]}
     found = table(study, ask(study, asked, "acquire.pool_fraction: [0.1, 0.2]"))
-    assert found is not None
-    setting = found.header.index("setting")
-    assert [row[setting:] for row in found.rows] == [
-        ("acquire.pool_fraction=0.1", "margin", "random", "the same", "100.0", "100.00", "1"),
-        ("acquire.pool_fraction=0.2", "margin", "random", "the same", "100.0", "100.00", "1"),
+    assert [row[found.header.index("setting") :] for row in found.rows] == [
+        (f"acquire.pool_fraction={fraction}", "margin", "random", "the same", "100.0", "100.00", "1")
+        for fraction in (0.1, 0.2)
     ]
 
 
@@ -154,10 +137,3 @@ def test_shares_are_those_of_brute_force(study: Study) -> None:
     near, same = (50 * ((apart <= limit).any(1).mean() + (apart <= limit).any(0).mean()) for limit in (5, 0))
     assert 0 < same < near < 100
     assert rows(study, asked) == [("margin", "random", "the same", f"{near:.1f}", f"{same:.2f}", "1")]
-
-
-def test_a_chain_that_asked_for_nothing_is_left_out(study: Study) -> None:
-    spec = experiment("grid=[{acquire.strategy: [margin, random], seed: [0], budget: [20]}]")
-    study.fill(spec, lambda trial: matrix(50))
-    study.ask(spec, lambda trial, stage: None)
-    assert table(study, spec) is None

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pixelpick_ray.report.costs import read_cost_model
+from pixelpick_ray.report.costs import CostModel
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.page import Fact, Page, page_html
 from pixelpick_ray.report.parts import Pictures, Prose, Table
-from tests.report.test_page import PIXEL, curves
-from tests.report.test_pictures import GRID, fill
 from tests.support.browser import ENTER, ESCAPE, Browser, browsing, needs_browser, wait_for
+from tests.support.pages import PIXEL, curves
+from tests.support.sheets import GRID, fill
 from tests.support.study import Study
 
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "results").glob("*/index.html"))
@@ -46,15 +46,14 @@ SHEET = f"""
 <td><img class="label-map" src="{PIXEL}" alt="a map"></td>
 <td><svg viewBox="0 0 9 9"><g class="picks" data-stage="1"><circle r="1"/></g><g class="picks" data-stage="2">
 <circle r="1"/></g><g class="picks" data-stage="3"><circle r="1"/></g></svg></td></tr></tbody></table></div>"""
+DRAWN = (("pixels", "linear"), ("pixels", "log"), ("share", "log"), ("share", "linear"), ("clicks", "log"))
 PAGE = Page(
     "A study with a rather long title, which says what was compared_with_what_else_at_the_same_time",
     "study: 12 trials, 10 fits",
     (Fact("50.8 ± 0.2", "mIoU at 100 pixels", "5 seeds"), Fact("3/5", "seeds", "")),
     {
         "Results": (Prose(("A sentence.",)), ORDERED),
-        "Curve": (
-            curves(("pixels", "linear"), ("pixels", "log"), ("share", "log"), ("share", "linear"), ("clicks", "log")),
-        ),
+        "Curve": (curves(*DRAWN),),
         "Many": (LONG,),
         "Pictures": (Pictures("Seen.", SHEET),),
     },
@@ -63,8 +62,7 @@ PAGE = Page(
 
 def column(browser: Browser, number: int, table: str = "#results") -> list[str]:
     cells = f"document.querySelectorAll('{table} tbody td:nth-child({number})')"
-    found: list[str] = browser.run(f"return [...{cells}].map(one => one.textContent)")
-    return found
+    return browser.run(f"return [...{cells}].map(one => one.textContent)")
 
 
 @pytest.fixture(scope="module")
@@ -93,28 +91,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a whole report with everything in it: pictures, judgement, costs."""
     folder = tmp_path_factory.mktemp("whole")
     study = Study(folder / "store")
-    spec = fill(study, GRID)
-    (folder / "costs.yaml").write_text("{seconds_per_pixel: 2, money_per_hour: 20, currency: EUR}")
-    model = read_cost_model(folder / "costs.yaml")
-    write_report(study.store, [spec], folder / "report", cost_model=model, picture_settings=1)
+    model = CostModel(seconds_per_pixel=2, money_per_hour=20, currency="EUR")
+    write_report(study.store, [fill(study, GRID)], folder / "report", cost_model=model, picture_settings=1)
     return folder / "report" / "index.html"
 
 
 @pytest.mark.parametrize("page", ["sample", "whole", *(path.parent.name for path in RESULTS)])
 def test_no_message_and_no_request(started: Browser, path: Path, whole: Path, page: str) -> None:
-    known = {"sample": path, "whole": whole} | {found.parent.name: found for found in RESULTS}
-    check_silence(started, known[page])
-
-
-def check_silence(browser: Browser, path: Path) -> None:
-    browser.log("browser")
-    browser.log("performance")
-    browser.visit(path.as_uri())
-    assert browser.log("browser") == []
-    events = [json.loads(one["message"])["message"] for one in browser.log("performance")]
+    opened = ({"sample": path, "whole": whole} | {found.parent.name: found for found in RESULTS})[page]
+    started.log("browser")
+    started.log("performance")
+    started.visit(opened.as_uri())
+    assert started.log("browser") == []
+    events = [json.loads(one["message"])["message"] for one in started.log("performance")]
     requests = [one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"]
-    assert path.as_uri() in requests
-    assert {url for url in requests if not url.startswith(("data:", "blob:"))} == {path.as_uri()}
+    assert {url for url in requests if not url.startswith(("data:", "blob:"))} == {opened.as_uri()}
 
 
 @pytest.mark.parametrize("width", [360, 1400])
@@ -122,20 +113,18 @@ def test_a_whole_report_is_sorted_by_a_click_and_fits_every_screen(started: Brow
     started.prefer("light")
     started.visit(whole.as_uri(), width)
     assert started.run("return document.documentElement.scrollWidth") <= width
-    head = "#results .table:nth-of-type(2) th"
-    names = started.run(f"return [...document.querySelectorAll('{head}')].map(one => one.textContent.trim())")
+    table = "#results .table:nth-of-type(2)"
+    names = started.run(f"return [...document.querySelectorAll('{table} th')].map(one => one.textContent.trim())")
     number = names.index("pixels per image") + 1
-    started.run(
-        f"document.querySelector('{head}:nth-child({number})').scrollIntoView({{block: 'center', inline: 'center'}})"
-    )
-    started.click(f"{head}:nth-child({number}) button")
-    assert column(started, number, "#results .table:nth-of-type(2)") == ["10", "10", "20", "20", "all"]
+    head = f"{table} th:nth-child({number})"
+    started.run(f"document.querySelector('{head}').scrollIntoView({{block: 'center', inline: 'center'}})")
+    started.click(f"{head} button")
+    assert column(started, number, table) == ["10", "10", "20", "20", "all"]
 
 
 def test_numbers_are_sorted_as_numbers_then_reversed_then_as_before(browser: Browser) -> None:
-    before = column(browser, 3)
-    head = "#results th:nth-child(3)"
-    states = []
+    before, names = column(browser, 3), column(browser, 1)
+    head, states = "#results th:nth-child(3)", []
     for expected in (
         ["7", "9.8 ± 0.2", "50.75", "50.8 ± 0.2", "missing 0/5"],
         ["50.8 ± 0.2", "50.75", "9.8 ± 0.2", "7", "missing 0/5"],
@@ -145,39 +134,27 @@ def test_numbers_are_sorted_as_numbers_then_reversed_then_as_before(browser: Bro
         assert column(browser, 3) == expected
         states.append(browser.run(f"return document.querySelector('{head}').ariaSort"))
     assert states == ["ascending", "descending", None]
+    for _ in range(2):
+        browser.click("#results th:nth-child(7) button")
+        assert column(browser, 1) == names  # equal values keep their order in both directions
 
 
-@pytest.mark.parametrize(
-    ("number", "expected"),
-    [
-        (1, ["coreset9", "coreset10", "entropy", "margin", "random"]),
+def test_every_kind_of_value_has_its_order_and_only_one_column_at_a_time(browser: Browser) -> None:
+    for number, expected in (
         (2, ["9", "10", "20", "100", "all"]),
         (4, ["3/5", "4/5", "5", "10", "-"]),
         (5, ["-1.5", "−0.2", "0.0", "+2.3", "-"]),
         (6, ["5", "300", "1,024", "20,480.5", "-"]),
-    ],
-)
-def test_every_kind_of_value_has_its_order(browser: Browser, number: int, expected: list[str]) -> None:
-    browser.click(f"#results th:nth-child({number}) button")
-    assert column(browser, number) == expected
-
-
-def test_equal_values_keep_their_order_in_both_directions(browser: Browser) -> None:
-    before = column(browser, 1)
-    for _ in range(2):
-        browser.click("#results th:nth-child(7) button")
-        assert column(browser, 1) == before
-
-
-def test_a_header_is_sorted_from_the_keyboard_and_only_one_at_a_time(browser: Browser) -> None:
-    browser.press("#results th:nth-child(2) button", ENTER)
+    ):
+        browser.click(f"#results th:nth-child({number}) button")
+        assert column(browser, number) == expected
     browser.press("#results th:nth-child(1) button", ENTER)
-    assert column(browser, 1)[0] == "coreset9"
+    assert column(browser, 1) == ["coreset9", "coreset10", "entropy", "margin", "random"]
     states = "return [...document.querySelectorAll('#results th')].map(one => one.ariaSort)"
     assert browser.run(states) == ["ascending"] + [None] * 6
 
 
-def test_a_long_table_is_short_until_all_is_asked_for(browser: Browser) -> None:
+def test_a_long_table_is_short_until_all_is_asked_for_and_the_contents_follow(browser: Browser) -> None:
     assert sum(browser.shown("#many tbody tr")) == 20
     assert browser.run("return document.querySelector('#many .more').textContent") == "Show all 35 rows"
     browser.click("#many .more")
@@ -185,26 +162,24 @@ def test_a_long_table_is_short_until_all_is_asked_for(browser: Browser) -> None:
     browser.click("#many .more")
     assert sum(browser.shown("#many tbody tr")) == 20
     assert browser.run("return document.querySelectorAll('.more').length") == 1
+    browser.run("document.getElementById('many').scrollIntoView({behavior: 'instant'})")
+    current = "return document.querySelector('.contents [aria-current]')?.textContent"
+    wait_for(lambda: browser.run(current) == "Many")
 
 
-def test_a_table_is_downloaded_as_csv_with_all_its_rows(browser: Browser, tmp_path: Path) -> None:
+def test_a_table_is_downloaded_with_all_its_rows_and_copied_as_it_is_sorted(browser: Browser, tmp_path: Path) -> None:
     browser.devtools("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     browser.click("#many .tools button:nth-of-type(3)")
-    found = wait_for(lambda: list(tmp_path.glob("*.csv")))
-    with found[0].open(newline="", encoding="utf-8") as file:
-        assert [tuple(row) for row in csv.reader(file)] == [LONG.header, *LONG.rows]
-    assert found[0].name.startswith("many-")
-
-
-def test_a_table_is_copied_as_it_is_sorted(browser: Browser) -> None:
+    (found,) = wait_for(lambda: list(tmp_path.glob("*.csv")))
+    rows = csv.reader(found.read_text(encoding="utf-8").splitlines())
+    assert [tuple(row) for row in rows] == [LONG.header, *LONG.rows]
+    assert found.name.startswith("many-")
     browser.devtools("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     browser.click("#results th:nth-child(2) button")
     browser.click("#results .tools button:nth-of-type(1)")
     wait_for(lambda: browser.run("return document.querySelector('#results [role=status]').textContent") == "Copied.")
-    text = browser.run("return navigator.clipboard.readText()")
-    rows = [tuple(row) for row in csv.reader(text.splitlines())]
-    assert rows[0] == ORDERED.header
-    assert rows[1:] == [ORDERED.rows[index] for index in (3, 4, 0, 2, 1)]
+    rows = csv.reader(browser.run("return navigator.clipboard.readText()").splitlines())
+    assert [tuple(row) for row in rows] == [ORDERED.header, *(ORDERED.rows[index] for index in (3, 4, 0, 2, 1))]
 
 
 def test_the_theme_changes_colours_and_is_kept(browser: Browser, path: Path) -> None:
@@ -237,35 +212,23 @@ def test_a_browser_that_stores_nothing_still_changes_the_theme(browser: Browser,
 
 
 def test_axis_and_scale_choose_the_curve(browser: Browser) -> None:
-    def chosen() -> list[str]:
-        return browser.run("return [...document.querySelectorAll('.choices input:checked')].map(one => one.value)")
-
     assert browser.shown(".curve") == [True, False, False, False, False]
-    browser.click(".axis label:nth-child(2)")
-    assert browser.shown(".curve") == [False, False, False, True, False]
-    browser.click(".scale label:nth-child(2)")
-    assert browser.shown(".curve") == [False, False, True, False, False]
-    browser.click(".scale label:nth-child(1)")
-    browser.click(".axis label:nth-child(3)")  # has no linear scale
-    assert browser.shown(".curve") == [False, False, False, False, True]
-    assert chosen() == ["clicks", "log"]
+    for kind, number, curve in (("axis", 2, 3), ("scale", 2, 2), ("scale", 1, 3), ("axis", 3, 4)):
+        browser.click(f".{kind} label:nth-child({number})")
+        assert browser.shown(".curve") == [at == curve for at in range(5)]
+    chosen = "return [...document.querySelectorAll('.choices input:checked')].map(one => one.value)"
+    assert browser.run(chosen) == ["clicks", "log"]  # which has no linear scale
     browser.click("summary")
     assert browser.shown("#curve details table") == [True]
 
 
-def test_a_slider_hides_the_picks_of_later_stages(browser: Browser) -> None:
+def test_pictures_are_enlarged_and_a_slider_hides_the_picks_of_later_stages(browser: Browser) -> None:
     displays = "return [...document.querySelectorAll('.picks')].map(one => getComputedStyle(one).display)"
     assert "none" not in browser.run(displays)
     browser.click(".stages input")  # at its middle
     assert browser.run(displays) == ["inline", "inline", "none"]
     assert browser.run("return document.querySelector('.stages output').value") == "2"
-
-
-def test_pictures_are_no_table_of_numbers(browser: Browser) -> None:
     assert browser.run("return document.querySelectorAll('.sheet :is(.sort, .tools)').length") == 0
-
-
-def test_a_picture_is_enlarged_and_put_back(browser: Browser) -> None:
     browser.click(".sheet .zoom")
     wide = "return document.querySelector('.viewer img').getBoundingClientRect().width"
     fitting = browser.run(wide)
@@ -292,17 +255,10 @@ def test_only_boxes_scroll_sideways(browser: Browser, path: Path, width: int) ->
 
 def test_what_scrolls_is_reached_by_keyboard_and_keeps_its_first_column(browser: Browser, path: Path) -> None:
     browser.visit(path.as_uri(), 360)
-    box = "document.querySelector('#results .wide')"
+    box, left = "document.querySelector('#results .wide')", "getBoundingClientRect().left"
     wait_for(lambda: browser.run(f"return {box}.tabIndex") == 0)
     browser.run(f"{box}.scrollLeft = 200")
-    left = "getBoundingClientRect().left"
     assert abs(browser.run(f"return {box}.querySelector('td').{left} - {box}.{left}")) < 1
-
-
-def test_the_contents_follow_the_reader(browser: Browser) -> None:
-    browser.run("document.getElementById('many').scrollIntoView({behavior: 'instant'})")
-    current = "return document.querySelector('.contents [aria-current]')?.textContent"
-    wait_for(lambda: browser.run(current) == "Many")
 
 
 def test_without_scripts_everything_is_there(browser: Browser, path: Path) -> None:

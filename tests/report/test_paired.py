@@ -28,47 +28,35 @@ def by_all_flips(values: FloatArray) -> float:
     return float(np.mean(np.array(sums) >= abs(values.sum()) - 1e-9))
 
 
-def test_two_pairs_by_hand() -> None:
+def test_few_pairs_by_hand() -> None:
     # Mean 2, its standard error 1, t = 2; Student with one degree of freedom is Cauchy's distribution.
     found = compare([1.0, 3.0])
     assert (found.mean, found.n) == (2.0, 2)
     assert (found.low, found.high) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-4)
     assert p_values(found) == pytest.approx((1 - 2 * math.atan(2) / math.pi, 0.5, 0.5))
-
-
-def test_three_pairs_by_hand() -> None:
     # t = 2 sqrt(3), and Student with two degrees of freedom has 1 - t / sqrt(t**2 + 2) in both tails.
     found = compare([1.0, 2.0, 3.0])
     assert p_values(found) == pytest.approx((1 - math.sqrt(12 / 14), 0.25, 0.25))
-
-
-def test_five_pairs_on_one_side_reach_one_sixteenth() -> None:
     found = compare([0.01, 0.02, 0.011, 0.015, 0.03])
     assert (found.flip_p, found.wilcoxon_p) == (0.0625, 0.0625)
-
-
-def test_ties_and_zeros_by_hand() -> None:
     assert p_values(compare([1.0, 1.0, -1.0]))[1:] == (1.0, 1.0)
     # Only the signs of 1 and 2 matter: two of four patterns reach a sum of 3.
     assert p_values(compare([0.0, 0.0, 1.0, 2.0]))[1:] == (0.5, 0.5)
-
-
-@pytest.mark.parametrize("n", [2, 5, 20])
-def test_where_all_differences_are_zero_nothing_differs(n: int) -> None:
-    found = compare([0.0] * n)
-    assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
-    assert p_values(found) == (1.0, 1.0, 1.0)
-
-
-def test_equal_differences_leave_no_doubt_to_student_only() -> None:
     assert p_values(compare([0.5, 0.5, 0.5])) == (0.0, 0.25, 0.25)
+    assert kendall_tau([1.0, 2.0, 3.0], [0.1, 0.3, 0.2]) == pytest.approx(1 / 3)  # two pairs agree, one does not
+    assert kendall_tau([1.0, 2.0], [2.0, 1.0]) == -1.0
+    assert math.isnan(kendall_tau([1.0, 2.0], [1.0, 1.0]))
 
 
-@pytest.mark.parametrize("values", [[], [0.5]])
-def test_fewer_than_two_pairs_allow_no_test(values: list[float]) -> None:
-    found = compare(values)
-    assert found.n == len(values)
-    assert all(math.isnan(value) for value in (found.low, found.high, *p_values(found)))
+def test_where_all_differences_are_zero_nothing_differs_and_fewer_than_two_allow_no_test() -> None:
+    for n in (2, 5, 20):
+        found = compare([0.0] * n)
+        assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
+        assert p_values(found) == (1.0, 1.0, 1.0)
+    for values in ([], [0.5]):
+        found = compare(values)
+        assert found.n == len(values)
+        assert all(math.isnan(value) for value in (found.low, found.high, *p_values(found)))
 
 
 def test_a_pair_with_nan_is_left_out() -> None:
@@ -111,13 +99,10 @@ def test_a_tie_in_one_list_changes_nothing_for_the_others() -> None:
     assert wilcoxon_p(rows) == pytest.approx([expected[0], expected[1], 1.0, expected[2]])
 
 
-def test_few_pairs_are_flipped_as_scipy_permutes_them() -> None:
+def test_pairs_are_flipped_as_scipy_permutes_them_many_at_random_but_always_alike() -> None:
     values = np.random.default_rng(7).normal(0.5, 1.0, 10)
     expected = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
     assert sign_flip_p(values[None])[0] == pytest.approx(expected.pvalue)
-
-
-def test_many_pairs_are_flipped_at_random_but_always_alike() -> None:
     # Equal sizes make the test that of a coin: 13 of 18 heads.
     values = np.array([0.1] * 13 + [-0.1] * 5)
     first, second = sign_flip_p(np.stack([values, values]))
@@ -132,9 +117,3 @@ def test_the_order_of_two_strategies_changes_only_the_sign(differences: list[int
     one, other = compare(values), compare([-value for value in values])
     assert one.mean == -other.mean
     assert p_values(one) == pytest.approx(p_values(other))
-
-
-def test_kendall_s_tau_by_hand() -> None:
-    assert kendall_tau([1.0, 2.0, 3.0], [0.1, 0.3, 0.2]) == pytest.approx(1 / 3)  # two pairs agree, one does not
-    assert kendall_tau([1.0, 2.0], [2.0, 1.0]) == -1.0
-    assert math.isnan(kendall_tau([1.0, 2.0], [1.0, 1.0]))

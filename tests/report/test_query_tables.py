@@ -1,18 +1,25 @@
-"""What was asked: every stage of a chain once, from the first pixels to the largest budget."""
+"""What was asked: every stage of a chain once, from the first pixels to the largest budget, and shares of classes."""
 
-import csv
-import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
-from pixelpick_ray.report.cells import line_of
-from pixelpick_ray.report.chains import load_chains
-from pixelpick_ray.report.queries import CSV_COLUMNS, StageQuery, load_queries, queries_csv, query_table
-from pixelpick_ray.report.rows import load_results
-from tests.support.study import Study, experiment, matrix
+from pixelpick_ray.report.cells import Line, line_of
+from pixelpick_ray.report.parts import Table
+from pixelpick_ray.report.points import Point
+from pixelpick_ray.report.queries import (
+    CSV_COLUMNS,
+    StageQuery,
+    class_share_tables,
+    load_queries,
+    queries_csv,
+    query_table,
+)
+from tests.support.study import Study, csv_lines, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 30]}, {seed: [0], budget: [full]}]"
 
@@ -20,15 +27,8 @@ GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 30
 def tell(trial: Trial, stage: int) -> dict[str, Any]:
     """Entropy 0.5 and 1.5 for the seeds where a network is asked, spread twice the stage, 3 and 7 pixels a class."""
     asked = stage > 0 and trial.acquire.strategy == "margin"
-    return {
-        "pixels": 10,
-        "images": 2,
-        "class_counts": [3, 7],
-        "entropy": trial.seed + 0.5 if asked else None,
-        "distinct_classes": 1.25,
-        "spread": 2.0 * stage,
-        "border_distance": 3.0 + stage,
-    }
+    known = {"pixels": 10, "images": 2, "class_counts": [3, 7], "entropy": trial.seed + 0.5 if asked else None}
+    return known | {"distinct_classes": 1.25, "spread": 2.0 * stage, "border_distance": 3.0 + stage}
 
 
 @pytest.fixture
@@ -41,12 +41,11 @@ def spec(study: Study) -> Experiment:
 
 
 def queries_of(study: Study, spec: Experiment) -> tuple[StageQuery, ...]:
-    return load_queries(study.store, load_chains(study.store, load_results(study.store, [spec])))
+    return load_queries(study.store, study.chains(spec))
 
 
 def lines(study: Study, spec: Experiment) -> list[dict[str, str]]:
-    queries = queries_of(study, spec)
-    return list(csv.DictReader(io.StringIO(queries_csv(queries))))
+    return csv_lines(queries_csv(queries_of(study, spec)))
 
 
 def test_every_stage_of_a_chain_is_there_once(study: Study, spec: Experiment) -> None:
@@ -54,6 +53,24 @@ def test_every_stage_of_a_chain_is_there_once(study: Study, spec: Experiment) ->
     found = [(one.point.strategy, one.point.seed, one.stage, one.point.budget) for one in queries]
     stages = [(0, 10), (1, 20), (2, 30)]
     assert found == [(name, seed, *stage) for name in ("margin", "random") for seed in (0, 1) for stage in stages]
+    shorter = experiment("grid=[{acquire.strategy: [margin], seed: [0], budget: [20]}]")
+    assert {line["budget"] for line in lines(study, shorter)} == {"10", "20"}
+    table = query_table(queries_of(study, spec), {})
+    start = table.header.index("strategy")
+    assert table.header[start:] == (
+        *("strategy", "pixels per image", "entropy (nats)", "classes an image", "spread (pixels)"),
+        *("distance to a border (pixels)", "n"),
+    )
+    assert [row[start:] for row in table.rows] == [
+        (name, budget, entropy if budget != "10" else "-", "1.25", *rest, "2")
+        for name, entropy in (("margin", "1.000"), ("random", "-"))
+        for budget, *rest in (("10", "0.0", "3.0"), ("20", "2.0", "4.0"), ("30", "4.0", "5.0"))
+    ]
+    margin, random = dict.fromkeys(line_of(query.point) for query in queries)
+    told = {"7.2": {margin: 7.25, random: 7.25}, "8.0 to 9.0": {margin: 9.0, random: 8.0}, "": {margin: None}}
+    for text, distances in told.items():
+        notes = [note.split(" pixels from")[0] for note in query_table(queries, distances).notes]
+        assert notes == ([f"Any labelled pixel of the training images lies {text}"] if text else [])
 
 
 def test_the_csv_has_a_value_a_row(study: Study, spec: Experiment) -> None:
@@ -65,40 +82,13 @@ def test_the_csv_has_a_value_a_row(study: Study, spec: Experiment) -> None:
     wanted = {"strategy": "margin", "seed": "1", "stage": "2", "budget": "30"}
     own = [line for line in found if line | wanted == line]
     assert [(line["statistic"], line["class_name"], line["value"]) for line in own] == [
-        ("pixels", "", "10"),
-        ("images", "", "2"),
-        ("class_count", "sky", "3"),
-        ("class_count", "road", "7"),
-        ("entropy", "", "1.5"),
-        ("distinct_classes", "", "1.25"),
-        ("spread", "", "4.0"),
-        ("border_distance", "", "5.0"),
+        *(("pixels", "", "10"), ("images", "", "2"), ("class_count", "sky", "3"), ("class_count", "road", "7")),
+        *(("entropy", "", "1.5"), ("distinct_classes", "", "1.25")),
+        *(("spread", "", "4.0"), ("border_distance", "", "5.0")),
     ]
     assert {len(line["pick_key"]) for line in found} == {64}
-
-
-def test_where_no_network_was_asked_the_entropy_is_empty(study: Study, spec: Experiment) -> None:
-    entropies = [line for line in lines(study, spec) if line["statistic"] == "entropy"]
-    asked = {(line["strategy"], line["stage"]) for line in entropies if line["value"]}
+    asked = {(line["strategy"], line["stage"]) for line in found if line["statistic"] == "entropy" and line["value"]}
     assert asked == {("margin", "1"), ("margin", "2")}
-
-
-def test_the_table_has_means_over_seeds(study: Study, spec: Experiment) -> None:
-    table = query_table(queries_of(study, spec), {})
-    assert table is not None
-    start = table.header.index("strategy")
-    assert table.header[start:] == (
-        *("strategy", "pixels per image", "entropy (nats)", "classes an image", "spread (pixels)"),
-        *("distance to a border (pixels)", "n"),
-    )
-    assert [row[start:] for row in table.rows] == [
-        ("margin", "10", "-", "1.25", "0.0", "3.0", "2"),
-        ("margin", "20", "1.000", "1.25", "2.0", "4.0", "2"),
-        ("margin", "30", "1.000", "1.25", "4.0", "5.0", "2"),
-        ("random", "10", "-", "1.25", "0.0", "3.0", "2"),
-        ("random", "20", "-", "1.25", "2.0", "4.0", "2"),
-        ("random", "30", "-", "1.25", "4.0", "5.0", "2"),
-    ]
 
 
 def test_pixels_stored_before_there_were_statistics_are_counted_out(study: Study) -> None:
@@ -106,21 +96,8 @@ def test_pixels_stored_before_there_were_statistics_are_counted_out(study: Study
     study.fill(spec, lambda trial: matrix(50))
     study.ask(spec, lambda trial, stage: None if (trial.seed, stage) == (0, 1) else tell(trial, stage))
     table = query_table(queries_of(study, spec), {})
-    assert table is not None
     assert [row[-1] for row in table.rows] == ["2", "1/2", "2"] * 2
     assert [row[table.header.index("entropy (nats)")] for row in table.rows[:3]] == ["-", "1.500", "1.000"]
-
-
-def test_the_distance_of_any_pixel_to_a_border_is_told_where_it_is_known(study: Study, spec: Experiment) -> None:
-    queries = queries_of(study, spec)
-    margin, random = dict.fromkeys(line_of(query.point) for query in queries)
-    told = {"7.2": {margin: 7.25, random: 7.25}, "8.0 to 9.0": {margin: 9.0, random: 8.0}, "": {margin: None}}
-    for text, distances in told.items():
-        table = query_table(queries, distances)
-        assert table is not None
-        assert [note.split(" pixels from")[0] for note in table.notes] == (
-            [f"Any labelled pixel of the training images lies {text}"] if text else []
-        )
 
 
 def test_without_any_statistics_there_is_no_table(study: Study) -> None:
@@ -132,6 +109,70 @@ def test_without_any_statistics_there_is_no_table(study: Study) -> None:
     assert query_table(queries_of(study, nothing), {}) is None
 
 
-def test_an_earlier_run_to_a_larger_budget_adds_nothing(study: Study, spec: Experiment) -> None:
-    shorter = experiment("grid=[{acquire.strategy: [margin], seed: [0], budget: [20]}]")
-    assert {line["budget"] for line in lines(study, shorter)} == {"10", "20"}
+NAMES = ("sky", "road", "car")
+POINT = Point("study", "camvid", "deeplabv3plus", "small", "none", "margin", "", 0, 10)
+MARGIN, RANDOM = line_of(POINT), line_of(replace(POINT, strategy="random"))
+
+
+def query(point: Point, stage: int, counts: Sequence[int] | None) -> StageQuery:
+    return StageQuery(point, stage, "key", NAMES, None if counts is None else {"class_counts": list(counts)})
+
+
+# 10 + 10 pixels of seed 0 and 20 of seed 1: 8, 22 and 10 of the classes; the other strategy asked for none of a class.
+QUERIES = (
+    *(query(POINT, stage, counts) for stage, counts in enumerate([(1, 9, 0), (2, 3, 5)])),
+    *(query(replace(POINT, seed=1), stage, counts) for stage, counts in enumerate([(5, 10, 5), None])),
+    query(replace(POINT, strategy="random"), 0, (8, 2, 0)),
+)
+
+
+def only(queries: Sequence[StageQuery], training: Mapping[Line, Sequence[int]]) -> Table:
+    (table,) = class_share_tables(queries, training)
+    return table
+
+
+def test_shares_are_of_all_stages_and_seeds() -> None:
+    table = only(QUERIES, {})
+    assert table.header == ("class", "margin", "random")
+    assert table.alignment == "lrr"
+    assert table.rows == (("sky", "20.0", "80.0"), ("road", "55.0", "20.0"), ("car", "25.0", "0.0"))
+    assert table.caption == (
+        "study, camvid, deeplabv3plus small, pretrained none: share of each class in percent among the pixels asked "
+        "for at all stages and seeds."
+    )
+
+
+def test_beside_them_stand_the_shares_in_the_training_images() -> None:
+    table = only(QUERIES, {MARGIN: (500, 400, 100), RANDOM: (500, 400, 100)})
+    assert table.header == ("class", "training images", "margin", "random", "margin, times", "random, times")
+    assert table.alignment == "lrrrrr"
+    # 0.2 / 0.5, 0.55 / 0.4 and 0.25 / 0.1.
+    assert table.rows == (
+        ("sky", "50.0", "20.0", "80.0", "0.40", "1.60"),
+        ("road", "40.0", "55.0", "20.0", "1.38", "0.50"),
+        ("car", "10.0", "25.0", "0.0", "2.50", "0.00"),
+    )
+    assert table.caption.endswith(
+        "stages and seeds, among all labelled pixels of the training images, and how many times as many."
+    )
+    assert only(QUERIES, {RANDOM: (500, 400, 100)}) == only(QUERIES, {MARGIN: (500, 400, 100)})
+
+
+def test_what_the_training_images_lack_has_no_ratio_and_no_pixels_have_no_shares() -> None:
+    table = only(QUERIES[-1:], {RANDOM: (1, 1, 0)})
+    assert table.rows == (("sky", "50.0", "80.0", "1.60"), ("road", "50.0", "20.0", "0.40"), ("car", "0.0", "0.0", "-"))
+    nothing = only([query(POINT, 0, (0, 0, 0))], {MARGIN: (0, 0, 0)})
+    assert nothing.rows == tuple((name, "-", "-", "-") for name in NAMES)
+    assert class_share_tables([query(POINT, 0, None)], {MARGIN: (1, 1, 1)}) == ()
+
+
+def test_every_setting_has_a_table_with_its_own_training_images() -> None:
+    settings = [replace(POINT, setting=f"dataset.images={number}") for number in (5, 9)]
+    queries = [query(point, 0, (number, 1, 1)) for number, point in enumerate(settings)]
+    first, second = class_share_tables(queries, {line_of(settings[1]): (1, 1, 2)})
+    assert first.rows == (("sky", "0.0"), ("road", "50.0"), ("car", "50.0"))
+    rest = (("25.0", "33.3", "1.33"), ("25.0", "33.3", "1.33"), ("50.0", "33.3", "0.67"))
+    assert second.rows == tuple((name, *texts) for name, texts in zip(NAMES, rest, strict=True))
+    for table, number in ((first, 5), (second, 9)):
+        begin = f"study, camvid, deeplabv3plus small, pretrained none, dataset.images={number}: share of"
+        assert table.caption.startswith(begin)

@@ -1,7 +1,5 @@
 """Ours beside the published: one protocol or not, and what the interval says."""
 
-import csv
-import io
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,6 @@ from scipy import stats
 from pixelpick_ray.config.experiment import Experiment, load_experiment
 from pixelpick_ray.report.cells import build_cells
 from pixelpick_ray.report.published import published_cells
-from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.scoreboard import (
     Comparison,
     comparable_cells,
@@ -20,7 +17,7 @@ from pixelpick_ray.report.scoreboard import (
     scoreboard_csv,
     scoreboard_table,
 )
-from tests.support.study import Measure, Study, exact, experiment, matrix
+from tests.support.study import Measure, Study, csv_lines, exact, experiment, matrix
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 CAMVID = "camvid-mobilenet"
@@ -34,7 +31,7 @@ def shipped(name: str, *overrides: str) -> Experiment:
 def compared(study: Study, spec: Experiment, measure: Measure) -> list[Comparison]:
     """The comparisons by the last epoch."""
     study.fill(spec, measure)
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     return [one for one in compare(results, build_cells(results)) if one.cell.checkpoint == "last"]
 
 
@@ -56,81 +53,74 @@ def test_every_published_experiment_is_comparable_in_every_cell(dataset: str, mo
     assert differing(spec) == []
 
 
+FULL = "grid=[{seed: [0], budget: [full]}]"
+PRETRAINED = "model.pretrained"
+NO_WEIGHTS = "model.pretrained none, published supervised ImageNet"
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         (
-            ["dataset.size=[90, 120]"],
-            ["dataset.size 90 x 120, published 360 x 480", "evaluate.size 90 x 120, published 360 x 480"],
+            "dataset.size=[90, 120]",
+            "dataset.size 90 x 120, published 360 x 480; evaluate.size 90 x 120, published 360 x 480",
         ),
-        (["evaluate.splits.test={scale: 0.5}"], ["evaluate.size 180 x 240, published 360 x 480"]),
-        (["evaluate.report=val"], ["evaluate.split val, published test"]),
-        (["dataset.images=92"], ["dataset.images 92, published 367"]),
-        (["dataset.split=val"], ["dataset.split val, published train"]),
-        (["train.epochs=60"], ["train.epochs 60, published 50"]),
-        (["train.batch_size=8"], ["train.batch_size 8, published 4"]),
-        (["train.optimizer.lr=1e-3"], ["train.optimizer.lr 0.001, published 0.0005"]),
-        (["train.schedule={name: poly}"], ["train.schedule.name poly, published multistep"]),
+        ("evaluate.splits.test={scale: 0.5}", "evaluate.size 180 x 240, published 360 x 480"),
+        ("evaluate.report=val", "evaluate.split val, published test"),
+        ("dataset.images=92", "dataset.images 92, published 367"),
+        ("dataset.split=val", "dataset.split val, published train"),
+        ("train.epochs=60", "train.epochs 60, published 50"),
+        ("train.batch_size=8", "train.batch_size 8, published 4"),
+        ("train.optimizer.lr=1e-3", "train.optimizer.lr 0.001, published 0.0005"),
+        ("train.schedule={name: poly}", "train.schedule.name poly, published multistep"),
         (
-            ["train.augment=null"],
-            ["train.augment.scale none, published 0.5 x 2", "train.augment.crop_size none, published 360 x 480"],
+            "train.augment=null",
+            "train.augment.scale none, published 0.5 x 2; train.augment.crop_size none, published 360 x 480",
         ),
         (
-            ["acquire.initial_pixels=20", "acquire.pixels_per_stage=20"],
-            [
-                "acquire.initial_pixels 20, published 10",
-                "acquire.pixels_per_stage 20, published 10",
-            ],
+            "acquire.initial_pixels=20; acquire.pixels_per_stage=20",
+            "acquire.initial_pixels 20, published 10; acquire.pixels_per_stage 20, published 10",
         ),
-        (["acquire.pool_fraction=0.1"], ["acquire.pool_fraction 0.1, published 0.05"]),
-        (["acquire.pool=chance"], ["acquire.pool chance, published score"]),
-        (["acquire.stochastic={passes: 20}"], ["acquire.stochastic passes 20 vote soft, published none"]),
-        (["model.pretrained=none"], ["model.pretrained none, published supervised ImageNet"]),
-        (["model.pretrained=file:weights/a"], ["model.pretrained file:weights/a, published supervised ImageNet"]),
-        (["model.output_stride=8"], ["model.output_stride 8, published 16"]),
-        (["oracle={name: erring, rate: 0.1}"], ["oracle.name erring, published ground_truth"]),
+        ("acquire.pool_fraction=0.1", "acquire.pool_fraction 0.1, published 0.05"),
+        ("acquire.pool=chance", "acquire.pool chance, published score"),
+        ("acquire.stochastic={passes: 20}", "acquire.stochastic passes 20 vote soft, published none"),
+        ("model.pretrained=none", NO_WEIGHTS),
+        ("model.pretrained=file:weights/a", "model.pretrained file:weights/a, published supervised ImageNet"),
+        ("model.output_stride=8", "model.output_stride 8, published 16"),
+        ("oracle={name: erring, rate: 0.1}", "oracle.name erring, published ground_truth"),
+        # The same in other words.
+        ("model.pretrained=in1k", ""),
+        ("dataset={name: camvid}", ""),
+        ("dataset={name: camvid, scale: 1.0}", ""),
+        ("dataset.images=367", ""),
+        ("dataset.split=train", ""),
+        ("oracle={name: erring, rate: 0}", ""),
+        # How pixels are asked for means nothing to full supervision.
+        (f"{FULL}; acquire={{pool_fraction: 0.5, initial_pixels: 3}}; oracle={{name: erring, rate: 0.5}}", ""),
+        (f"{FULL}; train.batch_size=8", "train.batch_size 8, published 4"),
     ],
 )
-def test_every_field_of_the_protocol_is_compared(overrides: list[str], expected: list[str]) -> None:
-    assert differing(shipped(CAMVID, ONE, *overrides)) == expected
-
-
-def test_widths_and_self_supervised_weights_are_not_those_published() -> None:
-    grid = "grid=[{seed: [0], budget: [20]}]"
-    assert differing(shipped("camvid-resnet50", grid, "model.pretrained=moco_v2")) == [
-        "model.pretrained moco_v2, published supervised ImageNet"
-    ]
-    assert differing(shipped("camvid-resnet50", grid, "model.pretrained=none", "model.width=0.5")) == [
-        "model.pretrained none, published supervised ImageNet",
-        "model.width 0.5, published none",
-    ]
+def test_every_field_of_the_protocol_is_compared(overrides: str, expected: str) -> None:
+    assert "; ".join(differing(shipped(CAMVID, ONE, *overrides.split("; ")))) == expected
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides"),
+    ("name", "overrides", "expected"),
     [
-        (CAMVID, ["model.pretrained=in1k"]),
-        (CAMVID, ["dataset={name: camvid}"]),
-        (CAMVID, ["dataset={name: camvid, scale: 1.0}"]),
-        (CAMVID, ["dataset.images=367"]),
-        (CAMVID, ["dataset.split=train"]),
-        (CAMVID, ["oracle={name: erring, rate: 0}"]),
-        ("cityscapes-mobilenet", ["dataset={name: cityscapes, scale: 0.25}"]),
-        ("cityscapes-mobilenet", ["evaluate={splits: {half: {split: val, scale: 0.5}}, report: half}"]),
+        ("cityscapes-mobilenet", ["dataset={name: cityscapes, scale: 0.25}"], []),
+        ("cityscapes-mobilenet", ["evaluate={splits: {half: {split: val, scale: 0.5}}, report: half}"], []),
+        ("camvid-resnet50", [f"{PRETRAINED}=moco_v2"], [NO_WEIGHTS.replace("none", "moco_v2")]),
+        (
+            "camvid-resnet50",
+            ["model.pretrained=none", "model.width=0.5"],
+            [NO_WEIGHTS, "model.width 0.5, published none"],
+        ),
     ],
 )
-def test_the_same_protocol_in_other_words_is_comparable(name: str, overrides: list[str]) -> None:
-    assert differing(shipped(name, ONE, *overrides)) == []
+def test_other_models_and_data_sets_are_compared_too(name: str, overrides: list[str], expected: list[str]) -> None:
+    assert differing(shipped(name, ONE, *overrides)) == expected
 
 
-def test_how_pixels_are_asked_for_means_nothing_to_full_supervision() -> None:
-    grid = "grid=[{seed: [0], budget: [full]}]"
-    asking = "acquire={strategy: margin, pool_fraction: 0.5, initial_pixels: 3}"
-    assert differing(shipped(CAMVID, grid, asking, "oracle={name: erring, rate: 0.5}")) == []
-    assert differing(shipped(CAMVID, grid, "train.batch_size=8")) == ["train.batch_size 8, published 4"]
-
-
-# CamVid at 20 pixels is published as 50.8 ± 0.2 of 5. With ours ± 0.2 of 3, Welch's interval is about ± 0.4.
 @pytest.mark.parametrize(
     ("thousandths", "verdict"),
     [
@@ -142,10 +132,8 @@ def test_how_pixels_are_asked_for_means_nothing_to_full_supervision() -> None:
     ],
 )
 def test_the_interval_decides(study: Study, thousandths: tuple[int, ...], verdict: str) -> None:
-    def measure(trial):  # type: ignore[no-untyped-def]
-        return [exact(thousandths[trial.seed])] * 50 if trial.seed < len(thousandths) else None
-
-    (one,) = compared(study, shipped(CAMVID, ONE), measure)
+    measured = {seed: [exact(height)] * 50 for seed, height in enumerate(thousandths)}
+    (one,) = compared(study, shipped(CAMVID, ONE), lambda trial: measured.get(trial.seed))
     assert one.verdict == verdict
     if len(thousandths) == 3:
         assert one.difference == pytest.approx(sum(thousandths) / 3000 - 0.508)
@@ -158,16 +146,15 @@ def test_every_rule_that_chooses_an_epoch_is_compared(study: Study) -> None:
     spec = shipped(CAMVID, ONE)
     epochs = [exact(400), exact(508), *[exact(300)] * 48]
     study.fill(spec, lambda trial: {"test": epochs, "val": epochs[::-1]})
-    results = load_results(study.store, [spec])
+    results = study.results(spec)
     found = {one.cell.checkpoint: one.verdict for one in compare(results, build_cells(results))}
     assert found == {"last": "lower", "best": "agrees", "best_on_val": "lower"}
 
 
 def test_other_protocols_are_named_and_not_judged(study: Study) -> None:
     (one,) = compared(study, shipped(CAMVID, ONE, "train.epochs=45"), lambda trial: exact(508))
-    assert one.verdict == "not comparable"
-    assert one.differs_in == ("train.epochs 45, published 50",)
-    (line,) = csv.DictReader(io.StringIO(scoreboard_csv([one])))
+    assert (one.verdict, one.differs_in) == ("not comparable", ("train.epochs 45, published 50",))
+    (line,) = csv_lines(scoreboard_csv([one]))
     assert (line["verdict"], line["differs_in"]) == ("not comparable", "train.epochs 45, published 50")
     assert (line["difference"], line["low"], line["high"]) == ("", "", "")
     assert (float(line["published_mean"]), line["published_n"]) == (0.508, "5")
@@ -176,57 +163,38 @@ def test_other_protocols_are_named_and_not_judged(study: Study) -> None:
 def test_nothing_is_published_for_other_strategies_and_budgets(study: Study) -> None:
     spec = shipped(CAMVID, "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [20, 30]}]")
     found = compared(study, spec, lambda trial: [exact(508)] * 50)
+    nothing = [("margin", 30), ("random", 20), ("random", 30)]
     assert [(one.cell.line.strategy, one.cell.budget, one.verdict) for one in found] == [
         ("margin", 20, "agrees"),
-        ("margin", 30, "nothing published"),
-        ("random", 20, "nothing published"),
-        ("random", 30, "nothing published"),
+        *((*place, "nothing published") for place in nothing),
     ]
     assert list(comparable_cells(found).values()) == [found[0].published]
+    found = compared(study, experiment(), lambda trial: matrix(50))
+    assert {one.verdict for one in found} == {"nothing published"}
+    assert scoreboard_table(study.results(experiment()), found) is None
 
 
 def test_the_table_says_all_of_it(study: Study) -> None:
-    spec = shipped(
-        CAMVID, "grid=[{seed: [0, 1, 2], budget: [20]}, {train.batch_size: [8], seed: [0], budget: [30, 40]}]"
-    )
+    grids = "{seed: [0, 1, 2], budget: [20]}, {train.batch_size: [8], seed: [0], budget: [30, 40]}"
+    spec = shipped(CAMVID, f"grid=[{grids}]")
     found = compared(study, spec, lambda trial: [exact(516 + 2 * trial.seed)] * 50)
-    table = scoreboard_table(load_results(study.store, [spec]), found)
-    assert table is not None
+    table = scoreboard_table(study.results(spec), found)
     assert "deeplabv3plus mobilenetv2_100 on camvid test" in table.caption
     assert "README of the original at 43c2981" in table.caption
+    four, eight = (f"train.batch_size={number}, margin" for number in (4, 8))
     assert list(table.rows) == [
-        (
-            "train.batch_size=4, margin",
-            "20",
-            "last",
-            "51.8 ± 0.2",
-            "3",
-            "50.8 ± 0.2",
-            "5",
-            "+1.0",
-            "+0.6 to +1.4",
-            "higher",
-        ),
-        ("train.batch_size=8, margin", "40", "last", "51.6", "1", "53.9 ± 0.7", "5", "-", "-", "not comparable"),
+        (four, "20", "last", "51.8 ± 0.2", "3", "50.8 ± 0.2", "5", "+1.0", "+0.6 to +1.4", "higher"),
+        (eight, "40", "last", "51.6", "1", "53.9 ± 0.7", "5", "-", "-", "not comparable"),
     ]
-    reason = "train.batch_size=8, margin: train.batch_size 8, published 4."
-    assert table.notes[-1] == f"Not comparable, {reason}"
+    assert table.notes[-1] == f"Not comparable, {eight}: train.batch_size 8, published 4."
     assert table.notes[0].startswith("The epoch of the published numbers: not stated")
     assert "Of 1 intervals at 95 %, about 0.05 miss 0 by chance" in table.notes[1]
     assert table.notes[2] == "Nothing is published for the other 1 of our 3 numbers."
 
 
-def test_where_nothing_is_published_there_is_no_table(study: Study) -> None:
-    found = compared(study, experiment(), lambda trial: matrix(50))
-    assert {one.verdict for one in found} == {"nothing published"}
-    assert scoreboard_table(load_results(study.store, [experiment()]), found) is None
-
-
 def test_other_papers_are_listed_for_their_data_sets_alone(study: Study) -> None:
-    voc = experiment("dataset={name: voc, long_side: 400}")
-    table = elsewhere_table(load_results(study.store, [voc]))
-    assert table is not None
+    table = elsewhere_table(study.results(experiment("dataset={name: voc, long_side: 400}")))
     assert [row[0] for row in table.rows] == ["A2LC"]
     assert table.rows[0][-2:] == ("68.4 ± 0.9", "3")
     assert "a question is a mask, not a pixel" in table.notes[0]
-    assert elsewhere_table(load_results(study.store, [experiment()])) is None
+    assert elsewhere_table(study.results(experiment())) is None

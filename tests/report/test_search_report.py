@@ -1,6 +1,5 @@
 """The report of a search, from journals written by hand: numbers, words, files, and the same bytes each time."""
 
-import csv
 import math
 import os
 import re
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pixelpick_ray.config.experiment import Experiment, parse_experiment
 from pixelpick_ray.config.search import DomainSpec
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.search import SearchReportSummary, write_search_report
@@ -26,13 +24,16 @@ from pixelpick_ray.report.search_tables import (
     cost_of,
     cost_table,
     missing,
+    samples_csv,
     stopped_table,
     value_text,
 )
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal, LevelReport
 from pixelpick_ray.store import Store
-from tests.support.experiments import experiment_text
+from tests.support.experiments import experiment_of, experiment_text
+from tests.support.searches import OTHER, OWN
+from tests.support.study import csv_lines
 
 pytestmark = pytest.mark.whole_report
 
@@ -43,26 +44,22 @@ TEXT = experiment_text(
     model="{backbone: resnet18, pretrained: none}",
     train="{epochs: 10, optimizer: {name: adam, lr: 1e-3}}",
     grid="[{seed: [0, 1], budget: [10, 20, 40]}]",
-    search="""
-  space:
-    train.optimizer.lr: {loguniform: [1e-4, 1e-2]}
-    acquire.strategy: {choice: [margin, random]}
-  num_samples: 4""",
+    search="{num_samples: 4, space: {train.optimizer.lr: {loguniform: [1e-4, 1e-2]}, "
+    "acquire.strategy: {choice: [margin, random]}}}",
 )
+ONE_LEVEL, TWO_LEVELS = (f"grid=[{{seed: [0], budget: {budgets}}}]" for budgets in ([10], [10, 20]))
+COMMAND = "launch.py run 'found.yaml'"
 FILES = {"table.md", "table.tex", "table.csv", "samples.csv", "index.html"}
 FILES |= {f"{name}.{kind}" for name in ("curve", "slices") for kind in ("png", "svg")}
 SECTIONS = ["Result", "Best configurations", "History", "Budgets", "Importance", "Slices", "Stopped", "Cost"]
-OWN = {"train.optimizer.lr": 0.001, "acquire.strategy": "margin"}
-OTHER = {"train.optimizer.lr": 0.0025, "acquire.strategy": "random"}
 
 
 class Hunt:
     """A search with a journal to fill."""
 
     def __init__(self, folder: Path, *overrides: str) -> None:
-        self.experiment: Experiment = parse_experiment(TEXT, where="hunt.yaml", overrides=overrides)
-        self.store = Store(folder)
-        self.search = make_search(self.experiment)
+        self.experiment = experiment_of(TEXT, *overrides, where="hunt.yaml")
+        self.store, self.search = Store(folder), make_search(self.experiment)
         self.journal = Journal(self.store, self.search)
 
     def add(
@@ -70,7 +67,7 @@ class Hunt:
         values: Mapping[str, Any],
         levels: Sequence[Sequence[float]],
         *,
-        seconds: Sequence[float] = (),
+        seconds: Sequence[float] = (10, 20, 30),
         stopped: str = "",
         error: str = "",
     ) -> None:
@@ -80,8 +77,7 @@ class Hunt:
             by_seed = {str(seed): miou for seed, miou in zip(self.search.seeds, mious, strict=True)}
             score = self.search.score([sum(one) / len(one) for one in levels[: position + 1]])
             fits = {seed: tuple(f"{index} {seed} {stage}" for stage in range(position + 1)) for seed in by_seed}
-            taken = seconds[position] if seconds else 10.0 * (position + 1)
-            self.journal.report(index, LevelReport(score, by_seed, fits, taken))
+            self.journal.report(index, LevelReport(score, by_seed, fits, seconds[position]))
         if stopped:
             self.journal.stop(index, stopped)
         if error:
@@ -95,22 +91,35 @@ class Hunt:
         return write_search_report(self.store, self.experiment, out, **options)
 
 
-@pytest.fixture
-def hunt(tmp_path: Path) -> Hunt:
+def searched(folder: Path) -> Hunt:
     """One better than the file's own, one stopped after the second level, one that failed at once."""
-    hunt = Hunt(tmp_path / "store")
+    hunt = Hunt(folder)
+    low, high = (OWN | {"train.optimizer.lr": lr} for lr in (0.0001, 0.01))
     hunt.add(OWN, [[0.30, 0.32], [0.40, 0.42], [0.50, 0.52]], seconds=[10, 30, 70])
     hunt.add(OTHER, [[0.35, 0.35], [0.45, 0.47], [0.54, 0.60]], seconds=[12, 34, 76])
-    hunt.add(
-        OWN | {"train.optimizer.lr": 0.0001}, [[0.20, 0.22], [0.25, 0.31]], seconds=[8, 26], stopped="asha <rung 2>"
-    )
-    hunt.add(OWN | {"train.optimizer.lr": 0.01}, [], error="ValueError: loss\n is NaN")
+    hunt.add(low, [[0.20, 0.22], [0.25, 0.31]], seconds=[8, 26], stopped="asha <rung 2>")
+    hunt.add(high, [], error="ValueError: loss\n is NaN")
     return hunt
 
 
+@pytest.fixture(scope="module")
+def hunt(tmp_path_factory: pytest.TempPathFactory) -> Hunt:
+    """What tests read, and do not add to."""
+    return searched(tmp_path_factory.mktemp("hunt") / "store")
+
+
+@pytest.fixture(scope="module")
+def out(hunt: Hunt, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its report, in a folder that has one of a search that had found nothing."""
+    folder = tmp_path_factory.mktemp("report")
+    Hunt(folder / "none").write(folder / "out")
+    (folder / "out" / "mine.txt").write_text("kept")
+    hunt.write(folder / "out", next_command=COMMAND)
+    return folder / "out"
+
+
 def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    return csv_lines(path.read_text(encoding="utf-8"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -121,30 +130,20 @@ def page(folder: Path) -> str:
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
-# Tables
-
-
-def test_the_best_configurations_are_a_table(hunt: Hunt, tmp_path: Path) -> None:
-    hunt.write(tmp_path / "out")
-    assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8") == (
+def test_the_best_configurations_are_a_table_and_as_csv_have_every_digit(out: Path) -> None:
+    assert (out / "table.md").read_text(encoding="utf-8") == (
         "The best configurations, of 2 finished samples. Score: mIoU in percent at 40 labelled pixels per image on "
-        "camvid val, mean over 2 seeds with Student's 95 % interval.\n"
-        "\n"
+        "camvid val, mean over 2 seeds with Student's 95 % interval.\n\n"
         "| rank | sample | train.optimizer.lr | acquire.strategy | score (%) | 95 % interval | vs own |\n"
         "| ---: | ---: | --- | --- | ---: | ---: | ---: |\n"
         "| 1 | 1 | 0.0025 | random | 57.0 | 18.9 to 95.1 | +6.0 |\n"
-        "| 2 | 0 | 0.001 | margin | 51.0 | 38.3 to 63.7 | +0.0 |\n"
-        "\n"
+        "| 2 | 0 | 0.001 | margin | 51.0 | 38.3 to 63.7 | +0.0 |\n\n"
         "Sample 0 is the file's own configuration; vs own: difference to it in points.\n"
     )
-    latex = (tmp_path / "out" / "table.tex").read_text(encoding="utf-8")
+    latex = (out / "table.tex").read_text(encoding="utf-8")
     assert r"\label{tab:hunt-search}" in latex
     assert r"1 & 1 & 0.0025 & random & 57.0 & 18.9 to 95.1 & +6.0 \\" in latex
-
-
-def test_the_table_as_csv_has_every_digit(hunt: Hunt, tmp_path: Path) -> None:
-    hunt.write(tmp_path / "out")
-    first, second = rows(tmp_path / "out" / "table.csv")
+    first, second = rows(out / "table.csv")
     low, high = stats.t.interval(0.95, 1, loc=0.57, scale=stats.sem([0.54, 0.60]))
     numbers = [float(first[name]) for name in ("score", "n", "low", "high", "difference")]
     assert numbers == pytest.approx([0.57, 2, low, high, 0.06], rel=1e-12)
@@ -153,48 +152,13 @@ def test_the_table_as_csv_has_every_digit(hunt: Hunt, tmp_path: Path) -> None:
     assert (second["rank"], second["sample"], float(second["difference"])) == ("2", "0", 0.0)
 
 
-def test_one_seed_has_no_interval(tmp_path: Path) -> None:
+def test_one_seed_has_no_interval_and_a_stopped_own_configuration_no_differences(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path, "grid=[{seed: [7], budget: [10]}]")
     hunt.add(OWN, [[0.5]])
     table = best_table(hunt.found)
     assert table.header == ("rank", "sample", *OWN, "score (%)", "vs own")
     assert table.rows == (("1", "0", "0.001", "margin", "50.0", "+0.0"),)
     assert "one seed." in table.caption
-
-
-def test_an_area_is_taken_seed_by_seed(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path, "search.metric={name: area}")
-    hunt.add(OWN, [[0.1, 0.3], [0.3, 0.5], [0.5, 0.5]])
-    # (10 (0.1 + 0.3) / 2 + 20 (0.3 + 0.5) / 2) / 30 and (10 (0.3 + 0.5) / 2 + 20 (0.5 + 0.5) / 2) / 30
-    areas = [1 / 3, 14 / 30]
-    low, high = stats.t.interval(0.95, 1, loc=np.mean(areas), scale=stats.sem(areas))
-    summary = hunt.found.summary(hunt.found.ranked[0])
-    assert [summary.mean, summary.low, summary.high] == pytest.approx([0.4, low, high], rel=1e-12)
-    assert "normalised area under the curve of mIoU (percent) over 10 to 40 labelled" in best_table(hunt.found).caption
-
-
-def test_ten_are_shown_and_the_file_s_own_one_wherever_it_is(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path, "grid=[{seed: [0], budget: [10]}]", "search.num_samples=13")
-    hunt.add(OWN, [[0.1]])
-    for number in range(12):
-        hunt.add(OTHER, [[0.5 - number / 100]])
-    table = best_table(hunt.found)
-    assert [row[:2] for row in table.rows] == [*((str(rank), str(rank)) for rank in range(1, 11)), ("13", "0")]
-    assert table.rows[0][-1] == "+40.0"
-    assert table.notes[1] == "Finished and not shown: 2; samples.csv has every sample."
-
-
-def test_equal_scores_rank_by_the_order_of_issue(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path, "grid=[{seed: [0], budget: [10]}]")
-    for miou in (0.4, 0.5, 0.5):
-        hunt.add(OTHER, [[miou]])
-    assert [sample.index for sample in hunt.found.ranked] == [1, 2, 0]
-    best = hunt.journal.best()
-    assert best is not None
-    assert best.index == hunt.found.ranked[0].index
-
-
-def test_a_stopped_own_configuration_gives_no_differences(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path)
     hunt.add(OWN, [[0.30, 0.32]], stopped="asha")
     hunt.add(OTHER, [[0.35, 0.35], [0.45, 0.47], [0.54, 0.60]])
@@ -204,10 +168,30 @@ def test_a_stopped_own_configuration_gives_no_differences(tmp_path: Path) -> Non
     assert table.notes == ("Sample 0 is the file's own configuration; it was stopped, with 31.0 % at 10 px.",)
 
 
-def test_an_area_begins_at_the_first_budget_whatever_epochs_are_judged_before(tmp_path: Path) -> None:
+def test_an_area_is_taken_seed_by_seed_from_the_first_budget(tmp_path: Path) -> None:
+    hunt = Hunt(tmp_path, "search.metric={name: area}")
+    hunt.add(OWN, [[0.1, 0.3], [0.3, 0.5], [0.5, 0.5]])
+    # (10 (0.1 + 0.3) / 2 + 20 (0.3 + 0.5) / 2) / 30 and (10 (0.3 + 0.5) / 2 + 20 (0.5 + 0.5) / 2) / 30
+    areas = [1 / 3, 14 / 30]
+    low, high = stats.t.interval(0.95, 1, loc=np.mean(areas), scale=stats.sem(areas))
+    summary = hunt.found.summary(hunt.found.ranked[0])
+    assert [summary.mean, summary.low, summary.high] == pytest.approx([0.4, low, high], rel=1e-12)
+    assert "normalised area under the curve of mIoU (percent) over 10 to 40 labelled" in best_table(hunt.found).caption
     overrides = ("search.epochs=[2]", "evaluate.when=every_epoch", "search.metric={name: area}")
-    hunt = Hunt(tmp_path, *overrides, "grid=[{seed: [0], budget: [20, 40]}]")
-    assert "over 20 to 40 labelled pixels per image" in best_table(hunt.found).caption
+    by_epoch = Hunt(tmp_path / "epochs", *overrides, "grid=[{seed: [0], budget: [20, 40]}]")
+    assert "over 20 to 40 labelled pixels per image" in best_table(by_epoch.found).caption
+
+
+def test_ten_are_shown_and_the_file_s_own_one_wherever_it_is(tmp_path: Path) -> None:
+    hunt = Hunt(tmp_path, ONE_LEVEL, "search.num_samples=13")
+    for miou in (0.1, *(0.5 - number / 100 for number in range(11)), 0.4):
+        hunt.add(OTHER if hunt.journal.samples else OWN, [[miou]])
+    table = best_table(hunt.found)
+    assert [row[:2] for row in table.rows] == [*((str(rank), str(rank)) for rank in range(1, 11)), ("13", "0")]
+    assert [sample.index for sample in hunt.found.ranked] == [*range(1, 13), 0]  # of equals the first one issued
+    assert hunt.journal.best().index == hunt.found.ranked[0].index
+    assert table.rows[0][-1] == "+40.0"
+    assert table.notes[1] == "Finished and not shown: 2; samples.csv has every sample."
 
 
 def test_values_are_written_as_yaml_has_them() -> None:
@@ -216,44 +200,27 @@ def test_values_are_written_as_yaml_has_them() -> None:
     assert [value_text(value) for value in values] == texts
 
 
-def test_every_sample_level_and_seed_is_a_line(hunt: Hunt, tmp_path: Path) -> None:
-    hunt.write(tmp_path / "out")
-    lines = rows(tmp_path / "out" / "samples.csv")
+def test_every_sample_level_and_seed_is_a_line(out: Path, tmp_path: Path) -> None:
+    lines = rows(out / "samples.csv")
     known = ["sample", "origin", "state", "level", "budget", "epoch", "seed", "miou", "score", "seconds", "stopped"]
     assert list(lines[0]) == [*known, *OWN]
     assert [line["sample"] for line in lines] == ["0"] * 6 + ["1"] * 6 + ["2"] * 4 + ["3"]
     measured = ["2", "20", "", "1", "0.31", "0.28", "26", "asha <rung 2>", "0.0001", "margin"]
     assert list(lines[15].values()) == ["2", "by hand", "stopped", *measured]
     assert list(lines[16].values()) == ["3", "by hand", "failed", *[""] * 8, "0.01", "margin"]
-
-
-def test_epochs_have_a_column(tmp_path: Path) -> None:
-    overrides = ("search.epochs=[2, 5]", "evaluate.when=every_epoch", "grid=[{seed: [0], budget: [10, 20]}]")
-    hunt = Hunt(tmp_path, *overrides)
+    hunt = Hunt(tmp_path, "search.epochs=[2, 5]", "evaluate.when=every_epoch", TWO_LEVELS)
     hunt.add(OWN, [[0.1], [0.2], [0.3]])
-    hunt.write(tmp_path / "out")
-    lines = rows(tmp_path / "out" / "samples.csv")
-    assert [(line["level"], line["budget"], line["epoch"]) for line in lines] == [
-        ("1", "10", "2"),
-        ("2", "10", "5"),
-        ("3", "10", ""),
-    ]
+    lines = csv_lines(samples_csv(hunt.found))
+    found = [(line["level"], line["budget"], line["epoch"]) for line in lines]
+    assert found == [("1", "10", "2"), ("2", "10", "5"), ("3", "10", "")]
     assert lines[0]["state"] == "open"
 
 
-def test_what_was_stopped_is_a_table(hunt: Hunt) -> None:
+def test_what_was_stopped_is_a_table_and_the_cost_is_that_by_hand(hunt: Hunt) -> None:
     table = stopped_table(hunt.found)
-    assert table is not None
     assert table.header == ("sample", "stopped after", "score (%)", "why")
     assert table.rows == (("2", "20 px", "28.0", "asha <rung 2>"),)
-
-
-# Cost
-
-
-def test_the_cost_is_that_by_hand(hunt: Hunt) -> None:
     cost = cost_of(hunt.found)
-    assert cost is not None
     # Stages up to 40 pixels: 4 a seed, 8 a sample. The stopped one trained two of each.
     assert (cost.stages, cost.all_stages, cost.shared) == (8 + 8 + 4, 32, False)
     # Sample 2 lacks the last level, (40 + 42) / 2 s; sample 3 all: (10 + 12 + 8) / 3 + (20 + 22 + 18) / 3 + 41 s.
@@ -265,23 +232,17 @@ def test_the_cost_is_that_by_hand(hunt: Hunt) -> None:
     assert "an estimate" in table.caption
 
 
-def test_a_stage_that_samples_share_counts_once(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path, "grid=[{seed: [0], budget: [10, 20]}]")
+def test_a_stage_counts_once_and_as_its_share_where_it_was_left_at_an_epoch(tmp_path: Path) -> None:
+    hunt = Hunt(tmp_path, TWO_LEVELS)
     hunt.add(OWN, [[0.5], [0.6]])
     hunt.add(OWN | {"acquire.strategy": "random"}, [[0.5]], stopped="asha")
     cost = cost_of(hunt.found)
-    assert cost is not None
     assert (cost.stages, cost.all_stages, cost.shared) == (2, 3, True)
     assert len(cost_table(hunt.found, cost).notes) == 1
-
-
-def test_a_stage_that_was_left_at_an_epoch_counts_as_its_share(tmp_path: Path) -> None:
-    overrides = ("search.epochs=[4]", "evaluate.when=every_epoch", "grid=[{seed: [0], budget: [10, 20]}]")
-    hunt = Hunt(tmp_path, *overrides)
+    hunt = Hunt(tmp_path, "search.epochs=[4]", "evaluate.when=every_epoch", TWO_LEVELS)
     hunt.add(OWN, [[0.5]], stopped="asha")
     hunt.add(OTHER, [[0.5], [0.6]], stopped="asha")
     cost = cost_of(hunt.found)
-    assert cost is not None
     assert (cost.stages, cost.all_stages, cost.all_seconds) == (0.4 + 1, 4, None)
     table = cost_table(hunt.found, cost)
     assert table.rows[1] == ("seconds", "30", "-", "-")
@@ -289,20 +250,15 @@ def test_a_stage_that_was_left_at_an_epoch_counts_as_its_share(tmp_path: Path) -
 
 
 def test_a_sample_that_cannot_be_trained_costs_nothing(tmp_path: Path) -> None:
+    constant, late = {"name": "constant"}, {"name": "multistep", "milestones": [7]}
     schedules = "[{name: constant}, {name: multistep, milestones: [7]}]"
-    hunt = Hunt(
-        tmp_path, f"search.space={{train.epochs: {{choice: [10, 5]}}, train.schedule: {{choice: {schedules}}}}}"
-    )
-    hunt.add({"train.epochs": 10, "train.schedule": {"name": "constant"}}, [[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]])
-    late = {"name": "multistep", "milestones": [7]}
+    space = f"{{train.epochs: {{choice: [10, 5]}}, train.schedule: {{choice: {schedules}}}}}"
+    hunt = Hunt(tmp_path, f"search.space={space}")
+    hunt.add({"train.epochs": 10, "train.schedule": constant}, [[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]])
     hunt.add({"train.epochs": 5, "train.schedule": late}, [], error="SpecError: 7 is never reached")
     cost = cost_of(hunt.found)
-    assert cost is not None
     assert (cost.stages, cost.all_stages, cost.seconds, cost.all_seconds) == (8, 8, 30, 30)
     assert missing(hunt.found)[0] == ("sample 1", "failed before the first level: SpecError: 7 is never reached")
-
-
-# Importance
 
 
 def many(hunt: Hunt, number: int, decide: str, *, stop_share: float = 0.0) -> None:
@@ -314,13 +270,12 @@ def many(hunt: Hunt, number: int, decide: str, *, stop_share: float = 0.0) -> No
             "train.optimizer.lr": -abs(math.log10(values["train.optimizer.lr"]) + 2.5) / 10,
             "acquire.strategy": 0.1 * (values.get("acquire.strategy") == "random"),
         }[decide] + 0.01 * chance.random()
-        is_stopped = index < stop_share * number
-        levels = [[0.5 + strength + 0.01 * position] for position in range(1 if is_stopped else 2)]
-        hunt.add(values, levels, stopped="asha" if is_stopped else "")
+        stopped = "asha" if index < stop_share * number else ""
+        hunt.add(values, [[0.5 + strength + 0.01 * at] for at in range(1 if stopped else 2)], stopped=stopped)
 
 
 WIDE = (
-    "grid=[{seed: [0], budget: [10, 20]}]",
+    TWO_LEVELS,
     "search.num_samples=40",
     "search.space={train.optimizer.lr: {loguniform: [1e-4, 1e-2]}, acquire.strategy: {choice: [margin, random]}, "
     "train.optimizer.weight_decay: {uniform: [0.0, 0.1]}, train.batch_size: {randint: [2, 9]}, "
@@ -341,40 +296,28 @@ def test_the_setting_that_decides_has_much_the_largest_share(tmp_path: Path, dec
         assert max(shares.values()) < 25
 
 
-def test_few_samples_are_said_to_be_too_few(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path, *WIDE)
+def test_few_samples_and_one_setting_are_said_to_be_too_few(tmp_path: Path) -> None:
+    hunt = Hunt(tmp_path / "few", *WIDE)
     many(hunt, 9, "train.optimizer.lr", stop_share=0.3)
     (table,) = importance_parts(hunt.found)
     assert table.header == ("setting", "at 10 px (9 samples)")
     assert table.notes[0] == "No importance at 20 px (6 samples): fewer than 8."
+    (said,) = importance_parts(Hunt(tmp_path, "search.space={train.optimizer.lr: {loguniform: [1e-4, 1e-2]}}").found)
+    told = "Only train.optimizer.lr is searched, so there is nothing to divide the importance among."
+    assert said.sentences == (told,)
 
 
-def test_one_setting_has_nothing_to_share(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path, "search.space={train.optimizer.lr: {loguniform: [1e-4, 1e-2]}}")
-    (said,) = importance_parts(hunt.found)
-    assert said.sentences == (
-        "Only train.optimizer.lr is searched, so there is nothing to divide the importance among.",
-    )
-
-
-def test_scores_that_are_all_the_same_have_no_importance() -> None:
-    space = {name: DomainSpec(uniform=(0.0, 1.0)) for name in "ab"}
-    scored = [({"a": number / 10, "b": 1 - number / 10}, 0.5) for number in range(10)]
-    assert importance(space, scored) is None
-    assert importance(space, scored[:7]) is None
-
-
-def test_importance_leaves_optuna_as_loud_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+def test_equal_scores_have_no_importance_and_optuna_stays_as_loud_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
     import optuna
 
     before = optuna.logging.get_verbosity()
     space = {name: DomainSpec(uniform=(0.0, 1.0)) for name in "ab"}
+    scored = [({"a": number / 10, "b": 1 - number / 10}, 0.5) for number in range(10)]
+    assert importance(space, scored) is None
+    assert importance(space, scored[:7]) is None
     assert importance(space, [({"a": number / 10, "b": 0.5}, number) for number in range(10)])
     assert optuna.logging.get_verbosity() == before
     assert capfd.readouterr() == ("", "")
-
-
-# Figures
 
 
 def test_figures_show_the_numbers_that_stand_behind_them(hunt: Hunt) -> None:
@@ -384,31 +327,14 @@ def test_figures_show_the_numbers_that_stand_behind_them(hunt: Hunt) -> None:
         ("2", "stopped", "20 px", "28.0", "57.0"),
         ("3", "failed", "-", "-", "57.0"),
     )
-    data = slices(hunt.found).data
-    assert data.header == ("sample", "state", *OWN, "at 10 px (%)", "at 40 px (%)")
-    assert data.rows[1:3] == (
+    figure = slices(hunt.found)
+    assert figure.data.header == ("sample", "state", *OWN, "at 10 px (%)", "at 40 px (%)")
+    assert figure.data.rows[1:3] == (
         ("1", "finished", "0.0025", "random", "35.0", "57.0"),
         ("2", "stopped", "0.0001", "margin", "21.0", "-"),
     )
-
-
-def test_the_best_so_far_is_a_step_line(hunt: Hunt) -> None:
-    hunt.add(OTHER, [[0.1, 0.1], [0.1, 0.1], [0.2, 0.2]])
-    (panel,) = history(hunt.found).make().axes
-    line = next(line for line in panel.lines if line.get_label() == "best finished so far")
-    assert line.get_drawstyle() == "steps-post"
-    assert list(line.get_xdata()) == [0, 1, 2, 3, 4]
-    assert line.get_ydata() == pytest.approx([51, 57, 57, 57, 57])
-    shown = {str(dots.get_label()): dots for dots in panel.collections}
-    assert shown["finished"].get_offsets().tolist() == pytest.approx(np.array([[0, 51], [1, 57], [4, 20]]))
-    assert shown["stopped"].get_offsets().tolist() == pytest.approx(np.array([[2, 28]]))
-    assert len(shown["stopped"].get_facecolor()) == 0  # hollow
-    assert len(shown["finished"].get_facecolor()) == 1
-
-
-def test_a_range_over_magnitudes_has_a_logarithmic_axis_and_a_choice_has_names(hunt: Hunt) -> None:
-    rate, strategy = slices(hunt.found).make().axes
-    assert (rate.get_title(), rate.get_xscale()) == ("train.optimizer.lr", "log")
+    rate, strategy = figure.make().axes
+    assert (rate.get_title(), rate.get_xscale()) == ("train.optimizer.lr", "log")  # over magnitudes
     assert (strategy.get_title(), strategy.get_xscale()) == ("acquire.strategy", "linear")
     assert [label.get_text() for label in strategy.get_xticklabels()] == ["margin", "random"]
     shown = {str(dots.get_label()): dots.get_offsets().tolist() for dots in rate.collections}
@@ -422,76 +348,80 @@ def test_long_choices_stay_apart_when_they_are_cut(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path, f"search.space={{train.schedule: {{choice: [{choices}]}}}}")
     hunt.add({"train.schedule": {"name": "poly", "power": 0.100001}}, [[0.1, 0.2]])
     (panel,) = slices(hunt.found).make().axes
-    labels = [label.get_text() for label in panel.get_xticklabels()]
-    assert len(set(labels)) == 2
+    labels = {label.get_text() for label in panel.get_xticklabels()}
+    assert len(labels) == 2
     assert all(len(label) <= 20 for label in labels)
 
 
-# The page and its files
+def test_the_best_so_far_is_a_step_line(tmp_path: Path) -> None:
+    hunt = searched(tmp_path)
+    hunt.add(OTHER, [[0.1, 0.1], [0.1, 0.1], [0.2, 0.2]])
+    (panel,) = history(hunt.found).make().axes
+    line = next(line for line in panel.lines if line.get_label() == "best finished so far")
+    assert line.get_drawstyle() == "steps-post"
+    assert list(line.get_xdata()) == [0, 1, 2, 3, 4]
+    assert line.get_ydata() == pytest.approx([51, 57, 57, 57, 57])
+    shown = {str(dots.get_label()): dots for dots in panel.collections}
+    assert shown["finished"].get_offsets().tolist() == pytest.approx(np.array([[0, 51], [1, 57], [4, 20]]))
+    assert shown["stopped"].get_offsets().tolist() == pytest.approx(np.array([[2, 28]]))
+    assert len(shown["stopped"].get_facecolor()) == 0  # hollow
+    assert len(shown["finished"].get_facecolor()) == 1
 
 
-def test_every_file_is_written_and_what_is_missing_is_counted(hunt: Hunt, tmp_path: Path) -> None:
-    summary = hunt.write(tmp_path / "deep" / "out")
-    assert {path.name for path in summary.files} == FILES == set(contents(tmp_path / "deep" / "out"))
+def test_every_file_is_written_in_place_of_an_earlier_report(hunt: Hunt, out: Path, tmp_path: Path) -> None:
+    summary = hunt.write(tmp_path / "deep" / "fresh", next_command=COMMAND)
+    assert {path.name for path in summary.files} == FILES == set(contents(tmp_path / "deep" / "fresh"))
     assert summary.num_samples == 4
     assert summary.missing == ("sample 3: failed before the first level: ValueError: loss is NaN",)
+    assert contents(out) == contents(tmp_path / "deep" / "fresh") | {"mine.txt": b"kept"}
 
 
-def test_the_page_has_every_section_once_and_asks_for_nothing(hunt: Hunt, tmp_path: Path) -> None:
-    hunt.write(tmp_path / "out", next_command="launch.py run 'found.yaml'")
-    text = page(tmp_path / "out")
+def test_nothing_run_yet_is_said_and_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    hunt, out = Hunt(tmp_path / "store"), tmp_path / "out"
+    summary = hunt.write(out, next_command=COMMAND)
+    assert {path.name for path in summary.files} == FILES
+    assert (summary.num_samples, summary.missing) == (0, ("4 samples: not issued yet",))
+    assert re.findall("<h2>([^<]*)", page(out)) == ["Result", "How it was made"]
+    assert "Nothing was run yet" in page(out)
+    assert "found.yaml" not in page(out)
+    assert "No sample is finished yet." in (out / "table.md").read_text(encoding="utf-8")
+    assert rows(out / "samples.csv") == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpecError, match=r"--out .*file.*cannot be written"):
+        hunt.write(tmp_path / "file")
+
+
+def test_the_page_has_every_section_once_asks_for_nothing_and_tells_the_result(hunt: Hunt, out: Path) -> None:
+    text = page(out)
     assert re.findall("<h2>([^<]*)", text) == [*SECTIONS, "How it was made"]
     assert "&lt;b&gt;Settings &amp; more&lt;/b&gt;" in text
     assert "asha &lt;rung 2&gt;" in text
     assert "launch.py run &#x27;found.yaml&#x27;" in text
-    assert str(tmp_path) not in text
     assert "http" not in re.sub(r"http-equiv", "", text.replace("http://www.w3.org", ""))
-    for outside in (" src=", "url(http", "@import"):
+    for outside in (" src=", "url(http", "@import", str(out.parent), str(hunt.store.path)):
         assert outside not in text
-
-
-def test_the_result_is_told_in_words(hunt: Hunt, tmp_path: Path) -> None:
-    hunt.write(tmp_path / "out", next_command="launch.py run found.yaml")
-    text = re.sub(r"&#x27;", "'", page(tmp_path / "out"))
+    text = re.sub(r"&#x27;", "'", page(out))
     for said in (
         "train.optimizer.lr (loguniform 0.0001 to 0.01)",
         "The search judged on val and not on test, which is reported",
         "The best is sample 1 with 57.0 %: train.optimizer.lr 0.0025, acquire.strategy random. "
         "The file's own configuration has 51.0 %: a difference of +6.0 points.",
         "Of 4 samples: 2 finished, 1 stopped early, 1 failed; 1 missing, which running the search again adds.",
-        "To run next, to measure the best configuration on test: launch.py run found.yaml",
+        f"To run next, to measure the best configuration on test: {COMMAND}",
         "The score of each sample at every level that it reached",
     ):
         assert said in text
 
 
-def test_images_that_are_held_out_are_said_to_be(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path / "store", "search.held_out=0.25")
-    hunt.add(OWN, [[0.1, 0.1]])
-    hunt.write(tmp_path / "out")
-    assert "judged on held_out, 25 % of the training images, which no sample was trained on," in page(tmp_path / "out")
-
-
-def test_the_file_s_own_configuration_may_be_the_best(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path / "store", "grid=[{seed: [0], budget: [10]}]")
+def test_the_file_s_own_configuration_may_be_the_best_and_images_be_held_out(tmp_path: Path) -> None:
+    hunt = Hunt(tmp_path / "store", ONE_LEVEL, "search.held_out=0.25")
     hunt.add(OWN, [[0.6]])
     hunt.add(OTHER, [[0.5]])
     hunt.write(tmp_path / "out")
-    assert "the search found none better" in page(tmp_path / "out")
-    assert "No sample was stopped." in page(tmp_path / "out")
-
-
-def test_nothing_run_yet_is_said(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path / "store")
-    summary = hunt.write(tmp_path / "out", next_command="launch.py run found.yaml")
-    assert {path.name for path in summary.files} == FILES
-    assert (summary.num_samples, summary.missing) == (0, ("4 samples: not issued yet",))
     text = page(tmp_path / "out")
-    assert re.findall("<h2>([^<]*)", text) == ["Result", "How it was made"]
-    assert "Nothing was run yet" in text
-    assert "found.yaml" not in text
-    assert "No sample is finished yet." in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
-    assert rows(tmp_path / "out" / "samples.csv") == []
+    assert "the search found none better" in text
+    assert "No sample was stopped." in text
+    assert "judged on held_out, 25 % of the training images, which no sample was trained on," in text
 
 
 def test_a_search_half_way_says_what_is_missing(tmp_path: Path) -> None:
@@ -499,11 +429,8 @@ def test_a_search_half_way_says_what_is_missing(tmp_path: Path) -> None:
     hunt.add(OWN, [[0.30, 0.32], [0.40, 0.42]])
     hunt.add(OTHER, [])
     summary = hunt.write(tmp_path / "out")
-    assert summary.missing == (
-        "sample 0: unfinished, judged up to 20 px",
-        "sample 1: unfinished, not judged yet",
-        "2 samples: not issued yet",
-    )
+    unfinished = ("sample 0: unfinished, judged up to 20 px", "sample 1: unfinished, not judged yet")
+    assert summary.missing == (*unfinished, "2 samples: not issued yet")
     text = page(tmp_path / "out")
     assert re.findall("<h2>([^<]*)", text) == [*SECTIONS, "How it was made"]
     assert "No sample is finished yet, so that there is no best one." in text
@@ -511,23 +438,9 @@ def test_a_search_half_way_says_what_is_missing(tmp_path: Path) -> None:
     assert "No estimate of the seconds" in text
 
 
-def test_an_earlier_report_is_replaced(hunt: Hunt, tmp_path: Path) -> None:
-    Hunt(tmp_path / "none").write(tmp_path / "out")
-    (tmp_path / "out" / "mine.txt").write_text("kept")
-    hunt.write(tmp_path / "out")
-    hunt.write(tmp_path / "fresh")
-    assert contents(tmp_path / "out") == contents(tmp_path / "fresh") | {"mine.txt": b"kept"}
-
-
-def test_a_folder_that_cannot_be_written_is_an_error(hunt: Hunt, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SpecError, match=r"--out .*file.*cannot be written"):
-        hunt.write(tmp_path / "file")
-
-
 def test_another_process_writes_the_same_bytes_silently_without_torch_and_ray(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path / "store", *WIDE)
-    many(hunt, 20, "train.optimizer.lr", stop_share=0.5)
+    many(hunt, 16, "train.optimizer.lr", stop_share=0.5)
     (tmp_path / "hunt.yaml").write_text(TEXT)
     hunt.write(tmp_path / "first")
     code = f"""
@@ -540,10 +453,7 @@ here = Path({str(tmp_path)!r})
 write_search_report(Store(here / "store"), load_experiment(here / "hunt.yaml", {list(WIDE)!r}), here / "second")
 print(sorted(sys.modules.keys() & {{"torch", "ray", "timm", "torchvision"}}))
 """
-    seeded = os.environ | {"PYTHONHASHSEED": "123"}
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root, env=seeded
-    )
+    place = {"cwd": Path(__file__).resolve().parents[2], "env": os.environ | {"PYTHONHASHSEED": "123"}}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **place)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
     assert contents(tmp_path / "first") == contents(tmp_path / "second")

@@ -28,13 +28,12 @@ VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 def test_the_standard_deviation_divides_by_n_minus_one() -> None:
     assert sample_std([0.20, 0.25, 0.30]) == pytest.approx(0.05)
     assert sample_std([1.0, 3.0]) == pytest.approx(math.sqrt(2))
-
-
-def test_one_value_has_a_mean_but_no_spread() -> None:
     summary = summarise([0.5])
     assert (summary.mean, summary.n) == (0.5, 1)
     assert all(math.isnan(value) for value in (summary.std, summary.low, summary.high))
     assert math.isnan(mean([]))
+    assert summarise([0.2, math.nan, 0.4]).n == 2
+    assert summarise([0.2, math.nan, 0.4]).mean == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
@@ -45,19 +44,16 @@ def test_quantiles_are_those_of_the_printed_table(confidence: float, degrees: in
     assert student_quantile(confidence, degrees) == pytest.approx(quantile, abs=5e-4)
 
 
-def test_many_degrees_approach_the_normal_distribution() -> None:
-    assert student_quantile(0.95, 100_000) == pytest.approx(1.95996, abs=1e-4)
-
-
-@pytest.mark.parametrize(("confidence", "degrees"), [(0.0, 3), (1.0, 3), (0.95, 0), (0.95, math.nan)])
-def test_quantiles_outside_of_the_range_are_refused(confidence: float, degrees: int) -> None:
-    with pytest.raises(ValueError, match="need 0 < confidence < 1"):
-        student_quantile(confidence, degrees)
+def test_quantiles_outside_of_the_range_are_refused() -> None:
+    for confidence, degrees in ((0.0, 3), (1.0, 3), (0.95, 0), (0.95, math.nan)):
+        with pytest.raises(ValueError, match="need 0 < confidence < 1"):
+            student_quantile(confidence, degrees)
 
 
 def test_the_interval_is_that_of_student() -> None:
     half = 4.3027 * 0.05 / math.sqrt(3)
     assert interval([0.20, 0.25, 0.30]) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-5)
+    assert student_quantile(0.95, 100_000) == pytest.approx(1.95996, abs=1e-4)
 
 
 @given(st.floats(0.01, 0.999), st.floats(0.2, 1000))
@@ -66,15 +62,13 @@ def test_quantiles_of_fractional_degrees_are_those_of_scipy(confidence: float, d
     assert student_quantile(confidence, degrees) == pytest.approx(expected, rel=1e-9)
 
 
-def test_welch_with_equal_spreads_is_the_pooled_interval() -> None:
+def test_welch_s_interval_by_hand() -> None:
     # Degrees 2 (n - 1) = 8, printed quantile 2.306; the error is 0.6 sqrt(2 / 5).
     half = 2.306 * 0.6 * math.sqrt(2 / 5)
     assert welch_interval(51.0, 0.6, 5, 50.8, 0.6, 5) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-3)
-
-
-def test_welch_against_a_sample_that_does_not_vary_is_student_s_interval() -> None:
     half = 2.776 * 0.5 / math.sqrt(5)  # degrees 4 are of the sample that varies
     assert welch_interval(0.5, 0.5, 5, 0.1, 0.0, 3) == pytest.approx((0.4, 0.4 - half, 0.4 + half), abs=1e-3)
+    assert welch_interval(0.75, 0.0, 2, 0.5, 0.0, 5) == (0.25, 0.25, 0.25)
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")  # scipy's own remark on samples that hardly vary
@@ -87,16 +81,11 @@ def test_welch_is_that_of_scipy(first: list[float], second: list[float], confide
     assert found == pytest.approx((one.mean - two.mean, expected.low, expected.high), abs=1e-9)
 
 
-def test_where_nothing_varies_the_interval_is_the_difference() -> None:
-    assert welch_interval(0.75, 0.0, 2, 0.5, 0.0, 5) == (0.25, 0.25, 0.25)
-
-
-@pytest.mark.parametrize(("n1", "n2"), [(1, 5), (5, 1), (0, 0)])
-def test_one_run_has_a_difference_without_an_interval(n1: int, n2: int) -> None:
-    difference, low, high = welch_interval(0.75, 0.1, n1, 0.5, 0.1, n2)
-    assert difference == 0.25
-    assert math.isnan(low)
-    assert math.isnan(high)
+def test_one_run_has_a_difference_without_an_interval() -> None:
+    for n1, n2 in ((1, 5), (5, 1), (0, 0)):
+        difference, *ends = welch_interval(0.75, 0.1, n1, 0.5, 0.1, n2)
+        assert difference == 0.25
+        assert [math.isnan(end) for end in ends] == [True, True]
 
 
 @given(VALUES)
@@ -104,25 +93,17 @@ def test_the_order_of_seeds_changes_nothing(values: list[float]) -> None:
     assert summarise(values) == summarise(values[::-1])
 
 
-def test_values_that_do_not_exist_lower_n() -> None:
-    assert summarise([0.2, math.nan, 0.4]).n == 2
-    assert summarise([0.2, math.nan, 0.4]).mean == pytest.approx(0.3)
-
-
 def test_the_area_is_the_mean_height() -> None:
     assert area_under_curve([10, 20, 40], [0.2, 0.4, 0.6]) == pytest.approx((10 * 0.3 + 20 * 0.5) / 30)
     assert area_under_curve([10], [0.7]) == 0.7
+    for budgets, values in (([20, 10], [1, 2]), ([10, 10], [1, 2]), ([], [])):
+        with pytest.raises(ValueError, match="must ascend"):
+            area_under_curve(budgets, values)
 
 
 @given(VALUES, st.floats(0, 1))
 def test_a_flat_curve_has_its_height_as_area(values: list[float], height: float) -> None:
     assert area_under_curve(range(len(values)), [height] * len(values)) == pytest.approx(height)
-
-
-@pytest.mark.parametrize(("budgets", "values"), [([20, 10], [1, 2]), ([10, 10], [1, 2]), ([], [])])
-def test_curves_that_do_not_ascend_are_refused(budgets: list[float], values: list[float]) -> None:
-    with pytest.raises(ValueError, match="must ascend"):
-        area_under_curve(budgets, values)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +113,7 @@ def test_curves_that_do_not_ascend_are_refused(budgets: list[float], values: lis
 def test_wilson_s_interval_is_that_of_newcombe_s_table(successes: int, n: int, low: float, high: float) -> None:
     """Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3."""
     assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+    assert all(map(math.isnan, wilson_interval(0, 0)))  # a share of nothing
 
 
 @given(st.integers(1, 10_000), st.data())
@@ -139,10 +121,6 @@ def test_wilson_s_interval_is_that_of_scipy(n: int, data: st.DataObject) -> None
     successes = data.draw(st.integers(0, n))
     theirs = stats.binomtest(successes, n).proportion_ci(method="wilson")
     assert wilson_interval(successes, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
-
-
-def test_a_share_of_nothing_has_no_interval() -> None:
-    assert all(map(math.isnan, wilson_interval(0, 0)))
 
 
 @pytest.mark.parametrize(
@@ -165,15 +143,12 @@ def test_kappa_is_agreement_beyond_chance(both_yes: int, yes_no: int, no_yes: in
     assert cohen_kappa([(other, one) for one, other in pairs]) == cohen_kappa(pairs)
 
 
-def test_kappa_takes_any_number_of_categories() -> None:
+def test_kappa_takes_any_number_of_categories_but_one() -> None:
     # Agreement 3 of 6; by chance (2 x 3 + 3 x 1 + 1 x 2) of 36.
     pairs = [("a", "a"), ("a", "c"), ("b", "b"), ("b", "a"), ("b", "a"), ("c", "c")]
     assert cohen_kappa(pairs) == pytest.approx((1 / 2 - 11 / 36) / (1 - 11 / 36))
-
-
-@pytest.mark.parametrize("pairs", [[], [("a", "a")] * 5])
-def test_there_is_no_kappa_where_chance_agrees_fully(pairs: list[tuple[str, str]]) -> None:
-    assert math.isnan(cohen_kappa(pairs))
+    assert math.isnan(cohen_kappa([]))
+    assert math.isnan(cohen_kappa([("a", "a")] * 5))  # chance agrees fully
 
 
 def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls() -> None:
@@ -182,20 +157,14 @@ def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls() -> None:
     assert holm([0.5, 0.9]) == (1.0, 1.0)
     assert holm([0.03]) == (0.03,)
     assert holm([]) == ()
-
-
-def test_a_test_that_was_not_possible_is_no_member_of_holm_s_family() -> None:
     first, second, third = holm([0.02, math.nan, 0.03])
     assert (first, third) == pytest.approx((0.04, 0.04))
     assert math.isnan(second)
 
 
-@pytest.mark.parametrize(("n", "p"), [(0, 1.0), (1, 1.0), (2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125)])
-def test_few_pairs_keep_a_sign_flip_test_from_small_p_values(n: int, p: float) -> None:
-    assert smallest_sign_flip_p(n) == p
-
-
-def test_the_pairs_that_a_sign_flip_test_needs() -> None:
+def test_few_pairs_keep_a_sign_flip_test_from_small_p_values() -> None:
+    for n, p in ((0, 1.0), (1, 1.0), (2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125)):
+        assert smallest_sign_flip_p(n) == p
     assert pairs_needed() == 6
     assert pairs_needed(3) == 7  # 3 x 2 / 2**7 = 0.047
     assert pairs_needed(45) == 11  # 45 x 2 / 2**11 = 0.044

@@ -1,13 +1,14 @@
 """The budget at which 95 % of full supervision is reached, against numbers worked out by hand and by scipy."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from scipy import stats
 
-from pixelpick_ray.config.trial import Budget
+from pixelpick_ray.config.trial import Budget, Trial
 from pixelpick_ray.report.cells import Cell, Line, build_cells
-from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.statistics import summarise
 from pixelpick_ray.report.thresholds import (
     Threshold,
@@ -17,7 +18,8 @@ from pixelpick_ray.report.thresholds import (
     threshold_table,
     thresholds,
 )
-from tests.support.study import Study, exact, experiment
+from tests.support.contest import make_cell
+from tests.support.study import Matrix, Study, exact, experiment
 
 INF = math.inf
 MARGIN, FULL = (Line("study", "camvid", "deeplabv3plus", "small", "none", name, "") for name in ("margin", ""))
@@ -25,22 +27,8 @@ MARGIN, FULL = (Line("study", "camvid", "deeplabv3plus", "small", "none", name, 
 
 def cell(line: Line, budget: Budget, by_seed: dict[int, float], expected: int = 3) -> Cell:
     seeds, values = tuple(by_seed), tuple(by_seed.values())
-    return Cell(
-        line=line,
-        budget=budget,
-        split="test",
-        checkpoint="last",
-        metric="miou",
-        class_name="",
-        size="native size",
-        share=None,
-        expected=expected,
-        seeds=seeds,
-        values=values,
-        summary=summarise(values),
-        fit_keys=("",) * len(seeds),
-        mixed=(),
-    )
+    whole = make_cell(line, budget, [0] * expected, "")
+    return replace(whole, seeds=seeds, values=values, summary=summarise(values), fit_keys=("",) * len(seeds))
 
 
 def one(*cells: Cell) -> Threshold:
@@ -62,47 +50,40 @@ def test_seeds_that_are_shared_are_paired() -> None:
     low, high = {0: 0.50, 1: 0.53, 2: 0.56}, {2: 0.64, 0: 0.60, 1: 0.61}
     full = {1: 0.61, 2: 0.62, 0: 0.57}
     found = one(cell(MARGIN, 20, low), cell(MARGIN, 40, high), cell(FULL, "full", full))
-    assert found.full == pytest.approx(0.6)
-    assert found.level == pytest.approx(0.57)
+    assert (found.full, found.level) == (pytest.approx(0.6), pytest.approx(0.57))
     # From 0.53 up to 37/60 the level 0.57 is 6/13 of the way.
     assert found.estimate == pytest.approx(20 + 20 * 6 / 13)
-    ends = []
-    for cells in (low, high):
-        differences = [cells[seed] - 0.95 * full[seed] for seed in range(3)]
-        ends.append(stats.ttest_1samp(differences, 0.0).confidence_interval(0.95))
-    assert found.low == pytest.approx(20 + 20 * ends[0].high / (ends[0].high - ends[1].high))
-    assert found.high == pytest.approx(20 + 20 * ends[0].low / (ends[0].low - ends[1].low))
+    differences = [[values[seed] - 0.95 * full[seed] for seed in range(3)] for values in (low, high)]
+    check_interval(found, *(stats.ttest_1samp(each, 0.0).confidence_interval(0.95) for each in differences))
     assert 20 < found.low < found.estimate < found.high < 40
+
+
+def check_interval(found: Threshold, first: Any, second: Any) -> None:
+    """Between 20 and 40 pixels, from the intervals of the differences to the level there."""
+    assert found.low == pytest.approx(20 + 20 * first.high / (first.high - second.high))
+    assert found.high == pytest.approx(20 + 20 * first.low / (first.low - second.low))
 
 
 def test_other_seeds_are_compared_as_two_samples() -> None:
     low, high = [0.50, 0.505, 0.51], [0.61, 0.62, 0.63, 0.66]
     full = [0.60, 0.61, 0.605]
-    found = one(
-        cell(MARGIN, 20, dict(enumerate(low))),
-        cell(MARGIN, 40, dict(enumerate(high))),
-        cell(FULL, "full", dict(enumerate(full, start=5))),
-    )
+    curve = (cell(MARGIN, budget, dict(enumerate(values))) for budget, values in ((20, low), (40, high)))
+    found = one(*curve, cell(FULL, "full", dict(enumerate(full, start=5))))
     scaled = [0.95 * value for value in full]
-    ends = [stats.ttest_ind(values, scaled, equal_var=False).confidence_interval(0.95) for values in (low, high)]
-    assert found.low == pytest.approx(20 + 20 * ends[0].high / (ends[0].high - ends[1].high))
-    assert found.high == pytest.approx(20 + 20 * ends[0].low / (ends[0].low - ends[1].low))
+    ends = (stats.ttest_ind(values, scaled, equal_var=False) for values in (low, high))
+    check_interval(found, *(end.confidence_interval(0.95) for end in ends))
     assert found.low < found.estimate < found.high
 
 
-def test_the_interval_shrinks_to_the_estimate_where_every_seed_says_the_same() -> None:
-    seeds = range(3)
-    found = one(
-        cell(MARGIN, 10, dict.fromkeys(seeds, 0.5)),
-        cell(MARGIN, 20, dict.fromkeys(seeds, 0.9)),
-        cell(FULL, "full", dict.fromkeys(seeds, 0.8)),
-    )
+def test_the_interval_shrinks_to_the_estimate_where_every_seed_says_the_same_and_one_has_none() -> None:
+    def flat(*seeds: int) -> Threshold:
+        heights = ((MARGIN, 10, 0.5), (MARGIN, 20, 0.9), (FULL, "full", 0.8))
+        return one(*(cell(line, budget, dict.fromkeys(seeds, value)) for line, budget, value in heights))
+
+    found = flat(0, 1, 2)
     assert (found.low, found.estimate, found.high) == pytest.approx((16.5, 16.5, 16.5))
     assert interval_text(found) == estimate_text(found) == "16"
-
-
-def test_one_seed_has_an_estimate_and_no_interval() -> None:
-    found = one(cell(MARGIN, 10, {0: 0.5}), cell(MARGIN, 20, {0: 0.9}), cell(FULL, "full", {0: 0.8}))
+    found = flat(0)
     assert found.estimate == pytest.approx(16.5)
     assert math.isnan(found.low)
     assert math.isnan(found.high)
@@ -136,21 +117,15 @@ def test_texts(estimate: float, low: float, high: float, texts: tuple[str, str])
 
 
 def test_the_table_has_a_row_a_line_and_counts_the_fewest_seeds(study: Study) -> None:
-    spec = experiment(
-        "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"
-    )
-    heights = {10: 400, 20: 600, "full": 600}
-    study.fill(
-        spec,
-        lambda trial: (
-            None
-            if (trial.acquire.strategy, trial.seed, trial.budget) == ("margin", 2, 20)
-            else exact(heights[trial.budget] - 100 * (trial.acquire.strategy == "random") * (trial.budget != "full"))
-        ),
-    )
-    results = load_results(study.store, [spec])
+    heights = {("margin", 10): 400, ("margin", 20): 600, ("random", 10): 300, ("random", 20): 500}
+
+    def measure(trial: Trial) -> Matrix | None:
+        place = trial.acquire.strategy, trial.budget
+        return None if (*place, trial.seed) == ("margin", 20, 2) else exact(heights.get(place, 600))
+
+    asked = "{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}"
+    results = study.filled(measure, f"grid=[{asked}, {{seed: [0, 1], budget: [full]}}]")
     table = threshold_table(results, build_cells(results))
-    assert table is not None
     assert table.header == (
         *("model", "pretrained", "strategy", "full (%)", "95 % of it (%)", "pixels per image", "95 % interval", "n"),
     )
@@ -159,10 +134,6 @@ def test_the_table_has_a_row_a_line_and_counts_the_fewest_seeds(study: Study) ->
         ("margin", "60.0", "57.0", "18", "18", "2/3"),
         ("random", "60.0", "57.0", "not reached by 20", "beyond 20", "3"),
     ]
-
-
-def test_there_is_no_table_without_full_supervision(study: Study) -> None:
-    spec = experiment()
-    study.fill(spec, lambda trial: exact(500))
-    results = load_results(study.store, [spec])
-    assert threshold_table(results, build_cells(results)) is None
+    without = study.results(experiment())  # full supervision
+    assert without.readings
+    assert threshold_table(without, build_cells(without)) is None

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import pytest
-
 from pixelpick_ray.report.cells import Cell
 from pixelpick_ray.report.verdicts import verdicts
 from tests.support.contest import contests, make_cells
@@ -14,7 +12,6 @@ SAME = "At 10 pixels per image, strategies with the same networks for every seed
 
 def paragraphs(*cells: Cell) -> tuple[str, ...]:
     prose = verdicts(contests(*cells))
-    assert prose is not None
     return prose.sentences
 
 
@@ -26,16 +23,13 @@ def above_random(*points: float | None, setting: str = "") -> tuple[Cell, ...]:
     return make_cells(percent, same=[10], setting=setting)
 
 
-def test_one_seed_can_not_judge() -> None:
+def test_few_seeds_hardly_tell_anything() -> None:
     assert paragraphs(*above_random(2)) == (
         "By the area under the budget curve (10 to 20 pixels per image), margin is first with 51.0 % and random behind "
         "it with 50.0 %. On the one seed that both have, margin is 1.0 points above random; one seed allows no test, "
         f"so nothing can be judged. {SAME}",
         "With one seed no test is possible; a two-sided sign-flip test below p = 0.05 needs 6 seeds.",
     )
-
-
-def test_two_seeds_hardly_tell_anything() -> None:
     first, limits = paragraphs(*above_random(1, 3))
     # The area takes half of the differences: 1 with a standard error of 0.5, t = 2, 12.706 standard errors.
     assert "Over the 2 seeds that both have, margin is 1.0 points above random (95 % interval -5.4 to +7.4); " in first
@@ -43,7 +37,7 @@ def test_two_seeds_hardly_tell_anything() -> None:
     assert "With 2 paired seeds a two-sided sign-flip test cannot go below 2/2^2 = 0.5," in limits
 
 
-def test_five_seeds_can_not_reach_five_percent_by_signs() -> None:
+def test_five_seeds_can_not_reach_five_percent_by_signs_and_six_can() -> None:
     first, limits = paragraphs(*above_random(1, 2, 3, 4, 5))
     # 1.5 with a standard error of sqrt(2.5 / 5) / 2 = 0.354: t = 4.243, and 2.776 of them are 0.98.
     assert "margin is 1.5 points above random (95 % interval +0.5 to +2.5); the paired t test tells them apart" in first
@@ -53,12 +47,8 @@ def test_five_seeds_can_not_reach_five_percent_by_signs() -> None:
         "can Wilcoxon's: p < 0.05 needs 6 seeds. The t test can go lower because it takes the differences to be "
         "normally distributed, which so few seeds cannot show."
     )
-
-
-def test_six_seeds_are_enough_for_one_pair() -> None:
-    assert paragraphs(*above_random(1, 2, 3, 4, 5, 6))[1] == (
-        "With 6 paired seeds a two-sided sign-flip test can reach p < 0.05."
-    )
+    six = paragraphs(*above_random(1, 2, 3, 4, 5, 6))[1]
+    assert six == "With 6 paired seeds a two-sided sign-flip test can reach p < 0.05."
 
 
 def three(n: int) -> tuple[Cell, ...]:
@@ -82,27 +72,15 @@ def test_three_strategies_have_three_pairs_to_correct_for() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("n", "words"),
-    [
-        (1, "needs 6 seeds for one pair, 7 after Holm's correction over 3 pairs."),
-        (5, "p < 0.05 needs 6 seeds for one pair, 7 after Holm's correction over 3 pairs. The t test"),
-        (7, "can reach p < 0.05, also after Holm's correction over 3 pairs."),
-    ],
-)
-def test_the_limits_of_three_pairs(n: int, words: str) -> None:
-    assert words in paragraphs(*three(n))[-1]
-
-
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [([3, 2, 1], "none is"), ([9, 9.1, 9], "2 are"), ([9, 30, 0], "none is")],
-)
-def test_how_many_pairs_are_told_apart(other: list[float], words: str) -> None:
-    first = paragraphs(
-        *make_cells({"a": {20: [1, 2, 3]}, "b": {20: [1.1, 1.9, 3]}, "c": {20: [1 + x for x in other]}})
-    )[0]
-    assert f"Of 3 pairs of strategies, {words} told apart after Holm's correction." in first
+def test_the_limits_of_three_pairs() -> None:
+    correction = "7 after Holm's correction over 3 pairs."
+    assert paragraphs(*three(1))[-1].endswith(f"needs 6 seeds for one pair, {correction}")
+    assert f"p < 0.05 needs 6 seeds for one pair, {correction} The t test" in paragraphs(*three(5))[-1]
+    assert "can reach p < 0.05, also after Holm's correction over 3 pairs." in paragraphs(*three(7))[-1]
+    for above, words in (([3, 2, 1], "none is"), ([9, 9.1, 9], "2 are"), ([9, 30, 0], "none is")):
+        percent = {"a": {20: [1, 2, 3]}, "b": {20: [1.1, 1.9, 3]}, "c": {20: [1 + x for x in above]}}
+        told = f"Of 3 pairs of strategies, {words} told apart after Holm's correction."
+        assert told in paragraphs(*make_cells(percent))[0]
 
 
 def test_missing_seeds_are_named() -> None:
@@ -112,20 +90,11 @@ def test_missing_seeds_are_named() -> None:
         "Seeds are missing at some budget: margin has 4 of 5; pairs are compared over the seeds that both have."
     )
     assert "With 4 paired seeds" in limits
-
-
-def test_pairs_of_different_numbers_of_seeds_say_at_most() -> None:
     cells = make_cells({"a": {20: [1, 2, 3]}, "b": {20: [2, 3, 5]}, "c": {20: [None, 9, 9]}})
     assert paragraphs(*cells)[-1].startswith("With at most 3 paired seeds a two-sided")
-
-
-def test_a_leader_may_be_below_on_the_seeds_that_both_have() -> None:
     first, _ = paragraphs(*make_cells({"random": {20: [50, 51, None]}, "margin": {20: [49, 48, 60]}}))
     assert "margin is first with 52.3 % and random behind it with 50.5 %." in first
     assert "Over the 2 seeds that both have, margin is 2.0 points below random" in first
-
-
-def test_no_seed_in_common() -> None:
     first, limits = paragraphs(*make_cells({"random": {20: [50, None]}, "margin": {20: [None, 52]}}))
     assert "They have no seed in common, so nothing can be judged between them." in first
     assert limits.startswith("With no seed in common no test is possible;")
@@ -144,18 +113,12 @@ def test_another_order_at_the_largest_budget_is_said() -> None:
     assert "largest budget" not in at([64, 65], [63, 64])
 
 
-def test_equal_strategies_are_level() -> None:
+def test_equal_strategies_and_small_differences_are_told() -> None:
     first = paragraphs(*make_cells({"random": {20: [1, 2, 3]}, "margin": {20: [1, 2, 3]}}))[0]
     assert "random and margin are first with 2.0 % each. Over the 3 seeds" in first
     assert "random is level with margin (95 % interval +0.0 to +0.0)" in first
-
-
-def test_a_small_difference_is_not_called_none() -> None:
     first = paragraphs(*make_cells({"random": {20: [50, 51]}, "margin": {20: [50.01, 51.02]}}))[0]
     assert "margin is less than 0.1 points above random" in first
-
-
-def test_networks_that_are_all_the_same_have_no_leader() -> None:
     assert paragraphs(*make_cells({"random": {10: [1, 2]}, "margin": {10: [1, 2]}}, same=[10])) == (
         f"There is no budget at which all strategies have results of networks of their own, so none leads. {SAME}",
     )
@@ -165,14 +128,11 @@ def test_settings_have_a_paragraph_each_and_share_their_limits() -> None:
     found = paragraphs(*above_random(1, 2, 3, setting="a=1"), *above_random(3, 2, 1, setting="a=2"))
     assert [text.split(".")[0] for text in found[:2]] == ["Setting a=1", "Setting a=2"]
     assert len(found) == 3
-
-
-@pytest.mark.parametrize("none", [[], [None, None]])
-def test_strategies_without_results_are_said_so(none: list[float | None]) -> None:
-    (first,) = paragraphs(*make_cells({"random": {20: [1, 2]}, "margin": {20: none}}))
-    assert first.startswith("Fewer than two strategies have results, so nothing can be compared.")
-
-
-def test_one_strategy_has_nothing_to_say() -> None:
     assert verdicts(contests(*make_cells({"margin": {20: [1, 2]}}))) is None
     assert verdicts(()) is None
+
+
+def test_strategies_without_results_are_said_so() -> None:
+    for none in ([], [None, None]):
+        (first,) = paragraphs(*make_cells({"random": {20: [1, 2]}, "margin": {20: none}}))
+        assert first.startswith("Fewer than two strategies have results, so nothing can be compared.")

@@ -1,6 +1,8 @@
 """From an experiment to its search: the split that is judged, the levels, the score, what can be checked beforehand."""
 
 import json
+import re
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from pixelpick_ray.config.trial import EvaluatedSpec
 from pixelpick_ray.data.datasets import DatasetFacts, known_facts
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.plan import splits_in_use
-from pixelpick_ray.search.design import Level, Search, check_splits
+from pixelpick_ray.search.design import Level, check_splits
 from tests.support.searches import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, search_of
 
 VOC = "dataset={name: voc, long_side: 400}"
@@ -20,9 +22,6 @@ VAL = "evaluate={splits: {val: {}}, report: val}"
 TEST = "evaluate={splits: {test: {}}, report: test}"
 WEIGHT_DECAY = "train.optimizer.weight_decay"
 HELD_OUT = "evaluate={splits: {held_out: {}}, report: held_out}"
-
-
-# Which split is judged
 
 
 @pytest.mark.parametrize(
@@ -47,9 +46,7 @@ HELD_OUT = "evaluate={splits: {held_out: {}}, report: held_out}"
         ([SCENES, HELD_OUT, "dataset.held_out=0.25"], "val", 0.25),  # held out to be reported
     ],
 )
-def test_samples_are_judged_on_a_split_that_is_neither_trained_on_nor_reported(
-    overrides: list[str], split: str, held_out: float | None
-) -> None:
+def test_samples_are_judged_on_a_split_of_their_own(overrides: list[str], split: str, held_out: float | None) -> None:
     search = search_of(*overrides)
     assert (search.split, search.judged.dataset.held_out) == (split, held_out)
     assert search.judged.evaluate.split_of(search.judged.evaluate.report) == split
@@ -60,75 +57,48 @@ def test_samples_are_judged_on_a_split_that_is_neither_trained_on_nor_reported(
     assert split not in (training[0], asked.split_of(asked.report))
 
 
-def test_the_reported_split_is_never_evaluated() -> None:
-    several = "evaluate={splits: {test: {size: [180, 240]}, val: {size: [90, 120]}, half: {split: test}}, report: test}"
-    search = search_of(several)
-    assert set(search.judged.evaluate.splits) == {"val"}
-    assert {trial.dataset for trial in search.ends_plan.trials} == {search.experiment.dataset}
-    assert search.ends_plan.experiment.evaluate == search.judged.evaluate
-
-
 def test_samples_are_judged_at_the_size_of_the_report_and_when_it_is_evaluated() -> None:
     search = search_of(*BY_EPOCH)
     assert search.judged.evaluate.splits == {"val": EvaluatedSpec(size=(180, 240))}
     assert search.judged.evaluate.when == "every_epoch"
     alias = search_of("evaluate={splits: {small: {split: test, scale: 0.5}}, report: small}")
     assert alias.judged.evaluate.splits == {"val": EvaluatedSpec(scale=0.5)}
-
-
-def test_what_is_judged_is_the_experiment_in_all_else() -> None:
+    several = "evaluate={splits: {test: {size: [180, 240]}, val: {size: [90, 120]}, half: {split: test}}, report: test}"
+    search = search_of(several)
+    assert set(search.judged.evaluate.splits) == {"val"}
+    assert {trial.dataset for trial in search.ends_plan.trials} == {search.experiment.dataset}
+    assert search.ends_plan.experiment.evaluate == search.judged.evaluate
     search = search_of("dataset.images=20", "oracle={name: erring, rate: 0.1}")
     changed = search.judged.model_dump(exclude={"search", "evaluate"})
     assert changed == search.experiment.model_dump(exclude={"search", "evaluate"})
     assert search.judged.search is None
 
 
-def facts_of(*splits: str) -> DatasetFacts:
-    facts = known_facts("camvid")
-    assert facts is not None
-    return DatasetFacts("folder", ("a", "b"), 255, facts.mean, facts.std, ((0, 0, 0), (1, 1, 1)), splits)
-
-
 @pytest.mark.parametrize(
     ("overrides", "splits", "told"),
     [
-        (["search.split=dev"], ["train", "val", "dev"], None),
-        (["search.held_out=0.3"], ["train", "val"], None),
-        (["dataset.held_out=0.3"], ["train", "val"], None),
-        (["search.split=held_out"], ["train", "val", "held_out"], None),
-        (
-            ["search.split=dev"],
-            ["train", "val"],
-            "search.split: folder has no split 'dev'; it has train, val; take one",
-        ),
-        (["search.split=dev"], ["train", "dev"], "evaluate.splits: folder has no split 'val'; it has train, dev"),
-        (["search.split=train"], ["train", "val"], "search.split: train is trained on; take one that is neither"),
-        (["search.split=dev", "dataset.split=dev"], ["train", "val", "dev"], "search.split: dev is trained on"),
-        (["dataset.split=fit", "search.split=train"], ["train", "val"], "dataset.split: folder has no split 'fit'"),
+        (["search.split=dev"], "train val dev", None),
+        (["search.held_out=0.3"], "train val", None),
+        (["dataset.held_out=0.3"], "train val", None),
+        (["search.split=held_out"], "train val held_out", None),
+        (["search.split=dev"], "train val", "search.split: folder has no split 'dev'; it has train, val; take one"),
+        (["search.split=dev"], "train dev", "evaluate.splits: folder has no split 'val'; it has train, dev"),
+        (["search.split=train"], "train val", "search.split: train is trained on; take one that is neither"),
+        (["search.split=dev", "dataset.split=dev"], "train val dev", "search.split: dev is trained on"),
+        (["dataset.split=fit", "search.split=train"], "train val", "dataset.split: folder has no split 'fit'"),
         (
             ["search.held_out=0.3"],
-            ["train", "val", "held_out"],
+            "train val held_out",
             "search.held_out: folder has a split 'held_out' of its own; take search.split: held_out, or give that one",
         ),
     ],
 )
-def test_of_ones_own_images_the_splits_are_checked_once_they_are_known(
-    overrides: list[str], splits: list[str], told: str | None
-) -> None:
-    search = search_of(FOLDER, VAL, *overrides)
-    if told is None:
-        check_splits(search, facts_of(*splits))
-        return
-    with pytest.raises(SpecError) as caught:
-        check_splits(search, facts_of(*splits))
-    assert str(caught.value).startswith(told)
-
-
-# Levels
-
-
-def levels_of(search: Search) -> list[tuple[int | str, int | None, float]]:
-    return [(level.budget, level.epoch, level.resource) for level in search.levels]
+def test_splits_of_ones_own_images_are_checked_once_known(overrides: list[str], splits: str, told: str | None) -> None:
+    search, camvid = search_of(FOLDER, VAL, *overrides), known_facts("camvid")
+    palette = ((0, 0, 0), (1, 1, 1))
+    facts = DatasetFacts("folder", ("a", "b"), 255, camvid.mean, camvid.std, palette, tuple(splits.split()))
+    with nullcontext() if told is None else pytest.raises(SpecError, match=f"^{re.escape(told or '')}"):
+        check_splits(search, facts)
 
 
 @pytest.mark.parametrize(
@@ -147,72 +117,56 @@ def levels_of(search: Search) -> list[tuple[int | str, int | None, float]]:
         ([*BY_EPOCH, "search.metric={budget: 10}"], [(10, 2, 1), (10, 4, 2), (10, None, 4)]),
     ],
 )
-def test_samples_are_judged_at_levels_whose_resource_grows(
-    overrides: list[str], levels: list[tuple[int | str, int | None, float]]
-) -> None:
-    found = levels_of(search_of(LR_ALONE, *overrides))
-    assert [level[:2] for level in found] == [level[:2] for level in levels]
-    assert [level[2] for level in found] == pytest.approx([level[2] for level in levels], rel=1e-12)
-    assert found[0][2] == 1.0
+def test_samples_are_judged_at_levels_whose_resource_grows(overrides: list[str], levels: list[Any]) -> None:
+    found = search_of(LR_ALONE, *overrides).levels
+    assert [(level.budget, level.epoch) for level in found] == [level[:2] for level in levels]
+    assert [level.resource for level in found] == pytest.approx([level[2] for level in levels], rel=1e-12)
+    assert found[0].resource == 1.0
 
 
 @pytest.mark.parametrize(
-    ("level", "label"),
+    ("overrides", "text", "stages"),
     [
-        (Level(20, None, 2.0), "20 px"),
-        (Level(10, 4, 1.0), "10 px, epoch 4"),
-        (Level("full", None, 1.0), "full supervision"),
-        (Level("full", 3, 1.0), "full supervision, epoch 3"),
+        ([], "mIoU at 40 px", 4),
+        (["search.metric={budget: 20}"], "mIoU at 20 px", 2),
+        (["search.metric={name: area}"], "area under the budget curve to 40 px", 4),
+        (["search.metric={name: area, budget: 20}"], "area under the budget curve to 20 px", 2),
+        (["grid=[{seed: [0], budget: [full]}]"], "mIoU at full supervision", 1),
     ],
 )
-def test_a_level_has_a_label(level: Level, label: str) -> None:
-    assert level.label == label
+def test_what_samples_are_judged_by_is_told(overrides: list[str], text: str, stages: int) -> None:
+    search = search_of(*overrides)
+    assert (search.metric_text, search.num_stages) == (text, stages)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "text"),
-    [
-        ([], "mIoU at 40 px"),
-        (["search.metric={budget: 20}"], "mIoU at 20 px"),
-        (["search.metric={name: area}"], "area under the budget curve to 40 px"),
-        (["search.metric={name: area, budget: 20}"], "area under the budget curve to 20 px"),
-        (["grid=[{seed: [0], budget: [full]}]"], "mIoU at full supervision"),
-    ],
-)
-def test_what_samples_are_judged_by_is_told(overrides: list[str], text: str) -> None:
-    assert search_of(*overrides).metric_text == text
-
-
-def test_seeds_are_those_of_the_grid_each_once() -> None:
+def test_levels_have_labels_and_seeds_are_those_of_the_grid_each_once() -> None:
+    levels = (Level(20, None, 2.0), Level(10, 4, 1.0), Level("full", None, 1.0), Level("full", 3, 1.0))
+    labels = ["20 px", "10 px, epoch 4", "full supervision", "full supervision, epoch 3"]
+    assert [level.label for level in levels] == labels
     assert search_of("grid=[{seed: [3, 0, 3], budget: [10]}]").seeds == (3, 0)
 
 
-# The score
+def test_configurations_that_pick_otherwise_may_share_their_first_training() -> None:
+    assert search_of().shares_stages
+    assert search_of("search.space={acquire: {choice: [{strategy: margin}, {strategy: random}]}}").shares_stages
+    assert not search_of(LR_ALONE).shares_stages
+    assert not search_of("search.space={train.epochs: {choice: [2, 3]}}").shares_stages
 
 
-def test_miou_is_that_of_the_last_level_reached() -> None:
-    search = search_of()
-    assert [search.score([0.3, 0.5, 0.45][:reached]) for reached in (1, 2, 3)] == [0.3, 0.5, 0.45]
-
-
-def test_the_area_is_the_mean_height_of_the_curve_so_far() -> None:
-    search = search_of("search.metric={name: area}")
-    assert search.score([0.3]) == 0.3
-    assert search.score([0.3, 0.5]) == pytest.approx(0.4)
-    # 10 wide at 0.4 on average, 20 wide at 0.6: (4 + 12) / 30
-    assert search.score([0.3, 0.5, 0.7]) == pytest.approx(16 / 30)
-
-
-def test_epochs_are_no_part_of_the_area() -> None:
-    search = search_of("search.metric={name: area}", *BY_EPOCH, LR_ALONE)
-    assert search.score([0.1]) == 0.1
-    assert search.score([0.1, 0.2]) == 0.2
-    assert search.score([0.1, 0.2, 0.3]) == 0.3
-    assert search.score([0.1, 0.2, 0.3, 0.5]) == pytest.approx(0.4)
-    assert search.score([0.1, 0.2, 0.3, 0.5, 0.7]) == pytest.approx(16 / 30)
-
-
-# Configurations
+@pytest.mark.parametrize(
+    ("overrides", "mious", "scores"),
+    [
+        ([], [0.3, 0.5, 0.45], [0.3, 0.5, 0.45]),
+        # 10 wide at 0.4 on average, 20 wide at 0.6: (4 + 12) / 30
+        (["search.metric={name: area}"], [0.3, 0.5, 0.7], [0.3, 0.4, 16 / 30]),
+        # Epochs are no part of the area.
+        (["search.metric={name: area}", *BY_EPOCH, LR_ALONE], [0.1, 0.2, 0.3, 0.5, 0.7], [0.1, 0.2, 0.3, 0.4, 16 / 30]),
+    ],
+)
+def test_the_score_is_of_the_last_level_or_the_area_so_far(overrides: list[str], mious: Any, scores: Any) -> None:
+    search = search_of(*overrides)
+    found = [search.score(mious[: reached + 1]) for reached in range(len(mious))]
+    assert found == pytest.approx(scores, rel=1e-15)
 
 
 def test_the_trial_of_a_configuration_has_its_values_and_is_judged() -> None:
@@ -237,99 +191,62 @@ def test_the_trial_of_a_configuration_has_its_values_and_is_judged() -> None:
         ("dataset.size: {choice: [[90, 120], [360, 480]]}", "", {"dataset.size": [360, 480]}),
     ],
 )
-def test_the_values_of_the_file_are_known_where_the_space_has_them_all(
-    space: str, train: str, values: dict[str, Any] | None
-) -> None:
+def test_values_of_the_file_are_known_where_the_space_has_them_all(space: str, train: str, values: Any) -> None:
     text = TEXT.replace("lr: 1e-3}", f"lr: 1e-3, {train}}}")
     assert search_of(f"search.space={{{space}}}", text=text).own_values == values
 
 
-def test_the_values_of_the_file_are_known_where_images_are_held_out_for_the_search() -> None:
-    assert search_of().own_values == search_of("search.held_out=0.3").own_values == OWN
-
-
 def test_the_values_of_the_file_are_written_as_in_the_space() -> None:
     """A searcher knows the values of a choice by their text."""
+    assert search_of().own_values == search_of("search.held_out=0.3").own_values == OWN
     text = TEXT.replace("lr: 1e-3}", "lr: 1e-3, backbone_lr_factor: 1}, schedule: {name: poly}")
     space = "{train.optimizer.backbone_lr_factor: {choice: [0.1, 1]}, train.schedule: {choice: [{name: poly}]}}"
     found = search_of(f"search.space={space}", text=text).own_values
     assert json.dumps(found) == '{"train.optimizer.backbone_lr_factor": 1, "train.schedule": {"name": "poly"}}'
     for written in ("{name: poly}", "{name: poly, power: 0.9}"):
         searched = "{train.schedule: {choice: [{name: constant}, {name: poly, power: 0.9}]}}"
-        search = search_of(
-            f"search.space={searched}", text=TEXT.replace("lr: 1e-3}", f"lr: 1e-3}}, schedule: {written}")
-        )
-        assert search.own_values == {"train.schedule": {"name": "poly", "power": 0.9}}
+        text = TEXT.replace("lr: 1e-3}", f"lr: 1e-3}}, schedule: {written}")
+        own = search_of(f"search.space={searched}", text=text).own_values
+        assert own == {"train.schedule": {"name": "poly", "power": 0.9}}
 
 
 def test_the_plan_of_what_can_be_checked_has_every_value_of_the_space_for_every_seed() -> None:
     search = search_of("search.metric={budget: 20}", "grid=[{seed: [0, 5], budget: [10, 20, 40]}]")
     found = [(trial.seed, trial.train.optimizer.lr, trial.acquire.strategy) for trial in search.ends_plan.trials]
-    assert found == [
-        (seed, lr, strategy)
-        for seed in (0, 5)
-        for lr, strategy in [
-            (1e-3, "margin"),  # the file's own
-            (1e-4, "margin"),
-            (1e-2, "margin"),
-            (1e-3, "margin"),
-            (1e-3, "random"),
-            (1e-3, "entropy"),
-        ]
-    ]
+    own, others = (1e-3, "margin"), [(1e-4, "margin"), (1e-2, "margin")]
+    values = [own, *others, *((1e-3, name) for name in ("margin", "random", "entropy"))]
+    assert found == [(seed, *each) for seed in (0, 5) for each in values]
     assert {trial.budget for trial in search.ends_plan.trials} == {20}
     assert len(search.ends_plan.chains) == 10
 
 
 def test_a_value_that_no_trial_can_have_is_told_with_its_place() -> None:
-    wrong = "search.space={acquire.strategy: {choice: [margin, least_confidence, best]}}"
+    told = "unknown strategy 'best'; known: margin, entropy, least_confidence, random, bald"
     with pytest.raises(SpecError) as caught:
-        _ = search_of(wrong).ends_plan
-    told = (
-        "search.space.acquire.strategy: unknown strategy 'best'; known: margin, entropy, least_confidence, random, bald"
-    )
-    assert str(caught.value) == f"{told} (value 3 of choice)"
-
-
-def test_what_is_wrong_with_the_file_itself_is_not_blamed_on_the_space() -> None:
-    text = TEXT.replace("strategy: margin", "strategy: best")
+        _ = search_of("search.space={acquire.strategy: {choice: [margin, least_confidence, best]}}").ends_plan
+    assert str(caught.value) == f"search.space.acquire.strategy: {told} (value 3 of choice)"
+    text = TEXT.replace("strategy: margin", "strategy: best")  # which is not blamed on the space
     with pytest.raises(SpecError, match=r"^acquire\.strategy: unknown strategy 'best'"):
         _ = search_of(LR_ALONE, text=text).ends_plan
 
 
-def test_a_configuration_is_checked_at_every_budget() -> None:
-    steps = "search.space={acquire.pixels_per_stage: {choice: [5]}, acquire.initial_pixels: {choice: [5, 10]}}"
-    text = TEXT.replace("pixels_per_stage: 10", "pixels_per_stage: 5")
-    search = search_of(steps, "search.metric={budget: 20}", text=text)
-    search.check({"acquire.pixels_per_stage": 5, "acquire.initial_pixels": 5})
-    search.check({"acquire.pixels_per_stage": 10, "acquire.initial_pixels": 10})
-    with pytest.raises(SpecError, match="the stages do not reach 10 exactly: they start at 5"):
-        search.check({"acquire.pixels_per_stage": 10, "acquire.initial_pixels": 5})
-    grid = "grid=[{seed: [0], budget: [10, 20, 25]}]"
-    with pytest.raises(SpecError, match="the stages do not reach 25 exactly"):  # which lies behind the last level
-        search_of(steps, grid, "search.metric={budget: 20}", text=text).check({"acquire.pixels_per_stage": 10})
-
-
-def test_a_configuration_is_checked_as_a_trial() -> None:
+def test_a_configuration_is_checked_as_a_trial_at_every_budget() -> None:
     search = search_of()
     search.check(OTHER)
-    with pytest.raises(SpecError, match=r"^acquire\.strategy: unknown strategy 'best'"):
-        search.check(OWN | {"acquire.strategy": "best"})
-    with pytest.raises(SpecError, match=r"^train\.optimizer\.lr: Input should be greater than 0; got -1"):
-        search.check(OWN | {"train.optimizer.lr": -1})
-    with pytest.raises(SpecError, match=r"^train\.epoch: no such field"):
-        search.check(OWN | {"train.epoch": 3})
-
-
-@pytest.mark.parametrize(
-    ("overrides", "stages"), [([], 4), (["search.metric={budget: 20}"], 2), (["grid=[{seed: [0], budget: [full]}]"], 1)]
-)
-def test_stages_are_counted_to_the_last_level(overrides: list[str], stages: int) -> None:
-    assert search_of(*overrides).num_stages == stages
-
-
-def test_configurations_that_pick_otherwise_may_share_their_first_training() -> None:
-    assert search_of().shares_stages
-    assert search_of("search.space={acquire: {choice: [{strategy: margin}, {strategy: random}]}}").shares_stages
-    assert not search_of(LR_ALONE).shares_stages
-    assert not search_of("search.space={train.epochs: {choice: [2, 3]}}").shares_stages
+    for changed, told in (
+        ({"acquire.strategy": "best"}, r"^acquire\.strategy: unknown strategy 'best'"),
+        ({"train.optimizer.lr": -1}, r"^train\.optimizer\.lr: Input should be greater than 0; got -1"),
+        ({"train.epoch": 3}, r"^train\.epoch: no such field"),
+    ):
+        with pytest.raises(SpecError, match=told):
+            search.check(OWN | changed)
+    steps = "search.space={acquire.pixels_per_stage: {choice: [5]}, acquire.initial_pixels: {choice: [5, 10]}}"
+    to_twenty, text = "search.metric={budget: 20}", TEXT.replace("pixels_per_stage: 10", "pixels_per_stage: 5")
+    search = search_of(steps, to_twenty, text=text)
+    for number in (5, 10):
+        search.check({"acquire.pixels_per_stage": number, "acquire.initial_pixels": number})
+    with pytest.raises(SpecError, match="the stages do not reach 10 exactly: they start at 5"):
+        search.check({"acquire.pixels_per_stage": 10, "acquire.initial_pixels": 5})
+    longer = search_of(steps, "grid=[{seed: [0], budget: [10, 20, 25]}]", to_twenty, text=text)
+    with pytest.raises(SpecError, match="the stages do not reach 25 exactly"):  # which lies behind the last level
+        longer.check({"acquire.pixels_per_stage": 10})

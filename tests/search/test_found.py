@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,22 +28,13 @@ def journal_of(search: Search, folder: Path) -> Journal:
     return journal
 
 
-def best_of(journal: Journal) -> Sample:
-    best = journal.best()
-    assert best is not None
-    return best
-
-
 def sample_of(search: Search, **values: object) -> Sample:
     return Sample(0, {path.replace("__", "."): value for path, value in values.items()}, "optuna")
 
 
-# What it measures
-
-
 def test_it_has_the_configuration_and_all_else_of_the_file(tmp_path: Path) -> None:
     search = search_of("oracle={name: erring, rate: 0.1}", "dataset.images=20")
-    found, asked = found_experiment(search, best_of(journal_of(search, tmp_path))), search.experiment
+    found, asked = found_experiment(search, journal_of(search, tmp_path).best()), search.experiment
     assert found.train.optimizer.lr == 0.0025
     assert found.acquire.strategy == "random"
     for field in ("dataset", "model", "oracle", "evaluate"):
@@ -50,13 +42,6 @@ def test_it_has_the_configuration_and_all_else_of_the_file(tmp_path: Path) -> No
     assert found.train.model_dump(exclude={"optimizer"}) == asked.train.model_dump(exclude={"optimizer"})
     assert found.acquire.model_dump(exclude={"strategy"}) == asked.acquire.model_dump(exclude={"strategy"})
     assert found.search is None
-
-
-def test_it_is_evaluated_as_the_file_says() -> None:
-    evaluate = "evaluate={splits: {test: {size: [180, 240]}, val: {}}, when: every_epoch, report: test}"
-    search = search_of(evaluate)
-    assert search.judged.evaluate.splits == {"val": EvaluatedSpec(size=(180, 240))}
-    assert found_experiment(search, sample_of(search)).evaluate == search.experiment.evaluate
 
 
 @pytest.mark.parametrize(
@@ -76,35 +61,25 @@ def test_what_the_search_held_out_is_trained_on_again(overrides: list[str], held
     assert {trial.dataset.held_out for trial in found.trials()} == {held_out}
 
 
-@pytest.mark.parametrize(
-    ("seeds", "unused"),
-    [
-        ([0], (1, 2, 3, 4, 5)),
-        ([0, 1, 2], (3, 4, 5, 6, 7)),
-        ([7, 3], (0, 1, 2, 4, 5)),
-        ([2, 2], (0, 1, 3, 4, 5)),
-    ],
-)
-def test_its_five_seeds_are_the_first_that_the_search_has_not_used(seeds: list[int], unused: tuple[int, ...]) -> None:
-    search = search_of(f"grid=[{{seed: {seeds}, budget: [10, 20, 40]}}]")
-    assert found_experiment(search, sample_of(search)).grid[0]["seed"] == unused
+def test_its_five_seeds_are_the_first_that_the_search_has_not_used() -> None:
+    for seeds, unused in (([0], "12345"), ([0, 1, 2], "34567"), ([7, 3], "01245"), ([2, 2], "01345")):
+        search = search_of(f"grid=[{{seed: {seeds}, budget: [10, 20, 40]}}]")
+        assert found_experiment(search, sample_of(search)).grid[0]["seed"] == tuple(map(int, unused))
 
 
-def test_its_trials_are_those_of_its_own_grid() -> None:
+def test_its_trials_are_those_of_its_own_grid_evaluated_as_the_file_says() -> None:
     search = search_of("search.metric={budget: 20}")
     trials = found_experiment(search, sample_of(search, train__optimizer__lr=0.002)).trials()
     wanted = [(seed, budget) for seed in range(1, 6) for budget in (10, 20, 40)]  # all budgets, not up to the metric's
     assert [(trial.seed, trial.budget) for trial in trials] == wanted
     assert {trial.train.optimizer.lr for trial in trials} == {0.002}
-
-
-def test_a_searched_size_is_its_size() -> None:
     search = search_of("search.space={dataset.size: {choice: [[360, 480], [90, 120]]}}", "search.held_out=0.2")
     found = found_experiment(search, sample_of(search, dataset__size=[90, 120]))
     assert (found.dataset.size, found.dataset.held_out) == ((90, 120), None)
-
-
-# Its name
+    evaluate = "evaluate={splits: {test: {size: [180, 240]}, val: {}}, when: every_epoch, report: test}"
+    search = search_of(evaluate)
+    assert search.judged.evaluate.splits == {"val": EvaluatedSpec(size=(180, 240))}
+    assert found_experiment(search, sample_of(search)).evaluate == search.experiment.evaluate
 
 
 def test_its_name_tells_configurations_apart_and_nothing_else() -> None:
@@ -115,27 +90,18 @@ def test_its_name_tells_configurations_apart_and_nothing_else() -> None:
     assert found_experiment(search, Sample(0, OWN, "file")).name != names[0]
     more = found_experiment(search_of("search.num_samples=9"), Sample(0, OTHER, "optuna"))
     assert more == found_experiment(search, Sample(0, OTHER, "optuna"))
-
-
-def test_a_long_name_is_cut() -> None:
     found = found_experiment(search_of(f"name={'a' * 80}"), Sample(0, OTHER, "optuna"))
     assert re.fullmatch(r"a{70}-[0-9a-f]{6}", found.name)
     assert parse_experiment(dump_experiment(found), where="again") == found
-
-
-def test_its_title_is_that_of_the_file_or_its_name() -> None:
     search, nameless = search_of(), search_of("title=''")
     assert found_experiment(search, sample_of(search)).title == "Street scenes, as found"
     assert found_experiment(nameless, sample_of(nameless)).title == "hunt, as found"
 
 
-# Its file
-
-
 def test_the_file_says_how_it_was_found(tmp_path: Path) -> None:
     search = search_of("search.scheduler=none", "search.seed=3", "grid=[{seed: [0, 1], budget: [10, 20, 40]}]")
     journal = journal_of(search, tmp_path)
-    best = best_of(journal)
+    best = journal.best()
     path = found_path(search, best, SOURCE)
     lines = found_text(search, journal, best, SOURCE).splitlines()
     header = [line for line in lines if line.startswith("#")]
@@ -152,25 +118,21 @@ def test_the_file_says_how_it_was_found(tmp_path: Path) -> None:
     assert lines[len(header)] == f"name: {path.stem}"
 
 
-def test_the_file_says_where_the_files_own_configuration_is_the_best(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [
+        ([(OWN, [0.3, 0.4, 0.5], BY_FILE)], "50.00 %, the file's own configuration.\n"),
+        # Where the own configuration was not judged there is nothing to compare with.
+        ([(OTHER, [0.3, 0.4, 0.5], "optuna")], "50.00 %.\n"),
+        ([(OTHER, [0.3, 0.4, 0.5], "optuna"), (OWN, [0.3], BY_FILE)], "50.00 %.\n"),
+    ],
+)
+def test_the_file_says_where_its_own_values_are_the_best(tmp_path: Path, samples: Any, told: str) -> None:
     search = search_of()
     journal = Journal(Store(tmp_path), search)
-    add(journal, OWN, [0.3, 0.4, 0.5], origin=BY_FILE)
-    text = found_text(search, journal, best_of(journal), SOURCE)
-    assert "# mIoU at 40 px on val, seed 0: 50.00 %, the file's own configuration.\n" in text
-
-
-@pytest.mark.parametrize("scores", [None, [0.3]])
-def test_the_file_compares_with_nothing_where_the_own_configuration_was_not_judged(
-    tmp_path: Path, scores: list[float] | None
-) -> None:
-    search = search_of()
-    journal = Journal(Store(tmp_path), search)
-    add(journal, OTHER, [0.3, 0.4, 0.5])
-    if scores:
-        add(journal, OWN, scores, origin=BY_FILE)
-    text = found_text(search, journal, best_of(journal), SOURCE)
-    assert "# mIoU at 40 px on val, seed 0: 50.00 %.\n" in text
+    for values, scores, origin in samples:
+        add(journal, values, scores, origin=origin)
+    assert f"# mIoU at 40 px on val, seed 0: {told}" in found_text(search, journal, journal.best(), SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -188,65 +150,57 @@ def test_the_file_is_read_back_as_the_experiment(tmp_path: Path, overrides: list
     journal = Journal(Store(tmp_path / "store"), search)
     sample = add(journal, {path: OTHER[path] for path in search.spec.space}, [0.5] * len(search.levels))
     path = write_found(search, journal, sample, tmp_path / "hunt.yaml")
-    found = load_experiment(path)
-    assert found == found_experiment(search, sample)
-    assert found.trials() == found_experiment(search, sample).trials()
-    assert found.identity() == found_experiment(search, sample).identity()
-    assert found.train.optimizer.lr == 0.0025
-    assert not re.search(r"^search:", path.read_text(encoding="utf-8"), re.MULTILINE)
-    assert ("held_out:" in path.read_text(encoding="utf-8")) == ("dataset.held_out=0.2" in overrides)
+    found, again, text = found_experiment(search, sample), load_experiment(path), path.read_text(encoding="utf-8")
+    assert again == found
+    assert (again.trials(), again.identity()) == (found.trials(), found.identity())
+    assert again.train.optimizer.lr == 0.0025
+    assert not re.search(r"^search:", text, re.MULTILINE)
+    assert ("held_out:" in text) == ("dataset.held_out=0.2" in overrides)
 
 
 def test_values_that_are_no_plain_words_are_read_back(tmp_path: Path) -> None:
-    space = (
+    search = search_of(
         "search.space={train.schedule: {choice: [{name: constant}, {name: poly, power: 2}]}, acquire.stochastic: "
         '{choice: [null, {passes: 2}]}, model.pretrained: {choice: [none, "file:a: b\\n# c.pt"]}}'
     )
-    search = search_of(space)
-    values = {
-        "train.schedule": {"name": "poly", "power": 2},
-        "acquire.stochastic": None,
-        "model.pretrained": "file:a: b # c.pt",
-    }
+    poly, weights = {"name": "poly", "power": 2}, "file:a: b # c.pt"
     journal = Journal(Store(tmp_path / "store"), search)
-    sample = add(journal, values, [0.5, 0.5, 0.5])
-    path = write_found(search, journal, sample, tmp_path / "hunt.yaml")
-    found = load_experiment(path)
+    values = {"train.schedule": poly, "acquire.stochastic": None, "model.pretrained": weights}
+    path = write_found(search, journal, add(journal, values, [0.5, 0.5, 0.5]), tmp_path / "hunt.yaml")
+    found, text = load_experiment(path), path.read_text(encoding="utf-8")
     assert found.train.schedule == PolySpec(name="poly", power=2.0)
-    assert (found.acquire.stochastic, found.model.pretrained) == (None, "file:a: b # c.pt")
-    text = path.read_text(encoding="utf-8")
-    assert "; found {name: poly, power: 2}\n" in text
-    assert "; found null\n" in text
-    assert "; found 'file:a: b # c.pt'\n" in text  # on one line
+    assert (found.acquire.stochastic, found.model.pretrained) == (None, weights)
+    for told in ("{name: poly, power: 2}", "null", "'file:a: b # c.pt'"):  # on one line
+        assert f"; found {told}\n" in text
 
 
 def test_it_is_written_beside_the_file_of_the_search_and_again_when_more_is_known(tmp_path: Path) -> None:
     search = search_of()
     journal, source = journal_of(search, tmp_path), tmp_path / "mine" / "hunt.yaml"
     source.parent.mkdir()
-    path = write_found(search, journal, best_of(journal), source)
-    assert path == found_path(search, best_of(journal), source)
+    path = write_found(search, journal, journal.best(), source)
+    assert path == found_path(search, journal.best(), source)
     assert path.parent == tmp_path / "mine" / "found"
-    assert path.read_text(encoding="utf-8") == found_text(search, journal, best_of(journal), source)
+    assert path.read_text(encoding="utf-8") == found_text(search, journal, journal.best(), source)
     before = load_experiment(path)
     add(journal, OWN, [0.1, 0.1, 0.1])
-    assert write_found(search, journal, best_of(journal), source) == path
+    assert write_found(search, journal, journal.best(), source) == path
     assert "the best of 4" in path.read_text(encoding="utf-8")
     assert load_experiment(path) == before
-    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert [*path.parent.iterdir()] == [path]
 
 
 @pytest.mark.parametrize("blocked", ["the folder is a file", "the file is a folder", "no folder of the search"])
 def test_where_it_cannot_be_written_the_search_is_not_lost(tmp_path: Path, blocked: str) -> None:
     search = search_of()
     journal, source = journal_of(search, tmp_path), tmp_path / "mine" / "hunt.yaml"
-    path = found_path(search, best_of(journal), source)
+    path = found_path(search, journal.best(), source)
     if blocked == "the folder is a file":
         path.parent.parent.mkdir()
         path.parent.write_text("")
     if blocked == "the file is a folder":
         path.mkdir(parents=True)
     with pytest.raises(RunError) as caught:
-        write_found(search, journal, best_of(journal), source)
+        write_found(search, journal, journal.best(), source)
     assert str(caught.value).startswith(f"{path}: cannot be written ([Errno ")
     assert str(caught.value).endswith("); the search is in the store, run again")

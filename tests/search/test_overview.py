@@ -43,6 +43,12 @@ def store(place: Path) -> Store:
     return Store(place / "store")
 
 
+@pytest.fixture
+def begun(store: Store) -> Journal:
+    """The journal of the search in the file."""
+    return fill(store, search_of())
+
+
 def fill(store: Store, search: Search) -> Journal:
     """One better than the file's own configuration, one stopped, one that failed, one not issued."""
     journal = Journal(store, search)
@@ -60,58 +66,54 @@ def running(store: Store, search: Search) -> Iterator[None]:
         yield
 
 
-def answer(place: Path, *arguments: str) -> str:
-    """What a command that succeeds prints."""
-    done = launch(place, *arguments)
+def answer(place: Path, command: str, *options: str) -> str:
+    """What a command that succeeds prints of the search."""
+    done = launch(place, command, "hunt.yaml", *options)
     assert (done.status, done.err) == (0, ""), done
     return done.out
 
 
-# What is asked for
+def told(place: Path, command: str) -> dict[str, Any]:
+    """What a command prints of the search as JSON."""
+    return json.loads(answer(place, command, "--json"))
+
+
+def by_state(**numbers: int) -> dict[str, int]:
+    return dict.fromkeys(STATES, 0) | numbers
+
+
+def figures_of(search: Search) -> dict[str, Any]:
+    return plan_figures(search, Journal(Store("nowhere"), search))
 
 
 def test_figures_are_those_of_all_samples_to_the_last_level() -> None:
-    search = search_of(THREE_SEEDS)
-    figures = plan_figures(search, Journal(Store("nowhere"), search))
-    assert figures == {
+    chains = 4 * 3
+    assert figures_of(search_of(THREE_SEEDS)) == {
         "experiment": "hunt",
-        "trials": 4 * 3 * 3,
-        "chains": 4 * 3,
-        "fits": 4 * 3 * 4,
-        "fits_unshared": 4 * 3 * (1 + 2 + 4),
-        "picks": 4 * 3 * 4,
-        "stored_fits": 0,
-        "stored_picks": None,
-        "samples": 4,
+        **{"trials": chains * 3, "chains": chains, "fits": chains * 4, "fits_unshared": chains * (1 + 2 + 4)},
+        **{"picks": chains * 4, "stored_fits": 0, "stored_picks": None, "samples": 4},
         "levels": ["10 px", "20 px", "40 px"],
-        "split": "val",
-        "metric": "mIoU at 40 px",
-        "searcher": "optuna",
-        "scheduler": "asha",
+        **{"split": "val", "metric": "mIoU at 40 px", "searcher": "optuna", "scheduler": "asha"},
         "space": {
             "train.optimizer.lr": "loguniform 0.0001 to 0.01",
             "acquire.strategy": "choice of margin, random, entropy",
         },
-        "samples_by_state": dict.fromkeys(STATES, 0) | {"missing": 4},
+        "samples_by_state": by_state(missing=4),
     }
 
 
 @pytest.mark.parametrize(
-    ("overrides", "trials", "fits", "unshared", "picks"),
+    ("overrides", "numbers"),
     [
-        (["search.metric={budget: 20}"], 4 * 2, 4 * 2, 4 * (1 + 2), 4 * 2),
-        (["grid=[{seed: [0, 1], budget: [full]}]"], 4 * 2, 4 * 2, 4 * 2, 0),
-        ([LR_ALONE, *BY_EPOCH], 4 * 3, 4 * 4, 4 * (1 + 2 + 4), 4 * 4),  # an epoch is no trial
-        (["search={searcher: grid, space: {train.epochs: {grid: [2, 4]}}}"], 2 * 3, 2 * 4, 2 * 7, 2 * 4),
+        (["search.metric={budget: 20}"], [4 * 2, 4 * 2, 4 * (1 + 2), 4 * 2]),
+        (["grid=[{seed: [0, 1], budget: [full]}]"], [4 * 2, 4 * 2, 4 * 2, 0]),
+        ([LR_ALONE, *BY_EPOCH], [4 * 3, 4 * 4, 4 * (1 + 2 + 4), 4 * 4]),  # an epoch is no trial
+        (["search={searcher: grid, space: {train.epochs: {grid: [2, 4]}}}"], [2 * 3, 2 * 4, 2 * 7, 2 * 4]),
     ],
 )
-def test_figures_count_budgets_and_points(
-    overrides: list[str], trials: int, fits: int, unshared: int, picks: int
-) -> None:
-    search = search_of(*overrides)
-    figures = plan_figures(search, Journal(Store("nowhere"), search))
-    found = [figures[name] for name in ("trials", "fits", "fits_unshared", "picks")]
-    assert found == [trials, fits, unshared, picks]
+def test_figures_count_budgets_and_points(overrides: list[str], numbers: list[int]) -> None:
+    figures = figures_of(search_of(*overrides))
+    assert [figures[name] for name in ("trials", "fits", "fits_unshared", "picks")] == numbers
 
 
 def test_stages_that_samples_share_are_stored_once(store: Store) -> None:
@@ -121,9 +123,8 @@ def test_stages_that_samples_share_are_stored_once(store: Store) -> None:
         journal.issue(OWN, "optuna")
         journal.report(index, report_of(0.5, stage=0))
     journal.report(1, report_of(0.5, stage=1))
-    assert fits_of(journal.samples[0]) == ("fit 0 0",)
-    assert fits_of(journal.samples[1]) == ("fit 0 0", "fit 0 1")
-    assert fits_of(journal.issue(OWN, "optuna")) == ()
+    journal.issue(OWN, "optuna")
+    assert [fits_of(sample) for sample in journal.samples] == [("fit 0 0",), ("fit 0 0", "fit 0 1"), ()]
     assert plan_figures(search, journal)["stored_fits"] == 2
 
 
@@ -155,74 +156,46 @@ samples: {states}
 """
 
 
-def test_plan_of_an_empty_store(place: Path) -> None:
-    assert answer(place, "plan", "hunt.yaml") == PLAN.format(stored=0, states="4 missing")
-    search = search_of()
-    assert json.loads(answer(place, "plan", "hunt.yaml", "--json")) == plan_figures(
-        search, Journal(Store("no"), search)
-    )
+def test_plan_and_status_of_an_empty_store(place: Path) -> None:
+    assert answer(place, "plan") == PLAN.format(stored=0, states="4 missing")
+    assert told(place, "plan") == figures_of(search_of())
+    assert answer(place, "status") == "samples: 4 missing\n"
+    nothing = {"rows": [], "best": None, "damaged": []}
+    assert told(place, "status") == {"experiment": "hunt", "samples": by_state(missing=4)} | nothing
     assert [path.name for path in place.iterdir()] == ["hunt.yaml"]
 
 
-def test_plan_of_a_search_that_has_begun(place: Path, store: Store) -> None:
-    fill(store, search_of())
+def test_plan_of_a_search_that_has_begun(place: Path, begun: Journal) -> None:
     states = "2 finished, 1 stopped, 1 failed"
-    assert answer(place, "plan", "hunt.yaml") == PLAN.format(stored=7, states=states)
-    figures = json.loads(answer(place, "plan", "hunt.yaml", "--json"))
-    assert figures["stored_fits"] == 7
-    assert figures["samples_by_state"] == dict.fromkeys(STATES, 0) | {"finished": 2, "stopped": 1, "failed": 1}
+    assert answer(place, "plan") == PLAN.format(stored=7, states=states)
+    figures = told(place, "plan")
+    assert (figures["stored_fits"], figures["samples_by_state"]) == (7, by_state(finished=2, stopped=1, failed=1))
+    more, fewer = (answer(place, "plan", "--set", f"search.num_samples={number}") for number in (6, 2))
+    assert more.endswith("samples: 2 finished, 1 stopped, 2 missing, 1 failed\n")
+    assert "24 stages to train" in more
+    assert fewer.endswith(f"samples: {states}\n")
 
 
-def test_plan_of_more_samples_goes_on(place: Path, store: Store) -> None:
-    fill(store, search_of())
-    told = answer(place, "plan", "hunt.yaml", "--set", "search.num_samples=6")
-    assert told.endswith("samples: 2 finished, 1 stopped, 2 missing, 1 failed\n")
-    assert "24 stages to train" in told
-    fewer = answer(place, "plan", "hunt.yaml", "--set", "search.num_samples=2")
-    assert fewer.endswith("samples: 2 finished, 1 stopped, 1 failed\n")
-
-
-def test_plan_and_status_need_neither_torch_nor_ray(place: Path, store: Store) -> None:
-    fill(store, search_of())
+def test_plan_and_status_need_neither_torch_nor_ray(place: Path, begun: Journal) -> None:
     for command in ("plan", "status"):
-        assert launch_without_torch(place, command, "hunt.yaml") == answer(place, command, "hunt.yaml")
-
-
-# States
+        assert launch_without_torch(place, command, "hunt.yaml") == answer(place, command)
 
 
 def test_every_sample_is_in_one_state(store: Store) -> None:
-    search = search_of("search.num_samples=7")
+    search = search_of("search.num_samples=9")
     journal = fill(store, search)
     add(journal, OTHER, [0.2])
-    assert [state_of(journal, sample, alive=False) for sample in journal.samples] == [
-        "finished",
-        "finished",
-        "stopped",
-        "failed",
-        "missing",
-    ]
-    assert [state_of(journal, sample, alive=True) for sample in journal.samples] == [
-        "finished",
-        "finished",
-        "stopped",
-        "running",  # it is tried again
-        "running",
-    ]
-    at_rest = {"finished": 2, "stopped": 1, "running": 0, "waiting": 0, "missing": 3, "failed": 1}
-    assert counts(search, journal) == at_rest
-    alive = {"finished": 2, "stopped": 1, "running": 2, "waiting": 2, "missing": 0, "failed": 0}
-    assert counts(search, journal, alive=True) == alive
+    journal.fail(journal.stop(add(journal, OTHER, [0.1]).index, WHY).index, "OSError")  # stays stopped
+    journal.fail(add(journal, OTHER, [0.1, 0.2, 0.3]).index, "OSError")  # and finished
+    begin, end = ["finished", "finished", "stopped"], ["stopped", "finished"]
+    states = {alive: [state_of(journal, one, alive=alive) for one in journal.samples] for alive in (False, True)}
+    assert states[False] == [*begin, "failed", "missing", *end]
+    assert states[True] == [*begin, "running", "running", *end]  # what failed is tried again
+    assert counts(search, journal) == by_state(finished=3, stopped=2, missing=3, failed=1)
+    assert counts(search, journal, alive=True) == by_state(finished=3, stopped=2, running=2, waiting=2)
 
 
-def test_a_stopped_sample_stays_stopped_and_a_finished_one_finished(store: Store) -> None:
-    journal = Journal(store, search_of())
-    stopped = journal.fail(journal.stop(add(journal, OTHER, [0.1]).index, WHY).index, "OSError")
-    finished = journal.fail(add(journal, OTHER, [0.1, 0.2, 0.3]).index, "OSError")
-    assert [state_of(journal, one, alive=False) for one in (stopped, finished)] == ["stopped", "finished"]
-
-
-def test_a_run_of_this_search_makes_it_alive_and_no_other(store: Store) -> None:
+def test_a_run_of_this_search_makes_it_alive_and_no_other(store: Store, place: Path) -> None:
     search = search_of()
     assert not search_status(search, store).alive
     with running(store, search_of("search.seed=1")):
@@ -231,9 +204,17 @@ def test_a_run_of_this_search_makes_it_alive_and_no_other(store: Store) -> None:
         assert search_status(search, store).alive
         assert search_status(search_of("search.num_samples=9"), store).alive
     assert not search_status(search, store).alive
-
-
-# Status
+    search = search_of("search.num_samples=6")
+    journal = Journal(store, search)
+    add(journal, OWN, [0.3, 0.4], origin=BY_FILE)
+    add(journal, OTHER, [])
+    with running(store, search):
+        assert answer(place, "status", "--set", "search.num_samples=6") == (
+            "sample 0: 30.0  40.0 (lr=0.001, strategy=margin) running\n"
+            "sample 1: - (lr=0.0025, strategy=random) running\n"
+            "samples: 2 running, 4 waiting\n"
+        )
+    assert answer(place, "status").endswith("samples: 4 missing\n")
 
 
 STATUS = """\
@@ -249,127 +230,64 @@ samples: 2 finished, 1 stopped, 1 failed
 """
 
 
-def row(
-    sample: int, origin: str, values: dict[str, Any], state: str, scores: list[float], **more: str
-) -> dict[str, Any]:
-    told = {"sample": sample, "origin": origin, "values": values, "state": state, "scores": scores}
+def row(number: int, origin: str, values: dict[str, Any], state: str, scores: list[float], **more: str) -> Any:
+    told = {"sample": number, "origin": origin, "values": values, "state": state, "scores": scores}
     return told | {"stopped": "", "error": ""} | more
 
 
-def test_status_of_an_empty_store(place: Path) -> None:
-    assert answer(place, "status", "hunt.yaml") == "samples: 4 missing\n"
-    assert json.loads(answer(place, "status", "hunt.yaml", "--json")) == {
-        "experiment": "hunt",
-        "samples": dict.fromkeys(STATES, 0) | {"missing": 4},
-        "rows": [],
-        "best": None,
-        "damaged": [],
-    }
-    assert [path.name for path in place.iterdir()] == ["hunt.yaml"]
-
-
-def test_status_has_a_line_a_sample_then_the_best(place: Path, store: Store) -> None:
-    fill(store, search_of())
-    assert answer(place, "status", "hunt.yaml") == STATUS
-
-
-def test_status_as_json_has_every_digit(place: Path, store: Store) -> None:
-    fill(store, search_of())
-    assert json.loads(answer(place, "status", "hunt.yaml", "--json")) == {
-        "experiment": "hunt",
-        "samples": dict.fromkeys(STATES, 0) | {"finished": 2, "stopped": 1, "failed": 1},
-        "rows": [
-            row(0, "file", OWN, "finished", [0.3, 0.4, 0.5]),
-            row(1, "optuna", OTHER, "finished", [0.35, 0.45, 0.567]),
-            row(2, "optuna", LOW, "stopped", [0.1], stopped=WHY),
-            row(3, "optuna", HIGH, "failed", [], error="ValueError: loss is NaN"),
-        ],
-        "best": 1,
-        "damaged": [],
-    }
-
-
-def test_status_of_a_search_that_runs(place: Path, store: Store) -> None:
-    search = search_of("search.num_samples=6")
-    journal = Journal(store, search)
-    add(journal, OWN, [0.3, 0.4], origin=BY_FILE)
-    add(journal, OTHER, [])
-    with running(store, search):
-        assert answer(place, "status", "hunt.yaml", "--set", "search.num_samples=6") == (
-            "sample 0: 30.0  40.0 (lr=0.001, strategy=margin) running\n"
-            "sample 1: - (lr=0.0025, strategy=random) running\n"
-            "samples: 2 running, 4 waiting\n"
-        )
-    assert answer(place, "status", "hunt.yaml").endswith("samples: 4 missing\n")
-
-
-def test_status_tells_what_was_found_damaged(place: Path, store: Store) -> None:
-    fill(store, search_of())
+def test_status_has_a_line_a_sample_then_the_best(place: Path, store: Store, begun: Journal) -> None:
+    assert answer(place, "status") == STATUS
+    rows = [
+        row(0, "file", OWN, "finished", [0.3, 0.4, 0.5]),
+        row(1, "optuna", OTHER, "finished", [0.35, 0.45, 0.567]),
+        row(2, "optuna", LOW, "stopped", [0.1], stopped=WHY),
+        row(3, "optuna", HIGH, "failed", [], error="ValueError: loss is NaN"),
+    ]
+    known = {"experiment": "hunt", "samples": by_state(finished=2, stopped=1, failed=1), "rows": rows, "best": 1}
+    assert told(place, "status") == known | {"damaged": []}
     aside = store.path / "damaged" / "fit-0123-4567"
     aside.mkdir(parents=True)
     (aside / "problem.txt").write_text("manifest.json: missing\n")
     line = "fit/0123: manifest.json: missing (set aside as damaged/fit-0123-4567)"
-    assert f"DAMAGED {line}\n" in answer(place, "status", "hunt.yaml")
-    assert json.loads(answer(place, "status", "hunt.yaml", "--json"))["damaged"] == [line]
+    assert f"DAMAGED {line}\n" in answer(place, "status")
+    assert told(place, "status")["damaged"] == [line]
 
 
-@pytest.mark.parametrize("command", ["plan", "status"])
-def test_a_journal_that_cannot_be_read_ends_a_command_with_its_path(place: Path, store: Store, command: str) -> None:
-    fill(store, search_of())
-    (record,) = store.path.glob("experiments/*/samples/00001.json")
+def test_a_journal_that_cannot_be_read_ends_a_command_with_its_path(place: Path, begun: Journal) -> None:
+    (record,) = place.glob("store/experiments/*/samples/00001.json")
     record.write_text("{}")
-    done = launch(place, command, "hunt.yaml")
-    assert (done.status, done.out) == (1, "")
-    assert done.err.startswith(f"error: store/{record.relative_to(store.path)}: is no record of a sample")
-
-
-# The best
+    for command in ("plan", "status"):
+        done = launch(place, command, "hunt.yaml")
+        assert (done.status, done.out) == (1, "")
+        assert done.err.startswith(f"error: {record.relative_to(place)}: is no record of a sample")
 
 
 def test_the_best_five_are_shown_and_the_file_wherever_it_stands(store: Store) -> None:
-    search = search_of(THREE_SEEDS, "search.num_samples=9")
-    journal = Journal(store, search)
+    search, area = search_of(THREE_SEEDS, "search.num_samples=9"), search_of("search.metric={name: area}")
+    journal, by_area = Journal(store, search), Journal(store, area)
     add(journal, OWN, [0.1, 0.1, 0.1], origin=BY_FILE)
     for score in (0.3, 0.5, 0.2, 0.5, 0.4, 0.6, 0.15):
         add(journal, OTHER, [0.9, 0.9, score])
     journal.stop(add(journal, OTHER, [0.9, 0.9]).index, WHY)
-    values = "lr=0.0025, strategy=random"
+    best = ((1, "60.0", 6), (2, "50.0", 2), (3, "50.0", 4), (4, "40.0", 5), (5, "30.0", 1))  # the earlier one of equals
     assert best_text(search, journal).splitlines() == [
         "mIoU at 40 px on val, mean of seeds [0, 1, 2]",
-        f"  1.  60.0 %  sample 6: {values}",
-        f"  2.  50.0 %  sample 2: {values}",  # the earlier one of equals
-        f"  3.  50.0 %  sample 4: {values}",
-        f"  4.  40.0 %  sample 5: {values}",
-        f"  5.  30.0 %  sample 1: {values}",
+        *(f"  {rank}.  {score} %  sample {index}: lr=0.0025, strategy=random" for rank, score, index in best),
         "  8.  10.0 %  sample 0 (the file): lr=0.001, strategy=margin",
     ]
-
-
-def test_the_area_is_shown_as_the_score(store: Store) -> None:
-    search = search_of("search.metric={name: area}")
-    journal = Journal(store, search)
-    add(journal, OWN, [0.3, 0.35, 0.4], origin=BY_FILE)
-    assert best_text(search, journal).splitlines() == [
+    add(by_area, OWN, [0.3, 0.35, 0.4], origin=BY_FILE)
+    assert best_text(area, by_area).splitlines() == [
         "area under the budget curve to 40 px on val, mean of seeds [0]",
         "  1.  40.0 %  sample 0 (the file): lr=0.001, strategy=margin",
     ]
 
 
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ({"train.optimizer.lr": 1e-5, "acquire.strategy": "margin"}, "lr=1e-05, strategy=margin"),
-        ({"train.epochs": 3}, "epochs=3"),
-        (
-            {"train.precision": "bf16", "acquire.precision": "fp32", "train.epochs": 3},
-            "train.precision=bf16, acquire.precision=fp32, epochs=3",  # where the last name alone is not clear
-        ),
-        (
-            {"model": {"backbone": "resnet50"}, "dataset.size": [90, 120]},
-            "model={backbone: resnet50}, size=[90, 120]",
-        ),
-        ({}, ""),
-    ],
-)
-def test_a_configuration_is_a_line(values: dict[str, Any], text: str) -> None:
-    assert values_text(values) == text
+def test_a_configuration_is_a_line() -> None:
+    assert values_text({"train.optimizer.lr": 1e-5, "acquire.strategy": "margin"}) == "lr=1e-05, strategy=margin"
+    assert values_text({"train.epochs": 3}) == "epochs=3"
+    unclear = {"train.precision": "bf16", "acquire.precision": "fp32"}  # from the last name alone
+    text = "train.precision=bf16, acquire.precision=fp32, epochs=3"
+    assert values_text(unclear | {"train.epochs": 3}) == text
+    nested = {"model": {"backbone": "resnet50"}, "dataset.size": [90, 120]}
+    assert values_text(nested) == "model={backbone: resnet50}, size=[90, 120]"
+    assert values_text({}) == ""

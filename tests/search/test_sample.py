@@ -56,19 +56,22 @@ class Trainer:
 
     def _summary(self, trial: Trial, stage: int, trained: bool) -> Event:
         measured = range(1, EPOCHS + 1) if self._by_epoch else [EPOCHS]
-        return stage_done(
-            trial.chain_id,
-            stage,
-            miou_of(trial.seed, stage),
-            trained=trained,
-            fit=f"fit {trial.seed} {stage}",
-            miou_by_epoch=tuple((epoch, miou_of(trial.seed, stage, epoch)) for epoch in measured),
-            seconds=EPOCHS + 0.5,  # the fit with its end
-        )
+        by_epoch = tuple((epoch, miou_of(trial.seed, stage, epoch)) for epoch in measured)
+        known = {"trained": trained, "fit": f"fit {trial.seed} {stage}", "miou_by_epoch": by_epoch}
+        seconds = EPOCHS + 0.5  # the fit with its end
+        return stage_done(trial.chain_id, stage, miou_of(trial.seed, stage), seconds=seconds, **known)
 
 
 def fits(*seeds: int, stages: int) -> dict[str, tuple[str, ...]]:
     return {str(seed): tuple(f"fit {seed} {stage}" for stage in range(stages)) for seed in seeds}
+
+
+def refuse(search: Search, values: dict[str, Any], told: str) -> None:
+    """Values are refused before anything is trained."""
+    trainer = Trainer(search)
+    with pytest.raises(SpecError, match=told):
+        run_sample(search, values, [], run=trainer, on_report=lambda position, report: pytest.fail("was measured"))
+    assert trainer.runs == []
 
 
 def run(
@@ -89,67 +92,65 @@ def run(
     return found
 
 
-# Levels
+def scores(found: Sequence[tuple[int, LevelReport]]) -> list[tuple[int, float]]:
+    return [(position, report.score) for position, report in found]
 
 
 def test_one_seed_is_reported_at_every_level_with_all_trainings_up_to_there() -> None:
     search = search_of()
-    trainer = Trainer(search)
-    assert run(search, trainer) == [
+    trainer, stored = Trainer(search), Trainer(search, stored=[(0, 0), (0, 1)])
+    found = run(search, trainer)
+    assert found == [
         (0, LevelReport(0.1, {"0": 0.1}, fits(0, stages=1), 8.5)),
         (1, LevelReport(0.2, {"0": 0.2}, fits(0, stages=2), 17.0)),
         (2, LevelReport(0.4, {"0": 0.4}, fits(0, stages=4), 34.0)),
     ]
     assert [(seed, budget) for seed, budget, _ in trainer.runs] == [(0, 10), (0, 20), (0, 40)]
     assert len(trainer.epochs) == 4 * EPOCHS  # each stage once
+    assert run(search, stored) == found  # what another sample has trained is reported like one's own
+    assert {stage for _, stage, _ in stored.epochs} == {2, 3}
 
 
 def test_all_seeds_reach_a_level_before_any_goes_on() -> None:
     search = search_of(THREE_SEEDS)
     trainer = Trainer(search)
     found = run(search, trainer)
-    assert [(seed, budget) for seed, budget, _ in trainer.runs] == [
-        (seed, budget) for budget in (10, 20, 40) for seed in (0, 1, 2)
-    ]
+    kept = {10: frozenset({0}), 20: frozenset({0, 1}), 40: frozenset({0})}  # the first training is shared
+    assert trainer.runs == [(seed, budget, kept[budget]) for budget in (10, 20, 40) for seed in (0, 1, 2)]
     assert [position for position, _ in found] == [0, 1, 2]
-    assert [report.mious for _, report in found] == [
-        {"0": 0.1, "1": 0.11, "2": 0.12},
-        {"0": 0.2, "1": 0.21, "2": 0.22},
-        {"0": 0.4, "1": 0.41, "2": 0.42},
-    ]
-    assert [report.score for _, report in found] == pytest.approx([0.11, 0.21, 0.41])
-    assert [report.fits for _, report in found] == [fits(0, 1, 2, stages=stages) for stages in (1, 2, 4)]
-    assert [report.seconds for _, report in found] == [3 * 8.5, 6 * 8.5, 12 * 8.5]
+    reports = [report for _, report in found]
+    mious = [(0.1, 0.11, 0.12), (0.2, 0.21, 0.22), (0.4, 0.41, 0.42)]
+    assert [report.mious for report in reports] == [dict(zip("012", each, strict=True)) for each in mious]
+    assert [report.score for report in reports] == pytest.approx([0.11, 0.21, 0.41])
+    assert [report.fits for report in reports] == [fits(0, 1, 2, stages=stages) for stages in (1, 2, 4)]
+    assert [report.seconds for report in reports] == [3 * 8.5, 6 * 8.5, 12 * 8.5]
+    by_area = search_of(THREE_SEEDS, "search.metric={name: area}")
+    areas = [0.11, (0.11 + 0.21) / 2, (10 * (0.11 + 0.21) / 2 + 20 * (0.21 + 0.41) / 2) / 30]  # of means over seeds
+    assert [report.score for _, report in run(by_area, Trainer(by_area))] == pytest.approx(areas)
 
 
-def test_the_score_is_the_metric_of_the_means_over_the_seeds() -> None:
-    search = search_of(THREE_SEEDS, "search.metric={name: area}")
-    scores = [report.score for _, report in run(search, Trainer(search))]
-    assert scores == pytest.approx([0.11, (0.11 + 0.21) / 2, (10 * (0.11 + 0.21) / 2 + 20 * (0.21 + 0.41) / 2) / 30])
-
-
-def test_nothing_is_trained_behind_the_budget_of_the_metric() -> None:
+def test_nothing_is_trained_behind_the_metric_s_budget_and_weights_are_kept_to_the_last_level() -> None:
     search = search_of("search.metric={budget: 20}")
     trainer = Trainer(search)
     assert [position for position, _ in run(search, trainer)] == [0, 1]
     assert {stage for _, stage, _ in trainer.epochs} == {0, 1}
-
-
-def test_full_supervision_is_one_level() -> None:
     search = search_of("grid=[{seed: [4], budget: [full]}]")
     trainer = Trainer(search)
     assert run(search, trainer) == [(0, LevelReport(0.14, {"4": 0.14}, fits(4, stages=1), 8.5))]
     assert trainer.runs == [(4, "full", frozenset({0}))]
+    search = search_of(LR_ALONE)
+    trainer = Trainer(search)
+    run(search, trainer)
+    assert trainer.runs == [(0, 10, frozenset({0})), (0, 20, frozenset({1})), (0, 40, frozenset())]
 
 
 def test_the_trials_have_the_values_of_the_configuration_and_are_judged() -> None:
     search = search_of("search.held_out=0.25")
     trials: list[Trial] = []
-    trainer = Trainer(search)
 
     def remember(trial: Trial, keep_stages: frozenset[int], on_event: Callable[[Event], None]) -> None:
         trials.append(trial)
-        trainer(trial, keep_stages, on_event)
+        Trainer(search)(trial, keep_stages, on_event)
 
     run_sample(search, OTHER, [], run=remember, on_report=lambda position, report: None)
     assert trials == [search.trial(OTHER, seed=0, budget=budget) for budget in (10, 20, 40)]
@@ -157,39 +158,17 @@ def test_the_trials_have_the_values_of_the_configuration_and_are_judged() -> Non
 
 
 def test_wrong_values_are_refused_before_anything_is_trained() -> None:
-    search = search_of()
-    trainer = Trainer(search)
-    with pytest.raises(SpecError, match=r"^acquire\.strategy: unknown strategy 'best'"):
-        run_sample(
-            search,
-            OWN | {"acquire.strategy": "best"},
-            [],
-            run=trainer,
-            on_report=lambda position, report: pytest.fail("nothing was measured"),
-        )
-    assert trainer.runs == []
-
-
-def test_values_that_do_not_fit_a_later_budget_are_refused_before_anything_is_trained() -> None:
-    text = TEXT.replace("pixels_per_stage: 10", "pixels_per_stage: 5").replace(
-        "budget: [10, 20, 40]", "budget: [10, 25]"
-    )
+    refuse(search_of(), OWN | {"acquire.strategy": "best"}, r"^acquire\.strategy: unknown strategy 'best'")
+    text = TEXT.replace("pixels_per_stage: 10", "pixels_per_stage: 5").replace("[10, 20, 40]", "[10, 25]")
     search = search_of("search.space={acquire.pixels_per_stage: {randint: [1, 5]}}", text=text)
-    trainer = Trainer(search)
-    with pytest.raises(SpecError, match="the stages do not reach 25 exactly: they start at 10"):
-        run_sample(search, {"acquire.pixels_per_stage": 4}, [], run=trainer, on_report=lambda position, report: None)
-    assert trainer.runs == []
-
-
-# Going on
+    refuse(search, {"acquire.pixels_per_stage": 4}, "the stages do not reach 25 exactly: they start at 10")
 
 
 @pytest.mark.parametrize("overrides", [(), (THREE_SEEDS,), (THREE_SEEDS, "search.metric={name: area}")])
 @pytest.mark.parametrize("known", [0, 1, 2, 3])
 def test_a_sample_goes_on_behind_its_reports_and_reports_the_same(overrides: tuple[str, ...], known: int) -> None:
     search = search_of(*overrides)
-    whole = run(search, Trainer(search))
-    before = Trainer(search)
+    whole, before = run(search, Trainer(search)), Trainer(search)
     if known:
         run(search, before, stop_at=known - 1)
     after = Trainer(search, stored=sorted(before.stored))
@@ -199,120 +178,68 @@ def test_a_sample_goes_on_behind_its_reports_and_reports_the_same(overrides: tup
     assert [(seed, budget) for seed, budget, _ in after.runs] == [(s, b) for b in levels for s in search.seeds]
 
 
-def test_what_another_sample_has_trained_is_reported_like_ones_own() -> None:
-    search = search_of()
-    stored = Trainer(search, stored=[(0, 0), (0, 1)])
-    assert run(search, stored) == run(search, Trainer(search))
-    assert {stage for _, stage, _ in stored.epochs} == {2, 3}
-
-
-@pytest.mark.parametrize("position", [0, 1])
-def test_nothing_more_is_trained_once_a_report_ends_the_sample(position: int) -> None:
-    search = search_of(THREE_SEEDS)
-    trainer = Trainer(search)
-    assert [at for at, _ in run(search, trainer, stop_at=position)] == [*range(position + 1)]
-    assert [budget for _, budget, _ in trainer.runs] == [10] * 3 + [20] * 3 * position
-
-
-# Epochs as levels
-
 EPOCH_SCORES = [0.1 * 2 / 8, 0.1 * 4 / 8, 0.1, 0.2, 0.4]
+WITH_EPOCHS = search_of(LR_ALONE, *BY_EPOCH)
 
 
 def test_epochs_of_the_first_stage_are_reported_when_they_end() -> None:
-    search = search_of(LR_ALONE, *BY_EPOCH)
-    trainer = Trainer(search)
-    found = run(search, trainer)
+    trainer = Trainer(WITH_EPOCHS)
+    found = run(WITH_EPOCHS, trainer)
     assert [position for position, _ in found] == [0, 1, 2, 3, 4]
     assert [report.score for _, report in found] == pytest.approx(EPOCH_SCORES)
-    assert found[0][1] == LevelReport(0.025, {"0": 0.025}, fits(0, stages=1), 2.0)  # its training goes on
-    assert found[1][1] == LevelReport(0.05, {"0": 0.05}, fits(0, stages=1), 4.0)
-    assert found[2][1] == LevelReport(0.1, {"0": 0.1}, fits(0, stages=1), 8.5)
-    assert [budget for _, budget, _ in trainer.runs] == [10, 20, 40]
+    assert [report for _, report in found[:3]] == [
+        LevelReport(0.025, {"0": 0.025}, fits(0, stages=1), 2.0),  # its training goes on
+        LevelReport(0.05, {"0": 0.05}, fits(0, stages=1), 4.0),
+        LevelReport(0.1, {"0": 0.1}, fits(0, stages=1), 8.5),
+    ]
+    assert trainer.runs == [(0, 10, frozenset({0})), (0, 20, frozenset({1})), (0, 40, frozenset())]
 
 
-@pytest.mark.parametrize(("position", "epoch"), [(0, 2), (1, 4)])
-def test_nothing_more_is_trained_once_an_epoch_ends_the_sample(position: int, epoch: int) -> None:
-    search = search_of(LR_ALONE, *BY_EPOCH)
-    trainer = Trainer(search)
-    run(search, trainer, stop_at=position)
-    assert trainer.epochs == [(0, 0, one) for one in range(1, epoch + 1)]
+@pytest.mark.parametrize("position", [0, 1])
+def test_nothing_more_is_trained_once_a_report_or_an_epoch_ends_the_sample(position: int) -> None:
+    search = search_of(THREE_SEEDS)
+    trainer, by_epoch = Trainer(search), Trainer(WITH_EPOCHS)
+    assert [at for at, _ in run(search, trainer, stop_at=position)] == [*range(position + 1)]
+    assert [budget for _, budget, _ in trainer.runs] == [10] * 3 + [20] * 3 * position
+    run(WITH_EPOCHS, by_epoch, stop_at=position)
+    assert by_epoch.epochs == [(0, 0, epoch) for epoch in range(1, (2, 4)[position] + 1)]
 
 
 def test_epochs_of_a_stage_from_the_store_are_reported_as_they_were_measured() -> None:
-    search = search_of(LR_ALONE, *BY_EPOCH)
-    trainer = Trainer(search, stored=[(0, 0)])
-    found = run(search, trainer)
-    assert [(position, report.score) for position, report in found] == list(enumerate(EPOCH_SCORES))
+    trainer = Trainer(WITH_EPOCHS, stored=[(0, 0)])
+    found = run(WITH_EPOCHS, trainer)
+    assert scores(found) == list(enumerate(EPOCH_SCORES))
     assert found[2][1] == LevelReport(0.1, {"0": 0.1}, fits(0, stages=1), 8.5)
     assert {stage for _, stage, _ in trainer.epochs} == {1, 2, 3}
-
-
-def test_an_epoch_from_the_store_may_end_the_sample_too() -> None:
-    search = search_of(LR_ALONE, *BY_EPOCH)
-    trainer = Trainer(search, stored=[(0, 0)])
-    assert [position for position, _ in run(search, trainer, stop_at=1)] == [0, 1]
+    trainer = Trainer(WITH_EPOCHS, stored=[(0, 0)])
+    assert [position for position, _ in run(WITH_EPOCHS, trainer, stop_at=1)] == [0, 1]  # they may end it too
     assert trainer.epochs == []
-
-
-def test_epochs_before_a_training_went_on_are_reported_at_its_end() -> None:
-    search = search_of(LR_ALONE, *BY_EPOCH)
-    found = run(search, Trainer(search, done={(0, 0): 3}))
-    assert [(position, report.score) for position, report in found] == list(enumerate(EPOCH_SCORES))
+    went_on = run(WITH_EPOCHS, Trainer(WITH_EPOCHS, done={(0, 0): 3}))  # those before are reported at the end
+    assert scores(went_on) == list(enumerate(EPOCH_SCORES))
 
 
 @pytest.mark.parametrize("known", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("stored", [(), ((0, 0),)])
 def test_an_epoch_is_reported_once_however_often_it_is_trained(known: int, stored: tuple[tuple[int, int], ...]) -> None:
-    search = search_of(LR_ALONE, *BY_EPOCH)
-    whole = run(search, Trainer(search))
-    found = run(search, Trainer(search, stored=stored), [report for _, report in whole[:known]])
-    assert [(position, report.score) for position, report in found] == list(enumerate(EPOCH_SCORES))[known:]
+    whole = run(WITH_EPOCHS, Trainer(WITH_EPOCHS))
+    found = run(WITH_EPOCHS, Trainer(WITH_EPOCHS, stored=stored), [report for _, report in whole[:known]])
+    assert scores(found) == list(enumerate(EPOCH_SCORES))[known:]
 
 
-def test_epochs_of_later_stages_are_no_levels() -> None:
+def test_epochs_of_later_stages_and_without_a_level_are_not_reported() -> None:
     search = search_of(LR_ALONE, *BY_EPOCH, "grid=[{seed: [0], budget: [20]}]")
     found = run(search, Trainer(search))
     assert [report.score for _, report in found] == pytest.approx([0.025, 0.05, 0.2])
     assert found[2][1].fits == fits(0, stages=2)
-
-
-def test_epochs_without_a_level_are_not_reported() -> None:
     search = search_of("evaluate.when=every_epoch")
     assert [position for position, _ in run(search, Trainer(search))] == [0, 1, 2]
 
 
-# Weights
-
-
-def test_the_weights_of_the_last_stage_before_another_level_are_kept() -> None:
-    search = search_of(LR_ALONE)
-    trainer = Trainer(search)
-    run(search, trainer)
-    assert trainer.runs == [(0, 10, frozenset({0})), (0, 20, frozenset({1})), (0, 40, frozenset())]
-
-
-def test_where_configurations_share_the_first_training_its_weights_are_kept_to_the_end() -> None:
-    search = search_of(THREE_SEEDS)
-    trainer = Trainer(search)
-    run(search, trainer)
-    kept = {10: frozenset({0}), 20: frozenset({0, 1}), 40: frozenset({0})}
-    assert trainer.runs == [(seed, budget, kept[budget]) for budget in (10, 20, 40) for seed in (0, 1, 2)]
-
-
-def test_epochs_do_not_change_which_weights_are_kept() -> None:
-    search = search_of(LR_ALONE, *BY_EPOCH)
-    trainer = Trainer(search)
-    run(search, trainer)
-    assert [keep for _, _, keep in trainer.runs] == [frozenset({0}), frozenset({1}), frozenset()]
-
-
 def test_seconds_are_rounded_to_milliseconds() -> None:
-    search = search_of("search.metric={budget: 10}")
-
     def train(trial: Trial, keep_stages: frozenset[int], on_event: Callable[[Event], None]) -> None:
         on_event(stage_done(trial.chain_id, 0, 0.5, fit="a", miou_by_epoch=((8, 0.5),), seconds=1.23456789))
 
-    found: list[LevelReport] = []
-    run_sample(search, OWN, [], run=train, on_report=lambda position, report: found.append(report))
-    assert [report.seconds for report in found] == [1.235]
+    found: list[float] = []
+    search = search_of("search.metric={budget: 10}")
+    run_sample(search, OWN, [], run=train, on_report=lambda position, report: found.append(report.seconds))
+    assert found == [1.235]

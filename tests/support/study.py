@@ -1,5 +1,7 @@
 """Small stores written by hand: what a run would leave, without a run."""
 
+import csv
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,9 @@ from pixelpick_ray.config.experiment import Experiment, parse_experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.description import write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.report.chains import ReportedChain, load_chains
+from pixelpick_ray.report.parts import Table
+from pixelpick_ray.report.rows import Results, load_results
 from pixelpick_ray.store import Store, experiment_folder
 from tests.support.experiments import experiment_text
 from tests.support.stores import record_of
@@ -79,11 +84,35 @@ def chain_path(experiment: Experiment, trial: Trial) -> str:
     return f"{experiment_folder(experiment)}/chains/{trial.chain_id}.json"
 
 
+def csv_lines(text: str) -> list[dict[str, str]]:
+    """The lines of a CSV file by the names of its columns."""
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def column(table: Table, name: str) -> list[str]:
+    """The texts below a head of a table."""
+    return [row[table.header.index(name)] for row in table.rows]
+
+
 class Study:
     """Fills a store with hand-made results."""
 
     def __init__(self, path: Path) -> None:
         self.store = Store(path)
+
+    def results(self, *experiments: Experiment) -> Results:
+        """What is stored of experiments."""
+        return load_results(self.store, experiments)
+
+    def chains(self, *experiments: Experiment) -> tuple[ReportedChain, ...]:
+        """Their chains."""
+        return load_chains(self.store, self.results(*experiments))
+
+    def filled(self, measure: Measure, *overrides: str, **more: Any) -> Results:
+        """The results of the experiment above with overrides, once it is filled so."""
+        spec = experiment(*overrides)
+        self.fill(spec, measure, **more)
+        return self.results(spec)
 
     def fill(
         self,
