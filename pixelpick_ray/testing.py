@@ -250,6 +250,6 @@ class FormatContract:
         for content in (b"", b"{", b"\x00\xff" * 20, io.BytesIO(b"a,b\n1,2\n").getvalue()):
             try:
                 found = read(content, self.name, class_names=self.class_names, images=self.images())
-            except SpecError:
+            except DataError:
                 continue
             assert not found
