@@ -18,6 +18,7 @@ from rich.console import Console
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment, load_experiment
 from pixelpick_ray.config.parts import is_executing, register
+from pixelpick_ray.config.shipped import experiment_file
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.events import Event
@@ -33,11 +34,12 @@ __all__ = ["load", "plan", "register", "results", "run"]
 
 
 def load(path: str | Path, **overrides: Any) -> Experiment:
-    """The experiment of a file, with other values at dotted paths, such as ``**{"train.epochs": 2}``.
+    """The experiment of a file, or of one that comes with the package, with other values at dotted paths.
 
-    SpecError names file and key of what is wrong.
+    These are keywords, such as ``**{"train.epochs": 2}``. SpecError names file and key of what is wrong.
     """
-    return load_experiment(Path(path), [f"{field}={json.dumps(value)}" for field, value in overrides.items()])
+    given = [f"{field}={json.dumps(value)}" for field, value in overrides.items()]
+    return load_experiment(experiment_file(Path(path)), given)
 
 
 def plan(experiment: Experiment) -> Plan:
