@@ -9,6 +9,7 @@ __version__ = "0.2.0"
 _PUBLIC = {
     **dict.fromkeys(("load", "plan", "register", "results", "run"), "pixelpick_ray.api"),
     **dict.fromkeys(("SpecError", "DataError", "RunError"), "pixelpick_ray.errors"),
+    "Experiment": "pixelpick_ray.config.experiment",
     "Strategy": "pixelpick_ray.active.acquisition",
     "OracleRequest": "pixelpick_ray.active.oracle",
     "Format": "pixelpick_ray.annotate.exchange",
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pixelpick_ray.active.oracle import OracleRequest as OracleRequest
     from pixelpick_ray.annotate.exchange import Format as Format
     from pixelpick_ray.api import load, plan, register, results, run  # noqa: F401
+    from pixelpick_ray.config.experiment import Experiment as Experiment
     from pixelpick_ray.data.dataset import Dataset, DatasetFacts, FileDataset  # noqa: F401
     from pixelpick_ray.errors import DataError, RunError, SpecError  # noqa: F401
 

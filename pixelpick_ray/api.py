@@ -4,7 +4,7 @@
 >>> experiment = pp.load("experiments/quickstart.yaml", **{"train.epochs": 2})
 >>> print(pp.plan(experiment).sharing)
 >>> result = pp.run(experiment, local=True, on_event=print)
->>> pp.results("store", experiment).groupby(["acquire.strategy", "budget"])["miou"].agg(["mean", "std"])
+>>> pp.results("store", experiment)
 """
 
 import io
