@@ -174,7 +174,7 @@ class TestEveryStrategy:
             monkeypatch.setattr(score, "LARGEST_BATCH", size)
             assert picked(data, labels, spec).digest() == usual.digest()
 
-    @pytest.mark.parametrize("images", [3, 1], ids=["three images", "a rank without image"])
+    @pytest.mark.parametrize("images", [5, 1], ids=["five images", "a rank without image"])
     def test_two_ranks_pick_what_one_picks(self, strategy: str, images: int, ranks: Ranks) -> None:
         data = tiny_data(images)
         job = tiny_job(data, label_some(data, [4] * images), dropout=(0.5, 0.5, 0.2))
