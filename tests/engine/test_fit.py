@@ -62,14 +62,14 @@ def accuracy(model: nn.Module, job: FitJob) -> float:
 
 
 @pytest.mark.parametrize(
-    ("full", "decoder"),
-    [(True, "dense"), (False, "dense"), (False, "sparse")],
+    ("full", "decoder", "images", "epochs"),
+    [(True, "dense", 4, 20), (False, "dense", 4, 20), (False, "sparse", 6, 25)],
     ids=["every pixel", "60 pixels", "60 pixels, sparse decoder"],
 )
-def test_a_few_images_are_learnt(full: bool, decoder: str) -> None:
-    data = tiny_data(4)
-    labels = None if full else label_some(data, [60] * 4)
-    job = tiny_job(data, labels, epochs=20, augment=None, dropout=(0.5, 0.5, 0.2), lr=3e-3, decoder=decoder)
+def test_a_few_images_are_learnt(full: bool, decoder: str, images: int, epochs: int) -> None:
+    data = tiny_data(images)
+    labels = None if full else label_some(data, [60] * images)
+    job = tiny_job(data, labels, epochs=epochs, augment=None, dropout=(0.5, 0.5, 0.2), lr=3e-3, decoder=decoder)
     losses, model = train(job)
     assert losses[-1] < 0.35 * losses[0]
     assert accuracy(model, job) > 0.85
