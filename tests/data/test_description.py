@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.data.description import LONG_SIDE, VOID_COLOUR, shown, write_description, write_label_map
-from tests.support.data_folders import opened, write_folder
+from tests.support.data_folders import loaded, opened, write_folder
 
 SPEC = DatasetSpec(name="scenes", size=(48, 64))
 FACTS = open_dataset(SPEC, Path()).facts
@@ -28,10 +27,11 @@ def test_a_few_evenly_spaced_positions_are_shown() -> None:
 
 
 def test_a_description_counts_the_labels_and_shows_small_pictures(prepared: PreparedSplit, tmp_path: Path) -> None:
-    folder = tmp_path / "out"
-    folder.mkdir()
-    positions = list(range(1, len(prepared)))
-    write_description(folder, prepared, positions, FACTS)
+    """Equal splits give equal bytes."""
+    folder, positions = tmp_path / "out", list(range(1, len(prepared)))
+    for place in (folder, tmp_path / "again"):
+        place.mkdir()
+        write_description(place, prepared, positions, FACTS)
     found = json.loads((folder / "description.json").read_text())
     labels = np.concatenate([prepared.label(position).ravel() for position in positions])
     assert found["class_counts"] == [int((labels == index).sum()) for index in range(FACTS.num_classes)]
@@ -41,29 +41,20 @@ def test_a_description_counts_the_labels_and_shows_small_pictures(prepared: Prep
     assert 0.0 < found["border_distance"] < 64
     for number, name in enumerate(found["names"]):
         position = prepared.index[name]
-        with Image.open(folder / "labels" / f"{number}.png") as picture:
-            np.testing.assert_array_equal(np.asarray(picture), prepared.label(position))
-        with Image.open(folder / "images" / f"{number}.jpg") as picture:
-            difference = np.asarray(picture, dtype=float) - prepared.image(position)
-        assert np.abs(difference).mean() < 12
-
-
-def test_equal_splits_give_equal_bytes(prepared: PreparedSplit, tmp_path: Path) -> None:
-    for name in ("one", "other"):
-        (tmp_path / name).mkdir()
-        write_description(tmp_path / name, prepared, range(len(prepared)), FACTS)
-    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 1 + 2 * len(shown(range(len(prepared))))
-    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes() for file in files)
+        label, image = (loaded(folder / file) for file in (f"labels/{number}.png", f"images/{number}.jpg"))
+        np.testing.assert_array_equal(np.asarray(label), prepared.label(position))
+        assert np.abs(np.asarray(image, dtype=float) - prepared.image(position)).mean() < 12
+    files = [path.relative_to(folder) for path in folder.rglob("*.*")]
+    assert len(files) == 1 + 2 * len(found["names"])
+    assert all((folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
 
 
 def test_a_large_label_map_is_made_small_and_void_is_grey(tmp_path: Path) -> None:
     label = np.full((300, 600), 255, dtype=np.uint8)
     label[:, :300] = 1
     write_label_map(tmp_path / "map.png", label, [(0, 0, 0), (10, 20, 30)])
-    with Image.open(tmp_path / "map.png") as picture:
-        assert picture.size == (LONG_SIDE, LONG_SIDE // 2)
-        colours = np.asarray(picture.convert("RGB"))
+    colours = np.asarray(loaded(tmp_path / "map.png").convert("RGB"))
+    assert colours.shape[:2] == (LONG_SIDE // 2, LONG_SIDE)
     assert colours[0, 0].tolist() == [10, 20, 30]
     assert tuple(colours[0, -1].tolist()) == VOID_COLOUR
 
@@ -77,5 +68,5 @@ def test_images_without_label_maps_have_grey_ones_and_no_counts(tmp_path: Path) 
     found = json.loads((tmp_path / "out" / "description.json").read_text())
     assert (found["class_counts"], found["border_distance"], found["images"]) == ([0, 0, 0], None, 3)
     for number in range(3):
-        with Image.open(tmp_path / "out" / "labels" / f"{number}.png") as picture:
-            assert {tuple(colour) for colour in np.asarray(picture.convert("RGB")).reshape(-1, 3)} == {VOID_COLOUR}
+        picture = np.asarray(loaded(tmp_path / "out" / "labels" / f"{number}.png").convert("RGB"))
+        assert {tuple(colour) for colour in picture.reshape(-1, 3)} == {VOID_COLOUR}

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import DatasetSpec, SizeSpec
 from pixelpick_ray.context import Context
@@ -25,7 +26,7 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.plan import Plan, Sources
 from tests.support import stores as by_hand
-from tests.support.data_folders import TREES, write_folder, write_voc
+from tests.support.data_folders import TREES, save, write_folder, write_voc
 from tests.support.stores import check_plan, execution_at, tiny_plan
 
 pytestmark = pytest.mark.long
@@ -55,28 +56,38 @@ def both(spec: DatasetSpec, data: Path) -> tuple[Dataset, Dataset]:
 # Which images
 
 
-@pytest.mark.parametrize(
-    ("share", "number"),
-    [(0.001, 1), (0.02, 1), (0.1, 6), (0.25, 16), (0.5, 32), (0.96, 61), (0.97, 62)],
-)
-def test_a_share_of_the_training_images_is_held_out_rounded_and_at_least_one(share: float, number: int) -> None:
-    dataset = scenes(share)
-    assert len(dataset.names("held_out")) == number
-    assert len(dataset.names("train")) == 64 - number
-
-
-def test_the_held_out_images_are_the_first_by_the_hash_of_their_names() -> None:
-    """Computed by sha256sum. They must never change, or what was held out before is trained on."""
+def test_a_share_of_the_training_images_is_held_out_rounded_and_at_least_one() -> None:
+    for share, number in {0.001: 1, 0.02: 1, 0.1: 6, 0.25: 16, 0.5: 32, 0.96: 61, 0.97: 62}.items():
+        dataset = scenes(share)
+        assert (len(dataset.names("held_out")), len(dataset.names("train"))) == (number, 64 - number)
+    # The first by the hash of their names, by sha256sum; must never change, or what was held out before is trained on.
     assert scenes(4 / 64).names("held_out") == ("train_0011", "train_0016", "train_0020", "train_0056")
 
 
-def test_the_two_parts_are_the_training_split(spec: DatasetSpec, tmp_path: Path) -> None:
+def test_the_two_parts_are_the_training_split_and_other_splits_are_untouched(spec: DatasetSpec, tmp_path: Path) -> None:
+    """In images, labels, files and sizes; facts gain the split alone, and every part is known from the others."""
     reduced, whole = both(spec, tmp_path)
+    assert reduced.facts == replace(whole.facts, splits=(*whole.facts.splits, "held_out"))
+    assert known_facts(spec.name) in (whole.facts, None)
     training, held_out = reduced.names("train"), reduced.names("held_out")
     assert set(training).isdisjoint(held_out)
     assert tuple(sorted(training + held_out)) == whole.names("train")
     assert (list(training), list(held_out)) == (sorted(training), sorted(held_out))
     assert len(held_out) == (19 if spec.name == "scenes" else 1)
+    others = set(whole.facts.splits) - {"train"}
+    for split in others:
+        for ask in ("names", "signature", "identity"):
+            assert getattr(reduced, ask)(split) == getattr(whole, ask)(split)
+    for split in ("train", "held_out", *others):
+        source = split if split in others else "train"
+        for name in reduced.names(split)[: 1 if split in others else 3]:
+            for read, wanted in zip(reduced.read(split, name), whole.read(source, name), strict=True):
+                assert (read.shape, read.tobytes()) == (wanted.shape, wanted.tobytes())
+            assert reduced.file_name(split, name) == whole.file_name(source, name)
+            assert reduced.native_size(split, name) == whole.native_size(source, name)
+    signatures = [*map(reduced.signature, reduced.facts.splits), whole.signature("train")]
+    assert len({json.dumps(one) for one in signatures}) == len(signatures)
+    assert len({json.dumps(reduced.identity(split)) for split in reduced.facts.splits}) == len(reduced.facts.splits)
 
 
 @given(st.floats(0.001, 0.97), st.floats(0.001, 0.97))
@@ -126,54 +137,12 @@ def test_held_out_images_have_labels_where_the_training_images_have(tmp_path: Pa
 # What they are
 
 
-def test_facts_gain_the_split_alone(spec: DatasetSpec, tmp_path: Path) -> None:
-    reduced, whole = both(spec, tmp_path)
-    assert reduced.facts == replace(whole.facts, splits=(*whole.facts.splits, "held_out"))
-    assert known_facts(spec.name) in (whole.facts, None)
-
-
-def test_images_and_labels_are_those_of_the_training_split(spec: DatasetSpec, tmp_path: Path) -> None:
-    reduced, whole = both(spec, tmp_path)
-    for split in ("train", "held_out"):
-        for name in reduced.names(split)[:5]:
-            for read, wanted in zip(reduced.read(split, name), whole.read("train", name), strict=True):
-                assert read.tobytes() == wanted.tobytes()
-                assert read.shape == wanted.shape
-
-
-def test_files_and_sizes_are_those_of_the_data_set(spec: DatasetSpec, tmp_path: Path) -> None:
-    reduced, whole = both(spec, tmp_path)
-    for split, source in (("train", "train"), ("held_out", "train"), ("val", "val")):
-        for name in reduced.names(split)[:5]:
-            assert reduced.file_name(split, name) == whole.file_name(source, name)
-            assert reduced.native_size(split, name) == whole.native_size(source, name)
-
-
-def test_other_splits_are_untouched(spec: DatasetSpec, tmp_path: Path) -> None:
-    reduced, whole = both(spec, tmp_path)
-    for split in set(whole.facts.splits) - {"train"}:
-        assert reduced.names(split) == whole.names(split)
-        assert reduced.signature(split) == whole.signature(split)
-        assert reduced.identity(split) == whole.identity(split)
-        name = whole.names(split)[0]
-        assert [part.tobytes() for part in reduced.read(split, name)] == [
-            part.tobytes() for part in whole.read(split, name)
-        ]
-
-
 def test_fetching_fetches_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Path, object]] = []
     monkeypatch.setattr(CamVid, "fetch", lambda self, report: asked.append((self.path, report)))
     report = print
     open_dataset(DatasetSpec(name="camvid", held_out=0.3), tmp_path).fetch(report)
     assert asked == [(tmp_path / "camvid", report)]
-
-
-def test_every_part_has_a_signature_and_an_identity_of_its_own(spec: DatasetSpec, tmp_path: Path) -> None:
-    reduced, whole = both(spec, tmp_path)
-    signatures = [*map(reduced.signature, reduced.facts.splits), whole.signature("train")]
-    assert len({json.dumps(one) for one in signatures}) == len(signatures)
-    assert len({json.dumps(reduced.identity(split)) for split in reduced.facts.splits}) == len(reduced.facts.splits)
 
 
 def test_the_signature_of_each_part_changes_with_its_files(write_camvid: WriteCamVid) -> None:
@@ -190,40 +159,30 @@ def test_the_signature_of_each_part_changes_with_its_files(write_camvid: WriteCa
 # Prepared splits
 
 
-def prepared_at(cache: Path, share: float | None, split: str = "train") -> PreparedSplit:
-    return prepare(scenes(share), split, SCENES, cache)
+def prepared_at(data: Path, share: float | None, split: str = "train") -> PreparedSplit:
+    return prepare(open_dataset(DatasetSpec(name="camvid", held_out=share), data), split, SizeSpec(), data / "cache")
 
 
-def test_no_part_is_taken_for_another_in_one_cache(tmp_path: Path) -> None:
-    shares = (None, 0.02, 0.05, 0.5)
+def test_no_part_is_taken_for_another_in_one_cache(write_camvid: WriteCamVid) -> None:
+    """Their fingerprints differ whenever the images do, and only then."""
+    data, shares = write_camvid(num_images=20, splits=("train", "val")), {None: 0, 0.05: 1, 0.1: 2, 0.5: 10}
     for _ in ("decoded", "from the cache"):
-        whole = prepared_at(tmp_path, None)
-        assert whole.names == scenes().names("train")
-        for share in shares[1:]:
-            for split in ("train", "held_out"):
-                part = prepared_at(tmp_path, share, split)
-                assert part.names == scenes(share).names(split)
-                for at, name in enumerate(part.names):
-                    assert (part.image(at) == whole.image(whole.index[name])).all()
-                    assert (part.label(at) == whole.label(whole.index[name])).all()
-    assert len(list(tmp_path.glob("scenes-train-*.lock"))) == len(shares)
-
-
-def test_the_fingerprint_differs_whenever_the_images_do(tmp_path: Path) -> None:
-    found = [prepared_at(tmp_path, share).fingerprint for share in (None, 0.02, 0.05, 0.5)]
-    found += [prepared_at(tmp_path, share, "held_out").fingerprint for share in (0.02, 0.05, 0.5)]
-    assert len(set(found)) == 7
-
-
-def test_shares_that_hold_out_the_same_images_are_the_same_content(tmp_path: Path) -> None:
-    for split in ("train", "held_out"):
-        assert prepared_at(tmp_path, 0.25, split).fingerprint == prepared_at(tmp_path, 0.251, split).fingerprint
-        assert len(list(tmp_path.glob(f"scenes-{split}-*.lock"))) == 1
-
-
-def test_another_split_is_prepared_once_with_and_without(tmp_path: Path) -> None:
-    assert prepared_at(tmp_path, None, "val").fingerprint == prepared_at(tmp_path, 0.25, "val").fingerprint
-    assert len(list(tmp_path.glob("scenes-val-*.lock"))) == 1
+        whole = prepared_at(data, None)
+        prints = {whole.fingerprint}
+        assert len(whole) == 20
+        for (share, number), split in product([*shares.items()][1:], ("train", "held_out")):
+            part = prepared_at(data, share, split)
+            prints.add(part.fingerprint)
+            assert len(part) == (number if split == "held_out" else 20 - number)
+            for at, name in enumerate(part.names):
+                assert (part.image(at) == whole.image(whole.index[name])).all()
+                assert (part.label(at) == whole.label(whole.index[name])).all()
+        assert len(prints) == 7
+    for split, count in (("train", 4), ("held_out", 3), ("val", 1)):  # a share of the same images, and another split
+        one, other = (prepared_at(data, share, split).fingerprint for share in (0.5, 0.501))
+        assert one == other
+        assert (split == "val") == (prepared_at(data, None, "val").fingerprint == one)
+        assert len(list((data / "cache").glob(f"camvid-{split}-*.lock"))) == count
 
 
 def test_a_description_is_part_of_the_held_out_content(tmp_path: Path) -> None:
@@ -241,38 +200,42 @@ def test_a_description_is_part_of_the_held_out_content(tmp_path: Path) -> None:
 EVALUATED = "evaluate={splits: {held_out: {}, test: {}}, report: test}"
 
 
+@pytest.fixture
+def data(write_camvid: WriteCamVid) -> Path:
+    """CamVid of five training and five test images; of the former the hash puts 003 first, then 002."""
+    return write_camvid(num_images=5, splits=("train", "test"))
+
+
+@pytest.fixture
+def execution(data: Path, tmp_path: Path) -> Execution:
+    """Where their experiments run."""
+    return execution_at(tmp_path, data)
+
+
 def camvid_plan(*overrides: str, held_out: float | None = 0.4) -> Plan:
     share = "" if held_out is None else f", held_out: {held_out}"
     return tiny_plan(f"dataset={{name: camvid, size: [8, 10]{share}}}", *overrides)
 
 
-def test_what_is_checked_before_a_start_is_each_part_once(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data = write_camvid(num_images=5, splits=("train", "test"))
+def test_what_is_checked_before_a_start_is_each_part_once(data: Path, execution: Execution) -> None:
+    """Held-out images are not asked for candidates, and a number of images counts those that are left."""
     told: list[tuple[str, int, int]] = []
-    check_plan(camvid_plan(EVALUATED), execution_at(tmp_path, data), lambda *values: told.append(values))
+    check_plan(camvid_plan(EVALUATED), execution, lambda *values: told.append(values))
     sizes = {"train": 3, "held_out": 2, "test": 5}
     assert told == [(f"camvid {split}", done + 1, size) for split, size in sizes.items() for done in range(size)]
+    save(data / "camvid" / "trainannot" / "train_003.png", np.full((8, 10), 11, np.uint8))
+    check_plan(camvid_plan("dataset.images=3"), execution)
+    for message, plan in (
+        (r"train_003\.png has 0 pixels that are not void", camvid_plan(held_out=None)),
+        (r"dataset\.images: 4 asked for, the training split has 3; lower it", camvid_plan("dataset.images=4")),
+        (r"dataset\.held_out: 0\.7 of the 5 images .* leaves 1 to train on", camvid_plan(held_out=0.7)),
+    ):
+        with pytest.raises(DataError, match=message):
+            check_plan(plan, execution)
 
 
-def test_held_out_images_are_not_asked_for_candidates(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data = write_camvid(num_images=5, splits=("train", "test"))
-    blank = data / "camvid" / "trainannot" / "train_003.png"  # the first by the hash of its name
-    Image.fromarray(np.full((8, 10), 11, np.uint8)).save(blank)
-    check_plan(camvid_plan(), execution_at(tmp_path, data))
-    with pytest.raises(DataError, match=r"train_003\.png has 0 pixels that are not void"):
-        check_plan(camvid_plan(held_out=None), execution_at(tmp_path, data))
-
-
-def test_a_number_of_images_counts_those_that_are_left(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data = write_camvid(num_images=5, splits=("train", "test"))
-    check_plan(camvid_plan("dataset.images=3"), execution_at(tmp_path, data))
-    with pytest.raises(DataError, match=r"dataset\.images: 4 asked for, the training split has 3; lower it"):
-        check_plan(camvid_plan("dataset.images=4"), execution_at(tmp_path, data))
-
-
-def test_steps_train_on_what_is_left_and_evaluate_what_is_held_out(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data = write_camvid(num_images=5, splits=("train", "test"))
-    plan, execution = camvid_plan(EVALUATED, "grid=[{seed: [0, 1], budget: [2]}]"), execution_at(tmp_path, data)
+def test_steps_train_on_what_is_left_and_evaluate_what_is_held_out(execution: Execution) -> None:
+    plan = camvid_plan(EVALUATED, "grid=[{seed: [0, 1], budget: [2]}]")
     sources = []
     for trial in plan.trials:
         context = Context(plan.experiment, trial, execution, World(0, 1, torch.device("cpu")), lambda event: None)
@@ -285,16 +248,11 @@ def test_steps_train_on_what_is_left_and_evaluate_what_is_held_out(write_camvid:
     assert sources[0].fingerprints.keys() == {"train", "held_out", "test"}
 
 
-def test_shares_change_the_content_of_the_training_split_alone(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data = write_camvid(num_images=5, splits=("train", "test"))
-    prints = []
-    for share in (None, 0.2, 0.4):
-        plan = camvid_plan(held_out=share)
-        source = Sources(plan.experiment, execution_at(tmp_path, data)).of(plan.trials[0])
-        assert source is not None
-        prints.append(source.fingerprints)
-    assert len({one["train"] for one in prints}) == 3
-    assert len({one["test"] for one in prints}) == 1
+def test_shares_change_the_content_of_the_training_split_alone(execution: Execution) -> None:
+    plans = [camvid_plan(held_out=share) for share in (None, 0.2, 0.4)]
+    sources = [Sources(plan.experiment, execution).of(plan.trials[0]) for plan in plans]
+    assert len({source.fingerprints["train"] for source in sources}) == 3
+    assert len({source.fingerprints["test"] for source in sources}) == 1
 
 
 # Keys
@@ -331,44 +289,30 @@ def test_every_share_has_keys_of_its_own() -> None:
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("share", "told"),
-    [
-        ("0", "greater than 0; got 0"),
-        ("-0.1", "greater than 0; got -0.1"),
-        ("1", "less than 1; got 1"),
-        ("1.0", "less than 1; got 1.0"),
-        ("20", "less than 1; got 20"),
-        ("true", "a valid number; got True"),
-        ("half", "a valid number; got 'half'"),
-        (".nan", r"a finite number.*; got nan"),
-    ],
-)
-def test_what_is_no_share_between_0_and_1_is_refused(share: str, told: str) -> None:
-    with pytest.raises(SpecError, match=rf"tiny\.yaml: dataset\.held_out: .*{told}"):
-        camvid_plan(f"dataset.held_out={share}")
+def test_what_is_no_share_between_0_and_1_is_refused() -> None:
+    for share, told in {
+        **{share: f"greater than 0; got {share}" for share in ("0", "-0.1")},
+        **{share: f"less than 1; got {share}" for share in ("1", "1.0", "20")},
+        "true": "a valid number; got True",
+        "half": "a valid number; got 'half'",
+        ".nan": r"a finite number.*; got nan",
+    }.items():
+        with pytest.raises(SpecError, match=rf"tiny\.yaml: dataset\.held_out: .*{told}"):
+            camvid_plan(f"dataset.held_out={share}")
 
 
 @pytest.mark.parametrize(("number", "share", "left"), [(3, 0.5, 1), (2, 0.01, 1), (1, 0.5, 0), (64, 0.98, 1)])
 def test_a_share_that_leaves_fewer_than_two_images_is_refused_with_what_to_do(
     write_camvid: WriteCamVid, number: int, share: float, left: int
 ) -> None:
-    data = write_camvid(num_images=number)
-    dataset = open_dataset(DatasetSpec(name="camvid", held_out=share), data)
+    dataset = open_dataset(DatasetSpec(name="camvid", held_out=share), write_camvid(num_images=number))
     told = (
         rf"dataset\.held_out: {share} of the {number} images of camvid train leaves {left} to train on, batch norm "
         "needs at least 2; lower it, add images, or leave it out"
     )
-    for ask in (dataset.names, dataset.signature):
-        for split in ("train", "held_out"):
-            with pytest.raises(DataError, match=told):
-                ask(split)
-
-
-def test_a_share_that_is_too_large_is_told_before_a_start(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data = write_camvid(num_images=3, splits=("train", "test"))
-    with pytest.raises(DataError, match=r"dataset\.held_out: 0\.5 of the 3 images .* leaves 1 to train on"):
-        check_plan(camvid_plan(held_out=0.5), execution_at(tmp_path, data))
+    for ask, split in product((dataset.names, dataset.signature), ("train", "held_out")):
+        with pytest.raises(DataError, match=told):
+            ask(split)
 
 
 def test_a_data_set_with_a_split_of_that_name_is_refused_with_the_way_out(tmp_path: Path) -> None:

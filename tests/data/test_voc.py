@@ -13,7 +13,7 @@ from PIL import Image
 from pixelpick_ray.data.datasets import known_facts
 from pixelpick_ray.data.voc import colour_map
 from pixelpick_ray.errors import DataError
-from tests.support.data_folders import REAL, loaded, opened, write_voc
+from tests.support.data_folders import REAL, loaded, opened, save, write_voc
 
 CLASSES = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
@@ -27,6 +27,11 @@ COLOURS = """
 
 def release(data: Path) -> Path:
     return data / "voc" / "VOCdevkit" / "VOC2012"
+
+
+def told(message: str, data: Path, ask: str, *arguments: str) -> None:
+    with pytest.raises(DataError, match=message):
+        getattr(opened("voc", data), ask)(*arguments)
 
 
 def test_classes_and_colours_are_the_official_ones() -> None:
@@ -61,41 +66,31 @@ def test_trainaug_is_every_label_of_the_larger_set_that_is_not_in_val(tmp_path: 
     assert (label == dataset.read("train", "a")[1][::-1]).all()
     assert (label != dataset.read("train", "a")[1]).any()
     assert (image == dataset.read("train", "a")[0]).all()
-    (release(tmp_path) / "JPEGImages" / "g.jpg").unlink()
-    with pytest.raises(DataError, match=r"image g of split trainaug has no image file .*JPEGImages/g\.jpg; add it"):
-        dataset.signature("trainaug")
 
 
-def test_trainaug_without_its_labels_is_told_with_what_to_put_where(tmp_path: Path) -> None:
-    write_voc(tmp_path)
-    folder = release(tmp_path) / "SegmentationClassAug"
-    for path in folder.iterdir():
-        path.unlink()
-    with pytest.raises(DataError, match=rf"voc: {folder} holds no \.png label outside val; copy the label maps there"):
-        opened("voc", tmp_path).names("trainaug")
-    folder.rmdir()
-    with pytest.raises(DataError, match=rf"voc: no folder {folder}; .*NAME\.png \(0\.\.20 and 255\).* use split train"):
-        opened("voc", tmp_path).names("trainaug")
-
-
-def test_a_wrong_label_value_is_told(tmp_path: Path) -> None:
-    write_voc(tmp_path)
-    Image.fromarray(np.full((10, 14), 21, np.uint8)).save(release(tmp_path) / "SegmentationClass" / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: label value 21 at \(y=0, x=0\); allowed are 0\.\.20 and 255 \(void"):
-        opened("voc", tmp_path).read("train", "a")
-
-
-def test_a_missing_or_empty_list_is_told_with_the_archive(tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_files_is_told_with_what_to_put_where(tmp_path: Path) -> None:
     write_voc(tmp_path)
     path = release(tmp_path) / "ImageSets" / "Segmentation" / "val.txt"
-    path.write_text("\n")
-    with pytest.raises(DataError, match=rf"voc: {path} names no image; copy the official list there"):
-        opened("voc", tmp_path).names("val")
-    path.unlink()
-    told = rf"voc: {path} cannot be read .*unpack VOCtrainval_11-May-2012\.tar of http.* in {tmp_path}/voc, or give"
+    path.rename(release(tmp_path) / "val.txt")
+    missing = rf"voc: {path} cannot be read .*unpack VOCtrainval_11-May-2012\.tar of http.* in {tmp_path}/voc, or give"
     for split in ("val", "trainaug"):
-        with pytest.raises(DataError, match=told):
-            opened("voc", tmp_path).names(split)
+        told(missing, tmp_path, "names", split)
+    path.write_text("\n")
+    told(rf"voc: {path} names no image; copy the official list there", tmp_path, "names", "val")
+    (release(tmp_path) / "val.txt").rename(path)
+    labels, augmented = (release(tmp_path) / f"SegmentationClass{which}" for which in ("", "Aug"))
+    save(labels / "a.png", np.full((10, 14), 21, np.uint8))
+    told(r"a\.png: label value 21 at \(y=0, x=0\); allowed are 0\.\.20 and 255 \(void", tmp_path, "read", "train", "a")
+    (release(tmp_path) / "JPEGImages" / "g.jpg").unlink()
+    missing = r"image g of split trainaug has no image file .*JPEGImages/g\.jpg; add it"
+    told(missing, tmp_path, "signature", "trainaug")
+    for file in augmented.iterdir():
+        file.unlink()
+    empty = rf"voc: {augmented} holds no \.png label outside val; copy the label maps there"
+    told(empty, tmp_path, "names", "trainaug")
+    augmented.rmdir()
+    missing = rf"voc: no folder {augmented}; .*NAME\.png \(0\.\.20 and 255\).* use split train"
+    told(missing, tmp_path, "names", "trainaug")
 
 
 def torchvision_whose_download(does: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:

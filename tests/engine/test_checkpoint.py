@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pixelpick_ray.config.canonical import digest
-from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import DatasetSpec, ModelSpec
 from pixelpick_ray.data.datasets import CamVid
@@ -26,8 +25,8 @@ from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.store import Store
 from pixelpick_ray.tasks import Fit
 from tests.models.test_published import deeplab_state
-from tests.support.data_folders import loaded
-from tests.support.experiments import TWO_PIXELS, experiment_text
+from tests.support.data_folders import loaded, noise, save
+from tests.support.experiments import TWO_PIXELS, experiment_of, experiment_text
 from tests.support.stores import Named
 
 pytestmark = pytest.mark.training
@@ -42,21 +41,27 @@ EXPERIMENT = experiment_text(
 )
 
 Evaluate = Callable[..., tuple[tuple[str, ...], npt.NDArray[np.int64]]]
+Stored = tuple[Path, nn.Module]  # a weights file and its network
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three test images of 18x26."""
+    data = tmp_path_factory.mktemp("data")
+    for index in range(3):
+        picture, label = noise(SIZE, range(12), seed=index)
+        save(data / "camvid" / "test" / f"{index}.png", picture)
+        save(data / "camvid" / "testannot" / f"{index}.png", label)
+    return data
 
 
 @pytest.fixture
-def data(write_camvid: Callable[..., Path]) -> Path:
-    """Three test images of 18x26 and three training images."""
-    return write_camvid(size=SIZE, splits=("train", "test"))
-
-
-@pytest.fixture
-def run(data: Path, tmp_path: Path) -> Evaluate:
+def run(data: Path, cache_path: Path) -> Evaluate:
     """Evaluate a file on the test split."""
 
-    def call(path: Path, split: str = "test", **size: object) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-        places = {"data_path": data, "cache_path": tmp_path / "cache"}
-        return evaluate_checkpoint(path, DatasetSpec(name="camvid", **size), split, **places, device=CPU)
+    def call(path: Path, split: str = "test", name: str = "camvid", **size: object) -> object:
+        dataset = DatasetSpec(name=name, **size)
+        return evaluate_checkpoint(path, dataset, split, data_path=data, cache_path=cache_path, device=CPU)
 
     return call
 
@@ -70,9 +75,9 @@ def sharpened(model: nn.Module) -> nn.Module:
     return model
 
 
-def store_fit(folder: Path, *overrides: str) -> tuple[Path, nn.Module]:
-    """Publish a fit as the loop does; its weights file and its network."""
-    experiment = parse_experiment(EXPERIMENT, where="tiny.yaml", overrides=overrides)
+def store_fit(folder: Path, *overrides: str) -> Stored:
+    """Publish a fit as the loop does."""
+    experiment = experiment_of(EXPERIMENT, *overrides)
     trial, source = experiment.trials()[0], Source({"train": "0" * 64}, "train", "1" * 64)
     inputs = Fit(trial, source, experiment.evaluate, stage=0, labels=Named("2" * 64)).inputs
     store = Store(folder)
@@ -102,35 +107,42 @@ def counted(model: nn.Module, data: Path, size: tuple[int, int] = SIZE) -> npt.N
     return confusion
 
 
-@pytest.mark.parametrize(
-    "overrides", [(), ("model={backbone: mobilenetv2_035, pretrained: none, dropout: [0.1, 0.0, 0.2]}",)], ids=str
-)
-def test_a_stored_fit_is_evaluated(overrides: tuple[str, ...], run: Evaluate, data: Path, tmp_path: Path) -> None:
-    path, model = store_fit(tmp_path / "store", *overrides)
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    """A stored fit that is not to be changed."""
+    return store_fit(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def mine(stored: Stored, tmp_path: Path) -> Path:
+    """The weights of a copy of the stored fit outside of its store."""
+    return shutil.copytree(stored[0].parent, tmp_path / "mine") / stored[0].name
+
+
+def test_a_stored_fit_is_evaluated_at_the_size_of_the_data_set(
+    stored: Stored, mine: Path, run: Evaluate, data: Path
+) -> None:
+    """Also outside of its store."""
+    path, model = stored
     names, confusion = run(path)
     assert names == CamVid.facts.class_names
     assert confusion.dtype == np.int64
     np.testing.assert_array_equal(confusion, counted(model, data))
     assert (confusion.sum(axis=0) > 0).sum() > 3
+    np.testing.assert_array_equal(run(path, size=(16, 24))[1], counted(model, data, (16, 24)))
+    assert run(path, scale=0.5)[1].sum() < 3 * 9 * 13 < confusion.sum()
+    np.testing.assert_array_equal(run(mine)[1], confusion)
 
 
-def test_the_size_is_the_data_sets(run: Evaluate, data: Path, tmp_path: Path) -> None:
-    path, model = store_fit(tmp_path / "store")
-    _, confusion = run(path, size=(16, 24))
-    np.testing.assert_array_equal(confusion, counted(model, data, (16, 24)))
-    assert run(path, scale=0.5)[1].sum() < 3 * 9 * 13 < run(path)[1].sum()
-
-
-def test_a_narrow_network_is_rebuilt_as_it_was(run: Evaluate, data: Path, tmp_path: Path) -> None:
-    path, model = store_fit(tmp_path / "store", "model.width=0.25", "model.pretrained=none")
+def test_a_network_is_rebuilt_as_it_was(run: Evaluate, data: Path, tmp_path: Path) -> None:
+    path, model = store_fit(tmp_path / "narrow", "model.width=0.25", "model.pretrained=none")
     assert model.backbone.conv1.out_channels == 16
     np.testing.assert_array_equal(run(path)[1], counted(model, data))
-
-
-def test_a_fit_may_be_evaluated_outside_of_its_store(run: Evaluate, tmp_path: Path) -> None:
-    path, _ = store_fit(tmp_path / "store")
-    moved = shutil.copytree(path.parent, tmp_path / "mine")
-    np.testing.assert_array_equal(run(moved / path.name)[1], run(path)[1])
+    deeplab = "model={backbone: mobilenetv2_035, pretrained: none, dropout: [0.1, 0.0, 0.2]}"
+    path, model = store_fit(tmp_path / "deeplab", deeplab)
+    confusion = run(path)[1]
+    np.testing.assert_array_equal(confusion, counted(model, data))
+    assert (confusion.sum(axis=0) > 0).sum() > 3
 
 
 def test_a_published_file_is_evaluated(run: Evaluate, data: Path, tmp_path: Path) -> None:
@@ -141,43 +153,33 @@ def test_a_published_file_is_evaluated(run: Evaluate, data: Path, tmp_path: Path
     np.testing.assert_array_equal(confusion, counted(read_checkpoint(path, 11).eval(), data))
 
 
-def test_another_file_or_split_is_told(run: Evaluate, data: Path, tmp_path: Path) -> None:
-    path, model = store_fit(tmp_path / "store")
-    with pytest.raises(DataError, match=r"nothing\.pt: no such file; give the weights\.safetensors of a stored fit or"):
-        run(tmp_path / "nothing.pt")
-    with pytest.raises(DataError, match=r"no such file"):
-        run(path.parent)
+def test_another_file_or_split_is_told(stored: Stored, run: Evaluate, tmp_path: Path) -> None:
+    path, model = stored
+    torch.save(model.state_dict(), tmp_path / "other.pt")
+    shutil.copy(path, tmp_path / "alone.safetensors")
+    for file, told in {
+        "nothing.pt": r"nothing\.pt: no such file; give the weights\.safetensors of a stored fit or",
+        ".": r"no such file",
+        "other.pt": r"other\.pt: is no checkpoint of PixelPick.*weights\.safetensors of a stored fit",
+        "alone.safetensors": r"input\.json: does not say which network.*fit/<key>/weights\.safetensors",
+    }.items():
+        with pytest.raises(DataError, match=told):
+            run(tmp_path / file)
     with pytest.raises(SpecError, match=r"split: camvid has no 'tset'; it has train, val, test"):
         run(path, split="tset")
-    torch.save(model.state_dict(), tmp_path / "other.pt")
-    with pytest.raises(
-        DataError, match=r"other\.pt: is no checkpoint of PixelPick.*weights\.safetensors of a stored fit"
-    ):
-        run(tmp_path / "other.pt")
-    alone = tmp_path / "alone.safetensors"
-    shutil.copy(path, alone)
-    with pytest.raises(DataError, match=r"input\.json: does not say which network.*fit/<key>/weights\.safetensors"):
-        run(alone)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": 3}', '{"model": {"backbone": "x", "depth": 3}}'])
-def test_a_damaged_description_is_told(content: str, run: Evaluate, tmp_path: Path) -> None:
-    path, _ = store_fit(tmp_path / "store")
-    path.with_name("input.json").write_text(content)
-    with pytest.raises(DataError, match=r"input\.json: does not say which network"):
-        run(path)
-
-
-def test_other_classes_and_other_tensors_are_told(data: Path, run: Evaluate, tmp_path: Path) -> None:
-    path, model = store_fit(tmp_path / "store")
-    places = {"data_path": data, "cache_path": tmp_path / "cache", "device": CPU}
+def test_a_damaged_fit_and_other_classes_are_told(stored: Stored, mine: Path, run: Evaluate) -> None:
     with pytest.raises(DataError, match=r"weights\.safetensors: was trained for 11 classes, the data set has \d+"):
-        evaluate_checkpoint(path, DatasetSpec(name="scenes"), "test", **places)
-    state = model.state_dict()
-    del state["laterals.2.bias"]
-    save_file(state, path)
+        run(mine, name="scenes")
+    state = stored[1].state_dict()
+    save_file({name: value for name, value in state.items() if name != "laterals.2.bias"}, mine)
     with pytest.raises(DataError, match=r"has no tensor 'laterals\.2\.bias'; are these weights of fpn resnet18\?"):
-        run(path)
-    path.write_bytes(path.read_bytes()[:5000])
+        run(mine)
+    mine.write_bytes(mine.read_bytes()[:5000])
     with pytest.raises(DataError, match=r"weights\.safetensors: is not a readable file of tensors"):
-        run(path)
+        run(mine)
+    for content in ("{", "[]", "{}", '{"model": 3}', '{"model": {"backbone": "x", "depth": 3}}'):
+        mine.with_name("input.json").write_text(content)
+        with pytest.raises(DataError, match=r"input\.json: does not say which network"):
+            run(mine)

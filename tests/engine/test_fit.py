@@ -35,6 +35,12 @@ pytestmark = pytest.mark.training
 SGD = SgdSpec(name="sgd", lr=0.02, backbone_lr_factor=0.5, weight_decay=1e-4)
 EVERYTHING = AugmentSpec(hflip=0.5, jitter=JitterSpec(), grayscale=0.2, blur=BlurSpec())
 UNEQUAL = [6, 0, 3, 10, 1, 8, 5]
+CPU = torch.device("cpu")
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float, atol: float) -> None:
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def train(job: FitJob) -> tuple[list[float], nn.Module]:
@@ -56,39 +62,27 @@ def accuracy(model: nn.Module, job: FitJob) -> float:
 
 
 @pytest.mark.parametrize(
-    ("full", "decoder"),
-    [(True, "dense"), (False, "dense"), (False, "sparse")],
+    ("full", "decoder", "images", "epochs"),
+    [(True, "dense", 4, 20), (False, "dense", 4, 20), (False, "sparse", 6, 25)],
     ids=["every pixel", "60 pixels", "60 pixels, sparse decoder"],
 )
-def test_a_few_images_are_learnt(full: bool, decoder: str) -> None:
-    data = tiny_data(6)
-    labels = None if full else label_some(data, [60] * 6)
-    job = tiny_job(data, labels, epochs=25, augment=None, dropout=(0.5, 0.5, 0.2), lr=3e-3, decoder=decoder)
+def test_a_few_images_are_learnt(full: bool, decoder: str, images: int, epochs: int) -> None:
+    data = tiny_data(images)
+    labels = None if full else label_some(data, [60] * images)
+    job = tiny_job(data, labels, epochs=epochs, augment=None, dropout=(0.5, 0.5, 0.2), lr=3e-3, decoder=decoder)
     losses, model = train(job)
     assert losses[-1] < 0.35 * losses[0]
     assert accuracy(model, job) > 0.85
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_or_stage_does_not() -> None:
+def test_the_same_seed_gives_the_same_bytes_whatever_is_measured_in_between() -> None:
+    """And another seed or stage does not."""
     data = tiny_data(6)
-    options = {"epochs": 2, "dropout": (0.5, 0.5, 0.2)}
-    results = {
-        name: train(tiny_job(data, label_some(data, [4] * 6), **options, **case))
-        for name, case in {"one": {}, "again": {}, "seed": {"seed": 4}, "stage": {"stage": 1}}.items()
-    }
-    losses, model = results["one"]
-    assert results["again"][0] == losses
-    expected = model.state_dict()
-    assert all(torch.equal(expected[name], value) for name, value in results["again"][1].state_dict().items())
-    assert results["seed"][0] != losses
-    assert results["stage"][0] != losses
-
-
-def test_dropout_is_drawn_anew_each_epoch_and_measuring_in_between_changes_nothing() -> None:
-    data = tiny_data(6)
-    job = tiny_job(data, label_some(data, [5] * 6), epochs=3, dropout=(0.5, 0.5, 0.2))
-    quiet = train(job)[0]
-    modes: list[bool] = []
+    cases = {"one": {}, "seed": {"seed": 4}, "stage": {"stage": 1}}
+    options = {"epochs": 3, "dropout": (0.5, 0.5, 0.2)}
+    jobs = {name: tiny_job(data, label_some(data, [5] * 6), **options, **case) for name, case in cases.items()}
+    losses, model = train(jobs["one"])
+    measured, modes = list[float](), list[bool]()
 
     def measure(epoch: Epoch) -> None:
         measured.append(epoch.loss)
@@ -96,26 +90,13 @@ def test_dropout_is_drawn_anew_each_epoch_and_measuring_in_between_changes_nothi
         evaluate(epoch.model, data.prepared, FACTS, ALONE)
         modes.append(epoch.model.training)
 
-    measured: list[float] = []
-    model = fit(job, ALONE, measure)
-    assert measured == quiet
+    again = fit(jobs["one"], ALONE, measure)
+    assert measured == losses
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
     assert modes == [False] * 3  # so each next epoch had to turn training mode on again
-    assert not model.training
-
-
-def test_an_evaluation_between_epochs_leaves_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = tiny_data(4)
-    seen: list[bool] = []
-    original = make_batch
-
-    def spy(*arguments: object) -> object:
-        seen.append(torch.backends.cudnn.allow_tf32)
-        return original(*arguments)
-
-    monkeypatch.setattr("pixelpick_ray.engine.batches.make_batch", spy)
-    job = tiny_job(data, label_some(data, [5] * 4), epochs=2, precision="tf32")
-    fit(job, ALONE, lambda epoch: evaluate(epoch.model, data.prepared, FACTS, ALONE) and None)
-    assert seen == [True, True]
+    assert not again.training
+    for other in ("seed", "stage"):
+        assert train(jobs[other])[0] != losses
 
 
 # The loss
@@ -147,16 +128,13 @@ def test_the_loss_is_the_mean_over_the_labelled_pixels_of_the_global_batch(ranks
     for total, found in results:
         assert total[1].item() == sum(UNEQUAL[position] for position in positions)
         assert (total[0] / total[1]).item() == pytest.approx(expected.item(), rel=1e-5)
-        for name, gradient in found.items():
-            torch.testing.assert_close(
-                gradient, gradients[name], rtol=1e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
-            )
+        assert_close(found, gradients, rtol=1e-3, atol=2e-5)
 
 
 def test_full_supervision_leaves_void_and_padding_out() -> None:
     data = tiny_data(4)
     job = tiny_job(data, None, augment=None)
-    batch = make_batch(job, np.asarray([0, 2]), 0, torch.device("cpu"))
+    batch = make_batch(job, np.asarray([0, 2]), 0, CPU)
     truth = torch.from_numpy(np.stack([data.prepared.label(0), data.prepared.label(2)])).long()
     assert torch.equal(batch.labels == IGNORED, truth == VOID)
     logits = torch.randn(2, CLASSES, 4, 6, generator=torch.Generator().manual_seed(0))
@@ -186,34 +164,19 @@ def test_a_training_that_diverges_stops_with_the_epoch_and_a_remedy() -> None:
 # One rank against two
 
 
-@pytest.fixture(scope="module", params=["dense", "sparse"])
-def stages(request: pytest.FixtureRequest, ranks: Ranks) -> tuple[StageResult, StageResult, StageResult]:
-    """A stage on one rank and on both of two; the last batch holds three images, one image no label.
-
-    In float64, where training does not blow rounding up to the size of a mistake.
-    """
-    torch.set_num_threads(1)
+@pytest.mark.parametrize("decoder", ["dense", "sparse"])
+def test_two_ranks_train_measure_and_pick_what_one_rank_does(ranks: Ranks, decoder: str) -> None:
+    """The last batch holds three images, one image no label; in float64, where rounding does not grow to a mistake."""
     data = tiny_data(7)
-    job = tiny_job(data, label_some(data, UNEQUAL), epochs=3, augment=EVERYTHING, decoder=request.param)
+    job = tiny_job(data, label_some(data, UNEQUAL), epochs=3, augment=EVERYTHING, decoder=decoder)
     acquire = AcquireSpec(strategy="margin", pixels_per_stage=6, pool_fraction=0.05)
-    return whole_stage_in_double(ALONE, job, acquire), *ranks.run(whole_stage_in_double, job, acquire)
-
-
-def test_two_ranks_train_what_one_rank_trains(stages: tuple[StageResult, StageResult, StageResult]) -> None:
-    alone, *both = stages
-    for part in both:
+    alone: StageResult = whole_stage_in_double(ALONE, job, acquire)
+    first, second = ranks.run(whole_stage_in_double, job, acquire)
+    for part in (first, second):
         np.testing.assert_allclose(part.losses, alone.losses, rtol=1e-6)
-        for name, value in alone.state.items():
-            torch.testing.assert_close(
-                part.state[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
-            )
-    assert all(torch.equal(value, both[1].state[name]) for name, value in both[0].state.items())
-
-
-def test_two_ranks_measure_and_pick_what_one_rank_picks(stages: tuple[StageResult, StageResult, StageResult]) -> None:
-    alone, first, second = stages
-    assert np.array_equal(first.confusion, alone.confusion)
-    assert np.array_equal(second.confusion, alone.confusion)
+        assert_close(part.state, alone.state, rtol=1e-5, atol=1e-6)
+        assert np.array_equal(part.confusion, alone.confusion)
+    assert all(torch.equal(value, second.state[name]) for name, value in first.state.items())
     assert first.digest == alone.digest
     assert len(alone.picks["y"]) == 7 * 6
     assert len(second.picks["y"]) == 0  # the first rank has the whole
@@ -231,14 +194,9 @@ def test_two_ranks_agree_in_single_precision_while_rounding_is_small(ranks: Rank
 # Batches
 
 
-@pytest.mark.parametrize(
-    ("images", "batch", "expected"), [(8, 4, 2), (7, 4, 2), (6, 4, 2), (5, 4, 1), (367, 4, 92), (2, 10, 1), (3, 2, 1)]
-)
-def test_the_last_batch_is_left_out_only_when_it_would_hold_one_image(images: int, batch: int, expected: int) -> None:
-    assert num_batches(images, batch) == expected
-
-
-def test_too_few_images_or_too_small_batches_are_refused() -> None:
+def test_the_last_batch_is_left_out_only_when_it_would_hold_one_image() -> None:
+    cases = {(8, 4): 2, (7, 4): 2, (6, 4): 2, (5, 4): 1, (367, 4): 92, (2, 10): 1, (3, 2): 1}
+    assert {case: num_batches(*case) for case in cases} == cases
     with pytest.raises(DataError, match=r"dataset.images: 1 .*at least 2"):
         num_batches(1, 4)
     with pytest.raises(SpecError, match=r"train.batch_size: 1 .*2 or more"):
@@ -264,8 +222,7 @@ def test_every_label_inside_the_crop_is_there_once_and_at_its_class(crop: tuple[
     points_job, maps_job = tiny_job(data, everything, augment=augment), tiny_job(data, None, augment=augment)
     for epoch in range(3):
         positions = np.arange(6)
-        points = make_batch(points_job, positions, epoch, torch.device("cpu"))
-        maps = make_batch(maps_job, positions, epoch, torch.device("cpu"))
+        points, maps = (make_batch(job, positions, epoch, CPU) for job in (points_job, maps_job))
         assert torch.equal(points.images, maps.images)
         assert points.points is not None
         for index in range(6):
@@ -286,8 +243,7 @@ def test_scaled_labels_stay_on_their_object() -> None:
     job, maps = tiny_job(data, labels), tiny_job(data, None)
     agree = total = 0
     for epoch in range(4):
-        batch = make_batch(job, np.arange(6), epoch, torch.device("cpu"))
-        dense = make_batch(maps, np.arange(6), epoch, torch.device("cpu")).labels
+        batch, dense = make_batch(job, np.arange(6), epoch, CPU), make_batch(maps, np.arange(6), epoch, CPU).labels
         assert batch.points is not None
         assert batch.labels.shape[1] <= 200
         for index in range(6):
@@ -304,17 +260,14 @@ def test_images_of_different_sizes_need_the_size_of_the_crops() -> None:
     labels = label_some(data, [4] * 4)
     with pytest.raises(DataError, match=r"train.augment.crop_size"):
         train(tiny_job(data, labels))
-    cropped = AugmentSpec(crop_size=(32, 32))
-    losses, _ = train(tiny_job(data, labels, epochs=1, augment=cropped))
+    losses, _ = train(tiny_job(data, labels, epochs=1, augment=AugmentSpec(crop_size=(32, 32))))
     assert math.isfinite(losses[0])
 
 
 def test_a_slice_without_images_is_a_batch_without_images() -> None:
     data = tiny_data(4)
     for labels in (None, label_some(data, [4] * 4)):
-        batch = make_batch(
-            tiny_job(data, labels, augment=EVERYTHING), np.zeros(0, dtype=np.int64), 0, torch.device("cpu")
-        )
+        batch = make_batch(tiny_job(data, labels, augment=EVERYTHING), np.zeros(0, dtype=np.int64), 0, CPU)
         assert batch.images.shape == (0, 3, 32, 48)
         assert batch.labels.numel() == 0
 
@@ -346,6 +299,19 @@ def test_constant_stays() -> None:
     assert {lr_factor(ConstantSpec(), iteration, 3, 4) for iteration in range(12)} == {1.0}
 
 
+def test_an_evaluation_between_epochs_leaves_the_precision_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, seen = tiny_data(2), list[bool]()
+
+    def spy(*arguments: object) -> object:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return make_batch(*arguments)
+
+    monkeypatch.setattr("pixelpick_ray.engine.batches.make_batch", spy)
+    job = tiny_job(data, label_some(data, [5] * 2), epochs=2, precision="tf32")
+    fit(job, ALONE, lambda epoch: evaluate(epoch.model, data.prepared, FACTS, ALONE) and None)
+    assert seen == [True, True]
+
+
 def test_the_rates_of_training_are_base_rates_times_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[float, ...]] = []
     original = torch.optim.SGD.step
@@ -362,53 +328,41 @@ def test_the_rates_of_training_are_base_rates_times_the_factor(monkeypatch: pyte
     assert seen == [pytest.approx(rates) for rates in [(0.001, 0.01)] * 2 + [(0.0001, 0.001)] * 2]
 
 
-@pytest.mark.parametrize(
-    ("spec", "kind", "options"),
-    [
-        (
-            AdamSpec(name="adam", lr=5e-4, backbone_lr_factor=0.1, weight_decay=2e-4),
-            torch.optim.Adam,
-            {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 2e-4, "amsgrad": False},
-        ),
-        (
-            SgdSpec(name="sgd", lr=0.01, backbone_lr_factor=0.1, weight_decay=5e-4),
-            torch.optim.SGD,
-            {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": False, "dampening": 0},
-        ),
-    ],
-    ids=["adam", "sgd"],
-)
-def test_the_optimiser_holds_every_parameter_once_with_the_published_options(
-    spec: AdamSpec | SgdSpec, kind: type[torch.optim.Optimizer], options: dict[str, object]
-) -> None:
-    data = tiny_data(2)
-    model = fresh(tiny_job(data, None))
+PUBLISHED = {
+    AdamSpec(name="adam", lr=5e-4, backbone_lr_factor=0.1, weight_decay=2e-4): (
+        torch.optim.Adam,
+        {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 2e-4, "amsgrad": False},
+    ),
+    SgdSpec(name="sgd", lr=0.01, backbone_lr_factor=0.1, weight_decay=5e-4): (
+        torch.optim.SGD,
+        {"momentum": 0.9, "weight_decay": 5e-4, "nesterov": False, "dampening": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("spec", PUBLISHED, ids=["adam", "sgd"])
+def test_the_optimiser_holds_every_parameter_once_with_the_published_options(spec: AdamSpec | SgdSpec) -> None:
+    kind, options = PUBLISHED[spec]
+    model = fresh(tiny_job(tiny_data(2), None))
     optimizer = build_optimizer(spec, model)
     assert type(optimizer) is kind
     backbone, rest = optimizer.param_groups
     for group in (backbone, rest):
         assert {name: group[name] for name in options} == options
-    assert backbone["lr"] == pytest.approx(0.1 * spec.lr)
-    assert rest["lr"] == pytest.approx(spec.lr)
+    assert [backbone["lr"], rest["lr"]] == pytest.approx([0.1 * spec.lr, spec.lr])
     held = [id(value) for group in (backbone, rest) for value in group["params"]]
     assert sorted(held) == sorted(id(value) for value in model.parameters())
     assert {id(value) for value in backbone["params"]} == {id(value) for value in model.backbone.parameters()}
 
 
 def test_batch_norm_has_the_default_momentum_and_epsilon() -> None:
-    model = build_model(
-        tiny_job(tiny_data(2), None, backbone="mobilenetv2_100").model,
-        num_classes=CLASSES,
-        data_path=tiny_job(tiny_data(2), None).data_path,
-        seed=0,
-        stage=0,
-    )
+    model = fresh(tiny_job(tiny_data(2), None, backbone="mobilenetv2_100"))
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert {(layer.momentum, layer.eps) for layer in layers} == {(0.1, 1e-5)}
 
 
 def test_labels_of_other_images_do_not_matter() -> None:
-    data = tiny_data(4)
-    mine = label_some(data, [4] * 4)
+    data = tiny_data(2)
+    mine = label_some(data, [4] * 2)
     other = LabelledPixels.of(names=["elsewhere"], y=[3], x=[3], label=[1], stage=0)
     assert train(tiny_job(data, mine, epochs=1))[0] == train(tiny_job(data, mine.add(other), epochs=1))[0]

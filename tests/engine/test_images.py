@@ -22,31 +22,20 @@ def resident(prepared: PreparedSplit, device: torch.device) -> SplitImages:
 
 @pytest.mark.parametrize("make", [SplitImages.on, resident], ids=["copied", "resident"])
 def test_images_and_labels_are_those_of_the_split(make: type) -> None:
+    """Smaller images of a batch are padded with zeros right and bottom; one without images has the smallest size."""
     prepared = tiny_split(6, SHAPES)
     source = make(prepared, CPU)
-    images = source.images([4, 0])
-    assert images.shape == (2, 3, 32, 48)
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    for image, position in zip(images, (4, 0), strict=True):
-        assert np.array_equal(image.permute(1, 2, 0).numpy(), prepared.image(position))
+    assert source.images([4, 0]).shape == (2, 3, 32, 48)
+    assert source.images([4, 0]).is_contiguous(memory_format=torch.channels_last)
+    assert source.images([0, 1], (8, 8)).shape == (2, 3, 40, 48)
+    for positions in ((4, 0), (0, 1)):
+        for image, position in zip(source.images([*positions], (8, 8)), positions, strict=True):
+            height, width = prepared.shape(position)
+            assert np.array_equal(image[:, :height, :width].permute(1, 2, 0).numpy(), prepared.image(position))
+            assert not image[:, height:].any()
+            assert not image[:, :, width:].any()
     assert np.array_equal(source.labels([1, 5, 1]).numpy(), np.stack([prepared.label(p) for p in (1, 5, 1)]))
-
-
-@pytest.mark.parametrize("make", [SplitImages.on, resident], ids=["copied", "resident"])
-def test_smaller_images_of_a_batch_are_padded_with_zeros_right_and_bottom(make: type) -> None:
-    prepared = tiny_split(6, SHAPES)
-    images = make(prepared, CPU).images([0, 1], (8, 8))
-    assert images.shape == (2, 3, 40, 48)
-    for image, position in zip(images, (0, 1), strict=True):
-        height, width = prepared.shape(position)
-        assert np.array_equal(image[:, :height, :width].permute(1, 2, 0).numpy(), prepared.image(position))
-        assert not image[:, height:].any()
-        assert not image[:, :, width:].any()
-
-
-@pytest.mark.parametrize("make", [SplitImages.on, resident], ids=["copied", "resident"])
-def test_a_batch_without_images_has_the_smallest_size(make: type) -> None:
-    assert make(tiny_split(2), CPU).images([], (16, 24)).shape == (0, 3, 16, 24)
+    assert source.images([], (16, 24)).shape == (0, 3, 16, 24)
 
 
 @pytest.mark.gpu

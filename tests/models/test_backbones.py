@@ -52,17 +52,30 @@ def test_dilation_keeps_what_the_strided_backbone_computes(backbone: str) -> Non
             torch.testing.assert_close(dilated(images)[-1][:, :, ::step, ::step], expected, rtol=1e-10, atol=1e-10)
 
 
-def test_an_unknown_backbone_is_answered_with_near_names() -> None:
-    with pytest.raises(SpecError, match=r"model.backbone: .*'mobilenetv2_10'.*mobilenetv2_100"):
-        build_pyramid(spec("mobilenetv2_10"))
-    with pytest.raises(SpecError, match=r"timm.list_models\(\)"):
-        build_pyramid(spec("qqqqqqqqqqqq"))
+REFUSED = {
+    "near names": (spec("mobilenetv2_10"), r"model.backbone: .*'mobilenetv2_10'.*mobilenetv2_100"),
+    "no near names": (spec("qqqqqqqqqqqq"), r"timm.list_models\(\)"),
+    "width": (spec("resnet18", width=0.01), r"model\.width: 0\.01 leaves resnet18 no channels"),
+    **{
+        name: (spec(name), r"no feature pyramid at output stride 16.*such as mobilenetv2_100")
+        for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+    },
+    **{
+        name: (spec(name, width=0.5), rf"model\.width: only ResNets take a width, {name} does not.*{ready}")
+        for name, ready in {
+            "mobilenetv2_100": "mobilenetv2_050, mobilenetv2_075, mobilenetv2_100, mobilenetv2_110d",
+            "mobilenetv3_large_100": "mobilenetv3_large_075, mobilenetv3_large_100",
+            "test_convnext": "mobilenetv2_050",
+        }.items()
+    },
+}
 
 
-@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_a_transformer_is_refused_with_a_remedy(backbone: str) -> None:
-    with pytest.raises(SpecError, match=r"no feature pyramid at output stride 16.*such as mobilenetv2_100"):
-        build_pyramid(spec(backbone))
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_backbone_that_cannot_be_is_refused_with_a_remedy(case: str) -> None:
+    model, told = REFUSED[case]
+    with pytest.raises(SpecError, match=told):
+        build_pyramid(model)
 
 
 def test_of_several_levels_of_a_stride_the_deepest_is_taken() -> None:
@@ -93,30 +106,26 @@ def resnet_parameters(stem: int, planes: tuple[int, ...], blocks: tuple[int, ...
 
 
 @pytest.mark.parametrize(
-    ("backbone", "blocks", "expansion", "width"),
-    [
-        ("resnet18", (2, 2, 2, 2), 1, 0.5),
-        ("resnet18", (2, 2, 2, 2), 1, 0.3),
-        ("resnet50", (3, 4, 6, 3), 4, 0.25),
-        ("resnet50", (3, 4, 6, 3), 4, 1.25),
-    ],
+    ("backbone", "width"), [("resnet18", 0.5), ("resnet18", 0.3), ("resnet50", 0.25), ("resnet50", 1.25)]
 )
-def test_a_width_multiplies_the_channels_of_stem_and_stages(
-    backbone: str, blocks: tuple[int, ...], expansion: int, width: float
-) -> None:
+def test_a_width_multiplies_the_channels_of_stem_and_stages(backbone: str, width: float) -> None:
     """PixelPick's `width_multiplier`: int(64 * width) in the stem, int(64 * width) to int(512 * width) in the stages.
 
     Here the stem's number is even.
     """
+    blocks, expansion = {"resnet18": ((2, 2, 2, 2), 1), "resnet50": ((3, 4, 6, 3), 4)}[backbone]
     stem = int(64 * width) // 2 * 2
     planes = tuple(int(channels * width) for channels in (64, 128, 256, 512))
     pyramid = build_pyramid(spec(backbone, width=width, output_stride=8))
     assert pyramid.channels == (stem, *(channels * expansion for channels in planes))
     assert pyramid.strides == (2, 4, 8, 8, 8)
     assert count(pyramid.network) == resnet_parameters(stem, planes, blocks, expansion)
+    assert channels_of(pyramid) == list(pyramid.channels)
+
+
+def channels_of(pyramid: Pyramid) -> list[int]:
     with torch.inference_mode():
-        features = pyramid.network.eval()(torch.randn(1, 3, 32, 40))
-    assert [feature.shape[1] for feature in features] == list(pyramid.channels)
+        return [feature.shape[1] for feature in pyramid.network.eval()(torch.randn(1, 3, 32, 40))]
 
 
 def test_width_one_is_the_network_itself() -> None:
@@ -124,8 +133,7 @@ def test_width_one_is_the_network_itself() -> None:
     own.load_state_dict(one.state_dict())
     images = torch.randn(1, 3, 32, 48)
     with torch.inference_mode():
-        for found, expected in zip(one.eval()(images), own.eval()(images), strict=True):
-            assert torch.equal(found, expected)
+        assert all(map(torch.equal, one.eval()(images), own.eval()(images)))
 
 
 @pytest.mark.parametrize("architecture", ["deeplabv3plus", "fpn"])
@@ -145,33 +153,7 @@ def test_a_width_follows_the_seed() -> None:
 
 def test_stems_of_three_convolutions_take_a_width_too() -> None:
     pyramid = build_pyramid(spec("resnet18d", width=0.5))
-    assert pyramid.channels == (32, 32, 64, 128, 256)
-    with torch.inference_mode():
-        assert [feature.shape[1] for feature in pyramid.network.eval()(torch.zeros(1, 3, 32, 32))] == [
-            32,
-            32,
-            64,
-            128,
-            256,
-        ]
-
-
-@pytest.mark.parametrize(
-    ("backbone", "ready"),
-    [
-        ("mobilenetv2_100", "mobilenetv2_050, mobilenetv2_075, mobilenetv2_100, mobilenetv2_110d"),
-        ("mobilenetv3_large_100", "mobilenetv3_large_075, mobilenetv3_large_100"),
-        ("test_convnext", "mobilenetv2_050"),
-    ],
-)
-def test_a_backbone_without_a_width_is_answered_with_ready_made_ones(backbone: str, ready: str) -> None:
-    with pytest.raises(SpecError, match=rf"model\.width: only ResNets take a width, {backbone} does not.*{ready}"):
-        build_pyramid(spec(backbone, width=0.5))
-
-
-def test_a_width_that_leaves_nothing_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"model\.width: 0\.01 leaves resnet18 no channels"):
-        build_pyramid(spec("resnet18", width=0.01))
+    assert channels_of(pyramid) == list(pyramid.channels) == [32, 32, 64, 128, 256]
 
 
 # Pretrained weights
@@ -213,34 +195,20 @@ def rewrite(path: Path, change: dict[str, Tensor | None]) -> None:
     save_file({name: value for name, value in state.items() if value is not None}, path)
 
 
-def test_a_missing_tensor_is_named(weights_file: Path, tmp_path: Path) -> None:
-    rewrite(weights_file, {"blocks.3.1.conv_dw.weight": None})
-    with pytest.raises(
-        DataError, match=r"has no tensor 'blocks.3.1.conv_dw.weight'; are these weights of mobilenetv2_035\?"
-    ):
-        model_of(spec(pretrained="imagenet"), data_path=tmp_path)
+def test_what_is_wrong_with_a_file_is_told(weights_file: Path, tmp_path: Path) -> None:
+    def refused(told: str, backbone: str = "mobilenetv2_035", pretrained: str = "imagenet") -> None:
+        with pytest.raises(DataError, match=told):
+            model_of(spec(backbone, pretrained=pretrained), data_path=tmp_path)
 
-
-def test_a_tensor_of_another_shape_is_named(weights_file: Path, tmp_path: Path) -> None:
+    refused(r"has no tensor .*are these weights of resnet18\?", "resnet18", f"file:weights/{weights_file.name}")
     rewrite(weights_file, {"conv_stem.weight": torch.zeros(4, 3, 3, 3)})
-    with pytest.raises(DataError, match=r"conv_stem.weight is \(4, 3, 3, 3\), mobilenetv2_035 needs \(16, 3, 3, 3\)"):
-        model_of(spec(pretrained="imagenet"), data_path=tmp_path)
-
-
-def test_weights_of_another_network_are_refused(weights_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has no tensor .*are these weights of resnet18\?"):
-        model_of(spec("resnet18", pretrained=f"file:weights/{weights_file.name}"), data_path=tmp_path)
-
-
-def test_a_damaged_file_is_named_with_a_remedy(weights_file: Path, tmp_path: Path) -> None:
+    refused(r"conv_stem.weight is \(4, 3, 3, 3\), mobilenetv2_035 needs \(16, 3, 3, 3\)")
+    rewrite(weights_file, {"blocks.3.1.conv_dw.weight": None})
+    refused(r"has no tensor 'blocks.3.1.conv_dw.weight'; are these weights of mobilenetv2_035\?")
     weights_file.write_bytes(weights_file.read_bytes()[:1000])
-    with pytest.raises(DataError, match=rf"{weights_file.name}: is not a readable file of tensors.*copy it again"):
-        model_of(spec(pretrained="imagenet"), data_path=tmp_path)
-
-
-def test_an_absent_file_is_named_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"mobilenetv2_035.imagenet.safetensors.*(copy|put|set)"):
-        model_of(spec(pretrained="imagenet"), data_path=tmp_path)
+    refused(rf"{weights_file.name}: is not a readable file of tensors.*copy it again")
+    weights_file.unlink()
+    refused(r"mobilenetv2_035.imagenet.safetensors.*(copy|put|set)")
 
 
 def imagenet_weights(folder: Path) -> Path:
@@ -322,21 +290,21 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3}, [torch.zeros(1)], torch.zeros(2)], ids=["numbers", "list", "tensor"])
-def test_a_file_without_tensors_by_name_is_refused(content: object, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(DataError, match=r"w\.pt: holds no tensors by name"):
-        model_of(spec("test_resnet", pretrained="file:w.pt"), data_path=tmp_path)
+def test_a_file_without_tensors_by_name_is_refused(tmp_path: Path) -> None:
+    for content in ({"epoch": 3}, [torch.zeros(1)], torch.zeros(2)):
+        torch.save(content, tmp_path / "w.pt")
+        with pytest.raises(DataError, match=r"w\.pt: holds no tensors by name"):
+            model_of(spec("test_resnet", pretrained="file:w.pt"), data_path=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-@pytest.mark.parametrize("length", [0, 900])
-def test_a_file_cut_short_is_named(name: str, length: int, tmp_path: Path) -> None:
+def test_a_file_cut_short_is_named(name: str, tmp_path: Path) -> None:
     state = timm.create_model("test_resnet", pretrained=False).state_dict()
     (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:length])
-    with pytest.raises(DataError, match=rf"{name}: is not a readable file of tensors.*copy it again"):
-        model_of(spec("test_resnet", pretrained=f"file:{name}"), data_path=tmp_path)
+    for length in (900, 0):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:length])
+        with pytest.raises(DataError, match=rf"{name}: is not a readable file of tensors.*copy it again"):
+            model_of(spec("test_resnet", pretrained=f"file:{name}"), data_path=tmp_path)
 
 
 @pytest.mark.parametrize("inside", ["../w.pt", "weights/../../w.pt", "/etc/w.pt"])
@@ -347,9 +315,13 @@ def test_a_file_outside_the_data_folder_is_refused(inside: str, tmp_path: Path) 
             ask(outside, tmp_path)
 
 
-def test_an_absent_file_cannot_be_fetched(tmp_path: Path) -> None:
+def test_an_absent_file_and_an_unknown_tag_cannot_be_fetched(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no weights at .*w\.pt; put the file there"):
         fetch_weights(spec(pretrained="file:w.pt"), tmp_path)
+    told = r"test_resnet\.nonsense\.safetensors and none downloaded .*nonsense.*put the file"
+    with pytest.raises(DataError, match=told):
+        fetch_weights(spec("test_resnet", pretrained="nonsense"), tmp_path)
+    assert list((tmp_path / "weights").iterdir()) == []
 
 
 # Fetching
@@ -375,14 +347,6 @@ def test_weights_of_timm_are_kept_under_their_tag(tmp_path: Path, monkeypatch: p
     assert len(digests) == 2
     fetch_weights(wanted, tmp_path)
     assert len(asked) == 2  # it is there
-
-
-def test_an_unknown_tag_is_told(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"test_resnet\.nonsense\.safetensors and none downloaded .*nonsense.*put the file"
-    ):
-        fetch_weights(spec("test_resnet", pretrained="nonsense"), tmp_path)
-    assert list((tmp_path / "weights").iterdir()) == []
 
 
 # MoCo v2
@@ -411,7 +375,13 @@ def trained() -> nn.Module:
 
 
 def test_moco_weights_are_taken_from_the_file_that_was_put_there(trained: nn.Module, tmp_path: Path) -> None:
+    """But not from a wrong one."""
     (tmp_path / "weights").mkdir()
+    moco_file(tmp_path / "weights" / FILE, trained, **{"module.encoder_q.layer3.5.bn2.bias": None})
+    told = rf"{re.escape(FILE)}: has no tensor 'layer3\.5\.bn2\.bias'.*MoCo v2 ResNet-50\?"
+    with pytest.raises(DataError, match=told):
+        fetch_weights(MOCO, tmp_path)
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == [FILE]
     moco_file(tmp_path / "weights" / FILE, trained)
     fetch_weights(MOCO, tmp_path)
     stored = load_file(tmp_path / "weights" / "resnet50.moco_v2.safetensors")
@@ -431,31 +401,16 @@ def test_moco_weights_are_taken_from_the_file_that_was_put_there(trained: nn.Mod
 def test_moco_weights_are_downloaded_and_checked(
     trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tmp_path / "server.pth.tar"
-    moco_file(source, trained)
     monkeypatch.setattr(backbones, "MOCO_V2_URL", f"{tmp_path.as_uri()}/server.pth.tar")
+    with pytest.raises(DataError, match=r"resnet50\.moco_v2\.safetensors and none downloaded.*put the file there"):
+        fetch_weights(MOCO, tmp_path / "data")
+    moco_file(tmp_path / "server.pth.tar", trained)
     with pytest.raises(DataError, match=r"came with MD5 [0-9a-f]{8}, published is a04e12f8; run again"):
         fetch_weights(MOCO, tmp_path / "data")
     assert list((tmp_path / "data" / "weights").iterdir()) == []
     monkeypatch.setattr(backbones, "MOCO_V2_MD5", "")
     fetch_weights(MOCO, tmp_path / "data")
     assert [path.name for path in (tmp_path / "data" / "weights").iterdir()] == ["resnet50.moco_v2.safetensors"]
-
-
-def test_moco_weights_that_cannot_be_downloaded_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "MOCO_V2_URL", f"{tmp_path.as_uri()}/absent/{FILE}")
-    with pytest.raises(DataError, match=r"resnet50\.moco_v2\.safetensors and none downloaded.*put the file there"):
-        fetch_weights(MOCO, tmp_path)
-
-
-def test_the_wrong_file_in_the_place_of_moco_is_told(trained: nn.Module, tmp_path: Path) -> None:
-    (tmp_path / "weights").mkdir()
-    moco_file(tmp_path / "weights" / FILE, trained, **{"module.encoder_q.layer3.5.bn2.bias": None})
-    with pytest.raises(
-        DataError, match=rf"{re.escape(FILE)}: has no tensor 'layer3\.5\.bn2\.bias'.*MoCo v2 ResNet-50\?"
-    ):
-        fetch_weights(MOCO, tmp_path)
-    assert [path.name for path in (tmp_path / "weights").iterdir()] == [FILE]
 
 
 def test_moco_weights_exist_for_one_backbone(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ def test_the_number_of_parameters_is_that_of_the_published_layers(backbone: str)
     assert count(model.branches) == 4 * (256 * 128 * 9 + 3 * 128) + 7 * (128 * 128 * 9 + 3 * 128)
     assert count(model.classifier) == 128 * 11 + 11
     assert count(model) == TOTALS[backbone]
+    own, rest = parameter_groups(model, lr=1.0, backbone_lr_factor=0.1)  # the encoder's learning rate is its own
+    assert sum(value.numel() for value in own["params"]) == encoder
+    assert sum(value.numel() for value in rest["params"]) == count(model) - encoder
 
 
 def published_convolutions(blocks: tuple[int, ...], bottleneck: bool) -> dict[str, tuple[int, int, int, int]]:
@@ -54,10 +57,7 @@ def published_convolutions(blocks: tuple[int, ...], bottleneck: bool) -> dict[st
     stride: the 3x3 convolutions that did are dilated by 1 and 2, all others of their stage by 2 and 4.
     """
     found = {"conv1": (7, 2, 1, 3)}
-    for stage, (repeats, once, dilation) in enumerate(
-        zip(blocks, (1, 1, 1, 2), (1, 1, 2, 4), strict=True),
-        start=1,
-    ):
+    for stage, (repeats, once, dilation) in enumerate(zip(blocks, (1, 1, 1, 2), (1, 1, 2, 4), strict=True), 1):
         for block in range(repeats):
             name, stride = f"layer{stage}.{block}", 2 if (stage, block) == (2, 0) else 1
             rate = once if block == 0 else dilation
@@ -101,8 +101,7 @@ def decoder_by_hand(model: nn.Module, features: list[Tensor]) -> Tensor:
     def larger(values: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
 
-    c2, c3, c4, c5 = (conv(lateral, level) for lateral, level in zip(model.laterals, features, strict=True))
-    p5 = c5
+    c2, c3, c4, p5 = (conv(lateral, level) for lateral, level in zip(model.laterals, features, strict=True))
     p4 = p5 + c4
     p3 = p4 + c3
     p2 = larger(p3, c2.shape[2:]) + c2
@@ -127,14 +126,9 @@ def test_the_decoder_computes_what_the_published_one_computes() -> None:
         logits = model(images)
         expected = decoder_by_hand(model, model.backbone(images)[-4:])
     assert logits.shape == (2, 5, 40, 56)
+    assert upsample(logits, (40, 56)) is logits  # they have the size of the images
     assert expected.std() > 0.1
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
-
-
-def test_logits_have_the_size_of_the_image_and_need_no_upsampling() -> None:
-    logits = fpn(num_classes=3).eval()(torch.randn(1, 3, 24, 40))
-    assert logits.shape == (1, 3, 24, 40)
-    assert upsample(logits, (24, 40)) is logits
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenetv2_035"])
@@ -166,13 +160,6 @@ def test_new_layers_are_he_normal_and_their_biases_torchs() -> None:
             assert (layer.num_groups, layer.num_channels, layer.eps) == (32, 128, 1e-5)
             assert (layer.weight == 1).all()
             assert (layer.bias == 0).all()
-
-
-def test_the_encoder_has_a_learning_rate_of_its_own() -> None:
-    model = fpn()
-    encoder, rest = parameter_groups(model, lr=1.0, backbone_lr_factor=0.1)
-    assert sum(value.numel() for value in encoder["params"]) == count(model.backbone)
-    assert sum(value.numel() for value in rest["params"]) == count(model) - count(model.backbone)
 
 
 def features_seen(model: nn.Module, run: Callable[[], object]) -> list[Tensor]:

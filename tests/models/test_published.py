@@ -25,20 +25,21 @@ class Layout:
         self.state: State = {}
         self.generator = torch.Generator().manual_seed(0)
 
-    def conv(self, name: str, outputs: int, inputs: int, kernel: int = 1, *, bias: bool = False) -> None:
+    def conv(
+        self, name: str, outputs: int, inputs: int, kernel: int = 1, *, bias: bool = False, norm: str = ""
+    ) -> None:
+        """A convolution, and the norm behind it if it has a name."""
         deviation = (2 / (inputs * kernel**2)) ** 0.5
         shape = (outputs, inputs, kernel, kernel)
         self.state[f"{name}.weight"] = torch.randn(shape, generator=self.generator) * deviation
         if bias:
             self.state[f"{name}.bias"] = torch.randn(outputs, generator=self.generator) * 0.1
+        if norm:
+            self.norm(norm, outputs)
 
     def norm(self, name: str, channels: int, *, statistics: bool = True) -> None:
-        for key, low, high in (
-            ("weight", 0.7, 1.3),
-            ("bias", -0.3, 0.5),
-            ("running_mean", -0.2, 0.2),
-            ("running_var", 0.8, 1.5),
-        ):
+        ranges = {"weight": (0.7, 1.3), "bias": (-0.3, 0.5), "running_mean": (-0.2, 0.2), "running_var": (0.8, 1.5)}
+        for key, (low, high) in ranges.items():
             if statistics or not key.startswith("running"):
                 self.state[f"{name}.{key}"] = low + (high - low) * torch.rand(channels, generator=self.generator)
         if statistics:
@@ -59,34 +60,24 @@ def blocks_of_mobilenet() -> list[tuple[int, int, int, int, int]]:
 def deeplab_state(num_classes: int = CLASSES) -> State:
     """Every tensor of the authors' DeepLabv3+ MobileNetV2, the backbone's two times."""
     layout = Layout()
-    layout.conv("backbone.features.0.0", 32, 3, 3)
-    layout.norm("backbone.features.0.1", 32)
+    layout.conv("backbone.features.0.0", 32, 3, 3, norm="backbone.features.0.1")
     for index, (inputs, outputs, expansion, _, _) in enumerate(blocks_of_mobilenet(), start=1):
-        name, hidden, at = f"backbone.features.{index}.conv", inputs * expansion, 0
+        name, hidden, at = f"backbone.features.{index}.conv", inputs * expansion, 3 if expansion > 1 else 0
         if expansion > 1:
-            layout.conv(f"{name}.0", hidden, inputs)
-            layout.norm(f"{name}.1", hidden)
-            at = 3
-        layout.conv(f"{name}.{at}", hidden, 1, 3)
-        layout.norm(f"{name}.{at + 1}", hidden)
-        layout.conv(f"{name}.{at + 3}", outputs, hidden)
-        layout.norm(f"{name}.{at + 4}", outputs)
+            layout.conv(f"{name}.0", hidden, inputs, norm=f"{name}.1")
+        layout.conv(f"{name}.{at}", hidden, 1, 3, norm=f"{name}.{at + 1}")
+        layout.conv(f"{name}.{at + 3}", outputs, hidden, norm=f"{name}.{at + 4}")
     for name, value in list(layout.state.items()):
-        index = int(name.split(".")[2])
-        copy = "low_level_features" if index < 4 else "high_level_features"
+        copy = "low_level_features" if int(name.split(".")[2]) < 4 else "high_level_features"
         layout.state[name.replace("features", copy, 1)] = value
     for index, kernel in enumerate((1, 3, 3, 3), start=1):
-        layout.conv(f"aspp.aspp{index}.atrous_conv", 256, 320, kernel)
-        layout.norm(f"aspp.aspp{index}.bn", 256)
-    layout.conv("aspp.global_avg_pool.1", 256, 320)
-    layout.norm("aspp.global_avg_pool.2", 256)
-    layout.conv("aspp.conv1", 256, 1280)
-    layout.norm("aspp.bn1", 256)
-    layout.conv("low_level_conv.0", 48, 24)
-    layout.norm("low_level_conv.1", 48)
+        layout.conv(f"aspp.aspp{index}.atrous_conv", 256, 320, kernel, norm=f"aspp.aspp{index}.bn")
+    layout.conv("aspp.global_avg_pool.1", 256, 320, norm="aspp.global_avg_pool.2")
+    layout.conv("aspp.conv1", 256, 1280, norm="aspp.bn1")
+    layout.conv("low_level_conv.0", 48, 24, norm="low_level_conv.1")
     for conv, inputs in ((0, 304), (4, 256)):
-        layout.conv(f"seg_head.segment_head.{conv}", 256, inputs, 3)
-        layout.norm(f"seg_head.segment_head.{conv + 1}", 256)
+        name = "seg_head.segment_head"
+        layout.conv(f"{name}.{conv}", 256, inputs, 3, norm=f"{name}.{conv + 1}")
     layout.conv("seg_head.classifier", num_classes, 256, bias=True)
     return layout.state
 
@@ -163,17 +154,21 @@ def images_of(*size: int) -> Tensor:
 
 def test_the_authors_network_computes_what_its_description_says(state: State, tmp_path: Path) -> None:
     """5,813,483 parameters, as protocol and paper say; the backbone's second copies are not counted again."""
-    model = read_checkpoint(write(tmp_path, state), CLASSES).eval()
+    model = read_checkpoint(write(tmp_path, state), CLASSES).eval().double()
     assert sum(value.numel() for value in model.parameters()) == 5_813_483
     images, double = images_of(64, 80), {name: value.double() for name, value in state.items()}
     with torch.inference_mode():
-        logits = model.double()(images)
+        logits = model(images)
         expected = deeplab_by_hand(double, images)
         other = deeplab_by_hand(double, images, pad_first=False)
     assert logits.shape == (2, CLASSES, 16, 20)
     assert expected.std() > 0.05
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
     assert (other - expected).abs().max() > 0.01  # so the test sees where a block pads
+    rates = {name: layer.rate for name, layer in model.named_modules() if isinstance(layer, Dropout) and layer.rate}
+    assert rates == {"aspp.dropout": 0.5, "decoder.1": 0.5, "decoder.3": 0.2}
+    with torch.inference_mode(), stochastic(model, [torch.Generator().manual_seed(0)]):
+        assert not torch.equal(model(images[:1]), model(images[:1]))
 
 
 def test_padding_first_matters_at_the_border_and_nowhere_else(state: State) -> None:
@@ -187,44 +182,22 @@ def test_padding_first_matters_at_the_border_and_nowhere_else(state: State) -> N
     assert not different[3:-3, 3:-3].any()
 
 
-def test_the_networks_dropout_is_the_published_one(state: State, tmp_path: Path) -> None:
-    model = read_checkpoint(write(tmp_path, state), CLASSES)
-    rates = {name: layer.rate for name, layer in model.named_modules() if isinstance(layer, Dropout) and layer.rate}
-    assert rates == {"aspp.dropout": 0.5, "decoder.1": 0.5, "decoder.3": 0.2}
-    images = torch.randn(1, 3, 32, 40)
-    with torch.inference_mode(), stochastic(model.eval(), [torch.Generator().manual_seed(0)]):
-        assert not torch.equal(model(images), model(images))
-
-
-@pytest.mark.parametrize(
-    "name", ["backbone.low_level_features.2.conv.3.weight", "backbone.high_level_features.17.conv.7.running_mean"]
-)
-def test_copies_that_differ_are_named(name: str, state: State, tmp_path: Path) -> None:
-    path = write(tmp_path, state | {name: state[name] + 0.1})
-    original = name.replace("low_level_", "").replace("high_level_", "")
-    with pytest.raises(DataError, match=rf"best_miou_model\.pt: {name} and {original} should be copies"):
-        read_checkpoint(path, CLASSES)
-
-
-def test_a_missing_an_unexpected_and_a_misshapen_tensor_are_named(state: State, tmp_path: Path) -> None:
-    less = {name: value for name, value in state.items() if name != "aspp.aspp3.bn.bias"}
-    for changed, told in (
-        (less, r"has no tensor 'aspp\.aspp3\.bn\.bias'; are these weights of PixelPick's network\?"),
-        (state | {"mask_head.weight": torch.zeros(2)}, r"has an unexpected tensor 'mask_head\.weight'"),
-        (
-            state | {"low_level_conv.0.weight": torch.zeros(48, 16, 1, 1)},
-            r"low_level_conv\.0\.weight is \(48, 16, 1, 1\)",
-        ),
-    ):
+def test_what_is_wrong_with_a_file_is_told(state: State, tmp_path: Path) -> None:
+    def refused(told: str, changed: State, classes: int = CLASSES) -> None:
         with pytest.raises(DataError, match=rf"best_miou_model\.pt: {told}"):
-            read_checkpoint(write(tmp_path, changed), CLASSES)
+            read_checkpoint(write(tmp_path, changed), classes)
 
-
-def test_another_number_of_classes_and_another_file_are_told(state: State, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"was trained for 11 classes, the data set has 19; give the data set"):
-        read_checkpoint(write(tmp_path, state), 19)
-    with pytest.raises(DataError, match=r"is no checkpoint of PixelPick .*begins with 'fc\.weight'; give a best_miou"):
-        read_checkpoint(write(tmp_path, {"fc.weight": torch.zeros(3, 3)}), 11)
+    for name in ("low_level_features.2.conv.3.weight", "high_level_features.17.conv.7.running_mean"):
+        name, original = f"backbone.{name}", f"backbone.{name.partition('_level_')[2]}"
+        refused(f"{name} and {original} should be copies", state | {name: state[name] + 0.1})
+    less = {name: value for name, value in state.items() if name != "aspp.aspp3.bn.bias"}
+    refused(r"has no tensor 'aspp\.aspp3\.bn\.bias'; are these weights of PixelPick's network\?", less)
+    refused(r"has an unexpected tensor 'mask_head\.weight'", state | {"mask_head.weight": torch.zeros(2)})
+    misshapen = {"low_level_conv.0.weight": torch.zeros(48, 16, 1, 1)}
+    refused(r"low_level_conv\.0\.weight is \(48, 16, 1, 1\)", state | misshapen)
+    refused("was trained for 11 classes, the data set has 19; give the data set", state, 19)
+    other = {"fc.weight": torch.zeros(3, 3)}
+    refused(r"is no checkpoint of PixelPick .*begins with 'fc\.weight'; give a best_miou", other)
     (tmp_path / "best_miou_model.pt").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"is not a readable file of tensors"):
         read_checkpoint(tmp_path / "best_miou_model.pt", 11)
@@ -236,8 +209,7 @@ def test_another_number_of_classes_and_another_file_are_told(state: State, tmp_p
 def fpn_state(blocks: tuple[int, ...], bottleneck: bool) -> State:
     """Every tensor of the authors' FPN, the deepest level first in the decoder."""
     layout = Layout()
-    layout.conv("encoder.base.prefix.conv1", 64, 3, 7)
-    layout.norm("encoder.base.prefix.bn1", 64)
+    layout.conv("encoder.base.prefix.conv1", 64, 3, 7, norm="encoder.base.prefix.bn1")
     inputs, widths = 64, []
     for stage, repeats in enumerate(blocks, start=1):
         planes = 32 * 2**stage
@@ -247,19 +219,18 @@ def fpn_state(blocks: tuple[int, ...], bottleneck: bool) -> State:
             shapes = [(planes, inputs, 3), (planes, planes, 3)]
             if bottleneck:
                 shapes = [(planes, inputs, 1), (planes, planes, 3), (outputs, planes, 1)]
-            for index, (made, given, kernel) in enumerate(shapes, start=1):
-                layout.conv(f"{name}.conv{index}", made, given, kernel)
-                layout.norm(f"{name}.bn{index}", made)
+            for index, shape in enumerate(shapes, start=1):
+                layout.conv(f"{name}.conv{index}", *shape, norm=f"{name}.bn{index}")
             if block == 0 and inputs != outputs:
-                layout.conv(f"{name}.downsample.0", outputs, inputs)
-                layout.norm(f"{name}.downsample.1", outputs)
+                layout.conv(f"{name}.downsample.0", outputs, inputs, norm=f"{name}.downsample.1")
             inputs = outputs
         widths.append(outputs)
     for index, width in enumerate(reversed(widths)):
         layout.conv(f"decoder.lat_layer_{index}", 256, width, bias=True)
         for step in range(2 if index == 3 else 3):
-            layout.conv(f"decoder.upsample_blocks_{index}.{step}.block.0", 128, 128 if step else 256, 3, bias=True)
-            layout.norm(f"decoder.upsample_blocks_{index}.{step}.block.1", 128, statistics=False)
+            name = f"decoder.upsample_blocks_{index}.{step}.block"
+            layout.conv(f"{name}.0", 128, 128 if step else 256, 3, bias=True)
+            layout.norm(f"{name}.1", 128, statistics=False)
     layout.conv("decoder.classifier", 3, 128, bias=True)
     return layout.state
 

@@ -1,5 +1,6 @@
 """The sparse decoder: the dense one read at points, but for the statistics that batch norm trains with."""
 
+from itertools import product
 from typing import NamedTuple
 
 import pytest
@@ -208,7 +209,6 @@ def test_points_are_spread_evenly_whatever_their_number(count: int) -> None:
     assert torch.equal(points, torch.from_numpy(spread_points(200, (33, 47)))[:count])  # the first are always the same
     fractions = points / torch.tensor([32.0, 46.0])
     assert ((fractions >= 0) & (fractions <= 1)).all()
-    for y in (0, 1):
-        for x in (0, 1):
-            quarter = ((fractions * 2).floor() == torch.tensor([y, x])).all(dim=1).sum()
-            assert abs(int(quarter) - count / 4) <= 1.5
+    for corner in product((0, 1), (0, 1)):
+        quarter = ((fractions * 2).floor() == torch.tensor(corner)).all(dim=1).sum()
+        assert abs(int(quarter) - count / 4) <= 1.5
