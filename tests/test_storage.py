@@ -104,9 +104,6 @@ def test_a_location_is_made_absolute_and_an_address_stays(tmp_path: Path, monkey
     assert absolute("s3://bucket/prefix?region=x") == "s3://bucket/prefix?region=x"
 
 
-# A whole run
-
-
 OPTIONS = ("tiny.yaml", "--set", "grid=[{budget: [3, 6]}]", "--set", "train.epochs=1", "--store")
 
 
