@@ -40,11 +40,6 @@ def test_the_plain_network_is_the_projects_at_full_size(setting: Setting) -> Non
         torch.testing.assert_close(plain(images), upsample(model(images), SIZE), rtol=1e-4, atol=1e-4)
 
 
-def test_the_baselines_margin_is_the_score() -> None:
-    logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(-baseline.margin_of(logits), margin(logits))
-
-
 def test_the_baseline_queries_the_best_pixels_of_its_pool(work: Work, tmp_path: Path) -> None:
     frozen = Frozen(work, 1, tmp_path)
     frozen.model.eval()
@@ -59,7 +54,9 @@ def test_the_baseline_queries_the_best_pixels_of_its_pool(work: Work, tmp_path: 
     assert set(asked) == set(np.argsort(-score)[:20])
 
 
-def test_the_baselines_confusion_counts_every_pixel_that_is_not_void() -> None:
+def test_the_baselines_margin_is_the_score_and_its_confusion_counts_every_pixel_that_is_not_void() -> None:
+    logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(-baseline.margin_of(logits), margin(logits))
     truth, predicted = np.array([[0, 1, 11], [1, 1, 0]]), np.array([[0, 0, 1], [1, 1, 1]])
     assert baseline.count(truth, predicted, 2).tolist() == [[1, 1], [1, 2]]
 

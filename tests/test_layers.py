@@ -47,19 +47,15 @@ def modules() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 
-def test_every_module_belongs_to_a_layer() -> None:
-    known = set().union(*LAYERS)
-    assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()} == known
-
-
-def test_imports_go_downward() -> None:
+def test_every_module_belongs_to_a_layer_and_imports_go_downward() -> None:
+    parts = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()}
+    assert set(parts.values()) == set().union(*LAYERS)
     wrong = []
-    for path in modules():
-        own = level(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+    for path, part in parts.items():
         for name in imports(path):
-            parts = name.split(".")
-            layered = parts[0] == "pixelpick_ray" and len(parts) > 1 and any(parts[1] in names for names in LAYERS)
-            if layered and level(parts[1]) < own:
+            package, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            if package == "pixelpick_ray" and other in parts.values() and level(other) < level(part):
                 wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
     assert wrong == []
 
