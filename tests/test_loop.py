@@ -26,7 +26,7 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.events import ChainDone, EpochDone, Event, FitResumed, FitTrained, PixelsPicked, StageDone
 from pixelpick_ray.running import run_chain
 from pixelpick_ray.store import Store, experiment_folder
-from tests.support.tiny_data import Place, TinyDataset, place_at, tiny_experiment
+from tests.support.tiny_data import SMALL, TWO_STAGES, Place, TinyDataset, place_at, tiny_experiment
 
 pytestmark = pytest.mark.training
 
@@ -34,7 +34,6 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 ONE_EPOCH = "train.epochs=1"
-SMALL = ("dataset={name: tiny, size: [16, 24], images: 2}", "train.batch_size=2")
 
 
 @contextmanager
@@ -275,7 +274,6 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[str]:
 
 
 Undisturbed = tuple[dict[str, bytes], list[str]]  # results, and writes to the store
-TWO_STAGES = ("grid=[{budget: [6]}]", ONE_EPOCH, *SMALL)
 WRITES = 19
 
 

@@ -14,10 +14,10 @@ from pixelpick_ray.data import datasets
 from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.store import Store, absolute
 from pixelpick_ray.store.objects import Objects
-from tests.support.launch import ROOT, launch
+from tests.support.launch import ROOT, launch, overriding
 from tests.support.object_storage import SECRET, served_bucket
 from tests.support.results import INPUTS, KEY, fill_with_weights, publish
-from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset
+from tests.support.tiny_data import TINY_EXPERIMENT, TWO_STAGES, TinyDataset
 
 pytestmark = pytest.mark.long
 
@@ -104,7 +104,7 @@ def test_a_location_is_made_absolute_and_an_address_stays(tmp_path: Path, monkey
     assert absolute("s3://bucket/prefix?region=x") == "s3://bucket/prefix?region=x"
 
 
-OPTIONS = ("tiny.yaml", "--set", "grid=[{budget: [3, 6]}]", "--set", "train.epochs=1", "--store")
+OPTIONS = ("tiny.yaml", *overriding(*TWO_STAGES), "--store")
 
 
 def tiny_run(store: str, place: Path) -> str:

@@ -9,8 +9,8 @@ import pytest
 
 from pixelpick_ray.data import datasets
 from pixelpick_ray.store import Store
-from tests.support.launch import Outcome, launch
-from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset
+from tests.support.launch import Outcome, launch, overriding
+from tests.support.tiny_data import TINY_EXPERIMENT, TWO_STAGES, TinyDataset
 
 pytestmark = pytest.mark.training
 
@@ -28,9 +28,7 @@ WAYS: dict[str, Callable[[bytes], bytes | None]] = {
 }
 
 
-SMALL = ("grid=[{budget: [3, 6]}]", "train.epochs=1", "train.batch_size=2")
-SMALL += ("dataset={name: tiny, size: [16, 24], images: 2}",)
-OPTIONS = ("tiny.yaml", "--local", "--device", "cpu", *(word for change in SMALL for word in ("--set", change)))
+OPTIONS = ("tiny.yaml", "--local", "--device", "cpu", *overriding(*TWO_STAGES))
 
 
 def run(place: Path, *more: str) -> Outcome:

@@ -27,9 +27,9 @@ from pixelpick_ray.errors import StoreError
 from pixelpick_ray.store import Store, leases
 from pixelpick_ray.store import results as store_module
 from pixelpick_ray.store.backend import PARTIAL, STALE_SECONDS, process_stamp
-from tests.support.launch import ROOT, launch
+from tests.support.launch import ROOT, launch, overriding
 from tests.support.results import INPUTS, KEY, ME, OTHER, at_once, left, publish, puts
-from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset
+from tests.support.tiny_data import TINY_EXPERIMENT, TWO_STAGES, TinyDataset
 
 pytestmark = pytest.mark.long
 
@@ -235,8 +235,8 @@ def test_lost_permission_is_told_with_the_path_and_what_to_do() -> None:
 
 
 def run(place: Path, store: Path) -> Any:
-    options = ("--set", "grid=[{budget: [3, 6]}]", "--set", "train.epochs=1", "--local", "--device", "cpu")
-    return launch(place, "run", "tiny.yaml", *options, "--store", str(store))
+    options = (*overriding(*TWO_STAGES), "--local", "--device", "cpu", "--store", str(store))
+    return launch(place, "run", "tiny.yaml", *options)
 
 
 @root_only
