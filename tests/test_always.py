@@ -1,6 +1,7 @@
 """What the default run promises to check, whatever else moves to `slow`: marked at the tests, listed here."""
 
 import ast
+import functools
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
@@ -30,6 +31,7 @@ def marks_of(node: ast.expr) -> list[tuple[str, str]]:
     return found
 
 
+@functools.cache
 def marked_tests() -> dict[str, list[tuple[str, str]]]:
     """The marks of every test, those of its module among them."""
     found = {}

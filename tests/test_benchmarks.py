@@ -40,14 +40,7 @@ def test_the_plain_network_is_the_projects_at_full_size(setting: Setting) -> Non
         torch.testing.assert_close(plain(images), upsample(model(images), SIZE), rtol=1e-4, atol=1e-4)
 
 
-def test_the_baselines_margin_is_the_score() -> None:
-    logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(-baseline.margin_of(logits), margin(logits))
-
-
-def test_the_baseline_queries_the_pool_of_best_pixels_that_are_neither_void_nor_taken(
-    work: Work, tmp_path: Path
-) -> None:
+def test_the_baseline_queries_the_best_pixels_of_its_pool(work: Work, tmp_path: Path) -> None:
     frozen = Frozen(work, 1, tmp_path)
     frozen.model.eval()
     prepared, facts = work.job.data.prepared, frozen.facts
@@ -61,7 +54,9 @@ def test_the_baseline_queries_the_pool_of_best_pixels_that_are_neither_void_nor_
     assert set(asked) == set(np.argsort(-score)[:20])
 
 
-def test_the_baselines_confusion_counts_every_pixel_that_is_not_void() -> None:
+def test_the_baselines_margin_is_the_score_and_its_confusion_counts_every_pixel_that_is_not_void() -> None:
+    logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(-baseline.margin_of(logits), margin(logits))
     truth, predicted = np.array([[0, 1, 11], [1, 1, 0]]), np.array([[0, 0, 1], [1, 1, 1]])
     assert baseline.count(truth, predicted, 2).tolist() == [[1, 1], [1, 2]]
 
@@ -84,14 +79,11 @@ def test_label_maps_have_each_labelled_point_and_void_elsewhere() -> None:
     assert label_maps(points, labels, (2, 3), 9).tolist() == [[[9, 3, 9], [9, 9, 4]], [[9, 9, 9], [5, 9, 9]]]
 
 
-def test_contestants_take_turns_after_one_round_of_warming_up() -> None:
+def test_contestants_take_turns_after_warming_up_and_are_compared_round_by_round() -> None:
     order: list[str] = []
     seconds = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, CPU)
     assert order == ["a", "b"] * 3
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
-
-
-def test_a_comparison_is_the_median_of_ratios_round_by_round() -> None:
     assert compare([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == {"value": 2.0, "spread": [1.0, 3.0]}
 
 

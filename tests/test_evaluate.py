@@ -34,13 +34,13 @@ def test_stored_weights_measure_what_the_experiment_measured(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["x.pt", "--dataset", "scenes", "--split", "val"], "x.pt: no such file; give the weights.safetensors"),
-        (["x.pt", "--dataset", "scenes", "--split", "tset"], "split: scenes has no 'tset'; it has"),
-        (["x.pt", "--dataset", "scene", "--split", "val"], "unknown data set 'scene'; known: camvid"),
-        (["x.pt", "--dataset", "scenes", "--split", "val", "--size", "48"], "--size: '48' is no size; give HEIGHTx"),
+        ("--dataset scenes --split val", "x.pt: no such file; give the weights.safetensors"),
+        ("--dataset scenes --split tset", "split: scenes has no 'tset'; it has"),
+        ("--dataset scene --split val", "unknown data set 'scene'; known: camvid"),
+        ("--dataset scenes --split val --size 48", "--size: '48' is no size; give HEIGHTx"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(words: list[str], told: str, tmp_path: Path) -> None:
-    outcome = launch(tmp_path, "evaluate", *words)
+def test_what_cannot_be_evaluated_is_refused(words: str, told: str, tmp_path: Path) -> None:
+    outcome = launch(tmp_path, "evaluate", "x.pt", *words.split())
     assert outcome.status == 2
     assert told in outcome.err

@@ -7,36 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import yaml
-from PIL import Image
 from safetensors.torch import save_file
 
 from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.store import Store
-from tests.support.launch import launch
+from tests.support.data_folders import noise, save
+from tests.support.launch import ROOT, launch
 
 pytestmark = pytest.mark.training
 
-ROOT = Path(__file__).resolve().parents[1]
 FILES = (path for path in (ROOT / "experiments").rglob("*.yaml") if path.parent.name != "found")  # what searches write
 EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 SIZE = (24, 32)
 ON_TWO_RANKS = "experiments/voc-mobilenet.yaml"  # images of different sizes
-
-
-def write_pair(image_path: Path, label_path: Path, values: list[int], seed: int, size: tuple[int, int] = SIZE) -> None:
-    """An image of noise and a label map of these values."""
-    rng = np.random.default_rng(seed)
-    for path, array in (
-        (image_path, rng.integers(0, 256, (*size, 3), dtype=np.uint8)),
-        (label_path, rng.choice(np.asarray(values, dtype=np.uint8), size)),
-    ):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(path)
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +34,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for index in range(count):
             name = f"{split}{index}"
             camvid, city, own = folder / "camvid", folder / "cityscapes", folder / "my-images"
-            write_pair(camvid / split / f"{name}.png", camvid / f"{split}annot" / f"{name}.png", list(range(12)), index)
-            city_name = f"{split}/ulm/ulm_{index:06d}_000019"
-            write_pair(
-                city / "leftImg8bit" / f"{city_name}_leftImg8bit.png",
-                city / "gtFine" / f"{city_name}_gtFine_labelIds.png",
-                list(range(34)),
-                index,
-            )
-            write_pair(own / split / f"{name}.jpg", own / f"{split}-masks" / f"{name}.png", [0, 1, 2, 255], index)
-            voc = folder / "voc" / "VOCdevkit" / "VOC2012"
+            voc, city_name = folder / "voc" / "VOCdevkit" / "VOC2012", f"{split}/ulm/ulm_{index:06d}_000019"
             size = (SIZE[0] + 6 * (index % 2), SIZE[1])
-            write_pair(
-                voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png", [0, 20], index, size
-            )
+            for image, label, values, own_size in (
+                (camvid / split / f"{name}.png", camvid / f"{split}annot" / f"{name}.png", range(12), SIZE),
+                (
+                    city / "leftImg8bit" / f"{city_name}_leftImg8bit.png",
+                    city / "gtFine" / f"{city_name}_gtFine_labelIds.png",
+                    *(range(34), SIZE),
+                ),
+                (own / split / f"{name}.jpg", own / f"{split}-masks" / f"{name}.png", (0, 1, 2, 255), SIZE),
+                (voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationClass" / f"{name}.png", (0, 20), size),
+            ):
+                for path, array in zip((image, label), noise(own_size, values, seed=index), strict=True):
+                    save(path, array)
         (voc / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
         listed = "".join(f"{split}{index}\n" for index in range(count))
         (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(listed)
@@ -100,7 +87,8 @@ def overrides(path: str) -> Iterator[str]:
     experiment = load_experiment(ROOT / path)
     dataset = {key: value for key, value in experiment.dataset.as_input().items() if key in ("name", "path", "split")}
     tiny = {"long_side": max(SIZE)} if experiment.dataset.long_side else {"size": list(SIZE)}
-    yield f"dataset={json.dumps(dataset | tiny)}"
+    few = {"images": 3} if experiment.dataset.name == "scenes" else {}  # which has as many as are asked for
+    yield f"dataset={json.dumps(dataset | tiny | few)}"
     yield "train.epochs=1"
     yield "train.batch_size=2"
     yield "train.schedule={name: poly}"

@@ -1,69 +1,41 @@
 """The layers of the architecture, checked on the source: imports go downward, heavy packages stay where they belong."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).resolve().parents[1] / "pixelpick_ray"
 # A module may import its own layer and those after it.
 LAYERS = [
-    {"cli", "__main__"},
-    {"api"},
-    {"runner", "report", "annotate"},
-    {"status"},
-    {"estimate"},
-    {"search"},
-    {"plan"},
-    {"running"},
-    {"asking"},
-    {"training"},
-    {"context"},
-    {"engine"},
-    {"loop", "checks"},
-    {"tasks"},
-    {"active", "models"},
-    {"data"},
-    {"store", "events"},
-    {"config"},
-    {"errors"},
+    set(names.split())
+    for names in (
+        *("cli __main__", "api testing", "runner report annotate", "status", "estimate", "search", "planning", "running"),
+        *("asking", "training", "context", "engine", "loop checks", "tasks", "active models", "data", "store events", "config", "errors"),
+    )
 ]
-TORCH_FREE = [
-    "pixelpick_ray.config.experiment",
-    "pixelpick_ray.config.keys",
-    "pixelpick_ray.store",
-    "pixelpick_ray.data.labels",
-    "pixelpick_ray.data.datasets",
-    "pixelpick_ray.data.cache",
-    "pixelpick_ray.data.description",
-    "pixelpick_ray.data.answers",
-    "pixelpick_ray.data.scenes",
-    "pixelpick_ray.events",
-    "pixelpick_ray.tasks",
-    "pixelpick_ray.loop",
-    "pixelpick_ray.checks",
-    "pixelpick_ray.plan",
-    "pixelpick_ray.search.design",
-    "pixelpick_ray.status",
-    "pixelpick_ray.annotate.server",
-    "pixelpick_ray.annotate.transfer",
-    "pixelpick_ray.report.files",
-    "pixelpick_ray.report.search",
-    "pixelpick_ray.cli",
-]
+TORCH_FREE = """
+config.experiment config.keys store data.labels data.datasets data.cache data.description data.answers data.scenes
+events tasks loop checks plan search.design status annotate.server annotate.transfer report.files report.search cli
+"""
 
 
 def level(part: str) -> int:
     return next(number for number, names in enumerate(LAYERS) if part in names)
 
 
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, anywhere in it, type checking apart."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -75,52 +47,42 @@ def modules() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 
-def test_every_module_belongs_to_a_layer() -> None:
-    known = set().union(*LAYERS)
-    assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()} == known
-
-
-def test_imports_go_downward() -> None:
+def test_every_module_belongs_to_a_layer_and_imports_go_downward() -> None:
+    parts = {path: path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in modules()}
+    assert set(parts.values()) == set().union(*LAYERS)
     wrong = []
-    for path in modules():
-        own = level(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+    for path, part in parts.items():
         for name in imports(path):
-            parts = name.split(".")
-            layered = parts[0] == "pixelpick_ray" and len(parts) > 1 and any(parts[1] in names for names in LAYERS)
-            if layered and level(parts[1]) < own:
+            package, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            if package == "pixelpick_ray" and other in parts.values() and level(other) < level(part):
                 wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
     assert wrong == []
 
 
-@pytest.mark.parametrize(
-    ("package", "allowed"),
-    [
-        (
-            "ray",
-            {
-                *("runner/tune.py", "runner/search.py", "runner/searchers.py"),
-                *("runner/ranks.py", "runner/cluster.py", "runner/survey.py"),
-            },
-        ),
-        ("torch.distributed", {"engine/world.py"}),
-        ("timm", {"models/backbones.py", "models/network_list.py", "engine/world.py"}),
-    ],
-)
-def test_a_heavy_package_is_imported_only_where_it_belongs(package: str, allowed: set[str]) -> None:
-    users = {
-        str(path.relative_to(PACKAGE))
-        for path in modules()
-        if any(name == package or name.startswith(package + ".") for name in imports(path))
-    }
-    assert users == allowed
+ALLOWED = {
+    "ray": {f"runner/{name}.py" for name in ("tune", "search", "searchers", "ranks", "cluster", "survey")},
+    "torch.distributed": {"engine/world.py"},
+    "timm": {"models/backbones.py", "models/network_list.py", "engine/world.py"},
+}
+
+
+def test_a_heavy_package_is_imported_only_where_it_belongs() -> None:
+    for package, allowed in ALLOWED.items():
+        users = {
+            str(path.relative_to(PACKAGE))
+            for path in modules()
+            if any(name == package or name.startswith(package + ".") for name in imports(path))
+        }
+        assert users == allowed
 
 
 def test_planning_and_reporting_import_neither_torch_nor_ray() -> None:
     """Each after the others, in one process: what one of them imports would be there for all that follow."""
     code = f"""
 import importlib, sys
-for module in {TORCH_FREE!r}:
-    importlib.import_module(module)
+for module in {TORCH_FREE!r}.split():
+    importlib.import_module("pixelpick_ray." + module)
     if found := sorted(sys.modules.keys() & {{'torch', 'ray', 'timm', 'torchvision'}}):
         sys.exit(f"{{module}} imports {{found}}")
 """
@@ -132,7 +94,7 @@ def test_no_type_has_the_name_of_another() -> None:
     """Classes and aliases of the whole package, private ones among them."""
     found: dict[str, list[str]] = {}
     for path in modules():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in tree(path).body:
             names = [node.name] if isinstance(node, ast.ClassDef) else []
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript | ast.BinOp | ast.Name):
                 names = [target.id for target in node.targets if isinstance(target, ast.Name)]

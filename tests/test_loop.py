@@ -1,9 +1,11 @@
 """The active-learning loop: what is shared, what is computed again, and that interruptions change nothing."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +26,31 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.events import ChainDone, EpochDone, Event, FitResumed, FitTrained, PixelsPicked, StageDone
 from pixelpick_ray.running import run_chain
 from pixelpick_ray.store import Store, experiment_folder
-from tests.support.tiny_data import Place, TinyDataset, place_at, tiny_experiment
+from tests.support.tiny_data import SMALL, TWO_STAGES, Place, TinyDataset, place_at, tiny_experiment
 
 pytestmark = pytest.mark.training
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
-@pytest.fixture(autouse=True)
-def _tiny_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(datasets.DATASETS, "tiny", TinyDataset)
+ONE_EPOCH = "train.epochs=1"
+
+
+@contextmanager
+def tiny_data() -> Iterator[pytest.MonkeyPatch]:
+    """The tiny data set is known, and torch computes on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(datasets.DATASETS, "tiny", TinyDataset)
+        yield patch
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_data() -> Iterator[None]:
+    with tiny_data():
+        yield
 
 
 @pytest.fixture
@@ -45,8 +58,7 @@ def place(tmp_path: Path, cache_path: Path) -> Place:
     return place_at(tmp_path / "store", tmp_path / "data", cache_path)
 
 
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
+def count_fits(patch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     """(stage, labelled pixels; None for all) of every training that happens."""
     jobs: list[tuple[int, int | None]] = []
 
@@ -54,8 +66,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
         jobs.append((job.stage, None if job.labels is None else len(job.labels)))
         return fit(job, *rest)
 
-    monkeypatch.setattr(pixelpick_ray.training, "fit", counted)
+    patch.setattr(pixelpick_ray.training, "fit", counted)
     return jobs
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
+    return count_fits(monkeypatch)
 
 
 def run(
@@ -88,16 +105,57 @@ def provenance(place: Place, kind: str, key: str) -> dict[str, Any]:
     return json.loads((place.results.folder(kind, key) / "provenance.json").read_text())
 
 
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content))
+
+
 STAGES = [(0, 15), (1, 30), (2, 45)]
+
+
+@dataclass
+class Finished:
+    """A chain of three stages that was run, with all weights; a copy of it."""
+
+    place: Place
+    events: list[Event]
+    trained: list[tuple[int, int | None]]
+
+    def __post_init__(self) -> None:
+        self.experiment = tiny_experiment()
+        self.record = record(self.experiment, self.place)
+        self.payload = payload(self.place)
+
+    def copy(self, folder: Path, *, weights: bool = False) -> "Finished":
+        shutil.copytree(self.place.results.path, folder / "copied")
+        for path in () if weights else folder.glob("copied/fit/*/weights.safetensors"):
+            path.unlink()
+        keep = "all" if weights else "needed"
+        place = replace(self.place, store=str(folder / "copied"), runs_path=folder / "runs", keep_weights=keep)
+        return Finished(place, [], [])
+
+    def folder(self, result: str) -> Path:
+        """The folder of a result, such as ``fit 1``."""
+        kind, stage = result.split()
+        found = self.record["stages"][int(stage)]
+        return self.place.results.folder(kind, found["evaluations"]["val"] if kind == "evaluation" else found[kind])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, cache_path: Path) -> Finished:
+    with tiny_data() as patch:
+        fits = count_fits(patch)
+        place = place_at(tmp_path_factory.mktemp("finished") / "store", cache_path, cache_path, keep_weights="all")
+        return Finished(place, run(tiny_experiment(), place), fits)
 
 
 # What a chain does
 
 
-def test_a_chain_trains_each_stage_on_all_pixels_picked_so_far(place: Place, trained: list[Any]) -> None:
-    experiment = tiny_experiment()
-    events = run(experiment, place)
-    assert trained == STAGES
+def test_a_chain_trains_each_stage_on_all_pixels_picked_so_far(finished: Finished) -> None:
+    events, results = finished.events, finished.place.results
+    assert finished.trained == STAGES
     assert [(type(event), event.stage) for event in events[:-1]] == [
         *[(EpochDone, 0)] * 3 + [(FitTrained, 0), (StageDone, 0), (PixelsPicked, 0)],
         *[(EpochDone, 1)] * 3 + [(FitTrained, 1), (StageDone, 1), (PixelsPicked, 1)],
@@ -105,55 +163,46 @@ def test_a_chain_trains_each_stage_on_all_pixels_picked_so_far(place: Place, tra
     ]
     assert isinstance(events[-1], ChainDone)
     assert all(event.computed for event in events if isinstance(event, PixelsPicked))
-    assert [(event.budget, event.trained) for event in events if isinstance(event, StageDone)] == [
-        (3, True),
-        (6, True),
-        (9, True),
-    ]
-    kept = record(experiment, place)
+    stages = [(event.budget, event.trained) for event in events if isinstance(event, StageDone)]
+    assert stages == [(3, True), (6, True), (9, True)]
+    kept = finished.record
     assert [stage["budget"] for stage in kept["stages"]] == [3, 6, 9]
     assert [stage["pick"] is None for stage in kept["stages"]] == [False, False, True]  # no pick after the last
-    assert kept["num_images"] == 5
-    assert kept["class_names"] == ["a", "b", "c", "d"]
-    assert len(list((place.results.path / "pick").iterdir())) == 3  # the first pixels and two picks
+    assert (kept["num_images"], kept["class_names"]) == (5, ["a", "b", "c", "d"])
+    assert len(results.names("pick")) == 3  # the first pixels and two picks
     for stage in kept["stages"]:
-        with np.load(place.results.folder("evaluation", stage["evaluations"]["val"]) / "confusion.npz") as file:
-            assert file["epochs"].tolist() == [3]
-            assert file["confusion"].shape == (1, 4, 4)
-            assert (file["confusion"].sum(axis=1) > 0).sum() > 1  # the network has learnt more than one class
-            assert file["confusion"].sum() == 3 * (32 - 1) * 48
+        epochs, matrices = confusion(finished.place, stage["evaluations"]["val"])
+        assert (epochs, matrices.shape) == ([3], (1, 4, 4))
+        assert (matrices.sum(axis=1) > 0).sum() > 1  # the network has learnt more than one class
+        assert matrices.sum() == 3 * (32 - 1) * 48
 
 
-def test_running_again_trains_nothing_and_changes_nothing(place: Place, trained: list[Any]) -> None:
-    experiment = tiny_experiment()
-    run(experiment, place)
-    before, kept = payload(place), record(experiment, place)
-    trained.clear()
-    events = run(experiment, place)
+def test_running_again_trains_and_changes_nothing(finished: Finished, tmp_path: Path, trained: list[Any]) -> None:
+    mine = finished.copy(tmp_path)
+    events = run(mine.experiment, mine.place)
     assert trained == []
-    kinds = [StageDone, PixelsPicked, StageDone, PixelsPicked, StageDone, ChainDone]
-    assert [type(event) for event in events] == kinds
+    assert [type(event) for event in events] == [StageDone, PixelsPicked, StageDone, PixelsPicked, StageDone, ChainDone]
     assert not any(event.trained for event in events if isinstance(event, StageDone))
     assert not any(event.computed for event in events if isinstance(event, PixelsPicked))
-    assert payload(place) == before
-    assert record(experiment, place) == kept
+    assert payload(mine.place) == mine.payload
+    assert record(mine.experiment, mine.place) == mine.record
 
 
 def test_full_supervision_is_one_stage_without_pixels(place: Place, trained: list[Any]) -> None:
-    experiment = tiny_experiment("grid=[{budget: [full]}]")
+    experiment = tiny_experiment("grid=[{budget: [full]}]", ONE_EPOCH)
     run(experiment, place)
     assert trained == [(0, None)]
     assert not (place.results.path / "pick").exists()
     kept = record(experiment, place)
     assert kept["full"]
     assert [stage["budget"] for stage in kept["stages"]] == ["full"]
-    other = tiny_experiment("grid=[{budget: [full], acquire.strategy: [random]}]")
+    other = tiny_experiment("grid=[{budget: [full], acquire.strategy: [random]}]", ONE_EPOCH)
     run(other, place)
     assert trained == [(0, None)]  # full supervision does not depend on the strategy
 
 
 def test_a_chain_stores_what_a_report_tells_of_its_images(place: Place) -> None:
-    experiment = tiny_experiment("grid=[{dataset.images: [4], budget: [3]}]")
+    experiment = tiny_experiment("grid=[{dataset.images: [4], budget: [3]}]", ONE_EPOCH)
     run(experiment, place)
     kept = record(experiment, place)["descriptions"]
     assert kept["evaluated"].keys() == {"val"}
@@ -167,115 +216,34 @@ def test_a_chain_stores_what_a_report_tells_of_its_images(place: Place) -> None:
     assert predictions == {Path(name).stem for name in evaluated["names"]}  # each has its image and its truth
 
 
-# What is shared
-
-
-def test_strategies_share_the_first_pixels_and_the_first_fit(place: Place, trained: list[Any]) -> None:
-    experiment = tiny_experiment("grid=[{acquire.strategy: [margin, random, entropy], budget: [6]}]")
-    for trial in range(3):
-        run(experiment, place, trial, keep_stages=frozenset({0}))  # as the plan says: another chain picks from it
-    assert trained == [(0, 15), (1, 30), (1, 30), (1, 30)]
-
-
-def test_a_larger_budget_trains_only_the_new_stages(place: Place, trained: list[Any]) -> None:
-    place = replace(place, keep_weights="last")
-    experiment = tiny_experiment("grid=[{budget: [3, 6, 9]}]")
-    run(experiment, place, 0)
-    assert trained == STAGES[:1]
-    run(experiment, place, 2)
-    assert trained == STAGES
-    run(experiment, replace(place, keep_weights="needed"), 1)
-    assert trained == STAGES
-
-
-def test_a_new_pick_trains_again_only_when_the_weights_are_gone(place: Place, trained: list[Any]) -> None:
-    """With weights dropped after the chain, the longer one first makes the same model of stage 0 again."""
-    experiment = tiny_experiment("grid=[{budget: [3, 6]}]")
-    run(experiment, place, 0)
-    run(experiment, place, 1)
-    assert trained == [(0, 15), (0, 15), (1, 30)]
-    fit_key, pick_key = (record(experiment, place)["stages"][0][kind] for kind in ("fit", "pick"))
-    weights = json.loads((place.results.folder("fit", fit_key) / "weights.json").read_text())["sha256"]
-    assert provenance(place, "pick", pick_key)["fit_weights"] == weights
-
-
-def test_random_needs_no_weights_for_a_new_pick(place: Place, trained: list[Any]) -> None:
-    experiment = tiny_experiment("grid=[{acquire.strategy: [random], budget: [3, 6]}]")
-    run(experiment, place, 0)
-    run(experiment, place, 1)
-    assert trained == [(0, 15), (1, 30)]
-
-
-def test_other_seeds_networks_and_images_share_no_fit(place: Place, trained: list[Any]) -> None:
-    for override in ("seed: [0, 1]", "train.batch_size: [5, 3]", "dataset.images: [5, 4]"):
-        experiment = tiny_experiment(f"grid=[{{{override}, budget: [3]}}]")
-        run(experiment, place, 0)
-        run(experiment, place, 1)
-    assert trained == [(0, 15), (0, 15), (0, 15), (0, 15), (0, 12)]
-
-
 # What is computed again
 
 
-def test_a_lost_fit_is_trained_alone_and_its_measurements_come_out_the_same(place: Place, trained: list[Any]) -> None:
-    experiment = tiny_experiment()
-    run(experiment, place)
-    before = payload(place)
-    lost = record(experiment, place)["stages"][1]
-    shutil.rmtree(place.results.folder("fit", lost["fit"]))
-    shutil.rmtree(place.results.folder("evaluation", lost["evaluations"]["val"]))
-    trained.clear()
-    run(experiment, place)
-    assert trained == [(1, 30)]
-    assert payload(place) == before
-
-
-def test_a_lost_evaluation_is_measured_again(place: Place, trained: list[Any]) -> None:
-    place = replace(place, keep_weights="all")
-    experiment = tiny_experiment()
-    run(experiment, place)
-    before = payload(place)
-    lost = record(experiment, place)["stages"][1]
-    shutil.rmtree(place.results.folder("evaluation", lost["evaluations"]["val"]))
-    trained.clear()
-    run(experiment, place)
-    assert trained == []  # the weights were there
-    assert payload(place) == before
-    evaluation = provenance(place, "evaluation", lost["evaluations"]["val"])
-    weights = json.loads((place.results.folder("fit", lost["fit"]) / "weights.json").read_text())
-    assert evaluation["fit_weights"] == weights["sha256"]
-
-
-def test_damaged_results_are_set_aside_and_computed_again(place: Place, trained: list[Any]) -> None:
-    experiment = tiny_experiment()
-    run(experiment, place)
-    before = payload(place)
-    stage = record(experiment, place)["stages"][0]
-    for kind, key, name in (
-        ("pick", stage["pick"], "pixels.npz"),
-        ("evaluation", stage["evaluations"]["val"], "confusion.npz"),
-    ):
-        path = place.results.folder(kind, key) / name
-        path.write_bytes(path.read_bytes()[:-1])
-    trained.clear()
-    run(experiment, place)
-    assert trained == [(0, 15)]
-    assert payload(place) == before
-
-
-def test_damaged_weights_are_not_used(place: Place, trained: list[Any]) -> None:
-    place = replace(place, keep_weights="all")
-    experiment = tiny_experiment()
-    run(experiment, place)
-    before = payload(place)
-    stage = record(experiment, place)["stages"][0]
-    weights = place.results.folder("fit", stage["fit"]) / "weights.safetensors"
-    weights.write_bytes(b"\0" + weights.read_bytes()[1:])
-    shutil.rmtree(place.results.folder("pick", stage["pick"]))
-    trained.clear()
-    run(experiment, place)
-    assert trained == [(0, 15)]
-    assert payload(place) == before
+@pytest.mark.parametrize(
+    ("lost", "damaged", "weights", "again"),
+    [
+        (["fit 1", "evaluation 1"], [], False, STAGES[1:2]),
+        (["evaluation 1"], [], True, []),
+        ([], ["pick 0/pixels.npz", "evaluation 0/confusion.npz"], False, STAGES[:1]),
+        (["pick 0"], ["fit 0/weights.safetensors"], True, STAGES[:1]),
+    ],
+)
+def test_what_is_lost_or_damaged_is_computed_again_alone_and_comes_out_the_same(
+    lost: list[str], damaged: list[str], weights: bool, again: Any, finished: Finished, tmp_path: Path, trained: Any
+) -> None:
+    mine = finished.copy(tmp_path, weights=weights)
+    for folder in lost:
+        shutil.rmtree(mine.folder(folder))
+    for file in damaged:
+        damage(mine.folder(file.partition("/")[0]) / file.partition("/")[2])
+    run(mine.experiment, mine.place)
+    assert trained == again
+    assert payload(mine.place) == mine.payload
+    for stage in (0, 1):
+        weights = json.loads((mine.folder(f"fit {stage}") / "weights.json").read_text())["sha256"]
+        for kind in ("evaluation", "pick"):  # made of weights that are the same when they are made again
+            told = json.loads((mine.folder(f"{kind} {stage}") / "provenance.json").read_text())
+            assert told["fit_weights"] == weights
 
 
 # Interruptions
@@ -305,23 +273,21 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[str]:
     return writes
 
 
-TWO_STAGES = ("grid=[{budget: [6]}]", "train.epochs=1")
+Undisturbed = tuple[dict[str, bytes], list[str]]  # results, and writes to the store
 WRITES = 19
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_path: Path) -> tuple[dict[str, bytes], list[str]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_path: Path) -> Undisturbed:
     """The results of a chain of two stages that nobody disturbs, and its writes to the store."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(datasets.DATASETS, "tiny", TinyDataset)
+    with tiny_data() as patch:
         writes = killed_at(patch, 10**6)
-        torch.set_num_threads(1)
         place = place_at(tmp_path_factory.mktemp("undisturbed"), cache_path, cache_path)
         run(tiny_experiment(*TWO_STAGES), place)
         return payload(place), writes
 
 
-def test_the_interruptions_below_cover_every_write(undisturbed: tuple[dict[str, bytes], list[str]]) -> None:
+def test_the_interruptions_below_cover_every_write(undisturbed: Undisturbed) -> None:
     results, writes = undisturbed
     assert len(writes) == WRITES
     assert writes.count("publish") == 2 + 2 + 2 + 2  # descriptions, pixels, fits, evaluations
@@ -331,11 +297,11 @@ def test_the_interruptions_below_cover_every_write(undisturbed: tuple[dict[str, 
 
 
 @pytest.mark.parametrize("call", range(WRITES))
-def test_a_run_killed_at_any_write_ends_with_the_results_of_an_undisturbed_one(
-    call: int, place: Place, undisturbed: tuple[dict[str, bytes], list[str]], monkeypatch: pytest.MonkeyPatch
+def test_a_run_killed_at_any_write_ends_like_an_undisturbed_one(
+    call: int, place: Place, undisturbed: Undisturbed
 ) -> None:
     experiment = tiny_experiment(*TWO_STAGES)
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         killed_at(patch, call)
         with pytest.raises(Killed):
             run(experiment, place)
@@ -344,41 +310,39 @@ def test_a_run_killed_at_any_write_ends_with_the_results_of_an_undisturbed_one(
     assert place.results.leased() == {}
 
 
-@pytest.mark.parametrize("call", range(8))
-def test_a_result_half_written_does_not_exist(
-    call: int, place: Place, undisturbed: tuple[dict[str, bytes], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As after a power cut: the payload lies in its temporary folder, no manifest, and nobody has cleaned up."""
+def test_a_result_half_written_does_not_exist(place: Place, undisturbed: Undisturbed) -> None:
+    """As after power cuts, one at each result: the payload lies in its temporary folder, without a manifest."""
     experiment = tiny_experiment(*TWO_STAGES)
-    calls: list[Path] = []
     original = pixelpick_ray.store.results._manifest
+    for cut in range(8):
+        whole: list[Path] = []
 
-    def dying(folder: Path) -> dict[str, dict[str, Any]]:
-        calls.append(folder)
-        if len(calls) == call + 1:
-            raise Killed
-        return original(folder)
+        def dying(folder: Path, whole: list[Path] = whole, most: int = min(cut, 1)) -> dict[str, dict[str, Any]]:
+            whole.append(folder)
+            if len(whole) > most:  # the first at once, then each after the one that was cut off before
+                raise Killed
+            return original(folder)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(pixelpick_ray.store.results, "_manifest", dying)
-        patch.setattr(pixelpick_ray.store.backend.shutil, "rmtree", lambda *arguments, **options: None)
-        with pytest.raises(Killed):
-            run(experiment, place)
-    assert calls[-1].is_dir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pixelpick_ray.store.results, "_manifest", dying)
+            patch.setattr(pixelpick_ray.store.backend.shutil, "rmtree", lambda *arguments, **options: None)
+            with pytest.raises(Killed):
+                run(experiment, place)
+        assert whole[-1].is_dir()
     run(experiment, place)
     left = {name: value for name, value in payload(place).items() if ".partial-" not in name}
     assert left == undisturbed[0]
 
 
 def test_an_error_in_training_leaves_no_result_of_its_stage(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = tiny_experiment()
+    experiment = tiny_experiment(ONE_EPOCH)
+
+    def failing(job: FitJob, *rest: Any) -> nn.Module:
+        if job.stage == 1:
+            raise RuntimeError("out of luck")
+        return fit(job, *rest)
+
     with monkeypatch.context() as patch:
-
-        def failing(job: FitJob, *rest: Any) -> nn.Module:
-            if job.stage == 1:
-                raise RuntimeError("out of luck")
-            return fit(job, *rest)
-
         patch.setattr(pixelpick_ray.training, "fit", failing)
         with pytest.raises(RuntimeError, match="out of luck"):
             run(experiment, place)
@@ -391,18 +355,7 @@ def test_an_error_in_training_leaves_no_result_of_its_stage(place: Place, monkey
 # Inside a fit
 
 
-FOUR_EPOCHS = ("train.epochs=4", "evaluate.when=every_epoch", "model.dropout=[0.5, 0.5, 0.2]")
-
-
-class Clock:
-    """A clock that moves by ten seconds each time it is looked at."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += 10.0
-        return self.now
+FOUR_EPOCHS = ("train.epochs=4", "evaluate.when=every_epoch", "model.dropout=[0.5, 0.5, 0.2]", *SMALL)
 
 
 @pytest.fixture
@@ -468,57 +421,40 @@ def test_a_fit_in_training_is_saved_no_more_often_than_told(place: Place, monkey
         original(self, key, content)
 
     monkeypatch.setattr(Store, "write_unfinished", watched)
-    monkeypatch.setattr(pixelpick_ray.training.time, "monotonic", Clock())
-    run(tiny_experiment("train.epochs=12", "grid=[{budget: [3]}]"), replace(place, checkpoint_seconds=25.0))
+    ticks = itertools.count(10.0, 10.0)  # each time it is looked at
+    monkeypatch.setattr(pixelpick_ray.training.time, "monotonic", lambda: next(ticks))
+    run(tiny_experiment("train.epochs=12", "grid=[{budget: [3]}]", *SMALL), replace(place, checkpoint_seconds=25.0))
     assert saved == [3, 6, 9]
     saved.clear()
-    run(tiny_experiment("train.epochs=3", "grid=[{budget: [3]}]"), replace(place, checkpoint_seconds=3600.0))
+    run(tiny_experiment("train.epochs=3", "grid=[{budget: [3]}]", *SMALL), replace(place, checkpoint_seconds=3600.0))
     assert saved == []
 
 
-def test_what_another_version_or_number_of_ranks_left_is_not_continued(
-    place: Place, epochs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    experiment = tiny_experiment(*FOUR_EPOCHS, "grid=[{budget: [3]}]")
+@pytest.mark.parametrize("why", ["another version or number of ranks left it", "another split is asked for", "damaged"])
+def test_a_saved_state_of_another_fit_is_not_used(why: str, place: Place, epochs: list[Any]) -> None:
+    changes = [*FOUR_EPOCHS, "grid=[{budget: [3]}]"]
     place = replace(place, checkpoint_seconds=0.0)
-    with monkeypatch.context() as patch:
-        other = pixelpick_ray.training.provenance_of
-        patch.setattr(pixelpick_ray.training, "provenance_of", lambda *a: other(*a) | {"torch": "1.0"})
-        die_at(experiment, place, 0, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        if "another version" in why:
+            mine = pixelpick_ray.training.provenance_of
+            patch.setattr(pixelpick_ray.training, "provenance_of", lambda *a: mine(*a) | {"torch": "1.0"})
+        die_at(tiny_experiment(*changes), place, 0, 2)
+    if "another split" in why:  # whose first epochs were not measured
+        changes.append("evaluate.splits={val: {}, train: {}}")
+    if why == "damaged":
+        (path,) = (place.results.path / "unfinished").iterdir()
+        damage(path)
     epochs.clear()
-    run(experiment, place)
+    run(tiny_experiment(*changes), place)
     assert epochs == [(0, 1), (0, 2), (0, 3), (0, 4)]
-
-
-def test_a_fit_goes_on_only_with_measurements_of_all_its_epochs(place: Place, epochs: list[tuple[int, int]]) -> None:
-    """Another split is asked for meanwhile: its first epochs were not measured, so they are trained again."""
-    place = replace(place, checkpoint_seconds=0.0)
-    die_at(tiny_experiment(*FOUR_EPOCHS, "grid=[{budget: [3]}]"), place, 0, 2)
-    epochs.clear()
-    more = tiny_experiment(*FOUR_EPOCHS, "grid=[{budget: [3]}]", "evaluate.splits={val: {}, train: {}}")
-    run(more, place)
-    assert epochs == [(0, 1), (0, 2), (0, 3), (0, 4)]
-    (stage,) = record(more, place)["stages"]
+    (stage,) = record(tiny_experiment(*changes), place)["stages"]
     assert {len(confusion(place, key)[0]) for key in stage["evaluations"].values()} == {4}
-
-
-def test_a_damaged_saved_state_is_not_used(place: Place, epochs: list[tuple[int, int]]) -> None:
-    experiment = tiny_experiment(*FOUR_EPOCHS, "grid=[{budget: [3]}]")
-    place = replace(place, checkpoint_seconds=0.0)
-    die_at(experiment, place, 0, 2)
-    (path,) = (place.results.path / "unfinished").iterdir()
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(bytes(content))
-    epochs.clear()
-    run(experiment, place)
-    assert epochs == [(0, 1), (0, 2), (0, 3), (0, 4)]
 
 
 # Evaluation
 
 
-EVERY_EPOCH = ("evaluate.when=every_epoch", "grid=[{budget: [6]}]")
+TWO = "grid=[{budget: [6]}]"
 
 
 def confusion(place: Place, key: str) -> tuple[list[int], np.ndarray]:
@@ -527,8 +463,8 @@ def confusion(place: Place, key: str) -> tuple[list[int], np.ndarray]:
 
 
 def test_every_epoch_gives_one_matrix_an_epoch_and_the_last_is_that_of_last(place: Place, trained: list[Any]) -> None:
-    run(tiny_experiment("grid=[{budget: [6]}]"), place)
-    every, last = tiny_experiment(*EVERY_EPOCH), tiny_experiment("grid=[{budget: [6]}]")
+    every, last = tiny_experiment("evaluate.when=every_epoch", TWO), tiny_experiment(TWO)
+    run(last, place)
     run(every, place)
     assert trained == STAGES[:2] * 2  # measurements of earlier epochs need the training again
     for by_epoch, at_end in zip(record(every, place)["stages"], record(last, place)["stages"], strict=True):
@@ -541,11 +477,9 @@ def test_every_epoch_gives_one_matrix_an_epoch_and_the_last_is_that_of_last(plac
 
 @pytest.mark.parametrize("keep", ["needed", "all"])
 @pytest.mark.parametrize("when", ["last", "every_epoch"])
-def test_another_split_is_measured_later_without_another_fit(
-    when: str, keep: str, place: Place, trained: list[Any]
-) -> None:
+def test_another_split_is_measured_later_without_another_fit(when: str, keep: str, place: Place, trained: Any) -> None:
     place = replace(place, keep_weights=keep)
-    options = (f"evaluate.when={when}", "grid=[{budget: [6]}]")
+    options = (f"evaluate.when={when}", TWO)
     run(tiny_experiment(*options), place)
     before = payload(place)
     trained.clear()
@@ -562,22 +496,9 @@ def test_another_split_is_measured_later_without_another_fit(
         assert (matrices.sum(axis=(1, 2)) == 5 * 31 * 48).all()
 
 
-# Weights
-
-
-@pytest.mark.parametrize(
-    ("keep", "stages", "expected"),
-    [
-        ("needed", frozenset(), [False, False, False]),
-        ("last", frozenset(), [False, False, True]),
-        ("all", frozenset(), [True, True, True]),
-        ("needed", frozenset({0}), [True, False, False]),
-    ],
-    ids=["needed", "last", "all", "needed by another chain"],
-)
-def test_weights_are_kept_as_told(keep: str, stages: frozenset[int], expected: list[bool], place: Place) -> None:
-    experiment = tiny_experiment()
-    run(experiment, replace(place, keep_weights=keep), keep_stages=stages)
+def test_weights_that_another_chain_needs_are_kept(place: Place) -> None:
+    experiment = tiny_experiment(*TWO_STAGES)
+    run(experiment, place, keep_stages=frozenset({0}))
     keys = [stage["fit"] for stage in record(experiment, place)["stages"]]
-    assert [place.results.weights(key) is not None for key in keys] == expected
+    assert [place.results.weights(key) is not None for key in keys] == [True, False]
     assert all(place.results.has("fit", key) for key in keys)

@@ -1,6 +1,7 @@
 """Plans: what is counted, shared, stored and refused, against counts made in other ways."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,43 +13,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pixelpick_ray.config.experiment import load_experiment, parse_experiment
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.cache import training_names
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.plan import Plan, claim_name, make_plan, progress_of
+from pixelpick_ray.plan import claim_name, make_plan, progress_of
 from pixelpick_ray.store import Store, experiment_folder
 from tests.support.data_folders import loaded
-from tests.support.launch import launch_without_torch
+from tests.support.launch import ROOT, launch_without_torch
 from tests.support.stores import check_plan, do_steps, execution_at, tiny_plan
 
-ROOT = Path(__file__).resolve().parents[1]
-WriteCamVid = Callable[..., Path]
 
-
-@pytest.mark.parametrize("written", ["in the interface", "in experiments"])
-def test_the_published_camvid_experiment_is_planned_without_torch_ray_and_data(
-    camvid_yaml: str, tmp_path: Path, written: str
-) -> None:
-    path = tmp_path / "camvid.yaml"
-    path.write_text(camvid_yaml)
-    if written == "in experiments":
-        path = ROOT / "experiments" / "camvid-mobilenet.yaml"
-    found = json.loads(launch_without_torch(tmp_path, "plan", str(path), "--json"))
-    assert (
-        found.items()
-        >= {
-            "experiment": "camvid-mobilenet",
-            "trials": 30,
-            "chains": 10,
-            "fits": 55,
-            "fits_unshared": 155,
-            "picks": 50,  # of five seeds: the initial pixels and nine picks
-            "stored_fits": None,
-            "stored_picks": None,
-            "epochs_missing": 55 * 50,
-        }.items()
-    )
+def test_the_published_experiment_is_planned_without_torch_and_data(camvid_yaml: str, tmp_path: Path) -> None:
+    (tmp_path / "camvid.yaml").write_text(camvid_yaml)
+    counts = {"trials": 30, "chains": 10, "fits": 55, "fits_unshared": 155}
+    counts["picks"] = 50  # of five seeds: the initial pixels and nine picks
+    unknown = {"stored_fits": None, "stored_picks": None, "epochs_missing": 55 * 50}
+    for path in (tmp_path / "camvid.yaml", ROOT / "experiments" / "camvid-mobilenet.yaml"):
+        found = json.loads(launch_without_torch(tmp_path, "plan", str(path), "--json"))
+        assert found.items() >= ({"experiment": "camvid-mobilenet"} | counts | unknown).items()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["camvid.yaml"]
 
 
@@ -108,7 +92,7 @@ def grids(draw: st.DrawFn) -> dict[str, list[Any]]:
 
 
 @given(st.lists(grids(), min_size=1, max_size=2))
-def test_counts_equal_those_of_enumerating_every_step(grid: list[dict[str, list[Any]]]) -> None:
+def test_counts_and_what_chains_share_are_those_of_enumerating_every_step(grid: list[dict[str, list[Any]]]) -> None:
     plan = tiny_plan(f"grid={json.dumps(grid)}")
     steps = [steps_of(trial) for trial in plan.trials]
     assert len({json.dumps(trial.model_dump()) for trial in plan.trials}) == len(plan.trials)
@@ -117,23 +101,19 @@ def test_counts_equal_those_of_enumerating_every_step(grid: list[dict[str, list[
     assert plan.num_fits_unshared == sum(len(fits) for fits, _ in steps)
     assert plan.num_picks == len({pick for _, picks in steps for pick in picks})
 
-
-@given(st.lists(grids(), min_size=1, max_size=2))
-def test_chains_hold_their_trials_and_share_what_depends_on_the_same(grid: list[dict[str, list[Any]]]) -> None:
-    plan = tiny_plan(f"grid={json.dumps(grid)}")
     for chain in plan.chains:
         mine = [trial for trial in plan.trials if all_but_the_budget(trial) == all_but_the_budget(chain.trial)]
         mine = [trial for trial in mine if (trial.budget == "full") == (chain.trial.budget == "full")]
         assert set(chain.budgets) == {trial.budget for trial in mine}
         assert list(chain.budgets) == sorted(chain.budgets, key=lambda budget: 0 if budget == "full" else budget)
         assert chain.trial.num_stages == max(trial.num_stages for trial in mine)
-    steps = {chain.id: steps_of(chain.trial) for chain in plan.chains}
+    of_chain = {chain.id: steps_of(chain.trial) for chain in plan.chains}
     for chain in plan.chains:
-        fits, picks = steps[chain.id]
+        fits, picks = of_chain[chain.id]
         assert (len(chain.fits), len(chain.picks)) == (len(fits), len(picks))
         kept = set()
         for other in plan.chains:
-            theirs = steps[other.id][0]
+            theirs = of_chain[other.id][0]
             common = sum(mine == their for mine, their in zip(fits, theirs, strict=False))
             assert chain.shared_fits(other) == common
             assert fits[:common] == theirs[:common]
@@ -141,42 +121,36 @@ def test_chains_hold_their_trials_and_share_what_depends_on_the_same(grid: list[
         assert plan.stages_to_keep(chain) == kept
 
 
-def test_a_batch_of_one_image_is_refused() -> None:
-    told = r"train\.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more"
-    with pytest.raises(SpecError, match=told):
-        tiny_plan("train.batch_size=1")
-    with pytest.raises(SpecError, match=told):
-        tiny_plan("grid=[{train.batch_size: [4, 1], budget: [2]}]")
-
-
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        (
-            "dataset.name=camvit",
-            r"dataset\.name: unknown data set 'camvit'; known: camvid, cityscapes, folder, scenes, voc",
-        ),
+        ("dataset.name=camvit", r"name: unknown data set 'camvit'; known: camvid, cityscapes, folder, scenes, voc"),
         ("acquire.strategy=best", r"acquire\.strategy: unknown strategy 'best'; known: margin, entropy, .*random"),
         ("evaluate={splits: {tset: {}}, report: tset}", r"evaluate\.splits: camvid has no split 'tset'; it has train"),
+        ("train.batch_size=1", r"train\.batch_size: 1 is too small, batch norm after pooling needs two images; take 2"),
+        ("grid=[{train.batch_size: [4, 1], budget: [2]}]", r"train\.batch_size: 1 is too small, batch norm after"),
     ],
 )
-def test_unknown_names_are_answered_with_the_known_ones(override: str, told: str) -> None:
+def test_unknown_names_are_answered_with_the_known_ones_and_a_batch_of_one_is_refused(override: str, told: str) -> None:
     with pytest.raises(SpecError, match=told):
-        tiny_plan(override, "grid=[{budget: [2]}]")
+        tiny_plan("grid=[{budget: [2]}]", override)
 
 
 # What is stored
 
 
-def states(plan: Plan, place: Path, data: Path) -> list[list[tuple[bool, bool, bool]]]:
-    """(fit stored, evaluated, pick stored) of every stage."""
-    progress = progress_of(plan, execution_at(place, data))
-    return [[(s.fit_stored, s.evaluated, s.pick_stored) for s in progress.stages[c.id]] for c in plan.chains]
+@pytest.fixture
+def data(write_camvid: Callable[..., Path]) -> Path:
+    return write_camvid(splits=("train", "test"))
 
 
-def test_progress_follows_the_store_step_by_step(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data, plan = write_camvid(splits=("train", "test")), tiny_plan()
-    execution = execution_at(tmp_path, data)
+@pytest.fixture
+def execution(data: Path, tmp_path: Path) -> Execution:
+    return execution_at(tmp_path, data)
+
+
+def test_progress_follows_the_store_step_by_step(execution: Execution) -> None:
+    plan = tiny_plan()
     chain = plan.chains[0]
     progress = progress_of(plan, execution)
     assert (progress.stored_fits, progress.stored_picks) == (0, 0)
@@ -191,26 +165,26 @@ def test_progress_follows_the_store_step_by_step(write_camvid: WriteCamVid, tmp_
         assert progress.done(chain) == (count == 9)
     # the initial pixels; fit, evaluation, pick; fit, evaluation, pick; fit, evaluation
     assert counts == [(0, 1, 0), (1, 1, 0), (1, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2), (2, 3, 2), (3, 3, 2), (3, 3, 3)]
-    assert states(plan, tmp_path, data)[1] == [(True, True, False), (False, False, False), (False, False, False)]
+    other = [(one.fit_stored, one.evaluated, one.pick_stored) for one in progress.stages[plan.chains[1].id]]
+    assert other == [(True, True, False), (False, False, False), (False, False, False)]
     do_steps(plan, plan.chains[1], execution)
     progress = progress_of(plan, execution)
     assert (progress.stored_fits, progress.stored_picks) == (plan.num_fits, plan.num_picks) == (5, 5)
     assert all(progress.done(chain) for chain in plan.chains)
 
 
-def test_full_supervision_needs_no_pixels(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data, plan = write_camvid(splits=("train", "test")), tiny_plan("grid=[{budget: [full]}]")
-    execution = execution_at(tmp_path, data)
-    assert progress_of(plan, execution).stages[plan.chains[0].id][0].fit is not None
-    do_steps(plan, plan.chains[0], execution)
+def test_full_supervision_needs_no_pixels(execution: Execution) -> None:
+    plan = tiny_plan("grid=[{budget: [full]}]")
+    (chain,) = plan.chains
+    assert progress_of(plan, execution).stages[chain.id][0].fit is not None
+    do_steps(plan, chain, execution)
     progress = progress_of(plan, execution)
-    assert progress.done(plan.chains[0])
+    assert progress.done(chain)
     assert (progress.stored_fits, progress.stored_picks) == (1, 0)
 
 
-def test_without_data_the_record_tells_what_is_stored(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data, plan = write_camvid(splits=("train", "test")), tiny_plan()
-    execution = execution_at(tmp_path, data)
+def test_without_data_the_record_tells_what_is_stored(data: Path, execution: Execution) -> None:
+    plan = tiny_plan()
     do_steps(plan, plan.chains[0], execution, 5)
     with_data = progress_of(plan, execution)
     shutil.rmtree(data)
@@ -218,11 +192,9 @@ def test_without_data_the_record_tells_what_is_stored(write_camvid: WriteCamVid,
     assert without.stages[plan.chains[0].id] == with_data.stages[plan.chains[0].id]
     assert (without.stored_fits, without.stored_picks) == (with_data.stored_fits, with_data.stored_picks) == (2, 2)
     assert not without.done(plan.chains[1])
-
-
-def test_without_data_and_record_nothing_is_known(tmp_path: Path) -> None:
-    progress = progress_of(tiny_plan(), execution_at(tmp_path, tmp_path / "absent"))
-    assert (progress.stored_fits, progress.stored_picks) == (None, None)
+    shutil.rmtree(execution.store)
+    nothing = progress_of(plan, execution)
+    assert (nothing.stored_fits, nothing.stored_picks) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -234,11 +206,8 @@ def test_without_data_and_record_nothing_is_known(tmp_path: Path) -> None:
         ("evaluation 2", "result", (3, 3)),
     ],
 )
-def test_a_damaged_result_counts_as_absent(
-    write_camvid: WriteCamVid, tmp_path: Path, step: str, file: str, left: tuple[int, int]
-) -> None:
-    data, plan = write_camvid(splits=("train", "test")), tiny_plan()
-    execution = execution_at(tmp_path, data)
+def test_a_damaged_result_counts_as_absent(execution: Execution, step: str, file: str, left: tuple[int, int]) -> None:
+    plan = tiny_plan()
     keys = do_steps(plan, plan.chains[0], execution)
     assert progress_of(plan, execution).done(plan.chains[0])
     path = Path(execution.store) / step.split()[0] / keys[step] / file
@@ -248,9 +217,8 @@ def test_a_damaged_result_counts_as_absent(
     assert (progress.stored_fits, progress.stored_picks) == left
 
 
-def test_data_of_other_content_have_no_results_yet(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data, plan = write_camvid(splits=("train", "test")), tiny_plan()
-    execution = execution_at(tmp_path, data)
+def test_data_of_other_content_have_no_results_yet(data: Path, execution: Execution) -> None:
+    plan = tiny_plan()
     do_steps(plan, plan.chains[0], execution)
     label = data / "camvid" / "trainannot" / "train_001.png"
     Image.fromarray((np.asarray(loaded(label)) + 1) % 12).save(label)
@@ -260,60 +228,45 @@ def test_data_of_other_content_have_no_results_yet(write_camvid: WriteCamVid, tm
 # What is checked before a start
 
 
-def test_good_data_pass_and_each_split_reports_its_decoding(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data = write_camvid(splits=("train", "test"))
+def test_good_data_pass_and_each_split_reports_its_decoding(execution: Execution) -> None:
     told: list[tuple[str, int, int]] = []
-    check_plan(tiny_plan(), execution_at(tmp_path, data), lambda *values: told.append(values))
+    check_plan(tiny_plan(), execution, lambda *values: told.append(values))
     assert told == [(f"camvid {split}", done, 3) for split in ("train", "test") for done in (1, 2, 3)]
 
 
-def test_a_budget_beyond_the_candidates_of_an_image_names_image_numbers_and_remedy(
-    write_camvid: WriteCamVid, tmp_path: Path
-) -> None:
-    data = write_camvid(splits=("train", "test"))
+def refused(execution: Execution, told: str, *overrides: str) -> bool:
+    with pytest.raises(DataError) as caught:
+        check_plan(tiny_plan(*overrides), execution)
+    return re.search(told, str(caught.value)) is not None
+
+
+def test_a_budget_beyond_the_candidates_of_an_image_is_refused(data: Path, execution: Execution) -> None:
     label = np.full((8, 10), 11, dtype=np.uint8)
     label[2, 3:8] = 4
     Image.fromarray(label).save(data / "camvid" / "trainannot" / "train_001.png")
     told = r"train: image train_001\.png has 5 pixels that are not void, budget 6 needs as many; lower the budget"
-    with pytest.raises(DataError, match=told):
-        check_plan(tiny_plan(), execution_at(tmp_path, data))
-    check_plan(tiny_plan("acquire.pixels_per_stage=3", "grid=[{budget: [5, full]}]"), execution_at(tmp_path, data))
+    assert refused(execution, told)
+    check_plan(tiny_plan("acquire.pixels_per_stage=3", "grid=[{budget: [5, full]}]"), execution)
+    seeds = {inside: [] for inside in (True, False)}  # of which the subset of two images has this one, and not
+    for seed in range(6):
+        names = training_names(tuple(f"train_{index:03d}.png" for index in range(3)), 2, seed)
+        seeds["train_001.png" in names].append(seed)
+    subset = "dataset.images=2"
+    check_plan(tiny_plan(subset, f"grid=[{{seed: {seeds[False]}, budget: [6]}}]"), execution)
+    assert refused(execution, "train_001.png has 5 pixels", subset, f"grid=[{{seed: {seeds[True][:1]}, budget: [6]}}]")
 
 
-def test_images_outside_the_subset_of_a_seed_are_not_asked_for_candidates(
-    write_camvid: WriteCamVid, tmp_path: Path
-) -> None:
-    data = write_camvid(num_images=3, splits=("train", "test"))
-    Image.fromarray(np.full((8, 10), 11, dtype=np.uint8)).save(data / "camvid" / "trainannot" / "train_000.png")
-    hidden = "train_000.png"
-    names = tuple(f"train_{index:03d}.png" for index in range(3))
-    without = [seed for seed in range(6) if hidden not in training_names(names, 2, seed)]
-    with_it = [seed for seed in range(6) if seed not in without]
-    seeds = "grid=[{{seed: {}, budget: [2]}}]"
-    check_plan(tiny_plan("dataset.images=2", seeds.format(without)), execution_at(tmp_path, data))
-    with pytest.raises(DataError, match=r"train_000\.png has 0 pixels"):
-        check_plan(tiny_plan("dataset.images=2", seeds.format(with_it[:1])), execution_at(tmp_path, data))
-
-
-def test_one_training_image_is_too_few(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data = write_camvid(num_images=2, splits=("train", "test"))
-    with pytest.raises(DataError, match=r"dataset\.images: 1 training image; batch norm needs at least 2"):
-        check_plan(tiny_plan("dataset.images=1"), execution_at(tmp_path, data))
-    with pytest.raises(DataError, match=r"dataset\.images: 3 asked for, the training split has 2"):
-        check_plan(tiny_plan("dataset.images=3"), execution_at(tmp_path, data))
-    check_plan(tiny_plan("dataset.images=2"), execution_at(tmp_path, data))
-
-
-def test_images_of_different_sizes_need_a_crop_size(write_camvid: WriteCamVid, tmp_path: Path) -> None:
-    data = write_camvid(splits=("train", "test"))
+def test_the_training_images_must_be_two_and_there_and_of_one_size_or_cropped(data: Path, execution: Execution) -> None:
+    assert refused(execution, r"dataset\.images: 1 training image; batch norm needs at least 2", "dataset.images=1")
+    assert refused(execution, r"dataset\.images: 4 asked for, the training split has 3", "dataset.images=4")
+    check_plan(tiny_plan("dataset.images=2"), execution)
     for folder in ("train", "trainannot"):
         path = data / "camvid" / folder / "train_002.png"
         loaded(path).resize((12, 8), Image.Resampling.NEAREST).save(path)
     native = ("dataset={name: camvid}", "grid=[{budget: [2, full]}]")
-    with pytest.raises(DataError, match=r"train\.augment\.crop_size: the training images differ in size; give the"):
-        check_plan(tiny_plan(*native), execution_at(tmp_path, data))
-    check_plan(tiny_plan(*native, "train.augment={crop_size: [8, 8]}"), execution_at(tmp_path, data))
-    check_plan(tiny_plan(), execution_at(tmp_path, data))  # prepared to one size
+    assert refused(execution, r"augment\.crop_size: the training images differ in size; give the", *native)
+    check_plan(tiny_plan(*native, "train.augment={crop_size: [8, 8]}"), execution)
+    check_plan(tiny_plan(), execution)  # prepared to one size
 
 
 # Whose name it is
@@ -321,22 +274,19 @@ def test_images_of_different_sizes_need_a_crop_size(write_camvid: WriteCamVid, t
 GRID = "grid=[{{seed: {}, budget: {}}}]"
 
 
-@pytest.mark.parametrize(
-    ("grid", "recorded"),
-    [
+def test_a_name_may_be_used_again_for_the_same_or_an_extended_grid(tmp_path: Path) -> None:
+    for grid, recorded in (
         (GRID.format([0, 1], [2, 4]), 4),  # equal
-        (GRID.format([0, 1], [2, 4, 6]), 6),  # larger: recorded
-        (GRID.format([1], [4]), 4),  # smaller: the larger stays
         ("grid=[{budget: [4, 2], seed: [1, 0]}]", 4),  # the same in another order
-    ],
-)
-def test_a_name_may_be_used_again_for_the_same_or_an_extended_grid(tmp_path: Path, grid: str, recorded: int) -> None:
-    store = Store(tmp_path)
-    claim_name(tiny_plan(GRID.format([0, 1], [2, 4])), store)
-    plan = tiny_plan(grid, "title=another")
-    claim_name(plan, store)
-    assert len(store.read_record(f"{experiment_folder(plan.experiment)}/experiment.json")["trials"]) == recorded
-    assert len(list(store.path.glob("experiments/*"))) == 1
+        (GRID.format([1], [4]), 4),  # smaller: the larger stays
+        (GRID.format([0, 1], [2, 4, 6]), 6),  # larger: recorded
+    ):
+        store = Store(tmp_path / str(recorded))
+        claim_name(tiny_plan(GRID.format([0, 1], [2, 4])), store)
+        plan = tiny_plan(grid, "title=another")
+        claim_name(plan, store)
+        assert len(store.read_record(f"{experiment_folder(plan.experiment)}/experiment.json")["trials"]) == recorded
+        assert len(store.names("experiments")) == 1
 
 
 @pytest.mark.parametrize(
@@ -356,27 +306,22 @@ def test_a_name_is_refused_to_another_experiment_with_the_way_out(tmp_path: Path
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
     claim_name(tiny_plan(override, "name=tiny-2"), store)  # the way out; a name that begins with the other
     claim_name(plan, store)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpecError, match=r"--store .*file: cannot be used .*; give a folder you may write to"):
+        claim_name(plan, Store(tmp_path / "file"))
 
 
 def test_the_effective_experiment_is_recorded(tmp_path: Path) -> None:
-    plan = tiny_plan("train.epochs=7")
-    claim_name(plan, Store(tmp_path))
-    recorded = Store(tmp_path).read_record(f"{experiment_folder(plan.experiment)}/experiment.json")
+    plan, store = tiny_plan("train.epochs=7"), Store(tmp_path)
+    claim_name(plan, store)
+    recorded = store.read_record(f"{experiment_folder(plan.experiment)}/experiment.json")
     again = parse_experiment(json.dumps(recorded["experiment"]), where="recorded")
     assert again == plan.experiment
     assert make_plan(again).chains == plan.chains
 
 
-def test_a_store_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SpecError, match=r"--store .*file: cannot be used .*; give a folder you may write to"):
-        claim_name(tiny_plan(), Store(tmp_path / "file"))
-
-
 def test_chains_that_differ_in_any_field_of_the_grid_have_labels_of_their_own() -> None:
     varied = "train.optimizer.lr: [0.1, 0.2], train.augment: [null, {}], acquire.strategy: [margin, random]"
-    grid = f"[{{seed: [0], {varied}, budget: [10]}}]"
-    path = ROOT / "experiments" / "quickstart.yaml"
-    plan = make_plan(load_experiment(path, ["acquire.initial_pixels=10", f"grid={grid}"]))
+    plan = tiny_plan(f"grid=[{{seed: [0], {varied}, budget: [2]}}]")
     assert len({chain.label for chain in plan.chains}) == len(plan.chains) == 8
     assert any("train.optimizer.lr=0.2" in chain.label for chain in plan.chains)

@@ -3,7 +3,6 @@
 import io
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pixelpick_ray.estimate import summarise
 from pixelpick_ray.plan import claim_name, make_plan, progress_of
 from pixelpick_ray.runner import session
 from pixelpick_ray.status import status_of
+from pixelpick_ray.store import experiment_folder
 from pixelpick_ray.store.records import ChainRecord, read_chain
 from tests.support.person import Person
 from tests.support.tiny_data import Place, TinyDataset, place_at, tiny_experiment
@@ -66,6 +66,12 @@ class Lab:
         (number,) = re.findall(r"trained now: (\d+)", text)
         return int(number)
 
+    def planned_and_run(self, *changes: str, keep: str = "needed") -> int:
+        """How many trainings a run makes, which a plan has said."""
+        planned = self.plan(*changes, keep=keep)
+        assert planned == (self.run(*changes, keep=keep), 0)
+        return planned[0]
+
     def records(self, *changes: str) -> list[ChainRecord]:
         """The records of the chains."""
         experiment = tiny_experiment("train.epochs=1", *changes)
@@ -108,138 +114,104 @@ def empty(tmp_path: Path) -> Lab:
     return Lab(place_at(tmp_path / "store", tmp_path, tmp_path / "cache"))
 
 
-def damage_pick(lab: Lab) -> None:
-    lab.damage("pick", lab.records(BASE)[0].stages[0].pick, "pixels.npz")
+def spoil(lab: Lab, what: str) -> None:
+    """Damage something that is stored of the base experiment, or lose all of it."""
+    first, second = lab.records(BASE)
+    files = {
+        "pick": ("pick", first.stages[0].pick, "pixels.npz"),
+        "first pixels": ("pick", first.initial, "pixels.npz"),
+        "fit": ("fit", second.stages[1].fit, "training.json"),
+        "evaluation": ("evaluation", first.stages[1].evaluations["val"], "confusion.npz"),
+    }
+    if what in files:
+        lab.damage(*files[what])
+    if what == "record":
+        path = next(lab.place.results.path.glob("experiments/*/chains/*.json"))
+        path.write_bytes(path.read_bytes().replace(b'"budget": 6', b'"budget": 7'))
+    if what in ("all records", "all"):
+        shutil.rmtree(lab.place.results.path / ("experiments" if what == "all records" else ""))
 
 
-def damage_first_pixels(lab: Lab) -> None:
-    lab.damage("pick", lab.records(BASE)[0].initial, "pixels.npz")
-
-
-def damage_fit(lab: Lab) -> None:
-    lab.damage("fit", lab.records(BASE)[1].stages[1].fit, "training.json")
-
-
-def damage_evaluation(lab: Lab) -> None:
-    lab.damage("evaluation", lab.records(BASE)[0].stages[1].evaluations["val"], "confusion.npz")
-
-
-def damage_record(lab: Lab) -> None:
-    path = next(lab.place.results.path.glob("experiments/*/chains/*.json"))
-    path.write_bytes(path.read_bytes().replace(b'"budget": 6', b'"budget": 7'))
-
-
-def lose_records(lab: Lab) -> None:
-    shutil.rmtree(lab.place.results.path / "experiments")
-
-
-def lose_everything(lab: Lab) -> None:
-    shutil.rmtree(lab.place.store)
-
-
-def nothing(lab: Lab) -> None:
-    """As it is."""
-
-
-SCENARIOS: dict[str, tuple[Callable[[Lab], None], tuple[str, ...], str, int]] = {
-    "fresh": (lose_everything, (BASE,), "needed", 3),
-    "all is stored": (nothing, (BASE,), "needed", 0),
-    "budgets added": (nothing, (STRATEGIES.format("margin, entropy", "3, 6, 9"),), "needed", 2 + 2),
-    "random added": (nothing, (STRATEGIES.format("margin, entropy, random", "3, 6"),), "needed", 1),
-    "seeds added": (nothing, (BASE.replace("{acquire", "{seed: [0, 1], acquire"),), "needed", 3),
-    "a strategy added": (nothing, (STRATEGIES.format("margin, entropy, least_confidence", "3, 6"),), "needed", 1 + 1),
-    "full supervision added": (nothing, (BASE.replace("}]", "}, {budget: [full]}]"),), "needed", 1),
-    "fewer asked for": (nothing, (STRATEGIES.format("entropy", "3"),), "needed", 0),
-    "a split added": (nothing, (BASE, MORE, "name=other"), "needed", 3),
-    "measured at every epoch": (nothing, (BASE, EVERY, "name=other"), "needed", 3),
-    "weights of the last stages asked for": (nothing, (BASE,), "last", 2),
-    "all weights asked for": (nothing, (BASE,), "all", 3),
-    "a split and weights": (nothing, (BASE, MORE, "name=other"), "all", 3),
-    "a pick is damaged": (damage_pick, (BASE,), "needed", 1),
-    "the first pixels are damaged": (damage_first_pixels, (BASE,), "needed", 0),
-    "a fit is damaged": (damage_fit, (BASE,), "needed", 1),
-    "an evaluation is damaged": (damage_evaluation, (BASE,), "needed", 1),
-    "a record is damaged": (damage_record, (BASE,), "needed", 0),
-    "the records are lost": (lose_records, (BASE,), "needed", 0),
-    "another name": (nothing, (BASE, "name=other"), "needed", 0),
-    "another experiment shares the first fit": (
-        nothing,
-        (STRATEGIES.format("random", "3, 6"), "name=other"),
-        "needed",
-        1,
-    ),
+ADDED = STRATEGIES.format("margin, entropy, least_confidence", "3, 6")
+OTHER = "name=other"
+# What was done to the stored base experiment, what is asked for then, with which weights, and the trainings.
+SCENARIOS: dict[str, tuple[str, tuple[str, ...], str, int]] = {
+    "fresh": ("all", (BASE,), "needed", 3),
+    "all is stored": ("nothing", (BASE,), "needed", 0),
+    "budgets added": ("nothing", (STRATEGIES.format("margin, entropy", "3, 6, 9"),), "needed", 2 + 2),
+    "random added": ("nothing", (STRATEGIES.format("margin, entropy, random", "3, 6"),), "needed", 1),
+    "seeds added": ("nothing", (BASE.replace("{acquire", "{seed: [0, 1], acquire"),), "needed", 3),
+    "a strategy added": ("nothing", (ADDED,), "needed", 1 + 1),
+    "full supervision added": ("nothing", (BASE.replace("}]", "}, {budget: [full]}]"),), "needed", 1),
+    "fewer asked for": ("nothing", (STRATEGIES.format("entropy", "3"),), "needed", 0),
+    "a split added": ("nothing", (BASE, MORE, OTHER), "needed", 3),
+    "measured at every epoch": ("nothing", (BASE, EVERY, OTHER), "needed", 3),
+    "weights of the last stages asked for": ("nothing", (BASE,), "last", 2),
+    "all weights asked for": ("nothing", (BASE,), "all", 3),
+    "a split and weights": ("nothing", (BASE, MORE, OTHER), "all", 3),
+    "a pick is damaged": ("pick", (BASE,), "needed", 1),
+    "the first pixels are damaged": ("first pixels", (BASE,), "needed", 0),
+    "a fit is damaged": ("fit", (BASE,), "needed", 1),
+    "an evaluation is damaged": ("evaluation", (BASE,), "needed", 1),
+    "a record is damaged": ("record", (BASE,), "needed", 0),
+    "the records are lost": ("all records", (BASE,), "needed", 0),
+    "another name": ("nothing", (BASE, OTHER), "needed", 0),
+    "another experiment shares the first fit": ("nothing", (STRATEGIES.format("random", "3, 6"), OTHER), "needed", 1),
 }
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_plan_predicts_the_trainings_of_a_run(lab: Lab, name: str) -> None:
-    prepare, changes, keep, expected = SCENARIOS[name]
-    prepare(lab)
-    assert lab.plan(*changes, keep=keep) == (expected, 0)
-    assert lab.run(*changes, keep=keep) == expected
-    assert lab.plan(*changes, keep=keep) == (0, 0)
-    assert lab.run(*changes, keep=keep) == 0
+    spoilt, changes, keep, expected = SCENARIOS[name]
+    spoil(lab, spoilt)
+    assert lab.planned_and_run(*changes, keep=keep) == expected
+    assert lab.planned_and_run(*changes, keep=keep) == 0
+    if keep == "last":
+        assert lab.weights() == sorted(record.stages[-1].fit for record in lab.records(BASE))
+        assert lab.run(BASE) == 0
+        assert len(lab.weights()) == 2
+    elif keep == "needed":
+        assert lab.weights() == []  # none that nobody asked for
+        assert not list(lab.place.results.path.glob("fit/*/weights.run"))
 
 
-def test_with_weights_a_split_and_a_strategy_need_no_training_again(empty: Lab) -> None:
-    assert empty.plan(BASE, keep="all") == (3, 0)
-    assert empty.run(BASE, keep="all") == 3
-    added = STRATEGIES.format("margin, entropy, least_confidence", "3, 6")
-    for changes, expected in [((BASE, MORE, "name=other"), 0), ((added, MORE, "name=other"), 1)]:
-        assert empty.plan(*changes, keep="all") == (expected, 0)
-        assert empty.run(*changes, keep="all") == expected
+def test_a_run_makes_damaged_records_again(lab: Lab) -> None:
+    folder = lab.place.results.path / experiment_folder(tiny_experiment("train.epochs=1", BASE))
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    assert len(before) == 3
+    for path, content in before.items():
+        path.write_bytes(content.replace(b"margin", b"marlin").replace(b"entropy", b"entropi"))
+    assert lab.planned_and_run(BASE) == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
+    assert len(lab.place.results.damaged()) == 3
+
+
+def test_weights_that_were_asked_for_stay_and_save_trainings(empty: Lab) -> None:
+    assert empty.planned_and_run(BASE, keep="all") == 3
+    kept = empty.weights()
+    assert len(kept) == 3
+    larger = STRATEGIES.format("margin, entropy", "3, 6, 9")
+    for changes, expected in [((BASE,), 0), ((BASE, OTHER), 0), ((larger,), 2)]:
+        assert empty.planned_and_run(*changes) == expected
+        assert empty.weights() == kept  # whatever is run later, and none that this run needed only for itself
+    third = "name=third"
+    for changes, expected in [((BASE, MORE, third), 0), ((ADDED, MORE, third), 1)]:
+        assert empty.planned_and_run(*changes, keep="all") == expected
     assert len(empty.weights()) == 4
     for path in empty.place.results.path.glob("fit/*/weights.safetensors"):
         path.unlink()
-    assert empty.plan(added, MORE, "name=other") == (0, 0)
-    assert empty.plan(added, MORE, "name=other", keep="last") == (3, 0)
-    assert empty.run(added, MORE, "name=other", keep="last") == 3
+    assert empty.plan(ADDED, MORE, third) == (0, 0)
+    assert empty.planned_and_run(ADDED, MORE, third, keep="last") == 3
 
 
 def test_people_are_part_of_the_plan(empty: Lab) -> None:
     person = Person(empty.place.results, tiny_experiment("train.epochs=1", *PEOPLE))
-    assert empty.plan(*PEOPLE) == (0, 3)
-    assert empty.run(*PEOPLE) == 0
-    person.answer_all(limit=4)
-    assert empty.plan(*PEOPLE) == (0, 3)
-    assert empty.run(*PEOPLE) == 0
-    person.answer_all()
-    assert empty.plan(*PEOPLE) == (1, 2)  # the first fit, which both chains share
-    assert empty.run(*PEOPLE) == 1
-    person.answer_all()
-    assert empty.plan(*PEOPLE) == (2, 0)
-    assert empty.run(*PEOPLE) == 2
+    # how many answers there are, what can be trained now and after further answers; both chains share the first fit
+    for limit, now, after in ((0, 0, 3), (4, 0, 3), (None, 1, 2), (None, 2, 0)):
+        if limit != 0:
+            person.answer_all(limit=limit)
+        assert empty.plan(*PEOPLE) == (now, after)
+        assert empty.run(*PEOPLE) == now
     assert empty.plan(*PEOPLE) == (0, 0)
     lasts = sorted({record.stages[-1].fit for record in empty.records(*PEOPLE)})
     assert empty.weights() == lasts  # what people paid for is kept
-
-
-# Weights
-
-
-def test_weights_that_were_asked_for_stay_whatever_is_run_later(empty: Lab) -> None:
-    empty.run(BASE, keep="all")
-    kept = empty.weights()
-    assert len(kept) == 3
-    empty.run(BASE)
-    assert empty.weights() == kept
-    empty.run(BASE, "name=other")
-    assert empty.weights() == kept
-    larger = STRATEGIES.format("margin, entropy", "3, 6, 9")
-    assert empty.plan(larger) == (2, 0)
-    assert empty.run(larger) == 2
-    assert empty.weights() == kept  # and none that this run needed only for itself
-
-
-def test_a_run_leaves_no_weights_that_nobody_asked_for(empty: Lab) -> None:
-    empty.run(BASE)
-    assert empty.weights() == []
-    assert not list(empty.place.results.path.glob("fit/*/weights.run"))
-
-
-def test_the_last_weights_can_be_had_of_a_finished_experiment(lab: Lab) -> None:
-    assert lab.weights() == []
-    assert lab.run(BASE, keep="last") == 2
-    assert lab.weights() == sorted(record.stages[-1].fit for record in lab.records(BASE))
-    assert lab.run(BASE) == 0
-    assert len(lab.weights()) == 2

@@ -31,17 +31,9 @@ def test_pins_are_of_what_pyproject_lists_and_in_its_ranges(file: str) -> None:
             assert mine >= theirs if relation == ">=" else mine < theirs, f"{name} {pinned[name]} {bound}"
 
 
-# Ray's private names: a new Ray may take them away, so the range in pyproject.toml has an upper bound.
-PRIVATE_NAMES = {
-    "ray._private.ray_constants.ENABLE_RAY_CLUSTER",
-    "ray._private.services",
-    "ray._raylet.AuthenticationTokenLoader",
-    "ray._raylet.Config",
-    "ray._raylet.GcsClient",
-}
-
-
 def test_private_names_of_ray_stand_in_one_module_and_are_there() -> None:
+    """A new Ray may take them away, so the range in pyproject.toml has an upper bound."""
+    raylet = {"AuthenticationTokenLoader", "Config", "GcsClient"}
     users = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "pixelpick_ray").rglob("*.py")
@@ -49,7 +41,7 @@ def test_private_names_of_ray_stand_in_one_module_and_are_there() -> None:
     }
     assert users == {"pixelpick_ray/runner/cluster.py"}
     text = (ROOT / "pixelpick_ray" / "runner" / "cluster.py").read_text(encoding="utf-8")
-    assert set(re.findall(r"ray\._raylet\.\w+", text)) == {name for name in PRIVATE_NAMES if "_raylet" in name}
+    assert set(re.findall(r"ray\._raylet\.(\w+)", text)) == raylet
     imported = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.module]
     private = {name.name for node in imported if "_private" in str(node.module) for name in node.names}
     assert private == {"ray_constants", "services"}
@@ -57,7 +49,7 @@ def test_private_names_of_ray_stand_in_one_module_and_are_there() -> None:
     from ray._private import ray_constants
 
     assert isinstance(ray_constants.ENABLE_RAY_CLUSTER, bool)
-    assert all(hasattr(ray._raylet, name) for name in ("AuthenticationTokenLoader", "Config", "GcsClient"))
+    assert all(hasattr(ray._raylet, name) for name in raylet)
     (bound,) = [one for one in pins.listed()["requirements.txt"] if one.startswith("ray")]
     assert bound == "ray[tune]>=2.60,<2.61"
 

@@ -22,17 +22,6 @@ FILES = (path for path in (ROOT / "experiments").rglob("*.yaml") if path.parent.
 EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 
 
-def commands() -> list[list[str]]:
-    """The words of every `python launch.py` line of the README."""
-    lines = re.findall(r"^python launch\.py ([^#\n]+)", README, flags=re.MULTILINE)
-    return [line.split() for line in lines]
-
-
-def test_every_experiment_is_in_the_readme_and_no_other() -> None:
-    table = README.split("<!-- experiments -->")[1].split("<!-- /experiments -->")[0]
-    assert set(re.findall(r"^\| `(experiments/[^`]+\.yaml)`", table, flags=re.MULTILINE)) == set(EXPERIMENTS)
-
-
 @pytest.mark.parametrize("path", EXPERIMENTS)
 def test_every_experiment_can_be_planned_and_costs_what_the_readme_says(path: str) -> None:
     plan = make_plan(load_experiment(ROOT / path))
@@ -40,9 +29,17 @@ def test_every_experiment_can_be_planned_and_costs_what_the_readme_says(path: st
     assert f"| {plan.num_fits} ({plan.num_fits_unshared} one by one) |" in row
 
 
+def test_linked_files_exist_and_no_other_experiment_is_listed() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    table = README.split("<!-- experiments -->")[1].split("<!-- /experiments -->")[0]
+    assert set(re.findall(r"^\| `(experiments/[^`]+\.yaml)`", table, flags=re.MULTILINE)) == set(EXPERIMENTS)
+
+
 def test_every_command_and_option_of_the_readme_exists() -> None:
     known = get_command(app).commands  # type: ignore[attr-defined]
-    seen = commands()
+    seen = [line.split() for line in re.findall(r"^python launch\.py ([^#\n]+)", README, flags=re.MULTILINE)]
     named = {"plan", "run", "submit", "status", "report", "evaluate", "annotate", "export", "import"}
     assert {words[0] for words in seen} == named
     for words in seen:
@@ -60,15 +57,10 @@ def test_the_makefile_has_the_words_of_the_readme() -> None:
     assert set(re.findall(r"make ([a-z-]+)", README)) <= targets | {"and"}
 
 
-def test_the_example_is_a_valid_experiment() -> None:
-    text = README.split("```yaml\n")[1].split("```")[0]
-    plan = make_plan(parse_experiment(text, where="README.md"))
-    assert len(plan.trials) == 27
-
-
-def test_the_cost_model_is_valid(tmp_path: Path) -> None:
-    text = next(block for block in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL) if "per_pixel" in block)
-    (tmp_path / "costs.yaml").write_text(text, encoding="utf-8")
+def test_the_example_and_the_cost_model_are_valid(tmp_path: Path) -> None:
+    example, *others = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    assert len(make_plan(parse_experiment(example, where="README.md")).trials) == 27
+    (tmp_path / "costs.yaml").write_text(next(text for text in others if "per_pixel" in text), encoding="utf-8")
     assert read_cost_model(tmp_path / "costs.yaml").currency == "EUR"
 
 
@@ -79,12 +71,6 @@ def test_the_files_of_a_report_are_those_of_the_readme(tmp_path: Path) -> None:
     named = set(re.findall(r"`([a-z_]+\.[a-z]+)`", section))
     assert written <= named
     assert named - written <= {"table_transposed.tex", "table_classes.tex"}  # only with several lines, and results
-
-
-def test_linked_files_exist() -> None:
-    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 @pytest.mark.slow

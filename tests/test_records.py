@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from pixelpick_ray.config.experiment import load_experiment
-from pixelpick_ray.data import datasets
 from pixelpick_ray.errors import DamagedError
 from pixelpick_ray.plan import claim_name, make_plan, progress_of
 from pixelpick_ray.report.chains import load_chains
@@ -18,8 +17,6 @@ from pixelpick_ray.store import Store, paths
 from pixelpick_ray.store.records import ChainRecord, ExperimentRecord, read_chain, write_chain
 from tests.support.launch import ROOT
 from tests.support.stores import do_steps, execution_at, record_of, tiny_plan
-from tests.support.tiny_data import TinyDataset, place_at, tiny_experiment
-from tests.test_prediction import BASE, Lab
 
 FLIPS = 600
 
@@ -94,36 +91,18 @@ def test_a_damaged_record_is_set_aside_when_it_is_written_again(tmp_path: Path) 
     assert (aside / "record.json").read_bytes() == damaged
 
 
-def test_a_run_makes_a_damaged_record_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    monkeypatch.setitem(datasets.DATASETS, "tiny", TinyDataset)
-    lab = Lab(place_at(tmp_path / "store", tmp_path, tmp_path / "cache"))
-    lab.run(BASE)
-    folder = lab.place.results.path / paths.experiment_folder(tiny_experiment("train.epochs=1", BASE))
-    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
-    assert len(before) == 3
-    for path, content in before.items():
-        path.write_bytes(content.replace(b"margin", b"marlin").replace(b"entropy", b"entropi"))
-    assert lab.run(BASE) == 0
-    assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
-    assert len(lab.place.results.damaged()) == 3
-
-
-def test_records_of_older_stores_have_no_digest_and_are_read(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    (tmp_path / "a.json").write_text('{"experiment": {}, "trials": ["1"]}')
-    assert store.find_record("a.json", ExperimentRecord) == ExperimentRecord(experiment={}, trials=("1",))
-    (tmp_path / "a.json").write_text('{"experiment": {}, "trails": ["1"]}')
-    assert store.find_record("a.json", ExperimentRecord) is None
-    assert store.damaged() == ["a.json: is not valid (trials: Field required) (the next run makes it again)"]
-
-
-def test_the_digest_is_of_everything_else(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def test_the_digest_is_of_everything_else_and_records_of_older_stores_have_none(tmp_path: Path) -> None:
+    store, path = Store(tmp_path), tmp_path / "a.json"
     store.write_record("a.json", {"reached": 3})
-    assert json.loads((tmp_path / "a.json").read_text()).keys() == {"reached", "digest"}
-    (tmp_path / "a.json").write_text((tmp_path / "a.json").read_text().replace("3", "4", 1))
+    assert json.loads(path.read_text()).keys() == {"reached", "digest"}
+    path.write_text(path.read_text().replace("3", "4", 1))
     with pytest.raises(DamagedError, match=r"a\.json: is damaged: other content than was written; put back the one"):
         store.read_record("a.json")
+    path.write_text('{"experiment": {}, "trials": ["1"]}')
+    assert store.find_record("a.json", ExperimentRecord) == ExperimentRecord(experiment={}, trials=("1",))
+    path.write_text('{"experiment": {}, "trails": ["1"]}')
+    assert store.find_record("a.json", ExperimentRecord) is None
+    assert store.damaged() == ["a.json: is not valid (trials: Field required) (the next run makes it again)"]
 
 
 def test_the_results_made_on_a_gpu_are_found_and_used(tmp_path: Path) -> None:

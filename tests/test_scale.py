@@ -61,10 +61,5 @@ def test_a_small_run_gives_every_line(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "results" / "cpu.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["name"] for line in lines] == [
-        "runner_chain",
-        "runner_stage",
-        "runner_memory",
-        "runner_filling",
-        "fake_node",
-    ]
+    names = ["runner_chain", "runner_stage", "runner_memory", "runner_filling", "fake_node"]
+    assert [json.loads(line)["name"] for line in lines] == names

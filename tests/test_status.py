@@ -26,20 +26,26 @@ def execution(write_camvid: Callable[..., Path], tmp_path: Path) -> Execution:
     return execution_at(tmp_path, write_camvid(splits=("train", "test")))
 
 
+@pytest.fixture
+def keys(plan: Plan, execution: Execution, tmp_path: Path) -> dict[str, str]:
+    """The keys of all results of the first chain."""
+    return do_steps(plan, plan.chains[0], execution_at(tmp_path / "all", execution.data_path))
+
+
 def stages(status: Status) -> list[tuple[str, ...]]:
     return [chain.stages for chain in status.chains]
 
 
-def test_nothing_done_is_missing(plan: Plan, execution: Execution) -> None:
+def test_only_what_is_stored_and_measured_is_stored(plan: Plan, execution: Execution) -> None:
     assert stages(status_of(plan, execution)) == [("missing",) * 3] * 2
     assert not Path(execution.store).exists()
-
-
-def test_what_is_stored_and_measured_is_stored(plan: Plan, execution: Execution) -> None:
     do_steps(plan, plan.chains[0], execution, 2)  # the first fit, not measured yet
     assert stages(status_of(plan, execution)) == [("missing",) * 3] * 2
     do_steps(plan, plan.chains[0], execution, 6)
-    assert stages(status_of(plan, execution)) == [("stored", "stored", "missing"), ("stored", "missing", "missing")]
+    assert stages(status_of(plan, execution)) == [("stored", "stored", "missing"), FIRST_STORED]
+
+
+FIRST_STORED = ("stored", "missing", "missing")
 
 
 @pytest.mark.parametrize(
@@ -47,18 +53,17 @@ def test_what_is_stored_and_measured_is_stored(plan: Plan, execution: Execution)
     [
         (0, "pick", [("waiting",) * 3] * 2),  # the first pixels of both
         (1, "fit 0", [("running", "waiting", "waiting")] * 2),  # the shared fit
-        (3, "pick 0", [("stored", "waiting", "waiting"), ("stored", "missing", "missing")]),
-        (4, "fit 1", [("stored", "running", "waiting"), ("stored", "missing", "missing")]),
-        (7, "fit 2", [("stored", "stored", "running"), ("stored", "missing", "missing")]),
+        (3, "pick 0", [("stored", "waiting", "waiting"), FIRST_STORED]),
+        (4, "fit 1", [("stored", "running", "waiting"), FIRST_STORED]),
+        (7, "fit 2", [("stored", "stored", "running"), FIRST_STORED]),
     ],
 )
 def test_a_live_lease_runs_and_what_comes_after_it_waits(
-    plan: Plan, execution: Execution, tmp_path: Path, done: int, step: str, expected: list[tuple[str, ...]]
+    plan: Plan, execution: Execution, keys: dict[str, str], done: int, step: str, expected: list[tuple[str, ...]]
 ) -> None:
-    key = do_steps(plan, plan.chains[0], execution_at(tmp_path / "all", execution.data_path))[step]
     do_steps(plan, plan.chains[0], execution, done)
     Store(execution.store).record_attempt(plan.chains[0].id, "OSError: earlier")
-    with Store(execution.store).take(step.split()[0], key) or pytest.fail("it is free"):
+    with Store(execution.store).take(step.split()[0], keys[step]) or pytest.fail("it is free"):
         state = status_of(plan, execution)
     assert stages(state) == expected
     assert state.chains[0].error == ""  # it is being tried again
@@ -75,10 +80,9 @@ def test_the_lease_of_a_dead_process_does_not_run(plan: Plan, execution: Executi
     assert stages(status_of(plan, execution)) == [("missing",) * 3] * 2
 
 
-def test_what_is_waited_for_is_told_with_its_holder(plan: Plan, execution: Execution, tmp_path: Path) -> None:
+def test_what_is_waited_for_is_told_with_its_holder(plan: Plan, execution: Execution, keys: dict[str, str]) -> None:
     me = f"{socket.gethostname()} pid {os.getpid()}"
     store = Store(execution.store)
-    keys = do_steps(plan, plan.chains[0], execution_at(tmp_path / "all", execution.data_path))
     do_steps(plan, plan.chains[0], execution, 4)
 
     def waits() -> list[str]:
@@ -106,7 +110,7 @@ def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(pl
     do_steps(plan, margin, execution, 6)
     fail(execution, margin, "Traceback\nKeyError: first", "Traceback\n  deep inside\nOSError: the disk is full\n\n")
     state = status_of(plan, execution)
-    assert stages(state) == [("stored", "stored", "failed"), ("stored", "missing", "missing")]
+    assert stages(state) == [("stored", "stored", "failed"), FIRST_STORED]
     assert [chain.error for chain in state.chains] == ["OSError: the disk is full", ""]
     assert state.as_dict()["stages"] == {"stored": 2, "running": 0, "waiting": 0, "missing": 2, "failed": 1}
     text = state.as_text().splitlines()

@@ -1,15 +1,14 @@
-"""The store: a result is there whole or not at all, whatever happens, and one process computes it."""
+"""A store's promises, on a folder and on object storage: a result is whole or absent, and one process computes it."""
 
 import hashlib
 import json
-import multiprocessing
 import os
-import socket
+import pickle
 import threading
 import time
-from collections.abc import Callable
-from multiprocessing.synchronize import Event
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,155 +18,203 @@ from pixelpick_ray.errors import StoreError
 from pixelpick_ray.store import Store, experiment_folder, leases
 from pixelpick_ray.store import results as store_module
 from pixelpick_ray.store.backend import Storage
-from pixelpick_ray.store.leases import LEASE_SECONDS, Lease
+from pixelpick_ray.store.leases import LEASE_SECONDS
+from pixelpick_ray.store.results import _json as as_json
+from tests.support.object_storage import served_bucket
+from tests.support.results import INPUTS, KEY, ME, OTHER, at_once, fill, fill_with_weights, publish, puts
 
-INPUTS = {"step": "fit", "version": 1, "seed": 0, "lr": 5e-4}
-KEY = digest(INPUTS)
-SPAWN = multiprocessing.get_context("spawn")
+FILES = ("payload.txt", "inner/more.txt", "input.json", "provenance.json", "manifest.json")
+OBJECTS = pytest.param("objects", marks=pytest.mark.long)
+on_a_folder = pytest.mark.parametrize("location", ["folder"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with served_bucket() as address:
+        yield address
+
+
+@pytest.fixture(params=["folder", OBJECTS])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "store")
+    return str(request.getfixturevalue("bucket")).format(f"{tmp_path.name}/store")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+def store(location: str) -> Store:
+    return Store(location)
 
 
-def writes(content: str) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        (folder / "inner").mkdir()
-        (folder / "payload.txt").write_text(content, encoding="utf-8")
-        (folder / "inner" / "more.txt").write_text(content * 2, encoding="utf-8")
-
-    return write
+def storage_of(store: Store) -> Storage:
+    return store._storage
 
 
-def publish(store: Store, content: str = "one") -> Path:
-    return store.publish("fit", INPUTS, writes(content), {"commit": "abc"})
+def manifest_of(store: Store) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(storage_of(store).read(f"fit/{KEY}/manifest.json") or b"")
+    return found
 
 
-def test_what_is_published_is_read_back(store: Store) -> None:
+# Results
+
+
+def test_what_is_published_is_read_back_by_its_inputs_and_by_its_key(store: Store) -> None:
     assert not store.has("fit", KEY)
     assert store.read("fit", INPUTS) is None
-    folder = publish(store)
+    assert store.files("fit", KEY, []) is None
+    assert not store.intact("fit", KEY)
+    made = publish(store)
+    for folder in (made, store.read("fit", INPUTS)):
+        assert folder is not None
+        assert (folder / "payload.txt").read_text() == "one"
+        assert (folder / "inner" / "more.txt").read_text() == "oneone"
+        assert json.loads((folder / "input.json").read_text()) == INPUTS
+        assert json.loads((folder / "provenance.json").read_text()) == {"seconds": 1.0}
+        assert not store.is_folder or folder == store.folder("fit", KEY)
     assert store.has("fit", KEY)
-    assert store.read("fit", INPUTS) == folder == store.folder("fit", KEY)
-    assert (folder / "payload.txt").read_text(encoding="utf-8") == "one"
-    assert (folder / "inner" / "more.txt").read_text(encoding="utf-8") == "oneone"
-    assert json.loads((folder / "input.json").read_text(encoding="utf-8")) == INPUTS
-    assert json.loads((folder / "provenance.json").read_text(encoding="utf-8")) == {"commit": "abc"}
+    assert store.intact("fit", KEY)
+    assert pickle.loads(pickle.dumps(store)).intact("fit", KEY)  # as in another process
     assert not store.has("pick", KEY)
-    assert store.read("fit", {**INPUTS, "seed": 1}) is None
+    assert store.read("fit", OTHER) is None
+    found = store.files("fit", KEY, ["payload.txt", "inner/more.txt", "input.json"])
+    assert found is not None
+    assert (found["payload.txt"], found["inner/more.txt"]) == (b"one", b"oneone")
+    assert json.loads(found["input.json"]) == INPUTS
+    storage_of(store).write(f"fit/{KEY}/added.txt", b"later")
+    assert [store.files("fit", KEY, [name]) for name in ("added.txt", "nowhere.txt")] == [None, None]
+    assert store.files("pick", KEY, ["payload.txt"]) is None
+    assert store.names("fit") == [KEY]
 
 
-def test_the_manifest_lists_every_file_with_size_and_digest(store: Store) -> None:
-    folder = publish(store)
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json"]
-    assert manifest == {
-        str(path.relative_to(folder)): {
-            "bytes": len(path.read_bytes()),
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        }
-        for path in files
+def test_the_manifest_lists_every_file_with_size_and_digest_but_weights(store: Store) -> None:
+    store.publish("fit", INPUTS, fill_with_weights, {})
+    contents = {name: storage_of(store).read(f"fit/{KEY}/{name}") or b"" for name in FILES if "manifest" not in name}
+    assert manifest_of(store) == {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
     }
-    assert len(files) == 4
 
 
-def test_a_second_publisher_adopts_the_first_result(store: Store) -> None:
-    first = publish(store, "one")
-    assert publish(store, "two") == first
-    assert (first / "payload.txt").read_text(encoding="utf-8") == "one"
-    assert [path.name for path in first.parent.iterdir()] == [KEY]
+def test_the_first_publisher_wins(store: Store) -> None:
+    publish(store)
+    assert (publish(store, "two") / "payload.txt").read_text() == "one"
+    assert (store.damaged(), store.names("fit")) == ([], [KEY])
 
 
+@on_a_folder
 def test_of_publishers_at_the_same_time_one_wins_and_all_agree(store: Store) -> None:
-    barrier, found = threading.Barrier(4), []
+    barrier = threading.Barrier(4)
 
-    def race(number: int) -> None:
+    def race(number: int) -> Path:
         def write(folder: Path) -> None:
-            writes(str(number))(folder)
+            fill(folder, str(number))
             barrier.wait(10)
 
-        found.append(store.publish("fit", INPUTS, write, {}))
+        return store.publish("fit", INPUTS, write, {})
 
-    threads = [threading.Thread(target=race, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [store.read("fit", INPUTS)] * 4
-    assert [path.name for path in found[0].parent.iterdir()] == [KEY]
+    assert at_once(4, race) == [store.read("fit", INPUTS)] * 4
+    assert [path.name for path in (store.path / "fit").iterdir()] == [KEY]
 
 
 def test_a_failure_while_writing_leaves_nothing(store: Store) -> None:
-    def write(folder: Path) -> None:
-        writes("half")(folder)
+    def fails(folder: Path) -> None:
+        fill(folder)
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        store.publish("fit", INPUTS, write, {})
+        store.publish("fit", INPUTS, fails, {})
     with pytest.raises(ValueError, match="JSON"):
-        store.publish("fit", INPUTS, writes("one"), {"seconds": float("nan")})
+        store.publish("fit", INPUTS, fill, {"seconds": float("nan")})
     assert not store.has("fit", KEY)
-    assert list((store.path / "fit").iterdir()) == []
+    assert store.names("fit") == []
+    assert not store.is_folder or list((store.path / "fit").iterdir()) == []
 
 
+def test_a_discarded_result_is_gone_and_may_be_made_again(store: Store) -> None:
+    store.discard("fit", KEY)
+    publish(store)
+    store.discard("fit", KEY)
+    assert (store.names("fit"), store.read("fit", INPUTS), store.damaged()) == ([], None, [])
+    publish(store)
+    assert store.read("fit", INPUTS) is not None
+
+
+DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {
+    "changed": ("payload.txt", lambda old: b"x" + old[1:]),
+    "emptied": ("inner/more.txt", lambda old: b""),
+    "input cut": ("input.json", lambda old: old[:-1]),
+    "provenance longer": ("provenance.json", lambda old: old + b" "),
+    "manifest cut": ("manifest.json", lambda old: old[:-1]),  # the last of those that object storage has, too
+    "cut": ("inner/more.txt", lambda old: old[:3]),
+    "longer": ("payload.txt", lambda old: old + b" and more"),
+    "removed": ("payload.txt", lambda old: None),
+    "input emptied": ("input.json", lambda old: b""),
+    "input removed": ("input.json", lambda old: None),
+    "input of another": ("input.json", lambda old: b"{}"),
+    "provenance removed": ("provenance.json", lambda old: None),
+    "manifest emptied": ("manifest.json", lambda old: b""),
+    "manifest no text": ("manifest.json", lambda old: b"\xff\xfe\x00"),
+    "manifest a list": ("manifest.json", lambda old: b"[]"),
+    "manifest entry": ("manifest.json", lambda old: b'{"payload.txt": 1}'),
+    "manifest without it": ("manifest.json", lambda old: b"{}"),
+}
+ON_OBJECTS = list(DAMAGES)[:5]
+
+
+@pytest.mark.parametrize(
+    ("location", "damage"),
+    [("folder", one) for one in DAMAGES] + [pytest.param("objects", one, marks=pytest.mark.long) for one in ON_OBJECTS],
+    indirect=["location"],
+)
+def test_damage_is_told_set_aside_and_made_again(store: Store, damage: str) -> None:
+    name, spoil = DAMAGES[damage]
+    publish(store)
+    storage, where = storage_of(store), [f"fit/{KEY}/{file}" for file in FILES]
+    old = storage.read(f"fit/{KEY}/{name}")
+    assert old is not None
+    new = spoil(old)
+    storage.remove(f"fit/{KEY}/{name}") if new is None else storage.write(f"fit/{KEY}/{name}", new)
+    before = storage.read_each(where)
+    assert not store.intact("fit", KEY)
+    unseen = name in ("inner/more.txt", "provenance.json") or damage == "manifest cut"
+    assert (store.files("fit", KEY, ["payload.txt", "input.json"]) is None) != unseen  # who asks for it notices
+    assert store.files("fit", KEY, ["inner/more.txt"]) is None or name != "inner/more.txt"
+    assert storage.read_each(where) == before  # who only looks changes nothing
+    assert store.damaged() == []
+    assert store.read("fit", INPUTS) is None
+    (line,) = store.damaged()
+    assert line.startswith(f"fit/{KEY}: {name}: ")
+    assert name == "manifest.json" or "other content than was published" in line or (new is None and "missing" in line)
+    aside = line.rpartition("set aside as ")[2].rstrip(")")
+    assert aside.startswith(f"damaged/fit-{KEY}-")
+    assert storage.read(f"{aside}/{name}") == new
+    assert not store.has("fit", KEY)
+    assert store.read("fit", INPUTS) is None
+    publish(store)
+    assert store.read("fit", INPUTS) is not None
+    assert len(store.damaged()) == 1
+
+
+@on_a_folder
 @pytest.mark.parametrize("looked_at", [True, False])
 def test_a_folder_without_manifest_is_absent_and_replaced(store: Store, looked_at: bool) -> None:
     (publish(store, "old") / "manifest.json").unlink()
     assert not store.has("fit", KEY)
+    assert store.files("fit", KEY, ["payload.txt"]) is None
     if looked_at:
         assert store.read("fit", INPUTS) is None
         assert store.damaged()[0].startswith(f"fit/{KEY}: manifest.json: missing (set aside as damaged/fit-{KEY}-")
     folder = publish(store, "new")
     assert store.read("fit", INPUTS) == folder
-    assert (folder / "payload.txt").read_text(encoding="utf-8") == "new"
+    assert (folder / "payload.txt").read_text() == "new"
 
 
-def puts(content: bytes) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        path.write_bytes(content)
-
-    return write
-
-
-def damage_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(bytes(content))
-
-
-DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "changed": ("payload.txt", damage_byte),
-    "cut short": ("inner/more.txt", lambda path: os.truncate(path, 3)),
-    "emptied": ("input.json", lambda path: os.truncate(path, 0)),
-    "longer": ("payload.txt", puts(b"one and more")),
-    "removed": ("provenance.json", Path.unlink),
-    "manifest emptied": ("manifest.json", lambda path: os.truncate(path, 0)),
-    "manifest no text": ("manifest.json", puts(b"\xff\xfe\x00")),
-    "manifest a list": ("manifest.json", puts(b"[]")),
-    "manifest entry": ("manifest.json", puts(b'{"payload.txt": 1}')),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_result_is_set_aside_with_the_reason_and_made_again(store: Store, kind: str) -> None:
-    name, damage = DAMAGES[kind]
-    damage(publish(store) / name)
-    assert store.read("fit", INPUTS) is None
-    assert not store.has("fit", KEY)
-    (aside,) = (store.path / "damaged").iterdir()
-    assert aside.name.startswith(f"fit-{KEY}")
-    assert name in (aside / "problem.txt").read_text(encoding="utf-8")
-    assert store.read("fit", INPUTS) is None
-    again = publish(store, "two")
-    assert store.read("fit", INPUTS) == again
-
-
+@on_a_folder
 def test_readers_that_find_the_same_damage_at_once_both_see_an_absent_result(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    damage_byte(publish(store) / "payload.txt")
-    find, barrier, found = store_module._damage, threading.Barrier(2), []
+    (publish(store) / "payload.txt").write_text("other")
+    find, barrier = store_module._damage, threading.Barrier(2)
 
     def together(folder: Path, entries: dict[str, tuple[int, str]]) -> str:
         problem = find(folder, entries)
@@ -176,167 +223,97 @@ def test_readers_that_find_the_same_damage_at_once_both_see_an_absent_result(
         return problem
 
     monkeypatch.setattr(store_module, "_damage", together)
+    assert at_once(2, lambda _: store.read("fit", INPUTS)) == [None, None]
 
-    def read() -> None:
-        found.append(store.read("fit", INPUTS))
 
-    threads = [threading.Thread(target=read) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [None, None]
+def test_a_manifest_that_leads_elsewhere_is_damage(store: Store, tmp_path: Path) -> None:
+    publish(store)
+    manifest = manifest_of(store)
+    (tmp_path / "outside.txt").write_text("outside")
+    for name in ("../../../outside.txt", str(tmp_path / "outside.txt")):
+        entry = {"bytes": 7, "sha256": hashlib.sha256(b"outside").hexdigest()}
+        storage_of(store).write(f"fit/{KEY}/manifest.json", as_json({**manifest, name: entry}))
+        assert not store.intact("fit", KEY)
+    assert store.read("fit", INPUTS) is None
+    assert "manifest.json: names other files than a result has" in store.damaged()[0]
 
 
 def test_a_result_of_other_inputs_under_a_key_is_an_error(store: Store) -> None:
-    folder, other = publish(store), {**INPUTS, "seed": 1}
-    folder.rename(store.folder("fit", digest(other)))
+    publish(store)
+    storage_of(store).move(f"fit/{KEY}", f"fit/{digest(OTHER)}")
+    assert not store.intact("fit", digest(OTHER))
+    assert store.files("fit", digest(OTHER), ["payload.txt", "input.json"]) is None
     with pytest.raises(StoreError, match=r"made from other inputs than its key says; remove the folder and run again"):
-        store.read("fit", other)
+        store.read("fit", OTHER)
 
 
-def contents(store: Store) -> dict[Path, bytes]:
-    return {path.relative_to(store.path): path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
-
-
-def test_files_of_a_result_are_read(store: Store) -> None:
-    folder = publish(store)
-    assert store.files("fit", KEY, ["input.json", "payload.txt", "inner/more.txt"]) == {
-        "input.json": (folder / "input.json").read_bytes(),
-        "payload.txt": b"one",
-        "inner/more.txt": b"oneone",
-    }
-
-
-ASKED = ("payload.txt", "input.json", "manifest.json")
-NO_FILES = {f"{kind} {name}": (name, damage) for kind, (name, damage) in DAMAGES.items() if name in ASKED} | {
-    "removed": ("payload.txt", Path.unlink),
-    "removed input": ("input.json", Path.unlink),
-    "removed manifest": ("manifest.json", Path.unlink),
-    "manifest without it": ("manifest.json", puts(b"{}")),
-    "other input": ("input.json", puts(b"{}")),
-}
-
-
-@pytest.mark.parametrize("kind", NO_FILES)
-def test_what_is_asked_for_is_verified_and_left_as_it_is(store: Store, kind: str) -> None:
-    name, damage = NO_FILES[kind]
-    damage(publish(store) / name)
-    before = contents(store)
-    assert store.files("fit", KEY, ["payload.txt", "input.json"]) is None
-    assert contents(store) == before
-
-
-def test_what_is_not_asked_for_is_not_verified(store: Store) -> None:
-    folder = publish(store)
-    damage_byte(folder / "inner" / "more.txt")
-    (folder / "provenance.json").unlink()
-    before = contents(store)
-    assert store.files("fit", KEY, ["payload.txt"]) is not None
-    assert store.files("fit", KEY, ["payload.txt", "inner/more.txt"]) is None
-    assert contents(store) == before
-
-
-def test_no_file_is_read_of_what_is_absent_or_was_never_published(store: Store) -> None:
-    assert store.files("fit", KEY, []) is None
-    folder = publish(store)
-    (folder / "added.txt").write_text("later", encoding="utf-8")
-    assert store.files("fit", KEY, ["added.txt"]) is None
-    assert store.files("fit", KEY, ["nowhere.txt"]) is None
-    assert store.files("pick", KEY, ["payload.txt"]) is None
-
-
-def test_no_file_is_read_under_a_key_of_other_inputs(store: Store) -> None:
-    other = digest({**INPUTS, "seed": 1})
-    publish(store).rename(store.folder("fit", other))
-    assert store.files("fit", other, ["payload.txt", "input.json"]) is None
-
-
-def fail(store: Store, time_ns: int, text: str) -> None:
-    folder = store.path / "attempts" / "chain"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{time_ns}.txt").write_text(text, encoding="utf-8")
-
-
-def test_the_last_line_of_the_latest_failure_is_told(store: Store) -> None:
-    assert store.last_error("chain") == ""
-    fail(store, 1_700_000_000_000_000_002, "Traceback\n  in fit\nRunError: out of memory\n\n")
-    fail(store, 1_700_000_000_000_000_001, "Traceback\nDataError: a.png is damaged\n")
-    assert store.last_error("chain") == "RunError: out of memory"
-    assert store.last_error("another") == ""
-    fail(store, 1_700_000_000_000_000_003, "\n")
-    assert store.last_error("chain") == ""
-
-
+@on_a_folder
 def test_a_store_that_cannot_be_written_to_is_told(store: Store) -> None:
     store.folder("fit", KEY).parent.mkdir(parents=True)
-    store.folder("fit", KEY).write_text("a file in the way", encoding="utf-8")
+    store.folder("fit", KEY).write_text("a file in the way")
     with pytest.raises(StoreError, match=r"could not be published; is .*store writable"):
         publish(store)
 
 
-def test_weights_are_kept_checked_and_dropped_beside_their_fit(store: Store) -> None:
-    folder, content = publish(store), bytes(range(256)) * 10
+# Weights
+
+
+def has_weights(store: Store, content: bytes) -> bool:
+    found = store.weights(KEY)
+    return found is not None and (found[0].read_bytes(), found[1]) == (content, hashlib.sha256(content).hexdigest())
+
+
+def test_weights_live_beside_their_fit_and_are_no_part_of_it(store: Store) -> None:
+    store.publish("fit", INPUTS, fill_with_weights, {})
+    assert has_weights(store, b"weights")
+    assert store.read("fit", INPUTS) is not None
+    for _ in range(2):
+        store.drop_weights(KEY, "mine")
+        assert store.weights(KEY) is None
+    assert store.read("fit", INPUTS) is not None
+    for content in (b"old", b"new"):
+        assert store.write_weights(KEY, puts(content)) == hashlib.sha256(content).hexdigest()
+        assert has_weights(store, content)
+    storage_of(store).write(f"fit/{KEY}/weights.safetensors", b"nex")
     assert store.weights(KEY) is None
-    sha256 = store.write_weights(KEY, puts(content))
-    assert sha256 == hashlib.sha256(content).hexdigest()
-    assert store.weights(KEY) == (folder / "weights.safetensors", sha256)
-    assert (folder / "weights.safetensors").read_bytes() == content
-    assert store.read("fit", INPUTS) == folder
+    assert store.read("fit", INPUTS) is not None
+    assert store.damaged() == []
+
+
+@on_a_folder
+def test_only_weights_that_a_run_made_for_itself_are_dropped_by_it_or_after_its_death(store: Store) -> None:
+    folder = publish(store)
+    assert store.weights(KEY) is None
+    store.write_weights(KEY, puts(b"weights"))
     store.drop_weights(KEY, "mine")
-    assert store.weights(KEY) is not None  # no run has made them for itself
-    assert store.write_weights(KEY, puts(content), run="mine") == sha256
-    store.drop_weights(KEY, "mine")
+    assert has_weights(store, b"weights")  # no run has made them for itself
+    store.write_weights(KEY, puts(b"weights"), run="mine")
     store.drop_weights(KEY, "mine")
     assert store.weights(KEY) is None
-    assert store.read("fit", INPUTS) == folder
     assert sorted(path.name for path in folder.glob("weights.*")) == ["weights.json"]
-
-
-def test_weights_that_a_run_made_for_itself_are_left_to_it_while_it_is_alive(store: Store) -> None:
-    publish(store)
     store.write_weights(KEY, puts(b"weights"), run="other")
     with store.take("run", "other") or pytest.fail("it is free"):
         store.drop_weights(KEY, "mine")
-        assert store.weights(KEY) is not None
+        assert has_weights(store, b"weights")
     store.drop_weights(KEY, "mine")  # nobody will, now
     assert store.weights(KEY) is None
-
-
-def test_weights_that_are_kept_for_good_are_dropped_by_no_run(store: Store) -> None:
-    publish(store)
-    for keep in (lambda: store.keep_weights(KEY), lambda: store.write_weights(KEY, puts(b"again"))):
+    for keep in (lambda: store.keep_weights(KEY), lambda: store.write_weights(KEY, puts(b"weights"))):
         store.write_weights(KEY, puts(b"weights"), run="mine")
         keep()
         store.drop_weights(KEY, "mine")
-        assert store.weights(KEY) is not None
+        assert has_weights(store, b"weights")  # kept for good
 
 
-def test_weights_written_again_replace_the_old_ones(store: Store) -> None:
-    publish(store)
-    for content in (b"old", b"new"):
-        sha256 = store.write_weights(KEY, puts(content))
-    found = store.weights(KEY)
-    assert found is not None
-    assert found[1] == sha256
-    assert found[0].read_bytes() == b"new"
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("weights.safetensors", b"wights")] + [("weights.json", content) for content in (b"", b"\xff", b"{}", b"[1]")],
-)
-def test_damaged_weights_are_absent_and_the_fit_is_not(store: Store, name: str, content: bytes) -> None:
+@on_a_folder
+def test_damaged_weights_are_absent_the_fit_is_not_and_a_failed_write_keeps_the_old_ones(store: Store) -> None:
     folder = publish(store)
-    store.write_weights(KEY, puts(b"weights"))
-    (folder / name).write_bytes(content)
-    assert store.weights(KEY) is None
-    assert store.read("fit", INPUTS) == folder
-
-
-def test_a_failure_while_weights_are_written_keeps_the_old_ones(store: Store) -> None:
-    publish(store)
-    sha256 = store.write_weights(KEY, puts(b"old"))
+    damaged = [("weights.safetensors", b"wights")]
+    for name, content in damaged + [("weights.json", content) for content in (b"", b"\xff", b"{}", b"[1]")]:
+        store.write_weights(KEY, puts(b"weights"))
+        (folder / name).write_bytes(content)
+        assert store.weights(KEY) is None
+        assert store.read("fit", INPUTS) == folder
+    store.write_weights(KEY, puts(b"old"))
 
     def full(path: Path) -> None:
         path.write_bytes(b"ne")
@@ -344,36 +321,62 @@ def test_a_failure_while_weights_are_written_keeps_the_old_ones(store: Store) ->
 
     with pytest.raises(OSError, match="no space"):
         store.write_weights(KEY, full)
-    found = store.weights(KEY)
-    assert found is not None
-    assert found[1] == sha256
+    assert has_weights(store, b"old")
 
 
-def test_a_record_that_cannot_be_written_keeps_the_old_one(store: Store) -> None:
-    store.write_record("a.json", {"loss": 1.0})
+# Unfinished fits, records, journals, failures
+
+
+def test_an_unfinished_fit_is_kept_until_it_is_dropped_and_a_damaged_one_is_removed(store: Store) -> None:
+    assert store.unfinished(KEY) is None
+    for content in (b"first", os.urandom(100_000), b""):
+        store.write_unfinished(KEY, content)
+        assert store.unfinished(KEY) == content
+    publish(store)
+    assert store.unfinished(KEY) == b""
+    for _ in range(2):
+        store.drop_unfinished(KEY)
+        assert store.unfinished(KEY) is None
+    for end in (-1, 70, 0):
+        store.write_unfinished(KEY, b"state of the training")
+        old = storage_of(store).read(f"unfinished/{KEY}")
+        assert old is not None
+        storage_of(store).write(f"unfinished/{KEY}", old[:end] + b"x" * (end == -1))
+        assert store.unfinished(KEY) is None
+        assert store.names("unfinished") == []
+
+
+def test_records_are_replaced_listed_and_removed(store: Store) -> None:
+    folder = "experiments/x/chains"
+    assert (store.read_record(f"{folder}/a.json"), store.records(folder)) == (None, [])
+    for value in ({"stages": [1]}, {"stages": [1, 2]}):
+        store.write_record(f"{folder}/a.json", value)
+        assert store.read_record(f"{folder}/a.json") == value
     with pytest.raises(ValueError, match="JSON"):
-        store.write_record("a.json", {"loss": float("nan")})
-    assert store.read_record("a.json") == {"loss": 1.0}
-    assert store.records(".") == ["a"]
+        store.write_record(f"{folder}/a.json", {"stages": float("nan")})
+    assert store.read_record(f"{folder}/a.json") == value
+    store.write_record(f"{folder}/b.json", {"values": []})
+    assert store.records(folder) == ["a", "b"]
+    assert store.names("experiments") == ["x"]
+    for _ in range(2):
+        store.remove_record(f"{folder}/a.json")
+        assert store.records(folder) == ["b"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
-def test_a_damaged_record_is_told_with_its_path(store: Store, content: bytes) -> None:
+@on_a_folder
+def test_a_damaged_record_is_told_with_its_path(store: Store) -> None:
     store.path.mkdir()
-    (store.path / "a.json").write_bytes(content)
-    with pytest.raises(StoreError, match=r"a\.json: is damaged: is not JSON .*remove it and run again"):
-        store.read_record("a.json")
+    for content in (b"", b"{", b"\xff\xfe"):
+        (store.path / "a.json").write_bytes(content)
+        with pytest.raises(StoreError, match=r"a\.json: is damaged: is not JSON .*remove it and run again"):
+            store.read_record("a.json")
 
 
+@on_a_folder
 def test_a_reader_never_sees_half_a_record(store: Store) -> None:
     values = [{"number": number, "filling": "x" * 20000} for number in range(60)]
     store.write_record("a.json", values[0])
-
-    def write() -> None:
-        for value in values:
-            store.write_record("a.json", value)
-
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=lambda: [store.write_record("a.json", value) for value in values])
     writer.start()
     seen = []
     while writer.is_alive():
@@ -381,6 +384,38 @@ def test_a_reader_never_sees_half_a_record(store: Store) -> None:
     writer.join()
     assert seen == sorted(seen)
     assert store.read_record("a.json") == values[-1]
+
+
+def test_a_journal_keeps_its_lines_in_order_and_no_half_of_one(store: Store) -> None:
+    path = "answers/book/mine.jsonl"
+    assert store.lines(path) == []
+    store.append_lines(path, [{"number": 0}, {"number": 1}])
+    store.append_lines(path, [{"number": 2, "text": "ä\n"}])
+    store.append_lines(path, [{"number": 3}])
+    assert store.names("answers/book") == ["mine.jsonl"]
+    for start in range(5):
+        assert [line["number"] for line in store.lines(path, start=start)] == list(range(start, 4))
+    assert store.lines(path, start=2)[0]["text"] == "ä\n"
+    last = path if store.is_folder else f"{path}/{3:012d}"
+    whole = storage_of(store).read(last)
+    assert whole is not None
+    storage_of(store).write(last, whole[:-1])  # as a process leaves it that is killed while it writes
+    assert [line["number"] for line in store.lines(path)] == [0, 1, 2]
+    storage_of(store).write(last, b"{" + whole)
+    with pytest.raises(StoreError, match=r"book/mine\.jsonl: line \d is damaged \(.*correct or remove this"):
+        store.lines(path)
+
+
+def test_the_last_line_of_the_latest_failure_is_told(store: Store) -> None:
+    assert store.last_error("chain") == ""
+    for at, text in ((2, "Traceback\n  in fit\nRunError: out of memory\n\n"), (1, "Traceback\nDataError: damaged\n")):
+        storage_of(store).write(f"attempts/chain/{1_700_000_000_000_000_000 + at}.txt", text.encode())
+        assert store.last_error("chain") == "RunError: out of memory"
+    assert store.last_error("another") == ""
+    store.record_attempt("chain", "Traceback\nRunError: again\n\n")
+    assert store.last_error("chain") == "RunError: again"
+    store.record_attempt("chain", "\n")
+    assert store.last_error("chain") == ""
 
 
 def test_experiments_that_extend_a_grid_share_a_folder(camvid_yaml: str) -> None:
@@ -393,103 +428,83 @@ def test_experiments_that_extend_a_grid_share_a_folder(camvid_yaml: str) -> None
 
 # Leases
 
-
-def lease_path(store: Store) -> Path:
-    return store.path / "leases" / f"fit-{KEY}"
-
-
-def put_lease(store: Store, holder: str, age_seconds: float = 0.0) -> None:
-    lease_path(store).parent.mkdir(parents=True, exist_ok=True)
-    lease_path(store).write_text(holder, encoding="utf-8")
-    os.utime(lease_path(store), (time.time() - age_seconds,) * 2)
+LEASE = f"leases/fit-{KEY}"
+ELSEWHERE = b"another-host pid 1\n"
 
 
-def take(store: Store) -> Lease:
-    """The lease, which must be free."""
-    lease = store.take("fit", KEY)
-    assert lease is not None
-    return lease
-
-
-def test_a_lease_is_seen_while_it_is_held_only(store: Store) -> None:
+def test_a_lease_excludes_others_until_it_ends(store: Store) -> None:
     assert store.leased() == {}
-    with take(store):
-        assert store.leased() == {f"fit-{KEY}": f"{socket.gethostname()} pid {os.getpid()}"}
+    with store.take("fit", KEY) or pytest.fail("it is free"):
+        assert store.take("fit", KEY) is None  # not even this thread
+        assert pickle.loads(pickle.dumps(store)).take("fit", KEY) is None
+        assert store.leased() == {f"fit-{KEY}": ME}
+        with store.take("pick", KEY) or pytest.fail("another result"):
+            pass
     assert store.leased() == {}
-    assert list(lease_path(store).parent.iterdir()) == []
-
-
-def test_a_lease_ends_with_a_failure(store: Store) -> None:
-    with pytest.raises(RuntimeError, match="training failed"), take(store):
-        raise RuntimeError("training failed")
+    assert store.names("leases") == []
+    with pytest.raises(RuntimeError, match="failed"), store.take("fit", KEY) or pytest.fail("it is free"):
+        raise RuntimeError("failed")
     assert store.leased() == {}
+    assert not store.is_folder or list((store.path / "leases").iterdir()) == []
 
 
-@pytest.mark.parametrize("holder", ["another-host pid 1", ""], ids=["another host", "just being taken"])
-def test_a_live_lease_belongs_to_its_holder(store: Store, holder: str) -> None:
-    put_lease(store, holder)
+@pytest.mark.parametrize("content", [ELSEWHERE, b"", b"\xff\xfe\n\xff"], ids=["another host", "being taken", "broken"])
+def test_a_lease_is_its_holders_until_nobody_refreshes_it(
+    store: Store, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage_of(store).create(LEASE, content)
     assert store.take("fit", KEY) is None
-    assert lease_path(store).read_text(encoding="utf-8") == holder
-
-
-@pytest.mark.parametrize("holder", ["another-host pid 1", ""])
-def test_a_lease_that_nobody_touches_is_dead(store: Store, holder: str) -> None:
-    put_lease(store, holder, age_seconds=LEASE_SECONDS + 1)
+    assert len(store.leased()) == 1
+    assert storage_of(store).read(LEASE) == content
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.0)
     assert store.leased() == {}
-    with take(store):
-        assert store.leased() != {}
+    lease = store.take("fit", KEY)
+    monkeypatch.setattr(leases, "LEASE_SECONDS", LEASE_SECONDS)
+    assert lease is not None
+    with lease:
+        assert list(store.leased().values()) == [ME]
 
 
-def test_a_lease_is_kept_alive_by_its_holder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "LEASE_SECONDS", 0.6)
-    with take(store):
-        for _ in range(4):
-            time.sleep(0.3)
+def test_a_lease_that_was_taken_over_is_left_to_its_new_holder(store: Store) -> None:
+    with store.take("fit", KEY) or pytest.fail("it is free"):
+        storage_of(store).write(LEASE, ELSEWHERE)
+    assert store.leased() == {f"fit-{KEY}": "another-host pid 1"}
+
+
+@pytest.mark.parametrize(
+    ("location", "seconds"),
+    [("folder", 0.6), pytest.param("objects", 3.0, marks=pytest.mark.long)],  # whose clock has whole seconds only
+    indirect=["location"],
+)
+def test_a_lease_is_kept_young_by_its_holder(store: Store, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LEASE_SECONDS", seconds)
+    with store.take("fit", KEY) or pytest.fail("it is free"):
+        for _ in range(5):
+            time.sleep(0.3 * seconds)
             assert store.leased() != {}
 
 
+def test_of_threads_that_take_one_lease_at_once_one_gets_it(store: Store) -> None:
+    (lease,) = [lease for lease in at_once(4, lambda _: store.take("fit", KEY)) if lease is not None]
+    with lease:
+        assert len(store.leased()) == 1
+
+
+@on_a_folder
 def test_a_dead_lease_that_was_just_taken_over_is_not_taken_again(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes find the same dead lease; the slower one must not remove the lease of the faster."""
-    put_lease(store, "another-host pid 1", age_seconds=LEASE_SECONDS + 1)
+    storage_of(store).create(LEASE, ELSEWHERE)
+    os.utime(store.path / LEASE, (time.time() - LEASE_SECONDS - 1,) * 2)
     look = leases.holder
 
     def overtaken(storage: Storage, path: str) -> str:
         found = look(storage, path)
         if found == "":
-            (store.path / path).unlink()
-            put_lease(store, "third-host pid 3")
+            storage.write(path, b"third-host pid 3")
         return found
 
     monkeypatch.setattr(leases, "holder", overtaken)
     assert store.take("fit", KEY) is None
-    assert lease_path(store).read_text(encoding="utf-8") == "third-host pid 3"
-
-
-def test_a_lease_that_was_taken_over_is_left_to_its_new_holder(store: Store) -> None:
-    with take(store):
-        put_lease(store, "another-host pid 1")
-    assert store.leased() == {f"fit-{KEY}": "another-host pid 1"}
-
-
-def _publish_slowly(path: Path, writing: Event) -> None:
-    def write(folder: Path) -> None:
-        writes("half")(folder)
-        writing.set()
-        time.sleep(600)
-
-    Store(path).publish("fit", INPUTS, write, {})
-
-
-def test_a_process_killed_while_publishing_leaves_no_result(store: Store) -> None:
-    writing = SPAWN.Event()
-    process = SPAWN.Process(target=_publish_slowly, args=(store.path, writing))
-    process.start()
-    assert writing.wait(60)
-    process.kill()
-    process.join(10)
-    assert store.read("fit", INPUTS) is None
-    assert not store.has("fit", KEY)
-    folder = publish(store, "whole")
-    assert store.read("fit", INPUTS) == folder
+    assert (store.path / LEASE).read_bytes() == b"third-host pid 3"

@@ -9,8 +9,8 @@ import pytest
 
 from pixelpick_ray.data import datasets
 from pixelpick_ray.store import Store
-from tests.support.launch import Outcome, launch
-from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset
+from tests.support.launch import Outcome, launch, overriding
+from tests.support.tiny_data import TINY_EXPERIMENT, TWO_STAGES, TinyDataset
 
 pytestmark = pytest.mark.training
 
@@ -20,21 +20,19 @@ NOT_EQUAL = ("provenance.json", "manifest.json", "weights.json")  # they tell ti
 File = tuple[str, str, str]  # kind, key, name
 
 
-def flip(content: bytes) -> bytes:
-    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
-
-
 WAYS: dict[str, Callable[[bytes], bytes | None]] = {
-    "flipped": flip,
+    "flipped": lambda content: bytes([byte ^ (at == len(content) // 2) for at, byte in enumerate(content)]),
     "truncated": lambda content: content[:-1],
     "emptied": lambda content: b"",
     "removed": lambda content: None,
 }
 
 
+OPTIONS = ("tiny.yaml", "--local", "--device", "cpu", *overriding(*TWO_STAGES))
+
+
 def run(place: Path, *more: str) -> Outcome:
-    options = ("--set", "grid=[{budget: [3, 6]}]", "--set", "train.epochs=1", "--local", "--device", "cpu", *more)
-    done = launch(place, "run", "tiny.yaml", *options)
+    done = launch(place, "run", *OPTIONS, *more)
     assert done.status == 0, done.out + done.err
     return done
 
@@ -59,12 +57,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[st
     """The place of a small run of two stages, and its table."""
     import torch
 
-    place = tmp_path_factory.mktemp("undisturbed")
+    place, threads = tmp_path_factory.mktemp("undisturbed"), torch.get_num_threads()
     (place / "tiny.yaml").write_text(TINY_EXPERIMENT)
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(datasets.DATASETS, "tiny", TinyDataset)
-        return place, table(run(place))
+        found = table(run(place))
+    torch.set_num_threads(threads)
+    return place, found
 
 
 @pytest.fixture
@@ -73,8 +73,7 @@ def place(
 ) -> Path:
     """A copy of the small run to be damaged."""
     monkeypatch.setitem(datasets.DATASETS, "tiny", TinyDataset)
-    shutil.copytree(undisturbed[0], tmp_path / "copy")
-    return tmp_path / "copy"
+    return Path(shutil.copytree(undisturbed[0], tmp_path / "copy"))
 
 
 def check(place: Path, undisturbed: tuple[Path, list[str]], way: str, damaged: list[File]) -> None:
@@ -100,6 +99,9 @@ def check(place: Path, undisturbed: tuple[Path, list[str]], way: str, damaged: l
         assert store.intact(kind, key)
     assert payload(root) == before  # the same keys, too: nothing was derived from what was damaged
     assert table(done) == undisturbed[1]
+
+
+def check_nothing_is_left(place: Path) -> None:
     again = run(place)
     assert "DAMAGED" not in again.out
     assert "trained now: 0" in again.out
@@ -110,10 +112,11 @@ def in_turn(store: Path) -> Iterator[list[File]]:
 
     The results are such that none hides another: the fit of one stage, the evaluation and the pixels of another.
     """
-    (record,) = (store / "experiments").glob("*/chains/*.json")
-    stages = json.loads(record.read_text())["stages"]
-    keys = {"fit": stages[1]["fit"], "evaluation": stages[0]["evaluations"]["val"], "pick": stages[0]["pick"]}
-    keys["split"] = json.loads(record.read_text())["descriptions"]["training"]
+    (path,) = (store / "experiments").glob("*/chains/*.json")
+    record = json.loads(path.read_text())
+    first, second = record["stages"]
+    keys = {"fit": second["fit"], "evaluation": first["evaluations"]["val"], "pick": first["pick"]}
+    keys["split"] = record["descriptions"]["training"]
     by_kind = {kind: [file for file in files(store) if file[:2] == (kind, key)] for kind, key in keys.items()}
     roles = {kind: list({Path(file[2]).parts[0]: file for file in found}.values()) for kind, found in by_kind.items()}
     for number in range(max(map(len, roles.values()))):
@@ -121,10 +124,8 @@ def in_turn(store: Path) -> Iterator[list[File]]:
 
 
 def test_the_kinds_have_the_files_that_are_damaged_below(undisturbed: tuple[Path, list[str]]) -> None:
-    names: dict[str, set[str]] = {kind: set() for kind in KINDS}
-    for batch in in_turn(undisturbed[0] / "store"):
-        for kind, _, name in batch:
-            names[kind].add(Path(name).parts[0])
+    batches = list(in_turn(undisturbed[0] / "store"))
+    names = {kind: {Path(file[2]).parts[0] for batch in batches for file in batch if file[0] == kind} for kind in KINDS}
     always = {"input.json", "provenance.json", "manifest.json"}
     assert names == {
         "fit": {"training.json"} | always,
@@ -140,6 +141,8 @@ def test_damage_is_found_named_and_mended_by_the_same_command(
     place: Path, undisturbed: tuple[Path, list[str]], way: str, number: int
 ) -> None:
     check(place, undisturbed, way, list(in_turn(place / "store"))[number])
+    if number == 0:
+        check_nothing_is_left(place)
 
 
 @pytest.mark.slow
@@ -150,25 +153,26 @@ def test_every_single_file_of_every_result_is_found_named_and_mended(
     for file in files(place / "store"):
         check(place, undisturbed, way, [file])
         shutil.rmtree(place / "store" / "damaged")
+    check_nothing_is_left(place)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "weights.json"])
-def test_missing_weights_are_no_damage(place: Path, undisturbed: tuple[Path, list[str]], name: str) -> None:
+def test_missing_weights_are_no_damage(place: Path, undisturbed: tuple[Path, list[str]]) -> None:
     root = place / "store"
     shutil.rmtree(root / "fit")
     run(place, "--keep-weights", "all")
-    kept = sorted(root.glob(f"fit/*/{name}"))
-    assert len(kept) == 2
-    for path in kept:
-        path.unlink()
-    assert "trained now: 0" in run(place).out
-    done = run(place, "--keep-weights", "all")
-    assert "2 to train (2 of them again" in done.out
-    assert "trained now: 2" in done.out
-    assert all(path.is_file() for path in kept)
-    assert "DAMAGED" not in done.out
-    assert Store(root).damaged() == []
-    assert table(done) == undisturbed[1]
+    for name in ("weights.safetensors", "weights.json"):
+        kept = sorted(root.glob(f"fit/*/{name}"))
+        assert len(kept) == 2
+        for path in kept:
+            path.unlink()
+        assert "trained now: 0" in run(place).out
+        done = run(place, "--keep-weights", "all")
+        assert "2 to train (2 of them again" in done.out
+        assert "trained now: 2" in done.out
+        assert all(path.is_file() for path in kept)
+        assert "DAMAGED" not in done.out
+        assert Store(root).damaged() == []
+        assert table(done) == undisturbed[1]
 
 
 def test_a_lost_record_of_a_chain_is_written_again(place: Path, undisturbed: tuple[Path, list[str]]) -> None:

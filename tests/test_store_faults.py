@@ -3,16 +3,14 @@
 import builtins
 import contextlib
 import errno
-import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
@@ -29,33 +27,28 @@ from pixelpick_ray.errors import StoreError
 from pixelpick_ray.store import Store, leases
 from pixelpick_ray.store import results as store_module
 from pixelpick_ray.store.backend import PARTIAL, STALE_SECONDS, process_stamp
-from tests.support.launch import launch
-from tests.support.tiny_data import TINY_EXPERIMENT, TinyDataset
+from tests.support.launch import ROOT, launch, overriding
+from tests.support.results import INPUTS, KEY, ME, OTHER, at_once, left, publish, puts
+from tests.support.tiny_data import TINY_EXPERIMENT, TWO_STAGES, TinyDataset
 
 pytestmark = pytest.mark.long
 
 FORK = multiprocessing.get_context("fork")
-INPUTS: dict[str, Any] = {"seed": 0}
-KEY = digest(INPUTS)
-ME = f"{socket.gethostname()} pid {os.getpid()}"
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounting and changing the user need root")
 
 
-def writes(content: bytes) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        (folder / "inner").mkdir()
-        (folder / "inner" / "payload").write_bytes(content)
-
-    return write
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
 
 
-def publish(store: Store, content: bytes = b"content", inputs: dict[str, Any] = INPUTS) -> Path:
-    return store.publish("fit", inputs, writes(content), {})
-
-
-def left(store: Store) -> list[str]:
-    """Unfinished files and folders anywhere in the store."""
-    return [str(path) for path in store.path.rglob(f"{PARTIAL}*")]
+def run_together(*processes: Any) -> list[int]:
+    """Exit codes of processes that run at the same time."""
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
 
 
 # Disks
@@ -71,6 +64,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("no disk can be mounted here")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def check_refused(attempts: list[Callable[[], object]], told: str) -> None:
+    for attempt in attempts:
+        with pytest.raises(StoreError, match=told):
+            attempt()
 
 
 def fill_up(disk: Path) -> Path:
@@ -94,14 +93,13 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_disk_that_fills_while_a_result_is_written_is_told_and_nothing_is_left(disk: Path, writer: str) -> None:
     store = Store(disk / "store")
-    earlier = {"seed": 1}
-    publish(store, inputs=earlier)
+    publish(store, inputs=OTHER)
     with pytest.raises(StoreError, match=rf"^{disk}/store/fit/{KEY}: the disk is full; free space there, or give"):
         store.publish("fit", INPUTS, WRITERS[writer], {})  # type: ignore[arg-type]
-    assert store.names("fit") == [digest(earlier)]
+    assert store.names("fit") == [digest(OTHER)]
     assert left(store) == []
-    assert store.read("fit", earlier) is not None
-    publish(store, b"smaller")
+    assert store.read("fit", OTHER) is not None
+    publish(store, "smaller")
     assert store.read("fit", INPUTS) is not None
 
 
@@ -109,7 +107,7 @@ def test_a_disk_that_fills_while_a_result_is_written_is_told_and_nothing_is_left
 def test_on_a_full_disk_what_was_there_stays_and_what_cannot_be_written_is_told(disk: Path) -> None:
     store = Store(disk / "store")
     publish(store)
-    store.write_weights(KEY, lambda path: path.write_bytes(b"weights"))  # type: ignore[arg-type, return-value]
+    store.write_weights(KEY, puts(b"weights"))
     store.write_unfinished(KEY, b"epoch 1")
     store.write_record("a.json", {"values": [1]})
     store.append_lines("answers/mine.jsonl", ["first"])
@@ -121,22 +119,17 @@ def test_on_a_full_disk_what_was_there_stays_and_what_cannot_be_written_is_told(
         lambda: store.append_lines("answers/mine.jsonl", ["second"] * 5000),
         lambda: store.append_lines("answers/another.jsonl", ["second"] * 5000),
         lambda: store.write_unfinished(KEY, b"epoch 2" * 5000),
-        lambda: store.write_weights(KEY, lambda path: path.write_bytes(b"w" * 50_000)),  # type: ignore[arg-type, return-value]
-        lambda: publish(store, b"x" * 50_000, {"seed": 2}),
+        lambda: store.write_weights(KEY, puts(b"w" * 50_000)),
+        lambda: publish(store, "x" * 50_000, OTHER),
         lambda: store.take("fit", KEY),
     ]
-    for attempt in refused:
-        with pytest.raises(StoreError, match=r"the disk is full; free space there, or give another --store, and run"):
-            attempt()
+    check_refused(refused, "the disk is full; free space there, or give another --store, and run")
     store.record_attempt("chain", "RunError: of the full disk")  # must not hide the error that it records
     assert left(store) == []
     assert store.read_record("a.json") == {"values": [1]}
-    assert store.lines("answers/mine.jsonl") == ["first"]
-    assert store.lines("answers/another.jsonl") == []
-    assert store.unfinished(KEY) == b"epoch 1"
+    assert (store.lines("answers/mine.jsonl"), store.lines("answers/another.jsonl")) == (["first"], [])
+    assert (store.unfinished(KEY), store.last_error("chain"), store.leased()) == (b"epoch 1", "RunError: first", {})
     assert store.read("fit", INPUTS) is not None
-    assert store.last_error("chain") == "RunError: first"
-    assert store.leased() == {}
     filling.unlink()
     for attempt in refused[:-1]:
         attempt()
@@ -148,11 +141,10 @@ def test_a_read_only_disk_can_be_read_and_what_cannot_be_written_is_told(disk: P
     store = Store(disk / "store")
     folder = publish(store)
     store.write_record("a.json", {"values": [1]})
-    damaged = publish(store, inputs={"seed": 1})
-    (damaged / "inner" / "payload").write_bytes(b"damaged")
+    (publish(store, inputs=OTHER) / "payload.txt").write_text("damaged")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     assert store.read("fit", INPUTS) == folder
-    assert store.files("fit", KEY, ["inner/payload"]) == {"inner/payload": b"content"}
+    assert store.files("fit", KEY, ["payload.txt"]) == {"payload.txt": b"one"}
     assert store.read_record("a.json") == {"values": [1]}
     assert (store.leased(), store.damaged(), store.weights(KEY)) == ({}, [], None)
     refused: list[Callable[[], object]] = [
@@ -161,11 +153,9 @@ def test_a_read_only_disk_can_be_read_and_what_cannot_be_written_is_told(disk: P
         lambda: store.write_unfinished(KEY, b"epoch 1"),
         lambda: store.discard("fit", KEY),
         lambda: store.take("fit", KEY),
-        lambda: store.read("fit", {"seed": 1}),  # it cannot be set aside
+        lambda: store.read("fit", OTHER),  # it cannot be set aside
     ]
-    for attempt in refused:
-        with pytest.raises(StoreError, match=rf"^{disk}/store/.*: the file system is read-only; mount it writable, or"):
-            attempt()
+    check_refused(refused, rf"^{disk}/store/.*: the file system is read-only; mount it writable, or")
     assert store.read("fit", INPUTS) == folder
 
 
@@ -174,10 +164,8 @@ def test_a_read_only_disk_can_be_read_and_what_cannot_be_written_is_told(disk: P
     [(errno.EIO, "input/output error; check the disk"), (errno.EDQUOT, "the quota is used up; free space there")],
 )
 def test_an_error_of_the_disk_while_syncing_is_told_and_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: str
+    store: Store, monkeypatch: pytest.MonkeyPatch, number: int, told: str
 ) -> None:
-    store = Store(tmp_path / "store")
-
     def fails(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -190,9 +178,7 @@ def test_an_error_of_the_disk_while_syncing_is_told_and_nothing_is_left(
     assert (store.names("fit"), store.read_record("a.json"), left(store)) == ([], None, [])
 
 
-def test_an_error_elsewhere_while_a_result_is_written_is_not_blamed_on_the_store(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
-
+def test_an_error_elsewhere_is_not_blamed_on_the_store(store: Store, tmp_path: Path) -> None:
     def reads(folder: Path) -> None:
         (tmp_path / "image.png").read_bytes()
 
@@ -234,14 +220,14 @@ def test_lost_permission_is_told_with_the_path_and_what_to_do() -> None:
             return said.startswith(f"StoreError: {name}/{path}") and said.endswith(advice)
 
         assert as_nobody(lambda: store.read("fit", INPUTS)) == repr(folder)
-        assert is_told("store/fit/", lambda: publish(store, inputs={"seed": 1}))
+        assert is_told("store/fit/", lambda: publish(store, inputs=OTHER))
         assert is_told("store/a.json", lambda: store.write_record("a.json", {"values": [2]}))
         assert is_told("store/leases/", lambda: store.take("fit", KEY))
         assert is_told(f"store/fit/{KEY}", lambda: store.discard("fit", KEY))
         assert is_told("new/a.json", lambda: Store(Path(name) / "new").write_record("a.json", {"values": 1}))
-        (folder / "inner" / "payload").chmod(0)
-        assert is_told(f"store/fit/{KEY}/inner/payload", lambda: store.read("fit", INPUTS))
-        assert is_told(f"store/fit/{KEY}/inner/payload", lambda: store.intact("fit", KEY))
+        (folder / "payload.txt").chmod(0)
+        assert is_told(f"store/fit/{KEY}/payload.txt", lambda: store.read("fit", INPUTS))
+        assert is_told(f"store/fit/{KEY}/payload.txt", lambda: store.intact("fit", KEY))
         (store.path / "fit").chmod(0)
         assert is_told(f"store/fit/{KEY}", lambda: store.has("fit", KEY))
         assert store.read("fit", INPUTS) == folder  # of which nothing was set aside
@@ -249,8 +235,8 @@ def test_lost_permission_is_told_with_the_path_and_what_to_do() -> None:
 
 
 def run(place: Path, store: Path) -> Any:
-    options = ("--set", "grid=[{budget: [3, 6]}]", "--set", "train.epochs=1", "--local", "--device", "cpu")
-    return launch(place, "run", "tiny.yaml", *options, "--store", str(store))
+    options = (*overriding(*TWO_STAGES), "--local", "--device", "cpu", "--store", str(store))
+    return launch(place, "run", "tiny.yaml", *options)
 
 
 @root_only
@@ -349,10 +335,7 @@ def test_a_kill_before_any_file_operation_leaves_whole_results_and_nothing_else(
     while code == -signal.SIGKILL:
         operation += 1
         shutil.rmtree(location, ignore_errors=True)
-        process = FORK.Process(target=die_at, args=(operation, lambda: publish_all(location, count)))
-        process.start()
-        process.join(60)
-        code = process.exitcode
+        (code,) = run_together(FORK.Process(target=die_at, args=(operation, lambda: publish_all(location, count))))
         published.add(check_whole(location, count))
         if operation % 3 == 0:
             publish_all(location, count)
@@ -388,15 +371,11 @@ def put_partial(store: Store, stamp: str, age_seconds: float = 0.0) -> Path:
 def dead_stamp() -> str:
     """The stamp of a process of this machine that has ended."""
     queue = FORK.SimpleQueue()
-    process = FORK.Process(target=lambda: queue.put(process_stamp()))
-    process.start()
-    stamp = queue.get()
-    process.join(10)
-    return str(stamp)
+    assert run_together(FORK.Process(target=lambda: queue.put(process_stamp()))) == [0]
+    return str(queue.get())
 
 
-def test_only_what_is_known_to_be_abandoned_is_tidied_up(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
+def test_only_what_is_known_to_be_abandoned_is_tidied_up(store: Store) -> None:
     elsewhere = f"0123456789ab.{os.getpid()}.12345"  # another machine, or another process namespace of this one
     kept = [put_partial(store, process_stamp()), put_partial(store, elsewhere), put_partial(store, "host-77")]
     gone = [put_partial(store, dead_stamp()), put_partial(store, "other-78", STALE_SECONDS + 60)]
@@ -411,125 +390,108 @@ def test_only_what_is_known_to_be_abandoned_is_tidied_up(tmp_path: Path) -> None
 # Several processes
 
 
-def publish_together(location: Path, name: str, count: int, start: Event) -> None:
+def publish_together(location: Path, name: str, count: int, start: Any) -> None:
     start.wait(60)
     for number in range(count):
         store, inputs = Store(location), {"seed": number}
         if store.read("fit", inputs) is None:
-            store.publish("fit", inputs, writes(f"{name} {number}".encode()), {})
+            publish(store, f"{name} {number}", inputs)
         assert store.read("fit", inputs) is not None, number
 
 
 def test_processes_that_publish_the_same_onto_leftovers_and_damage_agree(tmp_path: Path) -> None:
     location, count = tmp_path / "store", 20
     for number in range(0, count, 2):
-        folder = publish(Store(location), b"old", {"seed": number})
+        folder = publish(Store(location), "old", {"seed": number})
         if number % 4:
             (folder / "manifest.json").unlink()
         else:
-            (folder / "inner" / "payload").write_bytes(b"damaged")
-    start = FORK.Event()
+            (folder / "payload.txt").write_text("damaged")
+    start = FORK.Barrier(3)
     processes = [FORK.Process(target=publish_together, args=(location, name, count, start)) for name in "abc"]
-    for process in processes:
-        process.start()
-    start.set()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert run_together(*processes) == [0, 0, 0]
     store = Store(location)
     for number in range(count):
-        files = store.files("fit", digest({"seed": number}), ["inner/payload"])
+        files = store.files("fit", digest({"seed": number}), ["payload.txt"])
         assert files is not None
-        assert files["inner/payload"] in {f"{name} {number}".encode() for name in "abc"}
+        assert files["payload.txt"] in {f"{name} {number}".encode() for name in "abc"}
     assert left(store) == []
     problems = {line.split(": ", 1)[0]: line for line in store.damaged()}
     assert problems.keys() == {f"fit/{digest({'seed': number})}" for number in range(0, count, 2)}
 
 
-def test_a_result_that_was_made_again_meanwhile_is_not_set_aside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_that_was_made_again_meanwhile_is_not_set_aside(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow reader finds damage; before it acts, another process has set the result aside and made it again."""
-    store = Store(tmp_path / "store")
-    (publish(store) / "inner" / "payload").write_bytes(b"damaged")
+    (publish(store) / "payload.txt").write_text("damaged")
     find = store_module._damage
 
     def overtaken(folder: Path, entries: Any) -> str:
         problem = find(folder, entries)
         monkeypatch.setattr(store_module, "_damage", find)
         assert Store(store.path).read("fit", INPUTS) is None
-        publish(Store(store.path), b"again")
+        publish(Store(store.path), "again")
         return problem
 
     monkeypatch.setattr(store_module, "_damage", overtaken)
     assert store.read("fit", INPUTS) is None
-    assert store.files("fit", KEY, ["inner/payload"]) == {"inner/payload": b"again"}
+    assert store.files("fit", KEY, ["payload.txt"]) == {"payload.txt": b"again"}
     assert len(store.damaged()) == 1
 
 
-def test_a_result_that_replaces_a_leftover_meanwhile_is_not_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, other = Store(tmp_path / "store"), Store(tmp_path / "store")
-    (publish(store, b"old") / "manifest.json").unlink()
+def test_a_result_that_replaces_a_leftover_is_not_removed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    (publish(store, "old") / "manifest.json").unlink()
     clear = store._storage._clear  # type: ignore[attr-defined]
 
     def overtaken(path: str) -> None:
-        publish(other, b"of another")
+        publish(Store(store.path), "of another")
         clear(path)
 
     monkeypatch.setattr(store._storage, "_clear", overtaken)
-    publish(store, b"mine")
-    assert store.files("fit", KEY, ["inner/payload"]) == {"inner/payload": b"of another"}
+    publish(store, "mine")
+    assert store.files("fit", KEY, ["payload.txt"]) == {"payload.txt": b"of another"}
     assert left(store) == []
 
 
 # Leases
 
 
-def lease_content(store: Store) -> bytes:
-    return (store.path / "leases" / f"fit-{KEY}").read_bytes()
+LEASE = f"leases/fit-{KEY}"
 
 
 def hold(location: Path, held: Event, released: Event) -> None:
     leases.LEASE_SECONDS = 1.5
-    lease = Store(location).take("fit", KEY)
-    assert lease is not None
-    with lease:
+    with Store(location).take("fit", KEY) or pytest.fail("it is free"):
         held.set()
         released.wait(60)
 
 
+Holder = tuple[Store, Any, Event]
+
+
 @pytest.fixture
-def holder(tmp_path: Path) -> Iterator[tuple[Store, Any, Event]]:
+def holder(store: Store) -> Iterator[Holder]:
     """A store, a process that holds a lease in it, and the event that makes it let go."""
     held, released = FORK.Event(), FORK.Event()
-    process = FORK.Process(target=hold, args=(tmp_path / "store", held, released))
+    process = FORK.Process(target=hold, args=(store.path, held, released))
     process.start()
     assert held.wait(60)
-    yield Store(tmp_path / "store"), process, released
+    yield store, process, released
     process.kill()
     process.join(10)
 
 
-def test_the_lease_of_a_killed_process_is_free_at_once_even_before_it_is_reaped(
-    holder: tuple[Store, Any, Event],
-) -> None:
+def test_the_lease_of_a_killed_process_is_free_even_before_it_is_reaped(holder: Holder) -> None:
     store, process, _ = holder
     assert store.take("fit", KEY) is None
-    assert list(store.leased().values()) == [f"{socket.gethostname()} pid {process.pid}"]
+    assert list(store.leased().values()) == [ME.replace(str(os.getpid()), str(process.pid))]
     os.kill(process.pid, signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and nobody has asked how it ended
     assert store.leased() == {}
-    lease = store.take("fit", KEY)
-    assert lease is not None
-    with lease:
+    with store.take("fit", KEY) or pytest.fail("it is free"):
         assert list(store.leased().values()) == [ME]
 
 
-def test_the_lease_of_a_stopped_process_is_taken_over_and_stays_with_its_new_holder(
-    holder: tuple[Store, Any, Event], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lease_of_a_stopped_process_is_taken_over(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
     store, process, released = holder
     monkeypatch.setattr(leases, "LEASE_SECONDS", 1.5)
     time.sleep(2.0)
@@ -537,16 +499,14 @@ def test_the_lease_of_a_stopped_process_is_taken_over_and_stays_with_its_new_hol
     os.kill(process.pid, signal.SIGSTOP)
     assert store.take("fit", KEY) is None  # it lives, as far as one can tell
     time.sleep(2.0)
-    lease = store.take("fit", KEY)
-    assert lease is not None
-    with lease:
-        mine = lease_content(store)
+    with store.take("fit", KEY) or pytest.fail("it is free"):
+        mine = (store.path / LEASE).read_bytes()
         os.kill(process.pid, signal.SIGCONT)
         time.sleep(0.6)
         released.set()
         process.join(10)
         assert process.exitcode == 0
-        assert lease_content(store) == mine
+        assert (store.path / LEASE).read_bytes() == mine
         assert list(store.leased().values()) == [ME]
     assert store.leased() == {}
 
@@ -563,58 +523,38 @@ def test_the_lease_of_a_stopped_process_is_taken_over_and_stays_with_its_new_hol
         ("", True),
     ],
 )
-def test_who_is_known_to_be_dead(tmp_path: Path, stamp: str, live: bool) -> None:
+def test_who_is_known_to_be_dead(store: Store, stamp: str, live: bool) -> None:
     namespace, number, started = process_stamp().split(".")
     text = stamp.format(namespace=namespace, number=number, started=started)
-    path = tmp_path / "store" / "leases" / f"fit-{KEY}"
-    path.parent.mkdir(parents=True)
-    path.write_text(f"host pid 5\n{text} token")
-    store = Store(tmp_path / "store")
-    assert store.leased() == ({path.name: "host pid 5"} if live else {})
-    lease = store.take("fit", KEY)
-    assert (lease is None) == live
-    if lease:
-        with lease:
-            pass
+    store._storage.write(LEASE, f"host pid 5\n{text} token".encode())
+    assert store.leased() == ({f"fit-{KEY}": "host pid 5"} if live else {})
+    with store.take("fit", KEY) or contextlib.nullcontext() as lease:
+        assert (lease is None) == live
 
 
 @root_only
-def test_a_process_of_another_namespace_of_this_machine_is_not_known_to_be_dead(tmp_path: Path) -> None:
+def test_a_process_of_another_namespace_of_this_machine_is_not_known_to_be_dead(store: Store) -> None:
     """As in two containers of one host: the holder's number means nothing here."""
     code = "import sys, time; from pixelpick_ray.store import Store; "
     code += f"lease = Store(sys.argv[1]).take('fit', {KEY!r}); print('held', flush=True); sys.stdin.read()"
-    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", shutil.which("python3") or "python3", "-c"]
-    command[5] = os.sys.executable  # type: ignore[attr-defined]
-    place = tmp_path / "store"
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c"]
     with subprocess.Popen(
-        [*command, code, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+        [*command, code, str(store.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     ) as process:
         assert process.stdout is not None
         if process.stdout.readline() != b"held\n":
             pytest.skip("no process namespace can be made here")
-        store = Store(place)
         assert len(store.leased()) == 1
         assert store.take("fit", KEY) is None
         process.kill()
 
 
-def test_without_hard_links_a_lease_still_has_one_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hard_links_a_lease_still_has_one_holder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*arguments: Any, **options: Any) -> None:
         raise PermissionError(errno.EPERM, "no hard links here")
 
     monkeypatch.setattr(os, "link", refuses)
-    store, barrier, got = Store(tmp_path / "store"), threading.Barrier(6), []
-
-    def race() -> None:
-        barrier.wait(10)
-        got.append(store.take("fit", KEY))
-
-    threads = [threading.Thread(target=race) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (lease,) = [lease for lease in got if lease is not None]
+    (lease,) = [lease for lease in at_once(6, lambda _: store.take("fit", KEY)) if lease is not None]
     with lease:
         assert list(store.leased().values()) == [ME]
     assert store.leased() == {}
@@ -635,38 +575,5 @@ def count_inside(location: Path, turns: int) -> None:
 def test_threads_and_processes_hold_a_lease_one_at_a_time(tmp_path: Path) -> None:
     location = tmp_path / "store"
     location.mkdir()
-    queue = FORK.SimpleQueue()
-
-    def threads() -> None:
-        errors: list[BaseException] = []
-
-        def turn() -> None:
-            try:
-                count_inside(location, 8)
-            except BaseException as error:
-                errors.append(error)
-
-        mine = [threading.Thread(target=turn) for _ in range(2)]
-        for thread in mine:
-            thread.start()
-        for thread in mine:
-            thread.join()
-        queue.put([repr(error) for error in errors])
-
-    processes = [FORK.Process(target=threads) for _ in range(2)]
-    for process in processes:
-        process.start()
-    assert [queue.get(), queue.get()] == [[], []]
-    for process in processes:
-        process.join(60)
-
-
-def test_a_broken_lease_file_expires_as_any_other(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
-    path = store.path / "leases" / f"fit-{KEY}"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"\xff\xfe\n\xff")
-    assert len(store.leased()) == 1
-    os.utime(path, (time.time() - leases.LEASE_SECONDS - 1,) * 2)
-    with store.take("fit", KEY) or pytest.fail("it is free"):
-        assert json.dumps(store.leased()) == json.dumps({f"fit-{KEY}": ME})
+    two = (FORK.Process(target=at_once, args=(2, lambda _: count_inside(location, 8))) for _ in range(2))
+    assert run_together(*two) == [0, 0]

@@ -25,18 +25,19 @@ search:
     acquire.stochastic: {{choice: [null, {{passes: 2}}]}}
   num_samples: 4
 """
+CHOICES = ["poly", {"name": "constant"}, None, 0.5]
 DOMAINS = {
     "uniform": DomainSpec(uniform=(-0.5, 1.5)),
     "loguniform": DomainSpec(loguniform=(1e-6, 1e-2)),
     "randint": DomainSpec(randint=(3, 8)),
-    "choice": DomainSpec(choice=("poly", {"name": "constant"}, None, 0.5)),
+    "choice": DomainSpec(choice=tuple(CHOICES)),
     "grid": DomainSpec(grid=(1, 2, 4)),
 }
 
 
-def drawn(domain: DomainSpec, number: int, seed: int = 0) -> list[Any]:
+def drawn(kind: str, number: int, seed: int = 0) -> list[Any]:
     chance = np.random.default_rng(seed)
-    return [domain.draw(chance) for _ in range(number)]
+    return [DOMAINS[kind].draw(chance) for _ in range(number)]
 
 
 def search(space: dict[str, DomainSpec], **fields: Any) -> SearchSpec:
@@ -47,73 +48,59 @@ def parse(*overrides: str) -> Experiment:
     return parse_experiment(SEARCH, where="tiny.yaml", overrides=overrides)
 
 
-# Domains
-
-
-@pytest.mark.parametrize("kind", DOMAINS)
-def test_a_domain_knows_its_kind_and_its_values(kind: str) -> None:
-    domain = DOMAINS[kind]
-    assert domain.kind == kind
-    assert domain.values == getattr(domain, kind)
-    assert domain.is_range == (kind in ("uniform", "loguniform", "randint"))
-
-
 @pytest.mark.parametrize(
-    ("kind", "inside", "outside"),
+    ("kind", "inside", "outside", "words"),
     [
-        ("uniform", [-0.5, 0, 1, 1.5], [-0.5001, 1.5001, True, None, "0", [0]]),
-        ("loguniform", [1e-6, 1e-4, 1e-2], [9.9e-7, 0, 1, "1e-4"]),
-        ("randint", [3, 5, 8], [2, 9, False, None]),
-        ("choice", ["poly", {"name": "constant"}, None, 0.5], ["constant", {"name": "poly"}, 0.4, []]),
-        ("grid", [1, 2, 4, 4.0], [3, 0, "1"]),
+        ("uniform", [-0.5, 0, 1, 1.5], [-0.5001, 1.5001, True, None, "0", [0]], "uniform -0.5 to 1.5"),
+        ("loguniform", [1e-6, 1e-4, 1e-2], [9.9e-7, 0, 1, "1e-4"], "loguniform 1e-06 to 0.01"),
+        ("randint", [3, 5, 8], [2, 9, False, None], "randint 3 to 8"),
+        ("choice", CHOICES, ["constant", {"name": "poly"}, 0.4, []], "choice of poly, {name: constant}, null, 0.5"),
+        ("grid", [1, 2, 4, 4.0], [3, 0, "1"], "grid of 1, 2, 4"),
     ],
 )
-def test_a_domain_contains_its_values_and_both_ends(kind: str, inside: list[Any], outside: list[Any]) -> None:
-    assert [value for value in inside if not DOMAINS[kind].contains(value)] == []
-    assert [value for value in outside if DOMAINS[kind].contains(value)] == []
+def test_a_domain_knows_its_kind_and_values_with_both_ends(
+    kind: str, inside: list[Any], outside: list[Any], words: str
+) -> None:
+    domain = DOMAINS[kind]
+    assert (domain.kind, domain.values, domain.in_words()) == (kind, getattr(domain, kind), words)
+    assert domain.is_range == (kind in ("uniform", "loguniform", "randint"))
+    assert [value for value in inside if not domain.contains(value)] == []
+    assert [value for value in outside if domain.contains(value)] == []
 
 
 @pytest.mark.parametrize("kind", DOMAINS)
 def test_what_is_drawn_lies_in_the_domain_and_depends_on_chance_alone(kind: str) -> None:
-    values = drawn(DOMAINS[kind], 300)
+    values = drawn(kind, 300)
     assert all(map(DOMAINS[kind].contains, values))
-    assert values == drawn(DOMAINS[kind], 300)
-    assert values != drawn(DOMAINS[kind], 300, seed=1)
+    assert values == drawn(kind, 300)
+    assert values != drawn(kind, 300, seed=1)
 
 
-def test_uniform_is_even() -> None:
-    values = drawn(DOMAINS["uniform"], 2000)
-    assert stats.kstest(values, stats.uniform(-0.5, 2).cdf).pvalue > 0.05
-    assert min(values) < -0.49
-    assert max(values) > 1.49
+@pytest.mark.parametrize(
+    ("kind", "scale", "low", "high", "edge"),
+    [("uniform", float, -0.5, 1.5, 0.01), ("loguniform", math.log10, -6, -2, 0.02)],
+)
+def test_a_range_is_drawn_evenly(kind: str, scale: Any, low: float, high: float, edge: float) -> None:
+    values = [scale(value) for value in drawn(kind, 2000)]
+    assert stats.kstest(values, stats.uniform(low, high - low).cdf).pvalue > 0.05
+    assert min(values) < low + edge
+    assert max(values) > high - edge
 
 
-def test_loguniform_is_even_in_the_logarithm() -> None:
-    logarithms = [math.log10(value) for value in drawn(DOMAINS["loguniform"], 2000)]
-    assert stats.kstest(logarithms, stats.uniform(-6, 4).cdf).pvalue > 0.05
-    assert min(logarithms) < -5.98
-    assert max(logarithms) > -2.02
-
-
-def test_randint_has_every_whole_number_with_both_ends_equally_often() -> None:
-    values = drawn(DOMAINS["randint"], 1200)
-    assert {type(value) for value in values} == {int}
-    counts = Counter(values)
-    assert sorted(counts) == [3, 4, 5, 6, 7, 8]
+@pytest.mark.parametrize(
+    ("kind", "all_values", "types"),
+    [
+        ("randint", (3, 4, 5, 6, 7, 8), {int}),  # with both ends
+        ("choice", DOMAINS["choice"].values, {str, dict, type(None), float}),  # as they are written
+        ("grid", DOMAINS["grid"].values, {int}),
+    ],
+)
+def test_every_value_is_drawn_equally_often(kind: str, all_values: tuple[Any, ...], types: set[type]) -> None:
+    values = drawn(kind, 1200)
+    assert {type(value) for value in values} == types
+    counts = Counter(all_values.index(value) for value in values)
+    assert len(counts) == len(all_values)
     assert stats.chisquare(list(counts.values())).pvalue > 0.05
-
-
-@pytest.mark.parametrize("kind", ["choice", "grid"])
-def test_every_choice_is_drawn_equally_often(kind: str) -> None:
-    domain = DOMAINS[kind]
-    counts = Counter(domain.values.index(value) for value in drawn(domain, 1200))
-    assert len(counts) == len(domain.values)
-    assert stats.chisquare(list(counts.values())).pvalue > 0.05
-
-
-def test_choices_are_drawn_as_they_are_written() -> None:
-    assert {type(value) for value in drawn(DOMAINS["choice"], 100)} == {str, dict, type(None), float}
-    assert {type(value) for value in drawn(DOMAINS["grid"], 100)} == {int}
 
 
 @pytest.mark.parametrize(
@@ -134,12 +121,7 @@ def test_numbers_are_rounded_to_four_digits_that_lie_in_the_range(domain: Domain
     assert type(domain.rounded(value)) is type(rounded)
 
 
-@given(
-    low=st.floats(1e-9, 1e6),
-    width=st.floats(1e-6, 1e3),
-    kind=st.sampled_from(["uniform", "loguniform"]),
-    data=st.data(),
-)
+@given(st.floats(1e-9, 1e6), st.floats(1e-6, 1e3), st.sampled_from(["uniform", "loguniform"]), st.data())
 def test_a_drawn_number_has_four_digits_or_is_an_end(low: float, width: float, kind: str, data: st.DataObject) -> None:
     domain = DomainSpec(**{kind: (low, low * (1 + width))})
     value = domain.draw(np.random.default_rng(data.draw(st.integers(0, 2**32))))
@@ -147,39 +129,12 @@ def test_a_drawn_number_has_four_digits_or_is_an_end(low: float, width: float, k
     assert value in (*domain.values, float(f"{value:.4g}"))
 
 
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [
-        ("uniform", "uniform -0.5 to 1.5"),
-        ("loguniform", "loguniform 1e-06 to 0.01"),
-        ("randint", "randint 3 to 8"),
-        ("choice", "choice of poly, {name: constant}, null, 0.5"),
-        ("grid", "grid of 1, 2, 4"),
-    ],
-)
-def test_a_domain_is_read_by_people(kind: str, text: str) -> None:
-    assert DOMAINS[kind].in_words() == text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        ("margin", "margin"),
-        ("5e-4", "'5e-4'"),
-        ("null", "'null'"),
-        ("a: b\n# c", "'a: b # c'"),
-        (5e-4, "0.0005"),
-        (True, "true"),
-        (None, "null"),
-        ([1, "two"], "[1, two]"),
-        (
-            {"name": "multistep", "milestones": [3, 5], "gamma": None},
-            "{name: multistep, milestones: [3, 5], gamma: null}",
-        ),
-    ],
-)
-def test_a_value_is_one_line_as_in_a_file(value: Any, text: str) -> None:
-    assert value_text(value) == text
+def test_a_value_is_one_line_as_in_a_file() -> None:
+    plain = {"margin": "margin", "5e-4": "'5e-4'", "null": "'null'", "a: b\n# c": "'a: b # c'"}
+    assert {text: value_text(text) for text in plain} == plain
+    assert [value_text(value) for value in (5e-4, True, None, [1, "two"])] == ["0.0005", "true", "null", "[1, two]"]
+    schedule = {"name": "multistep", "milestones": [3, 5], "gamma": None}
+    assert value_text(schedule) == "{name: multistep, milestones: [3, 5], gamma: null}"
 
 
 @pytest.mark.parametrize(
@@ -202,9 +157,6 @@ def test_what_is_no_domain_is_refused(fields: dict[str, Any], told: str) -> None
         DomainSpec(**fields)
 
 
-# Points of a grid
-
-
 SIZES = st.dictionaries(
     st.sampled_from(["train.epochs", "train.batch_size", "acquire.pool_fraction", "model.width"]),
     st.lists(st.integers(1, 99), min_size=1, max_size=5, unique=True),
@@ -224,27 +176,17 @@ def test_the_points_of_a_grid_are_the_product_and_the_last_path_varies_fastest(s
     assert {tuple(point) for point in found} == {tuple(sizes)}  # in the order of the file
 
 
-def test_the_size_is_what_is_asked_for() -> None:
-    space = {"train.epochs": DomainSpec(choice=(1, 2, 3)), "train.batch_size": DomainSpec(choice=(2, 4))}
-    for searcher in ("random", "optuna"):
-        assert search(space, num_samples=7, searcher=searcher).size == 7
-
-
-def test_every_value_that_stands_in_the_space_is_an_end() -> None:
+def test_every_value_that_stands_in_the_space_is_an_end_and_the_size_is_as_asked_for() -> None:
     space = {
         "train.optimizer.lr": DomainSpec(loguniform=(1e-4, 1e-1)),
         "train.epochs": DomainSpec(randint=(2, 9)),
         "acquire.strategy": DomainSpec(choice=("margin", "random", "entropy")),
     }
     assert list(search(space).ends()) == [
-        ("train.optimizer.lr", 0, 1e-4),
-        ("train.optimizer.lr", 1, 1e-1),
-        ("train.epochs", 0, 2),
-        ("train.epochs", 1, 9),
-        ("acquire.strategy", 0, "margin"),
-        ("acquire.strategy", 1, "random"),
-        ("acquire.strategy", 2, "entropy"),
+        (path, number, value) for path, domain in space.items() for number, value in enumerate(domain.values)
     ]
+    for searcher in ("random", "optuna"):
+        assert search(space, num_samples=7, searcher=searcher).size == 7  # what is asked for
 
 
 def test_what_is_wrong_with_a_value_of_the_space_is_told_with_its_place() -> None:
@@ -262,25 +204,14 @@ def test_what_is_wrong_with_a_value_of_the_space_is_told_with_its_place() -> Non
 def test_a_search_has_usual_values() -> None:
     spec = search({"train.epochs": DomainSpec(choice=(1, 2))})
     assert (spec.searcher, spec.scheduler, spec.reduction_factor, spec.seed) == ("optuna", "asha", 3.0, 0)
-    assert (spec.metric.name, spec.metric.budget, spec.split, spec.held_out, spec.epochs) == (
-        "miou",
-        None,
-        None,
-        None,
-        (),
-    )
+    assert (spec.metric.name, spec.metric.budget, spec.split) == ("miou", None, None)
+    assert (spec.held_out, spec.epochs) == (None, ())
 
 
-# Experiments with a search
-
-
-def test_the_trials_of_the_file_are_those_of_its_own_configuration() -> None:
+def test_the_trials_are_those_of_the_files_own_configuration_and_of_another_grid() -> None:
     trials = parse("grid=[{seed: [0, 1], budget: [2, 4]}]").trials()
     assert [(trial.seed, trial.budget) for trial in trials] == [(0, 2), (0, 4), (1, 2), (1, 4)]
     assert {trial.train.optimizer.lr for trial in trials} == {1e-3}
-
-
-def test_a_copy_with_another_grid_has_other_trials() -> None:
     experiment = parse()
     copy = experiment.model_copy(update={"grid": ({"seed": (3,), "budget": (2,)},)})
     assert [(trial.seed, trial.budget) for trial in copy.trials()] == [(3, 2)]
@@ -288,61 +219,49 @@ def test_a_copy_with_another_grid_has_other_trials() -> None:
     assert copy.model_copy() == copy
 
 
-def test_more_samples_and_another_title_are_the_same_search() -> None:
+OTHERS = """
+name=other
+dataset.size=[16, 20]
+dataset.held_out=0.2
+model.backbone=resnet50
+train.epochs=4
+acquire.pool_fraction=0.1
+evaluate.splits={test: {scale: 0.5}}
+grid=[{seed: [0, 1], budget: [2, 4, 6]}]
+grid=[{seed: [0], budget: [2, 4]}]
+search=null
+search.searcher=random
+search.scheduler=none
+search.reduction_factor=2
+search.seed=1
+search.split=val
+search.held_out=0.2
+search.metric={name: area}
+search.metric={budget: 4}
+search.space={train.optimizer.lr: {loguniform: [1e-4, 1e-1]}}
+search.space={train.optimizer.lr: {uniform: [1e-4, 1e-1]}}
+search.space={train.optimizer.lr: {uniform: [1e-4, 1e-2]}}
+search.space={train.optimizer.backbone_lr_factor: {uniform: [1e-4, 1e-2]}}
+"""
+
+
+def test_more_samples_and_another_title_are_the_same_search_and_anything_else_is_another() -> None:
     identity = parse().identity()
     for same in ("search.num_samples=5", "search.num_samples=400", "title=other"):
         assert parse(same).identity() == identity
-
-
-def test_anything_else_is_another_search() -> None:
-    others = [
-        "name=other",
-        "dataset.size=[16, 20]",
-        "dataset.held_out=0.2",
-        "model.backbone=resnet50",
-        "train.epochs=4",
-        "acquire.pool_fraction=0.1",
-        "evaluate.splits={test: {scale: 0.5}}",
-        "grid=[{seed: [0, 1], budget: [2, 4, 6]}]",
-        "grid=[{seed: [0], budget: [2, 4]}]",
-        "search.searcher=random",
-        "search.scheduler=none",
-        "search.reduction_factor=2",
-        "search.seed=1",
-        "search.split=val",
-        "search.held_out=0.2",
-        "search.metric={name: area}",
-        "search.metric={budget: 4}",
-        "search.space={train.optimizer.lr: {loguniform: [1e-4, 1e-1]}}",
-        "search.space={train.optimizer.lr: {uniform: [1e-4, 1e-1]}}",
-        "search.space={train.optimizer.lr: {uniform: [1e-4, 1e-2]}}",
-        "search.space={train.optimizer.backbone_lr_factor: {uniform: [1e-4, 1e-2]}}",
-    ]
-    identities = {parse(other).identity() for other in others}
-    assert len(identities | {parse().identity()}) == len(others) + 1
+    others = OTHERS.strip().splitlines()
+    assert len({parse(other).identity() for other in others} | {identity}) == len(others) + 1
     by_epoch = "evaluate.when=every_epoch"
     assert parse(by_epoch, "search.epochs=[1]").identity() != parse(by_epoch).identity()
 
 
-def test_a_file_without_its_search_is_another_experiment() -> None:
-    assert parse("search=null").identity() != parse().identity()
-    assert parse("search=null").search is None
-
-
-@pytest.mark.parametrize(
-    ("name", "identity"),
-    [
-        ("interface", "c9eb696094239748708c552ce96227596d6cd44629df0ad39b9f07e226d40b3d"),
-        ("tiny", "f022a3dcc4a1fa2633c325b80b5d9604452230d888937cda3cdda762df5ebda2"),
-    ],
-)
-def test_identities_of_experiments_without_a_search_are_older_than_the_option(
-    camvid_yaml: str, name: str, identity: str
-) -> None:
+def test_identities_of_experiments_without_a_search_are_older_than_the_option(camvid_yaml: str) -> None:
     """These digests were made before there was `search`."""
-    text = {"interface": camvid_yaml, "tiny": TEXT}[name]
-    assert parse_experiment(text, where=name).identity() == identity
-    assert parse_experiment(text, where=name, overrides=["search=null"]).identity() == identity
+    interface = "c9eb696094239748708c552ce96227596d6cd44629df0ad39b9f07e226d40b3d"
+    tiny = "f022a3dcc4a1fa2633c325b80b5d9604452230d888937cda3cdda762df5ebda2"
+    for text, identity in ((camvid_yaml, interface), (TEXT, tiny)):
+        for overrides in ([], ["search=null"]):
+            assert parse_experiment(text, where="x", overrides=overrides).identity() == identity
 
 
 @pytest.mark.parametrize(
@@ -365,4 +284,5 @@ def test_a_dumped_search_is_read_back_equal(overrides: list[str]) -> None:
 
 
 def test_an_experiment_without_a_search_is_dumped_without_it() -> None:
+    assert parse("search=null").search is None
     assert "search" not in dump_experiment(parse("search=null"))

@@ -42,6 +42,11 @@ def launch(place: Path, *arguments: str) -> Outcome:
     return Outcome(code if isinstance(code, int) else int(code is not None), out.getvalue(), err.getvalue())
 
 
+def overriding(*overrides: str) -> list[str]:
+    """Words of a command that override fields of its experiment."""
+    return [word for override in overrides for word in ("--set", override)]
+
+
 # Runs launch.py in a Python where the heavy packages cannot be imported.
 WITHOUT_TORCH = """
 import runpy, sys

@@ -154,6 +154,11 @@ TINY_EXPERIMENT = experiment_text(
 )
 
 
+# Overrides that make two stages of one step each, and of less to compute.
+SMALL = ("dataset={name: tiny, size: [16, 24], images: 2}", "train.batch_size=2")
+TWO_STAGES = ("grid=[{budget: [3, 6]}]", "train.epochs=1", *SMALL)
+
+
 def tiny_experiment(*overrides: str) -> Experiment:
     """Three stages of six steps each on the tiny data set."""
     return parse_experiment(TINY_EXPERIMENT, where="tiny.yaml", overrides=overrides)
