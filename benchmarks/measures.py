@@ -38,7 +38,7 @@ from pixelpick_ray.engine.fit import Epoch, fit
 from pixelpick_ray.engine.provenance import code_commit
 from pixelpick_ray.engine.score import evaluate
 from pixelpick_ray.events import EpochDone
-from pixelpick_ray.plan import make_plan
+from pixelpick_ray.planning import make_plan
 from pixelpick_ray.runner.tensorboard import TensorBoard
 
 FIRST, RESNET = Setting("camvid-mobilenet"), Setting("camvid-resnet50")

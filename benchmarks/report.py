@@ -24,7 +24,7 @@ from pixelpick_ray.config.canonical import digest  # noqa: E402
 from pixelpick_ray.config.experiment import Experiment, load_experiment  # noqa: E402
 from pixelpick_ray.config.keys import Source, evaluation_input, fit_input, initial_input, pick_input  # noqa: E402
 from pixelpick_ray.data.labels import LabelledPixels  # noqa: E402
-from pixelpick_ray.plan import Chain, make_plan  # noqa: E402
+from pixelpick_ray.planning import Chain, make_plan  # noqa: E402
 from pixelpick_ray.store import Store, experiment_folder  # noqa: E402
 
 GOAL_SECONDS = 20.0

@@ -27,7 +27,7 @@ from benchmarks.timing import short
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.events import ChainDone, EpochDone, Event
-from pixelpick_ray.plan import Plan, make_plan
+from pixelpick_ray.planning import Plan, make_plan
 from pixelpick_ray.runner import tune as runner
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.runner.progress import ChainProgress

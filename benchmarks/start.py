@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pixelpick_ray.config.execution import Execution, local_cpus
 from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.events import ChainDone, Event
-from pixelpick_ray.plan import check_data, make_plan
+from pixelpick_ray.planning import check_data, make_plan
 from pixelpick_ray.runner import tune as runner
 from pixelpick_ray.runner.people import People
 

@@ -31,7 +31,7 @@ from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.data.datasets import open_dataset, training_split
 from pixelpick_ray.engine.batches import num_batches
 from pixelpick_ray.engine.host import prepare_process
-from pixelpick_ray.plan import Plan, make_plan
+from pixelpick_ray.planning import Plan, make_plan
 
 SAMPLES = 12  # of each bare action
 IMAGES = 16  # of a bare forward

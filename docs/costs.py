@@ -16,7 +16,7 @@ from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import ModelSpec, SizeSpec, Trial
 from pixelpick_ray.data.scenes import SPLIT_SIZES
 from pixelpick_ray.models.segmentation import FRAME_MULTIPLE, build_model
-from pixelpick_ray.plan import make_plan
+from pixelpick_ray.planning import make_plan
 from pixelpick_ray.tasks import evaluation_size
 
 FLOPS_PER_SECOND = 10e12  # sustained; about half of what an A100 can do in fp32 without tensor cores

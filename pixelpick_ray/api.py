@@ -22,7 +22,7 @@ from pixelpick_ray.config.shipped import experiment_file
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.events import Event
-from pixelpick_ray.plan import Plan, make_plan
+from pixelpick_ray.planning import Plan, make_plan
 from pixelpick_ray.runner.session import Outcome, StopRequest, begin
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.store import Store, absolute

@@ -4,7 +4,7 @@ from typing import Any
 
 from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.plan import Plan, Progress
+from pixelpick_ray.planning import Plan, Progress
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.paths import PROVENANCE
 from pixelpick_ray.store.records import FitProvenance

@@ -1,7 +1,7 @@
 """The method: fit, evaluate, pick, until the budget is reached (PixelPick, Shin, Xie and Albanie 2021, section 3).
 
 One walk serves all: a visitor runs it (`running.py`), another looks at how much of it is stored, and a third names its
-steps without any data (`plan.py`).
+steps without any data (`planning.py`).
 """
 
 from typing import Protocol

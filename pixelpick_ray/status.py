@@ -6,7 +6,7 @@ from typing import Any
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.answers import Pending, Waiting
 from pixelpick_ray.estimate import stages_line, summarise
-from pixelpick_ray.plan import Chain, Plan, Progress, progress_of
+from pixelpick_ray.planning import Chain, Plan, Progress, progress_of
 from pixelpick_ray.store import Store, run_lease
 
 STATES = ("stored", "running", "waiting", "missing", "failed")

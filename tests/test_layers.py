@@ -12,13 +12,23 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pixelpick_ray"
 LAYERS = [
     set(names.split())
     for names in (
-        *("cli __main__", "api testing", "runner report annotate", "status", "estimate", "search", "planning", "running"),
-        *("asking", "training", "context", "engine", "loop checks", "tasks", "active models", "data", "store events", "config", "errors"),
+        *(
+            "cli __main__",
+            "api testing",
+            "runner report annotate",
+            "status",
+            "estimate",
+            "search",
+            "planning",
+            "running",
+        ),
+        *("asking", "training", "context", "engine", "loop checks", "tasks", "active models", "data", "store events"),
+        *("config", "errors"),
     )
 ]
 TORCH_FREE = """
 config.experiment config.keys store data.labels data.datasets data.cache data.description data.answers data.scenes
-events tasks loop checks plan search.design status annotate.server annotate.transfer report.files report.search cli
+events tasks loop checks planning search.design status annotate.server annotate.transfer report.files report.search cli
 """
 
 

@@ -19,7 +19,7 @@ from pixelpick_ray.data.labels import UNKNOWN, LabelledPixels
 from pixelpick_ray.data.questions import all_questions, open_ask
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.events import AnswersAwaited, ChainDone, EpochDone, Event, FitTrained, StageDone
-from pixelpick_ray.plan import Plan, make_plan
+from pixelpick_ray.planning import Plan, make_plan
 from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.report.tables import terminal_table
 from pixelpick_ray.runner import local

@@ -18,7 +18,7 @@ from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.cache import training_names
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.plan import claim_name, make_plan, progress_of
+from pixelpick_ray.planning import claim_name, make_plan, progress_of
 from pixelpick_ray.store import Store, experiment_folder
 from tests.support.data_folders import loaded
 from tests.support.launch import ROOT, launch_without_torch

@@ -13,7 +13,7 @@ from rich.console import Console
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data import datasets
 from pixelpick_ray.estimate import summarise
-from pixelpick_ray.plan import claim_name, make_plan, progress_of
+from pixelpick_ray.planning import claim_name, make_plan, progress_of
 from pixelpick_ray.runner import session
 from pixelpick_ray.status import status_of
 from pixelpick_ray.store import experiment_folder

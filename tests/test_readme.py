@@ -9,7 +9,7 @@ from typer.main import get_command
 
 from pixelpick_ray.cli import app
 from pixelpick_ray.config.experiment import load_experiment, parse_experiment
-from pixelpick_ray.plan import make_plan
+from pixelpick_ray.planning import make_plan
 from pixelpick_ray.report.costs import read_cost_model
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.store import Store

@@ -9,7 +9,7 @@ import pytest
 
 from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.errors import DamagedError
-from pixelpick_ray.plan import claim_name, make_plan, progress_of
+from pixelpick_ray.planning import claim_name, make_plan, progress_of
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.status import status_of

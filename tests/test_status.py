@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.status import Status, status_of
 from pixelpick_ray.store import Store, run_lease
 from tests.support.stores import do_steps, execution_at, tiny_plan

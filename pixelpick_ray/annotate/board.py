@@ -13,7 +13,7 @@ from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.data.answers import Answer, Book, Undo
 from pixelpick_ray.data.questions import Place, is_whole, open_ask, read_questions
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.plan import Chain
+from pixelpick_ray.planning import Chain
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import AskRecord, ChainRecord, read_chain
 

@@ -20,7 +20,7 @@ from pixelpick_ray.data.answers import Answer, Kind, OneLine
 from pixelpick_ray.data.dataset import DatasetFacts
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.store import Store
 
 SENT = 60  # questions that a page gets at once

@@ -22,7 +22,7 @@ from pixelpick_ray.data.answers import Book, OneLine
 from pixelpick_ray.data.datasets import open_dataset, training_split
 from pixelpick_ray.data.questions import Place, read_questions
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.plan import Plan
+from pixelpick_ray.planning import Plan
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import read_chain
 

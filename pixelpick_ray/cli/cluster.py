@@ -29,7 +29,7 @@ from pixelpick_ray.cli.options import (
 from pixelpick_ray.cli.shared import execution_of, naming, planned_of
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.plan import Plan
+from pixelpick_ray.planning import Plan
 from pixelpick_ray.runner import session
 
 

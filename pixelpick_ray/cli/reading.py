@@ -28,7 +28,7 @@ from pixelpick_ray.config.shipped import experiment_file
 from pixelpick_ray.data.answers import Waiting
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.plan import Plan
+from pixelpick_ray.planning import Plan
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.found import found_path
 from pixelpick_ray.search.journal import Journal

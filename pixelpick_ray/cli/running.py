@@ -33,7 +33,7 @@ from pixelpick_ray.config.command import typed
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.estimate import cost_line, summarise
-from pixelpick_ray.plan import progress_of
+from pixelpick_ray.planning import progress_of
 from pixelpick_ray.runner import session
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import plan_figures, plan_text, search_status

@@ -12,7 +12,7 @@ from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.plan import Plan, make_plan
+from pixelpick_ray.planning import Plan, make_plan
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.store import absolute
 

@@ -11,7 +11,7 @@ from pixelpick_ray.config.canonical import brief
 from pixelpick_ray.config.search import value_text
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.plan import make_plan
+from pixelpick_ray.planning import make_plan
 from pixelpick_ray.report.costs import number_text
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import csv_text

@@ -21,7 +21,7 @@ from pixelpick_ray.data.dataset import Dataset
 from pixelpick_ray.data.datasets import open_dataset, training_split
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.errors import PixelPickError
-from pixelpick_ray.plan import Plan
+from pixelpick_ray.planning import Plan
 from pixelpick_ray.runner.doctor import Gpu
 from pixelpick_ray.store import Store
 

@@ -10,7 +10,7 @@ from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.events import AnswersAwaited, ChainFailed, EpochDone, Event
-from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.runner.failures import Stopped, explain
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.running import run_chain

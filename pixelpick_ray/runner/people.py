@@ -8,7 +8,7 @@ from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.answers import Pending, Waiting
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.store import Store
 
 LOOK_SECONDS = 1.0  # how often it is looked whether people have answered

@@ -24,7 +24,7 @@ from pixelpick_ray.events import (
     PixelsPicked,
     StageDone,
 )
-from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.planning import Chain, Plan
 
 
 @dataclass

@@ -27,7 +27,7 @@ from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import RunError, SpecError
 from pixelpick_ray.estimate import stages_line, summarise
 from pixelpick_ray.events import Event
-from pixelpick_ray.plan import Chain, Plan, Progress, claim_name, make_plan, progress_of
+from pixelpick_ray.planning import Chain, Plan, Progress, claim_name, make_plan, progress_of
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.search.design import Search, check_splits
 from pixelpick_ray.search.found import write_found

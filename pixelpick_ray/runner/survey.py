@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.engine.world import join
 from pixelpick_ray.errors import PixelPickError, SpecError
-from pixelpick_ray.plan import Plan
+from pixelpick_ray.planning import Plan
 from pixelpick_ray.runner import inspection
 from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.doctor import Facts, Meeting, NodeFacts

@@ -20,7 +20,7 @@ from pixelpick_ray.data.datasets import DatasetFacts, open_dataset, training_spl
 from pixelpick_ray.data.description import read_description, shown
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.events import ChainDone, EpochDone, Event, PixelsPicked, StageDone
-from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.report.points import lookup
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import ChainRecord, read_chain

@@ -32,7 +32,7 @@ from pixelpick_ray.events import (
     decode,
     encode,
 )
-from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.failures import explain, gives_up
 from pixelpick_ray.runner.people import People

@@ -17,7 +17,7 @@ from pixelpick_ray.data.dataset import FileDataset
 from pixelpick_ray.data.datasets import DatasetFacts, known_facts, open_dataset, training_split
 from pixelpick_ray.data.held_out import HELD_OUT, facts_with_held_out
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.plan import Plan, make_plan, value_at
+from pixelpick_ray.planning import Plan, make_plan, value_at
 
 HELD_OUT_SHARE = 0.2
 

@@ -13,7 +13,7 @@ from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data import datasets, scenes
 from pixelpick_ray.data.answers import Book, Waiting
 from pixelpick_ray.data.questions import Place
-from pixelpick_ray.plan import make_plan
+from pixelpick_ray.planning import make_plan
 from pixelpick_ray.runner import local
 from pixelpick_ray.store import Store
 from tests.support.annotation_page import Clock, Office, Page, place, refused

@@ -14,7 +14,7 @@ from pixelpick_ray.annotate.transfer import read_answers, write_answers
 from pixelpick_ray.data.answers import Answer, Book, Undo
 from pixelpick_ray.data.questions import Place, Questions
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.plan import Plan
+from pixelpick_ray.planning import Plan
 from pixelpick_ray.store import Store
 from tests.support.data_folders import TREES, noise, save
 from tests.support.launch import launch

@@ -24,7 +24,7 @@ from pixelpick_ray.data.camvid import CamVid
 from pixelpick_ray.data.datasets import Dataset, known_facts, open_dataset, training_split
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.plan import Plan, Sources
+from pixelpick_ray.planning import Plan, Sources
 from tests.support import stores as by_hand
 from tests.support.data_folders import TREES, save, write_folder, write_voc
 from tests.support.stores import check_plan, execution_at, tiny_plan

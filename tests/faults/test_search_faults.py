@@ -25,7 +25,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from pixelpick_ray.plan import claim_name, make_plan
+from pixelpick_ray.planning import claim_name, make_plan
 from pixelpick_ray.runner import session
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.config.execution import Execution

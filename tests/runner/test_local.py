@@ -15,7 +15,7 @@ from pixelpick_ray.engine.batches import FitJob
 from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.events import ChainDone, ChainFailed, Event, StageDone
-from pixelpick_ray.plan import Plan, make_plan, progress_of
+from pixelpick_ray.planning import Plan, make_plan, progress_of
 from pixelpick_ray.runner import local
 from pixelpick_ray.status import status_of
 from pixelpick_ray.store import Store

@@ -7,7 +7,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from pixelpick_ray.events import AnswersAwaited, ChainDone, Event, StageDone, encode
-from pixelpick_ray.plan import Chain, make_plan
+from pixelpick_ray.planning import Chain, make_plan
 from pixelpick_ray.runner.tune import ChainOrder, Relay
 from tests.support.tiny_data import tiny_experiment
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from pixelpick_ray.events import ChainDone, ChainFailed, Event, FitTrained, PixelsPicked
-from pixelpick_ray.plan import Plan
+from pixelpick_ray.planning import Plan
 from pixelpick_ray.runner.progress import ChainProgress
 from tests.support.chain_events import epoch_done, stage_done
 from tests.support.stores import tiny_plan

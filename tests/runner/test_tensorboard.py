@@ -26,7 +26,7 @@ from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import CamVid, open_dataset
 from pixelpick_ray.data.description import write_description, write_label_map
 from pixelpick_ray.events import ChainDone, ChainFailed, Event, PixelsPicked
-from pixelpick_ray.plan import Chain, Plan
+from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.runner.tensorboard import TensorBoard, settings_of
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import DescriptionKeys, StageRecord, write_chain

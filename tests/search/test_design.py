@@ -10,7 +10,7 @@ import pytest
 from pixelpick_ray.config.trial import EvaluatedSpec
 from pixelpick_ray.data.datasets import DatasetFacts, known_facts
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.plan import splits_in_use
+from pixelpick_ray.planning import splits_in_use
 from pixelpick_ray.search.design import Level, check_splits
 from tests.support.searches import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, search_of
 

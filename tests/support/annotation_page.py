@@ -12,7 +12,7 @@ from pixelpick_ray.annotate.desk import Desk, Reply
 from pixelpick_ray.annotate.rota import Refusal
 from pixelpick_ray.data.answers import Answer
 from pixelpick_ray.data.questions import Place, Questions
-from pixelpick_ray.plan import Plan
+from pixelpick_ray.planning import Plan
 from pixelpick_ray.store import Store
 from tests.support.questions import answers_in, ask, finish, go_on, plan_of, questions_of
 

@@ -7,7 +7,7 @@ from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Place, Questions, all_questions, open_ask
-from pixelpick_ray.plan import Plan
+from pixelpick_ray.planning import Plan
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.store import Store, experiment_folder
 

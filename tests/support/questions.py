@@ -10,7 +10,7 @@ from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.data.questions import Questions
-from pixelpick_ray.plan import Plan, make_plan
+from pixelpick_ray.planning import Plan, make_plan
 from pixelpick_ray.store import Store, experiment_folder
 from tests.support.experiments import experiment_text
 from tests.support.stores import record_of

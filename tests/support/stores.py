@@ -14,7 +14,7 @@ from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import EvaluateSpec, Trial
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.loop import walk
-from pixelpick_ray.plan import Chain, Plan, Sources, make_plan
+from pixelpick_ray.planning import Chain, Plan, Sources, make_plan
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import ChainRecord, StageRecord, write_chain
 from pixelpick_ray.tasks import Evaluate, FirstPixels, Fit, Pick, Task
