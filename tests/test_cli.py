@@ -215,7 +215,7 @@ def test_a_fetched_camvid_of_wrong_size_leaves_nothing_and_one_of_the_right_size
 ) -> None:
     sizes = {"train": 3, "val": 2, "test": 2}
     monkeypatch.setattr(CamVid, "split_sizes", sizes)
-    monkeypatch.setattr(session, "run", lambda *values, **options: 0)
+    monkeypatch.setattr(session, "run", lambda *values, **options: session.Outcome(0, {}, 0))
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: archive({**sizes, "val": 1}))
     assert "(1, 1) images and labels in val, not 2" in refused(place, "run", "street.yaml")
     assert list((place / "data").iterdir()) == []

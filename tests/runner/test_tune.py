@@ -12,6 +12,7 @@ import pytest
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner.tune import placement
+from tests.support.documents import write_files
 from tests.support.experiments import experiment_text
 from tests.support.fault_cluster import variables
 from tests.support.launch import launch
@@ -70,12 +71,12 @@ def test_strategies_that_start_together_train_the_first_fit_once_and_a_second_ru
 
 @pytest.mark.always("one rank and two")
 def test_two_ranks_run_as_actors_of_one_trial_and_learn_what_one_rank_learns(place: Path) -> None:
-    """The exact comparison is in tests/engine; here a tiny untrained network multiplies rounding, so losses agree
-    coarsely.
+    """With a strategy and a head from files, which only the driver sees. The exact comparison is in tests/engine; here
+    a tiny untrained network multiplies rounding, so losses agree coarsely.
     """
-    (place / "tiny.yaml").write_text(
-        TINY.replace("[margin, random]", "[margin]").replace("budget: [10, 20]", "budget: [10]")
-    )
+    text = TINY.replace("[margin, random]", '["file:mine.py:score"]').replace(", dropout: [0.0, 0.0, 0.0]", "")
+    (place / "tiny.yaml").write_text(text.replace("{backbone", '{architecture: "file:head.py:Linear", backbone'))
+    write_files("extending.md", place)
     sgd = ("--set", "train.optimizer={name: sgd, lr: 0.001, backbone_lr_factor: 1.0}")
     run(place, *sgd, "--local")
     run(place, *sgd, "--ranks", "2", store="two")
@@ -85,6 +86,8 @@ def test_two_ranks_run_as_actors_of_one_trial_and_learn_what_one_rank_learns(pla
         assert stages[0]["fit"] == two[chain][0]["fit"]  # the same initial pixels; ranks are in no key
         found, expected = losses_of(place, "two", two[chain][0]), losses_of(place, "store", stages[0])
         assert found == pytest.approx(expected, rel=0.02)  # float64 is compared in test_fit.py
+        assert stages[0]["pick"]
+        assert len(two[chain]) == 2
     provenance = [json.loads(path.read_text()) for path in (place / "two").glob("fit/*/provenance.json")]
     assert {entry["world_size"] for entry in provenance} == {2}
 
