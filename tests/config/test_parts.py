@@ -199,7 +199,9 @@ def test_a_function_of_a_program_can_be_registered(tmp_path: Path) -> None:
     assert parts.load("strategy", name).__name__ == "score"
 
 
-@pytest.mark.parametrize("value", [lambda logits: logits, len, 3, type("Made", (), {})], ids=repr)
+@pytest.mark.parametrize(
+    "value", [lambda logits: logits, len, 3, type("Made", (), {})], ids=["lambda", "built-in", "number", "made"]
+)
 def test_what_is_in_no_file_is_not_registered(value: object) -> None:
     with pytest.raises(SpecError, match=r"its code is in no file|does not define"):
         parts.register("strategy", "mine", value)
