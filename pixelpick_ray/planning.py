@@ -27,7 +27,7 @@ from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.errors import DataError, SpecError, StoreError
 from pixelpick_ray.loop import walk
 from pixelpick_ray.store import Store, paths
-from pixelpick_ray.store.records import ChainRecord, ExperimentRecord, read_chain
+from pixelpick_ray.store.records import ChainRecord, ExperimentRecord, read_chain, write_source
 from pixelpick_ray.tasks import PIXELS, Ask, Evaluate, FirstPixels, Fit, Pick, Task
 
 IN_LABEL = {"seed", "budget", "acquire.strategy", "model.backbone"}
@@ -444,7 +444,7 @@ def _keep_sources(plan: Plan, store: Store) -> None:
     """Store the sources that trials are made with, beside the results."""
     names = {name for chain in plan.chains for _, name in chain.trial.parts_from_elsewhere}
     for code in {code.digest: code for code in map(parts.code_of, sorted(names)) if code}.values():
-        store.write_record(paths.source(code.digest), {"files": dict(code.files)})
+        write_source(store, code)
 
 
 def claim_name(plan: Plan, store: Store) -> None:

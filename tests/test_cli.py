@@ -175,7 +175,7 @@ def test_wrong_data_are_refused_with_the_remedy(write_camvid: WriteCamVid, place
 @pytest.mark.usefixtures("unstarted")
 def test_a_name_that_belongs_to_another_experiment_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(session, "run", lambda *values, **options: 0)
+        patch.setattr(session, "run", lambda *values, **options: session.Outcome(0, {}, 0))
         assert launch(place, "run", "tiny.yaml").status == 0
     done = launch(place, "run", "tiny.yaml", "--set", "train.epochs=3")
     assert done.status == 2

@@ -149,12 +149,25 @@ class Experiment(Spec):
     def identity(self) -> str:
         """Digest of what experiments of one name must share: everything but the grid, the title and ``annotate``.
 
-        A search is one by its grid, too, and may be extended by samples.
+        A search is one by its grid, too, and by the code of its parts, for its journal holds scores; it may be extended
+        by samples.
         """
         extended: Any = {"title": True, "annotate": True} | (
             {"grid": True} if self.search is None else {"search": {"num_samples"}}
         )
-        return digest(self.model_dump(mode="json", exclude_none=True, exclude=extended))
+        fields = self.model_dump(mode="json", exclude_none=True, exclude=extended)
+        code = [] if self.search is None else self._code_of_parts()
+        return digest([fields, code] if code else fields)
+
+    def _code_of_parts(self) -> list[str]:
+        """The resolved names of all parts from elsewhere that the trials of a search may have."""
+        point, found = self._base(), set(self._files.values())
+        for path, kind in parts.FIELDS.items():
+            spec, _, field = path.partition(".")
+            searched = self.search.space[path].values if self.search and path in self.search.space else ()
+            named = (name for name in (point[spec].get(field), *searched) if isinstance(name, str))
+            found |= {self._files.get(name) or parts.resolved(kind, name) for name in named}
+        return sorted(name for name in found if "@" in name)
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -15,8 +15,10 @@ from pixelpick_ray.engine.score import evaluate
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.models.published import read_checkpoint
-from pixelpick_ray.models.segmentation import build_model
+from pixelpick_ray.models.segmentation import MODELS, build_model
 from pixelpick_ray.models.tensors import check_classes, check_tensors, read_tensors
+from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import read_source
 
 SUFFIX = ".safetensors"
 
@@ -46,7 +48,10 @@ def _read_fit(path: Path, num_classes: int) -> nn.Module:
     """The network of a stored fit: ``input.json`` beside the weights says which it is."""
     spec = _stored_spec(path.with_name("input.json"))
     tensors = read_tensors(path)
-    check_classes(tensors, "classifier.weight", num_classes, path=path)
+    if spec.architecture in MODELS:
+        check_classes(tensors, "classifier.weight", num_classes, path=path)
+    else:
+        read_source(Store(path.parents[2]), spec.architecture)
     model = build_model(spec, num_classes=num_classes, data_path=path.parent, seed=0, stage=0)
     check_tensors(tensors, model.state_dict(), path=path, of=f"{spec.architecture} {spec.backbone}")
     model.load_state_dict(tensors)
@@ -56,7 +61,7 @@ def _read_fit(path: Path, num_classes: int) -> nn.Module:
 def _stored_spec(path: Path) -> ModelSpec:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))["model"]
-        fields = {name: value for name, value in fields.items() if name != "weights_digest"}
+        fields = {name: value for name, value in fields.items() if name not in ("weights_digest", "version")}
         return ModelSpec.model_validate_json(json.dumps(fields | {"pretrained": "none"}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pixelpick_ray.config import parts
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import Budget, Spec
@@ -88,6 +89,28 @@ class ExperimentRecord(Spec):
 
     experiment: dict[str, Any]
     trials: tuple[str, ...]
+
+
+class SourceRecord(Spec):
+    """The source of a part that came from a file: its files by path, and which of them was named."""
+
+    main: str
+    files: dict[str, str]
+
+
+def write_source(store: Store, code: parts.Code) -> None:
+    """Keep a source beside the results that it made."""
+    record = SourceRecord(main=code.main, files=dict(code.files))
+    store.write_record(paths.source(code.digest), record.model_dump(mode="json"))
+
+
+def read_source(store: Store, name: str) -> None:
+    """Know the source of a part's resolved name again, if it is stored."""
+    record = store.find_record(paths.source(name.rpartition("@")[2]), SourceRecord)
+    if record is not None and record.main in record.files:
+        first = (record.main, record.files[record.main])
+        code = parts.Code((first, *((path, text) for path, text in record.files.items() if path != record.main)))
+        parts.install(parts.Shipment({code.digest: code}, {}))
 
 
 def read_chain(store: Store, experiment: Experiment, chain: str) -> ChainRecord | None:

@@ -221,10 +221,10 @@ def test_the_plan_of_what_can_be_checked_has_every_value_of_the_space_for_every_
 
 
 def test_a_value_that_no_trial_can_have_is_told_with_its_place() -> None:
-    told = "unknown strategy 'best'; known: margin, entropy, least_confidence, random, bald"
+    told = "unknown strategy 'best'; known: margin, entropy, least_confidence, random, bald, or your own by"
     with pytest.raises(SpecError) as caught:
         _ = search_of("search.space={acquire.strategy: {choice: [margin, least_confidence, best]}}").ends_plan
-    assert str(caught.value) == f"search.space.acquire.strategy: {told} (value 3 of choice)"
+    assert str(caught.value) == f"search.space.acquire.strategy: {told} file:PATH.py:NAME (value 3 of choice)"
     text = TEXT.replace("strategy: margin", "strategy: best")  # which is not blamed on the space
     with pytest.raises(SpecError, match=r"^acquire\.strategy: unknown strategy 'best'"):
         _ = search_of(LR_ALONE, text=text).ends_plan

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.config.command import typed
 from pixelpick_ray.config.experiment import dump_experiment, load_experiment, parse_experiment
 from pixelpick_ray.config.trial import EvaluatedSpec, PolySpec
 from pixelpick_ray.errors import RunError
@@ -113,7 +114,7 @@ def test_the_file_says_how_it_was_found(tmp_path: Path) -> None:
         "#   train.optimizer.lr: loguniform 0.0001 to 0.01; found 0.0025",
         "#   acquire.strategy: choice of margin, random, entropy; found random",
         "# It was chosen by val, so that its scores there are no measurement. Its seeds are new; the table",
-        f"# on test is made by: python launch.py run {path}",
+        f"# on test is made by: {typed()} run {path}",
     ]
     assert lines[len(header)] == f"name: {path.stem}"
 
