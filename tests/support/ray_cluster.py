@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+def listens(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextlib.contextmanager
 def running_cluster(*options: str, **variables: str) -> Iterator[tuple[str, str]]:
     """The addresses of a cluster of two CPUs and of its job server (with ``--include-dashboard=true``)."""
@@ -44,6 +51,10 @@ def running_cluster(*options: str, **variables: str) -> Iterator[tuple[str, str]
         env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
+        until = time.monotonic() + 120
+        while not (listens(gcs) and list(Path(folder).glob("session_2*/sockets/raylet"))):
+            assert time.monotonic() < until, "the cluster did not start"
+            time.sleep(0.1)
         yield f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
     finally:
         process.terminate()  # it ends what it started
