@@ -1,32 +1,43 @@
 """What is refused before anything starts, by the experiment alone or by the data too; imports neither torch nor ray."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pixelpick_ray.active.acquisition import check_strategy
-from pixelpick_ray.active.oracle import check_oracle
+from pixelpick_ray.active.acquisition import STRATEGIES, check_strategy
+from pixelpick_ray.active.oracle import ORACLES, check_oracle
 from pixelpick_ray.config.annotate import class_keys
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
-from pixelpick_ray.config.networks import check_network
+from pixelpick_ray.config.networks import HEADS, check_network
 from pixelpick_ray.config.trial import HumanSpec, SizeSpec, Trial
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
-from pixelpick_ray.data.datasets import Dataset, DatasetFacts, known_facts, open_dataset, training_split
+from pixelpick_ray.data.datasets import DATASETS, Dataset, DatasetFacts, known_facts, open_dataset, training_split
 from pixelpick_ray.data.held_out import facts_with_held_out
 from pixelpick_ray.data.weights import check_pretrained, weights_digest
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.tasks import evaluation_size
 
+BUILT_IN: dict[str, Mapping[str, Any]] = {
+    "strategy": STRATEGIES,
+    "head": HEADS,
+    "oracle": ORACLES,
+    "dataset": DATASETS,
+}
 ReportDecoding = Callable[[str, int, int], None]  # what, done, in all
 
 
 def check_trial(experiment: Experiment, trial: Trial) -> None:
     """SpecError for an unknown data set, split, strategy or network, and for what cannot be trained; needs no data."""
+    for kind, name in trial.parts_from_elsewhere:
+        if name.partition("@")[0] in BUILT_IN[kind]:
+            raise SpecError(
+                f"{kind} {name.partition('@')[0]!r}: is built in, and {name} has the same name; give that one another"
+            )
     facts = known_facts(trial.dataset.name)
     check_strategy(trial.acquire)
     check_network(trial.model)

@@ -156,7 +156,7 @@ def _strategy(name: str) -> Strategy:
 
 
 def _shaped(score: Score, name: str, logits: Tensor) -> Tensor:
-    """The scores of a function from elsewhere. RunError when they are not one number a pixel."""
+    """The scores of a function from elsewhere. SpecError when they are not one number a pixel."""
     scores = score(logits)
     wanted = (logits.shape[0], *logits.shape[2:])
     shape = tuple(getattr(scores, "shape", ()))

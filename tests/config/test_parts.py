@@ -10,6 +10,7 @@ import pytest
 from pixelpick_ray.config import parts
 from pixelpick_ray.config.experiment import Experiment, load_experiment
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.planning import make_plan
 from tests.support.experiments import experiment_text
 
 SCORE = "def score(logits):\n    return logits.sum(1)\n"
@@ -174,6 +175,12 @@ def test_code_that_did_not_come_along_is_not_replaced_by_another(tmp_path: Path)
 
 
 # Registering
+
+
+def test_a_part_called_like_one_that_is_built_in_is_refused(tmp_path: Path) -> None:
+    parts.register("strategy", "margin", module_of(tmp_path, SCORE)["score"])
+    with pytest.raises(SpecError, match=r"strategy 'margin': is built in, and margin@[0-9a-f]{16} has the same name"):
+        make_plan(experiment(tmp_path, "margin"))
 
 
 def module_of(folder: Path, text: str) -> dict[str, object]:
