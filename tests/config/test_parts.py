@@ -1,6 +1,8 @@
 """Parts from elsewhere: what identifies their code, what is refused, and that the code runs as it was read."""
 
+import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -219,3 +221,47 @@ def test_a_wrong_kind_or_name_is_not_registered() -> None:
         parts.register("decoder", "mine", write)
     with pytest.raises(SpecError, match="is no name"):
         parts.register("strategy", "a@b", write)
+
+
+# Installed packages
+
+
+def installed(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *, text: str = SCORE, version: str = "1.0", is_editable: bool = False
+) -> str:
+    """The resolved name of the entry point `far` in a process that finds this package."""
+    information = folder / "faraway.dist-info"
+    information.mkdir(parents=True, exist_ok=True)
+    (folder / "faraway.py").write_text(text)
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: faraway\nVersion: {version}\n")
+    (information / "entry_points.txt").write_text("[pixelpick_ray.strategies]\nfar = faraway:score\n")
+    url = {"url": folder.as_uri(), "dir_info": {"editable": is_editable}}
+    (information / "direct_url.json").write_text(json.dumps(url))
+    monkeypatch.syspath_prepend(folder)
+    for cached in (parts._entry_points, parts._identity):
+        cached.cache_clear()
+    monkeypatch.delitem(sys.modules, "faraway", raising=False)
+    return parts.resolved("strategy", "far")
+
+
+def test_a_package_is_its_version_and_an_editable_one_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = SCORE.replace("sum", "mean")
+    assert installed(monkeypatch, tmp_path) == installed(monkeypatch, tmp_path, text=other) == "far@faraway-1.0"
+    assert installed(monkeypatch, tmp_path, version="1.1") == "far@faraway-1.1"
+    one, two = (installed(monkeypatch, tmp_path, text=text, is_editable=True) for text in (SCORE, other))
+    assert re.fullmatch("far@[0-9a-f]{16}", one)
+    assert one != two == installed(monkeypatch, tmp_path, text=other, version="2.0", is_editable=True)
+
+
+def test_another_version_on_a_node_is_named_and_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = installed(monkeypatch, tmp_path)
+    assert parts.load("strategy", asked).__name__ == "score"
+    parts._loaded.clear()
+    installed(monkeypatch, tmp_path, version="1.1")
+    with pytest.raises(SpecError, match=r"strategy far: faraway-1\.0 is asked for, this Python has faraway-1\.1"):
+        parts.load("strategy", asked)
+    installed(monkeypatch, tmp_path, text="1 / 0\n", version="1.0")
+    with pytest.raises(SpecError, match="faraway:score cannot be imported: ZeroDivisionError"):
+        parts.load("strategy", asked)
