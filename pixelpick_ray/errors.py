@@ -8,6 +8,9 @@ PixelPickError
 +-- RunError     a chain failed while it ran                      (exit status 1)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PixelPickError(Exception):
     """Root of the errors of this package."""
@@ -35,3 +38,12 @@ class DamagedError(StoreError):
 
 class RunError(PixelPickError):
     """A chain failed while it ran."""
+
+
+@contextmanager
+def naming(where: object) -> Iterator[None]:
+    """Begin the message of a SpecError with where it is: a field, or the name of a file."""
+    try:
+        yield
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from error

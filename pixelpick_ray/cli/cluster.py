@@ -26,9 +26,9 @@ from pixelpick_ray.cli.options import (
     one_of,
     parse_duration,
 )
-from pixelpick_ray.cli.shared import execution_of, naming, planned_of
+from pixelpick_ray.cli.shared import execution_of, planned_of
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.errors import SpecError
+from pixelpick_ray.errors import SpecError, naming
 from pixelpick_ray.planning import Plan
 from pixelpick_ray.runner import session
 
@@ -133,7 +133,7 @@ def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution]
     given = {name: values[name] for name in ("ranks", "cpus_per_rank", "gpus_per_rank", "max_concurrent", "wait")}
     places = Path(values["data"]), values["store"], Path(values["cache"]) if values["cache"] else None
     execution = execution_of(planned, *places, values["device"], **given)
-    with naming(experiment):
+    with naming(experiment.name):
         check_labels(planned.experiment, planned.trials, execution.data_path)
     return planned, execution
 

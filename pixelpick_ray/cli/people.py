@@ -15,7 +15,8 @@ from pixelpick_ray.cli.options import (
     Overrides,
     StoreLocation,
 )
-from pixelpick_ray.cli.shared import naming, planned_of
+from pixelpick_ray.cli.shared import planned_of
+from pixelpick_ray.errors import naming
 from pixelpick_ray.store import Store
 
 
@@ -58,7 +59,7 @@ def annotate(
         if not no_browser:
             webbrowser.open(once)
 
-    with naming(experiment):
+    with naming(experiment.name):
         desk = Desk(planned, Store(store), data.resolve())
     ports = (port,) if port is not None else (_usual_port(planned.experiment.name, Store(store)), 0)
     serve(desk, host=host, ports=ports, on_ready=ready)
@@ -81,7 +82,7 @@ def export_answers(
     from pixelpick_ray.annotate.transfer import write_answers
 
     planned = planned_of(experiment, overrides)
-    with naming(experiment):
+    with naming(experiment.name):
         lines = write_answers(planned, Store(store), data.resolve(), format_name, out)
     print("\n".join(lines))
 
@@ -103,5 +104,5 @@ def import_answers(
     from pixelpick_ray.annotate.transfer import read_answers
 
     planned = planned_of(experiment, overrides)
-    with naming(experiment):
+    with naming(experiment.name):
         print(read_answers(planned, Store(store), data.resolve(), format_name, file, annotator=annotator))

@@ -27,11 +27,12 @@ from pixelpick_ray.cli.options import (
     one_of,
     parse_duration,
 )
-from pixelpick_ray.cli.shared import asked_of, execution_of, naming
+from pixelpick_ray.cli.shared import asked_of, execution_of
 from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.command import typed
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.cache import default_cache_path
+from pixelpick_ray.errors import naming
 from pixelpick_ray.estimate import cost_line, summarise
 from pixelpick_ray.planning import progress_of
 from pixelpick_ray.runner import session
@@ -56,7 +57,7 @@ def plan(
     kept = one_of("--keep-weights", keep_weights, KEEP_WEIGHTS)
     execution = Execution(data, store, cache or default_cache_path(data), ranks=ranks, keep_weights=kept)
     execution.check({trial.train.batch_size for trial in planned.trials})
-    with naming(experiment):
+    with naming(experiment.name):
         check_labels(planned.experiment, planned.trials, data)
     if search is not None:
         journal = Journal(Store(store), search)

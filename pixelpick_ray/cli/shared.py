@@ -1,7 +1,5 @@
 """What the commands have in common: the plan of a file, and where and how fast it is to run."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from pixelpick_ray.cli.options import (
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.data.cache import default_cache_path
-from pixelpick_ray.errors import SpecError
+from pixelpick_ray.errors import naming
 from pixelpick_ray.planning import Plan, make_plan
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.store import absolute
@@ -38,17 +36,8 @@ def planned_of(path: Path, overrides: list[str]) -> Plan:
 def asked_of(path: Path, overrides: list[str]) -> tuple[Plan, Search | None]:
     """The plan of an experiment, and its search if it has one."""
     experiment = load_experiment(path, overrides)
-    with naming(path):
+    with naming(path.name):
         if experiment.search is None:
             return make_plan(experiment), None
         search = make_search(experiment)
         return search.ends_plan, search
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Begin the message of what is wrong in an experiment with the name of its file."""
-    try:
-        yield
-    except SpecError as error:
-        raise SpecError(f"{path.name}: {error}") from error

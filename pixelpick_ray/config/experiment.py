@@ -4,8 +4,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self, TypeVar
@@ -35,7 +34,7 @@ from pixelpick_ray.config.trial import (
     Trial,
 )
 from pixelpick_ray.config.yaml_text import in_words, read_yaml, write_yaml
-from pixelpick_ray.errors import SpecError
+from pixelpick_ray.errors import SpecError, naming
 
 
 class Experiment(Spec):
@@ -114,7 +113,7 @@ class Experiment(Spec):
         spec, _, field = path.partition(".")
         name = point[spec].get(field) if isinstance(point[spec], dict) else None
         if isinstance(name, str):
-            with _naming(path):
+            with naming(path):
                 point[spec][field] = self._files.get(name) or parts.resolved(kind, name)
 
     @property
@@ -205,15 +204,6 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), fo
     return experiment
 
 
-@contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Begin the message of what is wrong with the path in the experiment."""
-    try:
-        yield
-    except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
-
-
 def _files_in(tree: Any, folder: Path | None, path: str = "") -> dict[str, str]:
     """The resolved names of all parts that ``file:`` gives in an experiment, each read once."""
     if isinstance(tree, dict):
@@ -224,7 +214,7 @@ def _files_in(tree: Any, folder: Path | None, path: str = "") -> dict[str, str]:
         kind = next((kind for field, kind in parts.FIELDS.items() if f".{path}.".find(f".{field}.") >= 0), None)
         if kind is None:
             return {}
-        with _naming(path):
+        with naming(path):
             return {tree: parts.resolved(kind, tree, folder)}
     else:
         inner = []

@@ -24,7 +24,7 @@ from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Pending
 from pixelpick_ray.data.datasets import open_dataset
-from pixelpick_ray.errors import RunError, SpecError
+from pixelpick_ray.errors import RunError, SpecError, naming
 from pixelpick_ray.estimate import stages_line, summarise
 from pixelpick_ray.events import Event
 from pixelpick_ray.planning import Chain, Plan, Progress, claim_name, make_plan, progress_of
@@ -75,7 +75,7 @@ def begin(
         check_local(execution)
     listening = stop.listening() if threading.current_thread() is threading.main_thread() else nullcontext()
     with listening:
-        with _naming(source):
+        with naming(source.name):
             if search is not None:
                 whole = search.experiment.dataset.model_copy(update={"held_out": None})
                 check_splits(search, open_dataset(whole, execution.data_path).facts)
@@ -87,15 +87,6 @@ def begin(
             return run(planned, execution, console, stop, local=local, annotate=annotate, listeners=listeners)
         claim_name(make_plan(search.experiment), Store(execution.store))
         return run_search(search, execution, console, stop, source, listeners)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Begin the message of what is wrong in an experiment with the name of its file."""
-    try:
-        yield
-    except SpecError as error:
-        raise SpecError(f"{path.name}: {error}") from error
 
 
 def prepare(planned: Plan, execution: Execution, console: Console) -> None:
