@@ -33,10 +33,10 @@ ReportDecoding = Callable[[str, int, int], None]  # what, done, in all
 
 def check_trial(experiment: Experiment, trial: Trial) -> None:
     """SpecError for an unknown data set, split, strategy or network, and for what cannot be trained; needs no data."""
-    for kind, name in trial.parts_from_elsewhere:
+    for kind, name in trial.external_parts:
         if name.partition("@")[0] in BUILT_IN[kind]:
             raise SpecError(
-                f"{kind} {name.partition('@')[0]!r}: is built in, and {name} has the same name; give that one another"
+                f"{kind} {name.partition('@')[0]!r}: is the name of a built-in {kind} and of {name}; rename yours"
             )
     facts = known_facts(trial.dataset.name)
     check_strategy(trial.acquire)

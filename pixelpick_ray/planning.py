@@ -98,8 +98,8 @@ class Plan:
 
     @property
     def code(self) -> tuple[str, ...]:
-        """What code from elsewhere the trials use, a line a part."""
-        found = dict.fromkeys(one for chain in self.chains for one in chain.trial.parts_from_elsewhere)
+        """What external code the trials use, a line a part."""
+        found = dict.fromkeys(one for chain in self.chains for one in chain.trial.external_parts)
         return tuple(parts.described(kind, name) for kind, name in found)
 
     @property
@@ -442,7 +442,7 @@ def _is_known(fit: Fit) -> bool:
 
 def _keep_sources(plan: Plan, store: Store) -> None:
     """Store the sources that trials are made with, beside the results."""
-    names = {name for chain in plan.chains for _, name in chain.trial.parts_from_elsewhere}
+    names = {name for chain in plan.chains for _, name in chain.trial.external_parts}
     for code in {code.digest: code for code in map(parts.code_of, sorted(names)) if code}.values():
         write_source(store, code)
 

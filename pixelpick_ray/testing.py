@@ -25,8 +25,8 @@ from pixelpick_ray.config import parts
 from pixelpick_ray.config.trial import (
     AcquireSpec,
     DatasetSpec,
-    ElsewhereSpec,
     ErringSpec,
+    ExternalOracleSpec,
     GroundTruthSpec,
     ModelSpec,
     SizeSpec,
@@ -149,7 +149,7 @@ class OracleContract:
         built_in = {"ground_truth": GroundTruthSpec, "erring": ErringSpec}
         if self.name in built_in:
             return built_in[self.name](name=self.name, **self.options)
-        return ElsewhereSpec(name=parts.resolved("oracle", self.name, HERE), options=self.options)
+        return ExternalOracleSpec(name=parts.resolved("oracle", self.name, HERE), options=self.options)
 
     def request(self, seed: int = 0) -> OracleRequest:
         rng = np.random.default_rng(0)

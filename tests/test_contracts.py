@@ -1,4 +1,4 @@
-"""What is built in, through the contracts that parts from elsewhere are held to."""
+"""What is built in, through the contracts that external parts are held to."""
 
 from pathlib import Path
 

@@ -90,6 +90,42 @@ def test_what_is_wrong_is_refused(experiment: "pp.Experiment") -> None:
         pp.predict  # noqa: B018
 
 
+LAUNCHER = """
+import numpy as np
+import pixelpick_ray as pp
+
+class Squares(pp.Dataset):
+    facts = pp.DatasetFacts(
+        name="squares", class_names=("a", "b"), void_index=255, mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3),
+        palette=((0, 0, 0), (255, 0, 0)), splits=("train", "test"),
+    )
+    def names(self, split):
+        return tuple(f"{split}{number}" for number in range(4))
+    def signature(self, split):
+        return [["squares", split]]
+    def read(self, split, name):
+        label = np.zeros((32, 48), np.uint8)
+        label[8:20, 10:30] = 1
+        return np.repeat(label[:, :, None] * 200, 3, axis=2), label
+
+if __name__ == "__main__":
+    pp.register("dataset", "squares", Squares)
+    outcomes = [pp.run(pp.load("squares.yaml"), local=local) for local in (False, True)]
+    print([(one.status, one.trained) for one in outcomes])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_data_set_of_a_launcher_reaches_rays_workers(tmp_path: Path) -> None:
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    (tmp_path / "squares.yaml").write_text(experiment_text("squares", dataset="{name: squares}"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "launcher.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "[(0, 1), (0, 0)]", done.stdout + done.stderr
+
+
 def test_importing_the_package_imports_neither_torch_nor_ray() -> None:
     script = "import sys, pixelpick_ray as pp; pp.load, pp.plan, pp.results; print({'torch', 'ray'} & set(sys.modules))"
     done = subprocess.run(

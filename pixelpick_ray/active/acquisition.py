@@ -2,7 +2,7 @@
 
 A score function takes logits (N, C, H, W) and returns (N, H, W), where **larger is always picked first**; a committee's
 takes the logits of several stochastic passes one after another. All are finite for finite logits. A new score is one
-function and one line in a dict, or a function elsewhere (`config/parts.py`). The formulas are those of PixelPick (Shin,
+function and one line in a dict, or an external function (`config/parts.py`). The formulas are those of PixelPick (Shin,
 Xie, Albanie 2021, section 3.1).
 """
 
@@ -146,7 +146,7 @@ def score_passes(acquire: AcquireSpec, passes: Iterable[Tensor]) -> Tensor:
 
 
 def _strategy(name: str) -> Strategy:
-    """The strategy of a name; one from elsewhere is a function, or a `Strategy`."""
+    """The strategy of a name; an external one is a function, or a `Strategy`."""
     if name in STRATEGIES:
         return STRATEGIES[name]
     found = parts.load("strategy", name)
@@ -156,13 +156,13 @@ def _strategy(name: str) -> Strategy:
 
 
 def _shaped(score: Score, name: str, logits: Tensor) -> Tensor:
-    """The scores of a function from elsewhere. SpecError when they are not one number a pixel."""
+    """The scores of an external function. SpecError when they are not one number a pixel."""
     scores = score(logits)
     wanted = (logits.shape[0], *logits.shape[2:])
     shape = tuple(getattr(scores, "shape", ()))
     if shape != wanted or not scores.is_floating_point():
         got = f"{scores.dtype} {list(shape)}" if shape else type(scores).__name__
-        raise SpecError(f"{name}: gives {got} for logits {list(logits.shape)}, expected floats {list(wanted)}")
+        raise SpecError(f"{name}: returned {got} for logits {list(logits.shape)}, expected floats {list(wanted)}")
     return scores
 
 
@@ -170,7 +170,7 @@ def check_strategy(acquire: AcquireSpec) -> None:
     """SpecError with the known strategies for an unknown one, and for one that does not go with the other fields."""
     name = acquire.strategy
     if name not in STRATEGIES:
-        if parts.is_elsewhere("strategy", name):
+        if parts.is_external("strategy", name):
             return
         known = ", ".join([*STRATEGIES, *parts.names("strategy")])
         raise SpecError(
@@ -186,10 +186,10 @@ def check_strategy(acquire: AcquireSpec) -> None:
 
 
 def needs_model(name: str) -> bool:
-    """Whether a strategy scores with the network; one from elsewhere does."""
+    """Whether a strategy scores with the network; an external one does."""
     return name not in STRATEGIES or STRATEGIES[name].score is not None
 
 
 def strategy_version(name: str) -> int:
-    """The version of a built-in strategy; of one from elsewhere its name says what code it is."""
+    """The version of a built-in strategy; of an external one its name says what code it is."""
     return STRATEGIES[name].version if name in STRATEGIES else 1

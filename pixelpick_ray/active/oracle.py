@@ -1,6 +1,6 @@
 """Who answers: the labels of asked pixels. Dispatch by name is ``ORACLES``.
 
-An oracle from elsewhere is a function of an `OracleRequest`, and of the options that the experiment gives it.
+An external oracle is a function of an `OracleRequest`, and of the options that the experiment gives it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pixelpick_ray.config import parts
-from pixelpick_ray.config.trial import ElsewhereSpec, ErringSpec, GroundTruthSpec, HumanSpec
+from pixelpick_ray.config.trial import ErringSpec, ExternalOracleSpec, GroundTruthSpec, HumanSpec
 from pixelpick_ray.data.answers import Book
 from pixelpick_ray.data.questions import UNSAID, Questions
 from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import SpecError
 
 LabelArray = npt.NDArray[np.int64]
-AnyOracle = GroundTruthSpec | ErringSpec | HumanSpec | ElsewhereSpec
+AnyOracle = GroundTruthSpec | ErringSpec | HumanSpec | ExternalOracleSpec
 
 
 class Unanswered(Exception):
@@ -44,7 +44,7 @@ def answer(oracle: AnyOracle, asked: OracleRequest) -> LabelArray:
 
     Unanswered when people have not answered them all.
     """
-    return ORACLES[oracle.name].answer(oracle, asked) if oracle.name in ORACLES else _elsewhere(oracle, asked)
+    return ORACLES[oracle.name].answer(oracle, asked) if oracle.name in ORACLES else _external(oracle, asked)
 
 
 def _ground_truth(oracle: GroundTruthSpec, asked: OracleRequest) -> LabelArray:
@@ -84,14 +84,14 @@ def _human(oracle: HumanSpec, asked: OracleRequest) -> LabelArray:
     return labels
 
 
-def _elsewhere(oracle: Any, asked: OracleRequest) -> LabelArray:
-    """The answers of a function from elsewhere. SpecError when they are not one class a question."""
+def _external(oracle: Any, asked: OracleRequest) -> LabelArray:
+    """The answers of an external function. SpecError when they are not one class a question."""
     said = np.asarray(parts.load("oracle", oracle.name)(asked, **oracle.options))
     count = len(asked.class_names)
     if said.shape != (len(asked.questions),) or said.dtype.kind not in "iu" or not ((said >= 0) & (said < count)).all():
         raise SpecError(
-            f"{oracle.name}: gives {said.dtype} {list(said.shape)} for {len(asked.questions)} questions; expected as "
-            f"many integers of 0 to {count - 1}"
+            f"{oracle.name}: returned {said.dtype} {list(said.shape)} for {len(asked.questions)} questions; expected "
+            f"{len(asked.questions)} integers from 0 to {count - 1}"
         )
     return said.astype(np.int64)
 
@@ -112,7 +112,7 @@ ORACLES: Mapping[str, Oracle] = {
 
 
 def oracle_version(name: str) -> int:
-    """The version of a built-in oracle; of one from elsewhere its name says what code it is."""
+    """The version of a built-in oracle; of an external one its name says what code it is."""
     return ORACLES[name].version if name in ORACLES else 1
 
 

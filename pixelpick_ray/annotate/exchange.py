@@ -87,11 +87,11 @@ def read(
 def _format(name: str) -> Format:
     if name in FORMATS:
         return FORMATS[name]
-    if not parts.is_elsewhere("format", name):
+    if not parts.is_external("format", name):
         raise SpecError(f"format {name!r}: allowed are {', '.join([*FORMATS, *parts.names('format')])}")
     found = parts.load("format", name)
     if not isinstance(found, Format):
-        raise SpecError(f"format {name!r}: is {found!r}, no pixelpick_ray.Format")
+        raise SpecError(f"format {name!r}: is {found!r}, not a pixelpick_ray.Format")
     return found
 
 

@@ -109,7 +109,7 @@ class Experiment(Spec):
         return self.model_dump(mode="json", include={"dataset", "model", "train", "acquire", "oracle"}) | {"seed": 0}
 
     def _resolve(self, point: dict[str, Any], path: str, kind: str) -> None:
-        """Give a part from elsewhere the name that says what code it is."""
+        """Give an external part the name that says what code it is."""
         spec, _, field = path.partition(".")
         name = point[spec].get(field) if isinstance(point[spec], dict) else None
         if isinstance(name, str):
@@ -132,7 +132,7 @@ class Experiment(Spec):
         return tuple(filter(may_vary, _known_paths(self._base())))
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields, and the sources of parts from elsewhere; thousands of expanded trials would be too much."""
+        """The fields, and the sources of external parts; thousands of expanded trials would be too much."""
         return super().__getstate__() | {"__dict__": dict(self), "parts": parts.shipment()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ class Experiment(Spec):
         return digest([fields, code] if code else fields)
 
     def _code_of_parts(self) -> list[str]:
-        """The resolved names of all parts from elsewhere that the trials of a search may have."""
+        """The resolved names of all external parts that the trials of a search may have."""
         point, found = self._base(), set(self._files.values())
         for path, kind in parts.FIELDS.items():
             spec, _, field = path.partition(".")
@@ -390,7 +390,7 @@ def _explain(item: Any) -> tuple[str, str]:
     for part in item["loc"]:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part not in _BY_NAME and part not in ("int", "constrained-int", "literal['full']", "elsewhere"):
+        elif part not in _BY_NAME and part not in ("int", "constrained-int", "literal['full']", "external"):
             path += f".{part}" if path else str(part)
     message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if item["type"] == "extra_forbidden":

@@ -49,11 +49,11 @@ HEADS = {
 }
 
 
-_ANY = Head(bool, "features", "mobilenetv2_100 or resnet50")  # what a head from elsewhere needs
+_ANY = Head(bool, "features", "mobilenetv2_100 or resnet50")  # what an external head needs
 
 
 def head_version(name: str) -> int:
-    """The version of a built-in head; of one from elsewhere its name says what code it is."""
+    """The version of a built-in head; of an external one its name says what code it is."""
     return HEADS[name].version if name in HEADS else 1
 
 

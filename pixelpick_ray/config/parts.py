@@ -1,6 +1,6 @@
-"""Strategies, heads, oracles, data sets and formats from elsewhere: files, installed packages, `register`.
+"""External strategies, heads, oracles, data sets and formats: from files, installed packages, and `register`.
 
-A part from elsewhere is resolved once, by the driver, to a name that says what code it is, and this name is in keys:
+An external part is resolved once, by the driver, to a name that says what code it is, and this name is in keys:
 ``file:mine.py:score@<digest of the sources>``, ``score@<distribution>-<version>``, or for what is installed as editable
 or registered ``score@<digest of the sources>``. Sources travel with an experiment to every process that unpickles it.
 
@@ -108,8 +108,8 @@ def resolved(kind: str, name: str, folder: Path | None = None) -> str:
     return name if point is None else f"{name}@{_identity(point)}"
 
 
-def is_elsewhere(kind: str, name: str) -> bool:
-    """Whether a name is that of a part from elsewhere, resolved or not."""
+def is_external(kind: str, name: str) -> bool:
+    """Whether a name is that of an external part, resolved or not."""
     return "@" in name or name.startswith("file:") or (kind, name) in _names or name in _entry_points(kind)
 
 
@@ -140,7 +140,7 @@ def register(kind: str, name: str, value: Any) -> None:
     if kind not in GROUPS:
         raise SpecError(f"register: unknown kind {kind!r}; known: {', '.join(GROUPS)}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise SpecError(f"register: {name!r} is no name; letters, digits, _, . and - are allowed")
+        raise SpecError(f"register: {name!r} is not a valid name; letters, digits, _, . and - are allowed")
     attribute = getattr(value, "__qualname__", "")
     try:
         file = inspect.getsourcefile(value) or ""
@@ -148,12 +148,12 @@ def register(kind: str, name: str, value: Any) -> None:
         file = ""
     if not attribute.isidentifier() or not Path(file).is_file():
         raise SpecError(
-            f"register: {kind} {name!r}: its code is in no file, or not at the top of one, so that it can neither be "
-            "identified nor travel to Ray's workers; write it into a .py file as a function or a class"
+            f"register: {kind} {name!r}: its code is not at the top level of a file, so it can neither be "
+            "identified nor shipped to Ray's workers; move it to a .py file as a function or class"
         )
     code = read_code(Path(file))
     if attribute not in _defined(code.files[0][1]):
-        raise SpecError(f"register: {kind} {name!r}: {file} does not define {attribute!r} at its top")
+        raise SpecError(f"register: {kind} {name!r}: {file} does not define {attribute!r} at its top level")
     whole = f"{name}@{code.digest}"
     _codes[code.digest] = code
     _names[kind, name] = whole
@@ -206,7 +206,7 @@ def read_code(path: Path) -> Code:
 def _of_file(kind: str, name: str, folder: Path | None) -> str:
     parsed = FILE.fullmatch(name)
     if parsed is None:
-        raise SpecError(f"{name!r} is no file and name; give file:PATH.py:NAME, e.g. file:mine.py:score")
+        raise SpecError(f"{name!r} is not of the form file:PATH.py:NAME, e.g. file:mine.py:score")
     if kind not in BY_FILE:
         raise SpecError(f"{name!r}: a {kind} comes from an installed package or pixelpick_ray.register, not by file:")
     if folder is None:
@@ -215,7 +215,7 @@ def _of_file(kind: str, name: str, folder: Path | None) -> str:
     code = read_code(path)
     defined = _defined(code.files[0][1])
     if parsed["name"] not in defined:
-        raise SpecError(f"{path} defines no {parsed['name']!r} at its top; it has {', '.join(defined) or 'nothing'}")
+        raise SpecError(f"{path} has no top-level {parsed['name']!r}; it defines {', '.join(defined) or 'nothing'}")
     _codes[code.digest] = code
     return f"file:{code.main}:{parsed['name']}@{code.digest}"
 
@@ -234,7 +234,8 @@ def _read(folder: Path, relative: str, found: dict[str, str]) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read ({error})") from error
     except (SyntaxError, ValueError, RecursionError) as error:
-        raise SpecError(f"{path}, line {getattr(error, 'lineno', None) or '?'}: is no Python ({error})") from error
+        line = getattr(error, "lineno", None) or "?"
+        raise SpecError(f"{path}, line {line}: is not valid Python ({error})") from error
     if len(found) > MAX_FILES:
         raise SpecError(f"{folder}: more than {MAX_FILES} modules are imported; make a package of them and install it")
     for module, line in _imports(tree, relative, path):
@@ -261,9 +262,7 @@ def _imports(tree: ast.AST, relative: str, path: Path) -> Iterator[tuple[str, in
         elif (isinstance(node, ast.Name) and node.id == "__import__") or (
             isinstance(node, ast.Attribute) and node.attr in ("import_module", "run_path", "run_module", "exec_module")
         ):
-            raise SpecError(
-                f"{path}, line {node.lineno}: imports by a name that is not known before it runs; write `import NAME`"
-            )
+            raise SpecError(f"{path}, line {node.lineno}: imports a module by a computed name; write `import NAME`")
 
 
 def _files_of(folder: Path, module: str) -> list[str]:
@@ -309,12 +308,10 @@ def _load(kind: str, name: str) -> Any:
         return _attribute(one.digest, one.attribute, name)
     point = _entry_points(kind).get(short)
     if point is None:
-        raise SpecError(
-            f"{kind} {name}: this Python has no package that gives it ({sys.executable}); install it on every node"
-        )
+        raise SpecError(f"{kind} {name}: no installed package provides it ({sys.executable}); install it on every node")
     if (mine := _identity(point)) != identity:
         raise SpecError(
-            f"{kind} {short}: {identity} is asked for, this Python has {mine}; install the same on every node"
+            f"{kind} {short}: the driver uses {identity}, this Python has {mine}; install the same on every node"
         )
     try:
         return point.load()
@@ -324,7 +321,7 @@ def _load(kind: str, name: str) -> Any:
 
 def _attribute(digest: str, attribute: str, name: str) -> Any:
     if digest not in _codes:
-        raise SpecError(f"{name}: its source did not come along; load the experiment from its file")
+        raise SpecError(f"{name}: this process does not have its source; load the experiment from its file")
     module = PACKAGE + digest + "." + _codes[digest].main.removesuffix(".py")
     try:
         return getattr(importlib.import_module(module), attribute)

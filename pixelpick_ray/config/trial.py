@@ -99,17 +99,17 @@ def is_line(text: str) -> bool:
     return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
-# What a model has unless its spec says otherwise; one from elsewhere has no dropout of its own.
+# What a model has unless its spec says otherwise; an external one has no dropout of its own.
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "deeplabv3plus": {"output_stride": 16, "dropout": (0.5, 0.5, 0.2)},
     "fpn": {"output_stride": 8, "dropout": ()},
 }
-_ELSEWHERE = {"output_stride": 16, "dropout": ()}
+_EXTERNAL = {"output_stride": 16, "dropout": ()}
 
 
 def _of_the_architecture(field: str) -> Any:
     """A field whose default depends on the architecture (the usual one where that is wrong itself)."""
-    return Field(default_factory=lambda given: _ARCHITECTURES.get(given.get("architecture"), _ELSEWHERE)[field])
+    return Field(default_factory=lambda given: _ARCHITECTURES.get(given.get("architecture"), _EXTERNAL)[field])
 
 
 class ModelSpec(Spec):
@@ -135,7 +135,7 @@ class ModelSpec(Spec):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and not name.startswith("file:"):
                 raise ValueError(f"{field}: {name!r} is no name; letters, digits, _, . and - are allowed")
         known = _ARCHITECTURES.get(self.architecture)
-        if known is None and not parts.is_elsewhere("head", self.architecture):
+        if known is None and not parts.is_external("head", self.architecture):
             names = ", ".join([*_ARCHITECTURES, *parts.names("head")])
             raise ValueError(f"architecture: unknown {self.architecture!r}; known: {names}, or file:PATH.py:NAME")
         rates = len(self.dropout if known is None else known["dropout"])
@@ -334,7 +334,7 @@ class HumanSpec(Spec):
     replace: bool = False
 
 
-class ElsewhereSpec(Spec):
+class ExternalOracleSpec(Spec):
     """An oracle from a file or an installed package, and the options that it is called with."""
 
     name: str
@@ -345,14 +345,14 @@ def _oracle_tag(value: Any) -> str | None:
     if not isinstance(value, (dict, Spec)):
         return "ground_truth"  # which says what is wrong with it
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    return "elsewhere" if isinstance(name, str) and parts.is_elsewhere("oracle", name) else name
+    return "external" if isinstance(name, str) and parts.is_external("oracle", name) else name
 
 
 OracleSpec = Annotated[
     Annotated[GroundTruthSpec, Tag("ground_truth")]
     | Annotated[ErringSpec, Tag("erring")]
     | Annotated[HumanSpec, Tag("human")]
-    | Annotated[ElsewhereSpec, Tag("elsewhere")],
+    | Annotated[ExternalOracleSpec, Tag("external")],
     Discriminator(_oracle_tag),
 ]
 
@@ -434,7 +434,7 @@ class Trial(Spec):
             )
 
     @property
-    def parts_from_elsewhere(self) -> tuple[tuple[str, str], ...]:
+    def external_parts(self) -> tuple[tuple[str, str], ...]:
         """Kind and resolved name of what is not built in."""
         tree: Any = self
         named = [(kind, attrgetter(path)(tree)) for path, kind in parts.FIELDS.items()]

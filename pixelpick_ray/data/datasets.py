@@ -84,10 +84,10 @@ def training_split(dataset: Dataset, spec: DatasetSpec) -> str:
 def _kind(name: str) -> type[Dataset]:
     if name in DATASETS:
         return DATASETS[name]
-    if not parts.is_elsewhere("dataset", name):
+    if not parts.is_external("dataset", name):
         known = ", ".join([*sorted(DATASETS), *parts.names("dataset")])
         raise SpecError(f"dataset.name: unknown data set {name!r}; known: {known}")
     found = parts.load("dataset", name)
     if not (isinstance(found, type) and issubclass(found, Dataset)):
-        raise SpecError(f"dataset.name: {name} is {found!r}, no class that inherits from pixelpick_ray.Dataset")
+        raise SpecError(f"dataset.name: {name} is {found!r}, not a subclass of pixelpick_ray.Dataset")
     return found

@@ -208,7 +208,7 @@ def _tap_weights(length: int, coarse: int, like: Tensor) -> Tensor:
 
 
 class FeatureHead(nn.Module):
-    """A backbone with a head from elsewhere: ``head(channels, strides, num_classes, spec)`` makes a module that takes
+    """A backbone with an external head: ``head(channels, strides, num_classes, spec)`` makes a module that takes
     the levels (N, channels[i], H/strides[i], W/strides[i]) and gives logits (N, C, h, w) at any stride.
     """
 
@@ -218,14 +218,15 @@ class FeatureHead(nn.Module):
         self.drop_features = Dropout(spec.feature_dropout, of="channels")
         self.head = parts.load("head", spec.architecture)(pyramid.channels, pyramid.strides, num_classes, spec)
         if not isinstance(self.head, nn.Module):
-            raise SpecError(f"model.architecture: {spec.architecture} makes {self.head!r}, no torch module")
+            raise SpecError(f"model.architecture: {spec.architecture} returned {self.head!r}, not a torch module")
         self._num_classes, self._name = num_classes, spec.architecture
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.head([self.drop_features(level) for level in self.backbone(images)])
         shape = tuple(getattr(logits, "shape", ()))
         if len(shape) != 4 or shape[:2] != (len(images), self._num_classes):
-            raise SpecError(f"{self._name}: gives {list(shape)}, expected {[len(images), self._num_classes, 'h', 'w']}")
+            wanted = [len(images), self._num_classes, "h", "w"]
+            raise SpecError(f"{self._name}: returned {list(shape)}, expected {wanted}")
         return cast(Tensor, logits)
 
 

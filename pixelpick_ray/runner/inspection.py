@@ -72,7 +72,7 @@ def contents(plan: Plan, execution: Execution) -> tuple[dict[str, str], dict[str
 
 def _parts(plan: Plan, trial: Trial, execution: Execution) -> Iterator[tuple[str, Callable[[], str | None]]]:
     """What a trial reads, each with how its digest is found."""
-    for kind, name in trial.parts_from_elsewhere:
+    for kind, name in trial.external_parts:
         yield f"{kind} {name}", partial(_loaded, kind, name)
     model, spec, data = trial.model, trial.dataset, execution.data_path
     yield f"weights {model.backbone} {model.pretrained}", partial(weights_digest, model, data)
@@ -87,7 +87,7 @@ def _parts(plan: Plan, trial: Trial, execution: Execution) -> Iterator[tuple[str
 
 
 def _loaded(kind: str, name: str) -> str:
-    """The name of a part from elsewhere, which says what code it is, once it could be loaded."""
+    """The name of an external part, which says what code it is, once it could be loaded."""
     parts.load(kind, name)
     return name
 

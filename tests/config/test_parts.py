@@ -1,4 +1,4 @@
-"""Parts from elsewhere: what identifies their code, what is refused, and that the code runs as it was read."""
+"""External parts: what identifies their code, what is refused, and that the code runs as it was read."""
 
 import json
 import pickle
@@ -139,12 +139,16 @@ def test_code_travels_with_an_experiment(tmp_path: Path) -> None:
     ("name", "files", "told"),
     [
         ("file:other.py:score", {}, r"other\.py: cannot be read"),
-        ("file:mine.py:scores", {}, r"mine\.py defines no 'scores' at its top; it has score"),
-        ("file:mine.py", {}, r"give file:PATH\.py:NAME"),
-        ("file:mine.py:score", {"mine": "def score(:\n"}, r"mine\.py, line 1: is no Python"),
+        ("file:mine.py:scores", {}, r"mine\.py has no top-level 'scores'; it defines score"),
+        ("file:mine.py", {}, r"not of the form file:PATH\.py:NAME"),
+        ("file:mine.py:score", {"mine": "def score(:\n"}, r"mine\.py, line 1: is not valid Python"),
         ("file:mine.py:score", {"mine": "from . import helper\n"}, "line 1: a relative import leaves the folder"),
-        ("file:mine.py:score", {"mine": "import importlib\nimportlib.import_module('helper')\n"}, "line 2: imports by"),
-        ("file:mine.py:score", {"mine": "helper = __import__('helper')\n"}, "line 1: imports by a name"),
+        (
+            "file:mine.py:score",
+            {"mine": "import importlib\nimportlib.import_module('helper')\n"},
+            "line 2: imports a module by",
+        ),
+        ("file:mine.py:score", {"mine": "helper = __import__('helper')\n"}, "line 1: imports a module by"),
         ("file:mine.py:score", {"mine": "import helper\n", "helper": "1 +\n"}, r"helper\.py.*imported by .*mine\.py"),
         ("file:mine.py:score", {"mine": "a" * (2**20 + 1)}, r"bytes, a source may have"),
     ],
@@ -170,9 +174,9 @@ def test_data_sets_and_formats_come_by_no_file(tmp_path: Path) -> None:
 
 
 def test_code_that_did_not_come_along_is_not_replaced_by_another(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="did not come along"):
+    with pytest.raises(SpecError, match="does not have its source"):
         parts.load("strategy", "file:mine.py:score@0123456789abcdef")
-    with pytest.raises(SpecError, match="no package that gives it"):
+    with pytest.raises(SpecError, match="no installed package provides it"):
         parts.load("strategy", "far@away-1.0")
 
 
@@ -181,7 +185,10 @@ def test_code_that_did_not_come_along_is_not_replaced_by_another(tmp_path: Path)
 
 def test_a_part_called_like_one_that_is_built_in_is_refused(tmp_path: Path) -> None:
     parts.register("strategy", "margin", module_of(tmp_path, SCORE)["score"])
-    with pytest.raises(SpecError, match=r"strategy 'margin': is built in, and margin@[0-9a-f]{16} has the same name"):
+    with pytest.raises(
+        SpecError,
+        match=r"strategy 'margin': is the name of a built-in strategy and of margin@[0-9a-f]{16}; rename yours",
+    ):
         make_plan(experiment(tmp_path, "margin"))
 
 
@@ -212,14 +219,14 @@ def test_a_function_of_a_program_can_be_registered(tmp_path: Path) -> None:
     "value", [lambda logits: logits, len, 3, type("Made", (), {})], ids=["lambda", "built-in", "number", "made"]
 )
 def test_what_is_in_no_file_is_not_registered(value: object) -> None:
-    with pytest.raises(SpecError, match=r"its code is in no file|does not define"):
+    with pytest.raises(SpecError, match=r"its code is not at the top level of a file|does not define"):
         parts.register("strategy", "mine", value)
 
 
 def test_a_wrong_kind_or_name_is_not_registered() -> None:
     with pytest.raises(SpecError, match="unknown kind 'decoder'; known: strategy, head"):
         parts.register("decoder", "mine", write)
-    with pytest.raises(SpecError, match="is no name"):
+    with pytest.raises(SpecError, match="is not a valid name"):
         parts.register("strategy", "a@b", write)
 
 
@@ -260,7 +267,7 @@ def test_another_version_on_a_node_is_named_and_not_used(tmp_path: Path, monkeyp
     assert parts.load("strategy", asked).__name__ == "score"
     parts._loaded.clear()
     installed(monkeypatch, tmp_path, version="1.1")
-    with pytest.raises(SpecError, match=r"strategy far: faraway-1\.0 is asked for, this Python has faraway-1\.1"):
+    with pytest.raises(SpecError, match=r"strategy far: the driver uses faraway-1\.0, this Python has faraway-1\.1"):
         parts.load("strategy", asked)
     installed(monkeypatch, tmp_path, text="1 / 0\n", version="1.0")
     with pytest.raises(SpecError, match="faraway:score cannot be imported: ZeroDivisionError"):
