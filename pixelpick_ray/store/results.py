@@ -7,6 +7,7 @@ JSON files that are replaced whole, with a digest of their own.
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -217,7 +218,7 @@ class Store:
             entry = json.loads(self._storage.read(paths.result("fit", fit_key, WEIGHTS_DIGEST)) or b"")
             expected = str(entry["sha256"])
             path = self._storage.fetch(paths.result("fit", fit_key), [WEIGHTS]) / WEIGHTS
-            return (path, expected) if _file_digest(path) == expected else None
+            return (path, expected) if _measured(path)[1] == expected else None
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -388,27 +389,31 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
+    size, sha256 = _measured(path)
+    return {"bytes": size, "sha256": sha256}
 
 
 def _damage(folder: Path, entries: dict[str, tuple[int, str]]) -> str:
     """What contradicts the manifest; empty when nothing does."""
     for name, (size, sha256) in entries.items():
-        found = _file_digest(folder / name)
-        if not found:
+        found = _measured(folder / name)
+        if not found[1]:
             return f"{name}: missing"
-        if found != sha256 or (folder / name).stat().st_size != size:
+        if found != (size, sha256):
             return f"{name}: other content than was published"
     return ""
 
 
-def _file_digest(path: Path) -> str:
-    """The digest of a file's content; empty when it is not there. StoreError when it cannot be read."""
+def _measured(path: Path) -> tuple[int, str]:
+    """Size in bytes and digest of a file; the digest is empty when it is not there. StoreError when it cannot be read.
+
+    It is opened once: another process may set the folder aside at any moment.
+    """
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        return ""
+        return 0, ""
     except OSError as error:
         raise explained(error, str(path)) from error
 

@@ -203,7 +203,7 @@ def test_two_hundred_answers_survive_a_reload_and_a_killed_server(browser: Brows
     check_book(typist)
     assert {said[0]: said[1:] for said in typist.acknowledged.values()} == expected
     assert len(typist.timings) > 150
-    assert statistics.median(typist.timings) < 50
+    assert statistics.median(typist.timings) < 100  # ms: what feels instant; about 25 on a quiet computer
 
 
 def test_two_people_finish_together_and_no_pixel_twice(
