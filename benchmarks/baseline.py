@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from pixelpick_ray.config.trial import AugmentSpec, ModelSpec
+from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.trial import AugmentSpec
 from pixelpick_ray.data.dataset import DatasetFacts
 from pixelpick_ray.models.backbones import build_pyramid
 

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pixelpick_ray.active.acquisition import needs_model
 from pixelpick_ray.config.experiment import Experiment
-from pixelpick_ray.config.trial import ModelSpec, SizeSpec, Trial
+from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.trial import SizeSpec, Trial
 from pixelpick_ray.data.scenes import SPLIT_SIZES
 from pixelpick_ray.models.segmentation import FRAME_MULTIPLE, build_model
 from pixelpick_ray.planning import make_plan

@@ -82,7 +82,7 @@ def run(
         **options,
     )
     planned = make_plan(experiment) if search is None else search.ends_plan
-    execution.check({trial.train.batch_size for trial in planned.trials})
+    execution.check({trial.training.batch_size for trial in planned.trials if trial.training})
     return begin(
         planned,
         search,

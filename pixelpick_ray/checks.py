@@ -44,7 +44,7 @@ def check_trial(experiment: Experiment, trial: Trial) -> None:
     check_pretrained(trial.model)
     if facts is not None:  # else it is described beside its files, and checked where these are read
         check_facts(experiment, trial, facts_with_held_out(facts, trial.dataset))
-    if trial.train.batch_size == 1:
+    if trial.training is not None and trial.training.batch_size == 1:
         raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more")
 
 
@@ -134,13 +134,14 @@ def _check_labels(experiment: Experiment, trial: Trial, dataset: Dataset) -> Non
 def _check_training(trial: Trial, prepared: PreparedSplit) -> None:
     title = f"{trial.dataset.name} {prepared.split}"
     names = training_names(prepared.names, trial.dataset.images, trial.seed)
-    if len(names) < 2:
+    if trial.training is not None and len(names) < 2:
         raise DataError(
             f"dataset.images: {len(names)} training image; batch norm needs at least 2; ask for more, or add some"
         )
     positions = np.asarray([prepared.index[name] for name in names])
-    crop_size = trial.train.augment.crop_size if trial.train.augment else None
-    if crop_size is None and len(np.unique(prepared.shapes[positions], axis=0)) > 1:
+    augment = trial.training.augment if trial.training else None
+    crop_size = augment.crop_size if augment else None
+    if trial.training is not None and crop_size is None and len(np.unique(prepared.shapes[positions], axis=0)) > 1:
         raise DataError("train.augment.crop_size: the training images differ in size; give the size of the crops")
     if trial.budget == "full":
         return

@@ -20,10 +20,11 @@ from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import SizeSpec, Trial
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
-from pixelpick_ray.data.datasets import Dataset, open_dataset, training_split
+from pixelpick_ray.data.datasets import Dataset, DatasetFacts, open_dataset, training_split
 from pixelpick_ray.data.description import write_description
-from pixelpick_ray.data.weights import weights_digest
+from pixelpick_ray.data.weights import normalisation, normalised_facts, weights_digest
 from pixelpick_ray.engine.batches import TrainingData
+from pixelpick_ray.engine.features import Features, prepare_features
 from pixelpick_ray.engine.provenance import provenance_of
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import StoreError
@@ -50,6 +51,7 @@ class Context:
         self.experiment, self.trial, self.execution, self.world = experiment, trial, execution, world
         self.chain, self.store = trial.chain_id, Store(execution.store)
         self._on_event = on_event
+        self._features: dict[tuple[str, bytes], Features] = {}
         self._log_folder = execution.runs_path / experiment.name / "steps"
 
     # Data
@@ -60,14 +62,17 @@ class Context:
         return open_dataset(self.trial.dataset, self.execution.data_path)
 
     @cached_property
+    def facts(self) -> DatasetFacts:
+        """What belongs to the data set, with the mean and deviation that images of this trial are normalised with."""
+        return normalised_facts(self.dataset.facts, self.trial.model)
+
+    @cached_property
     def data(self) -> TrainingData:
         """The training images."""
         spec = self.trial.dataset
         prepared = prepare(self.dataset, training_split(self.dataset, spec), spec, self.execution.cache_path)
         names = training_names(prepared.names, spec.images, self.trial.seed)
-        return TrainingData(
-            self.dataset.facts, prepared, np.asarray([prepared.index[name] for name in names], dtype=np.int64)
-        )
+        return TrainingData(self.facts, prepared, np.asarray([prepared.index[name] for name in names], dtype=np.int64))
 
     def split(self, split: str) -> PreparedSplit:
         """An evaluated split, by the name that the experiment gives it."""
@@ -75,13 +80,25 @@ class Context:
         size = evaluation_size(evaluate, self.trial, split)
         return prepare(self.dataset, evaluate.split_of(split), size, self.execution.cache_path)
 
+    def features(self, prepared: PreparedSplit) -> Features:
+        """The features of a split by the frozen backbone; made by all ranks and chains of this node together."""
+        key = prepared.fingerprint, prepared.shapes.tobytes()
+        if key not in self._features:
+            where = {"data_path": self.execution.data_path, "cache_path": self.execution.cache_path}
+            self._features[key] = prepare_features(
+                prepared, self.trial.model, self.facts, self.world, **where, seed=self.trial.seed
+            )
+        return self._features[key]
+
     @cached_property
     def source(self) -> Source:
         """Contents that keys depend on."""
         evaluate, training = self.experiment.evaluate, self.data.prepared
         prints = {evaluate.split_of(name): self.split(name).fingerprint for name in evaluate.splits}
         prints[training.split] = training.fingerprint
-        return Source(prints, training.split, weights_digest(self.trial.model, self.execution.data_path))
+        model = self.trial.model
+        weights = weights_digest(model, self.execution.data_path)
+        return Source(prints, training.split, weights, normalisation(model, self.dataset.facts))
 
     @cached_property
     def answers_key(self) -> str | None:

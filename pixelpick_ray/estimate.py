@@ -28,7 +28,7 @@ def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[s
         "fits_to_train": len(found),
         "fits_to_train_again": sum(stage.fit_stored for stage, _ in found),
         "fits_after_answers": sum(stage.must_wait for stage, _ in found),
-        "epochs_missing": sum(trial.train.epochs for _, trial in found),
+        "epochs_missing": sum(trial.epochs for _, trial in found),
         "seconds_per_fit": seconds,
         "seconds_missing": None if seconds is None else round(seconds * len(found), 1),
     }

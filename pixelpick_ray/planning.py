@@ -21,9 +21,9 @@ from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import Budget, DatasetSpec, SizeSpec, Trial
 from pixelpick_ray.data.answers import Waiting
 from pixelpick_ray.data.cache import prepare
-from pixelpick_ray.data.datasets import open_dataset, training_split
+from pixelpick_ray.data.datasets import known_facts, open_dataset, training_split
 from pixelpick_ray.data.labels import LabelledPixels
-from pixelpick_ray.data.weights import weights_digest
+from pixelpick_ray.data.weights import normalisation, weights_digest
 from pixelpick_ray.errors import DataError, SpecError, StoreError
 from pixelpick_ray.loop import walk
 from pixelpick_ray.store import Store, paths
@@ -152,7 +152,8 @@ def _chain(experiment: Experiment, trial: Trial, budgets: Sequence[Budget], sett
     names, path = _Names(), trial.dataset.path or ""
     splits = {experiment.evaluate.split_of(name) for name in experiment.evaluate.splits}
     training = trial.dataset.split or ""
-    unknown = Source(dict.fromkeys((*splits, training), path), training, None)
+    normalise = normalisation(trial.model, known_facts(trial.dataset.name))
+    unknown = Source(dict.fromkeys((*splits, training), path), training, None, normalise)
     walk(trial, unknown, experiment.evaluate, names)
     return Chain(trial, trial.chain_id, tuple(budgets), tuple(names.fits), tuple(names.picks), setting)
 
@@ -342,7 +343,8 @@ class Sources:
             known = record is not None and record.source.training_split in record.source.fingerprints
             return self._with_every_split(record.source) if record is not None and known else None
         used = splits_in_use(self._experiment, trial, training)
-        return Source({split: self._fingerprint(trial.dataset, split, size) for split, size in used}, training, weights)
+        prints = {split: self._fingerprint(trial.dataset, split, size) for split, size in used}
+        return Source(prints, training, weights, normalisation(trial.model, dataset.facts))
 
     def _prepared_fingerprint(self, spec: DatasetSpec, split: str, size: SizeSpec) -> str:
         dataset = open_dataset(spec, self._execution.data_path)

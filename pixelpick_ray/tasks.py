@@ -20,7 +20,7 @@ from pixelpick_ray.active.acquisition import needs_model, strategy_version
 from pixelpick_ray.active.metrics import Counts
 from pixelpick_ray.active.oracle import oracle_version
 from pixelpick_ray.config.canonical import digest
-from pixelpick_ray.config.keys import Source, versioned
+from pixelpick_ray.config.keys import FEATURES_VERSION, Source, versioned
 from pixelpick_ray.config.networks import head_version
 from pixelpick_ray.config.trial import Budget, EvaluateSpec, HumanSpec, SizeSpec, Trial
 from pixelpick_ray.data.labels import LabelledPixels
@@ -109,17 +109,23 @@ class Fit(Task[Trained]):
     @cached_property
     def inputs(self) -> dict[str, Any]:
         trial = self.trial
-        return versioned(
-            "fit",
-            data=_data(trial, self.source),
-            model=trial.model.as_input()
-            | {"weights_digest": self.source.weights_digest}
-            | _raised(head_version(trial.model.architecture)),
-            train=trial.training.as_input(),
-            seed=trial.seed,
-            stage=self.stage,
-            labels="full" if self.labels is None else self.labels.digest(),
-        )
+        fields: dict[str, Any] = {} if trial.training is None else {"train": trial.training.as_input()}
+        if trial.training is None:
+            fields["features"] = FEATURES_VERSION
+        if not trial.model.is_deterministic:
+            fields |= {"seed": trial.seed, "stage": self.stage}
+        labels = "full" if self.labels is None else self.labels.digest()
+        return versioned("fit", data=_data(trial, self.source), model=self._model, **fields, labels=labels)
+
+    @property
+    def _model(self) -> dict[str, Any]:
+        """What the network's part of the key is: weights and normalisation by what they are, not as they are named."""
+        model, source = self.trial.model, self.source
+        fields = model.as_input() | {"weights_digest": source.weights_digest}
+        fields.pop("normalise", None)
+        if source.normalise is not None:
+            fields["normalise"] = source.normalise.as_input()
+        return fields | _raised(head_version(model.architecture))
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -22,13 +22,13 @@ from pixelpick_ray.active.acquisition import check_strategy, score_passes
 from pixelpick_ray.active.oracle import OracleRequest, answer
 from pixelpick_ray.annotate.exchange import AskedImage, Exchanged, ExchangedPoint, export, read
 from pixelpick_ray.config import parts
+from pixelpick_ray.config.model import ModelSpec
 from pixelpick_ray.config.trial import (
     AcquireSpec,
     DatasetSpec,
     ErringSpec,
     ExternalOracleSpec,
     GroundTruthSpec,
-    ModelSpec,
     SizeSpec,
     StochasticSpec,
 )

@@ -8,19 +8,22 @@ from typing import Any
 
 import numpy as np
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from pixelpick_ray.active.metrics import Counts, miou
+from pixelpick_ray.config.model import HeadSpec
 from pixelpick_ray.context import Context
 from pixelpick_ray.data.description import write_label_map
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.engine.batches import FitJob
 from pixelpick_ray.engine.fit import Epoch, fit
+from pixelpick_ray.engine.frozen import FrozenModel, labelled_vectors, loss_of
 from pixelpick_ray.engine.provenance import provenance_of
 from pixelpick_ray.engine.resume import FitProgress, Unfinished, pack, unpack
 from pixelpick_ray.engine.score import evaluate
 from pixelpick_ray.errors import DataError
 from pixelpick_ray.events import EpochDone, FitResumed, FitTrained
+from pixelpick_ray.models.heads import fit_head, head_of
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.store.paths import WEIGHTS, WEIGHTS_OF_RUN
 from pixelpick_ray.tasks import CONFUSION, PREDICTIONS, TRAINING, Evaluate, Fit
@@ -52,7 +55,7 @@ class Trainer:
         """Measure the trained model on a split."""
         model = self.model(task.fit)
         confusion, examples = self._evaluate(task, model)
-        self._publish_evaluation(task, {task.fit.trial.train.epochs: confusion}, examples)
+        self._publish_evaluation(task, {task.fit.trial.epochs: confusion}, examples)
 
     def model(self, task: Fit) -> nn.Module:
         """The trained model: in memory, from the stored weights, or trained again when these are gone."""
@@ -84,24 +87,33 @@ class Trainer:
         if content is None:
             return False
         context, trial = self._context, task.trial
-        model = build_model(
-            trial.model.model_copy(update={"pretrained": "none"}),
-            num_classes=context.data.facts.num_classes,
-            data_path=context.execution.data_path,
-            seed=trial.seed,
-            stage=task.stage,
-        )
-        model.load_state_dict(load(content))
+        if trial.model.head is not None:
+            model = self._frozen(trial.model.head, load(content))
+        else:
+            model = build_model(
+                trial.model.model_copy(update={"pretrained": "none"}),
+                num_classes=context.data.facts.num_classes,
+                data_path=context.execution.data_path,
+                seed=trial.seed,
+                stage=task.stage,
+            )
+            model.load_state_dict(load(content))
         self._model, self.weights_digest = self._world.place(model), digest
         return True
+
+    def _frozen(self, spec: HeadSpec, tensors: dict[str, Tensor]) -> nn.Module:
+        """A fitted head with the features of this chain, of the tensors that it is stored as."""
+        named = {name.removeprefix("head."): tensor for name, tensor in tensors.items()}
+        return FrozenModel(head_of(spec, named), self._context.features)
 
     def _train(self, task: Fit, missing: list[Evaluate]) -> None:
         """Train, evaluate what is missing on the way, and publish: the fit last, so that its stage is whole then."""
         context, trial, store = self._context, task.trial, self._store
-        labels = _supervision(task)
-        job = FitJob(
-            trial.model, trial.training, trial.seed, task.stage, context.data, labels, context.execution.data_path
-        )
+        labels, training = _supervision(task), trial.training
+        if training is None:
+            self._fit_head(task, labels, missing)
+            return
+        job = FitJob(trial.model, training, trial.seed, task.stage, context.data, labels, context.execution.data_path)
         start = time.perf_counter()
         before = self._unfinished(task, missing)
         progress = before.progress if before else FitProgress(self._made_by())
@@ -111,7 +123,7 @@ class Trainer:
         def on_epoch(epoch: Epoch) -> None:
             nonlocal saved
             progress.losses.append(epoch.loss)
-            is_last, reported = epoch.number == trial.train.epochs, None
+            is_last, reported = epoch.number == trial.epochs, None
             if is_last or task.evaluate.when == "every_epoch":
                 for one in missing:
                     confusion, examples[one.key] = self._evaluate(one, epoch.model)
@@ -123,12 +135,55 @@ class Trainer:
             if self._world.is_first and due:
                 store.write_unfinished(task.key, pack(progress, epoch.model, epoch.optimizer))
                 saved = time.monotonic()
-            numbers = epoch.number, trial.train.epochs, epoch.loss, reported, progress.seconds
+            numbers = epoch.number, trial.epochs, epoch.loss, reported, progress.seconds
             context.emit(EpochDone(context.chain, task.stage, *numbers, fit=task.key))
 
         with context.phase("fit", task.key):
             self._model = fit(job, self._world, on_epoch, before)
-        weights = _weights_of(self._model) if self._world.is_first else b""
+        self._publish(task, missing, labels, progress, examples, start)
+
+    def _fit_head(self, task: Fit, labels: LabelledPixels | None, missing: list[Evaluate]) -> None:
+        """Fit a head to frozen features, on the first rank for all, measure what is missing, and publish."""
+        context, trial, head = self._context, task.trial, task.trial.model.head
+        if head is None:
+            raise AssertionError("only a head is fitted to features")
+        start, progress = time.perf_counter(), FitProgress(self._made_by())
+        features = context.features(context.data.prepared)
+        tensors: dict[str, Tensor] = {}
+        with context.phase("fit", task.key):
+            if self._world.is_first:
+                labelled = labelled_vectors(context.data, features, labels)
+                num_classes = context.facts.num_classes
+                found = fit_head(head, labelled, num_classes=num_classes, seed=trial.seed, stage=task.stage)
+                progress.losses.append(loss_of(found, labelled))
+                tensors = found.state_dict()
+            self._model = self._world.place(self._frozen(head, self._world.broadcast(tensors)))
+        examples: dict[str, dict[str, Any]] = {}
+        reported = None
+        for one in missing:
+            confusion, examples[one.key] = self._evaluate(one, self._model)
+            progress.confusions[one.key] = {trial.epochs: confusion}
+            if one.split == task.evaluate.report:
+                reported = miou(confusion)
+        progress.seconds = time.perf_counter() - start
+        loss = progress.losses[-1] if progress.losses else 0.0
+        context.emit(EpochDone(context.chain, task.stage, 1, 1, loss, reported, progress.seconds, fit=task.key))
+        self._publish(task, missing, labels, progress, examples, start)
+
+    def _publish(
+        self,
+        task: Fit,
+        missing: list[Evaluate],
+        labels: LabelledPixels | None,
+        progress: FitProgress,
+        examples: dict[str, dict[str, Any]],
+        start: float,
+    ) -> None:
+        """Publish what is measured of the model, then the fit."""
+        context, store, model = self._context, self._store, self._model
+        if model is None:
+            raise AssertionError("training leaves a model")
+        weights = _weights_of(model) if self._world.is_first else b""
         self.weights_digest = self._world.broadcast(hashlib.sha256(weights).hexdigest())
         for one in missing:
             self._publish_evaluation(one, progress.confusions[one.key], examples[one.key])
@@ -157,7 +212,7 @@ class Trainer:
         ):
             return None
         progress.processes += 1
-        self._context.emit(FitResumed(self._context.chain, task.stage, progress.epoch, task.trial.train.epochs))
+        self._context.emit(FitResumed(self._context.chain, task.stage, progress.epoch, task.trial.epochs))
         return found
 
     def _publish_fit(
@@ -188,7 +243,7 @@ class Trainer:
         """The confusion matrix of a split, and predictions of a few of its images."""
         context = self._context
         with context.phase("evaluate", task.key):
-            confusion, examples = evaluate(model, context.split(task.split), context.dataset.facts, self._world)
+            confusion, examples = evaluate(model, context.split(task.split), context.facts, self._world)
             merged: dict[str, Any] = {}
             for part in self._world.gather(examples):
                 merged |= part

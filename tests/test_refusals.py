@@ -27,7 +27,7 @@ def place(tmp_path: Path) -> Path:
     ("override", "told"),
     [
         ("model.backbone=resnet5O", "model.backbone: timm has no network 'resnet5O'; did you mean resnet50"),
-        ("model.backbone=vit_small_patch14_dinov2", "gives no feature pyramid at output stride 16; take a convol"),
+        ("model.backbone=vit_small_patch14_dinov2", "gives no feature pyramid at output stride 16; take a head on"),
         ("model={architecture: fpn, backbone: mobilenetv2_100, pretrained: none, width: 0.5}", "only ResNets take"),
         ("dataset={name: folder}", "mine.yaml: dataset.path: the data set folder needs it: the folder under "),
         ("acquire.strategy=nonsense", "--set acquire.strategy: grid[0] varies acquire.strategy"),

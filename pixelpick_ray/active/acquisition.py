@@ -8,6 +8,7 @@ Xie, Albanie 2021, section 3.1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -118,17 +119,37 @@ class Strategy:
     """An acquisition function. `score` of a committee takes the logits of several passes, of others those of one; None
     draws pixels at random from the stream of their image, and the network is not asked. Raise `version` when its scores
     change: picks are then made again, those of other strategies stay.
+
+    `bound` gives what no score can be above, of the smallest probability that the likeliest class can have and the
+    number of classes: with it only pixels that may be picked are scored where a head is cheap.
     """
 
     score: Any
     is_committee: bool = False
     version: int = 1
+    bound: Any = None
+
+
+def _margin_bound(least: Tensor, classes: int) -> Tensor:
+    return (1.0 - 2.0 * least).clamp_(max=0.0)
+
+
+def _least_confidence_bound(least: Tensor, classes: int) -> Tensor:
+    return 1.0 - least
+
+
+def _entropy_bound(least: Tensor, classes: int) -> Tensor:
+    """The entropy of the likeliest class at its smallest, and all others alike."""
+    share = least.clamp(min=1.0 / classes, max=1.0)
+    rest = 1.0 - share
+    terms = [-part * part.clamp(min=1e-30).log() for part in (share, rest)]
+    return terms[0] + terms[1] + rest * math.log(max(1, classes - 1))
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "margin": Strategy(margin),
-    "entropy": Strategy(entropy),
-    "least_confidence": Strategy(least_confidence),
+    "margin": Strategy(margin, bound=_margin_bound),
+    "entropy": Strategy(entropy, bound=_entropy_bound),
+    "least_confidence": Strategy(least_confidence, bound=_least_confidence_bound),
     "random": Strategy(None),
     "bald": Strategy(bald, is_committee=True),
 }
@@ -143,6 +164,14 @@ def score_passes(acquire: AcquireSpec, passes: Iterable[Tensor]) -> Tensor:
     if strategy.score is None:
         raise AssertionError(f"{acquire.strategy} scores nothing")
     return VOTES[acquire.stochastic.vote if acquire.stochastic else "soft"](strategy.score, passes)
+
+
+def bounded_score(acquire: AcquireSpec) -> tuple[Score, Any] | None:
+    """The score of one pass and what it cannot be above, where only the best-scored pixels matter; else None."""
+    strategy = _strategy(acquire.strategy)
+    if strategy.bound is None or acquire.stochastic is not None or acquire.pool != "score":
+        return None
+    return strategy.score, strategy.bound
 
 
 def _strategy(name: str) -> Strategy:

@@ -15,7 +15,8 @@ from pixelpick_ray.annotate.gallery import Gallery
 from pixelpick_ray.annotate.order import Question, question_id
 from pixelpick_ray.annotate.rota import Person, Refusal, Rota
 from pixelpick_ray.config.annotate import AnnotateSpec, class_keys
-from pixelpick_ray.config.trial import HumanSpec, Spec
+from pixelpick_ray.config.spec import Spec
+from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.data.answers import Answer, Kind, OneLine
 from pixelpick_ray.data.dataset import DatasetFacts
 from pixelpick_ray.data.datasets import open_dataset

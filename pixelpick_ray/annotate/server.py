@@ -24,7 +24,7 @@ from starlette.routing import Route
 from pixelpick_ray.annotate.desk import Desk, Reply
 from pixelpick_ray.annotate.guard import EVERYWHERE, LARGEST_BODY, Guard, error, nothing_here
 from pixelpick_ray.annotate.rota import Refusal
-from pixelpick_ray.config.trial import Spec
+from pixelpick_ray.config.spec import Spec
 from pixelpick_ray.data.answers import OneLine
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError, StoreError
 

@@ -56,7 +56,7 @@ def plan(
     planned, search = asked_of(experiment, overrides)
     kept = one_of("--keep-weights", keep_weights, KEEP_WEIGHTS)
     execution = Execution(data, store, cache or default_cache_path(data), ranks=ranks, keep_weights=kept)
-    execution.check({trial.train.batch_size for trial in planned.trials})
+    execution.check({trial.training.batch_size for trial in planned.trials if trial.training})
     with naming(experiment.name):
         check_labels(planned.experiment, planned.trials, data)
     if search is not None:

@@ -24,7 +24,7 @@ def execution_of(planned: Plan, data: Path, store: str, cache: Path | None, devi
         device=one_of("--device", device, ("auto", "cuda", "cpu")),
         **options,
     )
-    execution.check({trial.train.batch_size for trial in planned.trials})
+    execution.check({trial.training.batch_size for trial in planned.trials if trial.training})
     return execution
 
 

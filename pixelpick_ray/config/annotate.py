@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pixelpick_ray.config.trial import Fraction, Positive, Spec
+from pixelpick_ray.config.spec import Fraction, Positive, Spec
 from pixelpick_ray.config.yaml_text import read_yaml
 from pixelpick_ray.errors import SpecError
 

@@ -59,7 +59,7 @@ class Execution:
                 raise SpecError(f"{name}: {value} given, at least 1 is needed")
         if self.max_concurrent is not None and self.max_concurrent < 1:
             raise SpecError(f"--max-concurrent: {self.max_concurrent} given, at least 1 is needed")
-        smallest = min(batch_sizes)
+        smallest = min(batch_sizes, default=self.ranks)
         if self.ranks > smallest:
             fits = ", ".join(str(n) for n in range(1, smallest + 1))
             raise SpecError(

@@ -14,7 +14,9 @@ from pydantic import Field, PrivateAttr, ValidationError
 from pixelpick_ray.config import parts
 from pixelpick_ray.config.annotate import AnnotateSpec
 from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.model import PIXEL_HEADS, ModelSpec, with_head
 from pixelpick_ray.config.search import DomainSpec, SearchSpec, may_vary
+from pixelpick_ray.config.spec import Spec
 from pixelpick_ray.config.trial import (
     AcquireSpec,
     AdamSpec,
@@ -24,12 +26,10 @@ from pixelpick_ray.config.trial import (
     EvaluateSpec,
     GroundTruthSpec,
     HumanSpec,
-    ModelSpec,
     MultistepSpec,
     OracleSpec,
     PolySpec,
     SgdSpec,
-    Spec,
     TrainSpec,
     Trial,
 )
@@ -48,7 +48,7 @@ class Experiment(Spec):
     title: str = ""
     dataset: DatasetSpec
     model: ModelSpec
-    train: TrainSpec
+    train: TrainSpec | None = None
     acquire: AcquireSpec = AcquireSpec()
     oracle: OracleSpec = GroundTruthSpec()
     evaluate: EvaluateSpec
@@ -98,8 +98,11 @@ class Experiment(Spec):
         `at` ends the message.
         """
         point = json.loads(json.dumps(self._base()))
+        if "model.architecture" in settings or "model.head" in settings:
+            point["model"]["head"] = None
         for path, value in settings.items():
             _set_known(point, path.split("."), value, where=f"{where}{path}")
+        point["model"] = with_head(point["model"])
         for path, kind in parts.FIELDS.items():
             self._resolve(point, path, kind)
         return _validated(Trial, point, prefixes=dict.fromkeys(settings, where), at=at)
@@ -185,6 +188,7 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), fo
     tree = read_yaml(text, where)
     if not isinstance(tree, dict):
         raise SpecError(f"{where}: expected a mapping with name, dataset, model, train, evaluate, grid")
+    _check_head(tree.get("model"), where)
     overridden: dict[str, Any] = {}
     for override in overrides:
         path, sign, value = override.partition("=")
@@ -204,6 +208,17 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), fo
     return experiment
 
 
+def _check_head(model: Any, where: str) -> None:
+    """SpecError where head and architecture, which name the same, differ."""
+    if isinstance(model, dict) and {"head", "architecture"} <= model.keys():
+        head = model["head"].get("name") if isinstance(model["head"], dict) else model["head"]
+        if head is not None and head != model["architecture"]:
+            raise SpecError(
+                f"{where}: model.head: is {head!r}, and model.architecture {model['architecture']!r}; they name the "
+                "same, give one of them"
+            )
+
+
 def _files_in(tree: Any, folder: Path | None, path: str = "") -> dict[str, str]:
     """The resolved names of all parts that ``file:`` gives in an experiment, each read once."""
     if isinstance(tree, dict):
@@ -211,7 +226,8 @@ def _files_in(tree: Any, folder: Path | None, path: str = "") -> dict[str, str]:
     elif isinstance(tree, (list, tuple)):
         inner = [_files_in(value, folder, path) for value in tree]
     elif isinstance(tree, str) and parts.FILE.fullmatch(tree):
-        kind = next((kind for field, kind in parts.FIELDS.items() if f".{path}.".find(f".{field}.") >= 0), None)
+        fields = parts.FIELDS | {"model.head": "head"}
+        kind = next((kind for field, kind in fields.items() if f".{path}.".find(f".{field}.") >= 0), None)
         if kind is None:
             return {}
         with naming(path):
@@ -323,13 +339,13 @@ def _check_epochs(experiment: Experiment, search: SearchSpec) -> None:
     own = experiment.trials()[0]
     for path, _, value in search.ends():
         other = experiment.trial_at({"budget": own.budget, path: value}, where="")
-        if (other.train.epochs, other.acquire.initial_pixels) != (own.train.epochs, own.acquire.initial_pixels):
+        if (other.epochs, other.acquire.initial_pixels) != (own.epochs, own.acquire.initial_pixels):
             raise SpecError(
                 f"search.epochs: the first stage is not the same for all, search.space has {path}; leave one out"
             )
-    if search.epochs[-1] >= experiment.train.epochs:
+    if search.epochs[-1] >= own.epochs:
         raise SpecError(
-            f"search.epochs: {search.epochs[-1]} is not before the end of a stage of {experiment.train.epochs} epochs, "
+            f"search.epochs: {search.epochs[-1]} is not before the end of a stage of {own.epochs} epochs, "
             "which is judged anyway; lower it"
         )
     if experiment.evaluate.when != "every_epoch":
@@ -353,6 +369,8 @@ S = TypeVar("S", bound=Spec)
 
 def _validated(kind: type[S], tree: Any, *, prefixes: Mapping[str, str] | None = None, at: str = "") -> S:
     """The checked value; SpecError with a line a problem: prefix (for fields that a grid sets), path, message, `at`."""
+    if isinstance(tree, dict) and "model" in tree:
+        tree = tree | {"model": with_head(tree["model"])}
     try:
         return kind.model_validate_json(json.dumps(tree, allow_nan=False))
     except ValidationError as error:
@@ -417,8 +435,8 @@ def _explain(item: Any) -> tuple[str, str]:
 
 
 def _names_of(field: str) -> list[str]:
-    """Allowed values of ``name`` in train.optimizer, train.schedule or oracle."""
-    kinds = _models_in((TrainSpec.model_fields | Trial.model_fields)[field].annotation)
+    """Allowed values of ``name`` in train.optimizer, train.schedule, oracle or model.head."""
+    kinds = _models_in((TrainSpec.model_fields | Trial.model_fields | ModelSpec.model_fields)[field].annotation)
     return [name for name, kind in _BY_NAME.items() if kind in kinds]
 
 
@@ -448,6 +466,7 @@ _BY_NAME: dict[str, type[Spec]] = {
     "ground_truth": GroundTruthSpec,
     "erring": ErringSpec,
     "human": HumanSpec,
+    **PIXEL_HEADS,
 }
 
 

@@ -9,21 +9,36 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
-from pixelpick_ray.config.trial import ModelSpec
+from pixelpick_ray.config.model import PIXEL_HEADS, ModelSpec, NormaliseSpec
 from pixelpick_ray.errors import SpecError
 
 OUTPUT_STRIDES = (8, 16, 32)
+IMAGENET = NormaliseSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 Strides = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The feature maps of a network that has no output stride, such as a ViT: their strides, whether channels are their
+    last dimension, and whether position embeddings have to be told to follow the image.
+    """
+
+    strides: Strides
+    is_channels_last: bool
+    is_dynamic: bool
 
 
 @dataclass(frozen=True)
 class Network:
     """A network of timm: the strides of its feature levels by output stride (absent where it gives no such pyramid),
-    and whether it is a ResNet, whose width may be changed.
+    its maps where it has no output stride at all and takes images of any size, and whether it is a ResNet, whose width
+    may be changed.
     """
 
     strides: Mapping[int, Strides]
+    maps: Maps | None
     is_resnet: bool
 
 
@@ -50,6 +65,7 @@ HEADS = {
 
 
 _ANY = Head(bool, "features", "mobilenetv2_100 or resnet50")  # what an external head needs
+HEADS |= dict.fromkeys(PIXEL_HEADS, _ANY)
 
 
 def head_version(name: str) -> int:
@@ -58,15 +74,50 @@ def head_version(name: str) -> int:
 
 
 @cache
+def _listed() -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads((files("pixelpick_ray.config") / "networks.json").read_text(encoding="ascii"))
+    return tree
+
+
+@cache
 def networks() -> dict[str, Network]:
     """Every network of the timm that the list was made with, by name."""
-    tree = json.loads((files("pixelpick_ray.config") / "networks.json").read_text(encoding="ascii"))
+    tree = _listed()
     resnets = set(tree["resnets"])
+    maps = {name: _parsed_maps(text) for text, names in tree["maps"].items() for name in names}
     return {
-        name: Network(_parsed(pyramids), name in resnets)
+        name: Network(_parsed(pyramids), maps.get(name), name in resnets)
         for pyramids, names in tree["pyramids"].items()
         for name in names
     }
+
+
+@cache
+def _normalisations() -> dict[str, NormaliseSpec]:
+    """What weights are normalised with, by network or by network and tag, where that is not ImageNet's usual one."""
+    return {name: _parsed_values(text) for text, names in _listed()["normalise"].items() for name in names}
+
+
+def weights_normalisation(spec: ModelSpec) -> NormaliseSpec | None:
+    """The mean and deviation that the pretrained weights of a model were made with; None where it has none."""
+    if spec.pretrained == "none":
+        return None
+    known = _normalisations()
+    usual = known.get(spec.backbone, IMAGENET)
+    return IMAGENET if spec.pretrained == "moco_v2" else known.get(f"{spec.backbone}.{spec.pretrained}", usual)
+
+
+def _parsed_values(text: str) -> NormaliseSpec:
+    """Mean and deviation, of "0.5 0.5 0.5, 0.5 0.5 0.5"."""
+    mean, std = ([float(value) for value in part.split()] for part in text.split(", "))
+    return NormaliseSpec(mean=tuple(mean), std=tuple(std))  # type: ignore[arg-type]
+
+
+def _parsed_maps(text: str) -> Maps:
+    """Maps, of "NHWC dynamic 4 8 16 32"."""
+    order, *rest = text.split()
+    strides = tuple(int(word) for word in rest if word != "dynamic")
+    return Maps(strides, order == "NHWC", "dynamic" in rest)
 
 
 def _parsed(pyramids: str) -> dict[int, Strides]:
@@ -83,6 +134,14 @@ def check_network(spec: ModelSpec) -> None:
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists the known ones"
         raise SpecError(f"model.backbone: timm has no network {name!r}; {hint}")
     need, strides = HEADS.get(spec.architecture, _ANY), network.strides.get(spec.output_stride)
+    if strides is None and network.maps is not None and spec.head is not None:
+        _check_maps(spec, network.maps)
+        return
+    if strides is None and not network.strides and spec.head is not None:
+        raise SpecError(
+            f"model.backbone: {name} takes images of one size only; take another one, such as "
+            "vit_small_patch14_dinov2 or mobilenetv2_100"
+        )
     if strides is None:
         raise SpecError(
             f"model.backbone: {name} gives no feature pyramid at output stride {spec.output_stride}; "
@@ -93,6 +152,8 @@ def check_network(spec: ModelSpec) -> None:
             f"model.backbone: {spec.architecture} needs {need.text}; {name} has them at {list(strides)}; take "
             f"{need.advice}"
         )
+    if spec.head is not None:
+        chosen_layers(spec, strides)
     if spec.width is not None and int(64 * spec.width) < 2:
         raise SpecError(f"model.width: {spec.width} leaves {name} no channels; take a larger one")
     if spec.width is not None and not network.is_resnet:
@@ -102,11 +163,47 @@ def check_network(spec: ModelSpec) -> None:
         )
 
 
+def _check_maps(spec: ModelSpec, maps: Maps) -> None:
+    """SpecError for what a network without an output stride cannot have."""
+    chosen_layers(spec, maps.strides)
+    for field, value in (("output_stride", spec.output_stride != 32), ("width", spec.width is not None)):
+        if value:
+            raise SpecError(f"model.{field}: {spec.backbone} has none; leave it out")
+
+
+def chosen_layers(spec: ModelSpec, strides: Strides) -> tuple[int, ...]:
+    """The indices of the layers that a head on frozen features takes, of a network with these strides: all of a
+    pyramid, the last of several maps of one stride, or what the spec says. SpecError for layers that there are not.
+    """
+    is_pyramid = len(set(strides)) > 1
+    if spec.layers is None:
+        return tuple(range(len(strides))) if is_pyramid else (len(strides) - 1,)
+    found = []
+    for layer in spec.layers:
+        matching = [index for index, stride in enumerate(strides) if is_pyramid and stride == layer]
+        if -len(strides) <= layer < 0:
+            matching = [len(strides) + layer]
+        if not matching:
+            known = f", or strides {', '.join(map(str, dict.fromkeys(strides)))}" if is_pyramid else ""
+            raise SpecError(
+                f"model.layers: {spec.backbone} has no layer {layer}; it has -1 to -{len(strides)}, counted from the "
+                f"last{known}"
+            )
+        found += matching
+    if len(set(found)) < len(found):
+        raise SpecError(f"model.layers: {list(spec.layers)} names a layer of {spec.backbone} twice; name each once")
+    return tuple(sorted(found))
+
+
 def _ways_out(network: Network, need: Head) -> str:
     """What to do where a network gives no pyramid at the output stride."""
     fine = [output_stride for output_stride, strides in network.strides.items() if need.has(strides)]
     if fine:
         return f"set model.output_stride to {' or '.join(map(str, fine))}"
+    if network.maps is not None:
+        return (
+            f"take a head on frozen features ({', '.join(PIXEL_HEADS)}), or a convolutional one such as {need.advice}"
+        )
     return f"take a convolutional one such as {need.advice}"
 
 

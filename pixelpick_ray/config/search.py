@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from pixelpick_ray.config.trial import Count, Spec
+from pixelpick_ray.config.spec import Count, Spec
 from pixelpick_ray.config.yaml_text import write_yaml
 from pixelpick_ray.errors import SpecError
 

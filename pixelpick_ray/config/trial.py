@@ -1,6 +1,5 @@
 """One point of the grid: every choice that changes the science, and what is measured."""
 
-import re
 import unicodedata
 from functools import cached_property
 from operator import attrgetter
@@ -8,8 +7,6 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     SerializationInfo,
@@ -21,22 +18,10 @@ from pydantic import (
 
 from pixelpick_ray.config import parts
 from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.spec import Count, Fraction, NonNegative, Positive, Spec
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
 Budget = Annotated[int, Field(ge=1)] | Literal["full"]
-
-
-class Spec(BaseModel):
-    """A frozen part of an experiment; unknown keys and wrong types are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    def as_input(self) -> dict[str, Any]:
-        """JSON-ready fields for a key; absent options are left out, so that new ones do not move old keys."""
-        return self.model_dump(mode="json", exclude_none=True)
 
 
 class SizeSpec(Spec):
@@ -97,55 +82,6 @@ def escapes(path: str) -> bool:
 def is_line(text: str) -> bool:
     """Whether a text is one line that UTF-8 can write: without control characters and lone surrogates."""
     return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
-
-
-# What a model has unless its spec says otherwise; an external one has no dropout of its own.
-_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "deeplabv3plus": {"output_stride": 16, "dropout": (0.5, 0.5, 0.2)},
-    "fpn": {"output_stride": 8, "dropout": ()},
-}
-_EXTERNAL = {"output_stride": 16, "dropout": ()}
-
-
-def _of_the_architecture(field: str) -> Any:
-    """A field whose default depends on the architecture (the usual one where that is wrong itself)."""
-    return Field(default_factory=lambda given: _ARCHITECTURES.get(given.get("architecture"), _EXTERNAL)[field])
-
-
-class ModelSpec(Spec):
-    """The network.
-
-    ``width`` multiplies the channels of a ResNet's stages (None: its own). ``dropout`` are the rates after ASPP, in the
-    decoder and before the classifier of DeepLabv3+; the FPN has none. ``feature_dropout`` is the rate at which whole
-    channels of the backbone's features are dropped, which Monte Carlo dropout may want.
-    """
-
-    architecture: str = "deeplabv3plus"
-    backbone: str
-    pretrained: str = "imagenet"
-    width: Positive | None = None
-    output_stride: Literal[8, 16, 32] = _of_the_architecture("output_stride")
-    dropout: tuple[Fraction, ...] = _of_the_architecture("dropout")
-    feature_dropout: Fraction = 0.0
-
-    @model_validator(mode="after")
-    def _fits_the_architecture(self) -> Self:
-        for field in ("backbone", "pretrained"):  # both are in the name of a file
-            name = getattr(self, field)
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and not name.startswith("file:"):
-                raise ValueError(f"{field}: {name!r} is no name; letters, digits, _, . and - are allowed")
-        known = _ARCHITECTURES.get(self.architecture)
-        if known is None and not parts.is_external("head", self.architecture):
-            names = ", ".join([*_ARCHITECTURES, *parts.names("head")])
-            raise ValueError(f"architecture: unknown {self.architecture!r}; known: {names}, or file:PATH.py:NAME")
-        rates = len(self.dropout if known is None else known["dropout"])
-        if len(self.dropout) != rates:
-            raise ValueError(f"dropout: {self.architecture} has {rates} rates; got {list(self.dropout)}")
-        if self.architecture == "fpn" and self.output_stride != 8:
-            raise ValueError(f"output_stride: fpn works on features at stride 8; got {self.output_stride}")
-        if self.width is not None and self.pretrained != "none":
-            raise ValueError("width: no pretrained weights fit a changed width; set pretrained: none")
-        return self
 
 
 class AdamSpec(Spec):
@@ -338,7 +274,7 @@ class ExternalOracleSpec(Spec):
     """An oracle from a file or an installed package, and the options that it is called with."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 def _oracle_tag(value: Any) -> str | None:
@@ -393,7 +329,7 @@ class Trial(Spec):
 
     dataset: DatasetSpec
     model: ModelSpec
-    train: TrainSpec
+    train: TrainSpec | None = None
     acquire: AcquireSpec = AcquireSpec()
     oracle: OracleSpec = GroundTruthSpec()
     seed: Annotated[int, Field(ge=0)]
@@ -402,22 +338,25 @@ class Trial(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         self._check_budget()
-        if self.training.decoder == "sparse" and self.model.architecture != "deeplabv3plus":
+        train = self.training
+        if train is None and self.model.head is None:
+            raise ValueError(f"train: is required, {self.model.architecture} is trained by gradient descent")
+        if train is not None and train.decoder == "sparse" and self.model.architecture != "deeplabv3plus":
             raise ValueError(
                 f"train.decoder: {self.model.architecture} normalises over whole images (group norm), around labelled "
                 "pixels it would be another network; leave out decoder, or take architecture deeplabv3plus"
             )
         stochastic = self.acquire.stochastic is not None and self.budget != "full"
-        if stochastic and not any((*self.model.dropout, self.model.feature_dropout)):
+        if stochastic and not self.model.has_dropout:
             raise ValueError(
                 "acquire.stochastic: every pass would be the same, the network has no dropout; give model.dropout or "
                 "model.feature_dropout, e.g. 0.2"
             )
-        if isinstance(self.train.schedule, MultistepSpec) and self.train.schedule.milestones:
-            last = self.train.schedule.milestones[-1]
-            if last >= self.train.epochs:
+        if train is not None and isinstance(train.schedule, MultistepSpec) and train.schedule.milestones:
+            last = train.schedule.milestones[-1]
+            if last >= train.epochs:
                 raise ValueError(
-                    f"train.schedule.milestones: {last} is never reached in {self.train.epochs} epochs; "
+                    f"train.schedule.milestones: {last} is never reached in {train.epochs} epochs; "
                     "lower it or use schedule {name: constant}"
                 )
         return self
@@ -449,16 +388,29 @@ class Trial(Spec):
         return tree
 
     @property
-    def training(self) -> TrainSpec:
-        """How its stages are trained: `train`, of which full supervision has no use for a sparse decoder."""
+    def training(self) -> TrainSpec | None:
+        """How its stages are trained: `train`, of which full supervision has no use for a sparse decoder, and a head on
+        frozen features none at all.
+        """
+        if self.model.head is not None or self.train is None:
+            return None
         return self.train.model_copy(update={"decoder": "dense"}) if self.budget == "full" else self.train
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a stage; a head that is fitted to frozen features counts as one."""
+        return 1 if self.training is None else self.training.epochs
 
     @cached_property
     def chain_id(self) -> str:
         """Identity of the chain that the trial is a prefix of: everything but the budget; full supervision has no
         strategy.
         """
-        fields = self.as_input() | {"train": self.training.as_input()}
+        fields = self.as_input()
+        if self.training is None:
+            fields.pop("train", None)
+        else:
+            fields["train"] = self.training.as_input()
         full = fields.pop("budget") == "full"
         if full:
             del fields["acquire"]

@@ -20,7 +20,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.experiment import Experiment
-from pixelpick_ray.config.trial import Spec, is_line
+from pixelpick_ray.config.spec import Spec
+from pixelpick_ray.config.trial import is_line
 from pixelpick_ray.data.labels import UNKNOWN, VOID
 from pixelpick_ray.data.questions import UNSAID, Place, Questions, all_questions, is_whole, last_ask
 from pixelpick_ray.errors import DataError, StoreError

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from pixelpick_ray.config.trial import DatasetSpec, Spec, escapes
+from pixelpick_ray.config.spec import Spec
+from pixelpick_ray.config.trial import DatasetSpec, escapes
 from pixelpick_ray.config.yaml_text import in_words, read_yaml
 from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, check_inside, readable
 from pixelpick_ray.data.voc import Voc, colour_map

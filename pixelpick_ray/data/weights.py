@@ -1,10 +1,13 @@
 """Where pretrained weights lie and which they are; reading them is the models' business."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
-from pixelpick_ray.config.trial import ModelSpec, escapes
-from pixelpick_ray.data.dataset import check_inside
+from pixelpick_ray.config.model import ModelSpec, NormaliseSpec
+from pixelpick_ray.config.networks import weights_normalisation
+from pixelpick_ray.config.trial import escapes
+from pixelpick_ray.data.dataset import DatasetFacts, check_inside
 from pixelpick_ray.errors import DataError, SpecError
 
 
@@ -33,6 +36,24 @@ def check_pretrained(spec: ModelSpec) -> None:
             f"model.pretrained: moco_v2 weights exist for resnet50 only; {spec.backbone} needs others, or "
             "file:PATH for weights of your own"
         )
+
+
+def normalisation(spec: ModelSpec, facts: DatasetFacts | None) -> NormaliseSpec | None:
+    """With which mean and deviation a model's images are normalised; None for those of the data set with these facts.
+
+    Where the facts are not known yet, only `dataset` is known to be the data set's.
+    """
+    wanted = spec.normalise or ("weights" if spec.frozen else "dataset")
+    own = weights_normalisation(spec) if wanted == "weights" else None
+    found = wanted if isinstance(wanted, NormaliseSpec) else own
+    is_own = found is not None and facts is not None and (found.mean, found.std) == (facts.mean, facts.std)
+    return None if is_own else found
+
+
+def normalised_facts(facts: DatasetFacts, spec: ModelSpec) -> DatasetFacts:
+    """The facts of a data set with the mean and deviation that a model's images are normalised with."""
+    found = normalisation(spec, facts)
+    return facts if found is None else replace(facts, mean=found.mean, std=found.std)
 
 
 def weights_digest(spec: ModelSpec, data_path: Path) -> str | None:

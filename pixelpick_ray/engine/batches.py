@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pixelpick_ray.config.trial import ModelSpec, TrainSpec
+from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.trial import TrainSpec
 from pixelpick_ray.data.augment import Geometry, augment, draw
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import DatasetFacts
@@ -158,19 +159,24 @@ def _colours(facts: DatasetFacts, device: torch.device) -> _Colours:
     return _Colours(mean, std, torch.floor(255 * torch.tensor(facts.mean)).to(device) / 255)
 
 
+def normalised(images: Tensor, facts: DatasetFacts) -> Tensor:
+    """Images (N, 3, H, W) in 0..1 less the mean, divided by the deviation."""
+    colours = _colours(facts, images.device)
+    return (images - colours.mean).div_(colours.std)
+
+
 def network_input(images: Tensor, facts: DatasetFacts) -> Tensor:
-    """Subtract the data set's mean and divide by its deviation; mirror right and bottom up to the frame; channels last.
+    """Normalise images; mirror right and bottom up to the frame; channels last.
 
     The frame is the next size whose sides the network can halve: PixelPick pads VOC so, its other sizes fit as they
     are.
     """
-    colours = _colours(facts, images.device)
-    normalised = (images - colours.mean).div_(colours.std)
+    framed = normalised(images, facts)
     bottom, right = (-side % FRAME_MULTIPLE for side in images.shape[2:])
     if bottom or right:
-        normalised = F.pad(normalised, (0, right, 0, bottom), mode="reflect" if len(images) else "constant")
+        framed = F.pad(framed, (0, right, 0, bottom), mode="reflect" if len(images) else "constant")
     # torch's own conversion to channels last takes four times as long
-    return normalised.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return framed.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def _supervision(

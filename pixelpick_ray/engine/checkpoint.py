@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from pixelpick_ray.config.trial import DatasetSpec, ModelSpec
+from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.engine.score import evaluate

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pixelpick_ray.active.acquisition import MeanPrediction, entropy, needs_model, score_passes
+from pixelpick_ray.active.acquisition import MeanPrediction, bounded_score, entropy, needs_model, score_passes
 from pixelpick_ray.active.metrics import Counts
 from pixelpick_ray.active.selection import POOLS, candidate_masks, choose_by_chance, pool_size, require_candidates
 from pixelpick_ray.config.trial import AcquireSpec
@@ -24,11 +24,14 @@ from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.questions import UNSAID, Questions
 from pixelpick_ray.data.streams import stream, stream_seed
 from pixelpick_ray.engine.batches import TrainingData, network_input
+from pixelpick_ray.engine.frozen import FrozenModel
 from pixelpick_ray.engine.images import SplitImages, moved
 from pixelpick_ray.engine.step import autocast, set_precision
+from pixelpick_ray.engine.upsampled import argmax_of_upsampled, highest_of_upsampled
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import RunError
-from pixelpick_ray.models.segmentation import stochastic, upsample
+from pixelpick_ray.models.dropout import stochastic
+from pixelpick_ray.models.segmentation import logits_at, upsample
 
 BATCH_PIXELS = {"cpu": 360 * 480, "cuda": 16 * 360 * 480}  # a CPU keeps what one image needs in its caches
 LARGEST_BATCH = 16
@@ -37,10 +40,21 @@ HOST = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Predicted:
-    """Images of one size by their positions in the prepared split, and their full-size logits (n, C, H, W) a pass."""
+    """Images of one `size` by their positions in the prepared split, and their `coarse` logits (n, C, h, w) a pass.
+
+    At full size these are interpolated to the `frame` and cut to the size.
+    """
 
     positions: list[int]
-    passes: Iterator[Tensor]
+    size: tuple[int, int]
+    frame: tuple[int, int]
+    coarse: Iterator[Tensor]
+
+    @property
+    def passes(self) -> Iterator[Tensor]:
+        """The full-size logits (n, C, H, W) of each pass."""
+        for coarse in self.coarse:
+            yield upsample(coarse, self.frame)[:, :, : self.size[0], : self.size[1]]
 
 
 @torch.inference_mode()
@@ -56,13 +70,22 @@ def evaluate(
     kept = set(shown(range(len(prepared))))
     examples = {}
     for batch in predict(model, prepared, facts, range(len(prepared))[world.slice_of(len(prepared))], world):
-        (logits,) = batch.passes
-        predicted = logits.max(dim=1).indices  # on a CPU twice as fast as argmax
+        if _by_cells(model, world):
+            predicted = argmax_of_upsampled(next(batch.coarse), batch.size)
+        else:
+            predicted = next(batch.passes).max(dim=1).indices  # on a CPU twice as fast as argmax
         confusion += confusion_counts(images.labels(batch.positions), predicted, classes)
         for index in (index for index, position in enumerate(batch.positions) if position in kept):
             examples[prepared.names[batch.positions[index]]] = predicted[index].to(torch.uint8)
     pictures = {name: picture.cpu().numpy() for name, picture in examples.items()}
     return world.sum_(confusion).cpu().numpy(), pictures
+
+
+def _by_cells(model: nn.Module, world: World) -> bool:
+    """Whether full-size logits are looked at cell by cell: where a head costs less than interpolating its logits. A GPU
+    interpolates all of them in less time than it takes to choose some.
+    """
+    return isinstance(model, FrozenModel) and world.device.type == "cpu"
 
 
 def confusion_counts(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -99,24 +122,22 @@ def predict(
         members = list(group)
         size = max(1, min(LARGEST_BATCH, BATCH_PIXELS[world.device.type] // (height * width)))
         for batch in (members[start : start + size] for start in range(0, len(members), size)):
-            images = network_input(split.images(batch).float().div_(255), facts)
+            if isinstance(model, FrozenModel):
+                inputs, frame = moved(model.features_of(prepared).maps(batch), world.device), (height, width)
+            else:
+                inputs = network_input(split.images(batch).float().div_(255), facts)
+                frame = inputs.shape[2], inputs.shape[3]
             generators = [[draw(position) for position in batch] for draw in passes] if passes else [None]
-            yield Predicted(batch, _passes(model, images, (height, width), precision, generators))
+            yield Predicted(batch, (height, width), frame, _coarse(model, inputs, precision, generators))
 
 
-def _passes(
-    model: nn.Module,
-    images: Tensor,
-    size: tuple[int, int],
-    precision: str,
-    generators: Sequence[list[torch.Generator] | None],
+def _coarse(
+    model: nn.Module, inputs: Tensor, precision: str, generators: Sequence[list[torch.Generator] | None]
 ) -> Iterator[Tensor]:
-    frame = images.shape[2], images.shape[3]
     for one in generators:
-        with stochastic(model, one) if one else nullcontext(), autocast(precision, images.device):
-            coarse = model(images)
-        planes = coarse.float().contiguous()  # class by class: scores go through full-size planes
-        yield upsample(planes, frame)[:, :, : size[0], : size[1]]
+        with stochastic(model, one) if one else nullcontext(), autocast(precision, inputs.device):
+            coarse = model(inputs)
+        yield coarse.float().contiguous()  # class by class: scores go through full-size planes
 
 
 @dataclass(frozen=True)
@@ -260,7 +281,7 @@ class _Asking:
         done, chosen = list[int](), list[tuple[Tensor, ...]]()
         for batch in predict(model, prepared, facts, positions, self.world, precision=acquire.precision, passes=draws):
             done += batch.positions
-            chosen.append(self._choose(batch, images.labels(batch.positions)))
+            chosen.append(self._choose(model, batch, images.labels(batch.positions)))
         if not done:
             return []
         finite, *columns = (torch.cat(column).cpu().numpy() for column in zip(*chosen, strict=True))
@@ -276,19 +297,34 @@ class _Asking:
         purpose = stream_seed(self.seed, "mc_dropout", self.stage, self.data.prepared.names[position], number)
         return torch.Generator(device=self.world.device).manual_seed(purpose)
 
-    def _choose(self, batch: Predicted, truth: Tensor) -> tuple[Tensor, ...]:
+    def _choose(self, model: nn.Module, batch: Predicted, truth: Tensor) -> tuple[Tensor, ...]:
         """On the device: (n,) whether all scores are numbers; (n, k) indices, distances to borders, entropies, classes.
 
         `truth` are the label maps (n, H, W).
         """
-        mean = MeanPrediction(batch.passes)
-        scores = score_passes(self.acquire, mean).flatten(1)
-        finite = scores.sum(dim=1, dtype=torch.float64).isfinite()  # float32 cannot add up to infinity there
         (height, width), count = truth.shape[1:], self.acquire.pixels_per_stage
         pool = pool_size(height, width, self.acquire.pool_fraction, count)
         candidates, seeds = self._candidates(batch.positions, truth), self._seeds(batch.positions)
-        indices = POOLS[self.acquire.pool](scores, candidates, seeds, count, pool)
-        return finite, indices, distances_to_borders(truth, indices), *predictions_at(mean.logits(), indices)
+        bounded = bounded_score(self.acquire)
+        if bounded is not None and _by_cells(model, self.world):
+            coarse = next(batch.coarse)
+            finite = coarse.flatten(1).isfinite().all(dim=1)
+            scores = torch.stack(
+                [
+                    highest_of_upsampled(one, batch.size, wanted, max(pool, count), *bounded)
+                    for one, wanted in zip(coarse, candidates, strict=True)
+                ]
+            )
+            indices = POOLS[self.acquire.pool](scores, candidates, seeds, count, pool)
+            points = torch.stack([indices // width, indices % width], dim=2)
+            there = logits_at(coarse, points, batch.size)
+        else:
+            mean = MeanPrediction(batch.passes)
+            scores = score_passes(self.acquire, mean).flatten(1)
+            finite = scores.sum(dim=1, dtype=torch.float64).isfinite()  # float32 cannot add up to infinity there
+            indices = POOLS[self.acquire.pool](scores, candidates, seeds, count, pool)
+            there = _logits_of(mean.logits(), indices)
+        return finite, indices, distances_to_borders(truth, indices), *predictions_at(there)
 
     def _candidates(self, positions: list[int], truth: Tensor) -> Tensor:
         pixels = truth[0].numel()
@@ -302,14 +338,16 @@ class _Asking:
         return moved(torch.tensor(seeds), self.world.device)
 
 
-def predictions_at(logits: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, k) entropies in nats of the prediction at flat indices (n, k), from full-size logits (n, C, H, W), and the
-    classes predicted there.
-    """
+def _logits_of(logits: Tensor, indices: Tensor) -> Tensor:
+    """(n, k, C) logits at flat indices (n, k), from full-size ones (n, C, H, W)."""
     image = torch.arange(len(indices), device=indices.device)[:, None]
-    there = logits[image, :, indices // logits.shape[3], indices % logits.shape[3]]
-    entropies = entropy(there.flatten(0, 1)[:, :, None, None]).view(indices.shape)
-    return entropies, there.max(dim=2).indices
+    return logits[image, :, indices // logits.shape[3], indices % logits.shape[3]]
+
+
+def predictions_at(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, k) entropies in nats of the predictions with logits (n, k, C), and the predicted classes."""
+    entropies = entropy(logits.flatten(0, 1)[:, :, None, None]).view(logits.shape[:2])
+    return entropies, logits.max(dim=2).indices
 
 
 def _questions(picked: list[PickedInImage], data: TrainingData, *, stage: int) -> Questions:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pixelpick_ray.config.networks import check_network, networks
-from pixelpick_ray.config.trial import ModelSpec
+from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.networks import Maps, check_network, networks
 from pixelpick_ray.data.weights import weights_path
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.models.activation import replace_relu6
@@ -45,7 +45,30 @@ def build_pyramid(spec: ModelSpec) -> Pyramid:
     check_network(spec)
     if spec.width is not None:
         return _widened(spec, spec.width)
+    network = networks()[spec.backbone]
+    if network.maps is not None and spec.output_stride not in network.strides:
+        return _maps(spec, network.maps)
     return _pyramid(_create(spec))
+
+
+def _maps(spec: ModelSpec, maps: Maps) -> Pyramid:
+    """A network that has no output stride; its maps are those of whole images, without prefix tokens."""
+    options = {"dynamic_img_size": True} if maps.is_dynamic else {}
+    network: Any = timm.create_model(spec.backbone, pretrained=False, features_only=True, **options)
+    if maps.is_channels_last:
+        return Pyramid(_ChannelsFirst(network), tuple(network.feature_info.channels()), maps.strides)
+    return Pyramid(network, tuple(network.feature_info.channels()), maps.strides)
+
+
+class _ChannelsFirst(nn.Module):
+    """A network whose maps are (N, h, w, C), with maps (N, C, h, w)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [level.permute(0, 3, 1, 2) for level in self.network(images)]
 
 
 def _create(spec: ModelSpec, **options: Any) -> Any:

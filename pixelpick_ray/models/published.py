@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelpick_ray.config.trial import ModelSpec
+from pixelpick_ray.config.model import ModelSpec
 from pixelpick_ray.errors import DataError
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid
 from pixelpick_ray.models.segmentation import FPN, DeepLabV3Plus

@@ -1,7 +1,6 @@
 """Segmentation networks: a backbone, a decoder, and logits at the decoder's stride. Dispatch by name is ``MODELS``."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -10,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelpick_ray.config import parts
-from pixelpick_ray.config.trial import ModelSpec
+from pixelpick_ray.config.model import ModelSpec
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, he_initialise, load_pretrained
 from pixelpick_ray.models.convolution import Conv3x3, conv3x3, without_autocast
+from pixelpick_ray.models.dropout import Dropout
 from pixelpick_ray.models.sparse import decode_at
 
 FRAME_MULTIPLE = 8  # the published networks halve an image three times before they dilate
@@ -35,42 +35,6 @@ class SegmentationModel(Protocol):
         With points (N, P, 2), (y, x) in the images: logits (N, P, C) at them alone, for networks that the spec allows
         ``train.decoder: sparse``. Batch norm then counts every point, so that each should be a place of its image.
         """
-
-
-class Dropout(nn.Module):
-    """Dropout of single values, or of whole channels, while training and inside `stochastic`."""
-
-    def __init__(self, rate: float, *, of: str = "values") -> None:
-        super().__init__()
-        self.rate, self.of = rate, of
-        self.generators: list[torch.Generator] | None = None
-
-    def forward(self, features: Tensor) -> Tensor:
-        if self.generators is not None and self.rate > 0:
-            return features * torch.stack([self._mask(features[0], generator) for generator in self.generators])
-        if self.of == "channels":
-            return F.dropout2d(features, self.rate, self.training)
-        if not self.training or self.rate == 0:
-            return features
-        return torch.native_dropout(features, self.rate, True)[0]  # on a CPU F.dropout keeps its mask as floats
-
-    def _mask(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        shape = (len(features), 1, 1) if self.of == "channels" else features.shape
-        kept = torch.rand(shape, generator=generator, device=features.device) >= self.rate
-        return kept.to(features.dtype) / (1.0 - self.rate) if self.rate < 1 else kept.to(features.dtype)
-
-
-@contextlib.contextmanager
-def stochastic(model: nn.Module, generators: list[torch.Generator]) -> Iterator[None]:
-    """Dropout on, batch norm as it is: each image of a batch draws from its own generator, whatever the batch."""
-    layers = [layer for layer in model.modules() if isinstance(layer, Dropout)]
-    for layer in layers:
-        layer.generators = generators
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.generators = None
 
 
 def conv_norm_act(inputs: int, outputs: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
-from pixelpick_ray.config.trial import Budget, NonNegative, Spec
+from pixelpick_ray.config.spec import NonNegative, Spec
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.config.yaml_text import read_yaml
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import Cell, Line, full_line, line_of, reported

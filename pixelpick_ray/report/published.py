@@ -7,7 +7,8 @@ from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from pixelpick_ray.config.trial import Budget, Count
+from pixelpick_ray.config.spec import Count
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.errors import DataError
 
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]

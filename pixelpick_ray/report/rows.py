@@ -173,7 +173,7 @@ def _measurements(
 
 def _checkpoints(evaluate: EvaluateSpec, trial: Trial, split: str) -> list[str]:
     # An evaluation after every epoch is what allows the best one to be named.
-    if evaluate.when != "every_epoch" or trial.train.epochs == 1:
+    if evaluate.when != "every_epoch" or trial.epochs == 1:
         return [LAST]
     held_out = evaluate.held_out if split == evaluate.report else ()
     return [LAST, BEST, *(BEST_ON + name for name in held_out)]

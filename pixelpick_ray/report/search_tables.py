@@ -315,7 +315,7 @@ def _shares(found: Findings, sample: Sample, trial: Trial) -> list[float]:
         return []
     level = found.search.levels[len(sample.reports) - 1]
     if level.epoch is not None:
-        return [level.epoch / trial.train.epochs]
+        return [level.epoch / trial.epochs]
     return [1.0] * trial.model_copy(update={"budget": level.budget}).num_stages
 
 

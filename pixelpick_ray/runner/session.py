@@ -95,7 +95,7 @@ def prepare(planned: Plan, execution: Execution, console: Console) -> None:
     Networks are built without their weights first: a wrong name must not wait for a download.
     """
     from pixelpick_ray.models.backbones import fetch_weights
-    from pixelpick_ray.models.segmentation import build_model
+    from pixelpick_ray.models.extractor import check_model
 
     with Bar(
         TextColumn("{task.description}"),
@@ -116,7 +116,7 @@ def prepare(planned: Plan, execution: Execution, console: Console) -> None:
         models = {json.dumps(trial.model.as_input()): trial for trial in planned.trials}
         for trial in models.values():
             unloaded = trial.model.model_copy(update={"pretrained": "none"})
-            build_model(unloaded, num_classes=2, data_path=execution.data_path, seed=0, stage=0)
+            check_model(unloaded, num_classes=2, data_path=execution.data_path, seed=0)
         for spec in {json.dumps(trial.dataset.as_input()): trial.dataset for trial in planned.trials}.values():
             open_dataset(spec, execution.data_path).fetch(partial(show, f"fetching {spec.name} (bytes)"))
         for trial in models.values():
@@ -124,7 +124,7 @@ def prepare(planned: Plan, execution: Execution, console: Console) -> None:
         check_data(planned.experiment, [chain.trial for chain in planned.chains], execution, show)
     for trial in models.values():
         num_classes = open_dataset(trial.dataset, execution.data_path).facts.num_classes
-        build_model(trial.model, num_classes=num_classes, data_path=execution.data_path, seed=trial.seed, stage=0)
+        check_model(trial.model, num_classes=num_classes, data_path=execution.data_path, seed=trial.seed)
 
 
 def run(

@@ -61,7 +61,7 @@ class TensorBoard:
         chain = self._chains[event.chain]
         match event:
             case EpochDone():
-                epoch = event.stage * chain.trial.train.epochs + event.epoch
+                epoch = event.stage * chain.trial.epochs + event.epoch
                 self._run(chain).add_scalar("loss", event.loss, epoch)
             case StageDone():
                 self._write_stage(chain, event)
@@ -77,7 +77,7 @@ class TensorBoard:
             self._run(chain).add_images("picked", picked_pictures(chain, labels, self._execution), event.stage + 1)
 
     def _write_stage(self, chain: Chain, event: StageDone) -> None:
-        run, before = self._run(chain), event.stage * chain.trial.train.epochs
+        run, before = self._run(chain), event.stage * chain.trial.epochs
         budget, miou, losses = event.budget, event.miou, event.losses
         for epoch, loss in enumerate(losses, start=before + 1):
             run.add_scalar("loss", loss, epoch)

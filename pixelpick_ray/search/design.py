@@ -66,7 +66,7 @@ class Search:
         """Where samples are judged, in order."""
         last = self.spec.metric.budget
         budgets = sorted({b for b in self.experiment.grid[0]["budget"] if b == "full" or last is None or b <= last})
-        first, epochs = budgets[0], self.experiment.train.epochs
+        first, epochs = budgets[0], self.experiment.trials()[0].epochs
         start = first if first == "full" else self.experiment.acquire.initial_pixels
         found: list[tuple[int | str, int | None]] = [(start, epoch) for epoch in self.spec.epochs]
         found += [(budget, None) for budget in budgets]

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from pixelpick_ray.config import parts
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.keys import Source
-from pixelpick_ray.config.trial import Budget, Spec
+from pixelpick_ray.config.spec import Spec
+from pixelpick_ray.config.trial import Budget
 from pixelpick_ray.store import paths
 from pixelpick_ray.store.results import Store
 

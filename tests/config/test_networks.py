@@ -5,8 +5,8 @@ import random
 import pytest
 import timm
 
+from pixelpick_ray.config.model import ModelSpec
 from pixelpick_ray.config.networks import OUTPUT_STRIDES, check_network, networks
-from pixelpick_ray.config.trial import ModelSpec
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import build_pyramid
 from pixelpick_ray.models.network_list import pyramids_of
@@ -58,8 +58,8 @@ def test_the_whole_list_says_what_the_installed_timm_gives() -> None:
         (
             "vit_small_patch14_dinov2",
             {},
-            r"vit_small_patch14_dinov2 gives no feature pyramid at output stride 16; take a convolutional one such as "
-            r"mobilenetv2_100 or resnet50",
+            r"vit_small_patch14_dinov2 gives no feature pyramid at output stride 16; take a head on frozen features "
+            r"\(linear, mlp, knn, prototype\), or a convolutional one such as mobilenetv2_100 or resnet50",
         ),
         ("vgg11", {}, r"vgg11 gives no feature pyramid at output stride 16; set model\.output_stride to 32"),
         (

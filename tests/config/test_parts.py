@@ -5,6 +5,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,13 @@ def test_a_wrong_kind_or_name_is_not_registered() -> None:
 
 
 # Installed packages
+
+
+@pytest.fixture(autouse=True)
+def no_package_stays() -> Iterator[None]:
+    yield
+    for cached in (parts._entry_points, parts._identity):
+        cached.cache_clear()
 
 
 def installed(

@@ -16,7 +16,8 @@ from torch import nn
 
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.keys import Source
-from pixelpick_ray.config.trial import DatasetSpec, ModelSpec
+from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.engine.checkpoint import evaluate_checkpoint
 from pixelpick_ray.errors import DataError, SpecError

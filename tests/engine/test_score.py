@@ -20,7 +20,8 @@ from pixelpick_ray.engine.batches import TrainingData, network_input
 from pixelpick_ray.engine.score import confusion_counts, evaluate, pick, pick_initial, predict
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, RunError
-from pixelpick_ray.models.segmentation import build_model, stochastic, upsample
+from pixelpick_ray.models.dropout import stochastic
+from pixelpick_ray.models.segmentation import build_model, upsample
 from tests.support.ranks import ALONE, Ranks, pick_untrained
 from tests.support.tiny_data import CLASSES, FACTS, TRUTH, VOID, label_some, said, tiny_data, tiny_job
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelpick_ray.models.segmentation import Dropout, stochastic
+from pixelpick_ray.models.dropout import Dropout, stochastic
 
 pytestmark = pytest.mark.training
 

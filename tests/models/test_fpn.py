@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelpick_ray.models.segmentation import Dropout, parameter_groups, stochastic, upsample
+from pixelpick_ray.models.dropout import Dropout, stochastic
+from pixelpick_ray.models.segmentation import parameter_groups, upsample
 from tests.support.networks import count, model_of, randomise_norms, spec
 
 pytestmark = pytest.mark.training

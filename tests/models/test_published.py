@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pixelpick_ray.errors import DataError
+from pixelpick_ray.models.dropout import Dropout, stochastic
 from pixelpick_ray.models.published import read_checkpoint
-from pixelpick_ray.models.segmentation import Dropout, stochastic, upsample
+from pixelpick_ray.models.segmentation import upsample
 
 pytestmark = pytest.mark.training
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from pixelpick_ray.config.model import PIXEL_HEADS, ModelSpec
 from pixelpick_ray.config.networks import HEADS
-from pixelpick_ray.config.trial import ModelSpec
+from pixelpick_ray.models import heads
+from pixelpick_ray.models.dropout import Dropout, stochastic
 from pixelpick_ray.models.segmentation import (
     MODELS,
-    Dropout,
     conv_of_upsampled,
     logits_at,
     parameter_groups,
-    stochastic,
     upsample,
 )
 from tests.support.networks import count, model_of, same_state, spec
@@ -122,7 +122,8 @@ def test_parameter_groups_split_at_the_backbone() -> None:
 
 
 def test_the_architectures_of_the_spec_are_those_that_exist() -> None:
-    assert MODELS.keys() == HEADS.keys()
+    assert {*MODELS, *PIXEL_HEADS} == HEADS.keys()
+    assert PIXEL_HEADS.keys() == heads.HEADS.keys()
     for name in MODELS:
         assert ModelSpec(architecture=name, backbone="resnet18").architecture == name
 

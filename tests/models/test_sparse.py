@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from pixelpick_ray.models.segmentation import Dropout, conv_norm_act, logits_at, upsample
+from pixelpick_ray.models.dropout import Dropout
+from pixelpick_ray.models.segmentation import conv_norm_act, logits_at, upsample
 from pixelpick_ray.models.sparse import decode_at, spread_points
 from tests.support.networks import model_of, randomise_norms, spec
 

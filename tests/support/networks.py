@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pixelpick_ray.config.trial import ModelSpec
+from pixelpick_ray.config.model import ModelSpec
 from pixelpick_ray.models.segmentation import build_model
 
 NOWHERE = Path("no-data")

@@ -11,7 +11,8 @@ from pixelpick_ray.active.oracle import AnyOracle, OracleRequest, answer
 from pixelpick_ray.active.queries import Query, answered
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment, parse_experiment
-from pixelpick_ray.config.trial import AdamSpec, AugmentSpec, DatasetSpec, GroundTruthSpec, ModelSpec, TrainSpec
+from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.trial import AdamSpec, AugmentSpec, DatasetSpec, GroundTruthSpec, TrainSpec
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import Dataset, DatasetFacts, UInt8Array
 from pixelpick_ray.data.labels import LabelledPixels

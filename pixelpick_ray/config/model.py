@@ -1,0 +1,193 @@
+"""The network: a backbone, trained or frozen, and the head on its features."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from pixelpick_ray.config import parts
+from pixelpick_ray.config.spec import Count, Fraction, NonNegative, Positive, Spec
+
+
+class LinearSpec(Spec):
+    """Softmax regression on standardised features with L2 penalty ``l2`` / 2 times the squared weights.
+
+    ``cv`` chooses the penalty by cross-validation over the labelled pixels, whole images together.
+    """
+
+    name: Literal["linear"] = "linear"
+    l2: Positive | Literal["cv"] = "cv"
+
+
+class MlpSpec(Spec):
+    """A perceptron with ReLU layers of ``hidden`` units and dropout after each, trained by Adam with cosine decay."""
+
+    name: Literal["mlp"] = "mlp"
+    hidden: tuple[Count, ...] = (256,)
+    dropout: Fraction = 0.5
+    epochs: Count = 40
+    batch_size: Count = 256
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 1e-3
+
+
+class KnnSpec(Spec):
+    """Votes of the ``k`` labelled pixels of largest cosine similarity s, each with weight exp(s / ``temperature``) (Wu
+    et al. 2018, section 3.4).
+    """
+
+    name: Literal["knn"] = "knn"
+    k: Count = 20
+    temperature: Positive = 0.07
+
+
+class PrototypeSpec(Spec):
+    """Cosine similarity to the mean of each class's features of length 1, divided by ``temperature`` (Snell et al.
+    2017).
+    """
+
+    name: Literal["prototype"] = "prototype"
+    temperature: Positive = 0.07
+
+
+HeadSpec = Annotated[LinearSpec | MlpSpec | KnnSpec | PrototypeSpec, Field(discriminator="name")]
+PIXEL_HEADS: dict[str, type[Spec]] = {
+    "linear": LinearSpec,
+    "mlp": MlpSpec,
+    "knn": KnnSpec,
+    "prototype": PrototypeSpec,
+}
+
+
+class NormaliseSpec(Spec):
+    """What images (values in 0..1) are normalised with, for red, green and blue."""
+
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+
+
+# What a network with a decoder has unless its spec says otherwise; other heads have no dropout rates of their own here.
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "deeplabv3plus": {"output_stride": 16, "dropout": (0.5, 0.5, 0.2)},
+    "fpn": {"output_stride": 8, "dropout": ()},
+}
+_PIXEL_HEAD = {"output_stride": 32, "dropout": ()}
+_EXTERNAL = {"output_stride": 16, "dropout": ()}
+
+
+def _of_the_architecture(field: str) -> Any:
+    """A field whose default depends on the architecture (the usual one where that is wrong itself)."""
+
+    def default(given: dict[str, Any]) -> Any:
+        name = given.get("architecture")
+        return (_PIXEL_HEAD if name in PIXEL_HEADS else _ARCHITECTURES.get(str(name), _EXTERNAL))[field]
+
+    return Field(default_factory=default)
+
+
+def with_head(fields: Any) -> Any:
+    """JSON fields of a model in which a pixel head stands under both of its names: ``head: linear`` and ``head: {name:
+    linear}`` mean ``architecture: linear`` too, and the other way round. Another head is an architecture alone.
+    """
+    if not isinstance(fields, dict):
+        return fields
+    head = fields.get("head")
+    if isinstance(head, dict) and isinstance(head.get("name"), str):
+        return fields | {"architecture": head["name"]}
+    if isinstance(head, str):
+        fields = fields | {"architecture": head, "head": None}
+    elif head is not None:
+        return fields
+    name = fields.get("architecture")
+    return fields | {"head": {"name": name}} if isinstance(name, str) and name in PIXEL_HEADS else fields
+
+
+class ModelSpec(Spec):
+    """The network. ``head`` and ``architecture`` name the same: what stands on the backbone.
+
+    ``width`` multiplies the channels of a ResNet's stages (None: its own). ``dropout`` are the rates after ASPP, in the
+    decoder and before the classifier of DeepLabv3+; the FPN has none. ``feature_dropout`` is the rate at which whole
+    channels of the backbone's features are dropped, which Monte Carlo dropout may want.
+
+    A ``frozen`` backbone stays as it is, batch norm included. The heads that look at one pixel (``PIXEL_HEADS``) are
+    then fitted to features that are computed once. They take the backbone's ``layers``: negative numbers count from the
+    last one, positive ones are strides of a feature pyramid; None means all of a pyramid, the last of a network with
+    maps of one stride. All are brought to ``feature_stride`` (8 for pyramids) and joined. ``input_scale`` enlarges
+    images before. ``normalise`` says with which mean and deviation: those that the pretrained weights were made with
+    (the default where the backbone is frozen), the data set's (elsewhere), or these.
+    """
+
+    architecture: str = "deeplabv3plus"
+    backbone: str
+    pretrained: str = "imagenet"
+    width: Positive | None = None
+    output_stride: Literal[8, 16, 32] = _of_the_architecture("output_stride")
+    dropout: tuple[Fraction, ...] = _of_the_architecture("dropout")
+    feature_dropout: Fraction = 0.0
+    head: HeadSpec | None = None
+    frozen: bool = False
+    layers: tuple[int, ...] | None = None
+    feature_stride: Literal[4, 8, 16, 32] | None = None
+    input_scale: Positive | None = None
+    normalise: Literal["weights", "dataset"] | NormaliseSpec | None = None
+
+    @model_serializer(mode="wrap")
+    def _trained_is_absent(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Keys are older than the option."""
+        fields: dict[str, Any] = serialise(self)
+        if info.exclude_none and not fields.get("frozen"):
+            fields.pop("frozen", None)
+        return fields
+
+    @model_validator(mode="after")
+    def _fits_the_architecture(self) -> Self:
+        for field in ("backbone", "pretrained"):  # both are in the name of a file
+            name = getattr(self, field)
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and not name.startswith("file:"):
+                raise ValueError(f"{field}: {name!r} is no name; letters, digits, _, . and - are allowed")
+        known = _ARCHITECTURES.get(self.architecture)
+        if (self.head.name if self.head else None) != (self.architecture if self.architecture in PIXEL_HEADS else None):
+            raise ValueError(f"head: is {self.head!r}, and architecture {self.architecture!r}; they name the same")
+        if known is None and self.head is None and not parts.is_external("head", self.architecture):
+            names = ", ".join([*_ARCHITECTURES, *PIXEL_HEADS, *parts.names("head")])
+            raise ValueError(f"architecture: unknown {self.architecture!r}; known: {names}, or file:PATH.py:NAME")
+        rates = 0 if self.head is not None else len(self.dropout if known is None else known["dropout"])
+        if len(self.dropout) != rates:
+            raise ValueError(f"dropout: {self.architecture} has {rates} rates; got {list(self.dropout)}")
+        if self.architecture == "fpn" and self.output_stride != 8:
+            raise ValueError(f"output_stride: fpn works on features at stride 8; got {self.output_stride}")
+        if self.width is not None and self.pretrained != "none":
+            raise ValueError("width: no pretrained weights fit a changed width; set pretrained: none")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_head(self) -> Self:
+        if self.head is None:
+            for field in ("layers", "feature_stride", "input_scale"):
+                if getattr(self, field) is not None:
+                    raise ValueError(
+                        f"{field}: {self.architecture} takes the features that it was made for; leave {field} out, or "
+                        f"take a head that looks at one pixel: {', '.join(PIXEL_HEADS)}"
+                    )
+        elif not self.frozen:
+            raise ValueError(
+                f"frozen: the head {self.architecture} is fitted to features of a frozen backbone; add frozen: true, "
+                f"or take head {' or '.join(_ARCHITECTURES)}, which train the backbone"
+            )
+        if self.layers is not None and (0 in self.layers or not 0 < len(set(self.layers)) == len(self.layers)):
+            raise ValueError(
+                "layers: should be different numbers, from the last (-1, -2, ...) or strides (4, 8, ...); got "
+                f"{list(self.layers)}"
+            )
+        return self
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether something is dropped at random, so that stochastic passes differ."""
+        rate = self.head.dropout if isinstance(self.head, MlpSpec) and self.head.hidden else 0.0
+        return any((*self.dropout, self.feature_dropout, rate))
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether its fits draw nothing at random, so that they are the same for every seed and stage."""
+        return self.pretrained != "none" and self.head is not None and not isinstance(self.head, MlpSpec)

@@ -1,0 +1,233 @@
+"""Features of a frozen backbone, computed once a node and kept in the cache folder as float16.
+
+>>> features = prepare_features(prepared, spec, facts, world, data_path=..., cache_path=..., seed=0)
+>>> features.maps([0, 1])  # (2, D, h, w)
+
+An entry is computed block by block of images; whoever needs it, ranks of a trial, other chains or other drivers,
+takes the blocks that nobody else has. It is whole once every block has its digest, and all are compared when a process
+opens it.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.data.cache import CACHE_VERSION, PreparedSplit
+from pixelpick_ray.data.dataset import DatasetFacts
+from pixelpick_ray.data.weights import weights_digest
+from pixelpick_ray.engine.batches import normalised
+from pixelpick_ray.engine.images import SplitImages
+from pixelpick_ray.engine.world import World
+from pixelpick_ray.errors import DataError
+from pixelpick_ray.models.extractor import FeatureExtractor, build_extractor
+
+BLOCK_IMAGES = 16
+FEATURES = "features.bin"
+WAIT_SECONDS = 0.2
+_opened: dict[Path, "Features"] = {}  # by folder: what this process has compared with its digests
+
+
+@dataclass(frozen=True)
+class Features:
+    """Feature maps of the images of a prepared split: `vectors` (cells, D) float16 and read-only, the cells of an image
+    in rows; `shapes` (N, 2) are their heights and widths, `offsets` (N + 1,) their first cells.
+    """
+
+    vectors: npt.NDArray[np.float16]
+    shapes: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+
+    def shape(self, position: int) -> tuple[int, int]:
+        """(h, w) of an image's map."""
+        return int(self.shapes[position, 0]), int(self.shapes[position, 1])
+
+    def of(self, position: int) -> npt.NDArray[np.float16]:
+        """(h * w, D) of an image."""
+        return self.vectors[self.offsets[position] : self.offsets[position + 1]]
+
+    def maps(self, positions: Sequence[int]) -> Tensor:
+        """(n, D, h, w) float32 of images of one size, channels last."""
+        height, width = self.shape(positions[0])
+        stacked = torch.from_numpy(np.stack([self.of(position) for position in positions])).float()
+        return stacked.view(len(positions), height, width, -1).permute(0, 3, 1, 2)
+
+    def at(self, position: int, y: npt.NDArray[np.int64], x: npt.NDArray[np.int64], size: tuple[int, int]) -> Tensor:
+        """(k, D) float32 at pixels of an image of a `size`, interpolated bilinearly with aligned corners."""
+        height, width = self.shape(position)
+        cells = self.of(position)
+        (top, bottom, down), (left, right, across) = _between(y, size[0], height), _between(x, size[1], width)
+        places = [row * width + column for row in (top, bottom) for column in (left, right)]
+        corners = [torch.from_numpy(cells[place.numpy()]).float() for place in places]
+        upper = torch.lerp(corners[0], corners[1], across[:, None])
+        return torch.lerp(upper, torch.lerp(corners[2], corners[3], across[:, None]), down[:, None])
+
+
+def _between(values: npt.NDArray[np.int64], length: int, coarse: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The coarse positions before and after full-size ones, and how far they are from the first to the second."""
+    exact = torch.from_numpy(values.astype(np.float64)) * ((coarse - 1) / max(1, length - 1))
+    before = exact.floor().clamp_(max=max(0, coarse - 2)).long()
+    return before, (before + 1).clamp_(max=coarse - 1), (exact - before).float()
+
+
+def features_bytes(shapes: npt.NDArray[np.int64], extractor: FeatureExtractor) -> int:
+    """Bytes of the features of images of these (N, 2) sizes."""
+    cells = sum(int(np.prod(extractor.grid((int(h), int(w))))) for h, w in shapes)
+    return 2 * cells * extractor.channels
+
+
+def prepare_features(
+    prepared: PreparedSplit,
+    spec: ModelSpec,
+    facts: DatasetFacts,
+    world: World,
+    *,
+    data_path: Path,
+    cache_path: Path,
+    seed: int,
+) -> Features:
+    """Open the features of a split, computing those that are missing together with all who wait for them.
+
+    `facts` have the mean and deviation that images are normalised with. Damaged features are computed again. DataError
+    when the cache folder cannot be written.
+    """
+    folder = cache_path / f"{facts.name}-{prepared.split}-features-{_key(prepared, spec, facts, seed, data_path)[:20]}"
+    if folder in _opened:
+        return _opened[folder]
+    extractor = build_extractor(spec, data_path=data_path, seed=seed)
+    grids = np.asarray([extractor.grid(prepared.shape(position)) for position in range(len(prepared))], dtype=np.int64)
+    offsets = np.cumsum([0, *grids.prod(axis=1)], dtype=np.int64)
+    entry = _Entry(folder, grids, offsets, extractor.channels)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        entry.allocate()
+        while not entry.is_whole():
+            if not _compute_some(entry, prepared, extractor, facts, world):
+                time.sleep(WAIT_SECONDS)
+        os.utime(folder)  # when it was used last
+        _opened[folder] = entry.open()
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written ({error}); {_gigabytes(entry.size)} are needed; give another folder with "
+            "--cache DIR"
+        ) from error
+    return _opened[folder]
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def _key(prepared: PreparedSplit, spec: ModelSpec, facts: DatasetFacts, seed: int, data_path: Path) -> str:
+    """What identifies features: everything that decides them. A random backbone is one of the seed."""
+    names = {"backbone", "width", "output_stride", "layers", "feature_stride", "input_scale"}
+    return digest(
+        {
+            "version": FeatureExtractor.version,
+            "images": [CACHE_VERSION, prepared.fingerprint, prepared.shapes.tolist()],
+            "backbone": spec.model_dump(mode="json", include=names, exclude_none=True),
+            "weights": weights_digest(spec, data_path) or ["random", seed],
+            "normalise": [facts.mean, facts.std],
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A folder of the cache: features.bin, and the digest of each block of images in a file of its own."""
+
+    folder: Path
+    shapes: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    channels: int
+
+    @property
+    def blocks(self) -> range:
+        return range(-(-len(self.shapes) // BLOCK_IMAGES))
+
+    @property
+    def size(self) -> int:
+        return 2 * int(self.offsets[-1]) * self.channels
+
+    def images(self, block: int) -> range:
+        return range(block * BLOCK_IMAGES, min(len(self.shapes), (block + 1) * BLOCK_IMAGES))
+
+    def bytes(self, block: int) -> slice:
+        images = self.images(block)
+        start, stop = self.offsets[images.start], self.offsets[images.stop]
+        return slice(2 * int(start) * self.channels, 2 * int(stop) * self.channels)
+
+    def digest_path(self, block: int) -> Path:
+        return self.folder / f"block-{block}.sha256"
+
+    def allocate(self) -> None:
+        """Make room for all features, so that a full disk says so before anything is computed."""
+        path = self.folder / FEATURES
+        with FileLock(self.folder / "allocate.lock"):
+            if not path.is_file() or path.stat().st_size != self.size:
+                for block in self.blocks:
+                    self.digest_path(block).unlink(missing_ok=True)
+                with open(path, "wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, self.size)
+
+    def is_whole(self) -> bool:
+        """Whether every block is there and unharmed; the digests of those that are not are removed."""
+        if not all(self.digest_path(block).is_file() for block in self.blocks):
+            return False
+        whole = np.memmap(self.folder / FEATURES, dtype=np.uint8, mode="r")
+        for block in self.blocks:
+            found = hashlib.sha256(whole[self.bytes(block)].tobytes()).hexdigest()
+            if self.digest_path(block).read_text(encoding="ascii") != found:
+                self.digest_path(block).unlink(missing_ok=True)
+        return all(self.digest_path(block).is_file() for block in self.blocks)
+
+    def write(self, block: int, vectors: npt.NDArray[np.float16]) -> None:
+        content, at = vectors.tobytes(), self.bytes(block)
+        with open(self.folder / FEATURES, "r+b") as file:
+            file.seek(at.start)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial = self.folder / f".block-{block}-{os.getpid()}"
+        partial.write_text(hashlib.sha256(content).hexdigest(), encoding="ascii")
+        partial.rename(self.digest_path(block))
+
+    def open(self) -> Features:
+        flat = np.memmap(
+            self.folder / FEATURES, dtype=np.float16, mode="r", shape=(int(self.offsets[-1]), self.channels)
+        )
+        return Features(flat, self.shapes, self.offsets)
+
+
+@torch.inference_mode()
+def _compute_some(
+    entry: _Entry, prepared: PreparedSplit, extractor: FeatureExtractor, facts: DatasetFacts, world: World
+) -> bool:
+    """Compute a block that nobody else computes; whether there was one."""
+    for block in entry.blocks:
+        if entry.digest_path(block).is_file():
+            continue
+        try:
+            with FileLock(entry.folder / f"block-{block}.lock", timeout=0):
+                if not entry.digest_path(block).is_file():
+                    network = extractor.to(world.device)
+                    images = SplitImages.on(prepared, world.device)
+                    found = [
+                        network(normalised(images.images([position]).float().div_(255), facts))[0].flatten(1).T.half()
+                        for position in entry.images(block)
+                    ]
+                    entry.write(block, torch.cat(found).cpu().numpy())
+                    return True
+        except Timeout:
+            continue
+    return False

@@ -1,0 +1,76 @@
+"""A head on the cached features of a frozen backbone: what it is fitted to, and how a split is read for it."""
+
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pixelpick_ray.data.cache import PreparedSplit
+from pixelpick_ray.data.labels import LabelledPixels
+from pixelpick_ray.engine.batches import TrainingData
+from pixelpick_ray.engine.features import Features
+from pixelpick_ray.models.heads import LabelledVectors
+
+LOSS_VECTORS = 4096  # labelled vectors that the loss of a fitted head is told of, at most
+
+
+class FrozenModel(nn.Module):
+    """A fitted head, and where the features of a prepared split are. Features (n, D, h, w) to logits (n, C, h, w)."""
+
+    def __init__(self, head: nn.Module, features_of: Callable[[PreparedSplit], Features]) -> None:
+        super().__init__()
+        self.head, self.features_of = head, features_of
+
+    def forward(self, features: Tensor) -> Tensor:
+        return cast(Tensor, self.head(features))
+
+
+def labelled_vectors(data: TrainingData, features: Features, labels: LabelledPixels | None) -> LabelledVectors:
+    """What a head is fitted to: the features at labelled pixels, interpolated as logits are.
+
+    Full supervision takes every place of the features' maps that is nearest to some pixel with a class, with the
+    numbers of these pixels by class.
+    """
+    if labels is None:
+        return _of_all_pixels(data, features)
+    vectors, classes, images = list[Tensor](), list[np.ndarray](), list[np.ndarray]()
+    for position in (int(position) for position in data.positions):
+        at = labels.of_image(data.prepared.names[position])
+        if at.stop == at.start:
+            continue
+        y, x = labels.y[at].astype(np.int64), labels.x[at].astype(np.int64)
+        vectors.append(features.at(position, y, x, data.prepared.shape(position)))
+        classes.append(labels.label[at].astype(np.int64))
+        images.append(np.full(len(y), position))
+    counts = np.eye(data.facts.num_classes, dtype=np.float32)[np.concatenate(classes)]
+    return LabelledVectors(torch.cat(vectors).numpy(), counts, np.concatenate(images))
+
+
+def _of_all_pixels(data: TrainingData, features: Features) -> LabelledVectors:
+    classes = data.facts.num_classes
+    counts = np.zeros((len(features.vectors), classes), dtype=np.float32)
+    for position in (int(position) for position in data.positions):
+        (height, width), (h, w) = data.prepared.shape(position), features.shape(position)
+        rows, columns = (
+            np.rint(np.arange(length) * ((coarse - 1) / max(1, length - 1))).astype(np.int64)
+            for length, coarse in ((height, h), (width, w))
+        )
+        label = data.prepared.label(position).astype(np.int64)
+        place = (rows[:, None] * w + columns) * classes + label
+        found = np.bincount(place[label < classes], minlength=h * w * classes)
+        counts[features.offsets[position] : features.offsets[position + 1]] = found.reshape(-1, classes)
+    images = np.repeat(np.arange(len(features.shapes)), features.shapes.prod(axis=1))
+    whole = LabelledVectors(features.vectors, counts, images)
+    return whole if len(data.positions) == len(features.shapes) else whole.where(np.isin(images, data.positions))
+
+
+@torch.inference_mode()
+def loss_of(head: nn.Module, labelled: LabelledVectors) -> float:
+    """The mean cross entropy of a fitted head at labelled pixels: at 4,096 vectors of them, evenly spaced, or all."""
+    step = -(-len(labelled.vectors) // LOSS_VECTORS)
+    vectors = torch.from_numpy(np.ascontiguousarray(labelled.vectors[::step])).float()
+    counts = torch.from_numpy(np.ascontiguousarray(labelled.counts[::step]))
+    log_shares = head(vectors.T[None, :, :, None])[0, :, :, 0].T.log_softmax(dim=1)
+    return float(-(log_shares * counts).sum() / counts.sum())

@@ -1,0 +1,147 @@
+"""Arg max and highest scores of logits interpolated to full size, without interpolating all of them.
+
+Interpolation is bilinear with aligned corners (`models.segmentation.upsample`). Between four neighbours of the coarse
+grid lies a cell of full-size pixels. Logits inside are convex combinations of those at its corners, so a class that is
+largest at all corners is largest everywhere in the cell, and its probability there is at least the smallest one of the
+corners, for the logarithm of a softmax is concave. Most cells of a segmentation agree; only the others are
+interpolated.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+CELLS_AT_ONCE = 1024
+ROUNDING = 1e-4  # how far interpolation may push a score above its bound
+FIRST_SHARE = 2.0  # as many pixels as are wanted, times this, are scored before it is asked whether that is enough
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One direction: `first` (cells + 1,) full-size positions where cells begin, `cell` (length,) the cell of each
+    position and `weight` (length,) how far it is to the cell's end.
+    """
+
+    first: Tensor
+    cell: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, coarse: int, length: int) -> "_Axis":
+        exact = torch.arange(length, dtype=torch.float64) * ((coarse - 1) / max(1, length - 1))
+        cell = exact.floor().clamp_(max=coarse - 2).long()
+        first = torch.searchsorted(cell, torch.arange(coarse))
+        return cls(first, cell, (exact - cell).float())
+
+    @property
+    def longest(self) -> int:
+        return int(self.first.diff().max())
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of a coarse grid (h, w), both at least 2, in a full size (H, W)."""
+
+    size: tuple[int, int]
+    rows: _Axis
+    columns: _Axis
+
+    @staticmethod
+    @lru_cache(maxsize=16)
+    def of(grid: tuple[int, int], size: tuple[int, int]) -> "Cells":
+        """Those of a grid and a size."""
+        return Cells(size, _Axis.of(grid[0], size[0]), _Axis.of(grid[1], size[1]))
+
+    @property
+    def pixels(self) -> Tensor:
+        """(h - 1, w - 1) pixels in each cell."""
+        return self.rows.first.diff()[:, None] * self.columns.first.diff()[None]
+
+    def interpolated(self, logits: Tensor, cells: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Full-size logits in some `cells` (k,), flat in (h - 1, w - 1), of one image's (C, h, w): (C, p) logits and
+        (p,) flat indices of their pixels, some after others.
+        """
+        flat, width = logits.flatten(1), logits.shape[2]
+        for some in torch.split(cells, CELLS_AT_ONCE):
+            row, column = some // (width - 1), some % (width - 1)
+            y, in_rows, down = _members(self.rows, row)
+            x, in_columns, across = _members(self.columns, column)
+            corner = row * width + column
+            left = torch.lerp(flat[:, corner, None], flat[:, corner + width, None], down)
+            right = torch.lerp(flat[:, corner + 1, None], flat[:, corner + width + 1, None], down)
+            block = torch.lerp(left[..., None], right[..., None], across[:, None])
+            inside = (in_rows[:, :, None] & in_columns[:, None]).flatten()
+            places = (y[:, :, None] * self.size[1] + x[:, None]).flatten()
+            if not inside.all():
+                yield block.flatten(1)[:, inside], places[inside]
+            else:
+                yield block.flatten(1), places
+
+
+def _members(axis: _Axis, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(k, m) positions in cells, whether each is one of them, and its weight."""
+    positions = axis.first[cells][:, None] + torch.arange(axis.longest)
+    inside = positions < axis.first[cells + 1][:, None]
+    positions = positions.clamp_(max=len(axis.cell) - 1)
+    return positions, inside, axis.weight[positions]
+
+
+def _agreeing(best: Tensor) -> Tensor:
+    """(..., h - 1, w - 1) whether the four corners of cells are equal, of (..., h, w)."""
+    across = best[..., 1:] == best[..., :-1]
+    down = best[..., 1:, :] == best[..., :-1, :]
+    return across[..., 1:, :] & across[..., :-1, :] & down[..., :-1]
+
+
+def argmax_of_upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, H, W) int64: the class of the largest logit at each pixel, of coarse (N, C, h, w)."""
+    cells = Cells.of((logits.shape[2], logits.shape[3]), size)
+    coarse = logits.max(dim=1).indices
+    agreeing = _agreeing(coarse)
+    best = coarse[:, cells.rows.cell[:, None], cells.columns.cell[None]]
+    for image, one in enumerate(logits):
+        flat = best[image].view(-1)
+        for block, places in cells.interpolated(one, (~agreeing[image]).flatten().nonzero()[:, 0]):
+            flat[places] = block.max(dim=0).indices
+    return best
+
+
+def highest_of_upsampled(
+    logits: Tensor,
+    size: tuple[int, int],
+    candidates: Tensor,
+    count: int,
+    score: Callable[[Tensor], Tensor],
+    bound: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """(H * W,) scores of one image's coarse logits (C, h, w), -inf at most pixels: those that are surely not among the
+    `count` highest of the `candidates` (H * W,) booleans.
+
+    `score` takes logits (1, C, p, 1); `bound` gives, of the smallest probability that the likeliest class can have and
+    the number of classes, what no score can be above.
+    """
+    cells = Cells.of((logits.shape[1], logits.shape[2]), size)
+    shares = logits.softmax(dim=0)
+    best, share = logits.max(dim=0).indices, shares.amax(dim=0)
+    least = torch.minimum(share[1:], share[:-1])
+    least = torch.where(_agreeing(best), torch.minimum(least[:, 1:], least[:, :-1]), 0.0).flatten()
+    limits = bound(least, len(logits))
+    order = limits.argsort(descending=True)
+    pixels = cells.pixels.flatten()[order].cumsum(0)
+    scores = torch.full((size[0] * size[1],), -torch.inf)
+    done = 0
+    upto = int(torch.searchsorted(pixels, int(FIRST_SHARE * count))) + 1
+    while True:
+        for block, places in cells.interpolated(logits, order[done:upto]):
+            scores[places] = score(block[None, :, :, None])[0, :, 0]
+        done = min(upto, len(order))
+        if done == len(order):
+            return scores
+        known = scores.masked_fill(~candidates, -torch.inf)
+        lowest = known.topk(min(count, len(known)), sorted=False).values.min()
+        upto = int((limits[order] >= lowest - ROUNDING).sum())
+        if upto <= done:
+            return scores

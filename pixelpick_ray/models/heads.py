@@ -1,0 +1,361 @@
+"""Heads that look at one pixel of frozen features: fitted in seconds, most of them exactly. Dispatch is ``HEADS``.
+
+>>> head = fit_head(LinearSpec(), labelled, num_classes=11, seed=0, stage=0)
+>>> logits = head(features)  # (N, D, h, w) to (N, C, h, w)
+
+Every head standardises features by mean and deviation over its labelled vectors. A new head is one class here and one
+spec in ``config/model.py``.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from pixelpick_ray.active.metrics import miou
+from pixelpick_ray.config.model import KnnSpec, LinearSpec, MlpSpec, PrototypeSpec
+from pixelpick_ray.data.streams import stream, stream_seed
+from pixelpick_ray.models.dropout import Dropout
+
+BLOCK = 65536  # vectors that are float32 at the same time
+FOLDS = 3
+TOLERANCE = 1e-4  # of the slope of softmax regression
+BASIS_VECTORS = 4096
+CURVATURE = 0.1  # of the cross entropy, about: a class of probability p has p (1 - p)
+PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.001)  # that cross-validation tries, in this order
+SMALLEST_SHARE = 1e-4  # of the votes of nearest neighbours that a class has at least, so that its logarithm is finite
+
+
+@dataclass(frozen=True)
+class LabelledVectors:
+    """What a head is fitted to: vectors (n, D), of float16 or float32; how many pixels of each class a vector stands
+    for, (n, C); and the number of its image, (n,).
+    """
+
+    vectors: npt.NDArray[Any]
+    counts: npt.NDArray[np.float32]
+    images: npt.NDArray[np.int64]
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Vectors and counts as float32, some after others."""
+        for start in range(0, len(self.vectors), BLOCK):
+            at = slice(start, start + BLOCK)
+            yield torch.from_numpy(self.vectors[at]).float(), torch.from_numpy(self.counts[at])
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> "LabelledVectors":
+        """Some of them."""
+        return LabelledVectors(self.vectors[chosen], self.counts[chosen], self.images[chosen])
+
+    def standard(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (D,) of the vectors; the deviation is 1 where a feature does not vary."""
+        total = torch.zeros(self.vectors.shape[1], dtype=torch.float64)
+        for block, _ in self.blocks():
+            total += block.sum(dim=0, dtype=torch.float64)
+        mean, squares = total / len(self.vectors), torch.zeros_like(total)
+        for block, _ in self.blocks():
+            squares += (block - mean.float()).square().sum(dim=0, dtype=torch.float64)
+        deviation = (squares / len(self.vectors)).sqrt()
+        return mean.float(), torch.where(deviation > 1e-6, deviation, 1.0).float()
+
+
+class PixelHead(Protocol):
+    """A fitted head: a module whose tensors are buffers or parameters, all in its ``state_dict``."""
+
+    @classmethod
+    def fit(cls, spec: Any, labelled: LabelledVectors, num_classes: int, seed: int, stage: int) -> Self:
+        """Fit it; what is drawn at random comes from streams of the seed and the stage."""
+
+    @classmethod
+    def of(cls, spec: Any, tensors: Mapping[str, Tensor]) -> Self:
+        """The fitted head whose ``state_dict`` this is."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(N, D, h, w) float32 to logits (N, C, h, w); what it makes of an image does not depend on the others."""
+
+
+class _Fitted(nn.Module):
+    """A head whose tensors are buffers."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def forward(self, features: Tensor) -> Tensor:
+        height, width = features.shape[2:]
+        rows = features.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+        logits = torch.stack([self.logits(image) for image in rows])
+        return logits.transpose(1, 2).reshape(len(rows), -1, height, width)
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """(n, C) logits of the vectors (n, D) of one image."""
+        raise NotImplementedError
+
+    def directions(self, vectors: Tensor) -> Tensor:
+        """Standardised vectors (n, D), each of length 1."""
+        return F.normalize((vectors - cast(Tensor, self.mean)) / cast(Tensor, self.deviation), dim=1)
+
+
+class Linear(_Fitted):
+    """Softmax regression."""
+
+    @classmethod
+    def fit(cls, spec: LinearSpec, labelled: LabelledVectors, num_classes: int, seed: int, stage: int) -> "Linear":
+        mean, deviation = labelled.standard()
+        penalty = _validated_penalty(labelled, mean, deviation) if spec.l2 == "cv" else float(spec.l2)
+        weight, bias = _regression(labelled, mean, deviation, penalty, None, TOLERANCE)
+        weight = weight / deviation
+        return cls(weight=weight, bias=bias - weight @ mean, penalty=torch.tensor(penalty))
+
+    @classmethod
+    def of(cls, spec: LinearSpec, tensors: Mapping[str, Tensor]) -> "Linear":
+        return cls(**tensors)
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        return torch.addmm(cast(Tensor, self.bias), vectors, cast(Tensor, self.weight).T)
+
+
+@dataclass(frozen=True)
+class _Basis:
+    """A change of variables under which all directions are about equally curved, so that L-BFGS takes few steps: the
+    principal axes (D, D) of standardised vectors and the scale (D,) of each. The minimum is the same in any basis.
+    """
+
+    axes: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, labelled: LabelledVectors, mean: Tensor, deviation: Tensor, penalty: float) -> "_Basis":
+        step = -(-len(labelled.vectors) // BASIS_VECTORS)
+        some = torch.from_numpy(np.ascontiguousarray(labelled.vectors[::step])).float().sub(mean).div_(deviation)
+        variances, axes = torch.linalg.eigh(some.T @ some / len(some))
+        return cls(axes, (variances.clamp_(min=0.0) * CURVATURE + penalty).rsqrt_())
+
+    def out_of(self, weight: Tensor) -> Tensor:
+        """(C, D) weight over standardised vectors, of one in this basis."""
+        return (weight * self.scale) @ self.axes.T
+
+    def into(self, weight: Tensor) -> Tensor:
+        """The weight in this basis, of one over standardised vectors."""
+        return (weight @ self.axes) / self.scale
+
+    def slope(self, slope: Tensor) -> Tensor:
+        """The gradient in this basis, of one over standardised vectors."""
+        return (slope @ self.axes) * self.scale
+
+
+def _regression(
+    labelled: LabelledVectors,
+    mean: Tensor,
+    deviation: Tensor,
+    penalty: float,
+    start: tuple[Tensor, Tensor] | None,
+    tolerance: float,
+) -> tuple[Tensor, Tensor]:
+    """Weight (C, D) and bias (C,) over standardised vectors that minimise the mean cross entropy of the labelled pixels
+    plus `penalty` / 2 times the squared weights: convex, by L-BFGS until no slope is above the `tolerance`.
+    """
+    classes, width = labelled.counts.shape[1], labelled.vectors.shape[1]
+    total = float(labelled.counts.sum(dtype=np.float64))
+    whole = list(_transposed(labelled, mean, deviation)) if len(labelled.vectors) <= BLOCK else None
+    basis = _Basis.of(labelled, mean, deviation, penalty)
+
+    def unpacked(values: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+        both = torch.from_numpy(values).view(classes, width + 1).float()
+        return basis.out_of(both[:, :width]), both[:, width]
+
+    def packed(weight: Tensor, bias: Tensor) -> npt.NDArray[np.float64]:
+        return torch.cat([weight, bias[:, None]], dim=1).double().flatten().numpy()
+
+    def loss(values: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        weight, bias = unpacked(values)
+        slope, slope_bias, cost = penalty * weight, torch.zeros(classes), 0.0
+        for vectors, counts, numbers in whole or _transposed(labelled, mean, deviation):
+            log_shares = torch.addmm(bias[:, None], weight, vectors).log_softmax(dim=0)
+            cost -= float((log_shares * counts).sum(dtype=torch.float64))
+            residual = log_shares.exp_().mul_(numbers).sub_(counts).div_(total)
+            slope += residual @ vectors.T
+            slope_bias += residual.sum(dim=1)
+        cost = cost / total + penalty / 2 * float(weight.square().sum(dtype=torch.float64))
+        return cost, packed(basis.slope(slope), slope_bias)
+
+    first = np.zeros(classes * (width + 1)) if start is None else packed(basis.into(start[0]), start[1])
+    options = {"maxiter": 1000, "gtol": tolerance, "ftol": 0.0, "maxcor": 20}
+    found = minimize(loss, first, jac=True, method="L-BFGS-B", options=options)
+    return unpacked(found.x)
+
+
+def _transposed(labelled: LabelledVectors, mean: Tensor, deviation: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Standardised vectors (D, n), counts (C, n) and numbers of pixels (n,): so products take half the time."""
+    for vectors, counts in _standardised(labelled, mean, deviation):
+        yield vectors.T.contiguous(), counts.T.contiguous(), counts.sum(dim=1)
+
+
+def _standardised(labelled: LabelledVectors, mean: Tensor, deviation: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for vectors, counts in labelled.blocks():
+        yield vectors.sub(mean).div_(deviation), counts
+
+
+def _validated_penalty(labelled: LabelledVectors, mean: Tensor, deviation: Tensor) -> float:
+    """The penalty of largest mean IoU on the pixels of images that were left out, every third image in turn: from the
+    largest down, until a smaller one is worse. The largest where there are too few images to leave some out.
+
+    The cross entropy would choose larger ones, which give rare classes up.
+    """
+    images = np.unique(labelled.images)
+    if len(images) < FOLDS:
+        return PENALTIES[0]
+    number = np.searchsorted(images, labelled.images) % FOLDS
+    folds = [(labelled.where(number != fold), labelled.where(number == fold)) for fold in range(FOLDS)]
+    starts: list[tuple[Tensor, Tensor] | None] = [None] * FOLDS
+    best, largest = PENALTIES[0], -1.0
+    for penalty in PENALTIES:
+        confusion = torch.zeros(labelled.counts.shape[1], labelled.counts.shape[1], dtype=torch.float64)
+        for fold, (others, left_out) in enumerate(folds):
+            weight, bias = starts[fold] = _regression(others, mean, deviation, penalty, starts[fold], 10 * TOLERANCE)
+            for vectors, counts in _standardised(left_out, mean, deviation):
+                predicted = torch.addmm(bias, vectors, weight.T).max(dim=1).indices
+                confusion.index_add_(0, predicted, counts.double())
+        value = miou(confusion.round().long().T.numpy())
+        if value < largest:
+            break
+        best, largest = (penalty, value) if value > largest else (best, largest)
+    return best
+
+
+class Mlp(nn.Module):
+    """A perceptron as 1x1 convolutions; the mean and the deviation of the features are in its first layer."""
+
+    def __init__(self, spec: MlpSpec, width: int, num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((width, *spec.hidden), spec.hidden, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 1), nn.ReLU(), Dropout(spec.dropout)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d((width, *spec.hidden)[-1], num_classes, 1))
+
+    @classmethod
+    def fit(cls, spec: MlpSpec, labelled: LabelledVectors, num_classes: int, seed: int, stage: int) -> "Mlp":
+        mean, deviation = labelled.standard()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(stream_seed(seed, "initialise", stage))
+            head = cls(spec, labelled.vectors.shape[1], num_classes)
+            head._train(spec, labelled, mean, deviation, stream(seed, "order", stage))
+        first = cast(nn.Conv2d, head.layers[0])
+        with torch.no_grad():
+            first.weight /= deviation[:, None, None]
+            first.bias -= first.weight[:, :, 0, 0] @ mean  # type: ignore[operator]
+        return head.eval()
+
+    @classmethod
+    def of(cls, spec: MlpSpec, tensors: Mapping[str, Tensor]) -> "Mlp":
+        weights = [tensor for name, tensor in tensors.items() if name.endswith("weight")]
+        head = cls(spec, weights[0].shape[1], len(weights[-1]))
+        head.load_state_dict(dict(tensors))
+        return head.eval()
+
+    def _train(
+        self, spec: MlpSpec, labelled: LabelledVectors, mean: Tensor, deviation: Tensor, rng: np.random.Generator
+    ) -> None:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
+        number = len(labelled.vectors)
+        steps = spec.epochs * -(-number // spec.batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        self.train()
+        for _ in range(spec.epochs):
+            order = rng.permutation(number)
+            for start in range(0, number, spec.batch_size):
+                rows = np.sort(order[start : start + spec.batch_size])  # a memory map is read forwards
+                vectors = torch.from_numpy(labelled.vectors[rows]).float().sub_(mean).div_(deviation)
+                counts = torch.from_numpy(labelled.counts[rows])
+                log_shares = self.layers(vectors[:, :, None, None])[:, :, 0, 0].log_softmax(dim=1)
+                loss = -(log_shares * counts).sum() / counts.sum()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+
+    def forward(self, features: Tensor) -> Tensor:
+        return cast(Tensor, self.layers(features))
+
+
+class Knn(_Fitted):
+    """Nearest labelled pixels; a logit is the logarithm of a class's share of the votes."""
+
+    def __init__(self, spec: KnnSpec, **tensors: Tensor) -> None:
+        super().__init__(**tensors)
+        self._spec = spec
+
+    @classmethod
+    def fit(cls, spec: KnnSpec, labelled: LabelledVectors, num_classes: int, seed: int, stage: int) -> "Knn":
+        mean, deviation = labelled.standard()
+        known = torch.cat([F.normalize(vectors, dim=1) for vectors, _ in _standardised(labelled, mean, deviation)])
+        shares = torch.from_numpy(labelled.counts / labelled.counts.sum(axis=1, keepdims=True))
+        return cls(spec, known=known.half(), shares=shares, mean=mean, deviation=deviation)
+
+    @classmethod
+    def of(cls, spec: KnnSpec, tensors: Mapping[str, Tensor]) -> "Knn":
+        return cls(spec, **tensors)
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        known, shares = cast(Tensor, self.known).float(), cast(Tensor, self.shares)
+        nearest = (self.directions(vectors) @ known.T).topk(min(self._spec.k, len(known)), dim=1)
+        votes = ((nearest.values - 1) / self._spec.temperature).exp()
+        found = (votes[:, :, None] * shares[nearest.indices]).sum(dim=1) / votes.sum(dim=1, keepdim=True)
+        return found.clamp_(min=SMALLEST_SHARE).log_()
+
+
+class Prototype(_Fitted):
+    """Means of classes; a class that no pixel has is as far from everything as can be."""
+
+    def __init__(self, spec: PrototypeSpec, **tensors: Tensor) -> None:
+        super().__init__(**tensors)
+        self._spec = spec
+
+    @classmethod
+    def fit(
+        cls, spec: PrototypeSpec, labelled: LabelledVectors, num_classes: int, seed: int, stage: int
+    ) -> "Prototype":
+        mean, deviation = labelled.standard()
+        sums = torch.zeros(num_classes, labelled.vectors.shape[1])
+        for vectors, counts in _standardised(labelled, mean, deviation):
+            sums += counts.T @ F.normalize(vectors, dim=1)
+        return cls(spec, means=F.normalize(sums, dim=1), mean=mean, deviation=deviation)
+
+    @classmethod
+    def of(cls, spec: PrototypeSpec, tensors: Mapping[str, Tensor]) -> "Prototype":
+        return cls(spec, **tensors)
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        means = cast(Tensor, self.means)
+        similarity = (self.directions(vectors) @ means.T).masked_fill_((means == 0).all(dim=1), -1.0)
+        return similarity / self._spec.temperature
+
+
+HEADS: dict[str, type[PixelHead]] = {
+    "linear": cast(type[PixelHead], Linear),
+    "mlp": cast(type[PixelHead], Mlp),
+    "knn": cast(type[PixelHead], Knn),
+    "prototype": cast(type[PixelHead], Prototype),
+}
+
+
+def fit_head(spec: Any, labelled: LabelledVectors, *, num_classes: int, seed: int, stage: int) -> nn.Module:
+    """A head of this spec, fitted on the CPU in one thread, so that it does not depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        head = HEADS[spec.name].fit(spec, labelled, num_classes, seed, stage)
+    finally:
+        torch.set_num_threads(threads)
+    return cast(nn.Module, head)
+
+
+def head_of(spec: Any, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The fitted head of this spec whose ``state_dict`` this is."""
+    return cast(nn.Module, HEADS[spec.name].of(spec, tensors))
