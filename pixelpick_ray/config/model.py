@@ -1,7 +1,7 @@
 """The network: a backbone, trained or frozen, and the head on its features."""
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -9,7 +9,19 @@ from pixelpick_ray.config import parts
 from pixelpick_ray.config.spec import Count, Fraction, NonNegative, Positive, Spec
 
 
-class LinearSpec(Spec):
+class PixelHeadSpec(Spec):
+    """What all heads that look at one pixel say of themselves."""
+
+    is_random: ClassVar[bool] = False  # whether a fit draws something at random
+    keeps_vectors: ClassVar[bool] = False  # whether it keeps every labelled vector
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether it drops something at random, so that stochastic passes differ."""
+        return False
+
+
+class LinearSpec(PixelHeadSpec):
     """Softmax regression on standardised features with L2 penalty ``l2`` / 2 times the squared weights.
 
     ``cv`` chooses the penalty by cross-validation over the labelled pixels, whole images together.
@@ -19,7 +31,7 @@ class LinearSpec(Spec):
     l2: Positive | Literal["cv"] = "cv"
 
 
-class MlpSpec(Spec):
+class MlpSpec(PixelHeadSpec):
     """A perceptron with ReLU layers of ``hidden`` units and dropout after each, trained by Adam with cosine decay."""
 
     name: Literal["mlp"] = "mlp"
@@ -30,8 +42,14 @@ class MlpSpec(Spec):
     lr: Positive = 1e-3
     weight_decay: NonNegative = 1e-3
 
+    is_random: ClassVar[bool] = True
 
-class KnnSpec(Spec):
+    @property
+    def has_dropout(self) -> bool:
+        return self.dropout > 0 and bool(self.hidden)
+
+
+class KnnSpec(PixelHeadSpec):
     """Votes of the ``k`` labelled pixels of largest cosine similarity s, each with weight exp(s / ``temperature``) (Wu
     et al. 2018, section 3.4).
     """
@@ -40,8 +58,10 @@ class KnnSpec(Spec):
     k: Count = 20
     temperature: Positive = 0.07
 
+    keeps_vectors: ClassVar[bool] = True
 
-class PrototypeSpec(Spec):
+
+class PrototypeSpec(PixelHeadSpec):
     """Cosine similarity to the mean of each class's features of length 1, divided by ``temperature`` (Snell et al.
     2017).
     """
@@ -51,7 +71,7 @@ class PrototypeSpec(Spec):
 
 
 HeadSpec = Annotated[LinearSpec | MlpSpec | KnnSpec | PrototypeSpec, Field(discriminator="name")]
-PIXEL_HEADS: dict[str, type[Spec]] = {
+PIXEL_HEADS: dict[str, type[PixelHeadSpec]] = {
     "linear": LinearSpec,
     "mlp": MlpSpec,
     "knn": KnnSpec,
@@ -184,10 +204,9 @@ class ModelSpec(Spec):
     @property
     def has_dropout(self) -> bool:
         """Whether something is dropped at random, so that stochastic passes differ."""
-        rate = self.head.dropout if isinstance(self.head, MlpSpec) and self.head.hidden else 0.0
-        return any((*self.dropout, self.feature_dropout, rate))
+        return any((*self.dropout, self.feature_dropout)) or (self.head is not None and self.head.has_dropout)
 
     @property
     def is_deterministic(self) -> bool:
         """Whether its fits draw nothing at random, so that they are the same for every seed and stage."""
-        return self.pretrained != "none" and self.head is not None and not isinstance(self.head, MlpSpec)
+        return self.pretrained != "none" and self.head is not None and not self.head.is_random

@@ -341,6 +341,11 @@ class Trial(Spec):
         train = self.training
         if train is None and self.model.head is None:
             raise ValueError(f"train: is required, {self.model.architecture} is trained by gradient descent")
+        if self.budget == "full" and self.model.head is not None and self.model.head.keeps_vectors:
+            raise ValueError(
+                f"budget: {self.model.architecture} compares with every labelled pixel, of full supervision too many; "
+                "take another head, such as linear, or leave full out"
+            )
         if train is not None and train.decoder == "sparse" and self.model.architecture != "deeplabv3plus":
             raise ValueError(
                 f"train.decoder: {self.model.architecture} normalises over whole images (group norm), around labelled "

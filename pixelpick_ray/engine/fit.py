@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,9 @@ def fit(
         seed=job.seed,
         stage=job.stage,
     )
+    backbone: Any = model.backbone if job.model.frozen else None
+    if backbone is not None:
+        backbone.requires_grad_(False)
     model = world.share_batch_norm(world.place(model))
     optimizer = build_optimizer(job.train.optimizer, model)
     if unfinished is not None:
@@ -51,6 +55,8 @@ def fit(
     batches = num_batches(len(job.data.positions), job.train.batch_size)
     for epoch in range(unfinished.progress.epoch if unfinished else 0, job.train.epochs):
         model.train()
+        if backbone is not None:
+            backbone.eval()  # its batch norm stays as it is, too
         set_precision(job.train.precision)  # every epoch: an evaluation in between has a precision of its own
         torch.manual_seed(stream_seed(job.seed, "dropout", job.stage, epoch, world.rank))
         step.total.zero_()

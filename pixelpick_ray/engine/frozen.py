@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -63,14 +64,15 @@ def _of_all_pixels(data: TrainingData, features: Features) -> LabelledVectors:
         counts[features.offsets[position] : features.offsets[position + 1]] = found.reshape(-1, classes)
     images = np.repeat(np.arange(len(features.shapes)), features.shapes.prod(axis=1))
     whole = LabelledVectors(features.vectors, counts, images)
-    return whole if len(data.positions) == len(features.shapes) else whole.where(np.isin(images, data.positions))
+    used: npt.NDArray[np.bool_] = counts.sum(axis=1) > 0
+    return whole if used.all() else whole.where(used)
 
 
 @torch.inference_mode()
 def loss_of(head: nn.Module, labelled: LabelledVectors) -> float:
     """The mean cross entropy of a fitted head at labelled pixels: at 4,096 vectors of them, evenly spaced, or all."""
     step = -(-len(labelled.vectors) // LOSS_VECTORS)
-    vectors = torch.from_numpy(np.ascontiguousarray(labelled.vectors[::step])).float()
-    counts = torch.from_numpy(np.ascontiguousarray(labelled.counts[::step]))
+    vectors = torch.from_numpy(np.array(labelled.vectors[::step])).float()
+    counts = torch.from_numpy(np.array(labelled.counts[::step]))
     log_shares = head(vectors.T[None, :, :, None])[0, :, :, 0].T.log_softmax(dim=1)
     return float(-(log_shares * counts).sum() / counts.sum())
