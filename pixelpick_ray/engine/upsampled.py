@@ -7,7 +7,7 @@ corners, for the logarithm of a softmax is concave. Most cells of a segmentation
 interpolated.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -60,9 +60,9 @@ class Cells:
         """(h - 1, w - 1) pixels in each cell."""
         return self.rows.first.diff()[:, None] * self.columns.first.diff()[None]
 
-    def interpolated(self, logits: Tensor, cells: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Full-size logits in some `cells` (k,), flat in (h - 1, w - 1), of one image's (C, h, w): (C, p) logits and
-        (p,) flat indices of their pixels, some after others.
+    def put(self, values: Tensor, logits: Tensor, cells: Tensor, value: Callable[[Tensor], Tensor]) -> None:
+        """Set `values` (H * W,) at the pixels of some `cells` (k,), flat in (h - 1, w - 1), to what `value` makes of their
+        full-size logits (C, p), of one image's coarse (C, h, w).
         """
         flat, width = logits.flatten(1), logits.shape[2]
         for some in torch.split(cells, CELLS_AT_ONCE):
@@ -75,10 +75,7 @@ class Cells:
             block = torch.lerp(left[..., None], right[..., None], across[:, None])
             inside = (in_rows[:, :, None] & in_columns[:, None]).flatten()
             places = (y[:, :, None] * self.size[1] + x[:, None]).flatten()
-            if not inside.all():
-                yield block.flatten(1)[:, inside], places[inside]
-            else:
-                yield block.flatten(1), places
+            values[places[inside]] = value(block.flatten(1))[inside]
 
 
 def _members(axis: _Axis, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,9 +100,8 @@ def argmax_of_upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
     agreeing = _agreeing(coarse)
     best = coarse[:, cells.rows.cell[:, None], cells.columns.cell[None]]
     for image, one in enumerate(logits):
-        flat = best[image].view(-1)
-        for block, places in cells.interpolated(one, (~agreeing[image]).flatten().nonzero()[:, 0]):
-            flat[places] = block.max(dim=0).indices
+        others = (~agreeing[image]).flatten().nonzero()[:, 0]
+        cells.put(best[image].view(-1), one, others, lambda block: block.max(dim=0).indices)
     return best
 
 
@@ -135,8 +131,7 @@ def highest_of_upsampled(
     done = 0
     upto = int(torch.searchsorted(pixels, int(FIRST_SHARE * count))) + 1
     while True:
-        for block, places in cells.interpolated(logits, order[done:upto]):
-            scores[places] = score(block[None, :, :, None])[0, :, 0]
+        cells.put(scores, logits, order[done:upto], lambda block: score(block[None, :, :, None])[0, :, 0])
         done = min(upto, len(order))
         if done == len(order):
             return scores
