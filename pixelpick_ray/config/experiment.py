@@ -36,6 +36,8 @@ from pixelpick_ray.config.trial import (
 from pixelpick_ray.config.yaml_text import in_words, read_yaml, write_yaml
 from pixelpick_ray.errors import SpecError, naming
 
+OTHER_NAME = {"model.head": "architecture", "model.architecture": "head"}
+
 
 class Experiment(Spec):
     """An experiment file after overrides; ``trials()`` expands its grid.
@@ -195,11 +197,14 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), fo
         if not sign or not path:
             raise SpecError(f"--set {override}: expected dotted.path=value, e.g. --set train.epochs=5")
         _set(tree, path.strip().split("."), read_yaml(value, f"--set {path}"), where=f"--set {path}")
+        if path.strip() in OTHER_NAME:  # of the same, which the file may have used
+            tree["model"].pop(OTHER_NAME[path.strip()], None)
         overridden[path.strip()] = read_yaml(value, f"--set {path}")
     try:
         experiment = _validated(Experiment, tree)
         experiment._files.update(_files_in(tree, folder))
         _check_overrides(experiment, overridden)
+        _check_training(experiment)
         _check_people(experiment)
         if experiment.search is not None:
             check_search(experiment, experiment.search, list(overridden))
@@ -258,6 +263,15 @@ def _has(tree: Any, path: str) -> bool:
             return False
         tree = tree[name]
     return tree is not None
+
+
+def _check_training(experiment: Experiment) -> None:
+    """SpecError for a training that no trial has."""
+    if experiment.train is not None and not any(trial.training for trial in experiment.trials()):
+        raise SpecError(
+            "train: no trial is trained by gradient descent of a network, a head on frozen features has options of its "
+            "own (model.head); leave train out"
+        )
 
 
 def _check_people(experiment: Experiment) -> None:

@@ -61,7 +61,7 @@ class Cells:
         return self.rows.first.diff()[:, None] * self.columns.first.diff()[None]
 
     def put(self, values: Tensor, logits: Tensor, cells: Tensor, value: Callable[[Tensor], Tensor]) -> None:
-        """Set `values` (H * W,) at the pixels of some `cells` (k,), flat in (h - 1, w - 1), to what `value` makes of their
+        """Set `values` (H * W,) at the pixels of `cells` (k,), flat in (h - 1, w - 1), to what `value` makes of their
         full-size logits (C, p), of one image's coarse (C, h, w).
         """
         flat, width = logits.flatten(1), logits.shape[2]

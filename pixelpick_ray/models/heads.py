@@ -197,7 +197,7 @@ def _transposed(labelled: LabelledVectors, mean: Tensor, deviation: Tensor) -> I
     the two products that need the vectors is fast with them in its order only.
     """
     for vectors, counts in _standardised(labelled, mean, deviation):
-        for few, known in zip(vectors.split(PRODUCT_VECTORS), counts.split(PRODUCT_VECTORS), strict=True):
+        for few, known in zip(*(torch.split(one, PRODUCT_VECTORS) for one in (vectors, counts)), strict=True):
             yield few, few.T.contiguous(), known.T.contiguous(), known.sum(dim=1)
 
 

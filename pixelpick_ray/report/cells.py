@@ -32,7 +32,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table, over `seeds`, which may be fewer than `expected`.
+    """One number of a table, over `seeds`, which may be fewer than `expected`. What is the same for all seeds, because
+    nothing is drawn at random, counts once.
 
     `values` are fractions, one a seed; `share` is None where nothing tells how many pixels an image has; `mixed` names
     what the seeds should have in common (device, versions, data) but have not.
@@ -160,7 +161,8 @@ def _cells(
     evidence = [results.evidence[one.evaluation_key] for one in readings]
     mixed = tuple(name for name in (evidence[0] if evidence else ()) if len({one[name] for one in evidence}) > 1)
     for metric, class_name in metrics:
-        found = [one for one in readings if (metric, class_name) in one.values]
+        told = [one for one in readings if (metric, class_name) in one.values]
+        found = list({one.fit_key: one for one in reversed(told)}.values())[::-1]  # several seeds may be of one fit
         values = tuple(one.values[metric, class_name] for one in found)
         yield Cell(
             line=line,
@@ -171,7 +173,7 @@ def _cells(
             class_name=class_name,
             size=" or ".join(dict.fromkeys(one.size for one in asked)),
             share=mean(shares) if shares else None,
-            expected=len(asked),
+            expected=len(asked) - (len(told) - len(found)),
             seeds=tuple(one.asked.point.seed for one in found),
             values=values,
             summary=summarise(values),

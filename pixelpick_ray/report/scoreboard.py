@@ -70,14 +70,26 @@ def compare(results: Results, cells: Sequence[Cell]) -> tuple[Comparison, ...]:
     # Trials of one line and budget differ in the seed alone, so any of them tells the protocol.
     trials = {(line_of(point), point.budget): trial for point, trial in results.trials.items()}
     return tuple(
-        _compared(cell, trials[cell.line, cell.budget], results.evaluate(cell.line.experiment))
+        _compared(cell, published, trials[cell.line, cell.budget], results.evaluate(cell.line.experiment))
         for cell in on_reported_split(results, cells)
+        for published in _counterparts(cell, trials[cell.line, cell.budget]) or (None,)
     )
 
 
-def _compared(cell: Cell, trial: Trial, evaluate: EvaluateSpec) -> Comparison:
-    line, ours = cell.line, cell.summary
-    published = published_cells().get((line.dataset, line.architecture, line.backbone, line.strategy, cell.budget))
+def _counterparts(cell: Cell, trial: Trial) -> list[PublishedCell]:
+    """The published number of the same network; of heads on frozen features, which nobody has published, those of all
+    networks on the same data with as many pixels by the same strategy.
+    """
+    line = cell.line
+    wanted = line.dataset, line.strategy, cell.budget
+    if trial.model.head is not None:
+        return [one for one in published_cells().values() if (one.dataset, one.strategy, one.budget) == wanted]
+    key = line.dataset, line.architecture, line.backbone, line.strategy, cell.budget
+    return [one for one in (published_cells().get(key),) if one]
+
+
+def _compared(cell: Cell, published: PublishedCell | None, trial: Trial, evaluate: EvaluateSpec) -> Comparison:
+    ours = cell.summary
     differs_in = differences(trial, evaluate, published) if published else ()
     if published is None or differs_in:
         return Comparison(cell, published, differs_in, math.nan, math.nan, math.nan)
@@ -93,8 +105,13 @@ def differences(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) 
     the ground truth.
     """
     own = _protocol(trial, evaluate, published)
-    pairs = ((path, own[path], theirs) for path, theirs in published.protocol.items() if theirs)
-    return tuple(f"{path} {ours}, published {theirs}" for path, ours, theirs in pairs if ours != theirs)
+    pairs = [(path, own[path], theirs) for path, theirs in published.protocol.items() if theirs]
+    found = []
+    if trial.model.head is not None:  # its training has nothing in common with theirs
+        pairs = [pair for pair in pairs if not pair[0].startswith(("model.", "train."))]
+        theirs = f"{published.architecture} {published.backbone}"
+        found = [f"{trial.model.architecture} head on a frozen {trial.model.backbone}, published {theirs}, all trained"]
+    return (*found, *(f"{path} {ours}, published {theirs}" for path, ours, theirs in pairs if ours != theirs))
 
 
 def _protocol(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) -> dict[str, str]:

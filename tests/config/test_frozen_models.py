@@ -1,0 +1,197 @@
+"""Frozen backbones and their heads in experiment files: names, defaults, keys, refusals."""
+
+import pytest
+
+from pixelpick_ray.checks import check_trial
+from pixelpick_ray.config.experiment import Experiment, dump_experiment, parse_experiment
+from pixelpick_ray.config.keys import Source
+from pixelpick_ray.config.model import PIXEL_HEADS, KnnSpec, LinearSpec, MlpSpec, ModelSpec, NormaliseSpec
+from pixelpick_ray.config.networks import IMAGENET, networks, weights_normalisation
+from pixelpick_ray.data.datasets import DATASETS
+from pixelpick_ray.data.weights import normalisation
+from pixelpick_ray.errors import SpecError
+from pixelpick_ray.tasks import Fit
+from tests.support.experiments import experiment_of, experiment_text
+
+FROZEN = "{backbone: test_resnet, pretrained: none, frozen: true, head: linear}"
+
+
+def frozen(*overrides: str, model: str = FROZEN, **blocks: str) -> Experiment:
+    text = "".join(
+        line
+        for line in experiment_text(model=model, **blocks).splitlines(keepends=True)
+        if not line.startswith("train:") or "train" in blocks
+    )
+    return experiment_of(text, *overrides)
+
+
+def fit_of(experiment: Experiment, seed: int = 0, **source: object) -> Fit:
+    trial = experiment.trials()[0].model_copy(update={"seed": seed})
+    fields = {"fingerprints": {"train": "a", "test": "b"}, "training_split": "train", "weights_digest": "w"} | source
+    return Fit(trial, Source(**fields), experiment.evaluate, 0, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", PIXEL_HEADS)
+def test_a_head_by_name_is_one_with_its_defaults(name: str) -> None:
+    said = [f"head: {name}", f"head: {{name: {name}}}", f"architecture: {name}", f"head: {name}, architecture: {name}"]
+    models = {frozen(model=FROZEN.replace("head: linear", one)).trials()[0].model for one in said}
+    (model,) = models
+    assert model.architecture == name
+    assert model.head == PIXEL_HEADS[name]()
+    assert model.output_stride == 32
+
+
+def test_a_grid_may_vary_the_head_its_options_and_the_backbone() -> None:
+    spec = frozen("grid=[{seed: [0], budget: [10], model.head: [linear, {name: knn, k: 3}, {name: mlp, hidden: [4]}]}]")
+    assert [trial.model.head for trial in spec.trials()] == [LinearSpec(), KnnSpec(k=3), MlpSpec(hidden=(4,))]
+    spec = frozen("grid=[{seed: [0], budget: [10], model.architecture: [knn, prototype]}]")
+    assert [trial.model.head.name for trial in spec.trials() if trial.model.head] == ["knn", "prototype"]
+    spec = frozen("grid=[{seed: [0], budget: [10], model.head.l2: [0.1, 0.2]}]")
+    assert [trial.model.head for trial in spec.trials()] == [LinearSpec(l2=0.1), LinearSpec(l2=0.2)]
+
+
+def test_a_frozen_head_stands_beside_a_network_that_is_trained() -> None:
+    spec = experiment_of(
+        experiment_text(model="{backbone: test_resnet, pretrained: none}"),
+        "grid=[{seed: [0], budget: [10]}, {seed: [0], budget: [10], model.frozen: [true], model.head: [linear], "
+        "model.output_stride: [32], model.dropout: [[]]}]",
+    )
+    trained, light = spec.trials()
+    assert trained.training is not None
+    assert light.training is None
+    assert (trained.epochs, light.epochs) == (1, 1)
+    assert "train" not in fit_of(frozen()).inputs
+
+
+def test_reading_what_was_written_gives_the_same() -> None:
+    spec = frozen("model.head={name: mlp, hidden: [8, 4]}", "model.normalise={mean: [0, 0, 0], std: [1, 1, 1]}")
+    again = parse_experiment(dump_experiment(spec), where="again.yaml")
+    assert again == spec
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["model.frozen=false"],
+            r"frozen: the head linear is fitted to features of a frozen backbone; add",
+        ),
+        (
+            ["model.head=lineer"],
+            r"architecture: unknown 'lineer'; known: deeplabv3plus, fpn, linear, mlp, knn, prototype",
+        ),
+        (["model.head={name: linear, k: 3}"], r"model\.head\.k: unknown key; allowed here: name, l2"),
+        (["model.head={name: knn, k: 0}"], r"model\.head\.k: "),
+        (["model.head={name: forest}"], r"model\.head: unknown name 'forest'; known: linear, mlp, knn, prototype"),
+        (["model.layers=[0]"], r"layers: should be different numbers"),
+        (["model.layers=[-1, -1]"], r"layers: should be different numbers"),
+        (["acquire.strategy=bald", "acquire.stochastic={passes: 3}"], r"the network has no dropout"),
+        (["model.head=knn", "grid=[{seed: [0], budget: [full]}]"], r"knn compares with every labelled pixel"),
+        (["train={epochs: 3, optimizer: {name: adam, lr: 1e-3}}"], r"train: no trial is trained by gradient descent"),
+    ],
+)
+def test_what_cannot_be_is_refused(overrides: list[str], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        frozen(*overrides)
+
+
+def test_head_and_architecture_may_not_differ_and_one_overrides_the_other() -> None:
+    with pytest.raises(SpecError, match=r"model\.head: is 'linear', and model\.architecture 'fpn'; they name the same"):
+        frozen(model=FROZEN.replace("head: linear", "head: linear, architecture: fpn"))
+    for override in ("model.head=knn", "model.architecture=knn"):
+        assert frozen(override).trials()[0].model.head == KnnSpec()
+        other = FROZEN.replace("head: linear", "architecture: linear")
+        assert frozen(override, model=other).trials()[0].model.head == KnnSpec()
+
+
+def test_a_network_that_is_trained_needs_to_know_how_and_takes_no_layers() -> None:
+    with pytest.raises(SpecError, match=r"train: is required, deeplabv3plus is trained by gradient descent"):
+        frozen(model="{backbone: test_resnet, pretrained: none}")
+    with pytest.raises(SpecError, match=r"input_scale: deeplabv3plus takes the features that it was made for"):
+        experiment_of(experiment_text(model="{backbone: test_resnet, input_scale: 2.0}"))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (
+            "{backbone: vit_small_patch14_dinov2, layers: [-9]}",
+            r"no layer -9; it has -1 to -3, counted from the last$",
+        ),
+        (
+            "{backbone: test_resnet, layers: [7]}",
+            r"no layer 7; it has -1 to -5, counted from the last, or strides",
+        ),
+        ("{backbone: test_resnet, layers: [-1, 32]}", r"model\.layers: \[-1, 32\] names a layer of test_resnet twice"),
+        ("{backbone: beit_base_patch16_224}", r"beit_base_patch16_224 takes images of one size only; take another one"),
+        (
+            "{backbone: vit_small_patch14_dinov2, output_stride: 16}",
+            r"output_stride: vit_small_patch14_dinov2 has",
+        ),
+    ],
+)
+def test_layers_that_a_backbone_has_not_are_refused_without_torch(model: str, told: str) -> None:
+    spec = frozen(model=model.replace("{", "{pretrained: none, frozen: true, head: linear, "))
+    with pytest.raises(SpecError, match=told):
+        check_trial(spec, spec.trials()[0])
+
+
+def test_most_networks_of_timm_can_be_frozen() -> None:
+    usable = [name for name, one in networks().items() if one.maps or one.strides]
+    assert len(usable) / len(networks()) > 0.84
+    for family in (
+        "vit_small_patch14_dinov2",
+        "vit_small_patch16_dinov3",
+        "swin_tiny_patch4_window7_224",
+        "convnext_tiny",
+    ):
+        assert family in usable
+
+
+# Keys
+
+
+def test_the_key_of_an_exact_head_has_no_seed_where_the_weights_are_given() -> None:
+    exact = frozen("model.pretrained=imagenet")
+    assert fit_of(exact, 0).key == fit_of(exact, 1).key
+    for random in (frozen(), frozen("model.pretrained=imagenet", "model.head=mlp")):
+        assert fit_of(random, 0).key != fit_of(random, 1).key
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.head={name: linear, l2: 0.5}", "model.layers=[-1]", "model.input_scale=1.5", "model.feature_stride=4"],
+)
+def test_what_decides_a_fit_is_in_its_key(override: str) -> None:
+    assert fit_of(frozen(override)).key != fit_of(frozen()).key
+
+
+# Normalisation
+
+
+def test_weights_are_normalised_as_they_were_made() -> None:
+    half = NormaliseSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    model = frozen("model.pretrained=imagenet").trials()[0].model
+    assert weights_normalisation(model.model_copy(update={"backbone": "tf_efficientnet_lite0"})) == half
+    assert weights_normalisation(model.model_copy(update={"backbone": "mobilenetv2_100"})) == IMAGENET
+    assert weights_normalisation(model.model_copy(update={"backbone": "resnet50", "pretrained": "moco_v2"})) == IMAGENET
+    assert weights_normalisation(model.model_copy(update={"pretrained": "none"})) is None
+
+
+def test_a_frozen_backbone_takes_the_weights_own_and_a_trained_one_the_data_sets() -> None:
+    facts = DATASETS["camvid"].facts
+    fields = {"backbone": "tf_efficientnet_lite0", "architecture": "linear", "head": LinearSpec(), "frozen": True}
+    frozen_model, trained = ModelSpec(**fields), ModelSpec(backbone="tf_efficientnet_lite0")
+    assert normalisation(frozen_model, facts) == weights_normalisation(frozen_model)
+    assert normalisation(trained, facts) is None
+    assert normalisation(trained.model_copy(update={"normalise": "weights"}), facts) is not None
+    own = NormaliseSpec(mean=facts.mean, std=facts.std)
+    assert normalisation(frozen_model.model_copy(update={"normalise": own}), facts) is None
+
+
+def test_the_key_holds_the_values_and_is_unmoved_where_they_are_the_data_sets() -> None:
+    usual = frozen("model.normalise=dataset")
+    values = NormaliseSpec(mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+    assert fit_of(frozen("model.normalise=weights")).key == fit_of(usual).key  # by what the source says alone
+    assert fit_of(usual, normalise=values).inputs["model"]["normalise"] == values.as_input()
+    assert "normalise" not in fit_of(usual).inputs["model"]
