@@ -14,7 +14,7 @@ QUICK := not (gpu or slow or alone or ray or browser or training or whole_report
 help:                    ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
 
-demo: .venv/runtime      ## a small real benchmark on this computer, no download of data or weights
+demo: .venv/runtime      ## a small real benchmark on this computer, no download of data
 	$(BIN)/python launch.py run experiments/quickstart.yaml
 	$(BIN)/python launch.py report experiments/quickstart.yaml --out report
 

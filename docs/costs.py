@@ -4,6 +4,8 @@ Nothing is run and no image is read: the networks are counted on torch's meta de
 as two operations, convolutions and matrix products only.
 """
 
+import itertools
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,9 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pixelpick_ray.active.acquisition import needs_model
 from pixelpick_ray.config.experiment import Experiment
-from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.model import FEATURE_FIELDS, ModelSpec
+from pixelpick_ray.config.networks import chosen_layers, feature_grid, feature_stride, networks
 from pixelpick_ray.config.trial import SizeSpec, Trial
 from pixelpick_ray.data.scenes import SPLIT_SIZES
+from pixelpick_ray.models.extractor import build_extractor
 from pixelpick_ray.models.segmentation import FRAME_MULTIPLE, build_model
 from pixelpick_ray.planning import make_plan
 from pixelpick_ray.tasks import evaluation_size
@@ -56,7 +60,7 @@ class Cost:
 def cost_of(experiment: Experiment) -> Cost:
     """The cost of an experiment of which nothing is stored."""
     plan = make_plan(experiment)
-    flops = 0.0
+    flops = sum(features_flops(experiment, trial) for trial in _frozen(experiment))
     seen: set[str] = set()
     for chain in plan.chains:
         for stage, fit in enumerate(chain.fits):
@@ -69,9 +73,52 @@ def cost_of(experiment: Experiment) -> Cost:
     return Cost(plan.num_fits, plan.num_fits_unshared, flops)
 
 
+def _frozen(experiment: Experiment) -> list[Trial]:
+    """A trial of each frozen backbone whose features are kept."""
+    trials = [trial for trial in experiment.trials() if trial.model.head is not None]
+    return list({trial.model.model_dump_json(include=FEATURE_FIELDS): trial for trial in trials}.values())
+
+
+def features_flops(experiment: Experiment, trial: Trial) -> float:
+    """The features of all images, once."""
+    evaluate = experiment.evaluate
+    sizes = [(num_training_images(trial), prepared(trial, trial.dataset))]
+    for name in evaluate.splits:
+        images = NUM_IMAGES[trial.dataset.name][evaluate.split_of(name)]
+        sizes.append((images, prepared(trial, evaluation_size(evaluate, trial, name))))
+    return sum(images * extractor_flops(trial.model, size) for images, size in sizes)
+
+
+@cache
+def extractor_flops(model: ModelSpec, size: tuple[int, int]) -> float:
+    """Operations of the frozen backbone on one image."""
+    with torch.device("meta"):
+        extractor = build_extractor(model.model_copy(update={"pretrained": "none"}), data_path=Path(), seed=0)
+        images = torch.empty(1, 3, *size)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        extractor(images)
+    return float(counter.get_total_flops())
+
+
+def head_flops(model: ModelSpec, size: tuple[int, int]) -> float:
+    """Operations of a head on the features of one image, by the sizes of its layers; of 11 classes."""
+    network = networks()[model.backbone]
+    strides = network.strides_of(model)
+    widths = [sum(network.channels[layer] for layer in chosen_layers(model, strides))]
+    widths += [*getattr(model.head, "hidden", ()), 11]
+    places = math.prod(feature_grid(model, feature_stride(model, strides), size))
+    return 2.0 * places * sum(one * other for one, other in itertools.pairwise(widths))
+
+
 def fit_flops(experiment: Experiment, trial: Trial) -> float:
-    """Training and evaluations of one stage."""
-    train, evaluate = trial.train, experiment.evaluate
+    """Training and evaluations of one stage; fitting a head to labelled pixels is next to nothing."""
+    train, evaluate = trial.training, experiment.evaluate
+    if train is None:
+        sizes = [
+            (NUM_IMAGES[trial.dataset.name][evaluate.split_of(name)], evaluation_size(evaluate, trial, name))
+            for name in evaluate.splits
+        ]
+        return sum(images * head_flops(trial.model, prepared(trial, size)) for images, size in sizes)
     crop = train.augment.crop_size if train.augment else None
     step = image_flops(trial.model, frame(crop or prepared(trial, trial.dataset)), training=True)
     flops = train.epochs * num_training_images(trial) * step
@@ -88,6 +135,8 @@ def pick_flops(trial: Trial) -> float:
     if not needs_model(trial.acquire.strategy):
         return 0.0
     passes = trial.acquire.stochastic.passes if trial.acquire.stochastic else 1
+    if trial.model.head is not None:
+        return passes * num_training_images(trial) * head_flops(trial.model, prepared(trial, trial.dataset))
     size = frame(prepared(trial, trial.dataset))
     return passes * num_training_images(trial) * image_flops(trial.model, size, training=False)
 

@@ -12,6 +12,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 from costs import FLOPS_PER_SECOND, cost_of  # noqa: E402
 
 from pixelpick_ray.config.experiment import Experiment, load_experiment  # noqa: E402
+from pixelpick_ray.models.backbones import PACKAGED  # noqa: E402
 
 
 def experiments() -> str:
@@ -35,9 +36,8 @@ def experiments() -> str:
 def _needs(experiment: Experiment) -> str:
     trials = experiment.trials()
     data = {trial.dataset.path or trial.dataset.name for trial in trials} - {"scenes"}
-    weights = {
-        f"{trial.model.backbone} {trial.model.pretrained}" for trial in trials if trial.model.pretrained != "none"
-    }
+    models = {(trial.model.backbone, trial.model.pretrained) for trial in trials if trial.model.pretrained != "none"}
+    weights = {" ".join(model) for model in models - PACKAGED.keys()}
     return ", ".join(f"`{name}`" for name in (*sorted(data), *sorted(weights))) or "nothing"
 
 

@@ -1,7 +1,7 @@
 """The Python interface: what the command line does, for programs and notebooks.
 
 >>> import pixelpick_ray as pp
->>> experiment = pp.load("experiments/quickstart.yaml", **{"train.epochs": 2})
+>>> experiment = pp.load("experiments/quickstart-training.yaml", **{"train.epochs": 2})
 >>> print(pp.plan(experiment).sharing)
 >>> result = pp.run(experiment, local=True, on_event=print)
 >>> pp.results("store", experiment)

@@ -84,9 +84,15 @@ class Context:
         """The features of a split by the frozen backbone; made by all ranks and chains of this node together."""
         key = prepared.fingerprint, prepared.shapes.tobytes()
         if key not in self._features:
-            where = {"data_path": self.execution.data_path, "cache_path": self.execution.cache_path}
             self._features[key] = prepare_features(
-                prepared, self.trial.model, self.facts, self.world, **where, seed=self.trial.seed
+                prepared,
+                self.trial.model,
+                self.facts,
+                self.world,
+                data_path=self.execution.data_path,
+                cache_path=self.execution.cache_path,
+                seed=self.trial.seed,
+                limit=self.execution.cache_limit,
             )
         return self._features[key]
 

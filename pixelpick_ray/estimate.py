@@ -2,8 +2,14 @@
 
 from typing import Any
 
-from pixelpick_ray.config.canonical import counted
+from pixelpick_ray.checks import splits_in_use
+from pixelpick_ray.config.canonical import counted, digest
 from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.model import FEATURE_FIELDS
+from pixelpick_ray.config.networks import features_bytes as network_bytes
+from pixelpick_ray.data.cache import prepare
+from pixelpick_ray.data.datasets import open_dataset, training_split
+from pixelpick_ray.errors import DataError
 from pixelpick_ray.planning import Plan, Progress
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.paths import PROVENANCE
@@ -28,10 +34,38 @@ def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[s
         "fits_to_train": len(found),
         "fits_to_train_again": sum(stage.fit_stored for stage, _ in found),
         "fits_after_answers": sum(stage.must_wait for stage, _ in found),
+        "features_bytes": features_bytes(planned, execution),
         "epochs_missing": sum(trial.epochs for _, trial in found),
         "seconds_per_fit": seconds,
         "seconds_missing": None if seconds is None else round(seconds * len(found), 1),
     }
+
+
+def features_bytes(planned: Plan, execution: Execution) -> int | None:
+    """Bytes of the features of all frozen backbones of a plan, which are kept in the cache folder; None where the data
+    are absent.
+    """
+    sizes: dict[str, int] = {}
+    for trial in planned.trials:
+        if trial.model.head is None:
+            continue
+        try:
+            dataset = open_dataset(trial.dataset, execution.data_path)
+            for split, size in splits_in_use(planned.experiment, trial, training_split(dataset, trial.dataset)):
+                model = trial.model.model_dump(mode="json", include=FEATURE_FIELDS)
+                seed = trial.seed if trial.model.pretrained == "none" else None
+                key = digest([trial.dataset.name, trial.dataset.path, split, size.size_spec().as_input(), model, seed])
+                if key not in sizes:
+                    shapes = prepare(dataset, split, size, execution.cache_path).shapes
+                    sizes[key] = network_bytes(trial.model, ((int(h), int(w)) for h, w in shapes))
+        except DataError:
+            return None
+    return sum(sizes.values())
+
+
+def features_line(size: int | None, execution: Execution) -> str:
+    """What is kept of frozen backbones, and where; empty where there is none."""
+    return f"features of frozen backbones: {size / 1e9:.1f} GB in {execution.cache_path}" if size else ""
 
 
 def fit_seconds(progress: Progress, execution: Execution) -> float | None:

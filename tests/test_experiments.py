@@ -89,10 +89,11 @@ def overrides(path: str) -> Iterator[str]:
     tiny = {"long_side": max(SIZE)} if experiment.dataset.long_side else {"size": list(SIZE)}
     few = {"images": 3} if experiment.dataset.name == "scenes" else {}  # which has as many as are asked for
     yield f"dataset={json.dumps(dataset | tiny | few)}"
-    yield "train.epochs=1"
-    yield "train.batch_size=2"
-    yield "train.schedule={name: poly}"
-    yield f"train.augment.crop_size={json.dumps(list(SIZE))}"
+    if experiment.train is not None:
+        yield "train.epochs=1"
+        yield "train.batch_size=2"
+        yield "train.schedule={name: poly}"
+        yield f"train.augment.crop_size={json.dumps(list(SIZE))}"
     for name, spec in experiment.evaluate.splits.items():
         if spec.size is not None:
             yield f"evaluate.splits.{name}.size={json.dumps([side // 16 for side in spec.size])}"
@@ -108,7 +109,15 @@ def overrides(path: str) -> Iterator[str]:
 IN_THE_DEFAULT_RUN = {
     f"experiments/{name}.yaml"
     for name in (
-        *("quickstart", "annotate-quickstart", "search-quickstart", "camvid-mobilenet", "own-images"),
+        *(
+            "quickstart",
+            "quickstart-training",
+            "frozen/camvid-linear",
+            "annotate-quickstart",
+            "search-quickstart",
+            "camvid-mobilenet",
+            "own-images",
+        ),
         *("cityscapes-resnet50", "voc-resnet50", "studies/committee", "studies/annotator-error"),
     )
 }

@@ -63,9 +63,9 @@ def test_there_is_one_version(installed: Run) -> None:
 
 def test_an_experiment_that_the_package_ships_is_run_and_reported(installed: Run) -> None:
     settings = [word for path, value in TINY.items() for word in ("--set", f"{path}={value}")]
-    done = installed("pixelpick-ray", "run", "experiments/quickstart.yaml", "--local", *settings)
+    done = installed("pixelpick-ray", "run", "experiments/quickstart-training.yaml", "--local", *settings)
     assert "trained now: 1" in done.stdout, done.stdout + done.stderr
-    report = installed("pixelpick-ray", "report", "experiments/quickstart.yaml", "--out", "report", *settings)
+    report = installed("pixelpick-ray", "report", "experiments/quickstart-training.yaml", "--out", "report", *settings)
     assert report.returncode == 0, report.stderr
     code = installed("python", "-c", "from pixelpick_ray.engine.provenance import code_commit as c; print(c())")
     assert code.stdout.strip() == "unknown"  # not the commit of the project around

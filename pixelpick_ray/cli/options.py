@@ -108,6 +108,19 @@ def parse_duration(option: str, text: str) -> float:
     return seconds
 
 
+def parse_bytes(option: str, text: str) -> int:
+    """Bytes of "500MB", "20GB" or "1.5TB". SpecError otherwise."""
+    units = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+    number, unit = text[:-2].strip(), units.get(text[-2:].upper())
+    try:
+        size = int(float(number) * unit) if unit else -1
+    except (ValueError, OverflowError):
+        size = -1
+    if size <= 0:
+        raise SpecError(f"{option}: {text!r} is no size; give e.g. 500MB, 20GB or 1.5TB")
+    return size
+
+
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> Any:
     """The value if it is allowed. SpecError otherwise."""
     if value not in allowed:

@@ -25,6 +25,7 @@ from pixelpick_ray.cli.options import (
     Ranks,
     StoreLocation,
     one_of,
+    parse_bytes,
     parse_duration,
 )
 from pixelpick_ray.cli.shared import asked_of, execution_of
@@ -33,7 +34,7 @@ from pixelpick_ray.config.command import typed
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import naming
-from pixelpick_ray.estimate import cost_line, summarise
+from pixelpick_ray.estimate import cost_line, features_line, summarise
 from pixelpick_ray.planning import progress_of
 from pixelpick_ray.runner import session
 from pixelpick_ray.search.journal import Journal
@@ -81,6 +82,8 @@ def plan(
         print(f"people label {counted(planned.answers_per_image, 'pixel')} of each image")
     for line in progress.damaged:
         print(f"DAMAGED {line}")
+    if line := features_line(summary["features_bytes"], execution):
+        print(line)
     print(cost_line(summary))
 
 
@@ -115,6 +118,16 @@ def run(
     rank_timeout: Annotated[
         str, typer.Option("--rank-timeout", help="How long ranks wait for one that hangs, e.g. 10m.")
     ] = "10m",
+    cache_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--cache-limit",
+            envvar="PIXELPICK_CACHE_LIMIT",
+            metavar="SIZE",
+            help="What features of frozen backbones may take in the cache, e.g. 20GB: those used longest ago go.",
+            show_default="no limit",
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for people who answer, and go on by itself.")] = False,
     runs: Annotated[
         Path, typer.Option("--runs", file_okay=False, metavar="DIR", help="Folder of logs and TensorBoard files.")
@@ -141,6 +154,7 @@ def run(
         keep_weights=one_of("--keep-weights", keep_weights, KEEP_WEIGHTS),
         checkpoint_seconds=60 * checkpoint_minutes,
         rank_timeout_seconds=parse_duration("--rank-timeout", rank_timeout),
+        cache_limit=parse_bytes("--cache-limit", cache_limit) if cache_limit else None,
         wait=wait,
     )
     console = Console(stderr=False, highlight=False)

@@ -16,9 +16,10 @@ class Execution:
     """Where and how fast chains run. `gpus_per_rank` None means 1 where there are GPUs, else 0.
 
     `run` is the name of the run's lease, which weights that it needs only for itself are marked with; `max_failures` is
-    how often in a row a chain may be lost without getting further; `checkpoint_seconds` how old the
-    saved state of a fit in training may become, its last epoch apart; `rank_timeout_seconds` how long ranks wait for
-    one that hangs; `wait` says to wait for people who have to answer.
+    how often in a row a chain may be lost without getting further; `checkpoint_seconds` how old the saved state of a
+    fit in training may become, its last epoch apart; `rank_timeout_seconds` how long ranks wait for one that hangs;
+    `cache_limit` how many bytes the features of frozen backbones may take in the cache; `wait` says to wait for people
+    who have to answer.
     """
 
     data_path: Path
@@ -36,6 +37,7 @@ class Execution:
     keep_weights: KeepWeights = "needed"
     checkpoint_seconds: float = 300.0
     rank_timeout_seconds: float = 600.0
+    cache_limit: int | None = None
     wait: bool = False
     run: str = ""
 

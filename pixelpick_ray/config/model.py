@@ -79,6 +79,10 @@ PIXEL_HEADS: dict[str, type[PixelHeadSpec]] = {
 }
 
 
+# What of a model decides the features of its frozen backbone, beside its weights and the values of normalisation.
+FEATURE_FIELDS = {"backbone", "width", "output_stride", "layers", "feature_stride", "input_scale"}
+
+
 class NormaliseSpec(Spec):
     """What images (values in 0..1) are normalised with, for red, green and blue."""
 

@@ -5,7 +5,8 @@
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,6 +16,7 @@ from pixelpick_ray.config.model import PIXEL_HEADS, ModelSpec, NormaliseSpec
 from pixelpick_ray.errors import SpecError
 
 OUTPUT_STRIDES = (8, 16, 32)
+PYRAMID_STRIDE = 8  # that the levels of a pyramid are brought to unless the spec says otherwise
 IMAGENET = NormaliseSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 Strides = tuple[int, ...]
 
@@ -33,13 +35,18 @@ class Maps:
 @dataclass(frozen=True)
 class Network:
     """A network of timm: the strides of its feature levels by output stride (absent where it gives no such pyramid),
-    its maps where it has no output stride at all and takes images of any size, and whether it is a ResNet, whose width
-    may be changed.
+    its maps where it has no output stride at all and takes images of any size, the channels of its levels or maps, and
+    whether it is a ResNet, whose width may be changed.
     """
 
     strides: Mapping[int, Strides]
     maps: Maps | None
+    channels: tuple[int, ...]
     is_resnet: bool
+
+    def strides_of(self, spec: ModelSpec) -> Strides:
+        """The strides of what a model takes of it, which there is (`check_network`)."""
+        return self.strides.get(spec.output_stride) or (self.maps.strides if self.maps else ())
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,9 @@ def networks() -> dict[str, Network]:
     tree = _listed()
     resnets = set(tree["resnets"])
     maps = {name: _parsed_maps(text) for text, names in tree["maps"].items() for name in names}
+    channels = {name: tuple(map(int, text.split())) for text, names in tree["channels"].items() for name in names}
     return {
-        name: Network(_parsed(pyramids), maps.get(name), name in resnets)
+        name: Network(_parsed(pyramids), maps.get(name), channels[name], name in resnets)
         for pyramids, names in tree["pyramids"].items()
         for name in names
     }
@@ -193,6 +201,26 @@ def chosen_layers(spec: ModelSpec, strides: Strides) -> tuple[int, ...]:
     if len(set(found)) < len(found):
         raise SpecError(f"model.layers: {list(spec.layers)} names a layer of {spec.backbone} twice; name each once")
     return tuple(sorted(found))
+
+
+def feature_stride(spec: ModelSpec, strides: Strides) -> int:
+    """The stride of the features that a head on a frozen backbone with these strides takes."""
+    return spec.feature_stride or (PYRAMID_STRIDE if len(set(strides)) > 1 else strides[0])
+
+
+def feature_grid(spec: ModelSpec, stride: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(h, w) of features of a stride, of an image of (height, width): the nearest whole number, at least 2."""
+    height, width = (max(2, round(side * (spec.input_scale or 1.0) / stride)) for side in size)
+    return height, width
+
+
+def features_bytes(spec: ModelSpec, sizes: Iterable[tuple[int, int]]) -> int:
+    """Bytes of the float16 features of images of these (height, width)."""
+    network = networks()[spec.backbone]
+    strides = network.strides_of(spec)
+    channels = sum(network.channels[layer] for layer in chosen_layers(spec, strides))
+    stride = feature_stride(spec, strides)
+    return sum(2 * channels * math.prod(feature_grid(spec, stride, size)) for size in sizes)
 
 
 def _ways_out(network: Network, need: Head) -> str:

@@ -1,6 +1,7 @@
 """Evaluating a checkpoint outside of an experiment: the weights of a stored fit, or a file of the paper's authors."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,15 @@ from torch import nn
 from pixelpick_ray.config.model import ModelSpec
 from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.cache import prepare
-from pixelpick_ray.data.datasets import open_dataset
+from pixelpick_ray.data.datasets import DatasetFacts, open_dataset
+from pixelpick_ray.data.weights import normalised_facts, weights_digest
+from pixelpick_ray.engine.features import prepare_features
+from pixelpick_ray.engine.frozen import FrozenModel
 from pixelpick_ray.engine.score import evaluate
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.models.extractor import build_extractor
+from pixelpick_ray.models.heads import head_of
 from pixelpick_ray.models.published import read_checkpoint
 from pixelpick_ray.models.segmentation import MODELS, build_model
 from pixelpick_ray.models.tensors import check_classes, check_tensors, read_tensors
@@ -38,16 +44,52 @@ def evaluate_checkpoint(
         raise SpecError(f"split: {facts.name} has no {split!r}; it has {', '.join(facts.splits)}")
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the weights.safetensors of a stored fit or a published .pt file")
-    read = _read_fit if path.suffix == SUFFIX else read_checkpoint
     world = World(0, 1, device)
-    model = world.place(read(path, facts.num_classes))
-    confusion, _ = evaluate(model, prepare(opened, split, dataset, cache_path), facts, world)
+    if path.suffix == SUFFIX:
+        spec, weights, seed = _stored_spec(path.with_name("input.json"))
+        facts = normalised_facts(facts, spec)
+        if spec.head is not None:
+            model = _read_head(path, spec, weights, seed, facts, world, data_path, cache_path)
+        else:
+            model = _read_fit(path, spec, facts.num_classes)
+    else:
+        model = read_checkpoint(path, facts.num_classes)
+    confusion, _ = evaluate(world.place(model), prepare(opened, split, dataset, cache_path), facts, world)
     return facts.class_names, confusion
 
 
-def _read_fit(path: Path, num_classes: int) -> nn.Module:
-    """The network of a stored fit: ``input.json`` beside the weights says which it is."""
-    spec = _stored_spec(path.with_name("input.json"))
+def _read_head(
+    path: Path,
+    spec: ModelSpec,
+    weights: str | None,
+    seed: int,
+    facts: DatasetFacts,
+    world: World,
+    data_path: Path,
+    cache_path: Path,
+) -> nn.Module:
+    """The head of a stored fit, on features of the backbone that it was fitted to. DataError when that has other
+    weights now.
+    """
+    if weights_digest(spec, data_path) != weights:
+        raise DataError(
+            f"{path}: was fitted to features of a {spec.backbone} with other weights than those of {data_path}; give "
+            "the folder that has them with --data DIR"
+        )
+    tensors = {name.removeprefix("head."): tensor for name, tensor in read_tensors(path).items()}
+    features = partial(
+        prepare_features, spec=spec, facts=facts, world=world, data_path=data_path, cache_path=cache_path, seed=seed
+    )
+    head = head_of(spec.head, tensors)
+    found = head(torch.zeros(1, build_extractor(spec, data_path=data_path, seed=seed).channels, 2, 2)).shape[1]
+    if found != facts.num_classes:
+        raise DataError(f"{path}: tells {found} classes apart, {facts.name} has {facts.num_classes}")
+    return FrozenModel(head, features)
+
+
+def _read_fit(path: Path, spec: ModelSpec, num_classes: int) -> nn.Module:
+    """The network of a stored fit."""
+    spec = spec.model_copy(update={"pretrained": "none"})
     tensors = read_tensors(path)
     if spec.architecture in MODELS:
         check_classes(tensors, "classifier.weight", num_classes, path=path)
@@ -59,11 +101,15 @@ def _read_fit(path: Path, num_classes: int) -> nn.Module:
     return model
 
 
-def _stored_spec(path: Path) -> ModelSpec:
+def _stored_spec(path: Path) -> tuple[ModelSpec, str | None, int]:
+    """Which network a fit is of, from ``input.json`` beside its weights; the digest of its pretrained weights; its
+    seed, 0 where it does not matter.
+    """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))["model"]
-        fields = {name: value for name, value in fields.items() if name not in ("weights_digest", "version")}
-        return ModelSpec.model_validate_json(json.dumps(fields | {"pretrained": "none"}))
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        fields = {name: value for name, value in stored["model"].items() if name not in ("weights_digest", "version")}
+        spec = ModelSpec.model_validate_json(json.dumps(fields))
+        return spec, stored["model"]["weights_digest"], int(stored.get("seed", 0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: does not say which network the weights beside it are of ({error}); give weights that lie in "

@@ -10,9 +10,10 @@ opens it.
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +23,19 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pixelpick_ray.config.canonical import digest
-from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.model import FEATURE_FIELDS, ModelSpec
 from pixelpick_ray.data.cache import CACHE_VERSION, PreparedSplit
 from pixelpick_ray.data.dataset import DatasetFacts
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.engine.batches import normalised
-from pixelpick_ray.engine.images import SplitImages
+from pixelpick_ray.engine.images import SplitImages, moved
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError
 from pixelpick_ray.models.extractor import FeatureExtractor, build_extractor
 
 BLOCK_IMAGES = 16
+DEVICE_SHARE = 0.5  # of a GPU's free memory that the features of one split may take
+HOST = torch.device("cpu")
 FEATURES = "features.bin"
 WAIT_SECONDS = 0.2
 _opened: dict[Path, "Features"] = {}  # by folder: what this process has compared with its digests
@@ -47,6 +50,7 @@ class Features:
     vectors: npt.NDArray[np.float16]
     shapes: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
+    on_device: dict[torch.device, Tensor | None] = field(default_factory=dict, compare=False)
 
     def shape(self, position: int) -> tuple[int, int]:
         """(h, w) of an image's map."""
@@ -56,11 +60,26 @@ class Features:
         """(h * w, D) of an image."""
         return self.vectors[self.offsets[position] : self.offsets[position + 1]]
 
-    def maps(self, positions: Sequence[int]) -> Tensor:
-        """(n, D, h, w) float32 of images of one size, channels last."""
+    def maps(self, positions: Sequence[int], device: torch.device = HOST) -> Tensor:
+        """(n, D, h, w) float32 of images of one size, channels last. A GPU keeps all of them where they take at most
+        half of its free memory.
+        """
         height, width = self.shape(positions[0])
-        stacked = torch.from_numpy(np.stack([self.of(position) for position in positions])).float()
+        whole = self._resident(device)
+        if whole is not None:
+            stacked = torch.stack([whole[self.offsets[at] : self.offsets[at + 1]] for at in positions]).float()
+        else:
+            stacked = moved(torch.from_numpy(np.stack([self.of(at) for at in positions])), device).float()
         return stacked.view(len(positions), height, width, -1).permute(0, 3, 1, 2)
+
+    def _resident(self, device: torch.device) -> Tensor | None:
+        if device.type != "cuda":
+            return None
+        if device not in self.on_device:
+            free, _ = torch.cuda.mem_get_info(device)
+            fits = self.vectors.nbytes <= DEVICE_SHARE * free
+            self.on_device[device] = torch.from_numpy(np.array(self.vectors)).to(device) if fits else None
+        return self.on_device[device]
 
     def at(self, position: int, y: npt.NDArray[np.int64], x: npt.NDArray[np.int64], size: tuple[int, int]) -> Tensor:
         """(k, D) float32 at pixels of an image of a `size`, interpolated bilinearly with aligned corners."""
@@ -80,12 +99,6 @@ def _between(values: npt.NDArray[np.int64], length: int, coarse: int) -> tuple[T
     return before, (before + 1).clamp_(max=coarse - 1), (exact - before).float()
 
 
-def features_bytes(shapes: npt.NDArray[np.int64], extractor: FeatureExtractor) -> int:
-    """Bytes of the features of images of these (N, 2) sizes."""
-    cells = sum(int(np.prod(extractor.grid((int(h), int(w))))) for h, w in shapes)
-    return 2 * cells * extractor.channels
-
-
 def prepare_features(
     prepared: PreparedSplit,
     spec: ModelSpec,
@@ -95,11 +108,12 @@ def prepare_features(
     data_path: Path,
     cache_path: Path,
     seed: int,
+    limit: int | None = None,
 ) -> Features:
     """Open the features of a split, computing those that are missing together with all who wait for them.
 
-    `facts` have the mean and deviation that images are normalised with. Damaged features are computed again. DataError
-    when the cache folder cannot be written.
+    `facts` have the mean and deviation that images are normalised with. Damaged features are computed again. With a
+    `limit` in bytes those that were used longest ago make room. DataError when the cache folder cannot be written.
     """
     folder = cache_path / f"{facts.name}-{prepared.split}-features-{_key(prepared, spec, facts, seed, data_path)[:20]}"
     if folder in _opened:
@@ -109,6 +123,7 @@ def prepare_features(
     offsets = np.cumsum([0, *grids.prod(axis=1)], dtype=np.int64)
     entry = _Entry(folder, grids, offsets, extractor.channels)
     try:
+        make_room(cache_path, folder, entry.size, limit)
         folder.mkdir(parents=True, exist_ok=True)
         entry.allocate()
         while not entry.is_whole():
@@ -124,18 +139,36 @@ def prepare_features(
     return _opened[folder]
 
 
+def make_room(cache_path: Path, folder: Path, size: int, limit: int | None) -> None:
+    """Remove the features that were used longest ago until all, with `size` bytes in `folder`, are within the limit.
+
+    Who reads removed ones keeps them until its process ends. DataError when the limit is too small for these alone.
+    """
+    if limit is None or not cache_path.is_dir():
+        return
+    if size > limit:
+        raise DataError(f"--cache-limit: {_gigabytes(limit)} given, {folder.name} alone takes {_gigabytes(size)}")
+    others = [path for path in cache_path.glob("*-features-*") if path != folder and path.is_dir()]
+    newest_first = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+    total = size
+    for path in newest_first:
+        content = path / FEATURES
+        total += content.stat().st_size if content.is_file() else 0
+        if total > limit:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
 def _key(prepared: PreparedSplit, spec: ModelSpec, facts: DatasetFacts, seed: int, data_path: Path) -> str:
     """What identifies features: everything that decides them. A random backbone is one of the seed."""
-    names = {"backbone", "width", "output_stride", "layers", "feature_stride", "input_scale"}
     return digest(
         {
             "version": FeatureExtractor.version,
             "images": [CACHE_VERSION, prepared.fingerprint, prepared.shapes.tolist()],
-            "backbone": spec.model_dump(mode="json", include=names, exclude_none=True),
+            "backbone": spec.model_dump(mode="json", include=FEATURE_FIELDS, exclude_none=True),
             "weights": weights_digest(spec, data_path) or ["random", seed],
             "normalise": [facts.mean, facts.std],
         }

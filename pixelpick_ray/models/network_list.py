@@ -63,6 +63,16 @@ def _order(network: Any, size: tuple[int, int]) -> str:
     return min(orders, default="")
 
 
+def channels_of(name: str) -> str:
+    """The channels of a network's features, as in the list: "16 24 40 112 320"; empty where it gives none."""
+    try:
+        with torch.device("meta"):
+            info = timm.create_model(name, pretrained=False, features_only=True).feature_info
+    except Exception:  # as above
+        return ""
+    return " ".join(map(str, info.channels()))
+
+
 def normalisation_of(name: str) -> str:
     """The mean and deviation that a network's weights were made with: "0.5 0.5 0.5, 0.5 0.5 0.5"."""
     cfg = timm.get_pretrained_cfg(name)
@@ -75,12 +85,14 @@ def list_networks(names: Iterable[str]) -> dict[str, Any]:
     """
     pyramids: dict[str, list[str]] = {}
     maps: dict[str, list[str]] = {}
+    channels: dict[str, list[str]] = {}
     normalise: dict[str, list[str]] = {}
     for name in sorted(names):
         found = pyramids_of(name)
         pyramids.setdefault(found, []).append(name)
         if not found and (own := maps_of(name)):
             maps.setdefault(own, []).append(name)
+        channels.setdefault(channels_of(name), []).append(name)
         usual = normalisation_of(name)
         tagged = {tag: normalisation_of(tag) for tag in timm.list_pretrained(f"{name}.*")}
         for weights, values in {name: usual, **{tag: text for tag, text in tagged.items() if text != usual}}.items():
@@ -90,6 +102,7 @@ def list_networks(names: Iterable[str]) -> dict[str, Any]:
         "timm": timm.__version__,
         "pyramids": dict(sorted(pyramids.items())),
         "maps": dict(sorted(maps.items())),
+        "channels": dict(sorted(channels.items())),
         "normalise": dict(sorted(normalise.items())),
         "resnets": sorted(timm.list_models(module="resnet")),
     }

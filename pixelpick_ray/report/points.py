@@ -11,7 +11,10 @@ from pixelpick_ray.errors import SpecError
 
 # Grid paths with a column of their own; every other path that a grid varies goes into the column `setting`.
 _COLUMN_PATHS = frozenset(
-    ("seed", "budget", "dataset.name", "model.architecture", "model.backbone", "model.pretrained", "acquire.strategy")
+    (
+        *("seed", "budget", "dataset.name", "model.architecture", "model.backbone", "model.pretrained"),
+        *("acquire.strategy", "model.head", "model.head.name"),  # a head is an architecture by its other name
+    )
 )
 
 
@@ -96,10 +99,15 @@ def _leaves(path: str, value: Any) -> Iterator[str]:
 
 
 def _setting(trial: Trial, paths: list[str]) -> str:
-    """For example "acquire.pool_fraction=0.1"; how pixels are picked or decoded means nothing to full supervision."""
+    """For example "acquire.pool_fraction=0.1"; how pixels are picked or decoded means nothing to full supervision, and
+    training nothing to a head on frozen features.
+    """
     tree = trial.model_dump(mode="json")
+    if trial.training is None:
+        del tree["train"]
     if trial.budget == "full":
-        del tree["acquire"], tree["train"]["decoder"]
+        del tree["acquire"]
+        tree.get("train", {}).pop("decoder", None)
     parts = []
     for path in paths:
         known, value = lookup(tree, path)

@@ -25,7 +25,7 @@ from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Pending
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import RunError, SpecError, naming
-from pixelpick_ray.estimate import stages_line, summarise
+from pixelpick_ray.estimate import features_line, stages_line, summarise
 from pixelpick_ray.events import Event
 from pixelpick_ray.planning import Chain, Plan, Progress, claim_name, make_plan, progress_of
 from pixelpick_ray.runner.people import People
@@ -150,7 +150,10 @@ def run(
     trained = 0
     people = People(planned, execution, annotate, partial(console.print, soft_wrap=True, markup=False), stop)
     if chains and not stop():
-        console.print(f"{planned.sharing}; {stages_line(summarise(planned, progress, execution))}", soft_wrap=True)
+        summary = summarise(planned, progress, execution)
+        console.print(f"{planned.sharing}; {stages_line(summary)}", soft_wrap=True)
+        if line := features_line(summary["features_bytes"], execution):
+            console.print(line, soft_wrap=True)
         with stop.awaited(), _announced(execution, store):
             errors, trained = _run_chains(
                 planned, chains, execution, console, stop, people, local=local, listeners=listeners

@@ -5,11 +5,11 @@ import random
 import pytest
 import timm
 
-from pixelpick_ray.config.model import ModelSpec
-from pixelpick_ray.config.networks import OUTPUT_STRIDES, check_network, networks
+from pixelpick_ray.config.model import ModelSpec, NormaliseSpec
+from pixelpick_ray.config.networks import OUTPUT_STRIDES, check_network, networks, weights_normalisation
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import build_pyramid
-from pixelpick_ray.models.network_list import pyramids_of
+from pixelpick_ray.models.network_list import channels_of, maps_of, normalisation_of, pyramids_of
 
 pytestmark = pytest.mark.training
 
@@ -27,20 +27,46 @@ def as_listed(name: str) -> str:
     return ", ".join(f"{stride}: {' '.join(map(str, strides[stride]))}" for stride in known)
 
 
+def maps_as_listed(name: str) -> str:
+    """The maps of a network in the words of the generator."""
+    maps = networks()[name].maps
+    if maps is None:
+        return ""
+    order = ["NHWC" if maps.is_channels_last else "NCHW", *(["dynamic"] if maps.is_dynamic else [])]
+    return " ".join([*order, *map(str, maps.strides)])
+
+
 def test_the_list_has_the_names_of_the_installed_timm() -> None:
     assert sorted(networks()) == sorted(timm.list_models()), ADVICE
     resnets = sorted(name for name, one in networks().items() if one.is_resnet)
     assert resnets == sorted(timm.list_models(module="resnet"))
 
 
-USED = ["mobilenetv2_100", "resnet18", "resnet50", "test_resnet", "efficientnet_lite0", "vit_tiny_patch16_224", "vgg11"]
+USED = [
+    "swin_tiny_patch4_window7_224",
+    "vit_small_patch14_dinov2",
+    "tf_efficientnet_lite0",
+    "mobilenetv2_100",
+    "resnet18",
+    "resnet50",
+    "test_resnet",
+    "efficientnet_lite0",
+    "vit_tiny_patch16_224",
+    "vgg11",
+]
 SOME = [*USED, *random.Random(0).sample(timm.list_models(), 30)]
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SOME)
 def test_the_list_says_what_the_installed_timm_gives(name: str) -> None:
+    network = networks()[name]
     assert as_listed(name) == pyramids_of(name), ADVICE
+    assert " ".join(map(str, network.channels)) == channels_of(name), ADVICE
+    assert maps_as_listed(name) == ("" if network.strides else maps_of(name)), ADVICE
+    mean, std = ([float(value) for value in part.split()] for part in normalisation_of(name).split(", "))
+    model = ModelSpec(backbone=name)
+    assert weights_normalisation(model) == NormaliseSpec(mean=tuple(mean), std=tuple(std)), ADVICE  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

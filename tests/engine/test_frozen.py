@@ -12,9 +12,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from pixelpick_ray.active.metrics import miou
 from pixelpick_ray.config.model import KnnSpec, LinearSpec, MlpSpec, ModelSpec, PrototypeSpec
+from pixelpick_ray.config.networks import features_bytes
 from pixelpick_ray.config.trial import AcquireSpec, StochasticSpec
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.engine import features as features_module
@@ -355,9 +357,58 @@ def test_the_maps_of_a_vit_are_its_patches_in_place_without_prefix_tokens() -> N
     assert divmod(int(moved.argmax()), 8) == (2, 4)
 
 
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet", "swin_tiny_patch4_window7_224"])
+def test_the_weights_of_a_whole_network_are_those_of_its_features(tmp_path: Path, backbone: str) -> None:
+    torch.manual_seed(5)
+    whole = timm.create_model(backbone, pretrained=False, num_classes=0).eval()
+    (tmp_path / "weights").mkdir()
+    save_file(whole.state_dict(), tmp_path / "weights" / f"{backbone}.imagenet.safetensors")
+    model = spec(backbone=backbone, layers=(-1,)).model_copy(update={"pretrained": "imagenet"})
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    extractor = build_extractor(model, data_path=tmp_path, seed=0)
+    with torch.inference_mode():
+        last = extractor.network(images)[-1]
+        expected = whole.forward_intermediates(images, indices=1, norm=False, intermediates_only=True)[-1]
+    torch.testing.assert_close(last, expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.long
 def test_a_small_vit_takes_camvid_at_full_size() -> None:
     extractor = build_extractor(spec(backbone="vit_small_patch14_dinov2"), data_path=Path("no-data"), seed=0)
     with torch.inference_mode():
         found = extractor(torch.randn(1, 3, 360, 480))
     assert found.shape == (1, 384, 26, 34)
+
+
+# Room for features
+
+
+def test_features_used_longest_ago_make_room(tmp_path: Path) -> None:
+    data = tiny_data(3)
+    scales = [1.0, 1.5, 2.0]
+    for age, scale in enumerate(scales):
+        features_at(tmp_path, data.prepared, spec(input_scale=scale))
+        (new,) = [path for path in tmp_path.glob("*-features-*") if path.stat().st_mtime > 2e8]
+        os.utime(new, (1e8 + age,) * 2)
+    sizes = {path: (path / "features.bin").stat().st_size for path in tmp_path.glob("*-features-*")}
+    oldest = min(sizes, key=lambda path: path.stat().st_mtime)
+    features_module._opened.clear()
+    model = spec(input_scale=2.5)
+    needed = features_bytes(model, [(32, 48)] * 3)
+    limit = sum(sizes.values()) + needed - 1
+    prepare_features(data.prepared, model, FACTS, ALONE, data_path=tmp_path, cache_path=tmp_path, seed=3, limit=limit)
+    left = set(tmp_path.glob("*-features-*"))
+    assert set(sizes) - left == {oldest}
+    assert len(left) == 3
+    with pytest.raises(DataError, match=r"--cache-limit: 0\.0 GB given, tiny-train-features-\w+ alone takes"):
+        prepare_features(
+            data.prepared, spec(layers=(-1,)), FACTS, ALONE, data_path=tmp_path, cache_path=tmp_path, seed=3, limit=9
+        )
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+@pytest.mark.parametrize("fields", [{}, {"input_scale": 1.5}, {"layers": (-1,)}], ids=str)
+def test_planning_knows_the_size_of_features(tmp_path: Path, backbone: str, fields: dict[str, Any]) -> None:
+    data, model = tiny_data(3, MIXED), spec(backbone=backbone, **fields)
+    sizes = [data.prepared.shape(position) for position in range(3)]
+    assert features_bytes(model, sizes) == features_at(tmp_path, data.prepared, model).vectors.nbytes
