@@ -121,7 +121,7 @@ def prepare_features(
     extractor = build_extractor(spec, data_path=data_path, seed=seed)
     grids = np.asarray([extractor.grid(prepared.shape(position)) for position in range(len(prepared))], dtype=np.int64)
     offsets = np.cumsum([0, *grids.prod(axis=1)], dtype=np.int64)
-    entry = _Entry(folder, grids, offsets, extractor.channels)
+    entry = _Files(folder, grids, offsets, extractor.channels)
     try:
         make_room(cache_path, folder, entry.size, limit)
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ def _key(prepared: PreparedSplit, spec: ModelSpec, facts: DatasetFacts, seed: in
 
 
 @dataclass(frozen=True)
-class _Entry:
+class _Files:
     """A folder of the cache: features.bin, and the digest of each block of images in a file of its own."""
 
     folder: Path
@@ -244,7 +244,7 @@ class _Entry:
 
 @torch.inference_mode()
 def _compute_some(
-    entry: _Entry, prepared: PreparedSplit, extractor: FeatureExtractor, facts: DatasetFacts, world: World
+    entry: _Files, prepared: PreparedSplit, extractor: FeatureExtractor, facts: DatasetFacts, world: World
 ) -> bool:
     """Compute a block that nobody else computes; whether there was one."""
     for block in entry.blocks:

@@ -199,7 +199,7 @@ def test_what_a_killed_process_left_is_gone_on_with(tmp_path: Path, monkeypatch:
     data = tiny_data(2 * BLOCK_IMAGES)
     whole = np.array(features_at(tmp_path / "other", data.prepared, spec()).vectors)
     features_module._opened.clear()
-    write, written = features_module._Entry.write, list[int]()
+    write, written = features_module._Files.write, list[int]()
 
     def killed(entry: Any, block: int, vectors: Any) -> None:
         if written:
@@ -208,12 +208,12 @@ def test_what_a_killed_process_left_is_gone_on_with(tmp_path: Path, monkeypatch:
         write(entry, block, vectors)
 
     with monkeypatch.context() as patch:
-        patch.setattr(features_module._Entry, "write", killed)
+        patch.setattr(features_module._Files, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             features_at(tmp_path, data.prepared, spec())
     blocks = list[int]()
     monkeypatch.setattr(
-        features_module._Entry,
+        features_module._Files,
         "write",
         lambda entry, block, vectors: (blocks.append(block), write(entry, block, vectors)),
     )
