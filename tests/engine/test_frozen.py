@@ -20,6 +20,7 @@ from pixelpick_ray.config.networks import features_bytes
 from pixelpick_ray.config.trial import AcquireSpec, StochasticSpec
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.engine import features as features_module
+from pixelpick_ray.engine import score as score_module
 from pixelpick_ray.engine.features import BLOCK_IMAGES, Features, prepare_features
 from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.engine.frozen import FrozenModel, labelled_vectors, loss_of
@@ -165,6 +166,19 @@ def test_picks_are_those_of_full_size_logits(
     np.testing.assert_allclose(quick.entropy, full.entropy, atol=1e-4)
 
 
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
+def test_picks_and_measurements_do_not_depend_on_the_size_of_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: Any
+) -> None:
+    model, data, labels = fitted(tmp_path, head)
+    acquire, found = AcquireSpec(pixels_per_stage=4), list[Any]()
+    for images in (1, 3):
+        monkeypatch.setitem(score_module.BATCH_PIXELS, "cpu", images * 32 * 48)
+        picked = pick(model, data, labels, acquire, ALONE, seed=0, stage=0)
+        found.append((picked.y.tolist(), picked.x.tolist(), evaluate(model, data.prepared, FACTS, ALONE)[0].tolist()))
+    assert found[0] == found[1]
+
+
 def test_bald_and_votes_draw_the_dropout_of_a_perceptron(tmp_path: Path) -> None:
     model, data, labels = fitted(tmp_path, HEADS[1])
     for strategy, vote in (("bald", "soft"), ("margin", "soft"), ("entropy", "hard")):
@@ -276,9 +290,10 @@ def test_a_random_backbone_is_one_of_the_seed_and_the_head_is_in_no_key(tmp_path
 FROZEN = "model={backbone: test_resnet, pretrained: none, frozen: true, head: %s}", "train=null"
 
 
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
 @pytest.mark.parametrize("head", ["linear", "{name: mlp, hidden: [8], epochs: 2}", "{name: knn, k: 3}", "prototype"])
-def test_two_ranks_leave_what_one_rank_leaves(ranks: Ranks, tmp_path: Path, head: str) -> None:
-    experiment = tiny_experiment(FROZEN[0] % head, FROZEN[1])
+def test_two_ranks_leave_what_one_rank_leaves(ranks: Ranks, tmp_path: Path, head: str, backbone: str) -> None:
+    experiment = tiny_experiment(FROZEN[0].replace("test_resnet", backbone) % head, FROZEN[1])
     one, two = (place_at(tmp_path / name, tmp_path, tmp_path / "cache", keep_weights="all") for name in ("one", "two"))
     chain(ALONE, experiment, one)
     events, _ = ranks.run(chain, experiment, two)
