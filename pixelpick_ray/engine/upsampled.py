@@ -16,7 +16,8 @@ from torch import Tensor
 
 CELLS_AT_ONCE = 1024
 ROUNDING = 1e-4  # how far interpolation may push a score above its bound
-FIRST_SHARE = 2.0  # as many pixels as are wanted, times this, are scored before it is asked whether that is enough
+FIRST_SHARE = 4.0  # as many pixels as are wanted, times this, are scored before it is asked whether that is enough,
+# and all of cells whose corners differ: no bound tells these apart
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def highest_of_upsampled(
     pixels = cells.pixels.flatten()[order].cumsum(0)
     scores = torch.full((size[0] * size[1],), -torch.inf)
     done = 0
-    upto = int(torch.searchsorted(pixels, int(FIRST_SHARE * count))) + 1
+    upto = max(int(torch.searchsorted(pixels, int(FIRST_SHARE * count))) + 1, int((least == 0).sum()))
     while True:
         cells.put(scores, logits, order[done:upto], lambda block: score(block[None, :, :, None])[0, :, 0])
         done = min(upto, len(order))
