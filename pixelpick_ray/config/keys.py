@@ -7,7 +7,7 @@ from pixelpick_ray.config.model import NormaliseSpec
 
 # Raised by hand when the meaning of a step's result changes; older results are then computed again.
 VERSIONS = {"initial": 2, "fit": 3, "evaluation": 2, "pick": 3, "split": 1, "question": 1, "book": 1}
-FEATURES_VERSION = 1  # of what fits on frozen features are made of; in their keys alone
+FEATURES_VERSION = 1  # of the features of frozen backbones; in the keys of fits on them alone
 
 
 @dataclass(frozen=True)

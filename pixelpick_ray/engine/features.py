@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.keys import FEATURES_VERSION
 from pixelpick_ray.config.model import FEATURE_FIELDS, ModelSpec
 from pixelpick_ray.data.cache import CACHE_VERSION, PreparedSplit
 from pixelpick_ray.data.dataset import DatasetFacts
@@ -166,7 +167,7 @@ def _key(prepared: PreparedSplit, spec: ModelSpec, facts: DatasetFacts, seed: in
     """What identifies features: everything that decides them. A random backbone is one of the seed."""
     return digest(
         {
-            "version": FeatureExtractor.version,
+            "version": FEATURES_VERSION,
             "images": [CACHE_VERSION, prepared.fingerprint, prepared.shapes.tolist()],
             "backbone": spec.model_dump(mode="json", include=FEATURE_FIELDS, exclude_none=True),
             "weights": weights_digest(spec, data_path) or ["random", seed],

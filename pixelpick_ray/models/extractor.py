@@ -1,7 +1,6 @@
 """Feature maps of a frozen backbone: some of its layers, brought to one stride and joined."""
 
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +18,8 @@ class FeatureExtractor(nn.Module):
 
     Images are resized bilinearly to the multiple of the features' stride that is nearest to their size times the spec's
     ``input_scale``. Finer layers are averaged down to that stride, coarser ones interpolated bilinearly. Raise
-    `version` when the same weights give other features.
+    `FEATURES_VERSION` (`config/keys.py`) when the same weights give other features.
     """
-
-    version: ClassVar[int] = 1
 
     def __init__(self, spec: ModelSpec, pyramid: Pyramid) -> None:
         super().__init__()
