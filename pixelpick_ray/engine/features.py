@@ -260,6 +260,12 @@ def _compute_some(
                         network(normalised(images.images([position]).float().div_(255), facts))[0].flatten(1).T.half()
                         for position in entry.images(block)
                     ]
+                    for position, vectors in zip(entry.images(block), found, strict=True):
+                        if not vectors.isfinite().all():
+                            raise DataError(
+                                f"image {prepared.names[position]}: features are beyond what float16 holds; are the "
+                                "weights those of this backbone, and model.normalise what they were made with?"
+                            )
                     entry.write(block, torch.cat(found).cpu().numpy())
                     return True
         except Timeout:

@@ -7,6 +7,7 @@ Every head standardises features by mean and deviation over its labelled vectors
 spec in ``config/model.py``.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
@@ -137,7 +138,7 @@ class _Basis:
     def of(cls, labelled: LabelledVectors, mean: Tensor, deviation: Tensor, penalty: float) -> "_Basis":
         step = -(-len(labelled.vectors) // BASIS_VECTORS)
         some = torch.from_numpy(np.array(labelled.vectors[::step])).float().sub_(mean).div_(deviation)
-        variances, axes = torch.linalg.eigh(some.T @ some / len(some))
+        variances, axes = _principal_axes(some)
         shares = torch.from_numpy(labelled.counts.sum(axis=0, dtype=np.float64)).float()
         shares = shares / shares.sum()
         curvature = (shares * (1 - shares) * CURVATURE).clamp_(min=SMALLEST_CURVATURE)[:, None]
@@ -156,6 +157,15 @@ class _Basis:
     def slope(self, weight: Tensor, bias: Tensor) -> npt.NDArray[np.float64]:
         """The gradient in this basis, of those by weight and bias."""
         return (torch.cat([weight @ self.axes, bias[:, None]], dim=1) * self.scales).double().flatten().numpy()
+
+
+def _principal_axes(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances (D,) and axes (D, D) of vectors (n, D); should LAPACK fail, each feature is an axis of its own."""
+    covariance = vectors.T @ vectors / len(vectors)
+    with contextlib.suppress(RuntimeError):  # which torch's LinAlgError is; any basis gives the same minimum
+        variances, axes = torch.linalg.eigh(covariance)
+        return variances, axes
+    return covariance.diag(), torch.eye(len(covariance))
 
 
 def _regression(

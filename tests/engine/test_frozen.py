@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -17,21 +18,34 @@ from safetensors.torch import save_file
 from pixelpick_ray.active.metrics import miou
 from pixelpick_ray.config.model import KnnSpec, LinearSpec, MlpSpec, ModelSpec, PrototypeSpec
 from pixelpick_ray.config.networks import features_bytes
-from pixelpick_ray.config.trial import AcquireSpec, StochasticSpec
+from pixelpick_ray.config.trial import AcquireSpec, DatasetSpec, StochasticSpec
+from pixelpick_ray.data import datasets
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.engine import features as features_module
 from pixelpick_ray.engine import score as score_module
+from pixelpick_ray.engine.checkpoint import evaluate_checkpoint
 from pixelpick_ray.engine.features import BLOCK_IMAGES, Features, prepare_features
 from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.engine.frozen import FrozenModel, labelled_vectors, loss_of
 from pixelpick_ray.engine.score import evaluate, pick
+from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError
 from pixelpick_ray.events import ChainDone, StageDone
 from pixelpick_ray.models.extractor import build_extractor
 from pixelpick_ray.models.heads import fit_head
 from tests.engine.test_loop_ranks import results
 from tests.support.ranks import ALONE, Ranks, chain
-from tests.support.tiny_data import CLASSES, FACTS, VOID, label_some, place_at, tiny_data, tiny_experiment, tiny_job
+from tests.support.tiny_data import (
+    CLASSES,
+    FACTS,
+    VOID,
+    TinyDataset,
+    label_some,
+    place_at,
+    tiny_data,
+    tiny_experiment,
+    tiny_job,
+)
 
 pytestmark = pytest.mark.training
 
@@ -264,6 +278,13 @@ def test_a_full_disk_says_how_much_is_needed(tmp_path: Path, monkeypatch: pytest
         features_at(tmp_path, tiny_data(2).prepared, spec())
 
 
+def test_features_beyond_half_precision_are_refused(tmp_path: Path) -> None:
+    facts = dataclasses.replace(FACTS, std=(1e-7, 1e-7, 1e-7))
+    where = {"data_path": tmp_path, "cache_path": tmp_path, "seed": 3}
+    with pytest.raises(DataError, match=r"image img_00: features are beyond what float16 holds"):
+        prepare_features(tiny_data(2).prepared, spec(), facts, ALONE, **where)
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"input_scale": 2.0}, {"layers": (-1,)}, {"layers": (4, 8)}, {"feature_stride": 4}, {"output_stride": 16}],
@@ -313,6 +334,40 @@ def test_stored_weights_of_a_head_measure_what_was_measured(tmp_path: Path) -> N
     again = [event for event in chain(ALONE, experiment, place) if isinstance(event, StageDone)]
     assert [event.trained for event in again] == [False, False, False]
     assert [event.miou for event in again] == [event.miou for event in first]
+
+
+@pytest.mark.parametrize("head", ["linear", "{name: mlp, hidden: [8], epochs: 2}", "{name: knn, k: 3}", "prototype"])
+def test_a_stored_head_is_evaluated_as_the_loop_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str) -> None:
+    experiment = tiny_experiment(FROZEN[0] % head, FROZEN[1], "model.normalise={mean: [0.3, 0.3, 0.3], std: [1, 1, 1]}")
+    place = place_at(tmp_path / "store", tmp_path, tmp_path / "cache", keep_weights="all")
+    chain(ALONE, experiment, place)
+    monkeypatch.setitem(datasets.DATASETS, "tiny", TinyDataset)
+    stored = {}
+    for path in (place.results.path / "evaluation").glob("*/confusion.npz"):
+        fit_key = json.loads(path.with_name("input.json").read_text())["fit"]
+        stored[fit_key] = np.load(path)["confusion"][-1]
+    assert len(stored) == 3
+    for fit_key, expected in stored.items():
+        weights = place.results.path / "fit" / fit_key / "weights.safetensors"
+        where = {"data_path": tmp_path, "cache_path": tmp_path / "cache", "device": torch.device("cpu")}
+        names, found = evaluate_checkpoint(weights, DatasetSpec(name="tiny"), "val", **where)
+        assert names == FACTS.class_names
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_head_is_not_read_onto_a_backbone_with_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(datasets.DATASETS, "tiny", TinyDataset)
+    weights = tmp_path / "weights" / "test_resnet.imagenet.safetensors"
+    weights.parent.mkdir()
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), weights)
+    experiment = tiny_experiment(FROZEN[0].replace("pretrained: none, ", "") % "linear", FROZEN[1])
+    place = place_at(tmp_path / "store", tmp_path, tmp_path / "cache", keep_weights="all")
+    chain(ALONE, experiment, place)
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), weights)
+    (path, *_) = (place.results.path / "fit").glob("*/weights.safetensors")
+    where = {"data_path": tmp_path, "cache_path": tmp_path / "cache", "device": torch.device("cpu")}
+    with pytest.raises(DataError, match=r"was fitted to features of a test_resnet with other weights than those of"):
+        evaluate_checkpoint(path, DatasetSpec(name="tiny"), "val", **where)
 
 
 @pytest.mark.parametrize("architecture", ["deeplabv3plus"])
@@ -427,3 +482,18 @@ def test_planning_knows_the_size_of_features(tmp_path: Path, backbone: str, fiel
     data, model = tiny_data(3, MIXED), spec(backbone=backbone, **fields)
     sizes = [data.prepared.shape(position) for position in range(3)]
     assert features_bytes(model, sizes) == features_at(tmp_path, data.prepared, model).vectors.nbytes
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name)
+def test_a_gpu_keeps_the_features_and_measures_what_a_cpu_does(tmp_path: Path, head: Any) -> None:
+    model, data, labels = fitted(tmp_path, head)
+    gpu = World(0, 1, torch.device("cuda"))
+    expected, acquire = evaluate(model, data.prepared, FACTS, ALONE)[0], AcquireSpec(pixels_per_stage=4)
+    picked = pick(model, data, labels, acquire, ALONE, seed=0, stage=0)
+    model.to(gpu.device)
+    found = evaluate(model, data.prepared, FACTS, gpu)[0]
+    assert model.features_of(data.prepared).on_device[gpu.device] is not None
+    assert np.abs(found - expected).sum() <= 0.002 * expected.sum()
+    again = pick(model, data, labels, acquire, gpu, seed=0, stage=0)
+    assert np.mean(again.y == picked.y) > 0.9

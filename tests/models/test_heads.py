@@ -172,3 +172,14 @@ def test_many_vectors_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = shares(fitted(LinearSpec(l2=0.1), data), data)
     monkeypatch.setattr("pixelpick_ray.models.heads.BLOCK", 64)
     np.testing.assert_allclose(shares(fitted(LinearSpec(l2=0.1), data), data), whole, atol=2e-3)
+
+
+def test_the_minimum_is_the_same_where_no_axes_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = labelled()
+    usual = shares(fitted(LinearSpec(l2=0.1), data), data)
+
+    def fail(_: torch.Tensor) -> None:
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    np.testing.assert_allclose(shares(fitted(LinearSpec(l2=0.1), data), data), usual, atol=1e-2)
