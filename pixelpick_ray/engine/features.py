@@ -39,6 +39,8 @@ DEVICE_SHARE = 0.5  # of a GPU's free memory that the features of one split may 
 HOST = torch.device("cpu")
 FEATURES = "features.bin"
 WAIT_SECONDS = 0.2
+IN_USE_SECONDS = 600.0  # since they were opened or a block was written: features that make no room for others
+TIMES_DAMAGED = 5
 _opened: dict[Path, "Features"] = {}  # by folder: what this process has compared with its digests
 
 
@@ -127,7 +129,11 @@ def prepare_features(
         make_room(cache_path, folder, entry.size, limit)
         folder.mkdir(parents=True, exist_ok=True)
         entry.allocate()
-        while not entry.is_whole():
+        times_damaged = 0
+        while (number := entry.discard_damaged()) != 0:
+            times_damaged += number is not None
+            if times_damaged > TIMES_DAMAGED:
+                raise DataError(f"{folder}: what is read is not what was written, again and again; is the disk sound?")
             if not _compute_some(entry, prepared, extractor, facts, world):
                 time.sleep(WAIT_SECONDS)
         os.utime(folder)  # when it was used last
@@ -143,20 +149,25 @@ def prepare_features(
 def make_room(cache_path: Path, folder: Path, size: int, limit: int | None) -> None:
     """Remove the features that were used longest ago until all, with `size` bytes in `folder`, are within the limit.
 
-    Who reads removed ones keeps them until its process ends. DataError when the limit is too small for these alone.
+    Who reads removed ones keeps them until its process ends. DataError when the limit is too small for these and what
+    was opened or computed in the last minutes.
     """
-    if limit is None or not cache_path.is_dir():
+    if limit is None:
         return
-    if size > limit:
-        raise DataError(f"--cache-limit: {_gigabytes(limit)} given, {folder.name} alone takes {_gigabytes(size)}")
-    others = [path for path in cache_path.glob("*-features-*") if path != folder and path.is_dir()]
-    newest_first = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [path for path in cache_path.glob("*-features-*") if path != folder and path.is_dir()]
+    last_used = {path: path.stat().st_mtime for path in found}
     total = size
-    for path in newest_first:
+    for path in sorted(last_used, key=lambda path: last_used[path], reverse=True):
         content = path / FEATURES
         total += content.stat().st_size if content.is_file() else 0
-        if total > limit:
+        if total > limit and last_used[path] < time.time() - IN_USE_SECONDS:
+            total -= content.stat().st_size if content.is_file() else 0
             shutil.rmtree(path, ignore_errors=True)
+    if total > limit:
+        raise DataError(
+            f"--cache-limit: {_gigabytes(limit)} given, {folder.name} takes {_gigabytes(size)} and features in use "
+            f"{_gigabytes(total - size)}; raise it"
+        )
 
 
 def _gigabytes(size: int) -> str:
@@ -214,16 +225,21 @@ class _Files:
                 with open(path, "wb") as file:
                     os.posix_fallocate(file.fileno(), 0, self.size)
 
-    def is_whole(self) -> bool:
-        """Whether every block is there and unharmed; the digests of those that are not are removed."""
-        if not all(self.digest_path(block).is_file() for block in self.blocks):
-            return False
+    def discard_damaged(self) -> int | None:
+        """How many blocks are not what was written, whose digests are removed; None while some block is absent."""
+        try:
+            digests = [self.digest_path(block).read_text(encoding="ascii") for block in self.blocks]
+        except FileNotFoundError:
+            return None
         whole = np.memmap(self.folder / FEATURES, dtype=np.uint8, mode="r")
-        for block in self.blocks:
-            found = hashlib.sha256(whole[self.bytes(block)].tobytes()).hexdigest()
-            if self.digest_path(block).read_text(encoding="ascii") != found:
-                self.digest_path(block).unlink(missing_ok=True)
-        return all(self.digest_path(block).is_file() for block in self.blocks)
+        damaged = [
+            block
+            for block, expected in zip(self.blocks, digests, strict=True)
+            if hashlib.sha256(whole[self.bytes(block)].tobytes()).hexdigest() != expected
+        ]
+        for block in damaged:
+            self.digest_path(block).unlink(missing_ok=True)
+        return len(damaged)
 
     def write(self, block: int, vectors: npt.NDArray[np.float16]) -> None:
         content, at = vectors.tobytes(), self.bytes(block)

@@ -223,6 +223,19 @@ def test_features_are_computed_once_and_damage_is_computed_again(
     np.testing.assert_array_equal(features_at(tmp_path, data.prepared, spec()).vectors, first)
 
 
+def test_a_disk_that_keeps_not_what_is_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = features_module._Files.write
+
+    def forgetful(entry: Any, block: int, vectors: Any) -> None:
+        write(entry, block, vectors)
+        with open(entry.folder / "features.bin", "r+b") as file:
+            file.write(b"other")
+
+    monkeypatch.setattr(features_module._Files, "write", forgetful)
+    with pytest.raises(DataError, match=r"what is read is not what was written, again and again; is the disk sound\?"):
+        features_at(tmp_path, tiny_data(2).prepared, spec())
+
+
 def test_what_a_killed_process_left_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny_data(2 * BLOCK_IMAGES)
     whole = np.array(features_at(tmp_path / "other", data.prepared, spec()).vectors)
@@ -470,7 +483,7 @@ def test_features_used_longest_ago_make_room(tmp_path: Path) -> None:
     left = set(tmp_path.glob("*-features-*"))
     assert set(sizes) - left == {oldest}
     assert len(left) == 3
-    with pytest.raises(DataError, match=r"--cache-limit: 0\.0 GB given, tiny-train-features-\w+ alone takes"):
+    with pytest.raises(DataError, match=r"--cache-limit: 0\.0 GB given, tiny-train-features-\w+ takes 0\.0 GB and"):
         prepare_features(
             data.prepared, spec(layers=(-1,)), FACTS, ALONE, data_path=tmp_path, cache_path=tmp_path, seed=3, limit=9
         )
