@@ -80,6 +80,12 @@ class Context:
         size = evaluation_size(evaluate, self.trial, split)
         return prepare(self.dataset, evaluate.split_of(split), size, self.execution.cache_path)
 
+    def prepare_features(self) -> None:
+        """Compute the features that the chain reads, if it reads any and they are not there."""
+        if self.trial.model.head is not None:
+            for prepared in (self.data.prepared, *map(self.split, self.experiment.evaluate.splits)):
+                self.features(prepared)
+
     def features(self, prepared: PreparedSplit) -> Features:
         """The features of a split by the frozen backbone; made by all ranks and chains of this node together."""
         key = prepared.fingerprint, prepared.shapes.tobytes()

@@ -156,12 +156,15 @@ class _Rank:
         self._has_ended = False
 
     def prepare(self, trial: Trial) -> None:
-        """Decode and describe the images: it may take longer than ranks of a group wait for each other."""
+        """Decode and describe the images, and compute their features by a frozen backbone: it may take longer than
+        ranks of a group wait for each other.
+        """
         self._has_ended = False
-        alone = World(self._rank, 1, choose_device("cpu"))
+        alone = World(self._rank, 1, choose_device("cpu" if trial.model.head is None else self._execution.device))
         context = Context(self._experiment, trial, self._execution, alone, self._events.append)
         context.describe_splits()
         _ = context.source
+        context.prepare_features()
 
     def meeting_point(self) -> str:
         """Where the ranks are to meet."""
