@@ -183,9 +183,15 @@ def scoreboard_table(results: Results, comparisons: Sequence[Comparison]) -> Tab
     if not shown:
         return None
     labels = line_labels([one.cell.line for one in comparisons])
-    rows = tuple((labels[one.cell.line], *_texts(one)) for one in shown)
     measured = ("ours (%)", "n", "published (%)", "published n", "difference", "95 % interval", "verdict")
-    header = ("line", "pixels per image", "epoch", *measured)
+    header: tuple[str, ...] = ("line", "pixels per image", "epoch", *measured)
+    align = "lrlrrrrrrl"
+    rows = tuple((labels[one.cell.line], *_texts(one)) for one in shown)
+    networks = [(f"{one.published.architecture} {one.published.backbone}",) for one in shown if one.published]
+    ours_networks = [(f"{one.cell.line.architecture} {one.cell.line.backbone}",) for one in shown]
+    if networks != ours_networks:  # several of others for one of ours
+        header, align = (*header, "published network"), f"{align}l"
+        rows = tuple(row + network for row, network in zip(rows, networks, strict=True))
     lines = [(one.cell.line, one.cell.split) for one in shown]
     ours = dict.fromkeys(f"{x.architecture} {x.backbone} on {x.dataset} {split}" for x, split in lines)
     theirs = dict.fromkeys(f"{one.published.title} ({one.published.source})" for one in shown if one.published)
@@ -193,7 +199,7 @@ def scoreboard_table(results: Results, comparisons: Sequence[Comparison]) -> Tab
         f"mIoU in percent of {' and '.join(ours)} beside {' and '.join(theirs)}; the difference in points is ours "
         "minus the published, its interval Welch's, from both means, standard deviations and numbers of runs."
     )
-    return Table(caption, header, rows, "lrlrrrrrrl", _notes(comparisons, labels))
+    return Table(caption, header, rows, align, _notes(comparisons, labels))
 
 
 def _texts(one: Comparison) -> tuple[str, ...]:

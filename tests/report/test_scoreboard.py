@@ -198,3 +198,20 @@ def test_other_papers_are_listed_for_their_data_sets_alone(study: Study) -> None
     assert table.rows[0][-2:] == ("68.4 ± 0.9", "3")
     assert "a question is a mask, not a pixel" in table.notes[0]
     assert elsewhere_table(study.results(experiment())) is None
+
+
+def test_a_head_on_frozen_features_stands_beside_all_networks_and_is_comparable_to_none(study: Study) -> None:
+    model = "model={backbone: mobilenetv2_100, frozen: true, head: linear}"
+    spec = shipped(CAMVID, model, "train=null", "evaluate.when=last", "grid=[{seed: [0, 1], budget: [20]}]")
+    study.fill(spec, lambda trial: exact(500 + 2 * trial.seed))
+    results = study.results(spec)
+    comparisons = compare(results, build_cells(results))
+    networks = [(one.published.architecture, one.published.backbone) for one in comparisons if one.published]
+    assert networks == [("deeplabv3plus", "mobilenetv2_100"), ("fpn", "resnet50")]
+    assert {one.verdict for one in comparisons} == {"not comparable"}
+    assert all(one.differs_in[0].startswith("linear head on a frozen mobilenetv2_100") for one in comparisons)
+    assert not any("train." in reason for one in comparisons for reason in one.differs_in)
+    table = scoreboard_table(results, comparisons)
+    assert table is not None
+    assert table.header[-1] == "published network"
+    assert [row[-1] for row in table.rows] == ["deeplabv3plus mobilenetv2_100", "fpn resnet50"]
