@@ -1,6 +1,7 @@
 """Cells: grouped by everything but the seed, counted against what was asked for."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -33,6 +34,17 @@ def test_missing_seeds_are_counted_not_averaged_away(study: Study) -> None:
     assert [(len(cell.values), cell.expected) for cell in cells] == [(2, 3), (0, 3)]
     assert math.isnan(cells[1].summary.mean)
     assert cells[1].share == pytest.approx(20 / 172800)
+
+
+def test_what_is_one_fit_for_all_seeds_counts_once(study: Study) -> None:
+    """Nothing of it is drawn at random: n is 1, and there is no deviation."""
+    results = study.filled(lambda trial: matrix(50), "grid=[{seed: [0, 1, 2], budget: [full, 10]}]")
+    keys = {one.fit_key: "one" for one in results.readings if one.asked.point.budget == "full"}
+    shared = tuple(replace(one, fit_key=keys.get(one.fit_key, one.fit_key)) for one in results.readings)
+    ten, full = reported(results, build_cells(replace(results, readings=shared)))
+    assert (ten.summary.n, ten.expected, ten.seeds) == (3, 3, (0, 1, 2))
+    assert (full.summary.n, full.expected, full.seeds, full.fit_keys) == (1, 1, (0,), ("one",))
+    assert math.isnan(full.summary.std)
 
 
 def test_budgets_ascend_as_numbers_and_full_supervision_is_last(study: Study) -> None:
