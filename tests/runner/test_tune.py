@@ -93,19 +93,19 @@ def test_two_ranks_run_as_actors_of_one_trial_and_learn_what_one_rank_learns(pla
 
 
 def test_heads_on_frozen_features_are_the_same_here_on_ray_and_on_two_ranks(place: Path) -> None:
-    """Four chains here one after another, on actors that are kept for the next one, and as two ranks each."""
+    """Two chains here one after another, in an actor that is kept for the next one, and as two ranks each."""
     text = experiment_text(
         dataset="{name: scenes, size: [32, 48], images: 5}",
         model="{backbone: test_resnet, pretrained: none, frozen: true, head: {name: linear, l2: 0.1}}",
         acquire="{initial_pixels: 2, pixels_per_stage: 2}",
-        grid="[{acquire.strategy: [margin, random], seed: [0, 1], budget: [2, 4]}]",
+        grid="[{acquire.strategy: [margin, random], seed: [0], budget: [2, 4]}]",
     )
     (place / "tiny.yaml").write_text("".join(line for line in text.splitlines(True) if not line.startswith("train:")))
     run(place, "--local", store="here")
-    run(place, "--max-concurrent", "2", store="ray")
+    run(place, "--max-concurrent", "1", store="ray")
     run(place, "--ranks", "2", store="two")
     found = {name: arrays_of(place / name) for name in ("here", "ray", "two")}
-    assert len(found["here"]) == 6 + 6  # evaluations; first pixels, and those after a fit
+    assert len(found["here"]) == 3 + 3  # evaluations; first pixels, and those after a fit
     assert found["here"] == found["ray"] == found["two"]
 
 
