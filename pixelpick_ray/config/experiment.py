@@ -220,7 +220,7 @@ def _check_head(model: Any, where: str) -> None:
         if head is not None and head != model["architecture"]:
             raise SpecError(
                 f"{where}: model.head: is {head!r}, and model.architecture {model['architecture']!r}; they name the "
-                "same, give one of them"
+                "same thing, give one of them"
             )
 
 

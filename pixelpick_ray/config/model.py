@@ -171,7 +171,7 @@ class ModelSpec(Spec):
                 raise ValueError(f"{field}: {name!r} is no name; letters, digits, _, . and - are allowed")
         known = _ARCHITECTURES.get(self.architecture)
         if (self.head.name if self.head else None) != (self.architecture if self.architecture in PIXEL_HEADS else None):
-            raise ValueError(f"head: is {self.head!r}, and architecture {self.architecture!r}; they name the same")
+            raise ValueError(f"head: {self.head!r} and architecture {self.architecture!r} should name the same thing")
         if known is None and self.head is None and not parts.is_external("head", self.architecture):
             names = ", ".join([*_ARCHITECTURES, *PIXEL_HEADS, *parts.names("head")])
             raise ValueError(f"architecture: unknown {self.architecture!r}; known: {names}, or file:PATH.py:NAME")

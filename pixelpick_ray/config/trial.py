@@ -343,8 +343,8 @@ class Trial(Spec):
             raise ValueError(f"train: is required, {self.model.architecture} is trained by gradient descent")
         if self.budget == "full" and self.model.head is not None and self.model.head.keeps_vectors:
             raise ValueError(
-                f"budget: {self.model.architecture} compares with every labelled pixel, of full supervision too many; "
-                "take another head, such as linear, or leave full out"
+                f"budget: {self.model.architecture} compares with every labelled pixel, and full supervision labels "
+                "too many; take another head, such as linear, or leave full out"
             )
         if train is not None and train.decoder == "sparse" and self.model.architecture != "deeplabv3plus":
             raise ValueError(

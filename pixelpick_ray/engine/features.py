@@ -8,6 +8,7 @@ takes the blocks that nobody else has. It is whole once every block has its dige
 opens it.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -133,7 +134,7 @@ def prepare_features(
         while (number := entry.discard_damaged()) != 0:
             times_damaged += number is not None
             if times_damaged > TIMES_DAMAGED:
-                raise DataError(f"{folder}: what is read is not what was written, again and again; is the disk sound?")
+                raise DataError(f"{folder}: what is read back is never what was written; is the disk sound?")
             if not _compute_some(entry, prepared, extractor, facts, world):
                 time.sleep(WAIT_SECONDS)
         os.utime(folder)  # when it was used last
@@ -155,14 +156,16 @@ def make_room(cache_path: Path, folder: Path, size: int, limit: int | None) -> N
     if limit is None:
         return
     found = [path for path in cache_path.glob("*-features-*") if path != folder and path.is_dir()]
-    last_used = {path: path.stat().st_mtime for path in found}
+    last_used, sizes = dict[Path, float](), dict[Path, int]()
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+            last_used[path], sizes[path] = path.stat().st_mtime, (path / FEATURES).stat().st_size
     total = size
-    for path in sorted(last_used, key=lambda path: last_used[path], reverse=True):
-        content = path / FEATURES
-        total += content.stat().st_size if content.is_file() else 0
-        if total > limit and last_used[path] < time.time() - IN_USE_SECONDS:
-            total -= content.stat().st_size if content.is_file() else 0
+    for path in sorted(sizes, key=lambda path: last_used[path], reverse=True):
+        if total + sizes[path] > limit and last_used[path] < time.time() - IN_USE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            total += sizes[path]
     if total > limit:
         raise DataError(
             f"--cache-limit: {_gigabytes(limit)} given, {folder.name} takes {_gigabytes(size)} and features in use "

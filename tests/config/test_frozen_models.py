@@ -1,5 +1,7 @@
 """Frozen backbones and their heads in experiment files: names, defaults, keys, refusals."""
 
+from pathlib import Path
+
 import pytest
 
 from pixelpick_ray.checks import check_trial
@@ -146,6 +148,16 @@ def test_most_networks_of_timm_can_be_frozen() -> None:
         "convnext_tiny",
     ):
         assert family in usable
+
+
+def test_a_head_from_a_file_may_be_named_by_either_word(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def Head(channels, strides, num_classes, spec): ...\n")
+    names = set()
+    for word in ("head", "architecture"):
+        text = experiment_text(model=f"{{backbone: test_resnet, pretrained: none, {word}: 'file:mine.py:Head'}}")
+        names.add(parse_experiment(text, where="a.yaml", folder=tmp_path).trials()[0].model.architecture)
+    (name,) = names
+    assert name.startswith("file:mine.py:Head@")
 
 
 # Keys

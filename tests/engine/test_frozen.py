@@ -223,7 +223,7 @@ def test_features_are_computed_once_and_damage_is_computed_again(
     np.testing.assert_array_equal(features_at(tmp_path, data.prepared, spec()).vectors, first)
 
 
-def test_a_disk_that_keeps_not_what_is_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_loses_what_is_written_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = features_module._Files.write
 
     def forgetful(entry: Any, block: int, vectors: Any) -> None:
@@ -232,7 +232,7 @@ def test_a_disk_that_keeps_not_what_is_written_ends_the_run(tmp_path: Path, monk
             file.write(b"other")
 
     monkeypatch.setattr(features_module._Files, "write", forgetful)
-    with pytest.raises(DataError, match=r"what is read is not what was written, again and again; is the disk sound\?"):
+    with pytest.raises(DataError, match=r"what is read back is never what was written; is the disk sound\?"):
         features_at(tmp_path, tiny_data(2).prepared, spec())
 
 
