@@ -9,9 +9,10 @@
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 
@@ -23,6 +24,7 @@ from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.events import Event
 from pixelpick_ray.planning import Plan, make_plan
+from pixelpick_ray.runner.byproducts import Output
 from pixelpick_ray.runner.session import Outcome, StopRequest, begin
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.store import Store, absolute
@@ -87,7 +89,7 @@ def run(
         planned,
         search,
         execution,
-        Console(highlight=False) if verbose else Console(file=io.StringIO()),
+        Console(file=cast(TextIO, Output(sys.stdout if verbose else io.StringIO(), expendable=True)), highlight=False),
         StopRequest(time_limit_seconds),
         source=Path(f"{experiment.name}.yaml"),
         local=local,

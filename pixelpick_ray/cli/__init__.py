@@ -9,6 +9,7 @@ from pixelpick_ray import __version__
 from pixelpick_ray.cli import cluster, people, reading, running
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError
 from pixelpick_ray.runner import session
+from pixelpick_ray.runner.byproducts import print_safely
 
 app = typer.Typer(
     add_completion=False,
@@ -47,9 +48,14 @@ app.command()(reading.evaluate)
 
 
 def main() -> None:
-    """Run the command line; errors that a user can act on end with their message and exit status 2."""
+    """Run the command line; errors that a user can act on end with their message and exit status 2 or 1."""
+    print_safely()
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except (SpecError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(session.WRONG)

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO, cast
 
 import typer
 from rich.console import Console
@@ -37,6 +37,7 @@ from pixelpick_ray.errors import naming
 from pixelpick_ray.estimate import cost_line, features_line, summarise
 from pixelpick_ray.planning import progress_of
 from pixelpick_ray.runner import session
+from pixelpick_ray.runner.byproducts import Output
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import plan_figures, plan_text, search_status
 from pixelpick_ray.status import Status, status_of
@@ -157,7 +158,7 @@ def run(
         cache_limit=parse_bytes("--cache-limit", cache_limit) if cache_limit else None,
         wait=wait,
     )
-    console = Console(stderr=False, highlight=False)
+    console = Console(file=cast(TextIO, Output(sys.stdout, expendable=True)), highlight=False)
     outcome = session.begin(
         planned,
         search,

@@ -1,5 +1,6 @@
 """The runner's contract in this process, one chain after another: for debugging, and where there is no Ray."""
 
+import contextlib
 import traceback
 from collections.abc import Callable
 
@@ -8,7 +9,7 @@ import torch
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.engine.world import World
-from pixelpick_ray.errors import SpecError
+from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.events import AnswersAwaited, ChainFailed, EpochDone, Event
 from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.runner.failures import Stopped, explain
@@ -70,7 +71,8 @@ def _run_once(
         except Exception as error:  # one chain that fails must not stop the others
             errors[chain.id] = explain(error)
             listener.asking.discard(chain.id)
-            Store(execution.store).record_attempt(chain.id, traceback.format_exc())
+            with contextlib.suppress(StoreError):  # it may be what failed
+                Store(execution.store).record_attempt(chain.id, traceback.format_exc())
             listener.pass_on(ChainFailed(chain.id, errors[chain.id], final=True))
 
 

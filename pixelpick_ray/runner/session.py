@@ -28,6 +28,7 @@ from pixelpick_ray.errors import RunError, SpecError, naming
 from pixelpick_ray.estimate import features_line, stages_line, summarise
 from pixelpick_ray.events import Event
 from pixelpick_ray.planning import Chain, Plan, Progress, claim_name, make_plan, progress_of
+from pixelpick_ray.runner.byproducts import ByProduct, warn
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.search.design import Search, check_splits
 from pixelpick_ray.search.found import write_found
@@ -282,12 +283,9 @@ def _run_chains(
         from pixelpick_ray.runner.local import run as run_chains
     else:
         from pixelpick_ray.runner.tune import run as run_chains
-    board = TensorBoard(planned, execution)
-    try:
-        with ChainProgress(planned, chains, console, [board, *listeners]) as live:
-            errors = run_chains(planned, chains, execution, live, stop, people)
-    finally:
-        board.close()
+    board = ByProduct("TensorBoard files", TensorBoard(planned, execution))
+    with ChainProgress(planned, chains, console, [board, *listeners]) as live:
+        errors = run_chains(planned, chains, execution, live, stop, people)
     console.print(f"TensorBoard: tensorboard --logdir {_shown(execution.runs_path)}", markup=False, soft_wrap=True)
     return errors, live.num_trained
 
@@ -329,7 +327,10 @@ def _tell_job(request: str) -> None:
     """Leave word for a batch job (cluster/slurm) that it need not come back before people have answered."""
     folder = os.environ.get("PIXELPICK_JOB")
     if folder is not None and os.path.isdir(folder):
-        Path(folder, "people").write_text(f"{request}\n", encoding="utf-8")
+        try:
+            Path(folder, "people").write_text(f"{request}\n", encoding="utf-8")
+        except OSError as error:
+            warn(f"{error}; the batch job may come back before people have answered")
 
 
 def _why(pending: Pending) -> str:
@@ -406,4 +407,7 @@ class StopRequest:
 
 def _shown(path: Path) -> str:
     """A path as short as it can be typed from here."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    try:
+        return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    except OSError:  # this folder was removed meanwhile
+        return str(path)

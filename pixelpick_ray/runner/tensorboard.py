@@ -1,15 +1,22 @@
 """TensorBoard files: for each chain a row of settings to compare by, curves, picked pixels and predictions."""
 
 import io
+import itertools
+import os
 import re
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from tensorboard.compat.proto.event_pb2 import Event as Entry
+from tensorboard.compat.proto.event_pb2 import SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import hparams, scalar
+from torch.utils.tensorboard.summary import image as image_summary
 
 from pixelpick_ray.config.canonical import brief, canonical_json
 from pixelpick_ray.config.execution import Execution
@@ -90,7 +97,6 @@ class TensorBoard:
         if record is not None:
             pictures = predicted_pictures(self._store, record, event.stage, experiment.evaluate.report)
             run.add_images("predicted", pictures, event.stage)
-        run.flush()
 
     def _run(self, chain: Chain) -> "_Run":
         if chain.id not in self._runs:
@@ -100,32 +106,36 @@ class TensorBoard:
             self._runs[chain.id] = _Run(folder, settings_of(experiment, chain.trial))
         return self._runs[chain.id]
 
-    def close(self) -> None:
-        """Finish the files."""
-        for run in self._runs.values():
-            run.close()
-
 
 class _Run:
-    """The event file of a chain. The steps of a tag ascend: what a chain that starts again tells again is left out."""
+    """The event file of a chain. The steps of a tag ascend: what a chain that starts again tells again is left out.
+
+    The file is open only while something is written: thousands of chains need neither threads nor descriptors.
+    """
+
+    _numbers = itertools.count()
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        # Stored stages are told again, so the file takes the place of all that an earlier process wrote here.
-        self._writer: Any = SummaryWriter(str(folder), purge_step=0)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
+        self._path = folder / name
         # TensorBoard would take the experiment's list of columns from any one run for all of them; without such a list
         # it gathers the columns from all runs, which may be of several experiments.
         _, start, self._end = hparams(settings, {})  # type: ignore[no-untyped-call]
         self._steps: dict[str, int] = {}
-        self._add_summary(start)
+        # Stored stages are told again, so the file takes the place of all that an earlier process wrote here.
+        begin = {"step": 0, "session_log": SessionLog(status=SessionLog.START)}
+        self._write({"file_version": "brain.Event:2"}, begin, {"summary": start})
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         if self._is_new(tag, step):
-            self._writer.add_scalar(tag, value, step)
+            self._write({"summary": scalar(tag, value), "step": step})  # type: ignore[no-untyped-call]
 
     def add_images(self, group: str, pictures: dict[str, Picture], step: int) -> None:
         for name, picture in pictures.items():
             if self._is_new(f"{group}/{name}", step):
-                self._writer.add_image(f"{group}/{name}", picture, step, dataformats="HWC")
+                summary = image_summary(f"{group}/{name}", picture, dataformats="HWC")  # type: ignore[no-untyped-call]
+                self._write({"summary": summary, "step": step})
 
     def _is_new(self, tag: str, step: int) -> bool:
         new = step > self._steps.get(tag, -1)
@@ -135,16 +145,13 @@ class _Run:
 
     def finish(self) -> None:
         """Mark the row of settings as a success."""
-        self._add_summary(self._end)
+        self._write({"summary": self._end})
 
-    def _add_summary(self, summary: Any) -> None:
-        self._writer.file_writer.add_summary(summary)
-
-    def flush(self) -> None:
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
+    def _write(self, *entries: dict[str, Any]) -> None:
+        with open(self._path, "ab") as file:
+            writer: Any = RecordWriter(file)
+            for fields in entries:
+                writer.write(Entry(wall_time=time.time(), **fields).SerializeToString())
 
 
 def settings_of(experiment: Experiment, trial: Trial) -> dict[str, str | float]:

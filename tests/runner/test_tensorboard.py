@@ -61,7 +61,6 @@ def write(plan: Plan, execution: Execution, events: list[Event]) -> None:
     board = TensorBoard(plan, execution)
     for event in events:
         board(event)
-    board.close()
 
 
 def written(plan: Plan, execution: Execution, events: list[Event]) -> list[EventAccumulator]:
@@ -85,7 +84,7 @@ def images(board: EventAccumulator, tag: str) -> list[tuple[int, np.ndarray]]:
 
 
 def test_nothing_is_written_without_events(plan: Plan, execution: Execution) -> None:
-    TensorBoard(plan, execution).close()
+    TensorBoard(plan, execution)
     assert not execution.runs_path.exists()
 
 

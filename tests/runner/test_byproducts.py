@@ -1,0 +1,132 @@
+"""By-products cannot fail a run: standard output, logs and TensorBoard files that cannot be written."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.errors import RunError
+from pixelpick_ray.events import ChainDone, Event
+from pixelpick_ray.runner.byproducts import ByProduct, Output, print_safely
+from pixelpick_ray.runner.tensorboard import TensorBoard
+from tests.support.chain_events import epoch_done
+from tests.support.launch import ROOT
+from tests.support.stores import execution_at, tiny_plan
+
+
+class Full(io.StringIO):
+    """A stream on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_an_expendable_output_tells_its_first_failure_and_then_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(Full(), expendable=True)
+    for _ in range(3):
+        print("a line", file=output, flush=True)
+    assert capsys.readouterr().err.count("warning: standard output: cannot be written (No space left on device)") == 1
+
+
+def test_another_output_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(RunError, match=r"standard output: cannot be written \(No space left on device\); give it"):
+        print("a line", file=Output(Full()))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "runs/a"), KeyError("chain"), MemoryError()])
+def test_a_listener_that_fails_is_told_once_and_hears_no_more(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[Event] = []
+
+    def listen(event: Event) -> None:
+        heard.append(event)
+        if len(heard) > 1:
+            raise error
+
+    listener = ByProduct("TensorBoard files", listen)
+    for _ in range(4):
+        listener(ChainDone("a"))
+    assert len(heard) == 2
+    assert capsys.readouterr().err.count("warning: TensorBoard files: cannot be written (") == 1
+
+
+def test_tensorboard_files_need_neither_threads_nor_open_files(
+    write_camvid: Callable[..., Path], tmp_path: Path
+) -> None:
+    plan, execution = tiny_plan(), execution_at(tmp_path, write_camvid(splits=("train", "test")))
+    before = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    board = TensorBoard(plan, execution)
+    for chain in plan.chains:
+        board(epoch_done(chain.id, 0, 1))
+    assert (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))) == before
+    assert len(list(execution.runs_path.rglob("events.out.*"))) == len(plan.chains)
+
+
+@pytest.mark.parametrize("folder", ["/dev/null/runs", "/proc/runs"])
+def test_a_folder_that_takes_no_files_is_a_warning(
+    folder: str, write_camvid: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tiny_plan()
+    execution = Execution(**vars(execution_at(tmp_path, write_camvid())) | {"runs_path": Path(folder)})
+    board = ByProduct("TensorBoard files", TensorBoard(plan, execution))
+    for chain in plan.chains:
+        board(epoch_done(chain.id, 0, 1))
+    assert capsys.readouterr().err.count(folder) == 1
+
+
+# Whole commands
+
+
+def ended(
+    command: str, out: str, *, encoding: str = "utf-8", place: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A program that imports the command line, with standard output at a path."""
+    code = f"import sys; from pixelpick_ray.runner.byproducts import *; print_safely()\n{command}"
+    with open(out, "w") as file:
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=file,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+        )
+
+
+def test_a_full_disk_behind_standard_output_ends_a_command_with_a_line_and_status_1() -> None:
+    with open("/dev/full", "w") as file:
+        done = subprocess.run(
+            [sys.executable, "launch.py", "--version"], stdout=file, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: standard output: cannot be written (No space left on device)")
+    assert done.stderr.count("\n") == 1
+
+
+def test_it_ends_no_run() -> None:
+    done = ended("for _ in range(9999): print('a line', file=Output(sys.stdout, expendable=True))", "/dev/full")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert "the run goes on" in done.stderr
+
+
+def test_a_character_that_an_output_does_not_have_is_written_in_others(tmp_path: Path) -> None:
+    done = ended(r"print('50.8 ± 0.2 … 象 \udcff')", str(tmp_path / "out"), encoding="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out").read_text() == "50.8 +- 0.2 ... \\u8c61 \\udcff\n"
+
+
+def test_rich_prints_to_such_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", file)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    print_safely()
+    Console(file=Output(sys.stdout, expendable=True), highlight=False).print("50.8 ± 0.2")  # type: ignore[arg-type]
+    file.flush()
+    assert file.buffer.getvalue() == b"50.8 +- 0.2\n"  # type: ignore[attr-defined]
