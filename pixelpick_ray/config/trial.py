@@ -171,12 +171,20 @@ class AugmentSpec(Spec):
         return self
 
 
+# What of a training means nothing to full supervision, and is not in keys while it is this.
+SPARSE_ONLY: dict[str, Any] = {"decoder": "dense", "exact_labels": True}
+
+
 class TrainSpec(Spec):
     """How one stage is trained; ``batch_size`` is global, over all ranks.
 
     With ``decoder: sparse`` the decoder of DeepLabv3+ runs around the labelled pixels only. It is the same function but
     for the statistics that its batch norm trains with: those of these places, not of whole images. Evaluation and
     picking are dense, and so is full supervision.
+
+    With ``exact_labels`` a labelled pixel keeps its place, between pixels as a rule, and counts once. Without, labels
+    are resized with the image, to the nearest pixel, as in the original in 2021: enlarging copies some, shrinking loses
+    some.
     """
 
     epochs: Count
@@ -186,14 +194,14 @@ class TrainSpec(Spec):
     augment: AugmentSpec | None = None
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     decoder: Literal["dense", "sparse"] = "dense"
+    exact_labels: bool = True
 
     @model_serializer(mode="wrap")
-    def _dense_is_absent(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Keys are older than the option."""
+    def _defaults_are_absent(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Keys are older than the options."""
         fields: dict[str, Any] = serialise(self)
-        if info.exclude_none and fields.get("decoder") == "dense":
-            del fields["decoder"]
-        return fields
+        absent = SPARSE_ONLY if info.exclude_none else {}
+        return {name: value for name, value in fields.items() if name not in absent or value != absent[name]}
 
 
 class StochasticSpec(Spec):
@@ -394,12 +402,12 @@ class Trial(Spec):
 
     @property
     def training(self) -> TrainSpec | None:
-        """How its stages are trained: `train`, of which full supervision has no use for a sparse decoder, and a head on
-        frozen features none at all.
+        """How its stages are trained: `train`, of which full supervision has no use for what is about few labels, and
+        a head on frozen features none at all.
         """
         if self.model.head is not None or self.train is None:
             return None
-        return self.train.model_copy(update={"decoder": "dense"}) if self.budget == "full" else self.train
+        return self.train.model_copy(update=SPARSE_ONLY) if self.budget == "full" else self.train
 
     @property
     def epochs(self) -> int:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, starmap
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from pixelpick_ray.config.trial import AugmentSpec, BlurSpec, JitterSpec
 
+L = TypeVar("L", np.uint8, np.int64)
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 CPU_IMAGES = 1  # at once: a CPU is fast on what its cache holds, a GPU on the whole batch in few kernels
 NO_CHANGE = ("", 1.0)  # in place of an operation and its factor
@@ -98,10 +100,22 @@ class Geometry:
             position[:, 1] = self.crop[1] - 1 - position[:, 1]
         return np.clip(position, 0, np.asarray(self.crop) - 1), inside
 
-    def label_map(self, label: npt.NDArray[np.uint8], void_index: int) -> npt.NDArray[np.uint8]:
+    def resized_points(
+        self, y: npt.NDArray[np.int32], x: npt.NDArray[np.int32], label: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Source pixels and labels to (P, 2) pixels (y, x) of the crop and theirs, in reading order: those for which
+        nearest resizing takes one of these source pixels. None, one or several for each.
+        """
+        number = np.zeros(self.source, dtype=np.int64)
+        number[y, x] = np.arange(1, len(y) + 1)
+        resized = self.label_map(number, 0)
+        place = np.argwhere(resized)
+        return place, label[resized[place[:, 0], place[:, 1]] - 1]
+
+    def label_map(self, label: npt.NDArray[L], void_index: int) -> npt.NDArray[L]:
         """The label map in the crop: nearest at pixel centres, void in the padding."""
         rows, columns = (_nearest(*axis) for axis in zip(self.source, self.scaled, self.offset, self.crop, strict=True))
-        cropped = np.full(self.crop, void_index, dtype=np.uint8)
+        cropped = np.full(self.crop, void_index, dtype=label.dtype)
         cropped[: len(rows), : len(columns)] = label[np.ix_(rows, columns)]
         return cropped[:, ::-1] if self.flip else cropped
 

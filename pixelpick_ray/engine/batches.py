@@ -1,9 +1,11 @@
 """Training batches: images loaded, augmented and normalised on the device, labelled pixels as coordinates."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,11 +67,12 @@ class FitJob:
 
     @cached_property
     def most_labels(self) -> int:
-        """Labelled pixels of the image that has most, at least 1: as many points are in every batch."""
+        """Labelled pixels of the image that has most, with their copies, at least 1: every batch has as many points."""
         if self.labels is None:
             raise AssertionError("full supervision has label maps")
         sizes = (self.labels.of_image(name) for name in self.data.names)
-        return max([1, *(int(at.stop - at.start) for at in sizes)])
+        augment, most = self.train.augment, max([1, *(int(at.stop - at.start) for at in sizes)])
+        return most if self.train.exact_labels or augment is None else most * math.ceil(augment.scale[1]) ** 2
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,9 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def make_batch(job: FitJob, positions: npt.NDArray[np.int64], epoch: int, device: torch.device) -> Batch:
-    """Load, augment and normalise images by position; every labelled pixel inside the crop is there exactly once."""
+    """Load, augment and normalise images by position; every labelled pixel inside the crop is there exactly once, or as
+    often as `TrainSpec.exact_labels` says.
+    """
     spec, prepared, facts, crop = job.train.augment, job.data.prepared, job.data.facts, job.crop_size
     names = [prepared.names[position] for position in positions]
     draws = [draw(spec, stream(job.seed, "augment", job.stage, epoch, name)) for name in names]
@@ -191,8 +196,12 @@ def _supervision(
     labels = np.full((len(positions), job.most_labels), IGNORED, dtype=np.int64)
     for index, (position, geometry) in enumerate(zip(positions, geometries, strict=True)):
         at = job.labels.of_image(prepared.names[position])
-        place, inside = geometry.points(job.labels.y[at], job.labels.x[at])
-        count = int(inside.sum())
-        points[index, :count] = place[inside]
-        labels[index, :count] = job.labels.label[at][inside]
+        y, x, label = job.labels.y[at], job.labels.x[at], job.labels.label[at]
+        place: npt.NDArray[Any]
+        if job.train.exact_labels:
+            place, inside = geometry.points(y, x)
+            place, label = place[inside], label[inside]
+        else:
+            place, label = geometry.resized_points(y, x, label)
+        points[index, : len(place)], labels[index, : len(place)] = place, label
     return torch.from_numpy(points), torch.from_numpy(labels)

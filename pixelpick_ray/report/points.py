@@ -6,7 +6,7 @@ from typing import Any
 
 from pixelpick_ray.config.canonical import canonical_json
 from pixelpick_ray.config.experiment import Experiment
-from pixelpick_ray.config.trial import Budget, SizeSpec, Trial
+from pixelpick_ray.config.trial import SPARSE_ONLY, Budget, SizeSpec, Trial
 from pixelpick_ray.errors import SpecError
 
 # Grid paths with a column of their own; every other path that a grid varies goes into the column `setting`.
@@ -107,7 +107,7 @@ def _setting(trial: Trial, paths: list[str]) -> str:
         del tree["train"]
     if trial.budget == "full":
         del tree["acquire"]
-        tree.get("train", {}).pop("decoder", None)
+        tree["train"] = {name: value for name, value in tree.get("train", {}).items() if name not in SPARSE_ONLY}
     parts = []
     for path in paths:
         known, value = lookup(tree, path)

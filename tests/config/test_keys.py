@@ -43,13 +43,15 @@ MOVED: list[tuple[set[str], list[str]]] = [
     (TRAINED, ["model.feature_dropout=0.2", "model={architecture: fpn, backbone: mobilenetv2_100}"]),
     (TRAINED, ["train.epochs=51", "train.batch_size=8", "train.optimizer.weight_decay=0", "train.precision=bf16"]),
     (TRAINED, ["train.augment=null", "train.augment.blur=null", "train.decoder=sparse"]),
+    (TRAINED, ["train.exact_labels=false"]),
     ({"pick"}, ["acquire.strategy=entropy", "acquire.pool_fraction=0.1", "acquire.pixels_per_stage=5"]),
     ({"pick"}, ["acquire.precision=bf16", "acquire.pool=chance", "acquire.stochastic={passes: 20}"]),
     ({"initial"}, ["acquire.initial_pixels=20"]),  # the fit sees it by its labels
     ({"initial", "pick"}, ["oracle={name: erring, rate: 0.1}"]),  # so it does this
     ({"evaluation"}, ["evaluate.when=last", "evaluate.splits.test={scale: 0.5}"]),
     ({"evaluation"}, ["evaluate.splits.test={split: val, size: [360, 480]}"]),
-    (set(), ["train.decoder=dense", "grid=[{seed: [3], budget: [30]}]", "name=other", "title=other"]),
+    (set(), ["train.decoder=dense", "train.exact_labels=true"]),
+    (set(), ["grid=[{seed: [3], budget: [30]}]", "name=other", "title=other"]),
     (set(), ["evaluate.splits.val={scale: 0.5}", "evaluate.report=val"]),
     (set(), ["evaluate.splits.test={split: test, size: [360, 480]}"]),
     (set(), ["dataset.path=elsewhere"]),  # what lies there is in the fingerprint
@@ -110,8 +112,9 @@ def test_trials_of_one_chain_differ_in_the_budget_only(camvid_yaml: str) -> None
     assert len(set(chains("{budget: [full], train.epochs: [50, 60]}"))) == 2
 
 
-def test_full_supervision_is_the_same_with_either_decoder(camvid_yaml: str) -> None:
-    dense, sparse = parse(camvid_yaml, "grid=[{budget: [full], train.decoder: [dense, sparse]}]").trials()
+@pytest.mark.parametrize("option", ["train.decoder: [dense, sparse]", "train.exact_labels: [true, false]"])
+def test_full_supervision_is_the_same_whatever_is_said_of_few_labels(camvid_yaml: str, option: str) -> None:
+    dense, sparse = parse(camvid_yaml, f"grid=[{{budget: [full], {option}}}]").trials()
     assert sparse.chain_id == dense.chain_id
     assert sparse.training == dense.training == dense.train
     evaluate = parse(camvid_yaml).evaluate

@@ -155,6 +155,17 @@ def test_the_colour_of_a_pixel_is_found_where_its_label_goes(scale: float) -> No
         assert (found - colours[inside]).abs().max() < 1e-5
 
 
+@given(GEOMETRY, st.integers(0, 2**32 - 1))
+def test_resized_labels_are_those_of_the_labelled_pixels_in_the_resized_map(case: Case, seed: int) -> None:
+    source, crop, choice = case
+    geometry, rng = Geometry.of(choice, source, crop), np.random.default_rng(seed)
+    label, mask = rng.integers(0, 9, source), rng.random(source) < 0.3
+    place, found = geometry.resized_points(*np.nonzero(mask), label[mask])
+    wanted = geometry.label_map(np.where(mask, label, -1), -1)
+    assert place.tolist() == np.argwhere(wanted >= 0).tolist()
+    assert found.tolist() == wanted[wanted >= 0].tolist()
+
+
 @given(GEOMETRY)
 def test_labels_are_those_of_pillows_nearest_resize(case: Case) -> None:
     source, crop, choice = case

@@ -236,6 +236,25 @@ def test_every_label_inside_the_crop_is_there_once_and_at_its_class(crop: tuple[
             assert torch.equal(rebuilt, maps.labels[index])
 
 
+def test_resized_labels_are_copied_by_enlarging_and_lost_by_shrinking() -> None:
+    data = tiny_data(6)
+    labels = label_some(data, [6] * 6)
+    maps = make_batch(tiny_job(data, None, augment=EVERYTHING), np.arange(6), 0, CPU).labels
+    job = tiny_job(data, labels, augment=EVERYTHING, exact_labels=False)
+    batch = make_batch(job, np.arange(6), 0, CPU)
+    assert batch.points is not None
+    assert batch.labels.shape == (6, 6 * 4)  # as many copies as there can be at scale 2
+    counts = (batch.labels != IGNORED).sum(dim=1)
+    assert counts.min() < 6 < counts.max()
+    for index in range(6):
+        there = batch.labels[index] != IGNORED
+        y, x = batch.points[index][there].long().unbind(1)
+        assert torch.equal(batch.points[index][there], torch.stack([y, x], dim=1).float())
+        assert torch.equal(maps[index][y, x], batch.labels[index][there])  # each says what is there
+    losses, _ = train(job)
+    assert len(losses) == 2
+
+
 def test_scaled_labels_stay_on_their_object() -> None:
     """The class at the nearest pixel of the scaled label map is the point's own class, except near outlines."""
     data = tiny_data(6)
