@@ -18,6 +18,7 @@ import numpy as np
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.keys import Source
+from pixelpick_ray.config.model import ViewSpec
 from pixelpick_ray.config.trial import SizeSpec, Trial
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
 from pixelpick_ray.data.datasets import Dataset, DatasetFacts, open_dataset, training_split
@@ -51,7 +52,7 @@ class Context:
         self.experiment, self.trial, self.execution, self.world = experiment, trial, execution, world
         self.chain, self.store = trial.chain_id, Store(execution.store)
         self._on_event = on_event
-        self._features: dict[tuple[str, bytes], Features] = {}
+        self._features: dict[tuple[str, bytes, ViewSpec | None], Features] = {}
         self._log_folder = execution.runs_path / experiment.name / "steps"
 
     # Data
@@ -82,13 +83,20 @@ class Context:
 
     def prepare_features(self) -> None:
         """Compute the features that the chain reads, if it reads any and they are not there."""
-        if self.trial.model.head is not None:
+        if self.trial.model.fitted_head is not None:
             for prepared in (self.data.prepared, *map(self.split, self.experiment.evaluate.splits)):
                 self.features(prepared)
+            _ = self.training_features
 
-    def features(self, prepared: PreparedSplit) -> Features:
+    @property
+    def training_features(self) -> list[Features]:
+        """The features of the training images that a head is fitted to, and those of their views."""
+        views = (None, *(self.trial.model.views or ()))
+        return [self.features(self.data.prepared, view) for view in views]
+
+    def features(self, prepared: PreparedSplit, view: ViewSpec | None = None) -> Features:
         """The features of a split by the frozen backbone; made by all ranks and chains of this node together."""
-        key = prepared.fingerprint, prepared.shapes.tobytes()
+        key = prepared.fingerprint, prepared.shapes.tobytes(), view
         if key not in self._features:
             self._features[key] = prepare_features(
                 prepared,
@@ -99,6 +107,7 @@ class Context:
                 cache_path=self.execution.cache_path,
                 seed=self.trial.seed,
                 limit=self.execution.cache_limit,
+                view=view,
             )
         return self._features[key]
 

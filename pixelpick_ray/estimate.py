@@ -47,17 +47,21 @@ def features_bytes(planned: Plan, execution: Execution) -> int | None:
     """
     sizes: dict[str, int] = {}
     for trial in planned.trials:
-        if trial.model.head is None:
+        if trial.model.fitted_head is None:
             continue
         try:
             dataset = open_dataset(trial.dataset, execution.data_path)
-            for split, size in splits_in_use(planned.experiment, trial, training_split(dataset, trial.dataset)):
-                model = trial.model.model_dump(mode="json", include=FEATURE_FIELDS)
-                seed = trial.seed if trial.model.pretrained == "none" else None
-                key = digest([trial.dataset.name, trial.dataset.path, split, size.size_spec().as_input(), model, seed])
-                if key not in sizes:
-                    shapes = prepare(dataset, split, size, execution.cache_path).shapes
-                    sizes[key] = network_bytes(trial.model, ((int(h), int(w)) for h, w in shapes))
+            training = training_split(dataset, trial.dataset)
+            for split, size in splits_in_use(planned.experiment, trial, training):
+                for view in (None, *(trial.model.views or ())) if split == training else (None,):
+                    model = trial.model.seen_in(view)
+                    fields = model.model_dump(mode="json", include=FEATURE_FIELDS)
+                    seed = trial.seed if model.pretrained == "none" else None
+                    where = [trial.dataset.name, trial.dataset.path, split, size.size_spec().as_input()]
+                    key = digest([*where, fields, bool(view and view.flip), seed])
+                    if key not in sizes:
+                        shapes = prepare(dataset, split, size, execution.cache_path).shapes
+                        sizes[key] = network_bytes(model, ((int(h), int(w)) for h, w in shapes))
         except DataError:
             return None
     return sum(sizes.values())

@@ -87,8 +87,8 @@ class Trainer:
         if content is None:
             return False
         context, trial = self._context, task.trial
-        if trial.model.head is not None:
-            model = self._frozen(trial.model.head, load(content))
+        if trial.model.fitted_head is not None:
+            model = self._frozen(trial.model.fitted_head, load(content))
         else:
             model = build_model(
                 trial.model.model_copy(update={"pretrained": "none"}),
@@ -144,15 +144,14 @@ class Trainer:
 
     def _fit_head(self, task: Fit, labels: LabelledPixels | None, missing: list[Evaluate]) -> None:
         """Fit a head to frozen features, on the first rank for all, measure what is missing, and publish."""
-        context, trial, head = self._context, task.trial, task.trial.model.head
+        context, trial, head = self._context, task.trial, task.trial.model.fitted_head
         if head is None:
             raise AssertionError("only a head is fitted to features")
         start, progress = time.perf_counter(), FitProgress(self._made_by())
-        features = context.features(context.data.prepared)
         tensors: dict[str, Tensor] = {}
         with context.phase("fit", task.key):
             if self._world.is_first:
-                labelled = labelled_vectors(context.data, features, labels)
+                labelled = labelled_vectors(context.data, context.training_features, labels)
                 num_classes = context.facts.num_classes
                 found = fit_head(head, labelled, num_classes=num_classes, seed=trial.seed, stage=task.stage)
                 progress.losses.append(loss_of(found, labelled))

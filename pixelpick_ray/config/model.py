@@ -10,8 +10,11 @@ from pixelpick_ray.config.spec import Count, Fraction, NonNegative, Positive, Sp
 
 
 class PixelHeadSpec(Spec):
-    """What all heads that look at one pixel say of themselves."""
+    """What all heads that look at one pixel say of themselves. ``trainable`` are the fields that it has when it is
+    trained with its backbone, by the options of ``train``; None where it cannot be.
+    """
 
+    trainable: ClassVar[frozenset[str] | None] = None
     is_random: ClassVar[bool] = False  # whether a fit draws something at random
     keeps_vectors: ClassVar[bool] = False  # whether it keeps every labelled vector
 
@@ -30,6 +33,8 @@ class LinearSpec(PixelHeadSpec):
     name: Literal["linear"] = "linear"
     l2: Positive | Literal["cv"] = "cv"
 
+    trainable: ClassVar[frozenset[str] | None] = frozenset()
+
 
 class MlpSpec(PixelHeadSpec):
     """A perceptron with ReLU layers of ``hidden`` units and dropout after each, trained by Adam with cosine decay."""
@@ -42,6 +47,7 @@ class MlpSpec(PixelHeadSpec):
     lr: Positive = 1e-3
     weight_decay: NonNegative = 1e-3
 
+    trainable: ClassVar[frozenset[str] | None] = frozenset({"hidden", "dropout"})
     is_random: ClassVar[bool] = True
 
     @property
@@ -90,6 +96,19 @@ class NormaliseSpec(Spec):
     std: tuple[Positive, Positive, Positive]
 
 
+class ViewSpec(Spec):
+    """Another view of an image: enlarged ``scale`` times, and flipped from left to right."""
+
+    scale: Positive = 1.0
+    flip: bool = False
+
+    @model_validator(mode="after")
+    def _is_another(self) -> Self:
+        if self.scale == 1.0 and not self.flip:
+            raise ValueError("views: scale 1 without flip is the image itself, which is always there; leave it out")
+        return self
+
+
 # What a network with a decoder has unless its spec says otherwise; other heads have no dropout rates of their own here.
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "deeplabv3plus": {"output_stride": 16, "dropout": (0.5, 0.5, 0.2)},
@@ -134,11 +153,13 @@ class ModelSpec(Spec):
     channels of the backbone's features are dropped, which Monte Carlo dropout may want.
 
     A ``frozen`` backbone stays as it is, batch norm included. The heads that look at one pixel (``PIXEL_HEADS``) are
-    then fitted to features that are computed once. They take the backbone's ``layers``: negative numbers count from the
-    last one, positive ones are strides of a feature pyramid; None means all of a pyramid, the last of a network with
-    maps of one stride. All are brought to ``feature_stride`` (8 for pyramids) and joined. ``input_scale`` enlarges
-    images before. ``normalise`` says with which mean and deviation: those that the pretrained weights were made with
-    (the default where the backbone is frozen), the data set's (elsewhere), or these.
+    then fitted to features that are computed once; ``linear`` and ``mlp`` can also be trained with their backbone. They
+    take the backbone's ``layers``: negative numbers count from the last one, positive ones are strides of a feature
+    pyramid; None means all of a pyramid, the last of a network with maps of one stride. All are brought to
+    ``feature_stride`` (8 for pyramids) and joined. ``input_scale`` enlarges images before. A head on frozen features is
+    fitted to labelled pixels in ``views`` of their image, too. ``normalise`` says with which mean and deviation: those
+    that the pretrained weights were made with (the default where the backbone is frozen), the data set's (elsewhere),
+    or these.
     """
 
     architecture: str = "deeplabv3plus"
@@ -153,6 +174,7 @@ class ModelSpec(Spec):
     layers: tuple[int, ...] | None = None
     feature_stride: Literal[4, 8, 16, 32] | None = None
     input_scale: Positive | None = None
+    views: tuple[ViewSpec, ...] | None = None
     normalise: Literal["weights", "dataset"] | NormaliseSpec | None = None
 
     @model_serializer(mode="wrap")
@@ -187,23 +209,44 @@ class ModelSpec(Spec):
     @model_validator(mode="after")
     def _fits_the_head(self) -> Self:
         if self.head is None:
-            for field in ("layers", "feature_stride", "input_scale"):
+            for field in ("layers", "feature_stride", "input_scale", "views"):
                 if getattr(self, field) is not None:
                     raise ValueError(
                         f"{field}: {self.architecture} takes the features that it was made for; leave {field} out, or "
                         f"take a head that looks at one pixel: {', '.join(PIXEL_HEADS)}"
                     )
         elif not self.frozen:
-            raise ValueError(
-                f"frozen: the head {self.architecture} is fitted to features of a frozen backbone; add frozen: true, "
-                f"or take head {' or '.join(_ARCHITECTURES)}, which train the backbone"
-            )
+            self._check_trained(self.head)
         if self.layers is not None and (0 in self.layers or not 0 < len(set(self.layers)) == len(self.layers)):
             raise ValueError(
                 "layers: should be different numbers, from the last (-1, -2, ...) or strides (4, 8, ...); got "
                 f"{list(self.layers)}"
             )
         return self
+
+    def _check_trained(self, head: PixelHeadSpec) -> None:
+        """ValueError for what a head that is trained with its backbone cannot have."""
+        trainable = [name for name, spec in PIXEL_HEADS.items() if spec.trainable is not None]
+        if head.trainable is None:
+            raise ValueError(
+                f"frozen: the head {self.architecture} is fitted to features of a frozen backbone; add frozen: true, "
+                f"or take head {', '.join((*_ARCHITECTURES, *trainable))}, which train the backbone"
+            )
+        for field in type(head).model_fields.keys() - {"name"} - head.trainable:
+            if getattr(head, field) != type(head).model_fields[field].default:
+                raise ValueError(f"head.{field}: belongs to a frozen backbone; how this one is trained stands in train")
+        if self.views is not None:
+            raise ValueError("views: belong to a frozen backbone; train.augment has what images are varied by")
+
+    def seen_in(self, view: ViewSpec | None) -> Self:
+        """The model whose features are those of a view of the images, but for flipping; None is the image itself."""
+        scale = self.input_scale if view is None else (self.input_scale or 1.0) * view.scale
+        return self.model_copy(update={"input_scale": scale, "views": None})
+
+    @property
+    def fitted_head(self) -> HeadSpec | None:
+        """The head that is fitted to features of a frozen backbone; None where a network is trained."""
+        return self.head if self.frozen else None
 
     @property
     def has_dropout(self) -> bool:
@@ -213,4 +256,5 @@ class ModelSpec(Spec):
     @property
     def is_deterministic(self) -> bool:
         """Whether its fits draw nothing at random, so that they are the same for every seed and stage."""
-        return self.pretrained != "none" and self.head is not None and not self.head.is_random
+        head = self.fitted_head
+        return self.pretrained != "none" and head is not None and not head.is_random

@@ -19,7 +19,7 @@ from pydantic import (
 from pixelpick_ray.config import parts
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.model import ModelSpec
-from pixelpick_ray.config.spec import Count, Fraction, NonNegative, Positive, Spec
+from pixelpick_ray.config.spec import Count, Fraction, NonNegative, Positive, PositiveFraction, Spec
 
 Budget = Annotated[int, Field(ge=1)] | Literal["full"]
 
@@ -85,20 +85,26 @@ def is_line(text: str) -> bool:
 
 
 class AdamSpec(Spec):
-    """Adam with L2 weight decay, betas (0.9, 0.999), eps 1e-8."""
+    """Adam with L2 weight decay, betas (0.9, 0.999), eps 1e-8.
+
+    The backbone learns at ``lr`` times ``backbone_lr_factor``, and each of its layers at ``layer_decay`` times the rate
+    of the one above (Clark et al. 2020, section 3.2).
+    """
 
     name: Literal["adam"]
     lr: Positive
     backbone_lr_factor: NonNegative = 0.1
+    layer_decay: PositiveFraction | None = None
     weight_decay: NonNegative = 0.0
 
 
 class SgdSpec(Spec):
-    """Stochastic gradient descent with momentum and L2 weight decay."""
+    """Stochastic gradient descent with momentum and L2 weight decay; rates of the backbone as in `AdamSpec`."""
 
     name: Literal["sgd"]
     lr: Positive
     backbone_lr_factor: NonNegative = 0.1
+    layer_decay: PositiveFraction | None = None
     weight_decay: NonNegative = 0.0
     momentum: Fraction = 0.9
 
@@ -347,9 +353,9 @@ class Trial(Spec):
     def _consistent(self) -> Self:
         self._check_budget()
         train = self.training
-        if train is None and self.model.head is None:
+        if train is None and self.model.fitted_head is None:
             raise ValueError(f"train: is required, {self.model.architecture} is trained by gradient descent")
-        if self.budget == "full" and self.model.head is not None and self.model.head.keeps_vectors:
+        if self.budget == "full" and self.model.fitted_head is not None and self.model.fitted_head.keeps_vectors:
             raise ValueError(
                 f"budget: {self.model.architecture} compares with every labelled pixel, and full supervision labels "
                 "too many; take another head, such as linear, or leave full out"
@@ -405,7 +411,7 @@ class Trial(Spec):
         """How its stages are trained: `train`, of which full supervision has no use for what is about few labels, and
         a head on frozen features none at all.
         """
-        if self.model.head is not None or self.train is None:
+        if self.model.fitted_head is not None or self.train is None:
             return None
         return self.train.model_copy(update=SPARSE_ONLY) if self.budget == "full" else self.train
 

@@ -48,7 +48,7 @@ def evaluate_checkpoint(
     if path.suffix == SUFFIX:
         spec, weights, seed = _stored_spec(path.with_name("input.json"))
         facts = normalised_facts(facts, spec)
-        if spec.head is not None:
+        if spec.fitted_head is not None:
             model = _read_head(path, spec, weights, seed, facts, world, data_path, cache_path)
         else:
             model = _read_fit(path, spec, facts.num_classes)
@@ -80,7 +80,7 @@ def _read_head(
     features = partial(
         prepare_features, spec=spec, facts=facts, world=world, data_path=data_path, cache_path=cache_path, seed=seed
     )
-    head = head_of(spec.head, tensors)
+    head = head_of(spec.fitted_head, tensors)
     found = head(torch.zeros(1, build_extractor(spec, data_path=data_path, seed=seed).channels, 2, 2)).shape[1]
     if found != facts.num_classes:
         raise DataError(f"{path}: tells {found} classes apart, {facts.name} has {facts.num_classes}")

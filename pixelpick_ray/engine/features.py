@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.keys import FEATURES_VERSION
-from pixelpick_ray.config.model import FEATURE_FIELDS, ModelSpec
+from pixelpick_ray.config.model import FEATURE_FIELDS, ModelSpec, ViewSpec
 from pixelpick_ray.data.cache import CACHE_VERSION, PreparedSplit
 from pixelpick_ray.data.dataset import DatasetFacts
 from pixelpick_ray.data.weights import weights_digest
@@ -48,12 +48,14 @@ _opened: dict[Path, "Features"] = {}  # by folder: what this process has compare
 @dataclass(frozen=True)
 class Features:
     """Feature maps of the images of a prepared split: `vectors` (cells, D) float16 and read-only, the cells of an image
-    in rows; `shapes` (N, 2) are their heights and widths, `offsets` (N + 1,) their first cells.
+    in rows; `shapes` (N, 2) are their heights and widths, `offsets` (N + 1,) their first cells. `is_flipped` says
+    whether the images were flipped from left to right before.
     """
 
     vectors: npt.NDArray[np.float16]
     shapes: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
+    is_flipped: bool = False
     on_device: dict[torch.device, Tensor | None] = field(default_factory=dict, compare=False)
 
     def shape(self, position: int) -> tuple[int, int]:
@@ -86,8 +88,11 @@ class Features:
         return self.on_device[device]
 
     def at(self, position: int, y: npt.NDArray[np.int64], x: npt.NDArray[np.int64], size: tuple[int, int]) -> Tensor:
-        """(k, D) float32 at pixels of an image of a `size`, interpolated bilinearly with aligned corners."""
+        """(k, D) float32 at pixels of an image of a `size`, interpolated bilinearly with aligned corners. Features of
+        flipped images are read where the pixels are in these.
+        """
         height, width = self.shape(position)
+        x = size[1] - 1 - x if self.is_flipped else x
         cells = self.of(position)
         (top, bottom, down), (left, right, across) = _between(y, size[0], height), _between(x, size[1], width)
         places = [row * width + column for row in (top, bottom) for column in (left, right)]
@@ -113,19 +118,23 @@ def prepare_features(
     cache_path: Path,
     seed: int,
     limit: int | None = None,
+    view: ViewSpec | None = None,
 ) -> Features:
-    """Open the features of a split, computing those that are missing together with all who wait for them.
+    """Open the features of a split, or of a view of its images, computing those that are missing together with all who
+    wait for them.
 
     `facts` have the mean and deviation that images are normalised with. Damaged features are computed again. With a
     `limit` in bytes those that were used longest ago make room. DataError when the cache folder cannot be written.
     """
-    folder = cache_path / f"{facts.name}-{prepared.split}-features-{_key(prepared, spec, facts, seed, data_path)[:20]}"
+    spec, is_flipped = spec.seen_in(view), view is not None and view.flip
+    key = _key(prepared, spec, facts, seed, data_path, is_flipped)
+    folder = cache_path / f"{facts.name}-{prepared.split}-features-{key[:20]}"
     if folder in _opened:
         return _opened[folder]
     extractor = build_extractor(spec, data_path=data_path, seed=seed)
     grids = np.asarray([extractor.grid(prepared.shape(position)) for position in range(len(prepared))], dtype=np.int64)
     offsets = np.cumsum([0, *grids.prod(axis=1)], dtype=np.int64)
-    entry = _Files(folder, grids, offsets, extractor.channels)
+    entry = _Files(folder, grids, offsets, extractor.channels, is_flipped)
     try:
         make_room(cache_path, folder, entry.size, limit)
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,10 +186,13 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def _key(prepared: PreparedSplit, spec: ModelSpec, facts: DatasetFacts, seed: int, data_path: Path) -> str:
+def _key(
+    prepared: PreparedSplit, spec: ModelSpec, facts: DatasetFacts, seed: int, data_path: Path, is_flipped: bool
+) -> str:
     """What identifies features: everything that decides them. A random backbone is one of the seed."""
     return digest(
-        {
+        ({"flip": True} if is_flipped else {})
+        | {
             "version": FEATURES_VERSION,
             "images": [CACHE_VERSION, prepared.fingerprint, prepared.shapes.tolist()],
             "backbone": spec.model_dump(mode="json", include=FEATURE_FIELDS, exclude_none=True),
@@ -198,6 +210,7 @@ class _Files:
     shapes: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int64]
     channels: int
+    is_flipped: bool
 
     @property
     def blocks(self) -> range:
@@ -259,7 +272,7 @@ class _Files:
         flat = np.memmap(
             self.folder / FEATURES, dtype=np.float16, mode="r", shape=(int(self.offsets[-1]), self.channels)
         )
-        return Features(flat, self.shapes, self.offsets)
+        return Features(flat, self.shapes, self.offsets, self.is_flipped)
 
 
 @torch.inference_mode()
@@ -275,10 +288,10 @@ def _compute_some(
                 if not entry.digest_path(block).is_file():
                     network = extractor.to(world.device)
                     images = SplitImages.on(prepared, world.device)
-                    found = [
-                        network(normalised(images.images([position]).float().div_(255), facts))[0].flatten(1).T.half()
-                        for position in entry.images(block)
-                    ]
+                    found = []
+                    for position in entry.images(block):
+                        image = normalised(images.images([position]).float().div_(255), facts)
+                        found.append(network(image.flip(3) if entry.is_flipped else image)[0].flatten(1).T.half())
                     for position, vectors in zip(entry.images(block), found, strict=True):
                         if not vectors.isfinite().all():
                             raise DataError(

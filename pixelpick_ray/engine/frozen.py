@@ -1,6 +1,6 @@
 """A head on the cached features of a frozen backbone: what it is fitted to, and how a split is read for it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
@@ -28,14 +28,20 @@ class FrozenModel(nn.Module):
         return cast(Tensor, self.head(features))
 
 
-def labelled_vectors(data: TrainingData, features: Features, labels: LabelledPixels | None) -> LabelledVectors:
-    """What a head is fitted to: the features at labelled pixels, interpolated as logits are.
+def labelled_vectors(data: TrainingData, views: Sequence[Features], labels: LabelledPixels | None) -> LabelledVectors:
+    """What a head is fitted to: the features at labelled pixels in each view, interpolated as logits are.
 
     Full supervision takes every place of the features' maps that is nearest to some pixel with a class, with the
     numbers of these pixels by class.
     """
-    if labels is None:
-        return _of_all_pixels(data, features)
+    one_by_one = [_of_all_pixels(data, one) if labels is None else _of_pixels(data, one, labels) for one in views]
+    if len(one_by_one) == 1:
+        return one_by_one[0]
+    pairs = zip(*((one.vectors, one.counts, one.images) for one in one_by_one), strict=True)
+    return LabelledVectors(*map(np.concatenate, pairs))
+
+
+def _of_pixels(data: TrainingData, features: Features, labels: LabelledPixels) -> LabelledVectors:
     vectors, classes, images = list[Tensor](), list[np.ndarray](), list[np.ndarray]()
     for position in (int(position) for position in data.positions):
         at = labels.of_image(data.prepared.names[position])
@@ -59,6 +65,7 @@ def _of_all_pixels(data: TrainingData, features: Features) -> LabelledVectors:
             for length, coarse in ((height, h), (width, w))
         )
         label = data.prepared.label(position).astype(np.int64)
+        label = label[:, ::-1] if features.is_flipped else label
         place = (rows[:, None] * w + columns) * classes + label
         found = np.bincount(place[label < classes], minlength=h * w * classes)
         counts[features.offsets[position] : features.offsets[position + 1]] = found.reshape(-1, classes)

@@ -145,7 +145,9 @@ def build_optimizer(spec: AdamSpec | SgdSpec, model: nn.Module) -> torch.optim.O
 
     Learning rates are tensors on the parameters' device, so that a recorded step reads them anew.
     """
-    groups = parameter_groups(model, lr=spec.lr, backbone_lr_factor=spec.backbone_lr_factor)
+    groups = parameter_groups(
+        model, lr=spec.lr, backbone_lr_factor=spec.backbone_lr_factor, layer_decay=spec.layer_decay
+    )
     device = groups[-1]["params"][0].device
     for group in groups:
         group["lr"] = torch.tensor(group["base_lr"], device=device)

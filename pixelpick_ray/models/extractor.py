@@ -10,7 +10,6 @@ from pixelpick_ray.config.model import ModelSpec
 from pixelpick_ray.config.networks import chosen_layers, feature_grid, feature_stride
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, load_pretrained
-from pixelpick_ray.models.segmentation import build_model
 
 
 class FeatureExtractor(nn.Module):
@@ -55,11 +54,3 @@ def build_extractor(spec: ModelSpec, *, data_path: Path, seed: int) -> FeatureEx
         pyramid = build_pyramid(spec)
         load_pretrained(pyramid.network, spec, data_path)
     return FeatureExtractor(spec, pyramid).eval().requires_grad_(False)
-
-
-def check_model(spec: ModelSpec, *, num_classes: int, data_path: Path, seed: int) -> None:
-    """Build what trials of a spec use, once. SpecError or DataError when it cannot be."""
-    if spec.head is None:
-        build_model(spec, num_classes=num_classes, data_path=data_path, seed=seed, stage=0)
-    else:
-        build_extractor(spec, data_path=data_path, seed=seed)

@@ -243,15 +243,20 @@ def _validated_penalty(labelled: LabelledVectors, mean: Tensor, deviation: Tenso
     return best
 
 
+def perceptron(width: int, hidden: tuple[int, ...], num_classes: int, dropout: float) -> nn.Sequential:
+    """1x1 convolutions from `width` channels over `hidden` units, with ReLU and dropout after each, to the classes."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in zip((width, *hidden), hidden, strict=False):
+        layers += [nn.Conv2d(inputs, outputs, 1), nn.ReLU(), Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Conv2d((width, *hidden)[-1], num_classes, 1))
+
+
 class Mlp(nn.Module):
     """A perceptron as 1x1 convolutions; the mean and the deviation of the features are in its first layer."""
 
     def __init__(self, spec: MlpSpec, width: int, num_classes: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for inputs, outputs in zip((width, *spec.hidden), spec.hidden, strict=False):
-            layers += [nn.Conv2d(inputs, outputs, 1), nn.ReLU(), Dropout(spec.dropout)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d((width, *spec.hidden)[-1], num_classes, 1))
+        self.layers = perceptron(width, spec.hidden, num_classes, spec.dropout)
 
     @classmethod
     def fit(cls, spec: MlpSpec, labelled: LabelledVectors, num_classes: int, seed: int, stage: int) -> "Mlp":

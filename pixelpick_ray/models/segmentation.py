@@ -1,6 +1,8 @@
 """Segmentation networks: a backbone, a decoder, and logits at the decoder's stride. Dispatch by name is ``MODELS``."""
 
+import re
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -9,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixelpick_ray.config import parts
-from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.model import MlpSpec, ModelSpec
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import Pyramid, build_pyramid, he_initialise, load_pretrained
 from pixelpick_ray.models.convolution import Conv3x3, conv3x3, without_autocast
 from pixelpick_ray.models.dropout import Dropout
+from pixelpick_ray.models.extractor import FeatureExtractor, build_extractor
+from pixelpick_ray.models.heads import perceptron
 from pixelpick_ray.models.sparse import decode_at
 
 FRAME_MULTIPLE = 8  # the published networks halve an image three times before they dilate
@@ -194,7 +198,30 @@ class FeatureHead(nn.Module):
         return cast(Tensor, logits)
 
 
-MODELS: dict[str, Callable[[Pyramid, int, ModelSpec], nn.Module]] = {"deeplabv3plus": DeepLabV3Plus, "fpn": FPN}
+class PixelNetwork(nn.Module):
+    """A backbone that is trained together with a head that looks at one pixel: batch norm of its features, then a
+    linear layer or a perceptron.
+    """
+
+    def __init__(self, pyramid: Pyramid, num_classes: int, spec: ModelSpec) -> None:
+        super().__init__()
+        self.backbone = FeatureExtractor(spec, pyramid)
+        hidden, dropout = (spec.head.hidden, spec.head.dropout) if isinstance(spec.head, MlpSpec) else ((), 0.0)
+        channels = self.backbone.channels
+        self.norm, self.drop_features = nn.BatchNorm2d(channels), Dropout(spec.feature_dropout, of="channels")
+        self.layers = perceptron(channels, hidden, num_classes, dropout)
+        he_initialise(self.layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.layers(self.drop_features(self.norm(self.backbone(images)))))
+
+
+MODELS: dict[str, Callable[[Pyramid, int, ModelSpec], nn.Module]] = {
+    "deeplabv3plus": DeepLabV3Plus,
+    "fpn": FPN,
+    "linear": PixelNetwork,
+    "mlp": PixelNetwork,
+}
 
 
 def build_model(spec: ModelSpec, *, num_classes: int, data_path: Path, seed: int, stage: int) -> nn.Module:
@@ -206,12 +233,35 @@ def build_model(spec: ModelSpec, *, num_classes: int, data_path: Path, seed: int
         return MODELS.get(spec.architecture, FeatureHead)(pyramid, num_classes, spec)
 
 
-def parameter_groups(model: nn.Module, *, lr: float, backbone_lr_factor: float) -> list[dict[str, Any]]:
-    """Two optimiser groups, the backbone's with its own learning rate; ``base_lr`` is what schedules multiply."""
-    backbone = [value for name, value in model.named_parameters() if name.startswith("backbone.")]
+def check_model(spec: ModelSpec, *, num_classes: int, data_path: Path, seed: int) -> None:
+    """Build what trials of a spec use, once. SpecError or DataError when it cannot be."""
+    if spec.fitted_head is None:
+        build_model(spec, num_classes=num_classes, data_path=data_path, seed=seed, stage=0)
+    else:
+        build_extractor(spec, data_path=data_path, seed=seed)
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float, backbone_lr_factor: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Optimiser groups: the backbone's with a learning rate of its own, or one for each of its layers with a
+    `layer_decay`, from the first layer up; then the rest. ``base_lr`` is what schedules multiply.
+    """
+    backbone = [(name, value) for name, value in model.named_parameters() if name.startswith("backbone.")]
     rest = [value for name, value in model.named_parameters() if not name.startswith("backbone.")]
-    rates = (lr * backbone_lr_factor, lr)
-    return [{"params": group, "lr": rate, "base_lr": rate} for group, rate in zip((backbone, rest), rates, strict=True)]
+    by_layer = groupby(backbone, lambda named: "" if layer_decay is None else _layer_of(named[0]))
+    layers = [[value for _, value in layer] for _, layer in by_layer]
+    rates = [lr * backbone_lr_factor * (layer_decay or 1.0) ** above for above in reversed(range(len(layers)))]
+    pairs = zip((*layers, rest), (*rates, lr), strict=True)
+    return [{"params": group, "lr": rate, "base_lr": rate} for group, rate in pairs]
+
+
+def _layer_of(name: str) -> str:
+    """The layer of a backbone's parameter: a block, which its name says by the first number that stands alone; what
+    stands between blocks is one, too.
+    """
+    found = re.match(r"(.*?\.\d+)\.", name)
+    return found[1] if found else ""
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:

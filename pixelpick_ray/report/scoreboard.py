@@ -82,7 +82,7 @@ def _counterparts(cell: Cell, trial: Trial) -> list[PublishedCell]:
     """
     line = cell.line
     wanted = line.dataset, line.strategy, cell.budget
-    if trial.model.head is not None:
+    if trial.model.fitted_head is not None:
         return [one for one in published_cells().values() if (one.dataset, one.strategy, one.budget) == wanted]
     key = line.dataset, line.architecture, line.backbone, line.strategy, cell.budget
     return [one for one in (published_cells().get(key),) if one]
@@ -107,7 +107,7 @@ def differences(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) 
     own = _protocol(trial, evaluate, published)
     pairs = [(path, own[path], theirs) for path, theirs in published.protocol.items() if theirs]
     found = []
-    if trial.model.head is not None:  # its training has nothing in common with theirs
+    if trial.model.fitted_head is not None:  # its training has nothing in common with theirs
         pairs = [pair for pair in pairs if not pair[0].startswith(("model.", "train."))]
         theirs = f"{published.architecture} {published.backbone}"
         found = [f"{trial.model.architecture} head on a frozen {trial.model.backbone}, published {theirs}, all trained"]

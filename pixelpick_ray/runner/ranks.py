@@ -160,7 +160,9 @@ class _Rank:
         ranks of a group wait for each other.
         """
         self._has_ended = False
-        alone = World(self._rank, 1, choose_device("cpu" if trial.model.head is None else self._execution.device))
+        alone = World(
+            self._rank, 1, choose_device("cpu" if trial.model.fitted_head is None else self._execution.device)
+        )
         context = Context(self._experiment, trial, self._execution, alone, self._events.append)
         context.describe_splits()
         _ = context.source

@@ -96,7 +96,7 @@ def prepare(planned: Plan, execution: Execution, console: Console) -> None:
     Networks are built without their weights first: a wrong name must not wait for a download.
     """
     from pixelpick_ray.models.backbones import fetch_weights
-    from pixelpick_ray.models.extractor import check_model
+    from pixelpick_ray.models.segmentation import check_model
 
     with Bar(
         TextColumn("{task.description}"),

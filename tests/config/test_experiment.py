@@ -65,7 +65,10 @@ def test_every_way_to_write_a_number_is_a_number(camvid_yaml: str) -> None:
         ("train.optimizer.lr=.inf", ["train.optimizer.lr: ", "finite number"]),
         ("train.optimizer.lr=", ["train.optimizer.lr: ", "valid number", "None"]),
         ("title=2020-01-01", ["title: ", "text"]),
-        ("train.optimizer.l=1", ["train.optimizer.l: ", "unknown key", "name, lr, backbone_lr_factor, weight_decay"]),
+        (
+            "train.optimizer.l=1",
+            ["train.optimizer.l: ", "unknown key", "name, lr, backbone_lr_factor, layer_decay, weight_decay"],
+        ),
         ("train.optimizer.name=adamw", ["train.optimizer: ", "'adamw'", "adam, sgd"]),
         ("train.optimizer={lr: 1}", ["train.optimizer: ", "name is required", "adam, sgd", "{'lr': 1}"]),
         ("train.schedule={gamma: 1}", ["train.schedule: ", "name is required", "constant, multistep, poly"]),

@@ -75,9 +75,17 @@ def test_reading_what_was_written_gives_the_same() -> None:
     ("overrides", "told"),
     [
         (
-            ["model.frozen=false"],
-            r"frozen: the head linear is fitted to features of a frozen backbone; add",
+            ["model.frozen=false", "model.head=knn"],
+            r"frozen: the head knn is fitted to features of a frozen backbone; add .* or take head deeplabv3plus, fpn, "
+            r"linear, mlp, which train",
         ),
+        (["model.frozen=false"], r"train: is required, linear is trained by gradient descent"),
+        (
+            ["model.frozen=false", "model.head={name: linear, l2: 0.1}"],
+            r"head\.l2: belongs to a frozen backbone; how this one is trained",
+        ),
+        (["model.frozen=false", "model.views=[{flip: true}]"], r"views: belong to a frozen backbone; train\.augment"),
+        (["model.views=[{scale: 1.0}]"], r"views: scale 1 without flip is the image itself"),
         (
             ["model.head=lineer"],
             r"architecture: unknown 'lineer'; known: deeplabv3plus, fpn, linear, mlp, knn, prototype",
@@ -160,6 +168,13 @@ def test_a_head_from_a_file_may_be_named_by_either_word(tmp_path: Path) -> None:
     assert name.startswith("file:mine.py:Head@")
 
 
+def test_a_pixel_head_may_be_trained_with_its_backbone() -> None:
+    spec = frozen("model.frozen=false", train="{epochs: 2, optimizer: {name: adam, lr: 1e-3, layer_decay: 0.7}}")
+    (trial, *_) = spec.trials()
+    assert (trial.epochs, trial.model.fitted_head, trial.model.output_stride) == (2, None, 32)
+    assert {"train", "seed"} <= fit_of(spec).inputs.keys()
+
+
 # Keys
 
 
@@ -172,7 +187,13 @@ def test_the_key_of_an_exact_head_has_no_seed_where_the_weights_are_given() -> N
 
 @pytest.mark.parametrize(
     "override",
-    ["model.head={name: linear, l2: 0.5}", "model.layers=[-1]", "model.input_scale=1.5", "model.feature_stride=4"],
+    [
+        "model.head={name: linear, l2: 0.5}",
+        "model.layers=[-1]",
+        "model.input_scale=1.5",
+        "model.feature_stride=4",
+        "model.views=[{flip: true}]",
+    ],
 )
 def test_what_decides_a_fit_is_in_its_key(override: str) -> None:
     assert fit_of(frozen(override)).key != fit_of(frozen()).key

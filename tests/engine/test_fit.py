@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pixelpick_ray.config.model import MlpSpec, ModelSpec
 from pixelpick_ray.config.trial import (
     AcquireSpec,
     AdamSpec,
@@ -180,6 +181,20 @@ def test_two_ranks_train_measure_and_pick_what_one_rank_does(ranks: Ranks, decod
     assert first.digest == alone.digest
     assert len(alone.picks["y"]) == 7 * 6
     assert len(second.picks["y"]) == 0  # the first rank has the whole
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_two_ranks_train_a_pixel_head_with_its_backbone_as_one_rank_does(ranks: Ranks, backbone: str) -> None:
+    data = tiny_data(7)
+    model = ModelSpec(backbone=backbone, pretrained="none", architecture="mlp", head=MlpSpec(hidden=(8,), dropout=0.0))
+    optimizer = AdamSpec(name="adam", lr=1e-3, layer_decay=0.5)
+    job = tiny_job(data, label_some(data, UNEQUAL), epochs=2, model=model, optimizer=optimizer)
+    acquire = AcquireSpec(strategy="margin", pixels_per_stage=6, pool_fraction=0.05)
+    alone: StageResult = whole_stage_in_double(ALONE, job, acquire)
+    for part in ranks.run(whole_stage_in_double, job, acquire):
+        np.testing.assert_allclose(part.losses, alone.losses, rtol=1e-6)
+        assert_close(part.state, alone.state, rtol=1e-5, atol=1e-6)
+        assert np.array_equal(part.confusion, alone.confusion)
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["pixels", "every pixel"])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from pixelpick_ray.active.metrics import miou
-from pixelpick_ray.config.model import KnnSpec, LinearSpec, MlpSpec, ModelSpec, PrototypeSpec
+from pixelpick_ray.config.model import KnnSpec, LinearSpec, MlpSpec, ModelSpec, PrototypeSpec, ViewSpec
 from pixelpick_ray.config.networks import features_bytes
 from pixelpick_ray.config.trial import AcquireSpec, DatasetSpec, StochasticSpec
 from pixelpick_ray.data import datasets
@@ -70,7 +70,7 @@ def fitted(cache: Path, head: Any, *, shapes: Any = MIXED, full: bool = False) -
     """A head fitted to some labels of tiny data, these data and the labels."""
     data, model = tiny_data(5, shapes), spec(head)
     labels = label_some(data, [6, 5, 7, 6, 4])
-    labelled = labelled_vectors(data, features_at(cache, data.prepared, model), None if full else labels)
+    labelled = labelled_vectors(data, [features_at(cache, data.prepared, model)], None if full else labels)
     fitted_head = fit_head(head, labelled, num_classes=CLASSES, seed=3, stage=0)
     return FrozenModel(fitted_head, lambda prepared: features_at(cache, prepared, model)), data, labels
 
@@ -128,10 +128,38 @@ def test_the_mean_iou_is_that_of_a_plain_script(tmp_path: Path, head: Any) -> No
     assert set(examples) <= set(data.prepared.names)
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_views_add_the_vectors_of_the_same_pixels_in_other_images(tmp_path: Path, full: bool) -> None:
+    data, prepared = tiny_data(2), tiny_data(2).prepared
+    pixels = np.arange(2 * 32 * 48).reshape(2, 32, 48)[:, :, ::-1].flatten()
+    other = dataclasses.replace(prepared, images=prepared.images[pixels], labels=prepared.labels[pixels])
+    flipped = dataclasses.replace(data, prepared=other)
+    labels = None if full else label_some(data, [5, 3])
+    mirrored = None if labels is None else dataclasses.replace(labels, x=47 - labels.x)
+    view = prepare_features(
+        data.prepared,
+        spec(),
+        FACTS,
+        ALONE,
+        data_path=tmp_path,
+        cache_path=tmp_path,
+        seed=3,
+        view=ViewSpec(scale=1.5, flip=True),
+    )
+    both = labelled_vectors(data, [features_at(tmp_path, data.prepared, spec()), view], labels)
+    own = labelled_vectors(data, [features_at(tmp_path, data.prepared, spec())], labels)
+    theirs = labelled_vectors(flipped, [features_at(tmp_path / "other", other, spec(input_scale=1.5))], mirrored)
+    assert len(both.vectors) == len(own.vectors) + len(theirs.vectors)
+    np.testing.assert_array_equal(both.vectors[: len(own.vectors)], own.vectors)
+    order = np.lexsort(both.vectors[len(own.vectors) :].T), np.lexsort(theirs.vectors.T)
+    np.testing.assert_allclose(both.vectors[len(own.vectors) :][order[0]], theirs.vectors[order[1]], atol=1e-3)
+    np.testing.assert_array_equal(both.counts[len(own.vectors) :][order[0]], theirs.counts[order[1]])
+
+
 def test_vectors_at_labelled_pixels_are_interpolated_as_logits_are(tmp_path: Path) -> None:
     data = tiny_data(2)
     found, labels = features_at(tmp_path, data.prepared, spec()), label_some(data, [5, 3])
-    labelled = labelled_vectors(data, found, labels)
+    labelled = labelled_vectors(data, [found], labels)
     full = F.interpolate(found.maps([0, 1]), (32, 48), mode="bilinear", align_corners=True)
     image = np.repeat([0, 1], [5, 3])
     expected = full[image, :, labels.y.astype(np.int64), labels.x.astype(np.int64)]
@@ -142,12 +170,12 @@ def test_vectors_at_labelled_pixels_are_interpolated_as_logits_are(tmp_path: Pat
 
 def test_full_supervision_counts_every_pixel_with_a_class_once(tmp_path: Path) -> None:
     data = tiny_data(3, MIXED)
-    labelled = labelled_vectors(data, features_at(tmp_path, data.prepared, spec()), None)
+    labelled = labelled_vectors(data, [features_at(tmp_path, data.prepared, spec())], None)
     counts = [np.bincount(data.prepared.label(at).ravel(), minlength=256)[:CLASSES] for at in range(3)]
     for position in range(3):
         np.testing.assert_array_equal(labelled.counts[labelled.images == position].sum(axis=0), counts[position])
     some = dataclasses.replace(data, positions=np.asarray([0, 2]))
-    fewer = labelled_vectors(some, features_at(tmp_path, data.prepared, spec()), None)
+    fewer = labelled_vectors(some, [features_at(tmp_path, data.prepared, spec())], None)
     np.testing.assert_array_equal(fewer.counts.sum(axis=0), counts[0] + counts[2])
 
 
@@ -155,7 +183,7 @@ def test_full_supervision_counts_every_pixel_with_a_class_once(tmp_path: Path) -
 @pytest.mark.parametrize("full", [False, True])
 def test_a_head_learns_from_features_of_a_random_backbone(tmp_path: Path, head: Any, full: bool) -> None:
     model, data, labels = fitted(tmp_path, head, full=full)
-    labelled = labelled_vectors(data, model.features_of(data.prepared), None if full else labels)
+    labelled = labelled_vectors(data, [model.features_of(data.prepared)], None if full else labels)
     if isinstance(head, LinearSpec | KnnSpec):
         assert loss_of(model.head, labelled) < np.log(CLASSES)
     confusion, _ = evaluate(model, data.prepared, FACTS, ALONE)

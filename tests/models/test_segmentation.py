@@ -1,12 +1,13 @@
 """DeepLabv3+ and what all networks share: sizes, initialisation, dropout, logits at points."""
 
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
 
-from pixelpick_ray.config.model import PIXEL_HEADS, ModelSpec
+from pixelpick_ray.config.model import PIXEL_HEADS, MlpSpec, ModelSpec
 from pixelpick_ray.config.networks import HEADS
 from pixelpick_ray.models import heads
 from pixelpick_ray.models.dropout import Dropout, stochastic
@@ -121,10 +122,42 @@ def test_parameter_groups_split_at_the_backbone() -> None:
     assert sum(value.numel() for group in (backbone, rest) for value in group["params"]) == count(model)
 
 
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_with_a_layer_decay_every_layer_of_the_backbone_has_a_rate_of_its_own(backbone: str) -> None:
+    head = MlpSpec(hidden=(4,))
+    model = model_of(ModelSpec(backbone=backbone, pretrained="none", architecture="mlp", head=head))
+    *layers, rest = parameter_groups(model, lr=1.0, backbone_lr_factor=0.1, layer_decay=0.5)
+    names = {id(value): name for name, value in model.named_parameters()}
+    assert [layer["lr"] for layer in layers] == [0.1 * 0.5**above for above in reversed(range(len(layers)))]
+    assert rest["lr"] == 1.0
+    assert sum(value.numel() for group in (*layers, rest) for value in group["params"]) == count(model)
+    blocks = [{re.sub(r"(.*?\.\d+)\..*", r"\1", names[id(value)]) for value in layer["params"]} for layer in layers]
+    found = [block for block in blocks if all(name[-1].isdigit() for name in block)]
+    assert len(found) >= 4
+    assert all(len(block) == 1 for block in found)
+    assert any("conv1" in name or "patch_embed" in name for name in blocks[0])
+
+
+@pytest.mark.parametrize("size", [(32, 48), (37, 61)])
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_a_pixel_head_is_trained_with_its_backbone(backbone: str, size: tuple[int, int]) -> None:
+    head = MlpSpec(hidden=(4,))
+    model = model_of(ModelSpec(backbone=backbone, pretrained="none", architecture="mlp", head=head)).train()
+    logits = model(torch.rand(2, 3, *size))
+    grid = model.backbone.grid(size)
+    assert logits.shape == (2, 11, *grid)
+    logits.square().mean().backward()
+    assert all(value.grad is not None for value in model.layers.parameters())
+    assert any(value.grad is not None and value.grad.any() for value in model.backbone.parameters())
+
+
 def test_the_architectures_of_the_spec_are_those_that_exist() -> None:
     assert {*MODELS, *PIXEL_HEADS} == HEADS.keys()
     assert PIXEL_HEADS.keys() == heads.HEADS.keys()
-    for name in MODELS:
+    assert {
+        name for name, head in PIXEL_HEADS.items() if head.trainable is not None
+    } == MODELS.keys() & PIXEL_HEADS.keys()
+    for name in MODELS.keys() - PIXEL_HEADS.keys():
         assert ModelSpec(architecture=name, backbone="resnet18").architecture == name
 
 

@@ -96,12 +96,13 @@ def tiny_job(
     lr: float = 1e-3,
     seed: int = 3,
     stage: int = 0,
+    model: ModelSpec | None = None,
     **train: object,
 ) -> FitJob:
     """A fit of seconds on one thread."""
     optimizer = AdamSpec(name="adam", lr=lr, backbone_lr_factor=1.0)
     fields = {"epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "augment": augment} | train
-    model = ModelSpec(backbone=backbone, pretrained="none", dropout=dropout)
+    model = model or ModelSpec(backbone=backbone, pretrained="none", dropout=dropout)
     return FitJob(model, TrainSpec(**fields), seed, stage, data, labels, Path("no-data"))
 
 
