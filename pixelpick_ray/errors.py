@@ -11,6 +11,8 @@ PixelPickError
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MOST_TOLD = 10  # wrong files in one message
+
 
 class PixelPickError(Exception):
     """Root of the errors of this package."""
@@ -47,3 +49,36 @@ def naming(where: object) -> Iterator[None]:
         yield
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from error
+
+
+class DataErrors:
+    """DataErrors that were kept, to be told together."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.messages)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep a DataError and go on behind the block."""
+        try:
+            yield
+        except DataError as error:
+            self.messages += str(error).split("\n")
+
+    def tell(self) -> None:
+        """DataError with the first ten and the number of the others, if there are any."""
+        if self.messages:
+            more = len(self.messages) - MOST_TOLD
+            told = [*self.messages[:MOST_TOLD], f"and {more} more of such problems"] if more > 0 else self.messages
+            raise DataError("\n".join(told))
+
+
+@contextmanager
+def data_errors() -> Iterator[DataErrors]:
+    """What keeps DataErrors of the block, and tells them at its end."""
+    wrong = DataErrors()
+    yield wrong
+    wrong.tell()

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -31,6 +32,11 @@ PIXELS, STATISTICS, ASKED = "pixels.npz", "statistics.json", "questions.json"  #
 QUESTIONS = "questions.npz"
 TRAINING = "training.json"
 CONFUSION, PREDICTIONS = "confusion.npz", "predictions"
+
+
+def prediction_file(name: str) -> str:
+    """The file of an evaluation that has the prediction for an image; a name may have folders."""
+    return f"{PREDICTIONS}/{PurePosixPath(name).with_suffix('').as_posix().replace('/', '%2F')}.png"
 
 
 class Labels(Protocol):

@@ -26,7 +26,7 @@ from pixelpick_ray.events import EpochDone, FitResumed, FitTrained
 from pixelpick_ray.models.heads import fit_head, head_of
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.store.paths import WEIGHTS, WEIGHTS_OF_RUN
-from pixelpick_ray.tasks import CONFUSION, PREDICTIONS, TRAINING, Evaluate, Fit
+from pixelpick_ray.tasks import CONFUSION, PREDICTIONS, TRAINING, Evaluate, Fit, prediction_file
 
 SAME = ("torch", "numpy", "device", "world_size", "threads")  # what one fit must be made by from begin to end
 
@@ -258,7 +258,7 @@ class Trainer:
             np.savez(folder / CONFUSION, epochs=np.asarray(list(by_epoch)), confusion=matrices)
             (folder / PREDICTIONS).mkdir()
             for name, predicted in examples.items():
-                path = folder / PREDICTIONS / f"{Path(name).stem}.png"
+                path = folder / prediction_file(name)
                 write_label_map(path, predicted, self._context.dataset.facts.palette)
 
         self._context.publish(task, write, time.perf_counter(), fit_weights=self.weights_digest)

@@ -1,5 +1,6 @@
 """YAML as people write it: numbers such as 5e-4 are numbers, repeated keys are refused, nothing is executed."""
 
+import codecs
 import re
 from typing import Any
 
@@ -33,6 +34,12 @@ for _kind in (_Loader, _Dumper):
         re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
         list("-+.0123456789"),
     )
+
+
+def text_of(content: bytes) -> str:
+    """The text of a file in UTF-8 or, where it begins with such a mark, UTF-16; UnicodeError for any other."""
+    is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_wide else "utf-8-sig")
 
 
 def read_yaml(text: str, where: str) -> Any:

@@ -22,7 +22,7 @@ from pixelpick_ray.config.execution import local_cpus
 from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.dataset import Dataset, ReportBytes, UInt8Array
 from pixelpick_ray.data.streams import stream
-from pixelpick_ray.errors import DataError
+from pixelpick_ray.errors import DataError, data_errors
 
 CACHE_VERSION = 2
 SMALLEST_SIDE = 8  # pixels: the networks halve three times
@@ -175,20 +175,29 @@ def _decode(dataset: Dataset, split: str, size: SizeSpec, folder: Path, report: 
     partial = folder.with_name(folder.name + ".partial")
     workers = min(8, local_cpus())
 
-    def read(name: str) -> tuple[UInt8Array, UInt8Array, _Entry]:
-        return _prepared(dataset, split, name, size)
+    def read(name: str) -> tuple[UInt8Array, UInt8Array, _Entry] | DataError:
+        try:
+            image, label = dataset.read(split, name)
+        except DataError as error:
+            return error
+        return _prepared(dataset, split, name, size, image, label)
 
-    with _Appended(partial, names) as files, ThreadPoolExecutor(workers) as pool:
+    with data_errors() as wrong, _Appended(partial, names) as files, ThreadPoolExecutor(workers) as pool:
         if files.done:
             report(files.done, len(names))
-        for image, label, entry in _in_order(pool, read, names[files.done :], ahead=2 * workers):
-            files.add(image, label, entry)
-            report(files.done, len(names))
+        for found in _in_order(pool, read, names[files.done :], ahead=2 * workers):
+            with wrong.kept():
+                if isinstance(found, DataError):
+                    raise found
+                if not wrong:  # else the others are only looked at: all that are wrong are told at once
+                    files.add(*found)
+                    report(files.done, len(names))
     partial.rename(folder)
 
 
-def _prepared(dataset: Dataset, split: str, name: str, size: SizeSpec) -> tuple[UInt8Array, UInt8Array, _Entry]:
-    image, label = dataset.read(split, name)
+def _prepared(
+    dataset: Dataset, split: str, name: str, size: SizeSpec, image: UInt8Array, label: UInt8Array
+) -> tuple[UInt8Array, UInt8Array, _Entry]:
     native = hashlib.sha256(canonical_json([name, *label.shape]).encode("ascii"))
     native.update(image.tobytes())
     native.update(label.tobytes())

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
-
-from pixelpick_ray.data.dataset import Colour, DatasetFacts, FileDataset, UInt8Array, read_image, refuse_values
+from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, UInt8Array
+from pixelpick_ray.data.image_files import read_label_file
+from pixelpick_ray.data.label_maps import Colour, LabelEncoding
 from pixelpick_ray.errors import DataError
 
 VOID = 19
@@ -30,22 +30,19 @@ _EVALUATED: tuple[tuple[int, str, Colour], ...] = (
     (32, "motorcycle", (0, 0, 230)),
     (33, "bicycle", (119, 11, 32)),
 )
-_NONE = 255  # in a table: no such value in the files
-
-
-def _table(values: dict[int, int]) -> UInt8Array:
-    table = np.full(256, _NONE, dtype=np.uint8)
-    table[list(values)] = list(values.values())
-    return table
-
-
-# By the end of a label file's name: class by value, and which values there are.
-_TABLES: dict[str, tuple[UInt8Array, str]] = {
-    "labelIds": (
-        _table(dict.fromkeys(range(34), VOID) | {entry[0]: at for at, entry in enumerate(_EVALUATED)}),
-        "0..33 (label ids)",
+_COLOURS = tuple((colour,) for _, _, colour in _EVALUATED)
+# By the end of a label file's name.
+_ENCODINGS = {
+    "labelIds": LabelEncoding(
+        [[number] for number, _, _ in _EVALUATED],
+        sorted({*range(34)} - {number for number, _, _ in _EVALUATED}),
+        VOID,
+        _COLOURS,
+        allowed="0..33 (label ids)",
     ),
-    "labelTrainIds": (_table({at: at for at in range(VOID)} | {255: VOID}), "0..18 and 255 (train ids)"),
+    "labelTrainIds": LabelEncoding(
+        [[at] for at in range(VOID)], [255], VOID, _COLOURS, allowed="0..18 and 255 (train ids)"
+    ),
 }
 
 
@@ -89,15 +86,11 @@ class Cityscapes(FileDataset):
 
     def paths(self, split: str, name: str) -> tuple[Path, Path]:
         image = self.path / "leftImg8bit" / split / _city(name) / f"{name}_leftImg8bit.png"
-        labels = [self.path / "gtFine" / split / _city(name) / f"{name}_gtFine_{kind}.png" for kind in _TABLES]
+        labels = [self.path / "gtFine" / split / _city(name) / f"{name}_gtFine_{kind}.png" for kind in _ENCODINGS]
         return image, next((path for path in labels if path.is_file()), labels[0])
 
     def read_label(self, path: Path) -> UInt8Array:
-        table, allowed = _TABLES[path.stem.rpartition("_")[2]]
-        ids = read_image(path, mode="L")
-        label: UInt8Array = table[ids]
-        refuse_values(ids, label == _NONE, allowed, path)
-        return label
+        return _ENCODINGS[path.stem.rpartition("_")[2]].decode(read_label_file(path), path)
 
 
 def _city(name: str) -> str:

@@ -2,25 +2,24 @@
 
 import contextlib
 import os
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from pixelpick_ray.config.trial import DatasetSpec, is_line
-from pixelpick_ray.errors import DataError
+from pixelpick_ray.data.image_files import UInt8Array, check_whole, read_image, read_label_file, read_size
+from pixelpick_ray.data.label_maps import Colour, LabelEncoding
+from pixelpick_ray.errors import DataError, data_errors
 
-UInt8Array = npt.NDArray[np.uint8]
+__all__ = ["Colour", "Dataset", "DatasetFacts", "FileDataset", "ReportBytes", "UInt8Array", "check_inside", "readable"]
+
 ReportBytes = Callable[[int, int], None]
-Colour = tuple[int, int, int]
-ORIENTATION = 0x0112  # of a picture, in its EXIF data
-_PICTURES = ("PNG", "JPEG")  # Pillow runs other programs for some others
 
 
 @dataclass(frozen=True)
@@ -122,46 +121,81 @@ class FileDataset(Dataset):
     def paths(self, split: str, name: str) -> tuple[Path, ...]:
         """The image file and, where the split has labels, the label file, there or not."""
 
+    @cached_property
+    def encoding(self) -> LabelEncoding:
+        """What the numbers and colours of label files stand for."""
+        facts = self.facts
+        colours = tuple((colour,) for colour in facts.palette)
+        return LabelEncoding([[at] for at in range(facts.num_classes)], [facts.void_index], facts.void_index, colours)
+
+    @property
+    def white(self) -> int | None:
+        """The value of white in images of 16 bits, if it is known."""
+        return None
+
+    @property
+    def follows_links(self) -> bool:
+        """Whether files may be links out of the data folder."""
+        return False
+
     def read_label(self, path: Path) -> UInt8Array:
         """The label map (H, W) of a file."""
-        return read_image(path, mode="L")
+        return self.encoding.decode(read_label_file(path), path)
 
     def signature(self, split: str) -> list[list[str | int]]:
-        """Path, size in bytes and time of change of every file. DataError names the first that is missing or may not
-        be used.
+        """Path, size in bytes and time of change of every file. DataError names those that are missing or may not be
+        used.
         """
         with readable():
             files = [(name, self.paths(split, name)) for name in self.names(split)]
             self._check_names(files)
             rows: list[list[str | int]] = []
-            for name, paths in files:
-                for path, what in zip(paths, ("image file", "label"), strict=False):
-                    if not path.is_file():
-                        raise DataError(
-                            f"{self.facts.name}: image {name} of split {split} has no {what} {path}; add it or remove "
-                            "the image"
-                        )
-                    stat = path.stat()
-                    rows.append([path.relative_to(self.path).as_posix(), stat.st_size, stat.st_mtime_ns])
+            with data_errors() as wrong:
+                for name, paths in files:
+                    for path, what in zip(paths, ("image file", "label"), strict=False):
+                        with wrong.kept():
+                            rows.append(self._row(split, name, path, what))
         return rows
+
+    def _row(self, split: str, name: str, path: Path, what: str) -> list[str | int]:
+        check_whole(path)
+        if not path.is_file():
+            raise DataError(
+                f"{self.facts.name}: image {name} of split {split} has no {what} {path}; add it or remove the image"
+            )
+        stat = path.stat()
+        return [path.relative_to(self.path).as_posix(), stat.st_size, stat.st_mtime_ns]
 
     def _check_names(self, files: Sequence[tuple[str, tuple[Path, ...]]]) -> None:
         """DataError for a file that lies outside of the data folder, or whose name no report could write."""
         known: set[Path] = set()
-        for name, paths in files:
-            if not is_line(name):
-                raise DataError(f"{paths[0].parent}: the file name {name!a} is not one line of UTF-8; rename it")
-            for path in paths:
-                if path.parent not in known or path.is_symlink():
-                    check_inside(path, self.data_path)
-                    known.add(path.parent)
+        with data_errors() as wrong:
+            for name, paths in files:
+                with wrong.kept():
+                    if not is_line(name):
+                        raise DataError(
+                            f"{paths[0].parent}: the file name {name!a} is not one line of UTF-8; rename it"
+                        )
+                    for path in () if self.follows_links else paths:
+                        if path.parent not in known or path.is_symlink():
+                            self.check_inside(path)
+                            known.add(path.parent)
+
+    def check_inside(self, path: Path) -> Path:
+        """The same path. DataError when links lead it out of the data folder, and this data set may not have such."""
+        return path if self.follows_links else check_inside(path, self.data_path)
 
     def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
         image_path, *label_paths = self.paths(split, name)
-        image = read_image(image_path, mode="RGB")
         if not label_paths:
+            image = read_image(image_path, white=self.white)
             return image, np.full(image.shape[:2], self.facts.unlabelled_index, dtype=np.uint8)
-        label = self.read_label(label_paths[0])
+        with data_errors() as wrong:
+            with wrong.kept():
+                label = self.read_label(label_paths[0])
+            with wrong.kept():
+                size = None if wrong else (label.shape[0], label.shape[1])
+                image = read_image(image_path, label_size=size, white=self.white)
         check_label(label, image.shape[:2], self.facts, label_paths[0])
         return image, label
 
@@ -170,7 +204,7 @@ class FileDataset(Dataset):
 
     def native_size(self, split: str, name: str) -> tuple[int, int]:
         """As the beginning of the image file says; neither its pixels nor its label map are read."""
-        return read_size(self.paths(split, name)[0])
+        return read_size(*self.paths(split, name))
 
 
 def check_inside(path: Path, data_path: Path) -> Path:
@@ -198,69 +232,6 @@ def readable() -> Iterator[None]:
         raise DataError(
             f"{error.filename}: cannot be read ({error.strerror}); make it readable for the user who runs this"
         ) from error
-
-
-def read_image(path: Path, *, mode: str) -> UInt8Array:
-    """Decode a file to (H, W, 3) for mode RGB or (H, W) for mode L.
-
-    DataError for a damaged or missing file, and for one that its viewers turn: whether its label map was drawn on the
-    turned picture or on the stored one, only its owner knows.
-    """
-    with _opened(path, ("PNG",) if mode == "L" else _PICTURES) as image:
-        _check_upright(image.getexif(), path)
-        if mode == "L" and image.mode not in ("L", "P"):
-            raise DataError(f"{path}: a label map has one 8-bit channel, this file has mode {image.mode}; convert it")
-        _check_depth(image, path)
-        pixels = np.asarray(image if mode == "L" else image.convert(mode))
-    return np.ascontiguousarray(pixels, dtype=np.uint8)
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image file, by its beginning alone.
-
-    DataError as in `read_image` for what shows there; damaged pixels do not, nor a mark to turn them that a PNG has
-    behind them.
-    """
-    with _opened(path, _PICTURES) as image:
-        # That of a PNG would decode all pixels to look behind them.
-        _check_upright(Image.Image.getexif(image), path)
-        _check_depth(image, path)
-        return image.height, image.width
-
-
-@contextlib.contextmanager
-def _opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """An image file, whose pixels are not decoded yet; what fails while it is open is a DataError, too."""
-    try:
-        with Image.open(path, formats=formats) as image:
-            yield image
-    except (PermissionError, IsADirectoryError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); make it a file that the user who runs this may read"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path}: has more pixels than Pillow reads ({2 * (Image.MAX_IMAGE_PIXELS or 0)}); cut it, and its label "
-            "map, into tiles"
-        ) from error
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise DataError(
-            f"{path}: cannot be decoded ({error}); the file is damaged or cut short, copy it again; "
-            f"{' and '.join(formats)} files are read"
-        ) from error
-
-
-def _check_upright(exif: Image.Exif, path: Path) -> None:
-    if (turn := exif.get(ORIENTATION)) in range(2, 9):
-        raise DataError(
-            f"{path}: its EXIF orientation {turn} turns or mirrors it in viewers, its pixels are stored otherwise; "
-            "store it upright, without the mark, and check that its label map fits"
-        )
-
-
-def _check_depth(image: Image.Image, path: Path) -> None:
-    if image.mode.startswith(("I", "F")):  # Pillow would clip all values to 255
-        raise DataError(f"{path}: an image has 8 bits a channel, this file has mode {image.mode}; convert it")
 
 
 def check_label(label: UInt8Array, image_size: Sequence[int], facts: DatasetFacts, path: Path) -> None:

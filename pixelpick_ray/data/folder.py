@@ -1,121 +1,72 @@
 """A user's own images and label maps in a folder, described by the file dataset.yaml in it."""
 
-import json
+import os
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Self
+from typing import Any
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
-
-from pixelpick_ray.config.spec import Spec
-from pixelpick_ray.config.trial import DatasetSpec, escapes
-from pixelpick_ray.config.yaml_text import in_words, read_yaml
+from pixelpick_ray.config.canonical import counted, digest
+from pixelpick_ray.config.trial import DatasetSpec
+from pixelpick_ray.config.yaml_text import text_of
 from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, check_inside, readable
-from pixelpick_ray.data.voc import Voc, colour_map
-from pixelpick_ray.errors import DataError, SpecError
+from pixelpick_ray.data.folder_description import DESCRIPTION, SplitDescription, read_folder_description
+from pixelpick_ray.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES
+from pixelpick_ray.data.label_maps import Colour, LabelEncoding
+from pixelpick_ray.data.voc import colour_map
+from pixelpick_ray.errors import DataError, SpecError, data_errors
 
-DESCRIPTION = "dataset.yaml"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-
-
-def _inside(path: str) -> str:
-    if escapes(path):
-        raise ValueError(f"{path!r} leaves the folder of the data set; give a folder inside it, e.g. train/images")
-    return path
-
-
-Inside = Annotated[str, Field(min_length=1), AfterValidator(_inside)]
-UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
-Spread = Annotated[float, Field(gt=0.0, le=1.0)]
-Byte = Annotated[int, Field(ge=0, le=255)]
+# Fields that decide how files are read; where they are not given, prepared splits are found as they ever were.
+_READING = {"classes", "void", "colours", "palette", "masks", "recursive", "range"}
+_PICTURES = (
+    *(".gif", ".jfif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".pdf", ".npy", ".npz"),
+    *(".pgm", ".ppm", ".pbm", ".pnm", ".exr", ".hdr", ".dcm", ".tga", ".dng", ".nef", ".cr2", ".arw", ".ico", ".lfs"),
+)
 
 
-class SplitDescription(Spec):
-    """Where the images and the label maps of a split lie, relative to the folder of the data set.
+@dataclass(frozen=True)
+class _Files:
+    """The files of a split: by the image's name its path and that of its label map, and what was left out, by why."""
 
-    A split without ``labels`` has images only: people may say what is in them.
-    """
-
-    images: Inside
-    labels: Inside | None = None
-
-    @model_validator(mode="after")
-    def _apart(self) -> Self:
-        if self.labels is not None and PurePosixPath(self.images) == PurePosixPath(self.labels):
-            raise ValueError(f"images and labels are the same folder {self.images!r}; give each its own")
-        return self
+    pairs: Mapping[str, tuple[Path, ...]]
+    left_out: tuple[str, ...]
 
 
-class FolderDescription(Spec):
-    """The content of dataset.yaml: facts of the data set, and its splits by name.
+class _LeftOut:
+    """Files that are not read, by why: how many, and one of them."""
 
-    ``classes`` names the label values 0, 1, ...; ``void`` is the value of pixels without a class; mean and std are of
-    RGB in 0..1.
-    """
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
 
-    classes: tuple[Annotated[str, Field(min_length=1)], ...]
-    void: Byte = 255
-    splits: dict[str, SplitDescription]
-    train_split: str = "train"
-    mean: tuple[UnitInterval, UnitInterval, UnitInterval] = Voc.facts.mean
-    std: tuple[Spread, Spread, Spread] = Voc.facts.std
-    palette: tuple[tuple[Byte, Byte, Byte], ...] | None = None
+    def add(self, why: str, name: str) -> None:
+        count, first = self._found.get(why, (0, name))
+        self._found[why] = count + 1, first
 
-    @model_validator(mode="after")
-    def _classes_and_void_differ(self) -> Self:
-        if not 2 <= len(self.classes) <= 255:
-            raise ValueError(f"classes: {len(self.classes)} given; allowed are 2..255")
-        if repeated := sorted({name for name in self.classes if self.classes.count(name) > 1}):
-            raise ValueError(f"classes: {', '.join(repeated)} given twice; give each class a name of its own")
-        if self.void < len(self.classes):
-            raise ValueError(
-                f"void: {self.void} is the value of class {self.classes[self.void]!r}; allowed are "
-                f"{len(self.classes)}..255"
-            )
-        if len(self.classes) == 255 and (without := [name for name, one in self.splits.items() if one.labels is None]):
-            raise ValueError(
-                f"splits: {', '.join(without)} without labels needs a value that is neither a class nor void, and 255 "
-                "classes with void take all of 0..255; give labels, or 254 classes at most"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _every_class_has_a_colour(self) -> Self:
-        if self.palette is not None and not len(set(self.palette)) == len(self.palette) == len(self.classes):
-            raise ValueError(
-                f"palette: {len(self.palette)} colours, {len(set(self.palette))} different ones, for "
-                f"{len(self.classes)} classes; give each class a colour of its own, or leave palette out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _splits_are_named(self) -> Self:
-        for name in self.splits:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-                raise ValueError(f"splits: {name!r} is no name of a split; letters, digits, _ and - are allowed")
-        if self.train_split not in self.splits:
-            known = ", ".join(self.splits) or "none"
-            raise ValueError(f"train_split: {self.train_split!r} is not described; described in splits: {known}")
-        return self
+    def lines(self) -> tuple[str, ...]:
+        return tuple(f"{counted(count, 'file')} {why}, e.g. {name}" for why, (count, name) in self._found.items())
 
 
 class Folder(FileDataset):
-    """Images (png, jpg, jpeg) and, where there are any, label maps (png) of the same stem, in the folders of
-    ``dataset.yaml``.
+    """Images and, where there are any, label maps of the same stem or after a pattern, in the folders of
+    ``dataset.yaml``. An image's name is its path in the folder of the images.
     """
 
     def __init__(self, spec: DatasetSpec, data_path: Path) -> None:
         """Read the description. SpecError without ``path``, DataError for a missing or wrong description."""
         super().__init__(spec, data_path)
-        described = self._description = _read(check_inside(self.path / DESCRIPTION, data_path))
+        self._found: dict[str, _Files] = {}
+        described = self._description = read_folder_description(check_inside(self.path / DESCRIPTION, data_path))
+        classes = len(described.classes)
         self.facts = DatasetFacts(
             name="folder",
-            class_names=described.classes,
-            void_index=described.void,
+            class_names=described.class_names,
+            void_index=described.void_index,
             mean=described.mean,
             std=described.std,
             # The first colour of the map, black, is that of void in pictures.
-            palette=described.palette or tuple(colour_map(at + 1) for at in range(len(described.classes))),
+            palette=_shown_colours(described.class_colours) or tuple(colour_map(at + 1) for at in range(classes)),
             splits=tuple(described.splits),
             train_split=described.train_split,
         )
@@ -129,30 +80,70 @@ class Folder(FileDataset):
             )
         return self.data_path / self.spec.path
 
+    @cached_property
+    def encoding(self) -> LabelEncoding:
+        return self._description.encoding(self.path / DESCRIPTION)
+
+    @property
+    def white(self) -> int | None:
+        return self._description.range
+
+    @property
+    def follows_links(self) -> bool:
+        return self._description.follow_links
+
+    def check_inside(self, path: Path) -> Path:
+        try:
+            return super().check_inside(path)
+        except DataError as error:
+            raise DataError(
+                f"{error}; where you trust the links, say follow_links: true in {self.path / DESCRIPTION}"
+            ) from None
+
     def identity(self, split: str) -> list[Any]:
-        """The description counts as content, for results depend on it; colours and the place of files do not."""
-        return [*super().identity(split), self._description.model_dump(include={"classes", "void", "mean", "std"})]
+        """The description counts as content, for results depend on it; colours and the place of files do not, nor do
+        the values of classes in label files.
+        """
+        facts = self.facts
+        described = {
+            "classes": facts.class_names,
+            "void": facts.void_index,
+            "mean": facts.mean,
+            "std": facts.std,
+        }
+        return [*super().identity(split), described]
 
     def signature(self, split: str) -> list[list[str | int]]:
         described: list[str | int] = [str(self.spec.path), self.facts.num_classes, self.facts.void_index]
-        return [described, *super().signature(split)]
+        reading = self._description.model_dump(mode="json", include=_READING, exclude_defaults=True)
+        if not isinstance(self._description.classes, dict):
+            del reading["classes"]
+        if reading.get("void") == [self.facts.void_index]:
+            del reading["void"]
+        return [described + ([digest(reading)] if reading else []), *super().signature(split)]
 
     def has_labels(self, split: str) -> bool:
         """SpecError for a split that is not described."""
         return self._described(split).labels is not None
 
     def names(self, split: str) -> tuple[str, ...]:
-        """The file names of the images; SpecError for a split that is not described."""
-        images = self._files(split, "images", IMAGE_SUFFIXES)
-        labels = self._files(split, "labels", (".png",)) if self.has_labels(split) else {}
-        for stem in sorted(images.keys() | labels.keys()):
-            self._check_pair(split, images.get(stem, []), labels.get(stem, []))
-        if not images:
-            raise DataError(
-                f"{self._folder(split, 'images')}: holds no image; copy the images of split {split} there "
-                f"({', '.join(IMAGE_SUFFIXES)})"
-            )
-        return tuple(sorted(name for (name,) in images.values()))
+        """Paths in the folder of the images; SpecError for a split that is not described."""
+        self._found[split] = files = self._look(split)
+        return tuple(files.pairs)
+
+    def paths(self, split: str, name: str) -> tuple[Path, ...]:
+        if split not in self._found:
+            self.names(split)
+        return self._found[split].pairs[name]
+
+    def file_name(self, split: str, name: str) -> str:
+        return name
+
+    def left_out(self, split: str) -> tuple[str, ...]:
+        """What lies in the folders of a split and is not read, a line a reason."""
+        if split not in self._found:
+            self.names(split)
+        return self._found[split].left_out
 
     def _described(self, split: str) -> SplitDescription:
         if split not in self._description.splits:
@@ -164,74 +155,177 @@ class Folder(FileDataset):
     def _folder(self, split: str, what: str) -> Path:
         return self.path / str(getattr(self._described(split), what))
 
-    def _files(self, split: str, what: str, suffixes: tuple[str, ...]) -> dict[str, list[str]]:
-        """File names by stem; hidden files and those of other kinds do not count."""
-        folder, found = check_inside(self._folder(split, what), self.data_path), dict[str, list[str]]()
+    def _look(self, split: str) -> _Files:
+        """The files of a split, paired. DataError names what has no partner, or two."""
+        described = self._described(split)
+        image_pattern, label_pattern = self._description.masks.patterns if self._description.masks else ("*", "*")
+        left_out = _LeftOut()
+        is_one_folder = described.labels is not None and self._folder(split, "images") == self._folder(split, "labels")
+        images: dict[str, list[Path]] = {}
+        for path in self._walk(split, "images", IMAGE_SUFFIXES, left_out):
+            relative = path.relative_to(self._folder(split, "images"))
+            stem = _shared(relative, image_pattern)
+            if is_one_folder and _shared(relative, label_pattern) is not None:
+                continue
+            if stem is None:
+                left_out.add(f"not called {image_pattern}", path.name)
+            else:
+                images.setdefault(stem, []).append(path)
+        labels: dict[str, list[Path]] = {}
+        for path in self._walk(split, "labels", LABEL_SUFFIXES, _LeftOut()) if described.labels else ():
+            stem = _shared(path.relative_to(self._folder(split, "labels")), label_pattern)
+            if stem is not None:
+                labels.setdefault(stem, []).append(path)
+        if described.list is not None:
+            images, labels = self._listed(split, images, labels)
+        return self._paired(split, images, labels, left_out)
+
+    def _paired(
+        self,
+        split: str,
+        images: dict[str, list[Path]],
+        labels: dict[str, list[Path]],
+        left_out: _LeftOut,
+    ) -> _Files:
+        folder = self._folder(split, "images")
+        with data_errors() as wrong:
+            for stem in sorted(images.keys() | labels.keys()):
+                with wrong.kept():
+                    self._check_pair(split, images.get(stem, []), labels.get(stem, []))
+        if not images:
+            others = "".join(f"; {line}" for line in left_out.lines())
+            raise DataError(
+                f"{folder}: holds no image; copy the images of split {split} there "
+                f"({', '.join(IMAGE_SUFFIXES)}){others}"
+            )
+        pairs = {
+            paths[0].relative_to(folder).as_posix(): (paths[0], *labels.get(stem, [])) for stem, paths in images.items()
+        }
+        return _Files(dict(sorted(pairs.items())), left_out.lines())
+
+    def _walk(self, split: str, what: str, suffixes: tuple[str, ...], left_out: _LeftOut) -> Iterator[Path]:
+        """The files of these suffixes; hidden ones do not count, other pictures are left out."""
+        folder = self._folder(split, what)
+        self.check_inside(folder)
         if not folder.is_dir():
             raise DataError(
                 f"{self.path / DESCRIPTION}: splits.{split}.{what}: no folder {folder}; make it or correct the entry"
             )
+        others = {
+            self.path / part for one in self._description.splits.values() for part in (one.images, one.labels) if part
+        } - {folder}
         with readable():
-            paths = sorted(folder.iterdir())
-        for path in paths:
-            if path.suffix.lower() in suffixes and not path.name.startswith("."):
-                found.setdefault(path.stem, []).append(path.name)
-        return found
+            for place, inner, names in os.walk(folder, followlinks=self.follows_links, onerror=_raise):
+                is_deeper = Path(place) != folder
+                inner[:] = [
+                    name for name in sorted(inner) if not name.startswith(".") and Path(place, name) not in others
+                ]
+                if self.follows_links and len(Path(place).relative_to(folder).parts) > 32:
+                    raise DataError(f"{place}: links lead round in a circle; remove the one that does")
+                for name in sorted(names):
+                    suffix = Path(name).suffix.lower()
+                    if name.startswith("."):
+                        continue
+                    if suffix in suffixes and (self._description.recursive or not is_deeper):
+                        yield Path(place, name)
+                    elif suffix in suffixes and what == "images":
+                        left_out.add("in folders inside, which recursive: true reads", name)
+                    elif suffix in _PICTURES:
+                        left_out.add(f"{suffix}, which is not read", name)
 
-    def _check_pair(self, split: str, images: list[str], labels: list[str]) -> None:
+    def _listed(
+        self, split: str, images: dict[str, list[Path]], labels: dict[str, list[Path]]
+    ) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+        """The images that the list of a split names, and their label maps. DataError names those that are not there."""
+        path = self.path / str(self._described(split).list)
+        try:
+            lines = [line.strip() for line in text_of(self.check_inside(path).read_bytes()).splitlines()]
+        except (OSError, UnicodeError) as error:
+            raise DataError(
+                f"{self.path / DESCRIPTION}: splits.{split}.list: {path} cannot be read ({error}); make it a text file "
+                "with an image a line, or correct the entry"
+            ) from error
+        known_images, known_labels = _by_path(images, self._folder(split, "images")), {}
+        if self.has_labels(split):
+            known_labels = _by_path(labels, self._folder(split, "labels"))
+        chosen: dict[str, list[Path]] = {}
+        partners: dict[str, list[Path]] = {}
+        with data_errors() as wrong:
+            for line in filter(None, lines):
+                with wrong.kept():
+                    stem, image, label = _of_line(line, known_images, known_labels, path)
+                    chosen[stem] = sorted({*chosen.get(stem, []), *image})
+                    partners[stem] = label or labels.get(stem, [])
+        if not chosen:
+            raise DataError(f"{path}: names no image; give one a line, or leave list out of {self.path / DESCRIPTION}")
+        return chosen, partners
+
+    def _check_pair(self, split: str, images: list[Path], labels: list[Path]) -> None:
         if len(images) == 1 and len(labels) == self.has_labels(split):
             return
-        have = {"images": images, "labels": labels}
-        for what, names in have.items():
-            if len(names) > 1:
-                raise DataError(f"{self._folder(split, what)}: {' and '.join(names)} have one stem; keep one of them")
-        without, lacks, suffixes = ("images", "labels", (".png",)) if images else ("labels", "images", IMAGE_SUFFIXES)
+        for what, paths in {"images": images, "labels": labels}.items():
+            if len(paths) > 1:
+                names = " and ".join(path.relative_to(self._folder(split, what)).as_posix() for path in paths)
+                raise DataError(f"{self._folder(split, what)}: {names} have one stem; keep one of them")
+        without, lacks = ("images", "labels") if images else ("labels", "images")
+        suffixes = LABEL_SUFFIXES if images else IMAGE_SUFFIXES
+        name = (images or labels)[0].relative_to(self._folder(split, without)).as_posix()
+        masks = self._description.masks
+        called = f", called {masks.patterns[1 if images else 0]}," if masks else " of the same stem"
         raise DataError(
-            f"{self._folder(split, without)}: {have[without][0]} has no partner of the same stem in "
-            f"{self._folder(split, lacks)} ({', '.join(suffixes)}); add it or remove {have[without][0]}"
+            f"{self._folder(split, without)}: {name} has no partner{called} in {self._folder(split, lacks)} "
+            f"({', '.join(suffixes)}); add it or remove {name}"
         )
 
-    def paths(self, split: str, name: str) -> tuple[Path, ...]:
-        image = self._folder(split, "images") / name
-        if not self.has_labels(split):
-            return (image,)
-        return image, self._folder(split, "labels") / f"{Path(name).stem}.png"
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
-def _read(path: Path) -> FolderDescription:
-    """The checked description; DataError with a line a problem."""
-    try:
-        tree = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); correct dataset.path, give the data folder with --data DIR, or write "
-            "the file, e.g. {classes: [soil, leaf], splits: {train: {images: images, labels: masks}}}"
-        ) from error
-    except SpecError as error:
-        raise DataError(f"{error}; correct it") from error
-    if not isinstance(tree, dict):
-        raise DataError(
-            f"{path}: expected a mapping with {', '.join(FolderDescription.model_fields)}; got {tree!r:.80}"
-        )
-    try:
-        return FolderDescription.model_validate_json(json.dumps(tree, default=str))
-    except ValidationError as error:
-        raise DataError("\n".join(f"{path}: {_explain(item)}" for item in error.errors())) from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: holds something that is neither number, text, list nor mapping ({error})") from error
+def _shown_colours(colours: tuple[tuple[Colour, ...], ...]) -> tuple[Colour, ...]:
+    """One colour for each class: its first."""
+    return tuple(one[0] for one in colours)
 
 
-def _explain(item: Any) -> str:
-    """Key, what is allowed and what was given, of a problem that pydantic found."""
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).removeprefix(".")
-    message, given = item["msg"].removeprefix("Value error, "), item["input"]
-    if item["type"] == "extra_forbidden":
-        kind = SplitDescription if item["loc"][0] == "splits" else FolderDescription
-        return f"{key}: unknown key; allowed here: {', '.join(kind.model_fields)}"
-    if item["type"] == "missing":
-        message = "is required"
-    elif item["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    else:
-        message = in_words(item)
-    return f"{key}: {message}; got {given!r:.80}"
+def _shared(relative: Path, pattern: str) -> str | None:
+    """What the star of a pattern stands for in a path without its suffix; None where it does not fit."""
+    before, _, behind = pattern.partition("*")
+    stem = relative.with_suffix("").as_posix()
+    fits = stem.startswith(before) and stem.endswith(behind) and len(stem) > len(before) + len(behind)
+    return stem[len(before) : len(stem) - len(behind)] if fits else None
+
+
+def _by_path(found: Mapping[str, list[Path]], folder: Path) -> dict[str, tuple[str, list[Path]]]:
+    """What is shared, and the files, by every way to name a file in its folder: with and without its suffix."""
+    named: dict[str, tuple[str, list[Path]]] = {}
+    for stem, paths in found.items():
+        for path in paths:
+            relative = path.relative_to(folder)
+            named[relative.as_posix()] = stem, [path]
+            named.setdefault(relative.with_suffix("").as_posix(), (stem, paths))
+    return named
+
+
+def _of_line(
+    line: str,
+    images: Mapping[str, tuple[str, list[Path]]],
+    labels: Mapping[str, tuple[str, list[Path]]],
+    path: Path,
+) -> tuple[str, list[Path], list[Path]]:
+    """What is shared, the images and the label maps of a line: an image, or an image and its label map, whose paths may
+    begin with folders of another computer.
+    """
+    if (found := _at_tail(line, images)) is not None:
+        return *found, []
+    pair = re.split(r"[\t,; ]+", line)
+    image, label = _at_tail(pair[0], images), _at_tail(pair[-1], labels)
+    if len(pair) != 2 or image is None or (label is None and labels):
+        raise DataError(f"{path}: the line {line!r} names no image of this split; correct the list, or add the image")
+    return *image, label[1] if label else []
+
+
+def _at_tail(name: str, known: Mapping[str, tuple[str, list[Path]]]) -> tuple[str, list[Path]] | None:
+    """What a path names, without more and more of the folders that it begins with."""
+    parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part != "/"]
+    tails = ("/".join(parts[at:]) for at in range(len(parts)))
+    return next((known[tail] for tail in tails if tail in known), None)

@@ -1,12 +1,16 @@
 """PASCAL VOC 2012 segmentation (Everingham et al. 2015), in the official layout."""
 
 import tarfile
+from dataclasses import replace
+from functools import cached_property
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from pixelpick_ray.data.dataset import Colour, DatasetFacts, FileDataset, ReportBytes
-from pixelpick_ray.errors import DataError
+from pixelpick_ray.config.yaml_text import text_of
+from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, ReportBytes
+from pixelpick_ray.data.label_maps import Colour, LabelEncoding
+from pixelpick_ray.errors import DataError, data_errors
 
 SITE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 ARCHIVE = "VOCtrainval_11-May-2012.tar"
@@ -16,6 +20,20 @@ def colour_map(index: int) -> Colour:
     """The RGB colour of an index 0..255 in the colour map of VOC: its bits in turn, the lowest to the highest ones."""
     red, green, blue = (sum(((index >> 3 * at + channel) & 1) << 7 - at for at in range(8)) for channel in range(3))
     return red, green, blue
+
+
+def _names_in(line: str, path: Path, labels: str) -> list[str]:
+    """The images of a line: names, or the paths of one image and its label map, as some lists have them."""
+    parts = [PurePosixPath(part) for part in line.split()]
+    if all(len(part.parts) == 1 and not part.name.startswith(".") for part in parts):
+        return line.split()
+    folders = [part.parent.name for part in parts]
+    if folders not in (["JPEGImages"], ["JPEGImages", labels]) or len({part.stem for part in parts}) > 1:
+        raise DataError(
+            f"voc: {path}: the line {line!r} names other files than JPEGImages/NAME.jpg and {labels}/NAME.png, which "
+            "are read for this list; give a NAME a line (label maps in SegmentationClassAug belong to split trainaug)"
+        )
+    return [parts[0].stem]
 
 
 class Voc(FileDataset):
@@ -37,6 +55,10 @@ class Voc(FileDataset):
         palette=tuple(colour_map(index) for index in range(21)),
         splits=("train", "val", "trainaug"),
     )
+
+    @cached_property
+    def encoding(self) -> LabelEncoding:
+        return replace(super().encoding, void_colours=[colour_map(255)])
 
     @property
     def _release(self) -> Path:
@@ -62,12 +84,17 @@ class Voc(FileDataset):
     def _listed(self, split: str) -> tuple[str, ...]:
         path = self._release / "ImageSets" / "Segmentation" / f"{split}.txt"
         try:
-            names = set(path.read_text(encoding="utf-8").split())
-        except (OSError, UnicodeDecodeError) as error:
+            lines = text_of(path.read_bytes()).splitlines()
+        except (OSError, UnicodeError) as error:
             raise DataError(
                 f"voc: {path} cannot be read ({error}); unpack {ARCHIVE} of {SITE} in {self.path}, or give the folder "
                 "that holds voc/ with --data DIR or PIXELPICK_DATA"
             ) from error
+        with data_errors() as wrong:
+            names = set[str]()
+            for line in filter(None, map(str.strip, lines)):
+                with wrong.kept():
+                    names.update(_names_in(line, path, self._labels(split).name))
         if not names:
             raise DataError(f"voc: {path} names no image; copy the official list there")
         return tuple(sorted(names))

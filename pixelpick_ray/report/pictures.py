@@ -12,7 +12,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +27,7 @@ from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.tables import strategy_text
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import StageRecord
-from pixelpick_ray.tasks import PIXELS, PREDICTIONS
+from pixelpick_ray.tasks import PIXELS, prediction_file
 
 Indices = npt.NDArray[np.uint8]
 Shape = tuple[int, int]  # height, width
@@ -193,7 +192,7 @@ def _predictions_sheet(
 def _predictions(store: Store, stage: StageRecord, split: str, description: Description) -> dict[str, bytes]:
     """The stored small predictions of a stage by image name."""
     key = stage.evaluations.get(split)
-    files = {name: f"{PREDICTIONS}/{Path(name).stem}.png" for name in description.names}
+    files = {name: prediction_file(name) for name in description.names}
     found = store.files("evaluation", key, list(files.values())) if key else None
     return {name: found[file] for name, file in files.items()} if found else {}
 

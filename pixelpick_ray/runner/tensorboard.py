@@ -31,7 +31,7 @@ from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.report.points import lookup
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import ChainRecord, read_chain
-from pixelpick_ray.tasks import PIXELS, PREDICTIONS
+from pixelpick_ray.tasks import PIXELS, prediction_file
 
 Picture = npt.NDArray[np.uint8]
 
@@ -211,7 +211,7 @@ def predicted_pictures(store: Store, record: ChainRecord, stage: int, split: str
     evaluation = record.stages[stage].evaluations[split]
     pictures = {}
     for name, image, truth in zip(description.names, description.images, description.labels, strict=True):
-        file = f"{PREDICTIONS}/{Path(name).stem}.png"
+        file = prediction_file(name)
         found = store.files("evaluation", evaluation, [file])
         if found is not None:
             pictures[Path(name).stem] = np.hstack([_rgb(part) for part in (image, truth, found[file])])

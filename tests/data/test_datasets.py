@@ -12,8 +12,9 @@ from PIL import Image
 
 from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data import camvid as camvid_module
-from pixelpick_ray.data.dataset import ORIENTATION, DatasetFacts, FileDataset, check_label, read_image, read_size
+from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, check_label
 from pixelpick_ray.data.datasets import DATASETS, CamVid, Dataset, known_facts, open_dataset, training_split
+from pixelpick_ray.data.image_files import read_image, read_size
 from pixelpick_ray.errors import DataError, SpecError
 from tests.support.data_folders import REAL, TREES, camvid, loaded, opened, save
 
@@ -146,7 +147,7 @@ def picture(tmp_path: Path) -> Path:
 def test_damaged_files_are_never_read_as_other_pictures(picture: Path) -> None:
     """Cut anywhere or with any byte changed, a file is refused by its name, or shows what it showed before."""
     whole = picture.read_bytes()
-    pixels = read_image(picture, mode="RGB")
+    pixels = read_image(picture)
     rng = np.random.default_rng(0)
     broken = [whole[:length] for length in range(0, len(whole), 3)]
     for place in range(0, len(whole), 2):
@@ -157,7 +158,7 @@ def test_damaged_files_are_never_read_as_other_pictures(picture: Path) -> None:
     for content in broken:
         picture.write_bytes(content)
         try:
-            read = read_image(picture, mode="RGB")
+            read = read_image(picture)
         except DataError as error:
             refused.append(str(error))
         else:
@@ -166,45 +167,27 @@ def test_damaged_files_are_never_read_as_other_pictures(picture: Path) -> None:
     assert all(str(picture) in told and "copy it again" in told for told in refused)
 
 
-def test_a_label_map_that_is_a_picture_is_refused(picture: Path) -> None:
-    for mode in ("RGB", "RGBA", "I;16", "1", "LA"):
-        Image.new(mode, (10, 8)).save(picture)
-        told = rf"picture\.png: a label map has one 8-bit channel, this file has mode {mode}.*convert it"
-        with pytest.raises(DataError, match=told):
-            read_image(picture, mode="L")
-
-
 def test_the_size_of_a_picture_is_read_without_its_pixels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
     for suffix, modes in (("png", ("RGB", "RGBA", "L", "LA", "P", "1")), ("jpg", ("RGB", "L", "CMYK"))):
         for mode in modes:
             path = tmp_path / f"{mode}.{suffix}"
             Image.fromarray(pixels).convert(mode).save(path)
-            assert read_size(path) == read_image(path, mode="RGB").shape[:2] == (80, 100)
+            assert read_size(path) == read_image(path).shape[:2] == (80, 100)
             path.write_bytes(path.read_bytes()[:-200])
             assert read_size(path) == (80, 100)
             with pytest.raises(DataError, match=r"cannot be decoded .*copy it again"):
-                read_image(path, mode="RGB")
+                read_image(path)
 
 
-def as_turned(path: Path, suffix: str) -> None:
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6
-    Image.new("RGB", (10, 8)).save(path, format=suffix, exif=exif)
-
-
-TURNED = "its EXIF orientation 6 turns or mirrors it in viewers"
-OTHER = "cannot be decoded .*copy it again; PNG and JPEG files are read"
-# What lies in the place of a picture, and what is told; of 16 bits all but the darkest pixels would become white.
+# What lies in the place of a picture, and what is told.
 NO_PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "turned PNG": (lambda path: as_turned(path, "PNG"), TURNED),
-    "turned JPEG": (lambda path: as_turned(path, "JPEG"), TURNED),
-    "16 bits": (
-        lambda path: Image.fromarray(np.full((8, 10), 700, np.uint16)).save(path),
-        "an image has 8 bits a channel, this file has mode I;16; conv",
+    "32 bits": (
+        lambda path: Image.fromarray(np.full((8, 10), 0.5, np.float32)).save(path, format="TIFF"),
+        r"an image has 8 or 16 bits a channel, this file has mode F \(32 bits\); conv",
     ),
-    "GIF": (lambda path: path.write_bytes(b"GIF89a"), OTHER),
-    "empty": (lambda path: path.write_bytes(b""), OTHER),
+    "GIF": (lambda path: path.write_bytes(b"GIF89a"), "is a GIF, which is not read; store it as PNG"),
+    "empty": (lambda path: path.write_bytes(b""), "is empty; copy it again"),
     "missing": (lambda path: path.unlink(), "cannot be decoded .*No such file"),
     "folder": (lambda path: (path.unlink(), path.mkdir()), "cannot be read .*make it a file"),
 }
@@ -215,7 +198,7 @@ def test_a_picture_that_has_no_size_is_refused_as_its_pixels_are(picture: Path, 
     write, message = NO_PICTURES[kind]
     write(picture)
     told = []
-    for read in (read_size, lambda path: read_image(path, mode="RGB")):
+    for read in (read_size, lambda path: read_image(path)):
         with pytest.raises(DataError, match=rf"^{picture}: {message}") as error:
             read(picture)
         told.append(str(error.value))
@@ -225,7 +208,7 @@ def test_a_picture_that_has_no_size_is_refused_as_its_pixels_are(picture: Path, 
 def test_a_grey_picture_has_three_equal_channels(picture: Path) -> None:
     grey = np.arange(80, dtype=np.uint8).reshape(8, 10)
     Image.fromarray(grey).save(picture)
-    assert (read_image(picture, mode="RGB") == grey[..., None]).all()
+    assert (read_image(picture) == grey[..., None]).all()
 
 
 def test_a_wrong_label_value_is_told_with_its_first_place(picture: Path) -> None:

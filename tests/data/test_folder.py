@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.cache import prepare
+from pixelpick_ray.data.folder import Folder
 from pixelpick_ray.errors import DataError, SpecError
 from tests.support.data_folders import loaded, noise, opened, save, write_folder
 
@@ -99,7 +101,7 @@ def train(**changed: str) -> dict[str, object]:
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"clases": ["a", "b"]}, "clases: unknown key; allowed here: classes, void, splits, train_split, mean, std, pal"),
-    (train(label="x"), "splits.train.label: unknown key; allowed here: images, labels"),
+    (train(label="x"), "splits.train.label: unknown key; allowed here: images, labels, list"),
     ({"splits": {"train": {"labels": "x"}}}, "splits.train.images: is required; got {'labels': 'x'}"),
     (
         {"classes": numbers(255), "splits": {"train": GOOD, "new": {"images": "x"}}},
@@ -120,8 +122,35 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"classes": ["no", False]}, "classes[1]: should be text, in quotes where YAML reads something else; got False"),
     ({"classes": ["b", "a", "b"]}, "classes: b given twice; give each class a name of its own"),
     ({"void": 2}, "void: 2 is the value of class 'leaf'; allowed are 3..255"),
-    ({"void": 256}, "void: Input should be less than or equal to 255; got 256"),
-    ({"void": "255"}, "void: Input should be a valid integer; got '255'"),
+    ({"void": 65536}, "void[0]: Input should be less than or equal to 65535; got 65536"),
+    ({"void": [7, "255"]}, "void[1]: Input should be a valid integer; got '255'"),
+    ({"classes": {"a": 1, "b": [2, 1]}}, "classes: 1 is the value of 'a' and of 'b'; give it to one"),
+    ({"classes": {"a": 1, "b": []}}, "classes.b: Value should have at least 1 item"),
+    ({"classes": {"a": 1, "b": "2"}}, "classes.b[0]: Input should be a valid integer; got '2'"),
+    ({"classes": {"a": 1, False: 2}}, "classes: the key False should be text; put it in quotes"),
+    ({"classes": {"a": 1, "b": 3}, "void": [0, 3]}, "void: 3 is the value of class 'b'; allowed are values of no cl"),
+    (
+        {"classes": ["soil", "Soil"]},
+        "classes: 'soil' and 'Soil' differ in case, blanks or signs alone; give ea",
+    ),
+    ({"classes": ["leaf", "stem", "leaf "]}, "classes: 'leaf' and 'leaf ' differ in case, blanks or signs alone"),
+    ({"classes": ["leaf stem", "leaf_stem"]}, "classes: 'leaf stem' and 'leaf_stem' differ in case, blanks or signs"),
+    ({"classes": ["leaf stem", "leaf\u00a0stem"]}, "classes: 'leaf stem' and 'leaf\\xa0stem' differ in case, blanks"),
+    ({"classes": ["e\u0301t\u00e9", "\u00e9t\u00e9"]}, "classes: 'e\u0301t\u00e9' and '\u00e9t\u00e9' differ in case"),
+    ({"classes": ["leaf", " "]}, "classes: ' ' is no name; give each class a name"),
+    ({"colours": {"soil": [1, 2, 3]}}, "colours: no colour for stem, leaf; give each class one, or more"),
+    ({"colours": {"sand": [1, 2, 3]}}, "colours: sand is no class; allowed are soil, stem, leaf and void"),
+    ({"colours": {"soil": [1, 2]}}, "colours.soil[0][2]: is required; got (1, 2)"),
+    (
+        {"colours": {"soil": [0, 0, 0], "stem": [0, 9, 0], "leaf": [[9, 9, 9], [0, 0, 0]]}},
+        "colours: [0, 0, 0] is the colour of 'soil' and of 'leaf'; give it to one",
+    ),
+    ({"masks": {"sufix": "_mask"}}, "masks.sufix: unknown key; allowed here: suffix, image, label"),
+    ({"masks": {"suffix": "_mask", "label": "*_m"}}, "masks: give {suffix: _mask} or {image:"),
+    ({"masks": {"image": "*_photo"}}, "masks: give {suffix: _mask} or {image:"),
+    ({"masks": {"label": "mask"}}, "masks.label: 'mask': should have one *, which stands for the name"),
+    ({"range": 255}, "range: Input should be greater than or equal to 256; got 255"),
+    (train(list="../x"), "splits.train.list: '../x' leaves the folder of the data set"),
     ({"mean": [0.1, 0.2]}, "mean[2]: is required; got [0.1, 0.2]"),
     ({"mean": [0.1, 0.2, 123.7]}, "mean[2]: Input should be less than or equal to 1; got 123.7"),
     ({"mean": [0.1, 0.2, float("nan")]}, "mean[2]: Input should be less than or equal to 1; got nan"),
@@ -144,7 +173,7 @@ def test_a_wrong_description_is_told_with_file_key_and_what_is_allowed(tmp_path:
         leaves(tmp_path)
     lines = str(caught.value).splitlines()
     keys = [line.partition("dataset.yaml: ")[2].partition(":")[0] for line in lines]
-    assert keys == ["void", "mean[0]", "unknown"]
+    assert keys == ["void[0]", "mean[0]", "unknown"]
 
 
 UNREADABLE = {
@@ -154,7 +183,7 @@ UNREADABLE = {
     b"- a": r"dataset\.yaml: expected a mapping with classes, void, splits.*; got \['a'\]",
     b"": r"dataset\.yaml: expected a mapping with classes, void, splits.*; got None",
     b"classes: &x [*x]": r"dataset\.yaml: holds something that is neither number, text, list nor mapping",
-    b"\xff\xfe\xfd": r"dataset\.yaml: cannot be read \(.*correct dataset\.path.*--data DIR.*classes: \[soil, leaf",
+    b"\xff\xfe\xfd": r"dataset\.yaml: is no text in UTF-8 or UTF-16 \(.*\); store it as UTF-8",
 }
 
 
@@ -171,12 +200,15 @@ def test_what_is_wrong_with_the_files_of_a_split_is_told(tmp_path: Path) -> None
     folder = write_folder(tmp_path) / "train"
     images, labels = folder / "images", folder / "labels"
     (labels / "leaf.v1.png").unlink()
-    one = rf"{images}: leaf\.v1\.jpg has no partner of the same stem in {labels} \(\.png\); add it or re"
+    one = rf"{images}: leaf\.v1\.jpg has no partner of the same stem in {labels} \(\.png, \.tif, .*\); add it or re"
     told(tmp_path, one)
     assert len(leaves(tmp_path).names("val")) == 3
     write_folder(tmp_path)
-    (images / "leaf.v1.jpg").rename(images / "leaf.v1.tif")
-    told(tmp_path, rf"{labels}: leaf\.v1\.png has no partner .*in {images} \(\.png, \.jpg, \.jpeg\); add it or re")
+    (images / "leaf.v1.jpg").rename(images / "leaf.v1.gif")
+    told(
+        tmp_path,
+        rf"{labels}: leaf\.v1\.png has no partner .*in {images} \(\.png, \.jpg, \.jpeg, \.webp, .*\); add it or re",
+    )
     (tmp_path / "leaves" / "val" / "labels").rename(tmp_path / "leaves" / "val" / "masks")
     labels = tmp_path / "leaves" / "val" / "labels"
     told(tmp_path, rf"dataset\.yaml: splits\.val\.labels: no folder {labels}; make it", "val")
@@ -300,3 +332,134 @@ def test_the_content_of_a_split_with_labels_is_as_it_was_before_any_could_lack_t
             path.unlink()
             save(path.with_suffix(".png"), noise((9, 11), (0,), seed=at)[0])
         assert fingerprint(data) == "47448ace59d63679991c9f5bc1935420ff04ff05ca7a956b2e17072e262ecaed"
+
+
+# Where the files are
+
+
+def lay_out(data: Path, files: Iterable[str], **description: Any) -> Folder:
+    """A data set of images and label maps of one pixel value a file, in the order of the files; masks by their name."""
+    for at, name in enumerate(files):
+        is_label = any(part in name for part in ("mask", "label", "Label"))
+        pixels = np.full((8, 8) if is_label else (8, 8, 3), at % 3 if is_label else at, np.uint8)
+        save(data / "leaves" / name, pixels)
+    (data / "leaves" / "dataset.yaml").write_text(yaml.safe_dump({"classes": ["soil", "stem", "leaf"]} | description))
+    found = leaves(data)
+    assert isinstance(found, Folder)
+    return found
+
+
+def pairs(found: Folder, split: str = "train") -> dict[str, str]:
+    """Names with the label maps of them, in the folder of the data set."""
+    return {name: found.paths(split, name)[1].relative_to(found.path).as_posix() for name in found.names(split)}
+
+
+def test_label_maps_beside_the_images_by_a_suffix(tmp_path: Path) -> None:
+    files = ["train/a.png", "train/a_mask.png", "train/b.png", "train/b_mask.png"]
+    same = {"train": {"images": "train", "labels": "train"}}
+    found = lay_out(tmp_path, files, splits=same, masks={"suffix": "_mask"})
+    assert pairs(found) == {"a.png": "train/a_mask.png", "b.png": "train/b_mask.png"}
+    (tmp_path / "leaves" / "train" / "b_mask.png").unlink()
+    told(tmp_path, r"train: b\.png has no partner, called \*_mask, in .*/train \(\.png, \.tif")
+
+
+def test_label_maps_by_a_pattern_in_folders_inside(tmp_path: Path) -> None:
+    files = [f"{kind}/ulm/{name}_{end}.png" for name in "ab" for kind, end in (("x", "photo"), ("masks", "Ids"))]
+    split = {"train": {"images": "x", "labels": "masks"}}
+    masks = {"image": "*_photo", "label": "*_Ids"}
+    found = lay_out(tmp_path, [*files, "x/ulm/other.png"], splits=split, masks=masks, recursive=True)
+    assert pairs(found) == {f"ulm/{name}_photo.png": f"masks/ulm/{name}_Ids.png" for name in "ab"}
+    assert found.left_out("train") == ("1 file not called *_photo, e.g. other.png",)
+    assert found.file_name("train", "ulm/a_photo.png") == "ulm/a_photo.png"
+
+
+LISTS = {
+    "names": "a\n\nc\n",
+    "files": "a.png\nc.png",
+    "paths": "photos/a.png\r\n./photos/c.png\r\n",
+    "of another computer": "/home/ada/photos/a.png\nC:\\data\\photos\\c.png",
+    "pairs": "/photos/a.png /masks/a.png\nphotos/c.png,masks/c.png\n",
+    "pairs of other names": "a.png b.png\nc.png c.png",
+}
+
+
+@pytest.mark.parametrize("content", LISTS.values(), ids=LISTS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_says_which_images_belong_to_a_split(tmp_path: Path, content: str, encoding: str) -> None:
+    files = [f"{folder}/{name}.png" for name in "abc" for folder in ("photos", "masks")]
+    split = {"images": "photos", "labels": "masks"}
+    splits = {"train": split | {"list": "train.txt"}}
+    found = lay_out(tmp_path, files, splits=splits)
+    (tmp_path / "leaves" / "train.txt").write_bytes(content.encode(encoding))
+    first = "b" if content.startswith("a.png b") else "a"
+    assert pairs(found) == {"a.png": f"masks/{first}.png", "c.png": "masks/c.png"}
+
+
+def test_a_list_with_names_of_no_image_is_told_at_once(tmp_path: Path) -> None:
+    files = [f"{folder}/{name}.png" for name in "ab" for folder in ("photos", "masks")]
+    lay_out(tmp_path, files, splits={"train": {"images": "photos", "labels": "masks", "list": "l.txt"}})
+    told(tmp_path, r"splits\.train\.list: .*l\.txt cannot be read")
+    (tmp_path / "leaves" / "l.txt").write_text("a\n" + "".join(f"x{at}\n" for at in range(12)))
+    with pytest.raises(DataError) as caught:
+        leaves(tmp_path).names("train")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 11
+    assert lines[3].endswith("l.txt: the line 'x3' names no image of this split; correct the list, or add the image")
+    assert lines[10] == "and 2 more of such problems"
+
+
+def test_what_is_left_out_is_known(tmp_path: Path) -> None:
+    files = ["train/a.png", "train/deep/b.png", "train/deep/c.png", "masks/a.png"]
+    found = lay_out(tmp_path, files, splits={"train": {"images": "train", "labels": "masks"}})
+    for name in ("a.heic", "notes.txt", ".hidden.png"):
+        (tmp_path / "leaves" / "train" / name).write_text("x")
+    assert found.names("train") == ("a.png",)
+    assert found.left_out("train") == (
+        "1 file .heic, which is not read, e.g. a.heic",
+        "2 files in folders inside, which recursive: true reads, e.g. b.png",
+    )
+
+
+def test_links_out_of_the_data_folder_are_followed_where_it_says_so(tmp_path: Path) -> None:
+    files = ["train/a.png", "masks/a.png"]
+    split = {"train": {"images": "train", "labels": "masks"}}
+    lay_out(tmp_path / "data", files, splits=split)
+    for name in files:
+        path = tmp_path / "data" / "leaves" / name
+        path.rename(target := tmp_path / name.replace("/", "-"))
+        path.symlink_to(target)
+    with pytest.raises(DataError, match=r"leads out of the data folder, .*where you trust the links, say follow_links"):
+        leaves(tmp_path / "data").signature("train")
+    found = lay_out(tmp_path / "data", (), splits=split, follow_links=True)
+    assert len(found.signature("train")) == 3
+    assert (found.read("train", "a.png")[1] == 1).all()
+    (tmp_path / "train-a.png").unlink()
+    with pytest.raises(DataError, match=r"a\.png: is a link to .*train-a\.png, where nothing is"):
+        found.signature("train")
+
+
+def test_another_reading_is_another_split_in_the_cache(tmp_path: Path) -> None:
+    """And where nothing new is said, the one that it ever was."""
+    write_folder(tmp_path, void=7)
+    assert leaves(tmp_path).signature("train")[0] == ["leaves", 3, 7]
+    described = [{"void": [7, 8]}, {"range": 4095}, {"classes": {"soil": 1, "stem": 0, "leaf": 2}}, {"recursive": True}]
+    found = [str(write_folder(tmp_path, **one) and leaves(tmp_path).signature("train")[0]) for one in described]
+    assert len(set(found)) == len(described)
+    write_folder(tmp_path, classes={"soil": 0, "stem": 1, "leaf": 2})
+    same = fingerprint(tmp_path)
+    assert same == fingerprint(tmp_path, classes=["soil", "stem", "leaf"])
+
+
+def test_all_wrong_files_of_a_split_are_told_at_once(tmp_path: Path) -> None:
+    for at in range(14):
+        save(tmp_path / "leaves" / "x" / f"{at:02d}.png", noise((9, 11), (0,), seed=at)[0])
+        save(tmp_path / "leaves" / "masks" / f"{at:02d}.png", np.full((9, 11), at // 2, np.uint8))
+    (tmp_path / "leaves" / "x" / "03.png").write_text("version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "leaves" / "dataset.yaml").write_text("{classes: [a, b], splits: {train: {images: x, labels: masks}}}")
+    with pytest.raises(DataError) as caught:
+        prepare(leaves(tmp_path), "train", SizeSpec(), tmp_path / "cache")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 11
+    assert "03.png: is a pointer of Git LFS" in lines[0]
+    assert [line.partition(": ")[0][-6:-4] for line in lines[1:10]] == [f"{at:02d}" for at in range(4, 13)]
+    assert lines[10] == "and 1 more of such problems"

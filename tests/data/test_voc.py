@@ -44,18 +44,49 @@ def test_classes_and_colours_are_the_official_ones() -> None:
     assert (facts.mean, facts.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def test_splits_are_the_official_lists_and_labels_are_read_by_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize("palette", ["official", "permuted", "grey", "black"])
+def test_splits_are_the_official_lists_and_colours_of_a_palette_win(tmp_path: Path, palette: str) -> None:
+    """Which say nothing where they are those of the indices, or all the same."""
     write_voc(tmp_path)
     label_path = release(tmp_path) / "SegmentationClass" / "b.png"
     plain = np.asarray(loaded(label_path))
-    coloured = Image.fromarray(plain)
-    coloured.putpalette([value for index in range(256) for value in colour_map(255 - index)])
+    colours = {"grey": [(at, at, at) for at in range(256)], "black": [(0, 0, 0)] * 256}
+    by_index = colours.get(palette, [colour_map(index) for index in range(256)])
+    order = np.random.default_rng(0).permutation(256) if palette == "permuted" else np.arange(256)
+    coloured = Image.fromarray(np.argsort(order)[plain].astype(np.uint8), mode="P")
+    coloured.putpalette([value for index in order for value in by_index[index]])
     coloured.save(label_path)
     dataset = opened("voc", tmp_path)
     assert (dataset.names("train"), dataset.names("val")) == (("a", "b", "c"), ("d", "e"))
     image, label = dataset.read("train", "b")
     assert (label == plain).all()
     assert (image == np.asarray(loaded(release(tmp_path) / "JPEGImages" / "b.jpg"))).all()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{0}",
+        "/JPEGImages/{0}.jpg /SegmentationClass/{0}.png",
+        "VOC2012/JPEGImages/{0}.jpg\tVOC2012/SegmentationClass/{0}.png",
+        "JPEGImages/{0}.jpg",
+    ],
+)
+def test_lists_may_have_paths_or_pairs_of_them_and_a_mark_of_their_encoding(
+    tmp_path: Path, line: str, encoding: str
+) -> None:
+    write_voc(tmp_path)
+    path = release(tmp_path) / "ImageSets" / "Segmentation" / "train.txt"
+    path.write_bytes("".join(f"{line.format(name)}\r\n" for name in "cab").encode(encoding))
+    assert opened("voc", tmp_path).names("train") == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("line", ["/JPEGImages/a.jpg /SegmentationClassAug/a.png", "/etc/passwd", "../a", ".", "x/a"])
+def test_lines_that_name_other_files_are_told(tmp_path: Path, line: str) -> None:
+    write_voc(tmp_path)
+    (release(tmp_path) / "ImageSets" / "Segmentation" / "train.txt").write_text(f"a\n{line}\n")
+    told(rf"train\.txt: the line '{line}' names other files than JPEGImages/NAME\.jpg", tmp_path, "names", "train")
 
 
 def test_trainaug_is_every_label_of_the_larger_set_that_is_not_in_val(tmp_path: Path) -> None:

@@ -1,0 +1,309 @@
+"""Image and label files as they are: decoded without a loss, or refused with what the file really is."""
+
+import contextlib
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pixelpick_ray.errors import DataError
+
+UInt8Array = npt.NDArray[np.uint8]
+ORIENTATION = 0x0112  # of a picture, in its EXIF data
+# Pillow runs other programs for some further formats, and JPEG and WebP may change the values of label maps.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+LABEL_FORMATS = ("PNG", "TIFF", "BMP")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+DEEP = ";16"  # in Pillow's names of raw data: 16 bits a channel
+_RED_GREEN_BLUE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be decoded is told by its file
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """What a label file holds (H, W): numbers in `values`, packed RGB (`packed`) in `colours`, or both where both may
+    be meant.
+
+    `palette` are the packed colours of a palette's indices, which are the values then. Grey of less than eight `bits`
+    may mean its numbers, as in `values`, or its brightness.
+    """
+
+    values: npt.NDArray[np.integer] | None
+    colours: npt.NDArray[np.int32] | None = None
+    palette: npt.NDArray[np.int32] | None = None
+    bits: int = 8
+
+
+def packed(colour: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Colours (..., 3) of 8 bits as one number each, 0xRRGGBB."""
+    red, green, blue = np.moveaxis(np.asarray(colour, dtype=np.int32), -1, 0)
+    return np.asarray(red << 16 | green << 8 | blue, dtype=np.int32)
+
+
+def read_image(path: Path, *, label_size: tuple[int, int] | None = None, white: int | None = None) -> UInt8Array:
+    """Decode a file to (H, W, 3) RGB of 8 bits; `white` is the value of white in files of 16 bits.
+
+    A photo that its EXIF data turn is turned if it has no label map, or one of the turned size (`label_size`: height,
+    width). DataError for a damaged or missing file, and for one that may be read in two ways.
+    """
+    with opened(path, IMAGE_FORMATS) as image:
+        _check_channels(image, path)
+        is_deep = DEEP in _raw_mode(image)
+        turn = _turn(image.getexif(), (image.height, image.width), label_size, path)
+        if is_deep:
+            pixels = _of_16_bits(path, white)
+        else:
+            # OpenCV multiplies the colours of a TIFF by their opacity, and has its own idea of CMYK.
+            plain = image.mode in ("RGB", "L", "P", "1") or image.format in ("PNG", "WEBP", "BMP")
+            decoded = cv2.imdecode(_bytes(path), _RED_GREEN_BLUE) if plain else None
+            # Where OpenCV gives nothing, Pillow says what is wrong.
+            pixels = np.asarray(image.convert("RGB") if decoded is None else decoded, dtype=np.uint8)
+    return np.ascontiguousarray(_turned(pixels, turn))
+
+
+def read_size(path: Path, label_path: Path | None = None) -> tuple[int, int]:
+    """Height and width of what `read_image` gives, by the beginnings of the files alone. DataError for what shows
+    there; damaged pixels do not.
+    """
+    with opened(path, IMAGE_FORMATS) as image:
+        _check_channels(image, path)
+        # The data of a PNG may stand behind its pixels, and to look there decodes them.
+        exif = image.getexif() if b"eXIf" in path.read_bytes() else Image.Image.getexif(image)
+        size = image.height, image.width
+        label_size = None
+        if label_path is not None and _orientation(exif):
+            with opened(label_path, LABEL_FORMATS) as label:
+                label_size = label.height, label.width
+        return size[::-1] if _turn(exif, size, label_size, path) > 4 else size
+
+
+def read_label_file(path: Path) -> LabelFile:
+    """What a label file holds. DataError for a damaged or missing file, one that its viewers turn, transparent pixels,
+    several pages, and channels that differ in 16 bits.
+    """
+    with opened(path, LABEL_FORMATS) as image:
+        raw = _raw_mode(image)
+        if turn := _orientation(image.getexif()):
+            raise DataError(
+                f"{path}: its EXIF orientation {turn} turns or mirrors the label map in viewers; store it upright, "
+                "without the mark, and check that it fits its image"
+            )
+        if (pages := getattr(image, "n_frames", 1)) > 1:
+            raise DataError(f"{path}: has {pages} pages, a label map has one; store it alone")
+        if image.mode == "P":
+            colours = packed(np.asarray(image.getpalette("RGB"), dtype=np.int32).reshape(-1, 3))
+            return LabelFile(np.asarray(image), palette=colours)
+        small = re.search(r";([24])\b", raw)
+        if image.mode == "1" or (image.mode == "L" and small):
+            bits = int(small[1]) if small else 1
+            levels = np.asarray(image.convert("L"))
+            return LabelFile(levels // (255 // (2**bits - 1)), bits=bits)
+        if image.mode == "L":
+            return LabelFile(np.asarray(image))
+        if image.mode.startswith("I"):
+            return LabelFile(np.asarray(image).astype(np.int32))
+        if image.mode in ("LA", "RGB", "RGBA"):
+            deep = DEEP in raw
+            pixels = _unchanged(path) if deep else np.asarray(image)
+            return _of_channels(np.asarray(pixels), 65535 if deep else 255, path)
+        raise DataError(
+            f"{path}: a label map has one channel, a palette or RGB colours, this file has mode {image.mode}; convert "
+            "it"
+        )
+
+
+def check_whole(path: Path) -> None:
+    """DataError where a file is absent, or a link to one that is."""
+    if path.is_symlink() and not path.exists():
+        target = os.readlink(path)
+        fetch = "git annex get" if "annex/objects" in target else "dvc pull" if ".dvc" in target else ""
+        remedy = f"fetch it, e.g. with `{fetch}`" if fetch else "copy the file itself there"
+        raise DataError(f"{path}: is a link to {target}, where nothing is; {remedy}")
+
+
+@contextlib.contextmanager
+def opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """An image file, whose pixels are not decoded yet; what fails while it is open is a DataError, too."""
+    try:
+        check_whole(path)
+        with Image.open(path, formats=formats) as image:
+            yield image
+    except (PermissionError, IsADirectoryError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); make it a file that the user who runs this may read"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path}: has more pixels than Pillow reads ({2 * (Image.MAX_IMAGE_PIXELS or 0)}); cut it, and its label "
+            "map, into tiles"
+        ) from error
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise DataError(f"{path}: {_what_it_is(path, formats) or _damaged(error, formats)}") from error
+
+
+def _damaged(error: Exception, formats: tuple[str, ...]) -> str:
+    return (
+        f"cannot be decoded ({error}); the file is damaged or cut short, copy it again; {', '.join(formats)} files "
+        "are read"
+    )
+
+
+# By how a file begins: what it is, and what to do.
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (
+        rb"version https://git-lfs",
+        "is a pointer of Git LFS, not the file itself; type `git lfs pull` where it came from, and copy it again",
+    ),
+    (
+        rb"(?:\.\./)*(?:\.git)?/annex/objects",
+        "is a pointer of git-annex, not the file itself; type `git annex get` where it came from, and copy it again",
+    ),
+    (
+        rb"(?:wdir:.*\n|md5:.*\n)*outs:\s",
+        "is a pointer of DVC, not the file itself; type `dvc pull` where it came from, and copy it again",
+    ),
+    (
+        rb"(?i)<(?:!doctype html|html|head)",
+        "is a web page, as a download gives that failed or wanted a login; download it again",
+    ),
+    (rb"(?i)<svg|<\?xml", "is XML or SVG, no picture of pixels; store it as PNG"),
+    (rb"[\[{]", "is JSON, as annotation tools write beside masks; give the picture or mask itself, e.g. as PNG"),
+    (rb"GIF8", "is a GIF, which is not read; store it as PNG"),
+    (rb"(?s)....ftyp(?:hei|hev|mif|msf)", "is an HEIC photo, which is not read; store it as JPEG or PNG"),
+    (rb"(?s)....ftypavi", "is an AVIF picture, which is not read; store it as JPEG or PNG"),
+    (rb"(?s)\0\0\0\x0cjP  |\xff\x4f\xff\x51", "is a JPEG 2000 picture, which is not read; store it as PNG"),
+    (rb"(?s)\xff\x0a|\0\0\0\x0cJXL ", "is a JPEG XL picture, which is not read; store it as JPEG or PNG"),
+    (rb"8BPS", "is a Photoshop document, which is not read; store it as PNG"),
+    (rb"%PDF|%!PS", "is a PDF or PostScript document, no picture of pixels; store it as PNG"),
+    (rb"\x93NUMPY", "is a NumPy array, which is not read; store it as PNG"),
+    (rb"(?s).{128}DICM", "is a DICOM file, which is not read; store it as PNG"),
+    (rb"\x76\x2f\x31\x01", "is an OpenEXR picture, which is not read; store it as PNG"),
+    (rb"P[1-6][\s#]", "is a PBM, PGM or PPM picture, which is not read; store it as PNG"),
+    (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "is an archive; unpack it there"),
+)
+_LOSSY = rb"(?s)\xff\xd8\xff|RIFF....WEBP"
+
+
+def _what_it_is(path: Path, formats: tuple[str, ...]) -> str | None:
+    """What a file is that is none of these formats, with the remedy; None where it is absent or may be one."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1024)
+    except OSError:
+        return None
+    if not head:
+        return "is empty; copy it again"
+    if len(head) >= 64 and not any(head):
+        return "holds nothing but zeros; the disk was full, or it was never copied: copy it again"
+    if formats == LABEL_FORMATS and re.match(_LOSSY, head):
+        return (
+            "is a JPEG or WebP picture, which may change the values of a label map; export the label map anew from the "
+            f"tool that it came from, as PNG ({', '.join(formats)} are read)"
+        )
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for pattern, what in _OTHERS:
+        if re.match(pattern, head) or re.match(pattern, text):
+            return f"{what} ({', '.join(formats)} are read)"
+    if re.fullmatch(rb"[\t\n\r\x20-\x7e]+", head):
+        return f"is text, no picture: {head[:40].decode('ascii')!r}; copy the picture itself there"
+    return None
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How a file that is not decoded yet stores a pixel, in Pillow's names, such as ``RGB;16B``."""
+    tiles: Any = getattr(image, "tile", None)
+    return f"{image.mode} {tiles[0][3] if tiles else ''}"
+
+
+def _orientation(exif: Image.Exif) -> int:
+    """That of a picture that viewers turn or mirror, 2..8, else 0."""
+    found: Any = exif.get(ORIENTATION)
+    return int(found) if found in range(2, 9) else 0
+
+
+def _turn(exif: Image.Exif, size: tuple[int, int], label_size: tuple[int, int] | None, path: Path) -> int:
+    """The orientation to apply, 0 for none. DataError where the label map may have been drawn either way."""
+    orientation = _orientation(exif)
+    if not orientation or label_size is None or (orientation > 4 and label_size == size[::-1] != size):
+        return orientation
+    raise DataError(
+        f"{path}: its EXIF orientation {orientation} turns or mirrors it in viewers, its pixels are stored otherwise, "
+        f"and the size of its label map ({label_size[0]}x{label_size[1]}, height x width) does not say which of them "
+        "was labelled; store the image upright, without the mark, and check that its label map fits"
+    )
+
+
+def _turned(pixels: UInt8Array, orientation: int) -> UInt8Array:
+    """The picture as viewers show it (EXIF 2.32, tag Orientation)."""
+    if orientation > 4:
+        pixels = pixels.transpose(1, 0, 2)
+    down = orientation in (3, 4, 7, 8)
+    right = orientation in (2, 3, 6, 7)
+    return pixels[:: -1 if down else 1, :: -1 if right else 1]
+
+
+def _check_channels(image: Image.Image, path: Path) -> None:
+    if image.mode in ("F", "I"):
+        raise DataError(
+            f"{path}: an image has 8 or 16 bits a channel, this file has mode {image.mode} (32 bits); convert it"
+        )
+    if image.format in ("TIFF", "WEBP") and (pages := getattr(image, "n_frames", 1)) > 1:
+        raise DataError(f"{path}: has {pages} pages; store each as an image of its own")
+
+
+def _bytes(path: Path) -> UInt8Array:
+    return np.fromfile(path, dtype=np.uint8)
+
+
+def _unchanged(path: Path) -> npt.NDArray[Any]:
+    """All channels of a file at full depth, colours in the order of OpenCV, blue first."""
+    pixels = cv2.imdecode(_bytes(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        raise ValueError("its pixels are damaged")
+    return np.asarray(pixels, dtype=pixels.dtype)
+
+
+def _of_16_bits(path: Path, white: int | None) -> UInt8Array:
+    """(H, W, 3) RGB of a file of 16 bits a channel, scaled so that `white` becomes 255, rounded half up."""
+    pixels = _unchanged(path)
+    channels = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3][..., ::-1]
+    largest = int(channels.max(initial=0))
+    if white is None:
+        likely = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
+        raise DataError(
+            f"{path}: has 16 bits a channel, its largest value is {largest}; say in dataset.yaml which value is white, "
+            f"e.g. `range: {likely}`, or convert it to 8 bits"
+        )
+    if largest > white:
+        raise DataError(
+            f"{path}: has the value {largest}, above white in dataset.yaml (range: {white}); correct it, e.g. to "
+            f"{next(2**bits - 1 for bits in (10, 12, 14, 16) if largest < 2**bits)}"
+        )
+    scaled = (channels.astype(np.uint32) * 255 + white // 2) // white
+    return np.ascontiguousarray(np.broadcast_to(scaled, (*scaled.shape[:2], 3)), dtype=np.uint8)
+
+
+def _of_channels(pixels: npt.NDArray[np.integer], opaque: int, path: Path) -> LabelFile:
+    """A label file of two to four channels (H, W, C), of which an even number has opacity as the last."""
+    if pixels.shape[-1] in (2, 4):
+        if clear := int((pixels[..., -1] != opaque).sum()):
+            raise DataError(
+                f"{path}: {clear} pixels of the label map are transparent, which may mean void or a class; store it "
+                "without transparency, with a value or a colour for them"
+            )
+        pixels = pixels[..., :-1]
+    are_equal = bool((pixels == pixels[..., :1]).all())
+    if opaque > 255 and not are_equal:
+        raise DataError(f"{path}: has colours of 16 bits a channel; store the label map in 8 bits")
+    colours = packed(np.broadcast_to(pixels, (*pixels.shape[:2], 3))) if opaque == 255 else None
+    return LabelFile(pixels[..., 0].astype(np.int32) if are_equal else None, colours)

@@ -1,0 +1,172 @@
+"""From what label files hold, numbers or colours, to class indices."""
+
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pixelpick_ray.data.image_files import LabelFile, UInt8Array, packed
+from pixelpick_ray.errors import DataError
+
+Colour = tuple[int, int, int]
+Indices = npt.NDArray[np.int16]  # class indices and void; _NONE where there is neither
+_NONE = -1
+_MOST_SHOWN = 5  # colours in a message
+
+
+@dataclass(frozen=True)
+class LabelEncoding:
+    """Which numbers and colours of label files stand for which class.
+
+    ``ids`` and ``colours`` have those of each class in order. Where a file has a palette, its colours win over its
+    indices. With ``colours_required`` files are refused whose palette has other colours; without, these files are read
+    by index as long as that contradicts neither a known colour nor another file.
+    """
+
+    ids: Sequence[Sequence[int]]
+    void_ids: Sequence[int]
+    void_index: int
+    colours: Sequence[Sequence[Colour]] = ()
+    void_colours: Sequence[Colour] = ()
+    colours_required: bool = False
+    allowed: str = ""  # what to say of the numbers
+    remedy: str = "correct the label map"
+    _seen: dict[int, tuple[int, Path]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def decode(self, file: LabelFile, path: Path) -> UInt8Array:
+        """Class indices and void (H, W). DataError names the file and what in it is neither."""
+        if file.palette is not None and file.values is not None:
+            indices = self._of_palette(file.values, file.palette, path)
+        elif file.colours is not None and (self.colours or file.values is None):
+            indices = self._of_colours(file.colours, file.values, path)
+        else:
+            indices = self._of_values(np.asarray(file.values), file.bits, path)
+        return indices.astype(np.uint8)
+
+    @cached_property
+    def _by_id(self) -> Indices:
+        table = np.full(1 << 16, _NONE, dtype=np.int16)
+        table[list(self.void_ids)] = self.void_index
+        for index, ids in enumerate(self.ids):
+            table[list(ids)] = index
+        return table
+
+    @cached_property
+    def _by_colour(self) -> dict[int, int]:
+        void = {int(packed(colour)): self.void_index for colour in self.void_colours}
+        return void | {int(packed(one)): index for index, colours in enumerate(self.colours) for one in colours}
+
+    @cached_property
+    def _allowed(self) -> str:
+        if self.allowed:
+            return self.allowed
+        void = f" and {_listed(self.void_ids)} (void)" if self.void_ids else ""
+        return f"{_listed(one for ids in self.ids for one in ids)}{void}"
+
+    # Numbers
+
+    def _of_values(self, values: npt.NDArray[np.integer], bits: int, path: Path) -> Indices:
+        indices = self._looked_up(values)
+        if bits < 8:
+            # Grey of few bits is brightness, as programs that make PNGs smaller write it; of one bit also a mask.
+            bright = self._looked_up(values.astype(np.int32) * (255 // (2**bits - 1)))
+            if self._doubt(bright) < self._doubt(indices) or (bits > 1 and self._doubt(bright) < 2):
+                return bright
+        if (indices == _NONE).any():
+            self._refuse(values, indices == _NONE, path)
+        return indices
+
+    def _looked_up(self, values: npt.NDArray[np.integer]) -> Indices:
+        if values.dtype == np.uint8:
+            return np.asarray(self._by_id[values], dtype=np.int16)
+        is_known = (values >= 0) & (values < len(self._by_id))
+        return np.where(is_known, self._by_id[np.where(is_known, values, 0)], np.int16(_NONE))
+
+    def _doubt(self, indices: Indices) -> int:
+        """0 where all pixels are classes, 1 where some are void, 2 where some are neither."""
+        return 2 if (indices == _NONE).any() else int((indices == self.void_index).any())
+
+    def _refuse(self, values: npt.NDArray[np.integer], wrong: npt.NDArray[np.bool_], path: Path) -> None:
+        y, x = (int(at) for at in np.unravel_index(np.argmax(wrong), wrong.shape))
+        found = np.unique(values)
+        hint = ""
+        if found[0] > 0 and len(self.ids) in found and all(list(ids) == [at] for at, ids in enumerate(self.ids)):
+            hint = "; the file has no 0: if its numbers begin at 1, give classes as a mapping, NAME: 1 and so on"
+        raise DataError(f"{path}: label value {values[y, x]} at (y={y}, x={x}); allowed are {self._allowed}{hint}")
+
+    # Colours
+
+    def _of_colours(
+        self, colours: npt.NDArray[np.int32], values: npt.NDArray[np.integer] | None, path: Path
+    ) -> Indices:
+        found, counts = np.unique(colours, return_counts=True)
+        known = np.asarray([self._by_colour.get(int(one), _NONE) for one in found], dtype=np.int16)
+        if _NONE not in known:
+            return known[np.searchsorted(found, colours)]
+        if values is not None and not self.colours_required:
+            return self._of_values(values, 8, path)
+        order = [int(at) for at in np.argsort(-counts, kind="stable") if known[at] == _NONE]
+        shown = ", ".join(f"{list(_rgb(found[at]))} at {counts[at]} pixels" for at in order[:_MOST_SHOWN])
+        more = f", and {len(order) - _MOST_SHOWN} more" if len(order) > _MOST_SHOWN else ""
+        if not self.colours:
+            raise DataError(
+                f"{path}: is a colour mask ({shown}{more}); say in dataset.yaml which class has which colour, e.g. "
+                f"colours: {{NAME: {list(_rgb(found[order[0]]))}}}, or store one channel of class indices"
+            )
+        blurred = "; so many come of blurred edges or of JPEG: export the masks anew, without them" if more else ""
+        raise DataError(f"{path}: has colours of no class, {shown}{more}; {self._known_colours}{blurred}")
+
+    @cached_property
+    def _known_colours(self) -> str:
+        return f"known are {', '.join(str(list(_rgb(one))) for one in self._by_colour)}; {self.remedy}"
+
+    # Palettes
+
+    def _of_palette(self, indices: npt.NDArray[np.integer], palette: npt.NDArray[np.int32], path: Path) -> Indices:
+        colour_of = dict(enumerate(palette.tolist()))
+        shown = {int(index): colour_of.get(int(index), _NONE) for index in np.flatnonzero(np.bincount(indices.ravel()))}
+        known = {index: self._by_colour[colour] for index, colour in shown.items() if colour in self._by_colour}
+        others = [index for index in shown if index not in known and self._by_id[index] != self.void_index]
+        is_plain = max(shown) > 0 and len(set(palette[: max(shown) + 1].tolist())) == 1
+        if self.colours and not others and not is_plain:
+            table = self._by_id[: 1 << 8].copy()
+            table[list(known)] = list(known.values())
+            return np.asarray(table[indices], dtype=np.int16)
+        if not is_plain and any(colour != index * 0x010101 for index, colour in shown.items()):
+            self._check_indices(shown, known, others, path)
+        return self._of_values(indices, 8, path)
+
+    def _check_indices(self, shown: dict[int, int], known: dict[int, int], others: list[int], path: Path) -> None:
+        """DataError where the palette of a file says something else than its indices, or than another file's."""
+        if self.colours_required or any(self._by_id[index] != one for index, one in known.items()):
+            some = ", ".join(f"{list(_rgb(shown[index]))} (index {index})" for index in others[:_MOST_SHOWN])
+            raise DataError(f"{path}: its palette has colours of no class, {some}; {self._known_colours}")
+        with self._lock:
+            for index, colour in shown.items():
+                first, where = self._seen.setdefault(index, (colour, path))
+                if colour != first and self._by_id[index] != self.void_index:
+                    raise DataError(
+                        f"{path}: index {index} of its palette has the colour {list(_rgb(colour))}, in {where} "
+                        f"{list(_rgb(first))}; say in dataset.yaml which class has which colour, under colours:, or "
+                        "store all label maps with one palette"
+                    )
+
+
+def _rgb(colour: int) -> Colour:
+    return int(colour) >> 16 & 255, int(colour) >> 8 & 255, int(colour) & 255
+
+
+def _listed(values: Iterable[int]) -> str:
+    """Numbers as ranges: 0..2, 7, 9."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(first) if first == last else f"{first}..{last}" for first, last in runs)
