@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -72,7 +72,7 @@ HEADS = {
 
 
 _ANY = Head(bool, "features", "mobilenetv2_100 or resnet50")  # what an external head needs
-HEADS |= dict.fromkeys(PIXEL_HEADS, _ANY)
+HEADS |= dict.fromkeys(PIXEL_HEADS, _ANY) | {"mlp": replace(_ANY, version=2)}
 
 
 def head_version(name: str) -> int:

@@ -8,11 +8,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from pixelpick_ray.config.model import PIXEL_HEADS, KnnSpec, LinearSpec, MlpSpec, PrototypeSpec
+from pixelpick_ray.models import heads
 from pixelpick_ray.models.heads import LabelledVectors, fit_head, head_of
 
 pytestmark = pytest.mark.training
 
 CLASSES, WIDTH = 4, 12
+ZERO = torch.zeros(CLASSES, WIDTH), torch.zeros(CLASSES)
 SPECS = [
     LinearSpec(l2=0.03),
     LinearSpec(),
@@ -183,3 +185,13 @@ def test_the_minimum_is_the_same_where_no_axes_are_found(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch.linalg, "eigh", fail)
     np.testing.assert_allclose(shares(fitted(LinearSpec(l2=0.1), data), data), usual, atol=1e-2)
+
+
+def test_of_many_vectors_cross_validation_looks_at_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "BLOCK", 100)
+    looked_at = []
+    monkeypatch.setattr(heads, "_regression", lambda some, *_: looked_at.append(len(some.vectors)) or ZERO)
+    fitted(LinearSpec(), labelled(400))
+    folds, whole = looked_at[:-1], looked_at[-1]
+    assert whole == 400
+    assert sum(folds[:3]) == 2 * 100  # each of three folds is fitted to the other two
