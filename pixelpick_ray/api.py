@@ -28,6 +28,7 @@ from pixelpick_ray.runner.byproducts import Output
 from pixelpick_ray.runner.session import Outcome, StopRequest, begin
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.store import Store, absolute
+from pixelpick_ray.store.records import as_stored
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,6 +74,7 @@ def run(
     """
     if is_executing():
         raise SpecError("run: this is a worker; put what starts a run under `if __name__ == '__main__':`")
+    experiment = as_stored(Store(absolute(str(store))), experiment)
     search = None if experiment.search is None else make_search(experiment)
     data = Path(data)
     execution = Execution(
@@ -107,4 +109,5 @@ def results(store: str | Path, experiment: Experiment) -> "DataFrame":
 
     from pixelpick_ray.report.rows import load_results, rows_csv
 
-    return pd.read_csv(io.StringIO(rows_csv(load_results(Store(str(store)), [experiment]))))
+    found = Store(str(store))
+    return pd.read_csv(io.StringIO(rows_csv(load_results(found, [as_stored(found, experiment)]))))

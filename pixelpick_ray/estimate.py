@@ -1,5 +1,7 @@
 """The figures of a plan: what is stored, what a run would train, and what that costs as measured so far."""
 
+import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from pixelpick_ray.checks import splits_in_use
@@ -7,8 +9,10 @@ from pixelpick_ray.config.canonical import counted, digest
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.model import FEATURE_FIELDS
 from pixelpick_ray.config.networks import features_bytes as network_bytes
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.cache import prepare
-from pixelpick_ray.data.datasets import open_dataset, training_split
+from pixelpick_ray.data.datasets import known_facts, open_dataset, training_split
+from pixelpick_ray.data.weights import normalisation
 from pixelpick_ray.errors import DataError
 from pixelpick_ray.planning import Plan, Progress
 from pixelpick_ray.store import Store
@@ -23,6 +27,7 @@ def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[s
     return {
         "experiment": planned.experiment.name,
         "code": list(planned.code),
+        "normalise": normalise_lines(planned, execution),
         "trials": len(planned.trials),
         "chains": len(planned.chains),
         "fits": planned.num_fits,
@@ -39,6 +44,29 @@ def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[s
         "seconds_per_fit": seconds,
         "seconds_missing": None if seconds is None else round(seconds * len(found), 1),
     }
+
+
+def normalise_lines(planned: Plan, execution: Execution) -> list[str]:
+    """With which mean and deviation the images of each data set are normalised for each network, in words."""
+    trials = {(trial.dataset.name, trial.dataset.path, trial.model): trial for trial in planned.trials}
+    return list(dict.fromkeys(_normalise_line(trial, execution) for trial in trials.values()))
+
+
+def _normalise_line(trial: Trial, execution: Execution) -> str:
+    facts, name = known_facts(trial.dataset.name), f"{trial.model.backbone} {trial.model.pretrained}"
+    with contextlib.suppress(DataError):
+        facts = facts or open_dataset(trial.dataset, execution.data_path).facts
+    found, wanted = normalisation(trial.model, facts), trial.model.normalised_by
+    values = found or facts
+    numbers = "" if values is None else f": mean {_three(values.mean)}, deviation {_three(values.std)}"
+    whose = {"weights": "its weights' own", "dataset": f"those of {trial.dataset.name}"}
+    said = whose[wanted] if isinstance(wanted, str) else "as the experiment says"
+    others = f" (those of {trial.dataset.name}: {_three(facts.mean)}, {_three(facts.std)})" if found and facts else ""
+    return f"images for {name} are normalised by {said}{numbers}{others}"
+
+
+def _three(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
 
 
 def features_bytes(planned: Plan, execution: Execution) -> int | None:

@@ -235,8 +235,14 @@ class Trainer:
             if run is not None:
                 (folder / WEIGHTS_OF_RUN).write_text(run)
 
-        cost = {"seconds": round(progress.seconds, 3), "processes": progress.processes}
-        self._context.publish(task, write, start, **cost)
+        facts = self._context.facts
+        told = {
+            "seconds": round(progress.seconds, 3),
+            "processes": progress.processes,
+            "classes": facts.class_names,
+            "normalise": {"mean": facts.mean, "std": facts.std},
+        }
+        self._context.publish(task, write, start, **told)
 
     def _evaluate(self, task: Evaluate, model: nn.Module) -> tuple[Counts, dict[str, Any]]:
         """The confusion matrix of a split, and predictions of a few of its images."""

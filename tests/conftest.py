@@ -73,7 +73,7 @@ CAMVID_YAML = """\
 name: camvid-mobilenet
 title: CamVid, DeepLabv3+ MobileNetV2
 dataset: {name: camvid, size: [360, 480]}        # or {scale: 0.25}, {long_side: 400}
-model: {architecture: deeplabv3plus, backbone: mobilenetv2_100, pretrained: imagenet, output_stride: 16}
+model: {backbone: mobilenetv2_100, pretrained: imagenet, output_stride: 16, normalise: dataset}
 train:
   epochs: 50
   batch_size: 4                                  # global, over all ranks

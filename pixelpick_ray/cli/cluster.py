@@ -129,7 +129,7 @@ def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution]
         if values[option]:
             parse_duration(f"--{option.replace('_', '-')}", values[option])
     one_of("--keep-weights", values["keep_weights"], KEEP_WEIGHTS)
-    planned = planned_of(experiment, values["overrides"])
+    planned = planned_of(experiment, values["overrides"], values["store"])
     given = {name: values[name] for name in ("ranks", "cpus_per_rank", "gpus_per_rank", "max_concurrent", "wait")}
     places = Path(values["data"]), values["store"], Path(values["cache"]) if values["cache"] else None
     execution = execution_of(planned, *places, values["device"], **given)
@@ -152,7 +152,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check every node of a cluster before a long run: a line each, ok or what to do; exit status 1 if one is not."""
-    planned = planned_of(experiment, overrides)
+    planned = planned_of(experiment, overrides, store)
     rank = {"ranks": ranks, "cpus_per_rank": cpus_per_rank, "gpus_per_rank": gpus_per_rank}
     execution = execution_of(planned, data, store, cache, device, address=address, **rank)
     from pixelpick_ray.runner.doctor import diagnose

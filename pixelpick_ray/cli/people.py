@@ -49,7 +49,7 @@ def annotate(
     from pixelpick_ray.annotate.guard import EVERYWHERE
     from pixelpick_ray.annotate.server import serve
 
-    planned = planned_of(experiment, overrides)
+    planned = planned_of(experiment, overrides, store)
 
     def ready(address: str, once: str) -> None:
         print(f"{planned.experiment.name}: {address}")
@@ -81,7 +81,7 @@ def export_answers(
     """Write what people are asked, and what they have answered, to a file of another annotation tool."""
     from pixelpick_ray.annotate.transfer import write_answers
 
-    planned = planned_of(experiment, overrides)
+    planned = planned_of(experiment, overrides, store)
     with naming(experiment.name):
         lines = write_answers(planned, Store(store), data.resolve(), format_name, out)
     print("\n".join(lines))
@@ -103,6 +103,6 @@ def import_answers(
     """Take answers from a file of another annotation tool, all of them or, if one is wrong, none."""
     from pixelpick_ray.annotate.transfer import read_answers
 
-    planned = planned_of(experiment, overrides)
+    planned = planned_of(experiment, overrides, store)
     with naming(experiment.name):
         print(read_answers(planned, Store(store), data.resolve(), format_name, file, annotator=annotator))

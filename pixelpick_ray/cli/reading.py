@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,7 +71,7 @@ def report(
     from pixelpick_ray.report.costs import read_cost_model
     from pixelpick_ray.report.files import explain_cell, write_report  # matplotlib is slow to import
 
-    asked = [asked_of(path, overrides) for path in experiments]
+    asked = [asked_of(path, overrides, store) for path in experiments]
     if any(search is not None for _, search in asked):
         if foreign := [option for option, value in (("--explain", explain), ("--costs", costs)) if value is not None]:
             raise SpecError(f"{', '.join(foreign)}: not for a search, whose report has no cells; leave it out")
@@ -124,9 +125,17 @@ def evaluate(
     size: Annotated[
         str | None, typer.Option("--size", metavar="HEIGHTxWIDTH", help="Prepared size.", show_default="native")
     ] = None,
+    scale: Annotated[float | None, typer.Option("--scale", metavar="FACTOR", help="Or of the native size.")] = None,
+    long_side: Annotated[
+        int | None, typer.Option("--long-side", metavar="PIXELS", help="Or of the longer side.")
+    ] = None,
     path: Annotated[
         str | None, typer.Option("--path", metavar="DIR", help="Of the data set `folder`, inside the data folder.")
     ] = None,
+    renamed: Annotated[
+        list[str],
+        typer.Option("--map", metavar="CLASS=NAME", help="What a class of the weights is called in the data set."),
+    ] = [],  # noqa: B006 (typer copies it)
     data: Data = Path("data"),
     cache: Cache = None,
     device: Device = "auto",
@@ -139,11 +148,15 @@ def evaluate(
 
     names, confusion = evaluate_checkpoint(
         weights,
-        dataset_of_options(dataset, path, parse_size(size) if size else None),
+        dataset_of_options(
+            dataset, {"path": path, "size": parse_size(size) if size else None, "scale": scale, "long_side": long_side}
+        ),
         split,
         data_path=data.resolve(),
         cache_path=(cache or default_cache_path(data)).resolve(),
         device=choose_device(one_of("--device", device, ("auto", "cuda", "cpu"))),
+        renamed=_pairs(renamed),
+        note=lambda line: print(line, file=sys.stderr),
     )
     values = {
         name: None if math.isnan(value) else float(value) for name, value in zip(names, iou(confusion), strict=True)
@@ -155,6 +168,17 @@ def evaluate(
     width = max(map(len, (*names, "pixel accuracy")))
     for name, value in (*values.items(), ("mIoU", means["miou"]), ("pixel accuracy", means["pixel_accuracy"])):
         print(f"{name:<{width}}  {'does not occur' if value is None else f'{100 * value:5.1f} %'}")
+
+
+def _pairs(options: list[str]) -> dict[str, str]:
+    """The names of ``--map``. SpecError for one that is none, or a class that is given twice."""
+    found: dict[str, str] = {}
+    for option in options:
+        old, sign, new = option.partition("=")
+        if not (old and sign and new) or old in found:
+            raise SpecError(f"--map {option}: expected CLASS=NAME, each class once, e.g. --map car=vehicle")
+        found[old] = new
+    return found
 
 
 def _report_search(asked: list[tuple[Plan, Search | None]], paths: list[Path], store: Store, out: Path | None) -> None:

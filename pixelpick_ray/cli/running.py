@@ -55,7 +55,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Validate an experiment; list its trials, chains and stages, and what is stored, shared and to be trained."""
-    planned, search = asked_of(experiment, overrides)
+    planned, search = asked_of(experiment, overrides, store)
     kept = one_of("--keep-weights", keep_weights, KEEP_WEIGHTS)
     execution = Execution(data, store, cache or default_cache_path(data), ranks=ranks, keep_weights=kept)
     execution.check({trial.training.batch_size for trial in planned.trials if trial.training})
@@ -78,6 +78,8 @@ def plan(
         print(f"{chain.label}: {counted(len(chain.fits), 'stage')} for {noun} {budgets} ({known})")
     for line in planned.code:
         print(f"code: {line}")
+    for line in summary["normalise"]:
+        print(line)
     print(planned.sharing)
     if planned.answers_per_image:
         print(f"people label {counted(planned.answers_per_image, 'pixel')} of each image")
@@ -138,7 +140,7 @@ def run(
 
     With a search, print the best configurations and write the experiment of the best one.
     """
-    planned, search = asked_of(experiment, overrides)
+    planned, search = asked_of(experiment, overrides, store)
     execution = execution_of(
         planned,
         data,
@@ -184,7 +186,7 @@ def status(
 
     Of a search, the samples.
     """
-    planned, search = asked_of(experiment, overrides)
+    planned, search = asked_of(experiment, overrides, store)
     execution = Execution(data, store, cache or default_cache_path(data))
     state = status_of(planned, execution) if search is None else search_status(search, Store(store))
     if as_json:

@@ -12,7 +12,8 @@ from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import naming
 from pixelpick_ray.planning import Plan, make_plan
 from pixelpick_ray.search.design import Search, make_search
-from pixelpick_ray.store import absolute
+from pixelpick_ray.store import Store, absolute
+from pixelpick_ray.store.records import as_stored
 
 
 def execution_of(planned: Plan, data: Path, store: str, cache: Path | None, device: str, **options: Any) -> Execution:
@@ -28,15 +29,16 @@ def execution_of(planned: Plan, data: Path, store: str, cache: Path | None, devi
     return execution
 
 
-def planned_of(path: Path, overrides: list[str]) -> Plan:
+def planned_of(path: Path, overrides: list[str], store: str) -> Plan:
     """The plan of an experiment; of a search, that of its file's own configuration and of the values in its space."""
-    return asked_of(path, overrides)[0]
+    return asked_of(path, overrides, store)[0]
 
 
-def asked_of(path: Path, overrides: list[str]) -> tuple[Plan, Search | None]:
-    """The plan of an experiment, and its search if it has one."""
+def asked_of(path: Path, overrides: list[str], store: str) -> tuple[Plan, Search | None]:
+    """The plan of an experiment, as it was begun in the store, and its search if it has one."""
     experiment = load_experiment(path, overrides)
     with naming(path.name):
+        experiment = as_stored(Store(store), experiment)
         if experiment.search is None:
             return make_plan(experiment), None
         search = make_search(experiment)

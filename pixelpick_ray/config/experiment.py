@@ -64,6 +64,16 @@ class Experiment(Spec):
         return self.annotate or AnnotateSpec()
 
     _files: dict[str, str] = PrivateAttr(default_factory=dict)  # resolved names of what ``file:`` gives, as read once
+    _normalises_by_default: bool = PrivateAttr(default=False)  # the file does not say it
+
+    @property
+    def before_normalise(self) -> "Experiment | None":
+        """What a file meant that says nothing of ``model.normalise`` before there was that field; None where that is
+        what it means.
+        """
+        model = self.model.model_copy(update={"normalise": None})
+        means_it = not self._normalises_by_default or model.normalised_by == self.model.normalised_by
+        return None if means_it else self.model_copy(update={"model": model})
 
     def trials(self) -> tuple[Trial, ...]:
         """The distinct trials of all grids, in the order of the file. Raises SpecError for a wrong point."""
@@ -105,6 +115,8 @@ class Experiment(Spec):
         for path, value in settings.items():
             _set_known(point, path.split("."), value, where=f"{where}{path}")
         point["model"] = with_head(point["model"])
+        if isinstance(point["model"], dict) and point["model"].get("normalise") is None:
+            point["model"] = point["model"] | {"normalise": json.loads(self.model.model_dump_json())["normalise"]}
         for path, kind in parts.FIELDS.items():
             self._resolve(point, path, kind)
         return _validated(Trial, point, prefixes=dict.fromkeys(settings, where), at=at)
@@ -200,9 +212,13 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), fo
         if path.strip() in OTHER_NAME:  # of the same, which the file may have used
             tree["model"].pop(OTHER_NAME[path.strip()], None)
         overridden[path.strip()] = read_yaml(value, f"--set {path}")
+    says_nothing = isinstance(tree.get("model"), dict) and tree["model"].get("normalise") is None
+    if says_nothing:
+        tree["model"] = tree["model"] | {"normalise": "weights"}
     try:
         experiment = _validated(Experiment, tree)
         experiment._files.update(_files_in(tree, folder))
+        experiment._normalises_by_default = says_nothing
         _check_overrides(experiment, overridden)
         _check_training(experiment)
         _check_people(experiment)
@@ -366,15 +382,18 @@ def _check_epochs(experiment: Experiment, search: SearchSpec) -> None:
         raise SpecError("search.epochs: nothing is measured there; add evaluate.when: every_epoch")
 
 
-def dataset_of_options(name: str, path: str | None, size: tuple[int, int] | None) -> DatasetSpec:
+def dataset_of_options(name: str, options: Mapping[str, Any]) -> DatasetSpec:
     """The data set that options of a command name; SpecError names the option."""
-    tree = {"name": name, "path": path, "size": size}
-    return _validated(DatasetSpec, tree, prefixes=dict.fromkeys(("path", "size"), "--"))
+    return _validated(DatasetSpec, {"name": name, **options}, prefixes=dict.fromkeys(options, "--"))
 
 
 def dump_experiment(experiment: Experiment) -> str:
     """The effective experiment as YAML; reading it back gives an equal value."""
     tree = experiment.model_dump(mode="json", exclude_none=True)
+    model = experiment.model
+    tree["model"]["normalise"] = model.model_dump(mode="json")["normalise"] or model.normalised_by
+    if experiment._normalises_by_default and model.normalise == "weights":
+        del tree["model"]["normalise"]
     return write_yaml(tree)
 
 

@@ -145,6 +145,10 @@ def with_head(fields: Any) -> Any:
     return fields | {"head": {"name": name}} if isinstance(name, str) and name in PIXEL_HEADS else fields
 
 
+def _without_choice(spec: "ModelSpec") -> Literal["weights", "dataset"]:
+    return "weights" if spec.frozen and spec.pretrained != "none" else "dataset"
+
+
 class ModelSpec(Spec):
     """The network. ``head`` and ``architecture`` name the same: what stands on the backbone.
 
@@ -158,8 +162,9 @@ class ModelSpec(Spec):
     pyramid; None means all of a pyramid, the last of a network with maps of one stride. All are brought to
     ``feature_stride`` (8 for pyramids) and joined. ``input_scale`` enlarges images before. A head on frozen features is
     fitted to labelled pixels in ``views`` of their image, too. ``normalise`` says with which mean and deviation: those
-    that the pretrained weights were made with (the default where the backbone is frozen), the data set's (elsewhere),
-    or these.
+    that the pretrained weights were made with (what an experiment file means that says nothing), the data set's, or
+    these. None is what was stored before there was a choice: the weights' where the backbone is frozen, the data set's
+    elsewhere.
     """
 
     architecture: str = "deeplabv3plus"
@@ -178,12 +183,22 @@ class ModelSpec(Spec):
     normalise: Literal["weights", "dataset"] | NormaliseSpec | None = None
 
     @model_serializer(mode="wrap")
-    def _trained_is_absent(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Keys are older than the option."""
+    def _older_meaning_is_absent(
+        self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        """Keys and records are older than these options."""
         fields: dict[str, Any] = serialise(self)
         if info.exclude_none and not fields.get("frozen"):
             fields.pop("frozen", None)
+        if info.exclude_none and self.normalised_by == _without_choice(self):
+            fields.pop("normalise", None)
         return fields
+
+    @property
+    def normalised_by(self) -> Literal["weights", "dataset"] | NormaliseSpec:
+        """What `normalise` says or, where it says nothing, has always meant; weights that are none have no values."""
+        said = self.normalise or _without_choice(self)
+        return "dataset" if said == "weights" and self.pretrained == "none" else said
 
     @model_validator(mode="after")
     def _fits_the_architecture(self) -> Self:

@@ -43,7 +43,7 @@ def normalisation(spec: ModelSpec, facts: DatasetFacts | None) -> NormaliseSpec 
 
     Where the facts are not known yet, only `dataset` is known to be the data set's.
     """
-    wanted = spec.normalise or ("weights" if spec.frozen else "dataset")
+    wanted = spec.normalised_by
     own = weights_normalisation(spec) if wanted == "weights" else None
     found = wanted if isinstance(wanted, NormaliseSpec) else own
     is_own = found is not None and facts is not None and (found.mean, found.std) == (facts.mean, facts.std)

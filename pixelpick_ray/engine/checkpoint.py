@@ -1,19 +1,23 @@
 """Evaluating a checkpoint outside of an experiment: the weights of a stored fit, or a file of the paper's authors."""
 
+import contextlib
 import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.model import ModelSpec, NormaliseSpec
 from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.cache import prepare
-from pixelpick_ray.data.datasets import DatasetFacts, open_dataset
-from pixelpick_ray.data.weights import normalised_facts, weights_digest
+from pixelpick_ray.data.datasets import DatasetFacts, known_facts, open_dataset
+from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.engine.features import prepare_features
 from pixelpick_ray.engine.frozen import FrozenModel
 from pixelpick_ray.engine.score import evaluate
@@ -25,18 +29,41 @@ from pixelpick_ray.models.published import read_checkpoint
 from pixelpick_ray.models.segmentation import MODELS, build_model
 from pixelpick_ray.models.tensors import check_classes, check_tensors, read_tensors
 from pixelpick_ray.store import Store
+from pixelpick_ray.store.paths import INPUT, PROVENANCE
 from pixelpick_ray.store.records import read_source
 
 SUFFIX = ".safetensors"
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """What lies beside the weights of a fit: its network, the digest of the pretrained weights, the seed (0 where it
+    does not matter), and the classes, mean and deviation of its training; None where neither is told.
+    """
+
+    spec: ModelSpec
+    weights: str | None
+    seed: int
+    classes: tuple[str, ...] | None
+    normalise: NormaliseSpec | None
+
+
 def evaluate_checkpoint(
-    path: Path, dataset: DatasetSpec, split: str, *, data_path: Path, cache_path: Path, device: torch.device
+    path: Path,
+    dataset: DatasetSpec,
+    split: str,
+    *,
+    data_path: Path,
+    cache_path: Path,
+    device: torch.device,
+    renamed: Mapping[str, str] = MappingProxyType({}),
+    note: Callable[[str], None] = lambda line: None,
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     """Class names and confusion matrix (C, C), rows are the truth, of a split at the size of `dataset`.
 
-    `path` is the weights.safetensors of a stored fit or an authors' checkpoint. SpecError for an unknown split,
-    DataError for a file that is neither or has other classes than the data set.
+    `path` is the weights.safetensors of a stored fit or an authors' checkpoint. Images are normalised as in its
+    training, and its classes are those of the data set by name, or by what they are `renamed` to; `note` hears what had
+    to be assumed. SpecError for an unknown split, DataError for a file that is neither or for classes that do not fit.
     """
     opened = open_dataset(dataset, data_path)
     facts = opened.facts
@@ -45,24 +72,60 @@ def evaluate_checkpoint(
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the weights.safetensors of a stored fit or a published .pt file")
     world = World(0, 1, device)
-    if path.suffix == SUFFIX:
-        spec, weights, seed = _stored_spec(path.with_name("input.json"))
-        facts = normalised_facts(facts, spec)
-        if spec.fitted_head is not None:
-            model = _read_head(path, spec, weights, seed, facts, world, data_path, cache_path)
-        else:
-            model = _read_fit(path, spec, facts.num_classes)
+    stored = _stored(path) if path.suffix == SUFFIX else None
+    if stored and stored.normalise:
+        facts = replace(facts, mean=stored.normalise.mean, std=stored.normalise.std)
+    elif stored:
+        note(f"{path}: does not say how its images were normalised; taken are the mean and deviation of {facts.name}")
+    numbers = _renumbered(path, stored.classes if stored else None, facts, renamed, note)
+    if stored is None:
+        model = read_checkpoint(path, len(numbers))
+    elif stored.spec.fitted_head is not None:
+        model = _read_head(path, stored, len(numbers), facts, world, data_path, cache_path)
     else:
-        model = read_checkpoint(path, facts.num_classes)
-    confusion, _ = evaluate(world.place(model), prepare(opened, split, dataset, cache_path), facts, world)
+        model = _read_fit(path, stored.spec, len(numbers))
+    split_images = prepare(opened, split, dataset, cache_path)
+    same = numbers == list(range(facts.num_classes))
+    confusion, _ = evaluate(world.place(model), split_images, facts, world, None if same else numbers)
     return facts.class_names, confusion
+
+
+def _renumbered(
+    path: Path,
+    classes: Sequence[str] | None,
+    facts: DatasetFacts,
+    renamed: Mapping[str, str],
+    note: Callable[[str], None],
+) -> list[int]:
+    """The index in the data set of each class of the weights. DataError where that cannot be told."""
+    wanted = facts.class_names
+    if classes is None:
+        note(f"{path}: does not say what its classes are called; taken are those of {facts.name}, in their order")
+        classes = wanted
+    for name, known in [(old, classes) for old in renamed] + [(new, wanted) for new in renamed.values()]:
+        if name not in known:
+            whose = "the weights" if known is classes else facts.name
+            raise SpecError(f"--map: {whose} have no class {name!r}; they have {', '.join(known)}")
+    found = [renamed.get(name, name) for name in classes]
+    strange = [name for name in found if name not in wanted]
+    unsaid = [name for name in wanted if name not in found]
+    if strange or (unsaid and not renamed):
+        raise DataError(
+            f"{path}: tells {', '.join(classes)} apart, {facts.name} has {', '.join(wanted)}; give the data set that "
+            "it was trained on, or say which are the same with --map, e.g. --map "
+            f"{(strange or list(classes))[0]}={(unsaid or list(wanted))[0]}"
+        )
+    if unsaid:
+        note(f"{path}: has no class for {', '.join(unsaid)}, which is never predicted")
+    if not renamed and list(classes) != list(wanted):
+        note(f"{path}: has the classes of {facts.name} in another order; they are compared by name")
+    return [wanted.index(name) for name in found]
 
 
 def _read_head(
     path: Path,
-    spec: ModelSpec,
-    weights: str | None,
-    seed: int,
+    stored: _Stored,
+    num_classes: int,
     facts: DatasetFacts,
     world: World,
     data_path: Path,
@@ -71,7 +134,8 @@ def _read_head(
     """The head of a stored fit, on features of the backbone that it was fitted to. DataError when that has other
     weights now.
     """
-    if weights_digest(spec, data_path) != weights:
+    spec, seed = stored.spec, stored.seed
+    if weights_digest(spec, data_path) != stored.weights:
         raise DataError(
             f"{path}: was fitted to features of a {spec.backbone} with other weights than those of {data_path}; give "
             "the folder that has them with --data DIR"
@@ -82,8 +146,8 @@ def _read_head(
     )
     head = head_of(spec.fitted_head, tensors)
     found = head(torch.zeros(1, build_extractor(spec, data_path=data_path, seed=seed).channels, 2, 2)).shape[1]
-    if found != facts.num_classes:
-        raise DataError(f"{path}: tells {found} classes apart, {facts.name} has {facts.num_classes}")
+    if found != num_classes:
+        raise DataError(f"{path}: tells {found} classes apart, {facts.name} has {num_classes}")
     return FrozenModel(head, features)
 
 
@@ -101,17 +165,33 @@ def _read_fit(path: Path, spec: ModelSpec, num_classes: int) -> nn.Module:
     return model
 
 
-def _stored_spec(path: Path) -> tuple[ModelSpec, str | None, int]:
-    """Which network a fit is of, from ``input.json`` beside its weights; the digest of its pretrained weights; its
-    seed, 0 where it does not matter.
+def _stored(path: Path) -> _Stored:
+    """What ``input.json`` and ``provenance.json`` beside the weights of a fit say; of a fit that is older than what the
+    latter says, the facts of its data set, where these are known without it.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.with_name(INPUT).read_text(encoding="utf-8"))
         fields = {name: value for name, value in stored["model"].items() if name not in ("weights_digest", "version")}
         spec = ModelSpec.model_validate_json(json.dumps(fields))
-        return spec, stored["model"]["weights_digest"], int(stored.get("seed", 0))
+        own = _own_facts(path, str(stored["data"]["name"]))
+        classes, normalise = own if own else (None, None)
+        if isinstance(spec.normalise, NormaliseSpec):
+            normalise = spec.normalise
+        return _Stored(spec, stored["model"]["weights_digest"], int(stored.get("seed", 0)), classes, normalise)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path}: does not say which network the weights beside it are of ({error}); give weights that lie in "
-            "their folder of a store, fit/<key>/weights.safetensors"
+            f"{path.with_name(INPUT)}: does not say which network the weights beside it are of ({error}); give weights "
+            "that lie in their folder of a store, fit/<key>/weights.safetensors"
         ) from error
+
+
+def _own_facts(path: Path, dataset: str) -> tuple[tuple[str, ...], NormaliseSpec] | None:
+    """Class names, mean and deviation that a fit was trained with; None where nothing tells them."""
+    provenance = path.with_name(PROVENANCE)
+    told = json.loads(provenance.read_text(encoding="utf-8")) if provenance.is_file() else {}
+    if "classes" in told:
+        return tuple(map(str, told["classes"])), NormaliseSpec.model_validate_json(json.dumps(told["normalise"]))
+    with contextlib.suppress(SpecError):
+        facts = known_facts(dataset)
+        return None if facts is None else (facts.class_names, NormaliseSpec(mean=facts.mean, std=facts.std))
+    return None

@@ -59,12 +59,18 @@ class Predicted:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, prepared: PreparedSplit, facts: DatasetFacts, world: World
+    model: nn.Module,
+    prepared: PreparedSplit,
+    facts: DatasetFacts,
+    world: World,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[Counts, dict[str, npt.NDArray[np.uint8]]]:
     """Confusion matrix (C, C) of a whole split, on every rank, and this rank's predictions of a few images (H, W).
 
-    All of it stays on the device until the split is done.
+    All of it stays on the device until the split is done. `numbers` has the data set's class for each of the model's,
+    where these are others.
     """
+    renumbered = None if numbers is None else torch.tensor(numbers, device=world.device)
     classes, images = facts.num_classes, SplitImages.on(prepared, world.device)
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
     kept = set(shown(range(len(prepared))))
@@ -74,6 +80,8 @@ def evaluate(
             predicted = argmax_of_upsampled(next(batch.coarse), batch.size)
         else:
             predicted = next(batch.passes).max(dim=1).indices  # on a CPU twice as fast as argmax
+        if renumbered is not None:
+            predicted = renumbered[predicted.long()]
         confusion += confusion_counts(images.labels(batch.positions), predicted, classes)
         for index in (index for index, position in enumerate(batch.positions) if position in kept):
             examples[prepared.names[batch.positions[index]]] = predicted[index].to(torch.uint8)

@@ -15,6 +15,8 @@ from pixelpick_ray.config.trial import (
     SizeSpec,
     Trial,
 )
+from pixelpick_ray.data.datasets import known_facts
+from pixelpick_ray.data.weights import normalisation
 from pixelpick_ray.report.cells import Cell, Line, line_of, on_reported_split
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.points import lookup, size_text
@@ -127,8 +129,15 @@ def _protocol(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) ->
         "evaluate.split": evaluate.split_of(evaluate.report),
         "evaluate.size": _size(evaluation_size(evaluate, trial, evaluate.report), published),
         "model.pretrained": "supervised ImageNet" if supervised else pretrained,
+        "model.normalise": _normalise(trial),
         "oracle.name": "ground_truth" if is_true else oracle.name,
     }
+
+
+def _normalise(trial: Trial) -> str:
+    """By what images are normalised: `dataset`, also where the weights' own are the same."""
+    found = normalisation(trial.model, known_facts(trial.dataset.name))
+    return "dataset" if found is None else _text(found.model_dump(mode="json"))
 
 
 def _images(dataset: DatasetSpec, published: PublishedCell) -> str:

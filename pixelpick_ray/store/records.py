@@ -92,6 +92,20 @@ class ExperimentRecord(Spec):
     trials: tuple[str, ...]
 
 
+def as_stored(store: Store, experiment: Experiment) -> Experiment:
+    """The experiment as it was begun: one that is stored from before there was `model.normalise`, and whose file says
+    nothing of it, keeps what that meant then.
+    """
+    older = experiment.before_normalise
+    if older is None:
+        return experiment
+    found = [
+        store.find_record(paths.experiment_record(paths.experiment_folder(one)), ExperimentRecord) is not None
+        for one in (experiment, older)
+    ]
+    return older if found == [False, True] else experiment
+
+
 class SourceRecord(Spec):
     """The source of a part that came from a file: its files by path, and which of them was named."""
 

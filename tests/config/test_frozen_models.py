@@ -12,6 +12,9 @@ from pixelpick_ray.config.networks import IMAGENET, networks, weights_normalisat
 from pixelpick_ray.data.datasets import DATASETS
 from pixelpick_ray.data.weights import normalisation
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.planning import claim_name, make_plan
+from pixelpick_ray.store import Store
+from pixelpick_ray.store.records import as_stored
 from pixelpick_ray.tasks import Fit
 from tests.support.experiments import experiment_of, experiment_text
 
@@ -220,6 +223,34 @@ def test_a_frozen_backbone_takes_the_weights_own_and_a_trained_one_the_data_sets
     assert normalisation(trained.model_copy(update={"normalise": "weights"}), facts) is not None
     own = NormaliseSpec(mean=facts.mean, std=facts.std)
     assert normalisation(frozen_model.model_copy(update={"normalise": own}), facts) is None
+
+
+def test_a_file_that_says_nothing_means_the_weights_own(camvid_yaml: str) -> None:
+    """In every grid; where they are the data set's, no key moves."""
+    silent = camvid_yaml.replace(", normalise: dataset", "").replace("mobilenetv2_100", "tf_efficientnet_lite0")
+    grid = "grid=[{budget: [10], model: [{backbone: resnet50}]}, {budget: [10], model.normalise: [null, dataset]}]"
+    models = [trial.model for trial in parse_experiment(silent, where="x", overrides=[grid]).trials()]
+    assert [model.normalised_by for model in models] == ["weights", "weights", "dataset"]
+    half = NormaliseSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    camvid, voc = DATASETS["camvid"].facts, DATASETS["voc"].facts
+    assert [normalisation(model, camvid) for model in models] == [IMAGENET, half, None]
+    assert normalisation(models[0], voc) is None
+
+
+def test_what_was_begun_before_keeps_the_data_sets(camvid_yaml: str, tmp_path: Path) -> None:
+    """It is the experiment of the same identity and chains; one that says what it means is taken at its word."""
+    store = Store(tmp_path)
+    silent = parse_experiment(camvid_yaml.replace(", normalise: dataset", ""), where="x")
+    said = parse_experiment(camvid_yaml, where="x")
+    assert as_stored(store, silent).model.normalised_by == "weights"
+    claim_name(make_plan(said), store)
+    begun = as_stored(store, silent)
+    assert begun.model.normalised_by == "dataset"
+    assert begun.identity() == said.identity()
+    assert [trial.chain_id for trial in begun.trials()] == [trial.chain_id for trial in said.trials()]
+    explicit = parse_experiment(camvid_yaml.replace("normalise: dataset", "normalise: weights"), where="x")
+    assert as_stored(store, explicit) is explicit
+    assert parse_experiment(dump_experiment(begun), where="x").model.normalised_by == "dataset"
 
 
 def test_the_key_holds_the_values_and_is_unmoved_where_they_are_the_data_sets() -> None:

@@ -60,9 +60,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path, cache_path: Path) -> Evaluate:
     """Evaluate a file on the test split."""
 
-    def call(path: Path, split: str = "test", name: str = "camvid", **size: object) -> object:
-        dataset = DatasetSpec(name=name, **size)
-        return evaluate_checkpoint(path, dataset, split, data_path=data, cache_path=cache_path, device=CPU)
+    def call(weights: Path, split: str = "test", name: str = "camvid", **options: object) -> object:
+        said = {option: options.pop(option) for option in ("renamed", "note") if option in options}
+        dataset = DatasetSpec(name=name, **options)
+        return evaluate_checkpoint(weights, dataset, split, data_path=data, cache_path=cache_path, device=CPU, **said)
 
     return call
 
@@ -170,8 +171,56 @@ def test_another_file_or_split_is_told(stored: Stored, run: Evaluate, tmp_path: 
         run(path, split="tset")
 
 
+def told(path: Path, **facts: object) -> None:
+    """Say with a fit what it was trained with."""
+    before = json.loads(path.with_name("provenance.json").read_text())
+    path.with_name("provenance.json").write_text(json.dumps(before | facts))
+
+
+def folder_of(data: Path, classes: list[str], void: int = 11, **facts: object) -> None:
+    """CamVid's test images as a folder of the user's own."""
+    if not (data / "mine").exists():
+        shutil.copytree(data / "camvid", data / "mine")
+    text = {"classes": classes, "void": void, "splits": {"test": {"images": "test", "labels": "testannot"}}}
+    (data / "mine" / "dataset.yaml").write_text(json.dumps(text | {"train_split": "test"} | facts))
+
+
+def test_a_fit_is_normalised_as_it_was_trained_whatever_the_data_set_says(
+    mine: Path, run: Evaluate, data: Path
+) -> None:
+    """The same pixels, described with another mean; a fit that says nothing is of the CamVid that it names."""
+    facts = CamVid.facts
+    expected = run(mine)[1]
+    folder_of(data, list(facts.class_names), mean=[0.9, 0.9, 0.9])
+    np.testing.assert_array_equal(run(mine, name="folder", path="mine")[1], expected)
+    told(mine, classes=facts.class_names, normalise={"mean": [0.9, 0.9, 0.9], "std": [0.1, 0.1, 0.1]})
+    assert (run(mine)[1] != expected).any()
+    told(mine, normalise={"mean": facts.mean, "std": facts.std})
+    np.testing.assert_array_equal(run(mine)[1], expected)
+
+
+def test_classes_are_compared_by_name(mine: Path, run: Evaluate, data: Path) -> None:
+    """In another order, with other names, and with several of the weights for one of the data set."""
+    names, notes = CamVid.facts.class_names, list[str]()
+    expected, order = run(mine)[1], [1, 0, *range(2, 11)]
+    folder_of(data, [names[at] for at in order])
+    found = run(mine, name="folder", path="mine", note=notes.append)[1]
+    np.testing.assert_array_equal(found[:, order], expected)  # the label maps have the old order
+    assert "in another order; they are compared by name" in "".join(notes)
+    folder_of(data, ["Sky", *names[1:]])
+    with pytest.raises(DataError, match=r"tells sky, .* apart, folder has Sky.*--map sky=Sky"):
+        run(mine, name="folder", path="mine")
+    np.testing.assert_array_equal(run(mine, name="folder", path="mine", renamed={"sky": "Sky"})[1], expected)
+    with pytest.raises(SpecError, match=r"--map: folder have no class 'Skies'; they have Sky"):
+        run(mine, name="folder", path="mine", renamed={"sky": "Skies"})
+    together = run(mine, renamed={names[0]: names[1]}, note=notes.append)[1]
+    np.testing.assert_array_equal(together[:, 1], expected[:, 0] + expected[:, 1])
+    assert not together[:, 0].any()
+    assert f"has no class for {names[0]}, which is never predicted" in notes[-1]
+
+
 def test_a_damaged_fit_and_other_classes_are_told(stored: Stored, mine: Path, run: Evaluate) -> None:
-    with pytest.raises(DataError, match=r"weights\.safetensors: was trained for 11 classes, the data set has \d+"):
+    with pytest.raises(DataError, match=r"tells sky, .* apart, scenes has .* which are the same with --map"):
         run(mine, name="scenes")
     state = stored[1].state_dict()
     save_file({name: value for name, value in state.items() if name != "laterals.2.bias"}, mine)

@@ -90,6 +90,10 @@ NO_WEIGHTS = "model.pretrained none, published supervised ImageNet"
         ("oracle={name: erring, rate: 0.1}", "oracle.name erring, published ground_truth"),
         # The same in other words.
         ("model.pretrained=in1k", ""),
+        (
+            "model.normalise=weights",
+            "model.normalise mean 0.485 x 0.456 x 0.406 std 0.229 x 0.224 x 0.225, published dataset",
+        ),
         ("dataset={name: camvid}", ""),
         ("dataset={name: camvid, scale: 1.0}", ""),
         ("dataset.images=367", ""),
