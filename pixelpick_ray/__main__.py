@@ -1,6 +1,28 @@
 """``python -m pixelpick_ray``: the command line."""
 
-from pixelpick_ray.cli import main
+import sys
+
+from pixelpick_ray.supervisor import WRONG, settle, supervise, why_unsupported
+
+
+def main() -> None:
+    """Run the command line in a process that is watched; the exit status is 0 to 3, whatever happens."""
+    if why := why_unsupported(sys.version_info[:2], sys.platform):
+        print(f"error: {why}", file=sys.stderr)
+        sys.exit(WRONG)
+    supervise()
+    status: object = 1
+    try:
+        from pixelpick_ray.cli import main as command_line
+
+        command_line()
+        status = 0
+    except SystemExit as ended:
+        status = ended.code
+        raise
+    finally:
+        settle(status if isinstance(status, int) and 0 <= status <= 3 else int(status is not None))
+
 
 if __name__ == "__main__":
     main()

@@ -465,7 +465,9 @@ def test_a_stop_is_asked_for_by_the_deadline_or_a_signal_and_handlers_are_restor
 def test_a_second_signal_or_one_before_or_after_the_chains_ends_the_process(chains: str, out: str, err: str) -> None:
     code = f"""
 import os, signal
+from pixelpick_ray import supervisor
 from pixelpick_ray.runner.session import StopRequest
+supervisor.REPEAT_SECONDS = 0
 stop = StopRequest(None)
 with stop.listening(){chains}:
     os.kill(os.getpid(), signal.SIGTERM)

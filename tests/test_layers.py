@@ -23,7 +23,7 @@ LAYERS = [
             "running",
         ),
         *("asking", "training", "context", "engine", "loop checks", "tasks", "active models", "data", "store events"),
-        *("config", "errors"),
+        *("config", "errors supervisor"),
     )
 ]
 TORCH_FREE = """

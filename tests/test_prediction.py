@@ -18,6 +18,7 @@ from pixelpick_ray.runner import session
 from pixelpick_ray.status import status_of
 from pixelpick_ray.store import experiment_folder
 from pixelpick_ray.store.records import ChainRecord, read_chain
+from pixelpick_ray.supervisor import OK, STOPPED
 from tests.support.person import Person
 from tests.support.tiny_data import Place, TinyDataset, place_at, tiny_experiment
 
@@ -62,7 +63,7 @@ class Lab:
         stop = session.StopRequest(None)
         status = session.run(plan, execution, console, stop, local=True, annotate="annotate it").status
         text = console.file.getvalue()  # type: ignore[attr-defined]
-        assert status == (session.STOPPED if "annotate it" in text else session.OK), text
+        assert status == (STOPPED if "annotate it" in text else OK), text
         (number,) = re.findall(r"trained now: (\d+)", text)
         return int(number)
 

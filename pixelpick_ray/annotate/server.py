@@ -27,6 +27,7 @@ from pixelpick_ray.annotate.rota import Refusal
 from pixelpick_ray.config.spec import Spec
 from pixelpick_ray.data.answers import OneLine
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError, StoreError
+from pixelpick_ray.supervisor import heeded
 
 SCRIPTS = ("draw.js", "clock.js", "keyboard.js", "memory.js", "wire.js", "page.js")
 STATUS = {"wrong": 400, "taken": 409, "gone": 410}  # by the reason of a refusal
@@ -177,7 +178,7 @@ def _asset(name: str) -> str:
 
 
 def serve(desk: Desk, *, host: str, ports: Sequence[int], on_ready: Callable[[str, str], None]) -> None:
-    """Serve a desk until SIGINT or SIGTERM and close it. To be called by the main thread.
+    """Serve a desk until SIGINT, SIGTERM or SIGHUP and close it. To be called by the main thread.
 
     It listens at the first of the `ports` that is not taken; 0 is a free one. `on_ready` gets the address of the page,
     which has a new secret token, and one that leads there once: programs that are given an address show it to other
@@ -212,7 +213,7 @@ def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
     def stop(*_: object) -> None:
         server.should_exit = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in heeded()}
     try:
         yield
     finally:

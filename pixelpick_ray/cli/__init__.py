@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from pixelpick_ray import __version__
+from pixelpick_ray import __version__, supervisor
 from pixelpick_ray.cli import cluster, people, reading, running
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError
-from pixelpick_ray.runner import session
 from pixelpick_ray.runner.byproducts import print_safely
 
 app = typer.Typer(
@@ -58,7 +57,7 @@ def main() -> None:
                 sys.stdout.flush()
     except (SpecError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(session.WRONG)
+        sys.exit(supervisor.WRONG)
     except PixelPickError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(session.FAILED)
+        sys.exit(supervisor.FAILED)

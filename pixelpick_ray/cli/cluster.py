@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
+from pixelpick_ray import supervisor
 from pixelpick_ray.checks import check_labels
 from pixelpick_ray.cli.options import (
     KEEP_WEIGHTS,
@@ -30,7 +31,6 @@ from pixelpick_ray.cli.shared import execution_of, planned_of
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError, naming
 from pixelpick_ray.planning import Plan
-from pixelpick_ray.runner import session
 
 
 def submit(
@@ -164,4 +164,4 @@ def doctor(
         print(json.dumps({"ok": well, "lines": [asdict(line) for line in lines]}))
     else:
         print("\n".join(map(str, lines)))
-    sys.exit(session.OK if well else session.FAILED)
+    sys.exit(supervisor.OK if well else supervisor.FAILED)

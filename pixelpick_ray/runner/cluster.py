@@ -1,28 +1,38 @@
 """The Ray cluster of a run: joined or started, and left as found.
 
-A cluster that a run starts serves this machine alone: its ports listen on loopback, the dashboard is off, and whoever
-connects must have its token, a fresh one unless the user set one. Joining one is up to the user's variables.
+A cluster that a run starts serves this machine and user alone: its ports listen on loopback, its sockets lie in a
+private folder, the dashboard is off, and whoever connects must have its token, a fresh one unless the user set one.
+Joining one is up to the user's variables.
 """
 
 import contextlib
 import os
 import secrets
-import signal
+import shutil
 import socket
+import stat
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, utils, worker
 from ray.exceptions import AuthenticationError
 
+from pixelpick_ray import supervisor
 from pixelpick_ray.config.execution import Execution, local_cpus
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.store.backend import is_gone, process_stamp
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 CONNECT_SECONDS = 5.0
 START_TRIES = 3
+WATCH_SECONDS = 0.5
+FOLDER, OWNER = "pp-", "owner"  # how the names of private folders begin, and the file that says whose one is
+# What Ray and the folder add to the path of a socket, of at most 103 bytes on macOS and 107 on Linux.
+LONGEST_TEMPORARY = 103 - len(f"/{FOLDER}12345678/session_2000-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
 @contextlib.contextmanager
@@ -32,16 +42,20 @@ def joined(execution: Execution) -> Iterator[None]:
     SpecError within a minute or so when nothing answers there, or the cluster has another token.
     """
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "ignore_reinit_error": False}
-    if execution.address:
-        options["address"] = execution.address
-    else:
-        options |= {"include_dashboard": False, "num_cpus": local_cpus(), "address": "local"}
-    with _authenticated(execution.address), _on_loopback(execution.address):
+    with contextlib.ExitStack() as left:
+        if execution.address:
+            options["address"] = execution.address
+        else:
+            folder = left.enter_context(private_folder(longest=LONGEST_TEMPORARY))
+            options |= {"include_dashboard": False, "num_cpus": local_cpus(), "address": "local"}
+            options["_temp_dir"] = str(folder)
+        left.enter_context(_authenticated(execution.address))
+        left.enter_context(_on_loopback(execution.address))
+        left.enter_context(_quiet())
         try:
             if execution.address:
                 _reach(execution.address)
-            with _handlers_kept():
-                _start(options)
+            _start(options)
         except AuthenticationError as error:
             raise SpecError(_unauthenticated(execution.address)) from error
         except SpecError:
@@ -49,9 +63,89 @@ def joined(execution: Execution) -> Iterator[None]:
         except Exception as error:  # Ray raises plain ones, too, as when its processes start too slowly
             raise SpecError(_unreachable(execution.address, error)) from error
         try:
-            yield
+            with contextlib.nullcontext() if execution.address else _watched():
+                yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def private_folder(longest: int | None = None) -> Iterator[Path]:
+    """A temporary folder that no other user can look into; removed at the end, or by the next call when this process
+    is killed. Its parent has a path of at most `longest` bytes. SpecError when there can be none.
+    """
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "the temporary folder")
+    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
+    if longest is not None and len(os.fsencode(parent)) > longest:
+        if variable == "RAY_TMPDIR":
+            raise SpecError(
+                f"RAY_TMPDIR: {str(parent)!r} has {len(os.fsencode(parent))} characters, at most {longest} leave room "
+                "for the paths of Ray's sockets; give a shorter folder, or unset it"
+            )
+        parent = Path("/tmp")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER, dir=parent))
+        (folder / OWNER).write_text(process_stamp(), encoding="ascii")
+    except OSError as error:
+        raise SpecError(
+            f"{variable}: no folder can be made in {str(parent)!r} ({error.strerror}); set RAY_TMPDIR to a folder that "
+            "can be written and has space"
+        ) from error
+    supervisor.remove_at_end(str(folder))
+    _remove_left(parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove the private folders that killed processes of this user have left."""
+    for folder in parent.glob(f"{FOLDER}*"):
+        with contextlib.suppress(OSError):
+            found = folder.lstat()
+            is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if is_ours and is_gone((folder / OWNER).read_text(encoding="ascii")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """While the cluster that was started here is in use, the end of its services ends a supervised command.
+
+    Ray itself takes a minute to notice that, or ends the process without a word of ours.
+    """
+    services_of = worker._global_node.all_processes
+    running = {name: services_of[name][0].process for name in ("gcs_server", "raylet") if services_of.get(name)}
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(WATCH_SECONDS):
+            for name, process in running.items():
+                if (code := process.poll()) is not None and not is_over.is_set():
+                    supervisor.lose(f"the Ray cluster of this run was lost: its {name} {supervisor.ending(code)}")
+
+    if supervisor.is_supervised():
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray prints nothing of its own between our lines, and leaves the handlers of signals: it takes SIGTERM for itself
+    when it starts, which asks a run to stop.
+    """
+    before = utils.set_sigterm_handler, worker.print_to_stdstream
+    utils.set_sigterm_handler = lambda handler: None
+    worker.print_to_stdstream = lambda *arguments, **options: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler, worker.print_to_stdstream = before
 
 
 def authentication(environment: Mapping[str, str], *, joins: bool, has_token: bool) -> dict[str, str]:
@@ -104,18 +198,6 @@ def _start(options: dict[str, Any]) -> None:
             if not left or "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
-
-
-@contextlib.contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """The handlers of signals as they are: Ray takes SIGTERM for itself, which asks a run to stop."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _has_token() -> bool:

@@ -17,7 +17,6 @@ from ray.tune.search import Searcher
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.trial import Trial as TrialSpec
 from pixelpick_ray.events import ChainDone, ChainFailed, Event, LevelReached, SampleStopped, encode
-from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.ranks import ranks_of
 from pixelpick_ray.runner.searchers import RESOURCE, SCORE, Proposer, make_proposer, make_scheduler
 from pixelpick_ray.runner.tune import Relay, attempt, placement_here, places_here, run_trials
@@ -33,7 +32,8 @@ def run(
     on_event: Callable[[Event], None],
     stop: Callable[[], bool],
 ) -> dict[str, str]:
-    """Run what is missing of a search; returns the error of each sample that failed, by its label.
+    """Run what is missing of a search on the cluster that is joined; returns the error of each failed sample by its
+    label.
 
     SpecError when the cluster can never hold one trial. RunError when the cluster is lost. StoreError when the journal
     cannot be written.
@@ -44,24 +44,23 @@ def run(
             journal.fail(int(event.chain.rpartition(" ")[2]), event.message)
         on_event(event)
 
-    with joined(execution):
-        resources = placement_here(execution)
-        relay = Relay(hear, execution.max_failures)
-        while not stop():
-            relay.begin()
-            samples = max(search.spec.size, len(journal.samples))
-            proposals = Proposals(search, journal, samples, partial(_room, execution))
-            decisions = Decisions(search, journal, on_event)
-            trainable = tune.with_parameters(_trial, search=search, execution=execution)
-            try:
-                run_trials(trainable, resources, proposals, samples, relay, stop, scheduler=decisions)
-            except Exception:
-                if journal.trouble is not None:  # Tune wraps it in an error of its own
-                    raise journal.trouble from None
-                raise
-            if not relay.lost:
-                break
-        return relay.errors
+    resources = placement_here(execution)
+    relay = Relay(hear, execution.max_failures)
+    while not stop():
+        relay.begin()
+        samples = max(search.spec.size, len(journal.samples))
+        proposals = Proposals(search, journal, samples, partial(_room, execution))
+        decisions = Decisions(search, journal, on_event)
+        trainable = tune.with_parameters(_trial, search=search, execution=execution)
+        try:
+            run_trials(trainable, resources, proposals, samples, relay, stop, scheduler=decisions)
+        except Exception:
+            if journal.trouble is not None:  # Tune wraps it in an error of its own
+                raise journal.trouble from None
+            raise
+        if not relay.lost:
+            break
+    return relay.errors
 
 
 def _room(execution: Execution) -> int:

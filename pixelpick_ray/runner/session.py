@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from pixelpick_ray import supervisor
 from pixelpick_ray.checks import check_data
 from pixelpick_ray.config.canonical import counted
 from pixelpick_ray.config.command import typed
@@ -35,9 +36,9 @@ from pixelpick_ray.search.found import write_found
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import best_text, fits_of, plan_text, state_line
 from pixelpick_ray.store import Store, run_lease
+from pixelpick_ray.supervisor import FAILED, GOES_ON, OK, STOPPED
 
 Listener = Callable[[Event], None]
-OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,12 @@ def begin(
             prepare(planned, execution, console)
             if search is not None:
                 search.check_images(execution.data_path)
+        store = Store(execution.store)
+        store.drop_dead_leases()
         if search is None:
-            claim_name(planned, Store(execution.store))
+            claim_name(planned, store)
             return run(planned, execution, console, stop, local=local, annotate=annotate, listeners=listeners)
-        claim_name(make_plan(search.experiment), Store(execution.store))
+        claim_name(make_plan(search.experiment), store)
         return run_search(search, execution, console, stop, source, listeners)
 
 
@@ -155,7 +158,7 @@ def run(
         console.print(f"{planned.sharing}; {stages_line(summary)}", soft_wrap=True)
         if line := features_line(summary["features_bytes"], execution):
             console.print(line, soft_wrap=True)
-        with stop.awaited(), _announced(execution, store):
+        with _announced(execution, store):
             errors, trained = _run_chains(
                 planned, chains, execution, console, stop, people, local=local, listeners=listeners
             )
@@ -195,7 +198,7 @@ def run_search(
         trained = 0
         if not journal.is_complete(search.spec.size) and not stop():
             console.print(plan_text(search, journal), soft_wrap=True)
-            with stop.awaited(), _announced(execution, store):
+            with _announced(execution, store):
                 errors, trained = _run_samples(search, journal, execution, console, stop, listeners)
         is_settled = journal.is_settled(search.spec.size)
         if is_settled:
@@ -227,10 +230,11 @@ def _run_samples(
     stop: "StopRequest",
     listeners: Sequence[Listener],
 ) -> tuple[dict[str, str], int]:
+    from pixelpick_ray.runner.cluster import joined
     from pixelpick_ray.runner.search import run as run_samples
     from pixelpick_ray.runner.search_progress import SearchProgress
 
-    with SearchProgress(search, journal, console) as live:
+    with SearchProgress(search, journal, console) as live, joined(execution), stop.awaited():
         errors = run_samples(search, journal, execution, _all_of(live, listeners), stop)
     return errors, live.num_trained
 
@@ -250,7 +254,7 @@ def _conclude_search(is_complete: bool, errors: dict[str, str], stop: "StopReque
     if is_complete:
         return OK
     if stop.asked and not errors:
-        console.print("stopped; the same command goes on from here")
+        console.print(GOES_ON)
         return STOPPED
     return FAILED
 
@@ -284,10 +288,20 @@ def _run_chains(
     else:
         from pixelpick_ray.runner.tune import run as run_chains
     board = ByProduct("TensorBoard files", TensorBoard(planned, execution))
-    with ChainProgress(planned, chains, console, [board, *listeners]) as live:
+    live = ChainProgress(planned, chains, console, [board, *listeners])
+    with live, _cluster(execution, local=local), stop.awaited():
         errors = run_chains(planned, chains, execution, live, stop, people)
     console.print(f"TensorBoard: tensorboard --logdir {_shown(execution.runs_path)}", markup=False, soft_wrap=True)
     return errors, live.num_trained
+
+
+def _cluster(execution: Execution, *, local: bool) -> AbstractContextManager[None]:
+    """The Ray cluster of a run, or none."""
+    if local:
+        return nullcontext()
+    from pixelpick_ray.runner.cluster import joined
+
+    return joined(execution)
 
 
 def _conclude(
@@ -308,7 +322,7 @@ def _conclude(
     if not errors and asking and all(chain.id in asking for chain in missing):
         return STOPPED, by_label
     if stop.asked and not any(chain.id in errors for chain in missing):
-        console.print("stopped; the same command goes on from here")
+        console.print(GOES_ON)
         return STOPPED, by_label
     return FAILED, by_label
 
@@ -357,19 +371,20 @@ def _drop_weights(planned: Plan, progress: Progress, execution: Execution) -> No
 
 
 class StopRequest:
-    """Says when to stop: after a time limit, SIGINT or SIGTERM.
+    """Says when to stop: after a time limit, SIGINT, SIGTERM or SIGHUP.
 
     While chains run a signal only asks, so that whoever runs them can end them; before and after, it ends the process.
     """
 
     def __init__(self, limit_seconds: float | None) -> None:
         self._deadline = None if limit_seconds is None else time.monotonic() + limit_seconds
-        self._signalled = self._is_awaited = False
+        self._signalled: float | None = None
+        self._is_awaited = False
 
     @property
     def asked(self) -> bool:
         """Whether to stop."""
-        return self._signalled or (self._deadline is not None and time.monotonic() > self._deadline)
+        return self._signalled is not None or (self._deadline is not None and time.monotonic() > self._deadline)
 
     def __call__(self) -> bool:
         return self.asked
@@ -385,8 +400,8 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM as the request; a second signal ends the process at once."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Take signals as the request; a second one, a moment later, ends the process at once."""
+        before = {number: signal.getsignal(number) for number in supervisor.heeded()}
         for number in before:
             signal.signal(number, self._on_signal)
         try:
@@ -396,13 +411,16 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self._signalled:
-            os._exit(STOPPED)
-        self._signalled = True
+        if self._signalled is not None:
+            if time.monotonic() - self._signalled > supervisor.REPEAT_SECONDS:
+                os._exit(STOPPED)
+            return
+        self._signalled = time.monotonic()
+        if not self._is_awaited and supervisor.is_supervised():
+            supervisor.end(STOPPED, GOES_ON)  # for certain: in C++ that calls Python, an exception may get lost
+        supervisor.tell("stopping; once more to stop at once" if self._is_awaited else GOES_ON)
         if not self._is_awaited:
-            print("stopped; the same command goes on from here", file=sys.stderr)
             sys.exit(STOPPED)
-        print("stopping; once more to stop at once", file=sys.stderr)
 
 
 def _shown(path: Path) -> str:

@@ -6,7 +6,6 @@ whose process or node is lost is tried again from the store, as long as it gets 
 
 import contextlib
 import sys
-import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from pixelpick_ray.events import (
     encode,
 )
 from pixelpick_ray.planning import Chain, Plan
-from pixelpick_ray.runner.cluster import joined
+from pixelpick_ray.runner.cluster import private_folder
 from pixelpick_ray.runner.failures import explain, gives_up
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.runner.ranks import ranks_of
@@ -59,26 +58,24 @@ def run(
     stop: Callable[[], bool],
     people: People,
 ) -> dict[str, str]:
-    """Run chains as Tune trials; returns the error of each chain that failed. Ends early when `stop` says so.
+    """Run chains as Tune trials on the cluster that is joined; returns the error of each chain that failed. Ends early
+    when `stop` says so.
 
     A chain that `people` have to answer for is no trial meanwhile: it holds nothing.
 
     SpecError when the cluster can never hold one trial. RunError when the cluster is lost.
     """
-    with joined(execution):
-        resources = placement_here(execution)
-        relay, left = Relay(on_event, execution.max_failures), chains
-        asks = any(chain.trial.asks_people for chain in chains)
-        while left and not stop():
-            trainable = tune.with_parameters(_trial, job=Job(plan, chains, execution))
-            relay.begin()
-            order, most = ChainOrder(chains, left, relay, people), execution.max_concurrent
-            run_trials(
-                trainable, resources, order, sys.maxsize, relay, stop, max_concurrent=most, reuse_actors=not asks
-            )
-            lost = [chain for chain in chains if chain.id in relay.lost]
-            left = lost or people.answered([chain for chain in chains if chain.id in relay.asking])
-        return relay.errors
+    resources = placement_here(execution)
+    relay, left = Relay(on_event, execution.max_failures), chains
+    asks = any(chain.trial.asks_people for chain in chains)
+    while left and not stop():
+        trainable = tune.with_parameters(_trial, job=Job(plan, chains, execution))
+        relay.begin()
+        order, most = ChainOrder(chains, left, relay, people), execution.max_concurrent
+        run_trials(trainable, resources, order, sys.maxsize, relay, stop, max_concurrent=most, reuse_actors=not asks)
+        lost = [chain for chain in chains if chain.id in relay.lost]
+        left = lost or people.answered([chain for chain in chains if chain.id in relay.asking])
+    return relay.errors
 
 
 def run_trials(
@@ -97,7 +94,7 @@ def run_trials(
 
     An actor that is kept for the next trial keeps its placement group too. RunError when the cluster is lost.
     """
-    with tempfile.TemporaryDirectory(prefix="pixelpick-tune-", ignore_cleanup_errors=True) as folder:
+    with private_folder() as folder:
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             param_space={},
@@ -110,7 +107,7 @@ def run_trials(
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=folder,
+                storage_path=str(folder),
                 failure_config=tune.FailureConfig(max_failures=-1),  # the relay counts
                 callbacks=[relay],
                 stop=_StopWhen(stop),

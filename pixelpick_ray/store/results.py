@@ -359,6 +359,13 @@ class Store:
         found = {name: holder(self._storage, paths.lease(name)) for name in names}
         return {name: who for name, who in found.items() if who}
 
+    def drop_dead_leases(self) -> None:
+        """Remove the leases that killed processes have left."""
+        for path in map(paths.lease, self.names(paths.LEASES)):
+            content = self._storage.read(path)
+            if content is not None and not holder(self._storage, path):
+                self._storage.remove(path, content)
+
 
 def _open(location: str | Path) -> Storage:
     return Objects(str(location)) if "://" in str(location) else LocalFiles(Path(location))

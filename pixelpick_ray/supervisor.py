@@ -1,0 +1,171 @@
+"""The process that a user starts runs the command in a child and ends with a status of 0 to 3, whatever ends the child.
+
+Ray's and torch's C++ may end the process they are in, and the system may kill it. Signals are heard from the first
+moment on, which is why this needs nothing but the standard library.
+"""
+
+from __future__ import annotations  # an older Python has to come as far as saying that it is too old
+
+import contextlib
+import os
+import shutil
+import signal
+import threading
+import time
+from typing import Any, NoReturn
+
+OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ()
+REPEAT_SECONDS = 1.0  # the same signal often comes twice, to a process and to its group
+GOES_ON = "stopped; the same command goes on from here"
+_to_supervisor: int | None = None  # a pipe, in the child
+
+
+def why_unsupported(version: tuple[int, ...], platform: str) -> str:
+    """Why the program cannot run here, in one line; empty where it can."""
+    if platform in ("win32", "cygwin"):
+        return "PixelPick-Ray runs on Linux and macOS; on Windows, run it in WSL"
+    if version < (3, 11):
+        return f"PixelPick-Ray needs Python 3.11 or newer; this is {version[0]}.{version[1]}"
+    return ""
+
+
+def supervise() -> None:
+    """Go on in a child; the process that calls this waits for it and ends as it does.
+
+    The child leads a session of its own: who presses Ctrl+C, or closes the terminal, asks the supervisor, which passes
+    it on, and Ray's processes are not hit beside it. It ends with all that it started when the supervisor is killed.
+    """
+    global _to_supervisor
+    heard = heeded()
+    signal.pthread_sigmask(signal.SIG_BLOCK, heard)
+    is_alive, held = os.pipe()
+    told, _to_supervisor = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(is_alive)
+        os.close(_to_supervisor)
+        _Supervisor(child, told, heard).wait()
+    os.close(held)
+    os.close(told)
+    os.setsid()
+    threading.Thread(target=_end_with, args=(is_alive,), daemon=True).start()
+    for number in heard:
+        signal.signal(number, lambda *_: end(STOPPED, GOES_ON))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that ask to stop; not those that are ignored, as with nohup."""
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def tell(message: str) -> None:
+    """Write a line to standard error, from a signal handler or any thread: a stream may be in use."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{message}\n".encode())
+
+
+def is_supervised() -> bool:
+    """Whether this process may be ended as a whole, because it is the child that runs a command."""
+    return _to_supervisor is not None
+
+
+def end(status: int, message: str) -> NoReturn:
+    """End the command at once, from any thread, with one line on standard error."""
+    tell(message)
+    settle(status)
+    os._exit(status)
+
+
+def lose(why: str) -> NoReturn:
+    """End the command at once, from any thread, as failed: unless it was asked to stop, which may be why."""
+    _tell(f"!{why}\n")
+    os._exit(FAILED)
+
+
+def ending(code: int) -> str:
+    """How a process ended, given the status that `subprocess` has for it."""
+    if code >= 0:
+        return f"ended with status {code}"
+    memory = " (is there too little memory?)" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{memory}"
+
+
+def settle(status: int) -> None:
+    """Tell the supervisor the exit status, should anything end this process in another way from now on."""
+    _tell(f"{status}\n")
+
+
+def remove_at_end(folder: str) -> None:
+    """Have a folder removed after this process, however it ends."""
+    _tell(f"{folder}\n")
+
+
+def _tell(line: str) -> None:
+    if _to_supervisor is not None:
+        with contextlib.suppress(OSError):
+            os.write(_to_supervisor, line.encode())
+
+
+def _end_with(pipe: int) -> None:
+    os.read(pipe, 1)  # returns when the supervisor is gone
+    os.killpg(0, signal.SIGKILL)
+
+
+class _Supervisor:
+    """The parent: passes signals on; a second one, a moment later, ends the child at once."""
+
+    def __init__(self, child: int, told: int, heard: list[signal.Signals]) -> None:
+        self._child, self._told = child, told
+        self._asked: float | None = None
+        for number in heard:
+            signal.signal(number, self._pass_on)
+        signal.signal(signal.SIGTSTP, self._pause)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+
+    def _pass_on(self, number: int, frame: Any) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._asked is None:
+                self._asked = time.monotonic()
+                os.kill(self._child, number)
+            elif time.monotonic() - self._asked > REPEAT_SECONDS:
+                os.killpg(self._child, signal.SIGKILL)
+
+    def _pause(self, number: int, frame: Any) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child, signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP)  # until the shell lets it go on
+            os.killpg(self._child, signal.SIGCONT)
+
+    def wait(self) -> NoReturn:
+        """End as the child ends."""
+        _, how = os.waitpid(self._child, 0)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child, signal.SIGKILL)  # what it has left
+        lines = self._heard()
+        for folder in lines:
+            if folder.startswith("/"):
+                shutil.rmtree(folder, ignore_errors=True)
+        statuses = [int(line) for line in lines if line.isdecimal()]
+        if not statuses:
+            why = next((line[1:] for line in lines if line.startswith("!")), "")
+            statuses = [self._explain(why or f"its process {ending(os.waitstatus_to_exitcode(how))}")]
+        os._exit(statuses[-1])
+
+    def _heard(self) -> list[str]:
+        """What the child has told."""
+        os.set_blocking(self._told, False)
+        content = b""
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(self._told, 65536):
+                content += piece
+        return content.decode("utf-8", "replace").splitlines()
+
+    def _explain(self, why: str) -> int:
+        """Say why the child did not end by itself; the exit status."""
+        if self._asked is not None:
+            tell(GOES_ON)
+            return STOPPED
+        tell(f"error: {why}; what is stored stays, and the same command goes on")
+        return FAILED
