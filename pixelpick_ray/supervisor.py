@@ -37,6 +37,8 @@ def supervise() -> None:
     it on, and Ray's processes are not hit beside it. It ends with all that it started when the supervisor is killed.
     """
     global _to_supervisor
+    while os.open(os.devnull, os.O_RDWR) <= 2:  # no pipe may take the number of a standard stream that is closed
+        pass
     heard = heeded()
     signal.pthread_sigmask(signal.SIG_BLOCK, heard)
     is_alive, held = os.pipe()
