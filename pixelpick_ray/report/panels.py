@@ -223,14 +223,14 @@ def _published(panel: Axes, by_place: Mapping[float, PublishedCell], look: _Curv
     bars = panel.errorbar(
         list(by_place),
         [cell.miou_percent for cell in by_place.values()],
-        yerr=[cell.std_percent for cell in by_place.values()],
+        yerr=[cell.sample_std_percent for cell in by_place.values()],
         fmt=look.marker,
         color=look.colour,
         capsize=3,
         linewidth=1,
     )
     bars.lines[0].set(markerfacecolor="none", markersize=9)
-    bars.set_label(f"{look.label}, published")
+    bars.set_label(f"{look.label}, published (best epoch)")
 
 
 # The legend

@@ -1,22 +1,24 @@
-"""The papers' numbers, as data: `published/pixelpick.csv`, which ours are set beside, and `published/others.csv`."""
+"""The papers' numbers, as data: `published/pixelpick.csv`, which ours are set beside, with the protocols that they were
+made by (`protocols.yaml`), and `others.csv`.
+"""
 
 import csv
+import json
+import math
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from pixelpick_ray.config.model import ModelSpec
 from pixelpick_ray.config.spec import Count
-from pixelpick_ray.config.trial import Budget
+from pixelpick_ray.config.trial import AcquireSpec, Budget, DatasetSpec, EvaluateSpec, TrainSpec, Trial
+from pixelpick_ray.config.yaml_text import read_yaml
 from pixelpick_ray.errors import DataError
 
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 Text = Annotated[str, Field(min_length=1)]
-
-
-def _numbers(text: str) -> list[str] | None:
-    return text.split(" x ") if text else None
 
 
 def _absent(text: str) -> str | None:
@@ -24,18 +26,35 @@ def _absent(text: str) -> str | None:
 
 
 class _Line(BaseModel):
-    """A line of a CSV file; unknown and missing columns are refused, numbers are read from text."""
+    """A line of a file; unknown and missing fields are refused, numbers are read from text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PublishedCell(_Line):
-    """A number of the original's tables and the protocol that it needs to be compared like for like.
+class Protocol(_Line):
+    """How published numbers were made; `native_size` (height, width) is None where images differ.
 
-    `protocol` has the columns whose names have a dot, paths in a trial or in `evaluate`, as text: sizes "360 x 480",
-    and nothing where a field means nothing (full supervision asks for no pixels). `model.pretrained` is a kind, of
-    which all supervised ImageNet weights are one. `native_size` (height, width) is None where images differ.
-    `checkpoint` is a remark.
+    `dataset.images` says how many images the training split has.
+    """
+
+    native_size: tuple[Count, Count] | None = None
+    dataset: DatasetSpec
+    model: ModelSpec
+    train: TrainSpec
+    acquire: AcquireSpec
+    evaluate: EvaluateSpec
+
+    def trial(self, budget: Budget) -> Trial:
+        """A published trial."""
+        return Trial(
+            dataset=self.dataset, model=self.model, train=self.train, acquire=self.acquire, seed=0, budget=budget
+        )
+
+
+class PublishedCell(_Line):
+    """A number of the original's tables: mean and population standard deviation over `n` runs.
+
+    `rule` says of which epoch and what the deviation is, `rule_source` how that is known.
     """
 
     title: Text
@@ -49,10 +68,9 @@ class PublishedCell(_Line):
     share_percent: Percent
     miou_percent: Percent
     std_percent: Percent
-    n: Count
-    checkpoint: Text
-    native_size: Annotated[tuple[Count, Count] | None, BeforeValidator(_numbers)]
-    protocol: dict[str, str]
+    n: Annotated[int, Field(ge=2)]
+    rule: Text
+    rule_source: Text
 
     @model_validator(mode="after")
     def _full_supervision_picks_nothing(self) -> Self:
@@ -64,6 +82,16 @@ class PublishedCell(_Line):
     def key(self) -> tuple[str, str, str, str, Budget]:
         """What a cell of ours must share for this one to be its counterpart."""
         return self.dataset, self.architecture, self.backbone, self.strategy, self.budget
+
+    @property
+    def protocol(self) -> Protocol:
+        """How it was made."""
+        return _protocols()[self.dataset, self.architecture, self.backbone]
+
+    @property
+    def sample_std_percent(self) -> float:
+        """The sample standard deviation (n - 1 in the denominator), of the published one (n)."""
+        return self.std_percent * math.sqrt(self.n / (self.n - 1))
 
 
 class OtherResult(_Line):
@@ -94,6 +122,14 @@ def published_cells() -> dict[tuple[str, str, str, str, Budget], PublishedCell]:
 
 
 @cache
+def _protocols() -> dict[tuple[str, str, str], Protocol]:
+    """How the published numbers were made, by data set, architecture and backbone."""
+    trees = read_yaml(_packaged("protocols.yaml"), "protocols.yaml")
+    found = [Protocol.model_validate_json(json.dumps(tree)) for tree in trees]
+    return {(one.dataset.name, one.model.architecture, one.model.backbone): one for one in found}
+
+
+@cache
 def other_results() -> tuple[OtherResult, ...]:
     """The other papers' numbers. DataError for a damaged file."""
     return tuple(_read("others.csv", _packaged("others.csv"), OtherResult))
@@ -110,15 +146,8 @@ def _read(name: str, text: str, kind: type[L]) -> list[L]:
     lines = []
     for number, row in enumerate(csv.DictReader(text.splitlines(), strict=True), start=2):
         try:
-            lines.append(kind.model_validate(_nested(row)))
+            lines.append(kind.model_validate(row))
         except ValidationError as error:
             problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
             raise DataError(f"{name}, line {number}: {problems}; install the package again") from error
     return lines
-
-
-def _nested(row: dict[str, Any]) -> dict[str, Any]:
-    """The columns with a dot as one field, where there are any."""
-    protocol = {path: text for path, text in row.items() if path and "." in path}
-    plain = {name: text for name, text in row.items() if name not in protocol}
-    return plain | ({"protocol": protocol} if protocol else {})

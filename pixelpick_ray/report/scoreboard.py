@@ -1,38 +1,32 @@
-"""Ours beside the published: the difference, its interval, and one word; not comparable where protocols differ."""
+"""Ours beside the published: the difference, its interval, and one word; not comparable where any field differs."""
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pixelpick_ray.config.trial import (
-    Budget,
-    DatasetSpec,
-    ErringSpec,
-    EvaluateSpec,
-    GroundTruthSpec,
-    SizeSpec,
-    Trial,
-)
+from pixelpick_ray.active.oracle import AnyOracle
+from pixelpick_ray.config.trial import Budget, ErringSpec, EvaluateSpec, GroundTruthSpec, SizeSpec, Trial
 from pixelpick_ray.data.datasets import known_facts
 from pixelpick_ray.data.weights import normalisation
 from pixelpick_ray.report.cells import Cell, Line, line_of, on_reported_split
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.points import lookup, size_text
-from pixelpick_ray.report.published import OtherResult, PublishedCell, other_results, published_cells
-from pixelpick_ray.report.rows import Results, csv_text
+from pixelpick_ray.report.points import size_text
+from pixelpick_ray.report.published import OtherResult, Protocol, PublishedCell, other_results, published_cells
+from pixelpick_ray.report.rows import BEST, Results, csv_text
 from pixelpick_ray.report.statistics import welch_interval
 from pixelpick_ray.report.tables import budget_text, line_labels, n_text, percent_text, rule_text, value_text
 from pixelpick_ray.tasks import evaluation_size
 
 AGREES, HIGHER, LOWER = "agrees", "higher", "lower"
 TOO_FEW, NOT_COMPARABLE, NOTHING = "too few seeds", "not comparable", "nothing published"
+OTHER_STATISTIC = "another statistic"  # of another epoch than the published number
 
 CSV_COLUMNS = (
     *("experiment", "dataset", "architecture", "backbone", "pretrained", "strategy", "setting", "budget", "split"),
-    *("checkpoint", "mean", "std", "n", "published_mean", "published_std", "published_n", "difference", "low", "high"),
-    *("verdict", "differs_in", "source", "address"),
+    *("checkpoint", "mean", "std", "n", "published_mean", "published_std", "published_population_std", "published_n"),
+    *("difference", "low", "high", "verdict", "differs_in", "published_rule", "rule_source", "source", "address"),
 )
 
 
@@ -57,6 +51,8 @@ class Comparison:
             return NOTHING
         if self.differs_in:
             return NOT_COMPARABLE
+        if self.cell.checkpoint != BEST:
+            return OTHER_STATISTIC
         if self.cell.summary.n < 2:
             return TOO_FEW
         return LOWER if self.high < 0 else HIGHER if self.low > 0 else AGREES
@@ -93,65 +89,91 @@ def _counterparts(cell: Cell, trial: Trial) -> list[PublishedCell]:
 def _compared(cell: Cell, published: PublishedCell | None, trial: Trial, evaluate: EvaluateSpec) -> Comparison:
     ours = cell.summary
     differs_in = differences(trial, evaluate, published) if published else ()
-    if published is None or differs_in:
+    if published is None or differs_in or cell.checkpoint != BEST:
         return Comparison(cell, published, differs_in, math.nan, math.nan, math.nan)
-    theirs = published.miou_percent / 100, published.std_percent / 100, published.n
+    theirs = published.miou_percent / 100, published.sample_std_percent / 100, published.n
     return Comparison(cell, published, (), *welch_interval(ours.mean, ours.std, ours.n, *theirs))
 
 
+# What may differ between comparable trials. How often it is measured does not change what is trained; which epoch is
+# told is compared by itself, and the reported split with its size are.
+NO_DIFFERENCE = {
+    "seed": "numbers are over seeds",
+    "budget": "numbers stand beside those of their own budget",
+    "dataset.path": "where images lie; the published data sets have no other place",
+    "evaluate.when": "measuring changes no training; of which epoch a number is stands beside it",
+    "evaluate.report": "a name; its split and size are compared",
+    "evaluate.splits": "measuring other splits changes no training; the reported one is compared",
+}
+
+
 def differences(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) -> tuple[str, ...]:
-    """Where a trial's protocol is not the published one, as "train.epochs 8, published 50".
+    """Where a trial's protocol is not the published one, as "train.epochs 8, published 50": every field but those of
+    `NO_DIFFERENCE` is compared.
 
-    Any supervised weights of the same kind count as those published, whoever trained them: every `pretrained` but
-    `none`, `moco_v2` and a file. All images of a data set are as many as published, and an annotator who never errs is
-    the ground truth.
+    The same in other words is no difference: sizes that prepare the images alike, all images by their number, the data
+    set's mean and deviation, and an annotator who never errs. Nor is what means nothing to full supervision, which asks
+    for no pixels.
     """
-    own = _protocol(trial, evaluate, published)
-    pairs = [(path, own[path], theirs) for path, theirs in published.protocol.items() if theirs]
-    found = []
-    if trial.model.fitted_head is not None:  # its training has nothing in common with theirs
-        pairs = [pair for pair in pairs if not pair[0].startswith(("model.", "train."))]
-        theirs = f"{published.architecture} {published.backbone}"
-        found = [f"{trial.model.architecture} head on a frozen {trial.model.backbone}, published {theirs}, all trained"]
-    return (*found, *(f"{path} {ours}, published {theirs}" for path, ours, theirs in pairs if ours != theirs))
+    protocol = published.protocol
+    ours = _fields(trial, evaluate, protocol)
+    theirs = _fields(protocol.trial(published.budget), protocol.evaluate, protocol)
+    if trial.model.fitted_head is None:
+        return tuple(_differing("", ours, theirs))
+    # A head on frozen features has nothing in common with their training.
+    for field in ("model", "train"):
+        del ours[field], theirs[field]
+    network = f"{published.architecture} {published.backbone}"
+    head = f"{trial.model.architecture} head on a frozen {trial.model.backbone}, published {network}, all trained"
+    return (head, *_differing("", ours, theirs))
 
 
-def _protocol(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) -> dict[str, str]:
-    """The text of each published path for a trial."""
-    tree = trial.model_dump(mode="json")
-    pretrained, oracle = trial.model.pretrained, trial.oracle
-    supervised = pretrained not in ("none", "moco_v2") and not pretrained.startswith("file:")
-    is_true = isinstance(oracle, GroundTruthSpec) or (isinstance(oracle, ErringSpec) and oracle.rate == 0)
-    return {path: _text(lookup(tree, path)[1]) for path in published.protocol} | {
-        "dataset.split": trial.dataset.split or published.protocol["dataset.split"],
-        "dataset.images": _images(trial.dataset, published),
-        "dataset.size": _size(trial.dataset, published),
-        "evaluate.split": evaluate.split_of(evaluate.report),
-        "evaluate.size": _size(evaluation_size(evaluate, trial, evaluate.report), published),
-        "model.pretrained": "supervised ImageNet" if supervised else pretrained,
-        "model.normalise": _normalise(trial),
-        "oracle.name": "ground_truth" if is_true else oracle.name,
+def _differing(path: str, ours: Any, theirs: Any) -> Iterator[str]:
+    """The innermost fields in which two trees differ; of two kinds of a thing their names."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        if ours.get("name") != theirs.get("name"):
+            ours, theirs = {"name": ours.get("name")}, {"name": theirs.get("name")}
+        for name in dict.fromkeys((*theirs, *ours)):
+            yield from _differing(f"{path}.{name}".lstrip("."), ours.get(name), theirs.get(name))
+    elif ours != theirs:
+        yield f"{path} {_text(ours)}, published {_text(theirs)}"
+
+
+def _fields(trial: Trial, evaluate: EvaluateSpec, protocol: Protocol) -> dict[str, Any]:
+    """What of a trial and its evaluation is compared, the same thing in the same words."""
+    without = {path.removeprefix("evaluate.") for path in NO_DIFFERENCE if path.startswith("evaluate.")}
+    tree: dict[str, Any] = trial.model_dump(mode="json", exclude={"seed", "budget", "train", "oracle"})
+    tree["train"] = None if trial.training is None else trial.training.model_dump(mode="json")
+    tree["oracle"] = _oracle(trial.oracle)
+    if trial.is_fully_supervised:
+        del tree["acquire"], tree["oracle"]
+    dataset, theirs = trial.dataset, protocol.dataset
+    tree["dataset"] = {name: value for name, value in tree["dataset"].items() if name not in (*_SIZES, "path")} | {
+        "size": _size(dataset, protocol),
+        "split": dataset.split or theirs.split,
+        "images": dataset.images or theirs.images,
     }
+    normalise = normalisation(trial.model, known_facts(dataset.name))
+    tree["model"]["normalise"] = "dataset" if normalise is None else normalise.model_dump(mode="json")
+    tree["evaluate"] = evaluate.model_dump(mode="json", exclude=without) | {
+        "split": evaluate.split_of(evaluate.report),
+        "size": _size(evaluation_size(evaluate, trial, evaluate.report), protocol),
+    }
+    return tree
 
 
-def _normalise(trial: Trial) -> str:
-    """By what images are normalised: `dataset`, also where the weights' own are the same."""
-    found = normalisation(trial.model, known_facts(trial.dataset.name))
-    return "dataset" if found is None else _text(found.model_dump(mode="json"))
+_SIZES = tuple(SizeSpec.model_fields)
 
 
-def _images(dataset: DatasetSpec, published: PublishedCell) -> str:
-    """How many training images; where a share is held out, all but those."""
-    if dataset.images is not None:
-        return str(dataset.images)
-    every = published.protocol["dataset.images"]
-    return every if dataset.held_out is None else f"{every} without a share of {dataset.held_out:g}"
+def _oracle(oracle: AnyOracle) -> dict[str, Any]:
+    never = isinstance(oracle, ErringSpec) and oracle.rate == 0
+    return (GroundTruthSpec() if never else oracle).model_dump(mode="json")
 
 
-def _size(size: SizeSpec, published: PublishedCell) -> str:
-    if published.native_size is None:
-        return size_text(size)
-    return size_text(SizeSpec(size=size.prepared_size(*published.native_size)))
+def _size(size: SizeSpec, protocol: Protocol) -> str:
+    if protocol.native_size is None:
+        return size_text(size.size_spec())
+    return size_text(SizeSpec(size=size.prepared_size(*protocol.native_size)))
 
 
 def _text(value: Any) -> str:
@@ -161,7 +183,7 @@ def _text(value: Any) -> str:
         return " x ".join(map(_text, value))
     if isinstance(value, dict):
         return " ".join(f"{name} {_text(inner)}" for name, inner in value.items())
-    return value if isinstance(value, str) else f"{value:g}"
+    return value if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
 def scoreboard_csv(comparisons: Sequence[Comparison]) -> str:
@@ -176,56 +198,97 @@ def scoreboard_csv(comparisons: Sequence[Comparison]) -> str:
 
 def _published_values(published: PublishedCell | None) -> dict[str, Any]:
     if published is None:
-        return dict.fromkeys(("published_mean", "published_std", "published_n", "source", "address"))
+        return dict.fromkeys(name for name in CSV_COLUMNS if name.startswith("published_") or name in _SOURCES)
     return {
         "published_mean": published.miou_percent / 100,
-        "published_std": published.std_percent / 100,
+        "published_std": published.sample_std_percent / 100,
+        "published_population_std": published.std_percent / 100,
         "published_n": published.n,
-        "source": published.source,
-        "address": published.address,
-    }
+        "published_rule": published.rule,
+    } | {name: getattr(published, name) for name in _SOURCES}
+
+
+_SOURCES = ("rule_source", "source", "address")
 
 
 def scoreboard_table(results: Results, comparisons: Sequence[Comparison]) -> Table | None:
-    """Ours beside the published, in percent, where there is such a number; None when there is none at all."""
+    """Ours beside the published, in percent, where there is such a number; None when there is none at all.
+
+    One row a line and budget: the number of the published rule, what is published, and the other statistics.
+    """
     shown = [one for one in comparisons if one.published]
     if not shown:
         return None
     labels = line_labels([one.cell.line for one in comparisons])
-    measured = ("ours (%)", "n", "published (%)", "published n", "difference", "95 % interval", "verdict")
-    header: tuple[str, ...] = ("line", "pixels per image", "epoch", *measured)
-    align = "lrlrrrrrrl"
-    rows = tuple((labels[one.cell.line], *_texts(one)) for one in shown)
-    networks = [(f"{one.published.architecture} {one.published.backbone}",) for one in shown if one.published]
-    ours_networks = [(f"{one.cell.line.architecture} {one.cell.line.backbone}",) for one in shown]
-    if networks != ours_networks:  # several of others for one of ours
+    rows: defaultdict[tuple[Line, Budget, PublishedCell | None], dict[str, Comparison]] = defaultdict(dict)
+    for one in shown:
+        rows[one.cell.line, one.cell.budget, one.published][one.cell.checkpoint] = one
+    others = [(f"{rule_text(one.cell.checkpoint, one.cell.split)} epoch (%)", one.cell.checkpoint) for one in shown]
+    others = [(head, rule) for head, rule in dict.fromkeys(others) if rule != BEST]
+    judged = ("published (%)", "published n", "difference", "95 % interval", "verdict", "differs in")
+    header = ("line", "pixels per image", AS_PUBLISHED, "n", *judged, *(head for head, _ in others))
+    align = "lr" + "rr" + "rrrrll" + "r" * len(others)
+    texts = [
+        (labels[line], budget_text(budget), *_texts(found), *(_value_text(found.get(rule)) for _, rule in others))
+        for (line, budget, _), found in rows.items()
+    ]
+    theirs = [f"{one.architecture} {one.backbone}" for _, _, one in rows if one]
+    if theirs != [f"{line.architecture} {line.backbone}" for line, _, _ in rows]:  # several of others for one of ours
         header, align = (*header, "published network"), f"{align}l"
-        rows = tuple(row + network for row, network in zip(rows, networks, strict=True))
+        texts = [(*row, network) for row, network in zip(texts, theirs, strict=True)]
+    return Table(_caption(shown), header, tuple(texts), align, _notes(comparisons, labels))
+
+
+AS_PUBLISHED = "best epoch on the reported split, as published (%)"
+
+
+def _caption(shown: Sequence[Comparison]) -> str:
     lines = [(one.cell.line, one.cell.split) for one in shown]
     ours = dict.fromkeys(f"{x.architecture} {x.backbone} on {x.dataset} {split}" for x, split in lines)
     theirs = dict.fromkeys(f"{one.published.title} ({one.published.source})" for one in shown if one.published)
-    caption = (
-        f"mIoU in percent of {' and '.join(ours)} beside {' and '.join(theirs)}; the difference in points is ours "
-        "minus the published, its interval Welch's, from both means, standard deviations and numbers of runs."
+    return (
+        f"mIoU in percent of {' and '.join(ours)} beside {' and '.join(theirs)}. The published is compared with the "
+        "best epoch on the reported split, which flatters both; other epochs are other statistics and not compared. "
+        "Deviations are those of samples: the published ones, of populations, times sqrt(n / (n - 1)). The difference "
+        "in points is ours minus the published, its interval Welch's, from both means, deviations and numbers of runs."
     )
-    return Table(caption, header, rows, align, _notes(comparisons, labels))
 
 
-def _texts(one: Comparison) -> tuple[str, ...]:
-    cell, published = one.cell, one.published
-    theirs = ("-", "-")
+def _texts(found: Mapping[str, Comparison]) -> tuple[str, ...]:
+    """The columns from the published rule to what differs, of the comparisons of a row by their rule."""
+    one = found.get(BEST) or next(iter(found.values()))
+    published, theirs = one.published, ("-", "-")
     if published is not None:
-        theirs = f"{published.miou_percent:.1f} ± {published.std_percent:.1f}", str(published.n)
+        percent = percent_text(published.miou_percent / 100, published.sample_std_percent / 100)
+        theirs = percent, str(published.n)
     difference = "-" if math.isnan(one.difference) else f"{100 * one.difference:+.1f}"
     interval = "-" if math.isnan(one.low) else f"{100 * one.low:+.1f} to {100 * one.high:+.1f}"
-    ours = budget_text(cell.budget), rule_text(cell.checkpoint, cell.split), value_text(cell), n_text(cell)
-    return (*ours, *theirs, difference, interval, one.verdict)
+    best = found.get(BEST)
+    ours = _value_text(best), n_text(best.cell) if best else "-"
+    return (*ours, *theirs, difference, interval, one.verdict, _fields_text(one.differs_in))
+
+
+def _value_text(one: Comparison | None) -> str:
+    return value_text(one.cell) if one else "-"
+
+
+def _fields_text(differs_in: Sequence[str]) -> str:
+    """The first fields that differ, in which a note below says how."""
+    if not differs_in:
+        return "nothing"
+    named = ", ".join(reason.partition(" ")[0] for reason in differs_in[:FEW])
+    return named + (f" and {len(differs_in) - FEW} more" if len(differs_in) > FEW else "")
+
+
+FEW = 3
 
 
 def _notes(comparisons: Sequence[Comparison], labels: Mapping[Line, str]) -> tuple[str, ...]:
     """What the published rule is, what chance does, and for which lines protocols differ in what."""
-    remarks = dict.fromkeys(one.published.checkpoint for one in comparisons if one.published)
-    notes = [f"The epoch of the published numbers: {remark}." for remark in remarks]
+    rules = dict.fromkeys((one.published.rule, one.published.rule_source) for one in comparisons if one.published)
+    notes = [f"The published numbers: {rule} (source: {source})." for rule, source in rules]
+    if not any(one.cell.checkpoint == BEST for one in comparisons):
+        notes.append("Of ours no best epoch is known, for only the last was measured; add evaluate.when: every_epoch.")
     judged = sum(one.verdict in (AGREES, HIGHER, LOWER) for one in comparisons)
     if judged:
         notes.append(f"Of {judged} intervals at 95 %, about {judged / 20:g} miss 0 by chance where nothing differs.")

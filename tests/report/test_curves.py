@@ -109,11 +109,11 @@ def test_seeds_are_dots_unless_there_are_too_many_and_published_numbers_hollow(d
     many = tuple(range(MOST_DOTS // 4 + 1))
     cells = [replace(cell, seeds=many, values=(0.5,) * len(many)) for cell in drawn[1]]
     assert dots(cells) == 0
-    theirs = PublishedCell.model_construct(miou_percent=44.0, std_percent=0.5)
+    theirs = PublishedCell.model_construct(miou_percent=44.0, std_percent=0.5, n=5)
     found = panel(drawn[1], axis(drawn[1], factor=7), margin=theirs)
     hollow = [line for line in found.lines if line.get_markerfacecolor() == "none"]
     assert [np.asarray(line.get_xydata()).tolist() for line in hollow] == [[[70.0, 44.0], [140.0, 44.0]]]
-    assert "margin, published" in found.get_legend_handles_labels()[1]
+    assert "margin, published (best epoch)" in found.get_legend_handles_labels()[1]
 
 
 def test_missing_seeds_and_a_single_one_are_said(study: Study) -> None:

@@ -122,7 +122,7 @@ def test_published_points_are_drawn_where_the_protocol_is_theirs(study: Study, t
     for spec in (theirs, other):
         study.fill(spec, lambda trial: exact(508))
     write_report(study.store, [theirs], tmp_path)
-    assert "<!-- margin, published -->" in read(tmp_path, "curve.svg")[0]
+    assert "<!-- margin, published (best epoch) -->" in read(tmp_path, "curve.svg")[0]
     results = study.results(other)
     assert comparable_cells(compare(results, build_cells(results))) == {}
 

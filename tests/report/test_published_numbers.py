@@ -44,7 +44,7 @@ def test_there_are_thirty_six_cells_and_every_file_is_packaged() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     package = ROOT / "pixelpick_ray"
     packaged = {path for pattern in patterns["pixelpick_ray"] for path in package.glob(pattern)}
-    assert {path.name for path in packaged} >= {"pixelpick.csv", "others.csv"}
+    assert {path.name for path in packaged} >= {"pixelpick.csv", "others.csv", "protocols.yaml"}
     assert set((package / "report" / "published").iterdir()) <= packaged
 
 
@@ -64,7 +64,7 @@ def test_numbers_of_other_papers_say_why_they_are_no_counterparts() -> None:
         (",n,", ",runs,", r"line 2: n: Field required; runs: Extra inputs are not permitted"),
         (",margin,20,", ",,20,", r"line 2: .*budget 20 with strategy ''"),
         (",margin,40,", ",margin,many,", r"line 3: budget"),
-        (",5,not stated", ",5", r"line 2: "),
+        (",5,best epoch", ",1,best epoch", r"line 2: n: .* greater than or equal to 2"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_line(old: str, new: str, message: str) -> None:
