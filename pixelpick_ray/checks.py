@@ -108,7 +108,8 @@ def check_data(
             if key not in checked:
                 checked.add(key)
                 title = f"{trial.dataset.name} {split}"
-                prepare(dataset, split, size, execution.cache_path, partial(listen, title))
+                run = execution.run or None
+                prepare(dataset, split, size, execution.cache_path, partial(listen, title), run=run)
         _check_training(trial, prepare(dataset, *training, execution.cache_path))
 
 

@@ -71,7 +71,7 @@ class Context:
     def data(self) -> TrainingData:
         """The training images."""
         spec = self.trial.dataset
-        prepared = prepare(self.dataset, training_split(self.dataset, spec), spec, self.execution.cache_path)
+        prepared = self._prepared(training_split(self.dataset, spec), spec)
         names = training_names(prepared.names, spec.images, self.trial.seed)
         return TrainingData(self.facts, prepared, np.asarray([prepared.index[name] for name in names], dtype=np.int64))
 
@@ -79,7 +79,10 @@ class Context:
         """An evaluated split, by the name that the experiment gives it."""
         evaluate = self.experiment.evaluate
         size = evaluation_size(evaluate, self.trial, split)
-        return prepare(self.dataset, evaluate.split_of(split), size, self.execution.cache_path)
+        return self._prepared(evaluate.split_of(split), size)
+
+    def _prepared(self, split: str, size: SizeSpec) -> PreparedSplit:
+        return prepare(self.dataset, split, size, self.execution.cache_path, run=self.execution.run or None)
 
     def prepare_features(self) -> None:
         """Compute the features that the chain reads, if it reads any and they are not there."""

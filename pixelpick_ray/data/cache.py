@@ -1,12 +1,18 @@
-"""Prepared splits: decoded and resized once a node into a memory map that every process on the node shares."""
+"""Prepared splits: decoded and resized once a node into a memory map that every process on the node shares.
+
+What is read is verified: the index holds a digest of every image and label map, compared when a process reads it first,
+and one of every source file, compared once a run. What is damaged is named on stderr and made again.
+"""
 
 import hashlib
 import json
 import os
+import shutil
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from io import BufferedWriter
 from pathlib import Path
@@ -20,14 +26,17 @@ from PIL import Image
 from pixelpick_ray.config.canonical import canonical_json, digest
 from pixelpick_ray.config.execution import local_cpus
 from pixelpick_ray.config.trial import SizeSpec
-from pixelpick_ray.data.dataset import Dataset, ReportBytes, UInt8Array
+from pixelpick_ray.data.dataset import Dataset, ReportBytes, UInt8Array, readable
 from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import DataError, data_errors
 
-CACHE_VERSION = 2
+PIXELS_VERSION = 2  # of what is made of a source image; features of frozen backbones depend on it
+INDEX_VERSION = 3
 SMALLEST_SIDE = 8  # pixels: the networks halve three times
 COMMIT_IMAGES = 16  # as many are decoded again at most after a kill
-INDEX = "index.jsonl"
+INDEX, PARTIAL = "index.jsonl", ".partial"
+FILES = (INDEX, "images.bin", "labels.bin")
+COMPARED, RUNS = "compared.txt", 20  # the last runs whose source files were compared
 T = TypeVar("T")
 
 
@@ -50,9 +59,15 @@ class PreparedSplit:
     fingerprint: str
     images: UInt8Array
     labels: UInt8Array
+    files: "_Files | None" = None  # where they lie, if they lie in a cache
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def verify(self) -> None:
+        """Compare everything with its digests, for whoever reads the flat arrays. DataError as for an image."""
+        for position in range(len(self)):
+            self.image(position), self.label(position)
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -64,11 +79,15 @@ class PreparedSplit:
         return int(self.shapes[position, 0]), int(self.shapes[position, 1])
 
     def image(self, position: int) -> UInt8Array:
-        """A (H, W, 3) view."""
+        """A (H, W, 3) view. DataError when it is damaged and its source is gone."""
+        if self.files is not None:
+            self.files.verify(position, "images")
         return self.images[self.offsets[position] : self.offsets[position + 1]].reshape(*self.shape(position), 3)
 
     def label(self, position: int) -> UInt8Array:
-        """A (H, W) view."""
+        """A (H, W) view. DataError as for an image."""
+        if self.files is not None:
+            self.files.verify(position, "labels")
         return self.labels[self.offsets[position] : self.offsets[position + 1]].reshape(self.shape(position))
 
 
@@ -96,91 +115,243 @@ def default_cache_path(data_path: Path) -> Path:
 
 
 def prepare(
-    dataset: Dataset, split: str, size: SizeSpec, cache_path: Path, report: ReportBytes | None = None
+    dataset: Dataset,
+    split: str,
+    size: SizeSpec,
+    cache_path: Path,
+    report: ReportBytes | None = None,
+    *,
+    run: str | None = None,
 ) -> PreparedSplit:
     """Open a prepared split, decoding, checking and resizing its files first if no process has done so.
 
     A preparation that was stopped goes on where it was. `report` gets images done and images in all while it decodes.
-    DataError names the file that is wrong.
+    For a `run` the contents of all source files are compared with those that were decoded, once on a node, so that what
+    changed under the same name, size and time is made again. DataError names the file that is wrong.
     """
     geometry = size.model_dump(include={"size", "scale", "long_side"}, exclude_none=True)
-    source = {"version": CACHE_VERSION, "size": geometry, "source": [*dataset.signature(split), *dataset.code]}
-    folder = cache_path / f"{dataset.facts.name}-{split}-{digest(source)[:20]}"
-    if not folder.is_dir():
-        try:
+    source = {"version": INDEX_VERSION, "size": geometry, "source": [*dataset.signature(split), *dataset.code]}
+    files = _Files(cache_path / f"{dataset.facts.name}-{split}-{digest(source)[:20]}", dataset, split, size)
+    listen = report or (lambda done, total: None)
+    try:
+        found = files.open() if files.folder.is_dir() else None
+        if found is None or (run is not None and not files.is_compared(run)):
             cache_path.mkdir(parents=True, exist_ok=True)
-            with FileLock(cache_path / f"{folder.name}.lock"):
-                if not folder.is_dir():
-                    _decode(dataset, split, size, folder, report or (lambda done, total: None))
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be written ({error}); give another folder with --cache DIR") from error
-    return _open(folder, dataset, split)
+            with FileLock(cache_path / f"{files.folder.name}.lock"):
+                found = _made(files, run, listen)
+    except OSError as error:
+        raise DataError(f"{files.folder}: cannot be written ({error}); give another folder with --cache DIR") from error
+    return found
+
+
+def _made(files: "_Files", run: str | None, report: ReportBytes) -> PreparedSplit:
+    """The split, decoded where it is absent, damaged or not what its source is any more; its lock is held."""
+    folder = files.folder
+    found = files.open() if folder.is_dir() else None
+    changed = found.files.changed() if found and found.files and run and not files.is_compared(run) else []
+    if changed:
+        names = f"{', '.join(changed[:10])}{f' and {len(changed) - 10} more' if len(changed) > 10 else ''}"
+        _tell(f"{folder}: the files of {names} changed under the same size and time; the split is decoded again")
+    elif found is None and folder.exists():
+        _tell(f"{folder}: this prepared split is damaged; it is decoded again")
+    if found is None or changed:
+        _remove(folder)
+        _decode(files.dataset, files.split, files.size, folder, report)
+        found = files.open()
+    if found is None:
+        raise DataError(f"{folder}: what is read back is not what was written; is the disk sound?")
+    if run:
+        files.set_compared(run)
+    return found
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _tell(line: str) -> None:
+    print(f"DAMAGED {line}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A prepared image in the index: size, pixels that are not void, SHA-256 of its source."""
+    """A prepared image in the index: size, pixels that are not void, SHA-256 of its source at native size, of the
+    source's `files` (empty without any), and of the prepared `image` and `label`.
+    """
 
     name: str
     height: int
     width: int
     candidates: int
     digest: str
+    files: str
+    image: str
+    label: str
 
     @property
     def pixels(self) -> int:
         return self.height * self.width
 
-    def line(self) -> bytes:
-        return json.dumps(asdict(self)).encode("ascii") + b"\n"
+    def line(self, folder: str, position: int) -> bytes:
+        """The line of the index, with a digest that ties it to its place in this folder."""
+        fields = asdict(self)
+        return json.dumps(fields | {"line": digest([folder, position, fields])}).encode("ascii") + b"\n"
 
 
-def _entries(path: Path) -> Iterator[_Entry]:
-    """The entries of an index up to the first line that is not whole."""
-    for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
+def _entries(path: Path, folder: str) -> Iterator[_Entry]:
+    """The entries of the index of a folder of this name, up to the first line that is not as it was written."""
+    for position, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else ()):
         try:
-            entry = _Entry(**json.loads(line))
-        except (ValueError, TypeError):
-            return
-        if entry.line() != line:
+            fields = json.loads(line)
+            fields.pop("line")
+            entry = _Entry(**fields)
+            if entry.line(folder, position) != line:
+                return
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
             return
         yield entry
 
 
-def _open(folder: Path, dataset: Dataset, split: str) -> PreparedSplit:
-    entries = list(_entries(folder / INDEX))
-    content = hashlib.sha256(canonical_json([*dataset.identity(split), *dataset.code]).encode("ascii"))
-    for entry in entries:
-        content.update(bytes.fromhex(entry.digest))
-    offsets = np.cumsum([0, *(entry.pixels for entry in entries)], dtype=np.int64)
-    if not entries or _sizes(folder) != (3 * offsets[-1], offsets[-1]):
-        raise DataError(f"{folder}: this prepared split is damaged; remove the folder, it is made anew")
-    images = np.memmap(folder / "images.bin", dtype=np.uint8, mode="r", shape=(int(offsets[-1]), 3))
-    labels = np.memmap(folder / "labels.bin", dtype=np.uint8, mode="r", shape=(int(offsets[-1]),))
-    return PreparedSplit(
-        split,
-        tuple(entry.name for entry in entries),
-        np.asarray([(entry.height, entry.width) for entry in entries], dtype=np.int64),
-        offsets,
-        np.asarray([entry.candidates for entry in entries], dtype=np.int64),
-        content.hexdigest(),
-        images,
-        labels,
-    )
+_opened: dict[Path, tuple[object, PreparedSplit]] = {}  # what this process has verified so far, by folder
+OPENED = 16  # splits, at most
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The folder of a prepared split and what it is made of; `entries` and `verified` once it is opened."""
+
+    folder: Path
+    dataset: Dataset
+    split: str
+    size: SizeSpec
+    entries: tuple[_Entry, ...] = ()
+    offsets: tuple[int, ...] = ()
+    verified: dict[str, bytearray] = field(default_factory=dict)
+
+    def open(self) -> PreparedSplit | None:
+        """The split; None when its index or the sizes of its files are not what they should be.
+
+        While nothing touches the files, a process opens them once and verifies each image once.
+        """
+        before, known = self._state(), _opened.get(self.folder)
+        if known is not None and known[0] == before:
+            return known[1]
+        entries = tuple(_entries(self.folder / INDEX, self.folder.name))
+        offsets = np.cumsum([0, *(entry.pixels for entry in entries)], dtype=np.int64)
+        names = tuple(entry.name for entry in entries)
+        written = b"".join(entry.line(self.folder.name, position) for position, entry in enumerate(entries))
+        if names != self.dataset.names(self.split) or (self.folder / INDEX).read_bytes() != written:
+            return None
+        if _sizes(self.folder) != (3 * offsets[-1], offsets[-1]):
+            return None
+        content = hashlib.sha256(
+            canonical_json([*self.dataset.identity(self.split), *self.dataset.code]).encode("ascii")
+        )
+        for entry in entries:
+            content.update(bytes.fromhex(entry.digest))
+        verified = {kind: bytearray(len(entries)) for kind in ("images", "labels")}
+        prepared = PreparedSplit(
+            self.split,
+            names,
+            np.asarray([(entry.height, entry.width) for entry in entries], dtype=np.int64),
+            offsets,
+            np.asarray([entry.candidates for entry in entries], dtype=np.int64),
+            content.hexdigest(),
+            np.memmap(self.folder / "images.bin", dtype=np.uint8, mode="r", shape=(int(offsets[-1]), 3)),
+            np.memmap(self.folder / "labels.bin", dtype=np.uint8, mode="r", shape=(int(offsets[-1]),)),
+            replace(self, entries=entries, offsets=tuple(offsets.tolist()), verified=verified),
+        )
+        while len(_opened) >= OPENED:
+            del _opened[next(iter(_opened))]
+        _opened[self.folder] = before, prepared
+        return prepared
+
+    def _state(self) -> object:
+        """What changes whenever a file of the folder, or the description of the data set, does."""
+        files = [(self.folder / name).stat() for name in FILES if (self.folder / name).is_file()]
+        stats = [(one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in files]
+        return stats, self.dataset.identity(self.split)
+
+    def verify(self, position: int, kind: str) -> None:
+        """Compare an image or a label map with its digest when this process reads it first; decode it again where it is
+        damaged. DataError when its source is no longer what it was made of.
+        """
+        if self.verified[kind][position]:
+            return
+        if not self._is_sound(position, kind):
+            entry = self.entries[position]
+            _tell(f"{self.folder / f'{kind}.bin'}: image {entry.name} is damaged; it is decoded again")
+            image, label, made = _read(self.dataset, self.split, entry.name, self.size)
+            if made == entry:
+                self._write(position, kind, (image if kind == "images" else label).tobytes())
+            if made != entry or not self._is_sound(position, kind):
+                raise DataError(
+                    f"{self.folder}: image {entry.name} is damaged and cannot be made again as it was, for its files "
+                    "changed or the disk is not sound; run again, the split is then decoded anew"
+                )
+        self.verified[kind][position] = 1
+
+    def _place(self, position: int, kind: str) -> tuple[int, int]:
+        """First byte and number of bytes in a file."""
+        channels = 3 if kind == "images" else 1
+        return channels * self.offsets[position], channels * self.entries[position].pixels
+
+    def _is_sound(self, position: int, kind: str) -> bool:
+        start, size = self._place(position, kind)
+        entry = self.entries[position]
+        with open(self.folder / f"{kind}.bin", "rb") as file:
+            file.seek(start)
+            content = file.read(size)
+        return hashlib.sha256(content).hexdigest() == (entry.image if kind == "images" else entry.label)
+
+    def _write(self, position: int, kind: str, content: bytes) -> None:
+        with open(self.folder / f"{kind}.bin", "r+b") as file:
+            file.seek(self._place(position, kind)[0])
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def changed(self) -> list[str]:
+        """The images whose files are not those that they were decoded from."""
+        with ThreadPoolExecutor(min(8, local_cpus())) as pool:
+            now = pool.map(lambda entry: _files_digest(self.dataset, self.split, entry.name), self.entries)
+            return [entry.name for entry, found in zip(self.entries, now, strict=True) if found != entry.files]
+
+    def is_compared(self, run: str) -> bool:
+        """Whether `changed` was asked in a run on this node."""
+        path = self.folder / COMPARED
+        return path.is_file() and run in path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+    def set_compared(self, run: str) -> None:
+        path = self.folder / COMPARED
+        others = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        path.write_text("\n".join([*others[-RUNS:], run]) + "\n", encoding="utf-8")
+
+
+def _files_digest(dataset: Dataset, split: str, name: str) -> str:
+    """SHA-256 of the contents of the files of an image; empty without files. DataError for one that is gone."""
+    content, paths = hashlib.sha256(), dataset.files(split, name)
+    with readable():
+        for path in paths:
+            with open(path, "rb") as file:
+                content.update(hashlib.file_digest(file, "sha256").digest())
+    return content.hexdigest() if paths else ""
 
 
 def _decode(dataset: Dataset, split: str, size: SizeSpec, folder: Path, report: ReportBytes) -> None:
     """Fill the folder under another name and rename it: it is whole, or it is not there."""
     names = dataset.names(split)
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(folder.name + PARTIAL)
     workers = min(8, local_cpus())
 
     def read(name: str) -> tuple[UInt8Array, UInt8Array, _Entry] | DataError:
         try:
-            image, label = dataset.read(split, name)
+            return _read(dataset, split, name, size)
         except DataError as error:
             return error
-        return _prepared(dataset, split, name, size, image, label)
 
     with data_errors() as wrong, _Appended(partial, names) as files, ThreadPoolExecutor(workers) as pool:
         if files.done:
@@ -195,9 +366,10 @@ def _decode(dataset: Dataset, split: str, size: SizeSpec, folder: Path, report: 
     partial.rename(folder)
 
 
-def _prepared(
-    dataset: Dataset, split: str, name: str, size: SizeSpec, image: UInt8Array, label: UInt8Array
-) -> tuple[UInt8Array, UInt8Array, _Entry]:
+def _read(dataset: Dataset, split: str, name: str, size: SizeSpec) -> tuple[UInt8Array, UInt8Array, _Entry]:
+    """An image and its label map as they are prepared, and what the index says of them."""
+    files = _files_digest(dataset, split, name)
+    image, label = dataset.read(split, name)
     native = hashlib.sha256(canonical_json([name, *label.shape]).encode("ascii"))
     native.update(image.tobytes())
     native.update(label.tobytes())
@@ -210,7 +382,8 @@ def _prepared(
         )
     image, label = _resize(image, label, height, width)
     candidates = int((label != dataset.facts.void_index).sum())
-    return image, label, _Entry(name, height, width, candidates, native.hexdigest())
+    digests = (hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in (image, label))
+    return image, label, _Entry(name, height, width, candidates, native.hexdigest(), files, *digests)
 
 
 def _resize(image: UInt8Array, label: UInt8Array, height: int, width: int) -> tuple[UInt8Array, UInt8Array]:
@@ -246,14 +419,17 @@ class _Appended:
         pixels = sum(entry.pixels for entry in whole)
         self._images = _cut(folder / "images.bin", 3 * pixels)
         self._labels = _cut(folder / "labels.bin", pixels)
-        self._index = _cut(folder / INDEX, sum(len(entry.line()) for entry in whole))
+        self._name = folder.name.removesuffix(PARTIAL)
+        self._index = _cut(
+            folder / INDEX, sum(len(entry.line(self._name, position)) for position, entry in enumerate(whole))
+        )
         self._waiting: list[bytes] = []
         self.done = len(whole)
 
     def add(self, image: UInt8Array, label: UInt8Array, entry: _Entry) -> None:
         self._images.write(image.tobytes())
         self._labels.write(label.tobytes())
-        self._waiting.append(entry.line())
+        self._waiting.append(entry.line(self._name, self.done))
         self.done += 1
         if len(self._waiting) >= COMMIT_IMAGES:
             self._commit()
@@ -277,7 +453,7 @@ def _whole(folder: Path, names: Sequence[str]) -> list[_Entry]:
     """The entries of the first images that a folder has in full."""
     images, labels = _sizes(folder)
     room, found = min(images // 3, labels), list[_Entry]()
-    for entry, name in zip(_entries(folder / INDEX), names, strict=False):
+    for entry, name in zip(_entries(folder / INDEX, folder.name.removesuffix(PARTIAL)), names, strict=False):
         room -= entry.pixels
         if entry.name != name or room < 0:
             break

@@ -99,6 +99,12 @@ class Dataset(ABC):
         Without a label map the label is `DatasetFacts.unlabelled_index` at every pixel.
         """
 
+    def files(self, split: str, name: str) -> tuple[Path, ...]:
+        """The files that `read` reads for an image: their contents are compared when a run starts; none where there are
+        no files.
+        """
+        return ()
+
     def file_name(self, split: str, name: str) -> str:
         """What the file of an image is called, without its folder; the image's own name where it has no file."""
         return name
@@ -198,6 +204,9 @@ class FileDataset(Dataset):
                 image = read_image(image_path, label_size=size, white=self.white)
         check_label(label, image.shape[:2], self.facts, label_paths[0])
         return image, label
+
+    def files(self, split: str, name: str) -> tuple[Path, ...]:
+        return self.paths(split, name)
 
     def file_name(self, split: str, name: str) -> str:
         return self.paths(split, name)[0].name

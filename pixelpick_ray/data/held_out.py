@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pixelpick_ray.config.trial import DatasetSpec
@@ -57,6 +58,9 @@ class HeldOut(Dataset):
 
     def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
         return self._whole.read(self._source(split), name)
+
+    def files(self, split: str, name: str) -> tuple[Path, ...]:
+        return self._whole.files(self._source(split), name)
 
     def file_name(self, split: str, name: str) -> str:
         return self._whole.file_name(self._source(split), name)

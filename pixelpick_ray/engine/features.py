@@ -26,7 +26,7 @@ from torch import Tensor
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.keys import FEATURES_VERSION
 from pixelpick_ray.config.model import FEATURE_FIELDS, ModelSpec, ViewSpec
-from pixelpick_ray.data.cache import CACHE_VERSION, PreparedSplit
+from pixelpick_ray.data.cache import PIXELS_VERSION, PreparedSplit
 from pixelpick_ray.data.dataset import DatasetFacts
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.engine.batches import normalised
@@ -194,7 +194,7 @@ def _key(
         ({"flip": True} if is_flipped else {})
         | {
             "version": FEATURES_VERSION,
-            "images": [CACHE_VERSION, prepared.fingerprint, prepared.shapes.tolist()],
+            "images": [PIXELS_VERSION, prepared.fingerprint, prepared.shapes.tolist()],
             "backbone": spec.model_dump(mode="json", include=FEATURE_FIELDS, exclude_none=True),
             "weights": weights_digest(spec, data_path) or ["random", seed],
             "normalise": [facts.mean, facts.std],

@@ -82,6 +82,7 @@ def _made_resident(prepared: PreparedSplit, device: torch.device) -> tuple[Tenso
             del _resident[next(iter(_resident))]  # the oldest
         free, _ = torch.cuda.mem_get_info(device)
         fits = prepared.images.nbytes + prepared.labels.nbytes <= DEVICE_SHARE * free
+        prepared.verify()
         _resident[key] = (_on_device(prepared.images, device), _on_device(prepared.labels, device)) if fits else None
     return _resident[key]
 

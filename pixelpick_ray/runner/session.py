@@ -75,6 +75,7 @@ def begin(
         if search is not None:
             raise SpecError("--local: a search runs on Ray Tune; leave out --local")
         check_local(execution)
+    execution = _named(execution, planned.experiment if search is None else search.experiment)
     listening = stop.listening() if threading.current_thread() is threading.main_thread() else nullcontext()
     with listening:
         with naming(source.name):
@@ -146,7 +147,7 @@ def run(
     Chains that people have to answer for, with the command `annotate`, are left, or, with ``execution.wait``, gone on
     with when they have.
     """
-    store, execution = Store(execution.store), replace(execution, run=_run_name(planned.experiment))
+    store, execution = Store(execution.store), _named(execution, planned.experiment)
     damaged_before = set(store.damaged())
     progress = progress_of(planned, execution)
     chains = [chain for chain in planned.chains if not progress.done(chain)]
@@ -191,7 +192,7 @@ def run_search(
 
     RunError when another process runs it: only one may write its journal.
     """
-    store, execution = Store(execution.store), replace(execution, run=_run_name(search.experiment))
+    store, execution = Store(execution.store), _named(execution, search.experiment)
     with _alone(search, store):
         journal = Journal(store, search)
         errors: dict[str, str] = {}
@@ -259,9 +260,9 @@ def _conclude_search(is_complete: bool, errors: dict[str, str], stop: "StopReque
     return FAILED
 
 
-def _run_name(experiment: Experiment) -> str:
-    """The name of a run's lease; several runs of an experiment may be alive."""
-    return f"{run_lease(experiment)}{time.time_ns()}"
+def _named(execution: Execution, experiment: Experiment) -> Execution:
+    """The execution with the name of its run, which its lease has too; several runs of an experiment may be alive."""
+    return replace(execution, run=execution.run or f"{run_lease(experiment)}{time.time_ns()}")
 
 
 def _announced(execution: Execution, store: Store) -> AbstractContextManager[Any]:

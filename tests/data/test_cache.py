@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from pixelpick_ray.config.trial import DatasetSpec, SizeSpec
+from pixelpick_ray.data import cache
 from pixelpick_ray.data.cache import default_cache_path, prepare, training_names
 from pixelpick_ray.data.datasets import CamVid
 from pixelpick_ray.errors import DataError
@@ -266,7 +268,7 @@ def test_whatever_a_lost_node_left_behind_it_ends_the_same(
     wanted = contents(tmp_path / "undisturbed")
     (name,) = {Path(path).parent.name for path in wanted}
     monkeypatch.setattr(os, "fsync", lambda number: None)  # many runs
-    for cut in range(0, len(wanted[f"{name}/index.jsonl"]) + 1, 5):
+    for cut in range(0, len(wanted[f"{name}/index.jsonl"]) + 1, 41):
         place = tmp_path / f"cut-{cut}"
         (partial := place / f"{name}.partial").mkdir(parents=True)
         index = wanted[f"{name}/index.jsonl"][:cut] + bytes(cut % 3)
@@ -303,12 +305,14 @@ def test_the_index_never_names_an_image_whose_pixels_are_not_on_the_disk(
 
 
 @pytest.mark.parametrize("file", ["images.bin", "labels.bin", "index.jsonl"])
-def test_pixels_that_are_lost_are_decoded_again(write_camvid: WriteCamVid, tmp_path: Path, file: str) -> None:
-    """But a finished split that is damaged is told, else fewer images would be trained on, and nobody would know."""
-    data, cache = write_camvid(), tmp_path / "cache"
-    prepare(camvid(data), "train", SizeSpec(), cache)
-    wanted = contents(cache)
-    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+def test_pixels_that_are_lost_are_decoded_again(
+    write_camvid: WriteCamVid, tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a finished split is damaged that is told, too."""
+    data, place = write_camvid(), tmp_path / "cache"
+    prepare(camvid(data), "train", SizeSpec(), place)
+    wanted = contents(place)
+    (folder,) = (path for path in place.iterdir() if path.is_dir())
     partial = folder.rename(folder.with_name(folder.name + ".partial"))
     for size, decoded in ((len(wanted[f"{folder.name}/{file}"]) - 1, 1), (0, 3), (None, 3)):
         if size is None:
@@ -316,16 +320,135 @@ def test_pixels_that_are_lost_are_decoded_again(write_camvid: WriteCamVid, tmp_p
         else:
             os.truncate(partial / file, size)
         again = Watched(data)
-        prepare(again, "train", SizeSpec(), cache)
-        assert contents(cache) == wanted
+        prepare(again, "train", SizeSpec(), place)
+        assert contents(place) == wanted
         assert len(again.was_read) == decoded
         folder.rename(partial)
     partial.rename(folder)
     for size in (0, 200):
         os.truncate(folder / file, size)
-        told = rf"{folder}: this prepared split is damaged; remove the folder, it is made an"
-        with pytest.raises(DataError, match=told):
-            prepare(camvid(data), "train", SizeSpec(), cache)
+        prepare(camvid(data), "train", SizeSpec(), place)
+        assert f"DAMAGED {folder}: this prepared split is damaged; it is decoded again" in capsys.readouterr().err
+        assert contents(place) == wanted
+
+
+# Verified when it is read
+
+
+def damage(content: bytes, other: bytes, rng: np.random.Generator) -> bytes | None:
+    """What is left of a file: a bit or a run of bytes is another, a part is lost or moved, or it is another file."""
+    at, stop = sorted(int(place) for place in rng.integers(0, len(content), size=2))
+    flipped = bytes([content[at] ^ (1 << int(rng.integers(8)))])
+    moved = content[stop:] + content[:stop]
+    found = [
+        content[:at] + flipped + content[at + 1 :],
+        content[:at] + bytes(stop - at + 1) + content[stop + 1 :],
+        content[:at] + rng.bytes(stop - at + 1) + content[stop + 1 :],
+        content[:at],
+        content[:at] + content[stop + 1 :],
+        content + rng.bytes(1 + at),
+        moved,
+        other,
+        None,
+    ]
+    return found[int(rng.integers(len(found)))]
+
+
+Damages = Callable[[int], None]
+
+
+@pytest.fixture
+def damages(
+    write_camvid: WriteCamVid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Damages:
+    """Damage a prepared split so often: each is named, and what is read afterwards is what was written."""
+    monkeypatch.setattr(os, "fsync", lambda number: None)
+    return partial(damage_again_and_again, write_camvid, tmp_path, capsys)
+
+
+def test_no_damage_is_unnoticed(damages: Damages) -> None:
+    damages(60)
+
+
+@pytest.mark.slow
+def test_no_damage_of_a_thousand_is_unnoticed(damages: Damages) -> None:
+    damages(1000)
+
+
+def damage_again_and_again(
+    write_camvid: WriteCamVid, tmp_path: Path, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    data = write_camvid(num_images=3, splits=("train", "val"))
+    train, val = (prepare(camvid(data), split, SizeSpec(), tmp_path / "cache") for split in ("train", "val"))
+    assert train.files is not None
+    assert val.files is not None
+    folder, wanted = train.files.folder, train.fingerprint
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    others = {path.name: path.read_bytes() for path in val.files.folder.iterdir()}
+    rng, unchanged = np.random.default_rng(0), 0
+    for turn in range(number):
+        name = sorted(whole)[turn % 3]
+        left = damage(whole[name], others[name], rng)
+        (folder / name).unlink()
+        if left is not None:
+            (folder / name).write_bytes(left)
+        cache._opened.clear()  # as in another process
+        prepared = prepare(camvid(data), "train", SizeSpec(), tmp_path / "cache")
+        prepared.verify()
+        is_named = "DAMAGED" in capsys.readouterr().err
+        unchanged += left == whole[name]
+        assert is_named == (left != whole[name]), (turn, name)
+        assert prepared.fingerprint == wanted
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert unchanged < number / 20
+
+
+def test_a_process_verifies_an_image_once_and_the_label_map_apart(write_camvid: WriteCamVid, tmp_path: Path) -> None:
+    data = write_camvid()
+    first = prepare(camvid(data), "train", SizeSpec(), tmp_path / "cache")
+    assert first.files is not None
+    first.image(1)
+    again = prepare(camvid(data), "train", SizeSpec(), tmp_path / "cache")
+    assert again is first
+    assert {kind: list(done) for kind, done in first.files.verified.items()} == {
+        "images": [0, 1, 0],
+        "labels": [0, 0, 0],
+    }
+
+
+def test_damage_that_cannot_be_mended_is_told(write_camvid: WriteCamVid, tmp_path: Path) -> None:
+    data = write_camvid()
+    prepared = prepare(camvid(data), "train", SizeSpec(), tmp_path / "cache")
+    assert prepared.files is not None
+    path = prepared.files.folder / "labels.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    Image.new("RGB", (10, 8)).save(data / "camvid" / "train" / "train_001.png")
+    with pytest.raises(DataError, match=r"image train_001\.png is damaged and cannot be made again as it was"):
+        prepared.label(1)
+
+
+def test_files_that_changed_under_the_same_size_and_time_are_noticed_by_a_run(
+    write_camvid: WriteCamVid, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By content, once a run."""
+    data, where = write_camvid(), tmp_path / "cache"
+    before = prepare(camvid(data), "train", SizeSpec(), where, run="one").fingerprint
+    path = data / "camvid" / "train" / "train_002.png"
+    stat, size = path.stat(), path.stat().st_size
+    for level in range(256):
+        Image.new("RGB", (10, 8), (level, 0, 0)).save(path)
+        if path.stat().st_size <= size:
+            break
+    with open(path, "ab") as file:
+        file.write(bytes(size - path.stat().st_size))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert prepare(camvid(data), "train", SizeSpec(), where, run="one").fingerprint == before
+    after = prepare(camvid(data), "train", SizeSpec(), where, run="two")
+    assert "the files of train_002.png changed under the same size and time" in capsys.readouterr().err
+    assert after.fingerprint != before
+    assert (after.image(2) == (level, 0, 0)).all()
+    assert prepare(camvid(data), "train", SizeSpec(), where, run="three").fingerprint == after.fingerprint
+    assert capsys.readouterr().err == ""
 
 
 # Several processes
