@@ -1,6 +1,6 @@
 """What is refused before anything starts, by the experiment alone or by the data too; imports neither torch nor ray."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pixelpick_ray.config.networks import HEADS, check_network
 from pixelpick_ray.config.trial import HumanSpec, SizeSpec, Trial
 from pixelpick_ray.data.cache import PreparedSplit, prepare, training_names
 from pixelpick_ray.data.datasets import DATASETS, Dataset, DatasetFacts, known_facts, open_dataset, training_split
+from pixelpick_ray.data.findings import DataFinding, find, prepared_facts
 from pixelpick_ray.data.held_out import facts_with_held_out
 from pixelpick_ray.data.weights import check_pretrained, weights_digest
 from pixelpick_ray.errors import DataError, SpecError
@@ -88,9 +89,10 @@ def splits_in_use(experiment: Experiment, trial: Trial, training: str) -> list[t
 
 
 def check_data(
-    experiment: Experiment, trials: Iterable[Trial], execution: Execution, report: ReportDecoding | None = None
-) -> None:
-    """Prepare and check everything that the trials read; DataError or SpecError before anything starts.
+    experiment: Experiment, trials: Sequence[Trial], execution: Execution, report: ReportDecoding | None = None
+) -> list[str]:
+    """Prepare and check everything that the trials read; DataError or SpecError before anything starts. What is
+    probably wrong is returned as warnings.
 
     Every image of every split is decoded and checked once; every training image must have as many candidates as the
     largest budget; the pretrained weights must be there.
@@ -111,6 +113,34 @@ def check_data(
                 run = execution.run or None
                 prepare(dataset, split, size, execution.cache_path, partial(listen, title), run=run)
         _check_training(trial, prepare(dataset, *training, execution.cache_path))
+    return data_warnings(experiment, trials, execution)
+
+
+def data_warnings(experiment: Experiment, trials: Iterable[Trial], execution: Execution) -> list[str]:
+    """What is probably wrong with the data of trials, as far as they are here. DataError for what surely is."""
+    found: dict[str, DataFinding] = {}
+    fields = {"name", "path", "split", "held_out"}
+    for trial in {str(trial.dataset.model_dump(include=fields)): trial for trial in trials}.values():
+        try:
+            dataset = open_dataset(trial.dataset, execution.data_path)
+            training = training_split(dataset, trial.dataset)
+            dataset.names(training)
+        except DataError:
+            continue  # absent: a run fetches it, or says what to put where
+        splits = [
+            prepared_facts(
+                prepare(dataset, split, size, execution.cache_path),
+                execution.cache_path,
+                has_labels=dataset.has_labels(split),
+                left_out=dataset.left_out(split),
+            )
+            for split, size in dict(reversed(splits_in_use(experiment, trial, training))).items()
+        ]
+        title = trial.dataset.path or trial.dataset.name
+        found |= {one.text: one for one in find(title, dataset.facts, splits[::-1])}
+    if wrong := [one.text for one in found.values() if one.is_error]:
+        raise DataError("\n".join(wrong))
+    return list(found)
 
 
 def _check_labels(experiment: Experiment, trial: Trial, dataset: Dataset) -> None:

@@ -27,7 +27,7 @@ from pixelpick_ray.data.weights import normalisation, weights_digest
 from pixelpick_ray.errors import DataError, SpecError, StoreError
 from pixelpick_ray.loop import walk
 from pixelpick_ray.store import Store, paths
-from pixelpick_ray.store.records import ChainRecord, ExperimentRecord, read_chain, write_source
+from pixelpick_ray.store.records import ChainRecord, DataWarnings, ExperimentRecord, read_chain, write_source
 from pixelpick_ray.tasks import PIXELS, Ask, Evaluate, FirstPixels, Fit, Pick, Task
 
 IN_LABEL = {"seed", "budget", "acquire.strategy", "model.backbone"}
@@ -447,6 +447,14 @@ def _keep_sources(plan: Plan, store: Store) -> None:
     names = {name for chain in plan.chains for _, name in chain.trial.external_parts}
     for code in {code.digest: code for code in map(parts.code_of, sorted(names)) if code}.values():
         write_source(store, code)
+
+
+def keep_warnings(experiment: Experiment, store: Store, warnings: Sequence[str]) -> None:
+    """Store what is probably wrong with the data, in place of what an earlier run found."""
+    path = paths.data_warnings(paths.experiment_folder(experiment))
+    before = store.find_record(path, DataWarnings)
+    if tuple(warnings) != (before.warnings if before else ()):
+        store.write_record(path, DataWarnings(warnings=tuple(warnings)).model_dump(mode="json"))
 
 
 def claim_name(plan: Plan, store: Store) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pixelpick_ray import __version__, supervisor
-from pixelpick_ray.cli import cluster, people, reading, running
+from pixelpick_ray.cli import cluster, data, people, reading, running
 from pixelpick_ray.errors import DataError, PixelPickError, SpecError
 from pixelpick_ray.runner.byproducts import print_safely
 
@@ -34,6 +34,8 @@ def options(
     """Active learning for semantic segmentation from a few labelled pixels an image, on Ray Tune."""
 
 
+app.command()(data.init)
+app.command()(data.check)
 app.command()(running.plan)
 app.command()(running.run)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(cluster.submit)

@@ -10,7 +10,7 @@ import typer
 from typer.main import get_command
 
 from pixelpick_ray import supervisor
-from pixelpick_ray.checks import check_labels
+from pixelpick_ray.checks import check_labels, data_warnings
 from pixelpick_ray.cli.options import (
     KEEP_WEIGHTS,
     Address,
@@ -155,13 +155,16 @@ def doctor(
     planned = planned_of(experiment, overrides, store)
     rank = {"ranks": ranks, "cpus_per_rank": cpus_per_rank, "gpus_per_rank": gpus_per_rank}
     execution = execution_of(planned, data, store, cache, device, address=address, **rank)
+    warnings = data_warnings(planned.experiment, planned.trials, execution)
+    for line in warnings if not as_json else ():
+        print(f"warning: {line}")
     from pixelpick_ray.runner.doctor import diagnose
     from pixelpick_ray.runner.survey import survey
 
     lines = diagnose(survey(planned, execution, lambda what: print(f"{what} ...", file=sys.stderr, flush=True)))
     well = all(line.ok for line in lines)
     if as_json:
-        print(json.dumps({"ok": well, "lines": [asdict(line) for line in lines]}))
+        print(json.dumps({"ok": well, "lines": [asdict(line) for line in lines], "warnings": warnings}))
     else:
         print("\n".join(map(str, lines)))
     sys.exit(supervisor.OK if well else supervisor.FAILED)

@@ -9,7 +9,7 @@ from typing import Annotated, TextIO, cast
 import typer
 from rich.console import Console
 
-from pixelpick_ray.checks import check_labels
+from pixelpick_ray.checks import check_labels, data_warnings
 from pixelpick_ray.cli.options import (
     KEEP_WEIGHTS,
     Address,
@@ -61,6 +61,9 @@ def plan(
     execution.check({trial.training.batch_size for trial in planned.trials if trial.training})
     with naming(experiment.name):
         check_labels(planned.experiment, planned.trials, data)
+    warnings = data_warnings(planned.experiment, planned.trials, execution)
+    for line in warnings if not as_json else ():
+        print(f"warning: {line}")
     if search is not None:
         journal = Journal(Store(store), search)
         print(json.dumps(plan_figures(search, journal)) if as_json else plan_text(search, journal))
@@ -68,7 +71,7 @@ def plan(
     progress = progress_of(planned, execution)
     summary = summarise(planned, progress, execution)
     if as_json:
-        print(json.dumps(summary))
+        print(json.dumps(summary | {"warnings": warnings}))
         return
     for chain in planned.chains:
         stored = sum(stage.fit_stored for stage in progress.stages.get(chain.id, []))

@@ -30,12 +30,13 @@ _EVALUATED: tuple[tuple[int, str, Colour], ...] = (
     (32, "motorcycle", (0, 0, 230)),
     (33, "bicycle", (119, 11, 32)),
 )
+LABEL_IDS = tuple(number for number, _, _ in _EVALUATED)
 _COLOURS = tuple((colour,) for _, _, colour in _EVALUATED)
 # By the end of a label file's name.
 _ENCODINGS = {
     "labelIds": LabelEncoding(
-        [[number] for number, _, _ in _EVALUATED],
-        sorted({*range(34)} - {number for number, _, _ in _EVALUATED}),
+        [[number] for number in LABEL_IDS],
+        sorted({*range(34)} - {*LABEL_IDS}),
         VOID,
         _COLOURS,
         allowed="0..33 (label ids)",

@@ -105,6 +105,10 @@ class Dataset(ABC):
         """
         return ()
 
+    def left_out(self, split: str) -> Sequence[str]:
+        """What lies beside the images of a split and is not read, a line a reason."""
+        return ()
+
     def file_name(self, split: str, name: str) -> str:
         """What the file of an image is called, without its folder; the image's own name where it has no file."""
         return name

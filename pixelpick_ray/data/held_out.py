@@ -1,6 +1,7 @@
 """Images held out of training: a fixed share of the training split becomes a split of its own."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ class HeldOut(Dataset):
 
     def files(self, split: str, name: str) -> tuple[Path, ...]:
         return self._whole.files(self._source(split), name)
+
+    def left_out(self, split: str) -> Sequence[str]:
+        return () if split == HELD_OUT else self._whole.left_out(split)
 
     def file_name(self, split: str, name: str) -> str:
         return self._whole.file_name(self._source(split), name)

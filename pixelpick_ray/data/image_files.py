@@ -59,7 +59,7 @@ def read_image(path: Path, *, label_size: tuple[int, int] | None = None, white: 
     with opened(path, IMAGE_FORMATS) as image:
         _check_channels(image, path)
         is_deep = DEEP in _raw_mode(image)
-        turn = _turn(image.getexif(), (image.height, image.width), label_size, path)
+        turn = _turn(_exif(image, path), (image.height, image.width), label_size, path)
         if is_deep:
             pixels = _of_16_bits(path, white)
         else:
@@ -77,8 +77,7 @@ def read_size(path: Path, label_path: Path | None = None) -> tuple[int, int]:
     """
     with opened(path, IMAGE_FORMATS) as image:
         _check_channels(image, path)
-        # The data of a PNG may stand behind its pixels, and to look there decodes them.
-        exif = image.getexif() if b"eXIf" in path.read_bytes() else Image.Image.getexif(image)
+        exif = _exif(image, path)
         size = image.height, image.width
         label_size = None
         if label_path is not None and _orientation(exif):
@@ -93,7 +92,7 @@ def read_label_file(path: Path) -> LabelFile:
     """
     with opened(path, LABEL_FORMATS) as image:
         raw = _raw_mode(image)
-        if turn := _orientation(image.getexif()):
+        if turn := _orientation(_exif(image, path)):
             raise DataError(
                 f"{path}: its EXIF orientation {turn} turns or mirrors the label map in viewers; store it upright, "
                 "without the mark, and check that it fits its image"
@@ -223,6 +222,16 @@ def _raw_mode(image: Image.Image) -> str:
     """How a file that is not decoded yet stores a pixel, in Pillow's names, such as ``RGB;16B``."""
     tiles: Any = getattr(image, "tile", None)
     return f"{image.mode} {tiles[0][3] if tiles else ''}"
+
+
+def _exif(image: Image.Image, path: Path) -> Image.Exif:
+    """The EXIF data of a file. Those of a PNG may stand behind its pixels, and to look there decodes these."""
+    marks = (b"eXIf", b"Raw profile", b"XML:com.adobe")
+    if image.format == "PNG":
+        content = path.read_bytes()
+        if not any(mark in content for mark in marks):
+            return Image.Exif()
+    return image.getexif()
 
 
 def _orientation(exif: Image.Exif) -> int:

@@ -65,8 +65,8 @@ class LabelEncoding:
     def _allowed(self) -> str:
         if self.allowed:
             return self.allowed
-        void = f" and {_listed(self.void_ids)} (void)" if self.void_ids else ""
-        return f"{_listed(one for ids in self.ids for one in ids)}{void}"
+        void = f" and {listed(self.void_ids)} (void)" if self.void_ids else ""
+        return f"{listed(one for ids in self.ids for one in ids)}{void}"
 
     # Numbers
 
@@ -111,19 +111,19 @@ class LabelEncoding:
         if values is not None and not self.colours_required:
             return self._of_values(values, 8, path)
         order = [int(at) for at in np.argsort(-counts, kind="stable") if known[at] == _NONE]
-        shown = ", ".join(f"{list(_rgb(found[at]))} at {counts[at]} pixels" for at in order[:_MOST_SHOWN])
+        shown = ", ".join(f"{list(rgb(found[at]))} at {counts[at]} pixels" for at in order[:_MOST_SHOWN])
         more = f", and {len(order) - _MOST_SHOWN} more" if len(order) > _MOST_SHOWN else ""
         if not self.colours:
             raise DataError(
                 f"{path}: is a colour mask ({shown}{more}); say in dataset.yaml which class has which colour, e.g. "
-                f"colours: {{NAME: {list(_rgb(found[order[0]]))}}}, or store one channel of class indices"
+                f"colours: {{NAME: {list(rgb(found[order[0]]))}}}, or store one channel of class indices"
             )
         blurred = "; so many come of blurred edges or of JPEG: export the masks anew, without them" if more else ""
         raise DataError(f"{path}: has colours of no class, {shown}{more}; {self._known_colours}{blurred}")
 
     @cached_property
     def _known_colours(self) -> str:
-        return f"known are {', '.join(str(list(_rgb(one))) for one in self._by_colour)}; {self.remedy}"
+        return f"known are {', '.join(str(list(rgb(one))) for one in self._by_colour)}; {self.remedy}"
 
     # Palettes
 
@@ -144,24 +144,25 @@ class LabelEncoding:
     def _check_indices(self, shown: dict[int, int], known: dict[int, int], others: list[int], path: Path) -> None:
         """DataError where the palette of a file says something else than its indices, or than another file's."""
         if self.colours_required or any(self._by_id[index] != one for index, one in known.items()):
-            some = ", ".join(f"{list(_rgb(shown[index]))} (index {index})" for index in others[:_MOST_SHOWN])
+            some = ", ".join(f"{list(rgb(shown[index]))} (index {index})" for index in others[:_MOST_SHOWN])
             raise DataError(f"{path}: its palette has colours of no class, {some}; {self._known_colours}")
         with self._lock:
             for index, colour in shown.items():
                 first, where = self._seen.setdefault(index, (colour, path))
                 if colour != first and self._by_id[index] != self.void_index:
                     raise DataError(
-                        f"{path}: index {index} of its palette has the colour {list(_rgb(colour))}, in {where} "
-                        f"{list(_rgb(first))}; say in dataset.yaml which class has which colour, under colours:, or "
+                        f"{path}: index {index} of its palette has the colour {list(rgb(colour))}, in {where} "
+                        f"{list(rgb(first))}; say in dataset.yaml which class has which colour, under colours:, or "
                         "store all label maps with one palette"
                     )
 
 
-def _rgb(colour: int) -> Colour:
+def rgb(colour: int) -> Colour:
+    """A packed colour as red, green and blue."""
     return int(colour) >> 16 & 255, int(colour) >> 8 & 255, int(colour) & 255
 
 
-def _listed(values: Iterable[int]) -> str:
+def listed(values: Iterable[int]) -> str:
     """Numbers as ranges: 0..2, 7, 9."""
     runs: list[list[int]] = []
     for value in sorted(values):

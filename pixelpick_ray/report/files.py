@@ -63,7 +63,8 @@ from pixelpick_ray.report.tables import (
 )
 from pixelpick_ray.report.thresholds import threshold_table
 from pixelpick_ray.report.verdicts import verdicts
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, paths
+from pixelpick_ray.store.records import DataWarnings
 
 
 @dataclass(frozen=True)
@@ -200,11 +201,22 @@ def _sections(store: Store, found: _Findings, costs: Costs | None) -> dict[str, 
         "Judgement": _some(pair_table(contests), win_matrix(contests), stability_table(contests)),
         "Protocols": _some(protocol_table(results, cells)),
         "Published numbers": _some(scoreboard_table(results, found.comparisons)),
+        "Data": _data_warnings(store, results.experiments),
         "Missing": _some(missing_table(results, cells)),
         "Classes": class_tables(results, cells),
         "What was asked": _some(query_table(found.queries, distances), *shares, overlap_table(store, found.chains)),
         "Annotation": annotation_tables(found.annotations),
     }
+
+
+def _data_warnings(store: Store, experiments: Sequence[Experiment]) -> tuple[Part, ...]:
+    """What was probably wrong with the data when they were trained on."""
+    found: dict[str, None] = {}
+    for experiment in experiments:
+        path = paths.data_warnings(paths.experiment_folder(experiment))
+        record = store.find_record(path, DataWarnings)
+        found |= dict.fromkeys(f"Warning: {line}." for line in (record.warnings if record else ()))
+    return (Prose(tuple(found)),) if found else ()
 
 
 def _costs(found: _Findings, model: CostModel | None) -> Costs | None:

@@ -28,7 +28,7 @@ from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.errors import RunError, SpecError, naming
 from pixelpick_ray.estimate import features_line, stages_line, summarise
 from pixelpick_ray.events import Event
-from pixelpick_ray.planning import Chain, Plan, Progress, claim_name, make_plan, progress_of
+from pixelpick_ray.planning import Chain, Plan, Progress, claim_name, keep_warnings, make_plan, progress_of
 from pixelpick_ray.runner.byproducts import ByProduct, warn
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.search.design import Search, check_splits
@@ -82,20 +82,24 @@ def begin(
             if search is not None:
                 whole = search.experiment.dataset.model_copy(update={"held_out": None})
                 check_splits(search, open_dataset(whole, execution.data_path).facts)
-            prepare(planned, execution, console)
+            warnings = prepare(planned, execution, console)
             if search is not None:
                 search.check_images(execution.data_path)
+        for line in warnings:
+            console.print(f"warning: {line}", soft_wrap=True, markup=False)
         store = Store(execution.store)
         store.drop_dead_leases()
+        claimed = planned if search is None else make_plan(search.experiment)
+        claim_name(claimed, store)
+        keep_warnings(claimed.experiment, store, warnings)
         if search is None:
-            claim_name(planned, store)
             return run(planned, execution, console, stop, local=local, annotate=annotate, listeners=listeners)
-        claim_name(make_plan(search.experiment), store)
         return run_search(search, execution, console, stop, source, listeners)
 
 
-def prepare(planned: Plan, execution: Execution, console: Console) -> None:
-    """Fetch what is absent, check everything that trials read, and build each network once.
+def prepare(planned: Plan, execution: Execution, console: Console) -> list[str]:
+    """Fetch what is absent, check everything that trials read, and build each network once; returns what is probably
+    wrong with the data.
 
     Networks are built without their weights first: a wrong name must not wait for a download.
     """
@@ -126,10 +130,11 @@ def prepare(planned: Plan, execution: Execution, console: Console) -> None:
             open_dataset(spec, execution.data_path).fetch(partial(show, f"fetching {spec.name} (bytes)"))
         for trial in models.values():
             fetch_weights(trial.model, execution.data_path)
-        check_data(planned.experiment, [chain.trial for chain in planned.chains], execution, show)
+        warnings = check_data(planned.experiment, [chain.trial for chain in planned.chains], execution, show)
     for trial in models.values():
         num_classes = open_dataset(trial.dataset, execution.data_path).facts.num_classes
         check_model(trial.model, num_classes=num_classes, data_path=execution.data_path, seed=trial.seed)
+    return warnings
 
 
 def run(

@@ -61,6 +61,11 @@ def experiment_record(folder: str) -> str:
     return f"{folder}/experiment.json"
 
 
+def data_warnings(folder: str) -> str:
+    """What was probably wrong with the data of an experiment when it was run, given its folder."""
+    return f"{folder}/warnings.json"
+
+
 def chain_record(experiment: Experiment, chain: str) -> str:
     """How far a chain of an experiment has come."""
     return f"{experiment_folder(experiment)}/chains/{chain}.json"

@@ -85,6 +85,12 @@ class FitProvenance(BaseModel):
     seconds: float
 
 
+class DataWarnings(Spec):
+    """What was probably wrong with the data of an experiment when it was run last, a line each."""
+
+    warnings: tuple[str, ...]
+
+
 class ExperimentRecord(Spec):
     """What was run under a name: the effective experiment, and the digests of its trials."""
 

@@ -1,0 +1,132 @@
+"""What `init` writes for a folder: its `dataset.yaml`, and an experiment on it, both with comments."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from PIL import Image
+
+from pixelpick_ray.data.folder_layouts import Layout, described_classes, masks_of, recognise, values_of
+from pixelpick_ray.data.image_files import DEEP, IMAGE_SUFFIXES
+
+LONG_SIDE = 480  # pixels, of the proposed experiment
+_COMMENTS = {
+    "classes": "names by the values of the label maps; a list of values merges them, e.g. soil: [3, 4]",
+    "void": "values that are never asked for and never counted; [] for none",
+    "colours": "of masks and of their palettes; correct the names here and above together",
+    "masks": "how the label map of an image is called",
+    "recursive": "folders inside, too",
+    "range": "white in images of 16 bits",
+    "splits": "relative to this file; without labels people can be asked",
+}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The text of both files, what was recognised, and what a person has to fill in, if anything."""
+
+    layout: Layout
+    description: str
+    experiment: str
+    missing: tuple[str, ...] = ()
+
+
+def propose(folder: Path, name: str) -> Proposal:
+    """Files for a folder of images; `name` is that of the experiment. DataError where nothing can be recognised."""
+    layout = recognise(folder)
+    tree: dict[str, Any] = {}
+    missing = []
+    if layout.has_masks:
+        tree |= described_classes(layout, values_of(masks_of(folder, layout)))
+    else:
+        tree |= {"classes": ["background", "object"]}
+        missing.append("classes: the names of yours, in dataset.yaml")
+        if all("labels" not in split for split in layout.splits.values()):
+            missing.append(
+                "a split with label maps to measure on, in dataset.yaml and under evaluate: in the experiment"
+            )
+    tree |= {"masks": dict(layout.masks)} if layout.masks else {}
+    tree |= {"recursive": True} if layout.recursive else {}
+    tree |= {"range": white} if (white := _white(folder, layout)) else {}
+    tree |= {"splits": {split: dict(where) for split, where in layout.splits.items()}}
+    return Proposal(layout, _description(tree, layout), _experiment(folder.name, name, layout), tuple(missing))
+
+
+def _description(tree: Mapping[str, Any], layout: Layout) -> str:
+    lines = [f"# Proposed by `init`: the layout of {layout.name} ({layout.why}). Correct what is not so."]
+    lines += ["# See the section on your own images in the README for all that may stand here."]
+    for key, value in tree.items():
+        lines.append(f"# {_COMMENTS[key]}")
+        lines.append(_entry(key, value))
+    return "\n".join(lines) + "\n"
+
+
+def _entry(key: str, value: Any) -> str:
+    """A field; a mapping has an entry a line."""
+    if isinstance(value, dict):
+        return "\n".join([f"{key}:", *(f"  {_flow(name)}: {_flow(one)}" for name, one in value.items())])
+    return f"{key}: {_flow(value)}"
+
+
+def _flow(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("...").strip()
+
+
+def _experiment(path: str, name: str, layout: Layout) -> str:
+    measured = [split for split, where in layout.splits.items() if "labels" in where and split != "train"]
+    reported = "val" if "val" in measured else measured[0] if measured else "held_out"
+    held_out = ", held_out: 0.2" if reported == "held_out" and layout.has_masks else ""
+    people = (
+        ""
+        if "labels" in layout.splits["train"]
+        else "oracle: {name: human}          # you answer on a page, `annotate`\n"
+    )
+    reported = "val" if not layout.has_masks and not measured else reported
+    comment = "a fifth of the training images, never trained on" if held_out else "measured on this split"
+    return (
+        f"# Proposed by `init`: margin against random on {path}, a linear head on a frozen network whose weights come\n"
+        "# with the installation. experiments/own-images.yaml trains a network instead.\n"
+        f"name: {name}\n"
+        f"dataset: {{name: folder, path: {_flow(path)}, long_side: {LONG_SIDE}{held_out}}}\n"
+        "model: {backbone: tf_efficientnet_lite0, frozen: true, head: {name: linear}}\n"
+        f"{people}"
+        "acquire: {strategy: margin, initial_pixels: 5, pixels_per_stage: 5}     # labelled pixels an image\n"
+        f"evaluate: {{splits: {{{reported}: {{}}}}, report: {reported}}}          # {comment}\n"
+        "grid:\n"
+        "  - {acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [5, 10, 15, 20]}\n"
+    )
+
+
+def _white(folder: Path, layout: Layout) -> int | None:
+    """The full range of the images of 16 bits, if there are any, by their largest value."""
+    largest = 0
+    for where in layout.splits.values():
+        place = folder / where["images"]
+        for path in sorted(place.rglob("*") if layout.recursive else place.iterdir()):
+            if path.suffix.lower() in IMAGE_SUFFIXES and _is_deep(path):
+                pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+                largest = max(
+                    largest, 0 if pixels is None else int(np.max(pixels[..., :3] if pixels.ndim > 2 else pixels))
+                )
+    return next(2**bits - 1 for bits in (10, 12, 14, 16) if largest < 2**bits) if largest else None
+
+
+def _is_deep(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            tiles: Any = getattr(image, "tile", None)
+            return DEEP in f"{image.mode} {tiles[0][3] if tiles else ''}"
+    except OSError:
+        return False
+
+
+def slug(text: str) -> str:
+    """A name of an experiment after that of a folder."""
+    plain = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
+    return plain or "own-images"

@@ -1,0 +1,247 @@
+"""Layouts of folders: recognised, described so that they are read as they mean, and planned without a line edited."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pixelpick_ray.data.cityscapes import LABEL_IDS
+from pixelpick_ray.data.dataset import FileDataset
+from pixelpick_ray.data.folder_layouts import recognise
+from pixelpick_ray.data.folder_proposal import propose
+from pixelpick_ray.data.voc import colour_map
+from pixelpick_ray.errors import DataError
+from tests.support.data_folders import (
+    UInt8,
+    noise,
+    opened,
+    save,
+    write_camvid,
+    write_cityscapes,
+    write_voc,
+)
+from tests.support.launch import launch
+
+SIZE = (24, 32)
+INDICES = np.resize(np.array([0, 1, 2, 2], np.uint8), SIZE)  # of three classes
+
+
+def described(folder: Path) -> FileDataset:
+    """The data set of a folder after what is proposed for it."""
+    (folder / "dataset.yaml").write_text(propose(folder, "mine").description)
+    found = opened("folder", folder.parent, path=folder.name)
+    assert isinstance(found, FileDataset)
+    return found
+
+
+def photo(path: Path, seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(SIZE, (0,), seed)[0]).save(path)
+
+
+def palette_mask(path: Path, indices: UInt8, colours: Sequence[tuple[int, int, int]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(indices, mode="P")
+    picture.putpalette([value for colour in colours for value in colour])
+    picture.save(path)
+
+
+VOC_COLOURS = [colour_map(at) for at in range(256)]
+
+
+def as_voc(folder: Path) -> None:
+    write_voc(folder)
+    (folder / "voc" / "VOCdevkit").rename(folder / "VOCdevkit")
+    release = folder / "VOCdevkit" / "VOC2012"
+    for path in (release / "SegmentationClass").iterdir():
+        with Image.open(path) as file:
+            indices = np.asarray(file)
+        palette_mask(path, indices, VOC_COLOURS)
+
+
+def as_cvat(folder: Path) -> None:
+    (folder / "labelmap.txt").parent.mkdir(parents=True, exist_ok=True)
+    (folder / "labelmap.txt").write_text(
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\nleaf:10,200,30::\nstem:250,50,83::\n"
+    )
+    for name in "abc":
+        photo(folder / "JPEGImages" / f"{name}.jpg", seed=ord(name))
+        colours = np.array([(0, 0, 0), (10, 200, 30), (250, 50, 83)], np.uint8)[INDICES]
+        save(folder / "SegmentationClass" / f"{name}.png", colours)
+        save(folder / "SegmentationObject" / f"{name}.png", colours)
+    (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (folder / "ImageSets" / "Segmentation" / "default.txt").write_text("a\nb\nc\n")
+
+
+def as_cvat_camvid(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "label_colors.txt").write_text("0 0 0 background\n10 200 30 leaf\n250 50 83 stem\n")
+    for name in "abc":
+        photo(folder / "default" / f"{name}.png", seed=ord(name))
+        save(
+            folder / "defaultannot" / f"{name}.png",
+            np.array([(0, 0, 0), (10, 200, 30), (250, 50, 83)], np.uint8)[INDICES],
+        )
+
+
+def as_labelme(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "class_names.txt").write_text("__ignore__\n_background_\nleaf\nstem\n")
+    for name in "abc":
+        photo(folder / "JPEGImages" / f"{name}.jpg", seed=ord(name))
+        palette_mask(folder / "SegmentationClassPNG" / f"{name}.png", INDICES, VOC_COLOURS)
+        photo(folder / "SegmentationClassVisualization" / f"{name}.jpg")
+
+
+def as_labelme_folders(folder: Path) -> None:
+    for name in "abc":
+        photo(folder / f"{name}_json" / "img.png", seed=ord(name))
+        palette_mask(folder / f"{name}_json" / "label.png", INDICES, VOC_COLOURS)
+        photo(folder / f"{name}_json" / "label_viz.png")
+        (folder / f"{name}_json" / "label_names.txt").write_text("_background_\nleaf\nstem\n")
+
+
+def as_roboflow(folder: Path) -> None:
+    for at, split in enumerate(("train", "valid", "test")):
+        for name in "ab":
+            photo(folder / split / f"{name}{at}_jpg.rf.0123.jpg", seed=10 * at + ord(name))
+            save(folder / split / f"{name}{at}_jpg.rf.0123_mask.png", INDICES)
+        (folder / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, leaf\n2, stem\n")
+
+
+def as_camvid(folder: Path) -> None:
+    write_camvid(folder)
+    for path in (folder / "camvid").iterdir():
+        path.rename(folder / path.name)
+
+
+def as_cityscapes(folder: Path) -> None:
+    write_cityscapes(folder)
+    for path in (folder / "cityscapes").iterdir():
+        path.rename(folder / path.name)
+
+
+def beside(masks: str, suffix: str = "", ids: tuple[int, int, int] = (0, 1, 2)) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        for at, split in enumerate(("train", "val")):
+            for name in "abcd":
+                photo(folder / "images" / split / f"{name}.png", seed=10 * at + ord(name))
+                save(folder / masks.format(split) / f"{name}{suffix}.png", np.array(ids, np.uint8)[INDICES])
+
+    return write
+
+
+NAMED = ["background", "leaf", "stem"]
+LAYOUTS: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
+    "VOC": (as_voc, "VOC", []),
+    "CVAT": (as_cvat, "CVAT", NAMED),
+    "CVAT as CamVid": (as_cvat_camvid, "CamVid", NAMED),
+    "labelme": (as_labelme, "labelme", NAMED),
+    "labelme, a folder an image": (as_labelme_folders, "labelme", NAMED),
+    "Roboflow": (as_roboflow, "Roboflow", NAMED),
+    "masks beside": (beside("masks/{}"), "folders", ["background", "class_1", "class_2"]),
+    "masks beside with a suffix": (beside("labels/{}", "_mask"), "folders", ["background", "class_1", "class_2"]),
+    "masks in the same folder": (beside("images/{}", "_label"), "one folder", ["background", "class_1", "class_2"]),
+    "ids with gaps": (beside("masks/{}", ids=(3, 7, 200)), "folders", ["class_3", "class_7", "class_200"]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_is_recognised_and_read_as_it_means(tmp_path: Path, layout: str) -> None:
+    write, name, classes = LAYOUTS[layout]
+    write(tmp_path / "pets")
+    assert recognise(tmp_path / "pets").name == name
+    dataset = described(tmp_path / "pets")
+    if layout == "VOC":
+        assert dataset.names("train") == ("a.jpg", "b.jpg", "c.jpg")
+        for name in "abc":
+            meant = opened_voc(tmp_path / "pets").read("train", name)[1]
+            assert (dataset.read("train", f"{name}.jpg")[1] == meant).all()
+        return
+    assert list(dataset.facts.class_names) == classes
+    for split in dataset.facts.splits:
+        assert len(dataset.names(split)) >= 2
+        for one in dataset.names(split):
+            assert (dataset.read(split, one)[1] == INDICES).all()
+
+
+def opened_voc(folder: Path) -> FileDataset:
+    """The same files as the data set voc reads them."""
+    (place := folder.parent / "published").mkdir(exist_ok=True)
+    if not (place / "voc").exists():
+        (place / "voc").symlink_to(folder)
+    found = opened("voc", place)
+    assert isinstance(found, FileDataset)
+    return found
+
+
+def test_cityscapes_and_camvid_are_read_as_under_their_own_names(tmp_path: Path) -> None:
+    for write, name in ((as_cityscapes, "cityscapes"), (as_camvid, "camvid")):
+        write(folder := tmp_path / f"my {name}")
+        dataset = described(folder)
+        (place := tmp_path / "published").mkdir(exist_ok=True)
+        (place / name).symlink_to(folder)
+        published = opened(name, place)
+        assert dataset.facts.class_names == published.facts.class_names
+        for split in published.facts.splits:
+            pairs = zip(dataset.names(split), published.names(split), strict=True)
+            for mine, theirs in pairs:
+                expected = published.read(split, theirs)[1]
+                label = dataset.read(split, mine)[1]
+                assert (
+                    np.where(label == dataset.facts.void_index, published.facts.void_index, label) == expected
+                ).all()
+    assert len(LABEL_IDS) == 19
+
+
+def test_binary_masks_and_16_bits_are_seen(tmp_path: Path) -> None:
+    for name in "abcd":
+        (tmp_path / "pets" / "images").mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(ord(name)).integers(0, 4000, (*SIZE, 3), dtype=np.uint16)
+        values[0, 0] = 3999
+        cv2.imwrite(str(tmp_path / "pets" / "images" / f"{name}.png"), values)
+        save(tmp_path / "pets" / "masks" / f"{name}.png", np.array([0, 255, 255], np.uint8)[INDICES])
+    dataset = described(tmp_path / "pets")
+    assert dataset.facts.class_names == ("background", "object")
+    assert (dataset.read("train", "a.png")[1] == (INDICES > 0)).all()
+    assert dataset.white == 4095
+
+
+def test_masks_that_are_photos_and_folders_without_an_image_are_told(tmp_path: Path) -> None:
+    for name in "ab":
+        photo(tmp_path / "pets" / "images" / f"{name}.jpg")
+        photo(tmp_path / "pets" / "masks" / f"{name}.jpg")
+    with pytest.raises(DataError, match=r"no mask could be read; .*JPEG changes them"):
+        propose(tmp_path / "pets", "pets")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="holds no image"):
+        propose(tmp_path / "none", "none")
+
+
+def test_init_writes_both_files_once_and_a_plan_needs_no_line_edited(tmp_path: Path) -> None:
+    as_roboflow(tmp_path / "data" / "Pets (new)")
+    done = launch(tmp_path, "init", "data/Pets (new)")
+    assert done.status == 0, done
+    assert done.out.splitlines()[-1] == "      python launch.py plan pets-new.yaml"
+    plan = launch(tmp_path, "plan", "pets-new.yaml")
+    assert plan.status == 0, plan
+    assert "margin" in plan.out
+    before = (tmp_path / "data" / "Pets (new)" / "dataset.yaml").read_bytes()
+    again = launch(tmp_path, "init", "data/Pets (new)")
+    assert (again.status, "is there already, and is left as it is" in again.err) == (2, True)
+    assert (tmp_path / "data" / "Pets (new)" / "dataset.yaml").read_bytes() == before
+
+
+def test_images_alone_are_described_and_what_is_missing_is_said(tmp_path: Path) -> None:
+    for name in "ab":
+        photo(tmp_path / "pets" / f"{name}.jpg")
+    proposal = propose(tmp_path / "pets", "pets")
+    tree: dict[str, Any] = yaml.safe_load(proposal.description)
+    assert tree["splits"] == {"train": {"images": "."}}
+    assert "oracle: {name: human}" in proposal.experiment
+    assert len(proposal.missing) == 2
