@@ -27,7 +27,7 @@ _PICTURES = (
 
 
 @dataclass(frozen=True)
-class _Files:
+class _SplitFiles:
     """The files of a split: by the image's name its path and that of its label map, and what was left out, by why."""
 
     pairs: Mapping[str, tuple[Path, ...]]
@@ -56,7 +56,7 @@ class Folder(FileDataset):
     def __init__(self, spec: DatasetSpec, data_path: Path) -> None:
         """Read the description. SpecError without ``path``, DataError for a missing or wrong description."""
         super().__init__(spec, data_path)
-        self._found: dict[str, _Files] = {}
+        self._found: dict[str, _SplitFiles] = {}
         described = self._description = read_folder_description(check_inside(self.path / DESCRIPTION, data_path))
         classes = len(described.classes)
         self.facts = DatasetFacts(
@@ -155,7 +155,7 @@ class Folder(FileDataset):
     def _folder(self, split: str, what: str) -> Path:
         return self.path / str(getattr(self._described(split), what))
 
-    def _look(self, split: str) -> _Files:
+    def _look(self, split: str) -> _SplitFiles:
         """The files of a split, paired. DataError names what has no partner, or two."""
         described = self._described(split)
         image_pattern, label_pattern = self._description.masks.patterns if self._description.masks else ("*", "*")
@@ -186,7 +186,7 @@ class Folder(FileDataset):
         images: dict[str, list[Path]],
         labels: dict[str, list[Path]],
         left_out: _LeftOut,
-    ) -> _Files:
+    ) -> _SplitFiles:
         folder = self._folder(split, "images")
         with data_errors() as wrong:
             for stem in sorted(images.keys() | labels.keys()):
@@ -201,7 +201,7 @@ class Folder(FileDataset):
         pairs = {
             paths[0].relative_to(folder).as_posix(): (paths[0], *labels.get(stem, [])) for stem, paths in images.items()
         }
-        return _Files(dict(sorted(pairs.items())), left_out.lines())
+        return _SplitFiles(dict(sorted(pairs.items())), left_out.lines())
 
     def _walk(self, split: str, what: str, suffixes: tuple[str, ...], left_out: _LeftOut) -> Iterator[Path]:
         """The files of these suffixes; hidden ones do not count, other pictures are left out."""

@@ -76,10 +76,10 @@ def recognise(folder: Path) -> Layout:
     raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)}); give the folder that holds your images")
 
 
-_Files = Mapping[str, list[str]]  # names of the image files by their folder, relative
+_ImagesByFolder = Mapping[str, list[str]]  # names of the image files by their folder, relative
 
 
-def _files(folder: Path) -> _Files:
+def _files(folder: Path) -> _ImagesByFolder:
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -112,7 +112,7 @@ def _text(path: Path) -> str:
 # Published layouts and exports
 
 
-def _cityscapes(folder: Path, files: _Files) -> Layout | None:
+def _cityscapes(folder: Path, files: _ImagesByFolder) -> Layout | None:
     for place in sorted(folder.rglob("leftImg8bit")):
         root = place.parent
         kinds = [kind for kind in ("labelIds", "labelTrainIds") if any(root.glob(f"gtFine/*/*/*_gtFine_{kind}.png"))]
@@ -144,7 +144,7 @@ def _cityscapes(folder: Path, files: _Files) -> Layout | None:
     return None
 
 
-def _voc(folder: Path, files: _Files) -> Layout | None:
+def _voc(folder: Path, files: _ImagesByFolder) -> Layout | None:
     """The layout of VOC, also as CVAT and labelme export it."""
     for place in sorted(folder.rglob("JPEGImages")):
         root = place.parent
@@ -190,7 +190,7 @@ def _class_files(root: Path) -> tuple[dict[int, str], dict[str, list[Colour]]]:
     return {at: name.strip("_") for at, name in enumerate(lines)}, colours
 
 
-def _roboflow(folder: Path, files: _Files) -> Layout | None:
+def _roboflow(folder: Path, files: _ImagesByFolder) -> Layout | None:
     splits, names = {}, dict[int, str]()
     for place in files:
         table = _text(folder / place / "_classes.csv")
@@ -210,7 +210,7 @@ def _roboflow(folder: Path, files: _Files) -> Layout | None:
     )
 
 
-def _camvid(folder: Path, files: _Files) -> Layout | None:
+def _camvid(folder: Path, files: _ImagesByFolder) -> Layout | None:
     splits = {}
     for place in files:
         if f"{place}annot" in files and len(_stems(files[place]) & _stems(files[f"{place}annot"])):
@@ -230,7 +230,7 @@ def _is_camvid(values: set[int]) -> bool:
     return values <= {*range(12)} and 11 in values and len(values) > 8
 
 
-def _labelme_folders(folder: Path, files: _Files) -> Layout | None:
+def _labelme_folders(folder: Path, files: _ImagesByFolder) -> Layout | None:
     """A folder an image, with img.png, label.png and label_names.txt."""
     places = [place for place, names in files.items() if {"img.png", "label.png"} <= set(names)]
     texts = {_text(folder / place / "label_names.txt") for place in places}
@@ -251,7 +251,7 @@ def _labelme_folders(folder: Path, files: _Files) -> Layout | None:
 # What has no name
 
 
-def _beside(folder: Path, files: _Files) -> Layout | None:
+def _beside(folder: Path, files: _ImagesByFolder) -> Layout | None:
     """Masks in a folder of their own, with the names of the images, or these with a suffix."""
     pairs, suffix = defaultdict[str, list[tuple[str, str]]](list), ""
     masks = [place for place in files if _is_of_masks(place)]
@@ -288,7 +288,7 @@ def _is_of_masks(place: str) -> bool:
     return bool(words & _MASK_WORDS) and not _NO_MASKS.search(place)
 
 
-def _one_folder(folder: Path, files: _Files) -> Layout | None:
+def _one_folder(folder: Path, files: _ImagesByFolder) -> Layout | None:
     """Images and masks side by side."""
     splits = {}
     endings = Counter[str]()
@@ -305,7 +305,7 @@ def _one_folder(folder: Path, files: _Files) -> Layout | None:
     return Layout("one folder", _in_order(splits), {"suffix": end}, why=f"images beside masks called *{end}")
 
 
-def _bare(folder: Path, files: _Files) -> Layout | None:
+def _bare(folder: Path, files: _ImagesByFolder) -> Layout | None:
     if not files:
         return None
     places = defaultdict[str, list[str]](list)

@@ -13,7 +13,7 @@ from pixelpick_ray.data.image_files import LabelFile, UInt8Array, packed
 from pixelpick_ray.errors import DataError
 
 Colour = tuple[int, int, int]
-Indices = npt.NDArray[np.int16]  # class indices and void; _NONE where there is neither
+ClassIndices = npt.NDArray[np.int16]  # class indices and void; _NONE where there is neither
 _NONE = -1
 _MOST_SHOWN = 5  # colours in a message
 
@@ -49,7 +49,7 @@ class LabelEncoding:
         return indices.astype(np.uint8)
 
     @cached_property
-    def _by_id(self) -> Indices:
+    def _by_id(self) -> ClassIndices:
         table = np.full(1 << 16, _NONE, dtype=np.int16)
         table[list(self.void_ids)] = self.void_index
         for index, ids in enumerate(self.ids):
@@ -70,7 +70,7 @@ class LabelEncoding:
 
     # Numbers
 
-    def _of_values(self, values: npt.NDArray[np.integer], bits: int, path: Path) -> Indices:
+    def _of_values(self, values: npt.NDArray[np.integer], bits: int, path: Path) -> ClassIndices:
         indices = self._looked_up(values)
         if bits < 8:
             # Grey of few bits is brightness, as programs that make PNGs smaller write it; of one bit also a mask.
@@ -81,13 +81,13 @@ class LabelEncoding:
             self._refuse(values, indices == _NONE, path)
         return indices
 
-    def _looked_up(self, values: npt.NDArray[np.integer]) -> Indices:
+    def _looked_up(self, values: npt.NDArray[np.integer]) -> ClassIndices:
         if values.dtype == np.uint8:
             return np.asarray(self._by_id[values], dtype=np.int16)
         is_known = (values >= 0) & (values < len(self._by_id))
         return np.where(is_known, self._by_id[np.where(is_known, values, 0)], np.int16(_NONE))
 
-    def _doubt(self, indices: Indices) -> int:
+    def _doubt(self, indices: ClassIndices) -> int:
         """0 where all pixels are classes, 1 where some are void, 2 where some are neither."""
         return 2 if (indices == _NONE).any() else int((indices == self.void_index).any())
 
@@ -103,7 +103,7 @@ class LabelEncoding:
 
     def _of_colours(
         self, colours: npt.NDArray[np.int32], values: npt.NDArray[np.integer] | None, path: Path
-    ) -> Indices:
+    ) -> ClassIndices:
         found, counts = np.unique(colours, return_counts=True)
         known = np.asarray([self._by_colour.get(int(one), _NONE) for one in found], dtype=np.int16)
         if _NONE not in known:
@@ -127,7 +127,7 @@ class LabelEncoding:
 
     # Palettes
 
-    def _of_palette(self, indices: npt.NDArray[np.integer], palette: npt.NDArray[np.int32], path: Path) -> Indices:
+    def _of_palette(self, indices: npt.NDArray[np.integer], palette: npt.NDArray[np.int32], path: Path) -> ClassIndices:
         colour_of = dict(enumerate(palette.tolist()))
         shown = {int(index): colour_of.get(int(index), _NONE) for index in np.flatnonzero(np.bincount(indices.ravel()))}
         known = {index: self._by_colour[colour] for index, colour in shown.items() if colour in self._by_colour}
