@@ -1,5 +1,6 @@
 """A user's own images and label maps in a folder, described by the file dataset.yaml in it."""
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -270,6 +271,13 @@ class Folder(FileDataset):
         without, lacks = ("images", "labels") if images else ("labels", "images")
         suffixes = LABEL_SUFFIXES if images else IMAGE_SUFFIXES
         name = (images or labels)[0].relative_to(self._folder(split, without)).as_posix()
+        folder = self._folder(split, lacks)
+        others = folder.rglob(f"{glob.escape(Path(name).stem)}.*") if images and folder != images[0].parent else ()
+        if lossy := [path for path in others if path.suffix.lower() in {*IMAGE_SUFFIXES} - {*LABEL_SUFFIXES}]:
+            raise DataError(
+                f"{lossy[0]}: is no {', '.join(LABEL_SUFFIXES)}, which label maps are, since JPEG and WebP change "
+                "their values; export it anew from the tool that it came from, as PNG"
+            )
         masks = self._description.masks
         called = f", called {masks.patterns[1 if images else 0]}," if masks else " of the same stem"
         raise DataError(

@@ -408,6 +408,12 @@ def test_a_list_with_names_of_no_image_is_told_at_once(tmp_path: Path) -> None:
     assert lines[10] == "and 2 more of such problems"
 
 
+def test_label_maps_that_are_jpegs_are_told_as_such(tmp_path: Path) -> None:
+    split = {"train": {"images": "train", "labels": "masks"}}
+    lay_out(tmp_path, ["train/a.png", "masks/a.jpg"], splits=split)
+    told(tmp_path, r"masks/a\.jpg: is no \.png, .*since JPEG and WebP change their values; export it anew")
+
+
 def test_what_is_left_out_is_known(tmp_path: Path) -> None:
     files = ["train/a.png", "train/deep/b.png", "train/deep/c.png", "masks/a.png"]
     found = lay_out(tmp_path, files, splits={"train": {"images": "train", "labels": "masks"}})
