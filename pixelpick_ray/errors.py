@@ -6,6 +6,7 @@ PixelPickError
 +-- StoreError   the store cannot be read or written
     +-- DamagedError   a record of the store is not as it was written
 +-- RunError     a chain failed while it ran                      (exit status 1)
+    +-- DivergedError  a training whose numbers are none any more: a result, which every repetition has too
 """
 
 from collections.abc import Iterator
@@ -40,6 +41,10 @@ class DamagedError(StoreError):
 
 class RunError(PixelPickError):
     """A chain failed while it ran."""
+
+
+class DivergedError(RunError):
+    """A training whose loss or weights are no finite numbers any more; repeating it gives the same."""
 
 
 @contextmanager

@@ -39,6 +39,7 @@ def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[s
         "fits_to_train": len(found),
         "fits_to_train_again": sum(stage.fit_stored for stage, _ in found),
         "fits_after_answers": sum(stage.must_wait for stage, _ in found),
+        "fits_diverged": len({stage.identity for row in progress.stages.values() for stage in row if stage.diverged}),
         "features_bytes": features_bytes(planned, execution),
         "epochs_missing": sum(trial.epochs for _, trial in found),
         "seconds_per_fit": seconds,
@@ -129,4 +130,6 @@ def stages_line(summary: dict[str, Any]) -> str:
         text += f" ({again} of them again, for weights or measurements that only training gives)"
     if waiting:
         text += f" ({waiting} of them after people have answered)"
+    if summary["fits_diverged"]:
+        text += f"; {summary['fits_diverged']} without a result, for a training diverged"
     return text

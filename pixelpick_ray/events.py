@@ -98,6 +98,13 @@ class ChainFailed(Event):
 
 
 @dataclass(frozen=True)
+class Diverged(StageEvent):
+    """The chain or sample ends here for good, for this stage cannot be trained: `message` says how its loss went."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class LevelReached(Event):
     """A sample was judged at a level; `computed` says whether that is new."""
 
@@ -118,7 +125,7 @@ _KINDS = {
     kind.__name__: TypeAdapter(kind)
     for kind in (
         *(FitResumed, EpochDone, FitTrained, StageDone, PixelsPicked, AnswersAwaited),
-        *(ChainDone, ChainFailed, LevelReached, SampleStopped),
+        *(ChainDone, ChainFailed, Diverged, LevelReached, SampleStopped),
     )
 }
 

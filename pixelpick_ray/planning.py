@@ -27,7 +27,14 @@ from pixelpick_ray.data.weights import normalisation, weights_digest
 from pixelpick_ray.errors import DataError, SpecError, StoreError
 from pixelpick_ray.loop import walk
 from pixelpick_ray.store import Store, paths
-from pixelpick_ray.store.records import ChainRecord, DataWarnings, ExperimentRecord, read_chain, write_source
+from pixelpick_ray.store.records import (
+    ChainRecord,
+    DataWarnings,
+    ExperimentRecord,
+    read_chain,
+    read_diverged,
+    write_source,
+)
 from pixelpick_ray.tasks import PIXELS, Ask, Evaluate, FirstPixels, Fit, Pick, Task
 
 IN_LABEL = {"seed", "budget", "acquire.strategy", "model.backbone"}
@@ -223,6 +230,7 @@ class StageStatus:
     """How far one stage of a chain is stored. ``identity`` names its fit among those of a plan; ``fit`` is the same
     where it is the key, None where that is not known yet. ``to_train`` says whether a run trains it, for the first
     time or again, for weights or measurements that only training gives; ``must_wait``, whether people answer first.
+    ``diverged`` says how its training, or that of a stage before it, went that has no result.
     """
 
     stage: int
@@ -234,6 +242,7 @@ class StageStatus:
     pick_stored: bool = False
     to_train: bool = True
     must_wait: bool = False
+    diverged: str = ""
 
 
 @dataclass(frozen=True)
@@ -285,8 +294,12 @@ class Progress:
         """Whether everything of a chain is stored that is asked for, and all that a report needs beside it."""
         row, (_, first) = self.stages.get(chain.id, []), self.initial.get(chain.id, ("", True))
         picked = first and all(stage.pick_stored for stage in row if stage.pick)
-        stored = all(s.fit_stored and s.evaluated and not s.to_train for s in row)
+        stored = all(s.diverged or (s.fit_stored and s.evaluated and not s.to_train) for s in row)
         return bool(row) and picked and stored and chain.id in self.recorded
+
+    def diverged(self, chain: Chain) -> str:
+        """How the training went that ends a chain for good; empty where none does."""
+        return next((stage.diverged for stage in self.stages.get(chain.id, []) if stage.diverged), "")
 
 
 def progress_of(plan: Plan, execution: Execution) -> Progress:
@@ -312,11 +325,12 @@ def progress_of(plan: Plan, execution: Execution) -> Progress:
             initial[chain.id] = look.initial
         if record and _is_whole(record, look.stages, described):
             recorded.add(chain.id)
-    return Progress(plan, stages, initial, frozenset(recorded), tuple(store.damaged_records), known=bool(stages))
+    return Progress(plan, stages, initial, frozenset(recorded), tuple(store.found_damaged), known=bool(stages))
 
 
 def _is_whole(record: ChainRecord, stages: list[StageStatus], described: Callable[[str], bool]) -> bool:
     """Whether a chain's record names the results of every stage, and the descriptions that it names are there."""
+    stages = [stage for stage in stages if not stage.diverged]
     named = [stage.fit for stage in record.stages]
     found = record.descriptions
     keys = [found.training, *found.evaluated.values()] if found else []
@@ -367,6 +381,7 @@ class _Look:
         self._store, self._execution, self._record = store, execution, record
         self.stages: list[StageStatus] = []
         self.initial: tuple[str, bool] | None = None
+        self._diverged = ""  # how an earlier stage went, or this one
         self._is_lost = False  # a pick whose labels nobody can read any more
         self._missing: list[Task[Any]] = []  # what the stage's model is needed for
         self._pick: tuple[str, bool] | None = None
@@ -412,10 +427,15 @@ class _Look:
 
     def release(self, fit: Fit) -> None:
         """See whether the stage is stored, and whether it has to be trained."""
-        if not _is_known(fit):
-            self.stages.append(StageStatus(fit.stage, fit.key, None))
+        if not _is_known(fit) or self._diverged:
+            to_train = not self._diverged
+            self.stages.append(StageStatus(fit.stage, fit.key, None, to_train=to_train, diverged=self._diverged))
             return
         stored, missing = self._store.intact(fit.kind, fit.key), [task for task in self._missing if task.model_of]
+        if not stored and (record := read_diverged(self._store, fit.key)) is not None:
+            self._diverged = record.message
+            self.stages.append(StageStatus(fit.stage, fit.key, fit.key, to_train=False, diverged=record.message))
+            return
         needs_weights = bool(missing) or self._execution.keeps_weights(fit.trial, fit.stage)
         to_train = (
             not stored
@@ -432,7 +452,7 @@ class _Look:
         """Mark the stages that nobody can train before people have answered; with answers to what is asked now, the
         next stage is none of them.
         """
-        unknown = [at for at, stage in enumerate(self.stages) if stage.fit is None]
+        unknown = [at for at, stage in enumerate(self.stages) if stage.fit is None and not stage.diverged]
         for at in unknown[int(has_answers) :]:
             self.stages[at] = replace(self.stages[at], must_wait=True)
 

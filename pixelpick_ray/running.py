@@ -10,9 +10,10 @@ from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.context import Context
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.engine.world import World
-from pixelpick_ray.events import AnswersAwaited, ChainDone, Event, PixelsPicked, StageDone
+from pixelpick_ray.errors import DivergedError
+from pixelpick_ray.events import AnswersAwaited, ChainDone, Diverged, Event, PixelsPicked, StageDone
 from pixelpick_ray.loop import walk
-from pixelpick_ray.store.records import StageRecord
+from pixelpick_ray.store.records import DivergedRecord, StageRecord
 from pixelpick_ray.tasks import Evaluate, FirstPixels, Fit, Pick, Trained
 from pixelpick_ray.training import Trainer
 
@@ -28,8 +29,8 @@ def run_chain(
 ) -> None:
     """Run a trial with all the trials that are prefixes of it; what is stored is not computed again.
 
-    `keep_stages` keep their weights for other chains of this run. The last event is ChainDone, or AnswersAwaited when
-    people have to answer before it can go on.
+    `keep_stages` keep their weights for other chains of this run. The last event is ChainDone, AnswersAwaited when
+    people have to answer before it can go on, or Diverged.
     """
     context = Context(experiment, trial, execution, world, on_event)
     visitor = _MakeMissing(context, keep_stages)
@@ -41,6 +42,10 @@ def run_chain(
         context.note(asks=waiting.ask)
         context.write_record()
         context.emit(AnswersAwaited(context.chain, visitor.stage, waiting.missing, waiting.asked))
+    except DivergedError as error:
+        context.note(diverged=DivergedRecord(fit=visitor.fit, stage=visitor.stage, message=str(error)))
+        context.write_record()
+        context.emit(Diverged(context.chain, visitor.stage, str(error)))
     else:
         context.emit(ChainDone(context.chain))
 
@@ -52,7 +57,7 @@ class _MakeMissing:
         self._context, self._keep_stages = context, keep_stages
         self._trainer = Trainer(context)
         self._annotator = Annotator(context, self._trainer)
-        self.stage = 0
+        self.stage, self.fit = 0, ""
         self._labels: LabelledPixels | None = None
         self._trained: tuple[Trained, bool] | None = None  # of this stage, and whether it was trained now
         self._measured: dict[str, dict[int, Counts]] = {}  # of this stage, by split
@@ -76,7 +81,7 @@ class _MakeMissing:
     def make(self, task: Fit | Evaluate) -> None:
         """Train or measure."""
         if isinstance(task, Fit):
-            self.stage = task.stage
+            self.stage, self.fit = task.stage, task.key
             self._trained = self._context.cached(task, lambda: self._trainer.make_fit(task))
         else:
             make = self._trainer.make_evaluation

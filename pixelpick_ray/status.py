@@ -9,7 +9,7 @@ from pixelpick_ray.estimate import stages_line, summarise
 from pixelpick_ray.planning import Chain, Plan, Progress, progress_of
 from pixelpick_ray.store import Store, run_lease
 
-STATES = ("stored", "running", "waiting", "missing", "failed")
+STATES = ("stored", "running", "waiting", "missing", "failed", "diverged")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class ChainStatus:
     error: str
     waits_for: str = ""
     missing_answers: int = 0
+    diverged: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Status:
         lines = [f"{chain.label:<{width}}  {_counted(chain.stages)}" for chain in self.chains]
         lines += [f"WAITING {chain.label}: for {chain.waits_for}" for chain in self.chains if chain.waits_for]
         lines += [f"FAILED {chain.label}: {chain.error}" for chain in self.chains if chain.error]
+        lines += [f"DIVERGED {chain.label}: {chain.diverged}" for chain in self.chains if chain.diverged]
         lines += [f"DAMAGED {line}" for line in self.damaged]
         counts = ", ".join(f"{count} {state}" for state, count in self.stages.items() if count)
         return "\n".join([*lines, counts, self.line])
@@ -79,7 +81,7 @@ def status_of(plan: Plan, execution: Execution) -> Status:
 
 def _count(plan: Plan, progress: Progress, chains: tuple[ChainStatus, ...]) -> dict[str, int]:
     """The distinct stages by state; one that chains share is in the first of these states that it has in any."""
-    order = ("stored", "running", "failed", "waiting", "missing")
+    order = ("stored", "diverged", "running", "failed", "waiting", "missing")
     found: dict[str, str] = {}
     for chain, status in zip(plan.chains, chains, strict=True):
         for stage, state in zip(progress.row(chain), status.stages, strict=True):
@@ -100,6 +102,8 @@ def _chain_status(
         trains, picks = leased.get(f"fit-{stage.fit}", ""), leased.get(f"pick-{stage.pick}", "")
         if stage.fit_stored and stage.evaluated:
             states.append("stored")
+        elif stage.diverged:
+            states.append("diverged")
         elif trains:
             states.append("running")
         elif waits_for:
@@ -116,7 +120,9 @@ def _chain_status(
         waits_for = f"a free place in the run of {run}"
     waits_for, error = waits_for if "waiting" in states else "", "" if waits_for else error
     return ChainStatus(
-        chain.label, chain.id, tuple(states), error, waits_for, missing_answers=pending.missing if pending else 0
+        *(chain.label, chain.id, tuple(states), error, waits_for),
+        missing_answers=pending.missing if pending else 0,
+        diverged=progress.diverged(chain),
     )
 
 

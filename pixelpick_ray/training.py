@@ -21,11 +21,12 @@ from pixelpick_ray.engine.frozen import FrozenModel, labelled_vectors, loss_of
 from pixelpick_ray.engine.provenance import provenance_of
 from pixelpick_ray.engine.resume import FitProgress, Unfinished, pack, unpack
 from pixelpick_ray.engine.score import evaluate
-from pixelpick_ray.errors import DataError
+from pixelpick_ray.errors import DataError, DivergedError
 from pixelpick_ray.events import EpochDone, FitResumed, FitTrained
 from pixelpick_ray.models.heads import fit_head, head_of
 from pixelpick_ray.models.segmentation import build_model
 from pixelpick_ray.store.paths import WEIGHTS, WEIGHTS_OF_RUN
+from pixelpick_ray.store.records import DivergedRecord, read_diverged, write_diverged
 from pixelpick_ray.tasks import CONFUSION, PREDICTIONS, TRAINING, Evaluate, Fit, prediction_file
 
 SAME = ("torch", "numpy", "device", "world_size", "threads")  # what one fit must be made by from begin to end
@@ -40,8 +41,14 @@ class Trainer:
         self.weights_digest: str | None = None
 
     def make_fit(self, task: Fit) -> None:
-        """Train, and publish with what only training can measure. The fit's lease is held."""
+        """Train, and publish with what only training can measure. The fit's lease is held.
+
+        DivergedError for a training that has no result, now or when it was done before.
+        """
         is_first = self._world.is_first
+        known = self._world.broadcast(read_diverged(self._store, task.key) if is_first else None)
+        if known is not None:
+            raise DivergedError(known.message)
         is_trained = self._world.broadcast(is_first and self._store.has(task.kind, task.key))
         missing = []
         for evaluation in task.evaluations:
@@ -49,7 +56,13 @@ class Trainer:
                 self._store.discard(evaluation.kind, evaluation.key)
             if not is_trained or self._context.find(evaluation) is None:
                 missing.append(evaluation)
-        self._train(task, missing)
+        try:
+            self._train(task, missing)
+        except DivergedError as error:
+            if is_first and not is_trained:
+                write_diverged(self._store, DivergedRecord(fit=task.key, stage=task.stage, message=str(error)))
+                self._store.drop_unfinished(task.key)
+            raise
 
     def make_evaluation(self, task: Evaluate) -> None:
         """Measure the trained model on a split."""
@@ -156,7 +169,10 @@ class Trainer:
                 found = fit_head(head, labelled, num_classes=num_classes, seed=trial.seed, stage=task.stage)
                 progress.losses.append(loss_of(found, labelled))
                 tensors = found.state_dict()
-            self._model = self._world.place(self._frozen(head, self._world.broadcast(tensors)))
+            tensors = self._world.broadcast(tensors)
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                raise DivergedError(f"stage {task.stage}: the head's weights are not finite")
+            self._model = self._world.place(self._frozen(head, tensors))
         examples: dict[str, dict[str, Any]] = {}
         reported = None
         for one in missing:

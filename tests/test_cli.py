@@ -357,7 +357,7 @@ def test_plan_and_status_print_a_line_for_each_chain_or_one_json_object(copy: Pa
     figures, state = (json.loads(one.out) for one in done)
     assert figures.items() >= {"fits": 6, "stored_fits": 6, "stored_picks": 6, "epochs_missing": 0}.items()
     assert figures["seconds_per_fit"] > 0
-    assert state["stages"] == {"stored": 6, "running": 0, "waiting": 0, "missing": 0, "failed": 0}
+    assert state["stages"] == {"stored": 6} | dict.fromkeys(("running", "waiting", "missing", "failed", "diverged"), 0)
 
 
 def test_a_record_that_cannot_be_read_is_named_and_made_again(copy: Path) -> None:
@@ -378,7 +378,7 @@ def test_a_record_that_cannot_be_read_is_named_and_made_again(copy: Path) -> Non
     assert path.read_bytes() == before
 
 
-def test_a_chain_that_fails_for_good_ends_with_status_1_and_the_others_are_reported(copy: Path) -> None:
+def test_a_training_that_diverges_is_a_result_that_counts_as_worst_and_is_not_repeated(copy: Path) -> None:
     """Too high a learning rate in a second grid: its chain has no number as a loss."""
     grid = [
         {"acquire.strategy": ["margin", "random"], "seed": [0, 1], "budget": [10, 20]},
@@ -387,14 +387,25 @@ def test_a_chain_that_fails_for_good_ends_with_status_1_and_the_others_are_repor
     ]
     options = ("--set", f"grid={json.dumps(grid)}", "--cache", str(copy / "cache"))
     done = launch(copy, "run", "tiny.yaml", "--local", *options)
-    assert done.status == 1, done
-    failed = r"MISSING test_resnet margin seed 0, train.optimizer.lr=1e\+30: stage 0, epoch \d: the loss is .*lower tra"
-    assert re.search(failed, done.out)
+    assert done.status == 0, done
+    how = r"stage 0, epoch \d of 2: the loss is .*; lower train.optimizer.lr"
+    ended = rf"(?m)^DIVERGED test_resnet margin seed 0, train.optimizer.lr=1e\+30: {how}$"
+    assert re.search(ended, done.out)
     assert re.search(r"seed 3, .*: 10 px: mIoU .* \(trained\)", done.out)  # planned after the one that fails
     assert len(fits(copy)) == 7
     status = json.loads(launch(copy, "status", "tiny.yaml", "--json", *options).out)
-    assert status["stages"] == {"stored": 7, "running": 0, "waiting": 0, "missing": 0, "failed": 1}
-    assert [chain["error"] for chain in status["chains"] if "lower train.optimizer.lr" in chain["error"]] != []
+    rest = {"running": 0, "waiting": 0, "missing": 0, "failed": 0}
+    assert status["stages"] == {"stored": 7, "diverged": 1} | rest
+    again = launch(copy, "run", "tiny.yaml", "--local", *options)
+    assert (again.status, "trained now: 0" in again.out, len(re.findall(ended, again.out))) == (0, True, 1)
+    told = launch(copy, "plan", "tiny.yaml", *options).out
+    assert "7 of 8 stages stored, 0 to train; 1 without a result, for a training diverged" in told
+    assert launch(copy, "report", "tiny.yaml", *options[:2], "--out", "told").status == 0
+    assert "Diverged: 1 of 10 trials, counted as 0." in (copy / "told" / "table.md").read_text()
+    values = [line.split(",") for line in (copy / "told" / "rows.csv").read_text().splitlines()]
+    assert [line[11] for line in values if "train.optimizer.lr=1e+30" in line and line[9] == "miou"] == ["0.0"]
+    cell = launch(copy, "report", "tiny.yaml", *options[:2], "--explain", "setting=train.optimizer.lr=1e+30")
+    assert re.search(rf"diverged +{how}; it counts as the worst value", cell.out)
 
 
 # Stopping

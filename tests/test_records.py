@@ -52,7 +52,7 @@ def test_six_hundred_flipped_bits_are_noticed(stored: Path, tmp_path: Path) -> N
         (store.path / path).write_bytes(bytes(content))
         found = store.find_record(path, kinds[path])
         assert found is None or found == written[path]
-        assert (found is None) == (len(store.damaged_records) == 1)
+        assert (found is None) == (len(store.found_damaged) == 1)
         noticed += found is None
     assert noticed > 0.7 * FLIPS  # the others changed spaces between fields, and nothing that is read
 

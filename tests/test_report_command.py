@@ -1,5 +1,6 @@
 """The command `report`: one number explained, labels priced, pictures left out, and what is refused."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_labels_are_priced_and_pictures_are_as_many_as_asked_for(place: Path) ->
     assert "data:image/jpeg" in shown
     assert "data:image/jpeg" not in hidden
     assert "| margin | 20 | 80 | 2 | 40 |" in (place / "with" / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_damaged_pick_is_named_on_the_terminal_and_in_the_report(place: Path) -> None:
+    shutil.copytree(place / "store", place / "harmed")
+    path = next((place / "harmed" / "pick").glob("*/statistics.json"))
+    path.write_bytes(path.read_bytes()[:-9] + b"x" * 9)
+    done = launch(place, "report", "tiny.yaml", "--store", "harmed", "--out", "named", "--pictures", "0")
+    where = f"pick/{path.parent.name}"
+    assert done.status == 1
+    how = "statistics.json: other content than was published"
+    assert f"DAMAGED {where}: {how} (the next run makes it again)" in done.out
+    assert done.err.startswith("error: the report lacks what is damaged; run the experiment again")
+    text = (place / "named" / "table.md").read_text(encoding="utf-8")
+    assert f"| {where} | {how} |" in text
 
 
 def test_a_store_without_the_experiment_is_pointed_out(place: Path) -> None:

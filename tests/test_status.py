@@ -112,7 +112,14 @@ def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(pl
     state = status_of(plan, execution)
     assert stages(state) == [("stored", "stored", "failed"), FIRST_STORED]
     assert [chain.error for chain in state.chains] == ["OSError: the disk is full", ""]
-    assert state.as_dict()["stages"] == {"stored": 2, "running": 0, "waiting": 0, "missing": 2, "failed": 1}
+    assert state.as_dict()["stages"] == {
+        "stored": 2,
+        "running": 0,
+        "waiting": 0,
+        "missing": 2,
+        "failed": 1,
+        "diverged": 0,
+    }
     text = state.as_text().splitlines()
     assert text == [
         "test_resnet margin seed 0  2 stored, 1 failed",

@@ -24,6 +24,7 @@ from pixelpick_ray.data.questions import Place, read_questions
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.planning import Plan
 from pixelpick_ray.store import Store
+from pixelpick_ray.store.outputs import replace_files
 from pixelpick_ray.store.records import read_chain
 
 
@@ -39,12 +40,10 @@ def write_answers(plan: Plan, store: Store, data_path: Path, format_name: str, o
     if format_name == "label-studio":
         config = label_config(exchanged.class_names, exchanged.palette)
         files[out.with_suffix(".labels.xml")] = config.encode("utf-8")
-    for path, content in files.items():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        except OSError as error:
-            raise SpecError(f"--out {path}: cannot be written ({error}); give a file that you may write") from error
+    try:
+        replace_files(files)
+    except OSError as error:
+        raise SpecError(f"--out {out}: cannot be written ({error}); give a file that you may write") from error
     answered = sum(point.kind is not None for point in exchanged.points)
     written = f"{len(exchanged.points)} pixels, {answered} of them answered"
     return [f"written to {out}: {written}", *(f"written to {path}" for path in list(files)[1:])]

@@ -28,7 +28,7 @@ from pixelpick_ray.config.experiment import dataset_of_options
 from pixelpick_ray.config.shipped import experiment_file
 from pixelpick_ray.data.answers import Waiting
 from pixelpick_ray.data.cache import default_cache_path
-from pixelpick_ray.errors import SpecError
+from pixelpick_ray.errors import RunError, SpecError
 from pixelpick_ray.planning import Plan
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.found import found_path
@@ -94,9 +94,16 @@ def report(
         print(_why_nothing(planned, results))
     elif summary.missing:
         print(f"missing: {counted(len(summary.missing), 'result')}, listed in the report")
-    for line in results.damaged_records:
+    _conclude(results, out, summary.files)
+
+
+def _conclude(store: Store, out: Path, files: tuple[Path, ...]) -> None:
+    """Say what was written, and what the report lacks because it is damaged, which is no success."""
+    print(f"written to {out}: {', '.join(path.name for path in files)}")
+    for line in store.found_damaged:
         print(f"DAMAGED {line}")
-    print(f"written to {out}: {', '.join(path.name for path in summary.files)}")
+    if store.found_damaged:
+        raise RunError("the report lacks what is damaged; run the experiment again, which makes it anew")
 
 
 def _why_nothing(planned: list[Plan], store: Store) -> str:
@@ -104,8 +111,8 @@ def _why_nothing(planned: list[Plan], store: Store) -> str:
     looks = (Waiting(store, one.experiment).look(chain.id for chain in one.chains) for one in planned)
     if any(pending.missing for look in looks for pending in look.values()):
         return "nothing is trained yet: people have to answer first; `status` says how many answers are missing"
-    if store.damaged_records:
-        return "what is stored cannot be told, its records are damaged; run it again, which mends them"
+    if store.found_damaged:
+        return "what is stored cannot be told, for it is damaged; run it again, which mends that"
     return (
         f"nothing of it is stored in {store.address}; give the folder of the results with --store DIR, or run it first"
     )
@@ -196,7 +203,7 @@ def _report_search(asked: list[tuple[Plan, Search | None]], paths: list[Path], s
     summary = write_search_report(store, search.experiment, out, next_command=command)
     for line in summary.missing:
         print(f"missing: {line}")
-    print(f"written to {out}: {', '.join(path.name for path in summary.files)}")
+    _conclude(store, out, summary.files)
 
 
 @contextmanager

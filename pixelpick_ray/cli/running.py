@@ -65,8 +65,12 @@ def plan(
     for line in warnings if not as_json else ():
         print(f"warning: {line}")
     if search is not None:
-        journal = Journal(Store(store), search)
-        print(json.dumps(plan_figures(search, journal)) if as_json else plan_text(search, journal))
+        results = Store(store)
+        journal = Journal(results, search)
+        if as_json:
+            print(json.dumps(plan_figures(search, journal)))
+        else:
+            print("\n".join([plan_text(search, journal), *(f"DAMAGED {line}" for line in results.found_damaged)]))
         return
     progress = progress_of(planned, execution)
     summary = summarise(planned, progress, execution)

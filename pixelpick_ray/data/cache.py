@@ -29,6 +29,7 @@ from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.dataset import Dataset, ReportBytes, UInt8Array, readable
 from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import DataError, data_errors
+from pixelpick_ray.store.backend import sync
 
 PIXELS_VERSION = 2  # of what is made of a source image; features of frozen backbones depend on it
 INDEX_VERSION = 3
@@ -478,4 +479,4 @@ def _cut(path: Path, size: int) -> BufferedWriter:
 
 def _to_disk(file: BufferedWriter) -> None:
     file.flush()
-    os.fsync(file.fileno())
+    sync(file.fileno())

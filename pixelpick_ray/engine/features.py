@@ -34,6 +34,7 @@ from pixelpick_ray.engine.images import SplitImages, moved
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError
 from pixelpick_ray.models.extractor import FeatureExtractor, build_extractor
+from pixelpick_ray.store.backend import sync
 
 BLOCK_IMAGES = 16
 DEVICE_SHARE = 0.5  # of a GPU's free memory that the features of one split may take
@@ -263,7 +264,7 @@ class _Files:
             file.seek(at.start)
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         partial = self.folder / f".block-{block}-{os.getpid()}"
         partial.write_text(hashlib.sha256(content).hexdigest(), encoding="ascii")
         partial.rename(self.digest_path(block))

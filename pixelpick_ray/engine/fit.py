@@ -14,7 +14,7 @@ from pixelpick_ray.engine.batches import FitJob, num_batches, rank_batches
 from pixelpick_ray.engine.resume import Unfinished
 from pixelpick_ray.engine.step import TrainStep, build_optimizer, set_precision
 from pixelpick_ray.engine.world import World
-from pixelpick_ray.errors import RunError
+from pixelpick_ray.errors import DivergedError
 from pixelpick_ray.models.segmentation import FeatureHead, build_model
 
 
@@ -35,7 +35,7 @@ def fit(
 
     An unfinished fit, equal on all ranks, goes on after its last epoch. The loss is the cross entropy, averaged over
     the labelled pixels of the global batch; zero for a batch with none.
-    RunError when the loss is no number.
+    DivergedError when the loss, or a weight at the end, is no number.
     """
     model = build_model(
         job.model,
@@ -64,11 +64,21 @@ def fit(
             step.set_lr(lr_factor(job.train.schedule, epoch * batches + index, batches, job.train.epochs))
             step(batch)
         loss_sum, count = world.sum_(step.total).tolist()
+        at = f"stage {job.stage}, epoch {epoch + 1} of {job.train.epochs}"
         if not np.isfinite(loss_sum):
-            raise RunError(f"stage {job.stage}, epoch {epoch + 1}: the loss is {loss_sum}; lower train.optimizer.lr")
+            raise DivergedError(f"{at}: the loss is {loss_sum}; lower train.optimizer.lr")
+        if epoch + 1 == job.train.epochs and not _is_finite(model, world):
+            raise DivergedError(f"{at}: weights are not finite after the last step; lower train.optimizer.lr")
         on_epoch(Epoch(epoch + 1, loss_sum / max(count, 1.0), model, optimizer))
     model.zero_grad(set_to_none=True)  # gradients would keep the memory of recorded steps
     return model
+
+
+def _is_finite(model: nn.Module, world: World) -> bool:
+    """Whether all parameters and buffers are numbers, on every rank."""
+    floating = (value for value in model.state_dict().values() if value.is_floating_point())
+    wrong = torch.stack([(~value.isfinite()).any() for value in floating]).any()
+    return not world.sum_(wrong.to(torch.float64))
 
 
 def lr_factor(schedule: ConstantSpec | MultistepSpec | PolySpec, iteration: int, per_epoch: int, epochs: int) -> float:

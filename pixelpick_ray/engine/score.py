@@ -297,7 +297,7 @@ class _Asking:
             name = prepared.names[done[int(finite.argmin())]]
             raise RunError(
                 f"image {name}: the {acquire.strategy} score is not finite after stage {self.stage}; "
-                "is the training stable?"
+                "has the training diverged? lower train.optimizer.lr"
             )
         return [PickedInImage(position, *parts) for position, *parts in zip(done, *columns, strict=True)]
 

@@ -158,7 +158,7 @@ def _cells(
     """A cell for each metric of what was asked for together."""
     line, budget, split, checkpoint = group
     shares = [one.share for one in asked if one.share is not None]
-    evidence = [results.evidence[one.evaluation_key] for one in readings]
+    evidence = [results.evidence[one.evaluation_key] for one in readings if one.evaluation_key]
     mixed = tuple(name for name in (evidence[0] if evidence else ()) if len({one[name] for one in evidence}) > 1)
     for metric, class_name in metrics:
         told = [one for one in readings if (metric, class_name) in one.values]

@@ -78,26 +78,27 @@ def read_evaluations(
     read, pairs = partial(_read_part, store), list(wanted.items())
     workers = min(processes, len(pairs) // READ_ALONE) if store.is_folder else THREADS
     if workers < 2 or "fork" not in get_all_start_methods():
-        return read(pairs)
+        return read(pairs)[:2]
     size = 1 + len(pairs) // (4 * workers)
     parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     evaluations: dict[str, Evaluation | str] = {}
     fits: dict[str, Provenance] = {}
     forked = partial(ProcessPoolExecutor, mp_context=get_context("fork"))
     with forked(workers) if store.is_folder else ThreadPoolExecutor(workers) as pool:
-        for found, made in pool.map(read, parts):
+        for found, made, damage in pool.map(read, parts):
             evaluations |= found
             fits |= made
+            store.note_damage(damage)
     return evaluations, fits
 
 
 def _read_part(
     store: Store, pairs: Sequence[tuple[str, Sequence[str]]]
-) -> tuple[dict[str, Evaluation | str], dict[str, Provenance]]:
+) -> tuple[dict[str, Evaluation | str], dict[str, Provenance], dict[str, str]]:
     read_fit = cache(partial(_read_fit, store))  # several splits are of one fit
     found = {key: _read_evaluation(store, key, class_names, read_fit) for key, class_names in pairs}
     keys = (one.fit_key for one in found.values() if isinstance(one, Evaluation))
-    return found, {key: read_fit(key)[1] for key in keys}
+    return found, {key: read_fit(key)[1] for key in keys}, dict(store.damage)
 
 
 def _read_evaluation(

@@ -132,6 +132,10 @@ def _reading_lines(
 ) -> Iterator[str]:
     value = percent_text(reading.values[cell.metric, cell.class_name], math.nan)
     yield f"  seed {reading.asked.point.seed}: {_percent(value)}"
+    if reading.diverged:
+        yield f"    diverged    {reading.diverged}; it counts as the worst value"
+        yield f"    record      {store.address}/{paths.diverged(reading.fit_key)}"
+        return
     yield f"    fit         {store.address}/{paths.result('fit', reading.fit_key)}"
     yield f"    evaluation  {store.address}/{paths.result('evaluation', reading.evaluation_key)}"
     for budget, key in _picks(chains, cell.line, reading):

@@ -57,6 +57,8 @@ from pixelpick_ray.report.tables import (
     area_table,
     cells_csv,
     class_tables,
+    damage_table,
+    diverged_table,
     missing_table,
     protocol_table,
     result_table,
@@ -64,6 +66,7 @@ from pixelpick_ray.report.tables import (
 from pixelpick_ray.report.thresholds import threshold_table
 from pixelpick_ray.report.verdicts import verdicts
 from pixelpick_ray.store import Store, paths
+from pixelpick_ray.store.outputs import replace_files
 from pixelpick_ray.store.records import DataWarnings
 
 
@@ -98,16 +101,24 @@ def write_report(
 
 
 def write_files(contents: Mapping[str, str | bytes], out: Path, *, stale: Collection[str] = ()) -> tuple[Path, ...]:
-    """Write files by their names into the folder `out`, and remove the stale ones; SpecError when it cannot be done."""
+    """Replace files by their names in the folder `out`, all of them or none, and remove the stale ones.
+
+    SpecError when it cannot be done.
+    """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            (out / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        replace_files({out / name: _bytes(content) for name, content in contents.items()})
         for name in stale:
             (out / name).unlink(missing_ok=True)
     except OSError as error:
-        raise SpecError(f"--out {out}: cannot be written ({error}); give a folder that you may write to") from error
+        raise SpecError(
+            f"--out {out}: cannot be written ({error}); give a folder that you may write to and that has space; what "
+            "was there has stayed"
+        ) from error
     return tuple(out / name for name in contents)
+
+
+def _bytes(content: str | bytes) -> bytes:
+    return content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
 
 
 def _stale(contents: Collection[str], out: Path, cost_model: CostModel | None) -> set[str]:
@@ -161,6 +172,7 @@ def _contents(
     costs = _costs(found, cost_model)
     published, efforts = comparable_cells(comparisons), load_efforts(store, results, chains)
     sections = _sections(store, found, costs)
+    sections["Missing"] += _some(damage_table(store.damage))  # last: everything else has been read
     more: dict[str, tuple[Part, ...]] = {
         "Pictures": contact_sheets(store, results, chains, settings=picture_settings),
         "Elsewhere": _some(elsewhere_table(results)),
@@ -202,7 +214,7 @@ def _sections(store: Store, found: _Findings, costs: Costs | None) -> dict[str, 
         "Protocols": _some(protocol_table(results, cells)),
         "Published numbers": _some(scoreboard_table(results, found.comparisons)),
         "Data": _data_warnings(store, results.experiments),
-        "Missing": _some(missing_table(results, cells)),
+        "Missing": _some(missing_table(results, cells), diverged_table(results)),
         "Classes": class_tables(results, cells),
         "What was asked": _some(query_table(found.queries, distances), *shares, overlap_table(store, found.chains)),
         "Annotation": annotation_tables(found.annotations),

@@ -11,10 +11,10 @@ from typing import Any
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import EvaluateSpec, Trial
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.report.evaluations import Evaluation, Metric, read_evaluations
+from pixelpick_ray.report.evaluations import MIOU, PIXEL_ACCURACY, Evaluation, Metric, read_evaluations
 from pixelpick_ray.report.points import Point, merged, size_text, trials_by_point
 from pixelpick_ray.store import Store
-from pixelpick_ray.store.records import ChainRecord, StageRecord, read_chain
+from pixelpick_ray.store.records import ChainRecord, DivergedRecord, StageRecord, read_chain
 from pixelpick_ray.tasks import evaluation_size
 
 LAST, BEST, BEST_ON = "last", "best", "best_on_"
@@ -44,12 +44,16 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Reading:
-    """A stored confusion matrix as its metrics: fractions, NaN for a class that does not occur."""
+    """A stored confusion matrix as its metrics: fractions, NaN for a class that does not occur.
+
+    Of a training that `diverged` says how there is no evaluation: it counts as the worst value, 0.
+    """
 
     asked: Measurement
     fit_key: str
     evaluation_key: str
     values: Mapping[Metric, float]
+    diverged: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ class Results:
     evidence: dict[str, dict[str, str]]
     fits: dict[str, dict[str, Any]]
 
+    @property
+    def diverged(self) -> dict[Point, str]:
+        """The trials whose training has no result, and how it went."""
+        return {one.asked.point: one.diverged for one in self.readings if one.diverged}
+
     def evaluate(self, experiment: str) -> EvaluateSpec:
         """What an experiment evaluates, by its name."""
         return next(one.evaluate for one in self.experiments if one.name == experiment)
@@ -100,7 +109,7 @@ def load_results(store: Store, experiments: Sequence[Experiment], *, processes: 
         readings=tuple(reading for one in asked for reading in _readings(one, stored)),
         missing=tuple(lost for one in asked for lost in _missing(store, one, stored)),
         evidence=evidence,
-        fits=fits,
+        fits=fits | {one.diverged.fit: {} for one in asked if one.diverged},
     )
 
 
@@ -113,6 +122,7 @@ class _TrialResults:
     measurements: tuple[Measurement, ...]
     evaluation_keys: Mapping[str, str]
     class_names: Sequence[str]
+    diverged: DivergedRecord | None
 
 
 def _asked(store: Store, experiment: Experiment) -> Iterator[_TrialResults]:
@@ -123,7 +133,8 @@ def _asked(store: Store, experiment: Experiment) -> Iterator[_TrialResults]:
         measurements = tuple(_measurements(experiment.evaluate, trial, point, record))
         keys = {} if stage is None else {split: stage.evaluations.get(split) for split in experiment.evaluate.splits}
         known = {split: key for split, key in keys.items() if key}
-        yield _TrialResults(point, trial, measurements, known, record.class_names if record else ())
+        ended = record.diverged if record and record.diverged and record.diverged.stage < trial.num_stages else None
+        yield _TrialResults(point, trial, measurements, known, record.class_names if record else (), ended)
 
 
 def rows_csv(results: Results) -> str:
@@ -191,6 +202,8 @@ def _share(trial: Trial, record: ChainRecord | None) -> float | None:
 
 def _missing(store: Store, one: _TrialResults, stored: Mapping[str, Evaluation | str]) -> Iterator[Missing]:
     """The splits of a trial that it was not measured on, and why."""
+    if one.diverged:
+        return
     for split in dict.fromkeys(measurement.split for measurement in one.measurements):
         key = one.evaluation_keys.get(split)
         found = _failure(store, one.trial) if key is None else stored[key]
@@ -204,6 +217,10 @@ def _failure(store: Store, trial: Trial) -> str:
 
 
 def _readings(one: _TrialResults, stored: Mapping[str, Evaluation | str]) -> Iterator[Reading]:
+    if one.diverged:
+        worst = {MIOU: 0.0, PIXEL_ACCURACY: 0.0}
+        yield from (Reading(asked, one.diverged.fit, "", worst, one.diverged.message) for asked in one.measurements)
+        return
     found = {split: stored[key] for split, key in one.evaluation_keys.items()}
     for asked in one.measurements:
         chooser = asked.checkpoint.removeprefix(BEST_ON) if asked.checkpoint.startswith(BEST_ON) else asked.split

@@ -21,6 +21,7 @@ from pixelpick_ray.report.search_tables import (
     cost_of,
     cost_table,
     count_words,
+    diverged_table,
     metric_text,
     missing,
     missing_table,
@@ -79,7 +80,7 @@ def _page(found: Findings, next_command: str) -> Page:
     experiment, cost = found.search.experiment, cost_of(found)
     sections: dict[str, tuple[Part, ...]] = {"Result": _some(Prose(tuple(_result(found, next_command))))}
     if found.samples:
-        sections["Result"] += _some(missing_table(found))
+        sections["Result"] += _some(missing_table(found), diverged_table(found))
         sections |= {
             "Best configurations": (best_table(found),),
             "History": (history(found).part(),),
@@ -191,6 +192,7 @@ def _counts_text(found: Findings) -> str:
     counts = {
         "finished": len(found.ranked),
         "stopped early": len(found.of("stopped")),
+        "diverged": len(found.of("diverged")),
         "failed": len(found.of("failed")),
         "unfinished": len(found.of("open")),
         "not issued yet": lacking,

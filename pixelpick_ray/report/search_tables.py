@@ -20,7 +20,7 @@ from pixelpick_ray.report.tables import percent_text, points_text
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
 
-State = Literal["finished", "stopped", "failed", "open"]
+State = Literal["finished", "stopped", "diverged", "failed", "open"]
 
 MOST_ROWS = 10  # of the table of the best
 LONGEST = 90  # characters of a reason in a table
@@ -49,6 +49,8 @@ class Findings:
             return "finished"
         if sample.stopped:
             return "stopped"
+        if sample.diverged:
+            return "diverged"
         return "failed" if sample.error else "open"
 
     def of(self, state: State) -> list[Sample]:
@@ -242,6 +244,13 @@ def stopped_table(found: Findings) -> Table | None:
     )
     caption = "Samples that were stopped before the last level, and their scores there."
     return Table(caption, ("sample", "stopped after", "score (%)", "why"), rows, "rlrl") if rows else None
+
+
+def diverged_table(found: Findings) -> Table | None:
+    """The samples that have no score because a training of theirs diverged; None when there is none."""
+    rows = tuple((str(one.index), values_text(found, one), short(one.diverged)) for one in found.of("diverged"))
+    caption = "Samples whose training diverged: they count as worse than all others, and are not tried again."
+    return Table(caption, ("sample", "configuration", "how"), rows, "rll") if rows else None
 
 
 def missing(found: Findings) -> tuple[tuple[str, str], ...]:

@@ -200,6 +200,25 @@ def missing_table(results: Results, cells: Sequence[Cell]) -> Table | None:
     return Table("Missing results; run the experiment again to add them.", header, rows, "l" * len(columns) + "rlll")
 
 
+def damage_table(damage: Mapping[str, str]) -> Table | None:
+    """What was found damaged while the results were read, problems by path; None when nothing was."""
+    caption = "Damaged in the store, and therefore not in this report; run the experiment again, which makes it anew."
+    return Table(caption, ("what", "how"), tuple(sorted(damage.items())), "ll") if damage else None
+
+
+def diverged_table(results: Results) -> Table | None:
+    """Trials whose training has no result, and how it went; None when there is none."""
+    found = results.diverged
+    columns = line_columns(map(line_of, results.trials))
+    rows = tuple(
+        (*(columns[name][line_of(point)] for name in columns), budget_text(point.budget), str(point.seed), why)
+        for point, why in found.items()
+    )
+    header = (*columns, "pixels per image", "seed", "how")
+    caption = "Trainings that diverged, or come after one that did: they count as 0, and are not tried again."
+    return Table(caption, header, rows, "l" * len(columns) + "rrl") if rows else None
+
+
 def line_columns(lines: Iterable[Line]) -> dict[str, dict[Line, str]]:
     """Column name to text of each line; what is the same everywhere is left out unless a reader needs it."""
     texts = {line: _line_texts(line) for line in lines}
@@ -282,7 +301,10 @@ def _spread_text(cells: Iterable[Cell]) -> str:
 def result_notes(results: Results, cells: Sequence[Cell], strong: Strong) -> tuple[str, ...]:
     """What is missing, what is mixed within a cell, and what bold means."""
     missing = len({one.point for one in results.missing})
-    lacking = (f"Missing: {missing} of {counted(len(results.trials), 'trial')}.",) if missing else ()
+    trials = counted(len(results.trials), "trial")
+    lacking: tuple[str, ...] = (f"Missing: {missing} of {trials}.",) if missing else ()
+    if ended := len(results.diverged):
+        lacking += (f"Diverged: {ended} of {trials}, counted as 0.",)
     bold = (_BOLD,) if any((cell.line, cell.budget) in strong for cell in cells) else ()
     return lacking + _mixed_notes(cells) + bold
 

@@ -3,6 +3,7 @@ failure is told once, then there is silence.
 """
 
 import codecs
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -42,8 +43,8 @@ class Output:
     """
 
     def __init__(self, stream: Any, *, expendable: bool = False) -> None:
-        nowhere = None if stream is not None else open(os.devnull, "w", encoding="utf-8")  # a stream may be closed
-        self._stream = stream.within if isinstance(stream, Output) else stream or nowhere
+        within: TextIO = stream.within if isinstance(stream, Output) else stream
+        self._stream = io.StringIO() if stream is None else within  # a process may have been started without it
         self._expendable, self._is_lost = expendable, False
 
     @property

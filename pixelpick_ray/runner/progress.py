@@ -17,6 +17,7 @@ from pixelpick_ray.events import (
     AnswersAwaited,
     ChainDone,
     ChainFailed,
+    Diverged,
     EpochDone,
     Event,
     FitResumed,
@@ -111,6 +112,9 @@ class ChainProgress(Shown):
             case AnswersAwaited():
                 row.state = "asks people"
                 self._line(f"{row.label}: waiting for {event.missing} of {counted(event.asked, 'answer')}")
+            case Diverged():
+                row.state, row.stage, row.finished = "diverged", event.stage, time.monotonic()
+                self._line(f"{row.label}: DIVERGED: {event.message}")
             case ChainFailed():
                 row.state, row.finished = "failed", time.monotonic() if event.final else None
                 again = "" if event.final else " (trying again)"
@@ -149,7 +153,14 @@ class ChainProgress(Shown):
         return Group(table, Text(f"{clock(time.monotonic() - self._start)} so far, {self._left()}", style="dim"))
 
 
-STYLES = {"failed": "bold red", "done": "green", "training": "bold", "waiting": "dim", "asks people": "yellow"}
+STYLES = {
+    "failed": "bold red",
+    "diverged": "red",
+    "done": "green",
+    "training": "bold",
+    "waiting": "dim",
+    "asks people": "yellow",
+}
 
 
 def _cells(row: ChainRow) -> list[Text | str]:

@@ -16,13 +16,20 @@ from ray.tune.search import Searcher
 
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.trial import Trial as TrialSpec
-from pixelpick_ray.events import ChainDone, ChainFailed, Event, LevelReached, SampleStopped, encode
+from pixelpick_ray.events import ChainDone, ChainFailed, Diverged, Event, LevelReached, SampleStopped, encode
 from pixelpick_ray.runner.ranks import ranks_of
 from pixelpick_ray.runner.searchers import RESOURCE, SCORE, Proposer, make_proposer, make_scheduler
 from pixelpick_ray.runner.tune import Relay, attempt, placement_here, places_here, run_trials
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import OWN, Journal, LevelReport, Sample
 from pixelpick_ray.search.sample import RunTrial, run_sample
+
+WORST = 0.0  # the score of a sample that has diverged
+
+
+def index_of(name: str) -> int:
+    """The number of a sample, by its label."""
+    return int(name.rpartition(" ")[2])
 
 
 def run(
@@ -41,7 +48,9 @@ def run(
 
     def hear(event: Event) -> None:
         if isinstance(event, ChainFailed) and event.final:
-            journal.fail(int(event.chain.rpartition(" ")[2]), event.message)
+            journal.fail(index_of(event.chain), event.message)
+        elif isinstance(event, Diverged) and not journal.samples[index_of(event.chain)].diverged:
+            journal.diverge(index_of(event.chain), event.message)
         on_event(event)
 
     resources = placement_here(execution)
@@ -111,6 +120,9 @@ class Proposals(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._live.discard(trial_id)
         sample = self._journal.samples[self._issued[trial_id]]
+        if sample.diverged:
+            self._proposer.conclude(trial_id, WORST, {SCORE: WORST, "training_iteration": len(sample.reports)})
+            return
         score = sample.reports[-1].score if self._journal.is_finished(sample) else None
         last = sample.reports[-1] if sample.reports and (score is not None or sample.stopped) else None
         told_last = {} if last is None else {SCORE: last.score, "training_iteration": len(sample.reports) - 1}
@@ -197,7 +209,8 @@ def _heard(search: Search, sample: Sample, level: int, *, computed: bool) -> Eve
 
 def told(sample: Sample, heard: int) -> dict[str, Any]:
     """What a trial is told of its sample: the reports, and how many of them its scheduler has heard in this run."""
-    return {"reports": [asdict(report) for report in sample.reports], "heard": heard}
+    reports = [asdict(report) for report in sample.reports]
+    return {"reports": reports, "heard": heard, "diverged": sample.diverged}
 
 
 def _trial(config: dict[str, Any], search: Search, execution: Execution) -> None:
@@ -210,11 +223,14 @@ def _trial(config: dict[str, Any], search: Search, execution: Execution) -> None
     def work() -> None:
         for position, report in enumerate(reports[config["heard"] :], start=config["heard"]):
             _tell(search, position, report)
+        if config["diverged"]:
+            send(Diverged(name, 0, config["diverged"]))
+            return
         if len(reports) < len(search.levels):
             with ranks_of(search.judged, execution) as run_trial:
-                run_sample(
-                    search, config["values"], reports, run=_overheard(run_trial, send), on_report=partial(_tell, search)
-                )
+                run, on_report = _overheard(run_trial, send), partial(_tell, search)
+                if not run_sample(search, config["values"], reports, run=run, on_report=on_report):
+                    return
         send(ChainDone(name))
 
     attempt(work, config, f"{search.experiment.name} {name}", execution, send)

@@ -10,6 +10,7 @@ from rich.text import Text
 from pixelpick_ray.events import (
     ChainDone,
     ChainFailed,
+    Diverged,
     EpochDone,
     Event,
     FitResumed,
@@ -58,6 +59,8 @@ class SearchProgress(Shown):
                 self._show_level(row, event)
             case SampleStopped():
                 self._end(event, f"stopped early by {event.why}")
+            case Diverged():
+                self._end(event, f"DIVERGED: {event.message}")
             case ChainFailed():
                 again = "" if event.final else " (trying again)"
                 self._end(event, f"FAILED{again}: {event.message}")

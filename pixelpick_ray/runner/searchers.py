@@ -10,7 +10,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from pixelpick_ray.config.canonical import canonical_json
 from pixelpick_ray.config.search import DomainSpec
-from pixelpick_ray.data.streams import stream, stream_seed
+from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.search.design import Search
 
 RESOURCE, SCORE = "resource", "score"  # of a report, for schedulers
@@ -43,15 +43,10 @@ class _Plain:
     """By chance, addressed by the number of the sample so that no restart draws again; or the points of the grid."""
 
     def __init__(self, search: Search) -> None:
-        self._spec, self._own = search.spec, search.own_values
+        self._search = search
 
     def propose(self, trial: str, index: int) -> Values:
-        if self._spec.searcher == "grid":
-            return self._spec.point(index)
-        if index == 0 and self._own is not None:
-            return self._own
-        chance = stream(self._spec.seed, "search", index)
-        return {path: domain.draw(chance) for path, domain in self._spec.space.items()}
+        return self._search.drawn(index)
 
     def learn(self, trial: str, step: int, result: Mapping[str, Any]) -> None:
         """Chance does not learn."""

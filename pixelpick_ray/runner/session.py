@@ -34,7 +34,7 @@ from pixelpick_ray.runner.people import People
 from pixelpick_ray.search.design import Search, check_splits
 from pixelpick_ray.search.found import write_found
 from pixelpick_ray.search.journal import Journal
-from pixelpick_ray.search.overview import best_text, fits_of, plan_text, state_line
+from pixelpick_ray.search.overview import best_text, diverged_lines, fits_of, plan_text, state_line
 from pixelpick_ray.store import Store, run_lease
 from pixelpick_ray.supervisor import FAILED, GOES_ON, OK, STOPPED
 
@@ -173,6 +173,9 @@ def run(
     if not missing:
         _drop_weights(planned, progress, execution)
     _print_result(planned, execution, console)
+    for chain in planned.chains:
+        if why := progress.diverged(chain):
+            console.print(f"DIVERGED {chain.label}: {why}", soft_wrap=True, markup=False)
     for line in sorted(set(store.damaged()) - damaged_before):
         console.print(f"DAMAGED {line}", soft_wrap=True, markup=False)
     console.print(f"{planned.sharing}; trained now: {trained}", soft_wrap=True)
@@ -198,6 +201,7 @@ def run_search(
     RunError when another process runs it: only one may write its journal.
     """
     store, execution = Store(execution.store), _named(execution, search.experiment)
+    damaged_before = set(store.damaged())
     with _alone(search, store):
         journal = Journal(store, search)
         errors: dict[str, str] = {}
@@ -210,6 +214,10 @@ def run_search(
         if is_settled:
             _drop_search_weights(journal, execution)
         best = journal.best()
+        for line in sorted(set(store.damaged()) - damaged_before):
+            console.print(f"DAMAGED {line}", soft_wrap=True, markup=False)
+        for line in diverged_lines(journal):
+            console.print(line, soft_wrap=True, markup=False)
         if best is not None:
             console.print(best_text(search, journal), soft_wrap=True, markup=False)
         console.print(f"{state_line(search, journal)}; trained now: {trained}", soft_wrap=True)

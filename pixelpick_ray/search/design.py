@@ -16,6 +16,7 @@ from pixelpick_ray.config.trial import EvaluateSpec, Trial
 from pixelpick_ray.data.dataset import FileDataset
 from pixelpick_ray.data.datasets import DatasetFacts, known_facts, open_dataset, training_split
 from pixelpick_ray.data.held_out import HELD_OUT, facts_with_held_out
+from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.planning import Plan, make_plan, value_at
 
@@ -159,6 +160,15 @@ class Search:
             raise SpecError(
                 "\n".join(f"search.space: {{{text}}}: {line}" for line in str(error).splitlines())
             ) from None
+
+    def drawn(self, index: int) -> dict[str, Any]:
+        """The configuration of a sample by its number: a point of the grid, the file's own, else one by chance."""
+        if self.spec.searcher == "grid":
+            return dict(self.spec.point(index))
+        if index == 0 and self.own_values is not None:
+            return self.own_values
+        chance = stream(self.spec.seed, "search", index)
+        return {path: domain.draw(chance) for path, domain in self.spec.space.items()}
 
     @property
     def num_stages(self) -> int:

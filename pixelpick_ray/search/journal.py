@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.store import Store, paths
 
+NAME_DIGITS = 5  # of a sample's number in the name of its record
 OWN = "file"  # the origin of the file's own configuration, with which others are compared
 
 
@@ -41,7 +43,7 @@ class Sample:
     """A configuration that was issued, and what became of it.
 
     ``origin`` says who proposed it. It was stopped by a scheduler after its last report if ``stopped`` says why; it
-    failed if ``error`` says how.
+    failed if ``error`` says how. If ``diverged`` says how, a training of it has no result: it is worse than all others.
     """
 
     index: int
@@ -50,6 +52,7 @@ class Sample:
     reports: tuple[LevelReport, ...] = ()
     stopped: str = ""
     error: str = ""
+    diverged: str = ""
 
     @property
     def label(self) -> str:
@@ -70,27 +73,29 @@ class Journal:
     """
 
     def __init__(self, store: Store, search: Search) -> None:
-        """Open it. StoreError when a record is missing among others, or is none."""
-        self._store = store
+        """Open it. A sample whose record is damaged or lost is another one, by chance, that nothing is known of yet."""
+        self._store, self._search = store, search
         self.trouble: StoreError | None = None
         self._folder = paths.samples(search.experiment)
         self._num_levels, self._paths = len(search.levels), list(search.spec.space)
-        self.samples = [self._read(position, name) for position, name in enumerate(store.records(self._folder))]
+        names = {name for name in store.records(self._folder) if name.isdecimal() and len(name) == NAME_DIGITS}
+        self.samples = [self._read(index) for index in range(1 + max(map(int, names), default=-1))]
 
-    def _read(self, position: int, name: str) -> Sample:
-        path = paths.record(self._folder, name)
-        tree: Any = self._store.read_record(path)
-        try:
-            values = dict(sorted(tree["values"].items(), key=lambda item: self._place(item[0])))
-            sample = Sample(**{**tree, "values": values, "reports": tuple(map(LevelReport.of, tree["reports"]))})
-        except (TypeError, KeyError, AttributeError) as error:
-            raise StoreError(
-                f"{self._store.address}/{path}: is no record of a sample ({error!r}); put back the one that was there, "
-                "or search under another name"
-            ) from error
-        if sample.index != position or name != _name(position):
-            where = f"{self._store.address}/{paths.record(self._folder, _name(position))}"
-            raise StoreError(f"{where}: is missing, later samples are there; put it back, or search under another name")
+    def _read(self, index: int) -> Sample:
+        path = paths.record(self._folder, _name(index))
+        found = self._store.parse_record(path, partial(self._parsed, index))
+        if found is None:
+            if path not in self._store.damage:
+                self._store.note_damage({path: "is missing, and later samples are there"})
+            values = self._search.drawn(index)
+            return Sample(index, values, OWN if index == 0 and values == self._search.own_values else "random")
+        return found
+
+    def _parsed(self, index: int, tree: dict[str, Any]) -> Sample:
+        values = dict(sorted(tree["values"].items(), key=lambda item: self._place(item[0])))
+        sample = Sample(**{**tree, "values": values, "reports": tuple(map(LevelReport.of, tree["reports"]))})
+        if sample.index != index:
+            raise ValueError("it is of another sample")
         return sample
 
     def _place(self, path: str) -> int:
@@ -108,6 +113,10 @@ class Journal:
     def stop(self, index: int, why: str) -> Sample:
         """Record that a scheduler has stopped a sample after its last report."""
         return self._write(replace(self.samples[index], stopped=why))
+
+    def diverge(self, index: int, how: str) -> Sample:
+        """Record that a training of a sample has diverged, which repeating it would not change."""
+        return self._write(replace(self.samples[index], diverged=how, error=""))
 
     def fail(self, index: int, error: str) -> Sample:
         """Record that a sample has failed for good."""
@@ -127,8 +136,8 @@ class Journal:
         return len(sample.reports) >= self._num_levels
 
     def is_over(self, sample: Sample) -> bool:
-        """Whether nothing is left to do for a sample: it is finished, or was stopped."""
-        return self.is_finished(sample) or bool(sample.stopped)
+        """Whether nothing is left to do for a sample: it is finished, was stopped, or has diverged."""
+        return self.is_finished(sample) or bool(sample.stopped or sample.diverged)
 
     def is_complete(self, size: int) -> bool:
         """Whether as many samples as that are over, and none is not."""
@@ -146,4 +155,4 @@ class Journal:
 
 def _name(index: int) -> str:
     """Of a sample's record."""
-    return f"{index:05d}"
+    return f"{index:0{NAME_DIGITS}d}"

@@ -10,7 +10,7 @@ from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.store import Store, run_lease
 
 SHOWN = 5  # best samples that are printed
-STATES = ("finished", "stopped", "running", "waiting", "missing", "failed")
+STATES = ("finished", "stopped", "running", "waiting", "missing", "failed", "diverged")
 
 
 def plan_figures(search: Search, journal: Journal) -> dict[str, Any]:
@@ -74,6 +74,8 @@ def state_of(journal: Journal, sample: Sample, *, alive: bool) -> str:
         return "finished"
     if sample.stopped:
         return "stopped"
+    if sample.diverged:
+        return "diverged"
     return "running" if alive else "failed" if sample.error else "missing"
 
 
@@ -110,6 +112,13 @@ def best_text(search: Search, journal: Journal) -> str:
     return "\n".join([f"{search.metric_text} on {search.split}, mean of seeds {list(search.seeds)}", *lines])
 
 
+def diverged_lines(journal: Journal) -> list[str]:
+    """The samples whose training has no result, and how it went."""
+    return [
+        f"DIVERGED {one.label} ({values_text(one.values)}): {one.diverged}" for one in journal.samples if one.diverged
+    ]
+
+
 @dataclass(frozen=True)
 class SearchStatus:
     """The state of every sample of a search."""
@@ -139,12 +148,14 @@ class SearchStatus:
             "scores": [report.score for report in sample.reports],
             "stopped": sample.stopped,
             "error": sample.error,
+            "diverged": sample.diverged,
         }
 
     def as_text(self) -> str:
         """One line a sample, then the best and the sums."""
         lines = [self._line(sample) for sample in self.journal.samples]
         lines += [f"FAILED {one.label}: {one.error}" for one in self.journal.samples if one.error]
+        lines += diverged_lines(self.journal)
         lines += [f"DAMAGED {line}" for line in self.damaged]
         lines += [best_text(self.search, self.journal)] if self.journal.best() else []
         return "\n".join([*lines, state_line(self.search, self.journal, alive=self.alive)])

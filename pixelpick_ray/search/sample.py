@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pixelpick_ray.config.trial import Trial
-from pixelpick_ray.events import EpochDone, Event, StageDone
+from pixelpick_ray.events import Diverged, EpochDone, Event, StageDone
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import LevelReport
 
@@ -16,8 +16,8 @@ OnReport = Callable[[int, LevelReport], None]  # the level's position, and what 
 
 def run_sample(
     search: Search, values: Mapping[str, Any], reports: Sequence[LevelReport], *, run: RunTrial, on_report: OnReport
-) -> None:
-    """Train a configuration and judge it at every level behind those of `reports`.
+) -> bool:
+    """Train a configuration and judge it at every level behind those of `reports`; False where a training diverged.
 
     All seeds reach a level before any goes on to the next one: `on_report` may not return, and nothing further is
     trained then. SpecError when the values do not fit together.
@@ -32,7 +32,10 @@ def run_sample(
             last = trial.num_stages - 1
             kept = {last} if position + 1 < len(search.levels) else set()
             run(trial, frozenset(kept | ({0} if search.shares_stages else set())), course.listener(seed))
+            if course.has_diverged:
+                return False
         course.end_level()
+    return True
 
 
 class _Course:
@@ -44,11 +47,13 @@ class _Course:
         self._mious: dict[int, float] = {}
         self._fits: dict[int, dict[int, str]] = {}
         self._seconds: dict[tuple[int, int], float] = {}
+        self.has_diverged = False
 
     def listener(self, seed: int) -> OnEvent:
         """What hears the events of a seed's chain."""
 
         def hear(event: Event) -> None:
+            self.has_diverged |= isinstance(event, Diverged)
             if isinstance(event, EpochDone | StageDone):
                 self._fits.setdefault(seed, {})[event.stage] = event.fit
             if isinstance(event, EpochDone):

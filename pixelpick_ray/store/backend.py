@@ -133,7 +133,7 @@ class LocalFiles:
         """Replace a file, all at once and synced, by what `fill` writes to a local path."""
         with self._partial(path) as partial:
             fill(partial)
-            _sync(partial)
+            _sync_path(partial)
             partial.replace(self.root / path)
 
     def write(self, path: str, *parts: bytes) -> None:
@@ -160,12 +160,12 @@ class LocalFiles:
                 try:
                     if file.write(content) != len(content):
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-                    os.fsync(file.fileno())
+                    sync(file.fileno())
                 except OSError:
                     file.truncate(before)
                     raise
             if is_new:
-                _sync(target.parent)
+                _sync_path(target.parent)
 
     def lines(self, path: str, start: int) -> list[bytes]:
         """The whole lines of a journal, without their ends, from that with the number `start` on."""
@@ -208,7 +208,7 @@ class LocalFiles:
             if not _rename(partial, folder) and folder.is_dir() and not (folder / MANIFEST).is_file():
                 self._clear(path)
                 _rename(partial, folder)
-            _sync(folder.parent)
+            _sync_path(folder.parent)
 
     def _clear(self, path: str) -> None:
         """Remove what is no result, and not the result that another process puts in its place meanwhile."""
@@ -375,14 +375,34 @@ def _rename(source: Path, target: Path) -> bool:
         raise
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+# What file systems say that cannot sync a file, or a folder: old CIFS, shared folders of virtual machines, some FUSE.
+UNSYNCED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EISDIR}
+
+
+def sync(descriptor: int) -> None:
+    """Make a file or folder safe, as far as its file system can."""
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
+
+
+def _sync_path(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if path.is_dir() and error.errno in {*UNSYNCED, errno.EACCES}:  # which keeps no file of it from being safe
+            return
+        raise
+    try:
+        sync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
+        _sync_path(path)

@@ -31,6 +31,11 @@ def unfinished(fit_key: str) -> str:
     return f"unfinished/{fit_key}"
 
 
+def diverged(fit_key: str) -> str:
+    """How a training went that has no result."""
+    return f"diverged/{fit_key}.json"
+
+
 def attempts(chain: str, file: str = "") -> str:
     """The tracebacks of a chain's failed attempts, or one of them."""
     return f"attempts/{chain}/{file}" if file else f"attempts/{chain}"

@@ -44,6 +44,14 @@ class AskRecord(Spec):
     questions: tuple[str, ...]
 
 
+class DivergedRecord(Spec):
+    """A fit, by its key, that has no result, for its loss was no number any more: in which stage, and what was said."""
+
+    fit: str
+    stage: int
+    message: str
+
+
 class ChainRecord(Spec):
     """How far a chain has come: enough for a report, which needs neither data nor torch.
 
@@ -63,6 +71,7 @@ class ChainRecord(Spec):
     book: str | None = None
     questions: tuple[str, ...] = ()
     asks: AskRecord | None = None
+    diverged: DivergedRecord | None = None
 
     @property
     def picks(self) -> tuple[str | None, ...]:
@@ -139,6 +148,16 @@ def read_chain(store: Store, experiment: Experiment, chain: str) -> ChainRecord 
     `damaged` names it, and the next run makes it again).
     """
     return store.find_record(paths.chain_record(experiment, chain), ChainRecord)
+
+
+def read_diverged(store: Store, fit_key: str) -> DivergedRecord | None:
+    """What is known of a training that has diverged before; None of any other."""
+    return store.find_record(paths.diverged(fit_key), DivergedRecord)
+
+
+def write_diverged(store: Store, record: DivergedRecord) -> None:
+    """Record that a training has diverged, so that nobody repeats it."""
+    store.write_record(paths.diverged(record.fit), record.model_dump(mode="json"))
 
 
 def write_chain(store: Store, experiment: Experiment, chain: str, record: ChainRecord) -> None:

@@ -28,6 +28,7 @@ _WEIGHTS = (WEIGHTS, WEIGHTS_DIGEST, WEIGHTS_OF_RUN)  # no part of a result
 PROBLEM = "problem.txt"
 DIGEST = "digest"  # the field of a record that has the digest of the others
 T = TypeVar("T", bound=BaseModel)
+R = TypeVar("R")
 
 
 class Store:
@@ -39,7 +40,7 @@ class Store:
 
     def __init__(self, location: str | Path) -> None:
         self._storage = _open(location)
-        self._damaged_records: dict[str, str] = {}  # problems by path: those that this process has come upon
+        self._damage: dict[str, str] = {}  # problems by path: those that this process has come upon, and left
 
     @property
     def address(self) -> str:
@@ -93,19 +94,29 @@ class Store:
         where = [paths.result(kind, key, name) for name in (MANIFEST, *names)]
         manifest, *contents = self._storage.read_each(where)
         found = {name: content for name, content in zip(names, contents, strict=True) if content is not None}
-        if manifest is None or len(found) < len(names):
-            return None
-        try:
-            entries = json.loads(manifest)
-            intact = all(_digest(content) == entries[name]["sha256"] for name, content in found.items())
-            mine = intact and (INPUT not in found or digest(json.loads(found[INPUT])) == key)
-        except (ValueError, AttributeError, KeyError, TypeError):
-            return None
-        return found if mine else None
+        if manifest is None:
+            problem = self._loss(paths.result(kind, key))
+        else:
+            problem = _contradiction(manifest, names, found, key)
+        if problem and self.has(kind, key) == (manifest is not None):  # else another process has set it aside meanwhile
+            self.note_damage({paths.result(kind, key): problem})
+        return found if manifest is not None and not problem and len(found) == len(names) else None
+
+    def note_damage(self, problems: Mapping[str, str]) -> None:
+        """Remember what is damaged by its path, for `found_damaged`; nothing is set aside."""
+        self._damage |= problems
+
+    @property
+    def damage(self) -> Mapping[str, str]:
+        """What this process has found damaged, and nobody has set aside: problems by path."""
+        return self._damage
 
     def intact(self, kind: str, key: str) -> bool:
         """Whether a result is published and every file of it is as published."""
-        entries, _ = self._entries(paths.result(kind, key))
+        path = paths.result(kind, key)
+        entries, problem = self._entries(path)
+        if problem:
+            self.note_damage({path: problem})
         return entries is not None and self.files(kind, key, list(entries)) is not None
 
     def publish(
@@ -140,16 +151,16 @@ class Store:
         self._storage.remove_folder(paths.result(kind, key))
 
     def damaged(self) -> list[str]:
-        """What was found damaged and has been set aside, and what records this process has found damaged: a line each,
-        such as "fit/KEY: PROBLEM (set aside as damaged/NAME)".
+        """What was found damaged and has been set aside, and what this process has found damaged: a line each, such as
+        "fit/KEY: PROBLEM (set aside as damaged/NAME)".
         """
         aside = [self._damage_line(name) for name in self._storage.names(paths.DAMAGED) if name.count("-") == 2]
-        return [*aside, *self.damaged_records]
+        return [*aside, *self.found_damaged]
 
     @property
-    def damaged_records(self) -> list[str]:
-        """What records this process has found damaged, and nobody has set aside, a line each."""
-        return [f"{path}: {problem} (the next run makes it again)" for path, problem in self._damaged_records.items()]
+    def found_damaged(self) -> list[str]:
+        """What this process has found damaged, and nobody has set aside, a line each."""
+        return [f"{path}: {problem} (the next run makes it again)" for path, problem in self._damage.items()]
 
     def _damage_line(self, name: str) -> str:
         where = paths.damaged(name)
@@ -160,6 +171,7 @@ class Store:
 
     def _set_aside(self, path: str, problem: str) -> None:
         """Move a damaged result away, unless another process has done it, or has made it again meanwhile."""
+        self._damage.pop(path, None)
         name = _new_name(path.replace("/", "-"))
         aside = paths.damaged(name)
         if not self._storage.move(path, aside):
@@ -181,8 +193,7 @@ class Store:
         """Size and digest of every file that the manifest of a published folder names, and what is wrong with it."""
         manifest = self._storage.read(f"{path}/{MANIFEST}")
         if manifest is None:
-            lost = self._storage.publishes_whole and self._storage.names(path)
-            return None, f"{MANIFEST}: missing" if lost else ""
+            return None, self._loss(path)
         try:
             value = json.loads(manifest)
             entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in value.items()}
@@ -193,6 +204,11 @@ class Store:
         if not {INPUT, PROVENANCE} <= entries.keys() or not all(_is_inside(name) for name in entries):
             return None, f"{MANIFEST}: names other files than a result has"
         return entries, ""
+
+    def _loss(self, path: str) -> str:
+        """What is wrong with a folder that has no manifest; nothing where there is none, or it may be in writing."""
+        lost = self._storage.publishes_whole and self._storage.names(path)
+        return f"{MANIFEST}: missing" if lost else ""
 
     # Weights: they live and die beside their fit. A run marks those that it needs only for itself with its name.
 
@@ -259,10 +275,10 @@ class Store:
 
     def write_record(self, path: str, value: Mapping[str, Any]) -> None:
         """Replace a record, atomically. One that this process has found damaged is set aside first."""
-        if path in self._damaged_records:
+        if path in self._damage:
             name = _new_name(f"record-{_digest(path.encode())[:16]}")
             self._storage.write(paths.damaged(name, "record.json"), self._storage.read(path) or b"")
-            problem = f"{path}: {self._damaged_records.pop(path)}\n"
+            problem = f"{path}: {self._damage.pop(path)}\n"
             self._storage.write(paths.damaged(name, PROBLEM), problem.encode())
         self._storage.write(path, _json({**value, DIGEST: digest(value)}))
 
@@ -286,15 +302,21 @@ class Store:
         """A record as a value of its type; None when there is none, and when it is damaged: `damaged` names it then,
         and whoever writes it again sets it aside.
         """
+        return self.parse_record(path, lambda value: kind.model_validate_json(canonical_json(value)))
+
+    def parse_record(self, path: str, parse: Callable[[dict[str, Any]], R]) -> R | None:
+        """As `find_record`, by a function that reads the record's fields, whose errors say that it is damaged."""
         try:
             value = self.read_record(path)
-            return None if value is None else kind.model_validate_json(canonical_json(value))
+            return None if value is None else parse(value)
         except DamagedError as error:
-            self._damaged_records[path] = error.problem
+            self._damage[path] = error.problem
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            self._damaged_records[path] = f"is not valid ({where}: {first['msg']})"
+            self._damage[path] = f"is not valid ({where}: {first['msg']})"
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self._damage[path] = f"is not valid ({error!r})"
         return None
 
     def records(self, folder: str) -> list[str]:
@@ -398,6 +420,24 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
 def _entry(path: Path) -> dict[str, Any]:
     size, sha256 = _measured(path)
     return {"bytes": size, "sha256": sha256}
+
+
+def _contradiction(manifest: bytes, names: Sequence[str], found: Mapping[str, bytes], key: str) -> str:
+    """What contradicts a manifest among the named files, of which these were found; empty when nothing does."""
+    try:
+        expected = {name: entry["sha256"] for name, entry in json.loads(manifest).items()}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        return f"{MANIFEST}: {type(error).__name__}: {error}"
+    for name in names:
+        if name not in found and name in expected:
+            return f"{name}: missing"
+        if name in found and name not in expected:
+            return f"{MANIFEST}: does not name {name}"
+        if name in found and _digest(found[name]) != expected[name]:
+            return f"{name}: other content than was published"
+    if INPUT in found and digest(json.loads(found[INPUT])) != key:
+        return f"{INPUT}: of another key"
+    return ""
 
 
 def _damage(folder: Path, entries: dict[str, tuple[int, str]]) -> str:

@@ -189,6 +189,21 @@ def test_chance_draws_the_same_whether_it_was_killed_or_not(tmp_path: Path) -> N
     assert killed.journal.samples == whole.journal.samples
 
 
+def test_what_diverged_is_the_worst_to_the_searcher_and_is_handed_out_only_to_be_told(tmp_path: Path) -> None:
+    search, told = search_of("optuna", "asha", seed=0, samples=3), []
+    for _ in range(2):
+        journal = Journal(Store(tmp_path), search)
+        proposals = Proposals(search, journal, 3, lambda: WORKERS)
+        proposals._proposer.conclude = lambda *values: told.append(values)  # type: ignore[method-assign]
+        handed = [proposals.suggest(f"trial{index}") for index in range(3)]
+        if not told:
+            journal.diverge(1, "the loss is nan")
+        proposals.on_trial_complete("trial1", {})
+        assert isinstance(handed[1], dict)
+    assert handed[1]["diverged"] == "the loss is nan"
+    assert told == [("trial1", 0.0, {"score": 0.0, "training_iteration": 0})] * 2
+
+
 def test_more_samples_can_be_added_to_a_finished_search(tmp_path: Path) -> None:
     first = Machine(search_of("optuna", "asha", 2, samples=8), tmp_path).run()
     assert first.journal.is_complete(8)

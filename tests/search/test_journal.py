@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from pixelpick_ray.errors import StoreError
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import OWN as BY_FILE
 from pixelpick_ray.search.journal import Journal, LevelReport, Sample
@@ -112,24 +111,27 @@ def test_a_record_written_by_hand_is_read(store: Store, journal: Journal) -> Non
     assert (sample.is_own, sample.reports[1].miou) == (True, 0.5)
 
 
-NO_RECORD = "is no record of a sample"
+NO_RECORD = "is not valid"
 
 
 @pytest.mark.parametrize(
     ("record", "told"),
     [
-        ("[]", "is damaged: is not a mapping"),
+        ("[]", "is not a mapping"),
         ("{}", f"{NO_RECORD} (KeyError('values'))"),
         ('{"values": {}}', f"{NO_RECORD} (KeyError('reports'))"),
         ('{"values": [], "reports": []}', f"{NO_RECORD} (AttributeError"),
         ('{"values": {}, "reports": []}', f"{NO_RECORD} (TypeError"),
         ('{"values": {}, "reports": [{"score": 1}]}', f"{NO_RECORD} (KeyError('fits'))"),
         ('{"reports": [], "index": 0, "values": {}, "origin": "file", "more": 1}', f"{NO_RECORD} (TypeError"),
-        ("{", "is damaged: is not JSON"),
-        (None, "is missing, later samples are there; put it back"),
+        ("{", "is not JSON"),
+        ('{"reports": [], "index": 2, "values": {}, "origin": "file"}', f"{NO_RECORD} (ValueError"),
+        (None, "is missing, and later samples are there"),
     ],
 )
-def test_a_damaged_record_is_told_with_its_path(store: Store, journal: Journal, record: str | None, told: str) -> None:
+def test_a_damaged_record_is_told_and_made_again_when_its_sample_goes_on(
+    store: Store, journal: Journal, record: str | None, told: str
+) -> None:
     for _ in range(3):
         add(journal, OWN, [0.1])
     path = records(store)["00001.json"]
@@ -137,9 +139,17 @@ def test_a_damaged_record_is_told_with_its_path(store: Store, journal: Journal, 
     path.unlink()
     if record is not None:
         path.write_text(record)
-    with pytest.raises(StoreError) as caught:
-        opened(store)
-    assert str(caught.value).startswith(f"{path}: {told}")
+    again = opened(store)
+    (line,) = store.found_damaged
+    assert line.startswith(f"{path.relative_to(store.path)}: {told}")
+    assert [again.samples[at] for at in (0, 2)] == [journal.samples[at] for at in (0, 2)]
+    assert again.samples[1] == Sample(1, SEARCH.drawn(1), "random")  # the same however often it is opened
+    if record is not None:
+        assert path.read_text() == record
+    again.report(1, report_of(0.5))
+    fresh = Store(store.path)
+    assert opened(fresh).samples == again.samples
+    assert [line.endswith(")") and told in line for line in fresh.damaged()] == [True]
     path.write_bytes(content)
     assert opened(store).samples == journal.samples
 
@@ -180,6 +190,15 @@ def test_a_search_is_settled_when_what_is_not_over_has_failed(store: Store, jour
     assert not journal.is_complete(2)
     journal.report(last, report_of(0.2, stage=1))  # another attempt has got further
     assert not journal.is_settled(2)
+
+
+def test_a_sample_that_has_diverged_is_over_and_never_the_best(store: Store, journal: Journal) -> None:
+    last = add(journal, OTHER, [0.9, 0.9]).index
+    journal.fail(last, "the loss is nan")
+    journal.diverge(last, "stage 2: the loss is nan")
+    assert (opened(store).samples[last].diverged, opened(store).samples[last].error) == ("stage 2: the loss is nan", "")
+    assert opened(store).is_complete(1)
+    assert opened(store).best() is None
 
 
 def test_the_best_is_the_finished_sample_with_the_highest_score(store: Store, journal: Journal) -> None:

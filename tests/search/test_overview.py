@@ -191,8 +191,10 @@ def test_every_sample_is_in_one_state(store: Store) -> None:
     states = {alive: [state_of(journal, one, alive=alive) for one in journal.samples] for alive in (False, True)}
     assert states[False] == [*begin, "failed", "missing", *end]
     assert states[True] == [*begin, "running", "running", *end]  # what failed is tried again
-    assert counts(search, journal) == by_state(finished=3, stopped=2, missing=3, failed=1)
-    assert counts(search, journal, alive=True) == by_state(finished=3, stopped=2, running=2, waiting=2)
+    journal.diverge(add(journal, OTHER, [0.1]).index, "the loss is nan")
+    assert [state_of(journal, journal.samples[-1], alive=alive) for alive in (False, True)] == ["diverged"] * 2
+    assert counts(search, journal) == by_state(diverged=1, finished=3, stopped=2, missing=2, failed=1)
+    assert counts(search, journal, alive=True) == by_state(diverged=1, finished=3, stopped=2, running=2, waiting=1)
 
 
 def test_a_run_of_this_search_makes_it_alive_and_no_other(store: Store, place: Path) -> None:
@@ -232,7 +234,7 @@ samples: 2 finished, 1 stopped, 1 failed
 
 def row(number: int, origin: str, values: dict[str, Any], state: str, scores: list[float], **more: str) -> Any:
     told = {"sample": number, "origin": origin, "values": values, "state": state, "scores": scores}
-    return told | {"stopped": "", "error": ""} | more
+    return told | {"stopped": "", "error": "", "diverged": ""} | more
 
 
 def test_status_has_a_line_a_sample_then_the_best(place: Path, store: Store, begun: Journal) -> None:
@@ -253,13 +255,14 @@ def test_status_has_a_line_a_sample_then_the_best(place: Path, store: Store, beg
     assert told(place, "status")["damaged"] == [line]
 
 
-def test_a_journal_that_cannot_be_read_ends_a_command_with_its_path(place: Path, begun: Journal) -> None:
+def test_a_damaged_record_is_named_and_its_sample_is_another(place: Path, begun: Journal) -> None:
     (record,) = place.glob("store/experiments/*/samples/00001.json")
     record.write_text("{}")
     for command in ("plan", "status"):
         done = launch(place, command, "hunt.yaml")
-        assert (done.status, done.out) == (1, "")
-        assert done.err.startswith(f"error: {record.relative_to(place)}: is no record of a sample")
+        where = record.relative_to(place / "store")
+        assert (done.status, done.err) == (0, "")
+        assert f"DAMAGED {where}: is not valid (KeyError('values')) (the next run makes it again)" in done.out
 
 
 def test_the_best_five_are_shown_and_the_file_wherever_it_stands(store: Store) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.events import Event, FitResumed, PixelsPicked
+from pixelpick_ray.events import Diverged, Event, FitResumed, PixelsPicked
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import LevelReport
 from pixelpick_ray.search.sample import run_sample
@@ -90,6 +90,24 @@ def run(
     except SystemExit:
         assert stop_at is not None
     return found
+
+
+class Diverging(Trainer):
+    """Of one seed, the second stage diverges."""
+
+    def __call__(self, trial: Trial, keep_stages: frozenset[int], on_event: Callable[[Event], None]) -> None:
+        if trial.num_stages > 1 and trial.seed == 1:
+            on_event(Diverged(trial.chain_id, 1, "the loss is nan"))
+        else:
+            super().__call__(trial, keep_stages, on_event)
+
+
+def test_a_sample_ends_where_a_training_of_one_seed_diverges() -> None:
+    search, found = search_of(THREE_SEEDS), []
+    trainer = Diverging(search)
+    whole = run_sample(search, OWN, [], run=trainer, on_report=lambda position, report: found.append(position))
+    assert (whole, found) == (False, [0])
+    assert {seed for seed, budget, _ in trainer.runs if budget == 20} == {0}
 
 
 def scores(found: Sequence[tuple[int, LevelReport]]) -> list[tuple[int, float]]:
