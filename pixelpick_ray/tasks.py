@@ -23,7 +23,7 @@ from pixelpick_ray.active.oracle import oracle_version
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.keys import FEATURES_VERSION, Source, versioned
 from pixelpick_ray.config.networks import head_version
-from pixelpick_ray.config.trial import Budget, EvaluateSpec, HumanSpec, SizeSpec, Trial
+from pixelpick_ray.config.trial import Budget, ErringSpec, EvaluateSpec, HumanSpec, SizeSpec, Trial
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.questions import Questions
 
@@ -120,6 +120,9 @@ class Fit(Task[Trained]):
             fields["features"] = FEATURES_VERSION
         if not trial.model.is_deterministic:
             fields |= {"seed": trial.seed, "stage": self.stage}
+        oracle = trial.oracle
+        if isinstance(oracle, ErringSpec) and trial.redraws and (self.stage > 0 or oracle.starts == "first"):
+            fields["oracle"] = _oracle(trial)
         labels = "full" if self.labels is None else self.labels.digest()
         return versioned("fit", data=_data(trial, self.source), model=self._model, **fields, labels=labels)
 

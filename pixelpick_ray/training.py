@@ -126,7 +126,8 @@ class Trainer:
         if training is None:
             self._fit_head(task, labels, missing)
             return
-        job = FitJob(trial.model, training, trial.seed, task.stage, context.data, labels, context.execution.data_path)
+        data_path, oracle = context.execution.data_path, trial.oracle
+        job = FitJob(trial.model, training, trial.seed, task.stage, context.data, labels, data_path, oracle)
         start = time.perf_counter()
         before = self._unfinished(task, missing)
         progress = before.progress if before else FitProgress(self._made_by())

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.config.trial import HumanSpec
+from pixelpick_ray.planning import make_plan
 from pixelpick_ray.store import Store
 from tests.support.data_folders import noise, save
 from tests.support.launch import ROOT, launch
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.training
 FILES = (path for path in (ROOT / "experiments").rglob("*.yaml") if path.parent.name != "found")  # what searches write
 EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
 SIZE = (24, 32)
+MOST = 320  # pixels that an image of this size has for sure
 ON_TWO_RANKS = "experiments/voc-mobilenet.yaml"  # images of different sizes
 
 
@@ -71,6 +73,9 @@ def tiny_grid(experiment: Any) -> list[dict[str, list[Any]]]:
     for grid in experiment.grid:
         point = {path: [values[-1]] for path, values in grid.items() if path != "seed"}
         initial = point.get("acquire.initial_pixels", [experiment.acquire.initial_pixels])[0]
+        if initial > MOST:
+            initial = MOST
+            point |= {"acquire.initial_pixels": [initial], "budget": [initial]}
         step = point.get("acquire.pixels_per_stage", [experiment.acquire.pixels_per_stage])[0]
         if point["budget"] != ["full"]:
             point["budget"] = [
@@ -118,7 +123,7 @@ IN_THE_DEFAULT_RUN = {
             "camvid-mobilenet",
             "own-images",
         ),
-        *("cityscapes-resnet50", "voc-resnet50", "studies/committee", "studies/annotator-error"),
+        *("cityscapes-resnet50", "voc-resnet50", "studies/committee", "studies/published-annotator-error"),
     )
 }
 
@@ -132,6 +137,53 @@ def marked(path: str) -> Any:
 
 def test_those_of_the_default_run_are_there() -> None:
     assert set(EXPERIMENTS) > IN_THE_DEFAULT_RUN
+
+
+# Trials, chains and fits of the studies of 2021, by hand: networks, strategies or weights, times budgets, times seeds.
+PUBLISHED_STUDIES = {
+    "capacity-camvid": (4 * 19 * 5, 4 * 2 * 5, 4 * (9 + 10) * 5),
+    "capacity-cityscapes": (4 * 13 * 5, 4 * 4 * 5, 4 * (10 + 3) * 5),
+    "capacity-voc": (4 * 12 * 3, 4 * 3 * 3, 4 * (10 + 2) * 3),
+    "pretraining-camvid": (2 * 14 * 5, 2 * 6 * 5, 2 * (9 + 5) * 5),
+    "pretraining-cityscapes": (2 * 13 * 5, 2 * 4 * 5, 2 * (10 + 3) * 5),
+    "diversity-camvid": (4 * 5, 4 * 5, 4 * 5),
+    "diversity-cityscapes": (6 * 5, 6 * 5, 6 * 5),
+    "annotator-error": (2 * 10 * 5, 2 * 5, 2 * 10 * 5),
+    "sampling-camvid": (7 * 10 * 5, 7 * 5, 7 * 9 * 5 + 5),  # all share their first stage
+    "sampling-voc": (4 * 10 * 3, 4 * 3, 4 * 9 * 3 + 3),
+    "sampling-cityscapes": (4 * 10 * 5, 4 * 5, 4 * 9 * 5 + 5),
+}
+FEW = tuple(range(1, 11))
+BUDGETS = {
+    "capacity-camvid": (*range(1, 10), *range(10, 101, 10)),
+    "capacity-cityscapes": (*FEW, 100, 1000, 10000),
+    "capacity-voc": (*FEW, 100, 1000),
+    "pretraining-camvid": (*range(1, 10), 20, 50, 100, 1000, 10000),
+    "pretraining-cityscapes": (*FEW, 100, 1000, 10000),
+    "annotator-error": tuple(range(10, 101, 10)),
+    "sampling-camvid": tuple(range(10, 101, 10)),
+    "sampling-voc": FEW,
+    "sampling-cityscapes": FEW,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_STUDIES)
+def test_the_studies_are_planned_as_they_were_run_in_2021(name: str) -> None:
+    plan = make_plan(load_experiment(ROOT / "experiments" / "studies" / f"published-{name}.yaml"))
+    assert (len(plan.trials), len(plan.chains), plan.num_fits) == PUBLISHED_STUDIES[name]
+    trials = plan.experiment.trials()
+    if name in BUDGETS:
+        assert tuple(sorted({trial.budget for trial in trials})) == BUDGETS[name]
+    else:
+        assert {trial.dataset.images * trial.budget for trial in trials} == {3670}
+    by_chance = name.startswith(("capacity", "pretraining", "diversity"))
+    assert {"random"} == {trial.acquire.strategy for trial in trials} if by_chance else "margin" in str(trials)
+    assert {trial.training.epochs for trial in trials} == {50}
+
+
+def test_the_files_of_the_published_studies_are_those_that_are_counted() -> None:
+    files = (ROOT / "experiments" / "studies").glob("published-*.yaml")
+    assert {file.stem.removeprefix("published-") for file in files} == set(PUBLISHED_STUDIES)
 
 
 @pytest.mark.parametrize("path", [marked(path) for path in EXPERIMENTS])

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pixelpick_ray.config import parts
 from pixelpick_ray.config.trial import ErringSpec, ExternalOracleSpec, GroundTruthSpec, HumanSpec
 from pixelpick_ray.data.answers import Book
+from pixelpick_ray.data.labels import IntArray
 from pixelpick_ray.data.questions import UNSAID, Questions
 from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import SpecError
@@ -54,14 +55,55 @@ def _ground_truth(oracle: GroundTruthSpec, asked: OracleRequest) -> LabelArray:
 def _erring(oracle: ErringSpec, asked: OracleRequest) -> LabelArray:
     """A number in 0..1 for every pixel of the image, asked or not, decides its answer: so it never changes."""
     questions = asked.questions
-    cumulative = np.cumsum(_confusion(oracle, asked.class_names), axis=1)
+    truth = questions.truth.astype(np.int64)
+    if oracle.redrawn or (oracle.starts == "queries" and questions.stage == 0):
+        return truth
     chance = np.empty(len(questions))
-    for index, (name, (height, width)) in enumerate(zip(questions.names, questions.shapes.tolist(), strict=True)):
+    for index, (name, size) in enumerate(zip(questions.names, questions.shapes.tolist(), strict=True)):
         here = questions.image == index
-        draws = stream(asked.seed, "oracle", name).random(height * width)
-        chance[here] = draws[questions.y[here] * width + questions.x[here]]
-    said: LabelArray = (chance[:, None] >= cumulative[questions.truth]).sum(axis=1)
-    return np.minimum(said, len(asked.class_names) - 1)  # a row may end a rounding error below 1
+        chance[here] = _chance(asked.seed, name, size, questions.y[here], questions.x[here])
+    return _called(_confusion(oracle, asked.class_names), truth, chance)
+
+
+@dataclass(frozen=True)
+class ImagePixels:
+    """Labelled pixels of one image of `size` (height, width): places, true classes and the stages that asked (k,)."""
+
+    name: str
+    size: tuple[int, int]
+    y: IntArray
+    x: IntArray
+    truth: LabelArray
+    stage: IntArray
+
+
+def redrawn(
+    oracle: ErringSpec, pixels: ImagePixels, class_names: Sequence[str], seed: int, rng: np.random.Generator
+) -> LabelArray:
+    """What pixels are called this time, (k,) classes: `rng` draws it for those that an annotator of this seed errs on,
+    the same ones every time, among the other classes.
+    """
+    truth = pixels.truth
+    wrong = _confusion(oracle, class_names)
+    np.fill_diagonal(wrong, 0.0)
+    share = wrong.sum(axis=1)[truth]
+    errs = _chance(seed, pixels.name, pixels.size, pixels.y, pixels.x) < share
+    if oracle.starts == "queries":
+        errs &= pixels.stage > 0
+    return np.where(errs, _called(wrong, truth, rng.random(len(truth)) * share), truth)
+
+
+def _chance(seed: int, name: str, size: Sequence[int], y: IntArray, x: IntArray) -> npt.NDArray[np.float64]:
+    """The numbers in 0..1 that decide what pixels (k,) of an image (height, width) are called."""
+    draws = stream(seed, "oracle", name).random(size[0] * size[1])
+    chosen: npt.NDArray[np.float64] = draws[y * size[1] + x]
+    return chosen
+
+
+def _called(confusion: npt.NDArray[np.float64], truth: LabelArray, chance: npt.NDArray[np.float64]) -> LabelArray:
+    """The class (k,) that a number in 0..1 stands for in the row of a true class."""
+    said: LabelArray = (chance[:, None] >= np.cumsum(confusion, axis=1)[truth]).sum(axis=1)
+    return np.minimum(said, len(confusion) - 1)  # a row may end a rounding error below 1
 
 
 def _confusion(oracle: ErringSpec, class_names: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -481,7 +481,7 @@ def _known_keys(location: tuple[Any, ...]) -> str:
         named = [k for k in kinds if part in k.model_fields]
         kind = (named or kinds or [kind])[0]
         kind = _BY_NAME.get(part, kind)
-    return f"allowed here: {', '.join(kind.model_fields)}"
+    return f"allowed here: {', '.join(field.alias or name for name, field in kind.model_fields.items())}"
 
 
 def _models_in(annotation: Any) -> list[type[Spec]]:

@@ -255,11 +255,25 @@ class ErringSpec(Spec):
     ``confusion[a][b]`` is the probability that a pixel of class a is called b, both by name; what is not given is 0,
     and the rest of each class is called rightly. A pixel gets the same answer whenever and by whichever strategy it is
     asked for.
+
+    With ``from: queries`` the first pixels, which no network asked for, are answered rightly. With ``redrawn`` it is
+    still decided once which pixels are wrong, but what they are called is drawn anew in each training step, as in the
+    original in 2021; stored labels are the true ones then.
     """
 
     name: Literal["erring"]
     rate: Fraction | None = None
     confusion: dict[str, dict[str, Fraction]] | None = None
+    redrawn: bool = False
+    starts: Literal["first", "queries"] = Field("first", alias="from")
+
+    @model_serializer(mode="wrap")
+    def _defaults_are_absent(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """Keys are older than the options; `from` is no name in Python."""
+        fields: dict[str, Any] = serialise(self)
+        fields["from"] = fields.pop("starts", fields.get("from"))
+        absent = {"redrawn": False, "from": "first"} if info.exclude_none else {}
+        return {name: value for name, value in fields.items() if name not in absent or value != absent[name]}
 
     @model_validator(mode="after")
     def _one_way_to_err(self) -> Self:
@@ -355,6 +369,11 @@ class Trial(Spec):
         train = self.training
         if train is None and self.model.fitted_head is None:
             raise ValueError(f"train: is required, {self.model.architecture} is trained by gradient descent")
+        if self.redraws and self.model.fitted_head is not None:
+            raise ValueError(
+                f"oracle.redrawn: {self.model.architecture} on frozen features is fitted to its labels at once, which "
+                "leaves nothing to draw anew; leave redrawn out"
+            )
         if self.budget == "full" and self.model.fitted_head is not None and self.model.fitted_head.keeps_vectors:
             raise ValueError(
                 f"budget: {self.model.architecture} compares with every labelled pixel, and full supervision labels "
@@ -446,6 +465,11 @@ class Trial(Spec):
     def is_fully_supervised(self) -> bool:
         """Whether every pixel is labelled, so that none is picked."""
         return self.budget == "full"
+
+    @property
+    def redraws(self) -> bool:
+        """Whether training draws the mistakes of its annotator."""
+        return isinstance(self.oracle, ErringSpec) and self.oracle.redrawn and not self.is_fully_supervised
 
     @property
     def asks_people(self) -> bool:

@@ -101,8 +101,8 @@ class Geometry:
         return np.clip(position, 0, np.asarray(self.crop) - 1), inside
 
     def resized_points(
-        self, y: npt.NDArray[np.int32], x: npt.NDArray[np.int32], label: npt.NDArray[np.int32]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        self, y: npt.NDArray[np.int32], x: npt.NDArray[np.int32], label: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Source pixels and labels to (P, 2) pixels (y, x) of the crop and theirs, in reading order: those for which
         nearest resizing takes one of these source pixels. None, one or several for each.
         """

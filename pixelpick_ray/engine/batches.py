@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pixelpick_ray.active.oracle import AnyOracle, ImagePixels, redrawn
 from pixelpick_ray.config.model import ModelSpec
-from pixelpick_ray.config.trial import TrainSpec
+from pixelpick_ray.config.trial import ErringSpec, TrainSpec
 from pixelpick_ray.data.augment import Geometry, augment, draw
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import DatasetFacts
@@ -45,7 +46,9 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class FitJob:
-    """Everything that one training depends on. `labels` None: every pixel is labelled (full supervision)."""
+    """Everything that one training depends on. `labels` None: every pixel is labelled (full supervision). The `oracle`
+    that gave them matters where training draws its mistakes.
+    """
 
     model: ModelSpec
     train: TrainSpec
@@ -54,6 +57,7 @@ class FitJob:
     data: TrainingData
     labels: LabelledPixels | None
     data_path: Path
+    oracle: AnyOracle | None = None
 
     @cached_property
     def crop_size(self) -> tuple[int, int]:
@@ -145,7 +149,7 @@ def make_batch(job: FitJob, positions: npt.NDArray[np.int64], epoch: int, device
     geometries = [Geometry.of(choice, prepared.shape(p), crop) for choice, p in zip(draws, positions, strict=True)]
     raw = SplitImages.on(prepared, device).images(positions.tolist(), crop)
     images = augment(raw.float().div_(255), draws, geometries, spec, _colours(facts, device).fill)
-    points, labels = _supervision(job, positions, geometries)
+    points, labels = _supervision(job, positions, epoch, geometries)
     return Batch(network_input(images, facts), None if points is None else moved(points, device), moved(labels, device))
 
 
@@ -185,7 +189,7 @@ def network_input(images: Tensor, facts: DatasetFacts) -> Tensor:
 
 
 def _supervision(
-    job: FitJob, positions: npt.NDArray[np.int64], geometries: list[Geometry]
+    job: FitJob, positions: npt.NDArray[np.int64], epoch: int, geometries: list[Geometry]
 ) -> tuple[Tensor | None, Tensor]:
     void, prepared = job.data.facts.void_index, job.data.prepared
     if job.labels is None:
@@ -196,7 +200,12 @@ def _supervision(
     labels = np.full((len(positions), job.most_labels), IGNORED, dtype=np.int64)
     for index, (position, geometry) in enumerate(zip(positions, geometries, strict=True)):
         at = job.labels.of_image(prepared.names[position])
-        y, x, label = job.labels.y[at], job.labels.x[at], job.labels.label[at]
+        y, x, label = job.labels.y[at], job.labels.x[at], job.labels.label[at].astype(np.int64)
+        if isinstance(job.oracle, ErringSpec) and job.oracle.redrawn:
+            name = prepared.names[position]
+            pixels = ImagePixels(name, prepared.shape(position), y, x, label, job.labels.stage[at])
+            rng = stream(job.seed, "mistakes", job.stage, epoch, name)
+            label = redrawn(job.oracle, pixels, job.data.facts.class_names, job.seed, rng)
         place: npt.NDArray[Any]
         if job.train.exact_labels:
             place, inside = geometry.points(y, x)

@@ -1,12 +1,14 @@
 """Oracles: the truth, and annotators who err as often and in the way that the spec says."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixelpick_ray.active.oracle import ORACLES, OracleRequest, answer, check_oracle
+from pixelpick_ray.active.oracle import ORACLES, ImagePixels, OracleRequest, answer, check_oracle, redrawn
 from pixelpick_ray.config.trial import ErringSpec, GroundTruthSpec
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.errors import SpecError
@@ -29,6 +31,7 @@ def ask(
     *,
     seed: int = 0,
     image: str = "a.png",
+    stage: int = 0,
 ) -> npt.NDArray[np.int64]:
     """The answers in the order of the indices."""
     order = np.argsort(indices, kind="stable")
@@ -36,7 +39,7 @@ def ask(
     count = len(indices)
     repeated = {"names": image, "shapes": label.shape, "predicted": -1, "entropy": np.nan, "distance": 0.0}
     columns = {name: [value] * count for name, value in repeated.items()}
-    questions = Questions.of(y=y, x=x, truth=label[y, x], stage=0, **columns)
+    questions = Questions.of(y=y, x=x, truth=label[y, x], stage=stage, **columns)
     said = np.empty(count, dtype=np.int64)
     said[order] = answer(oracle, OracleRequest(questions, NAMES, seed))
     return said
@@ -102,6 +105,41 @@ def test_annotators_of_other_seeds_and_images_err_elsewhere() -> None:
         for seed, image in ((0, "a.png"), (1, "a.png"), (0, "b.png"))
     )
     assert one != other_seed != other_image != one
+
+
+def test_an_annotator_may_err_on_queries_only() -> None:
+    label, everything = label_map(), list(range(2000))
+    oracle = ErringSpec(name="erring", rate=0.3, **{"from": "queries"})
+    assert (ask(oracle, label, everything) == label.ravel()).all()
+    asked = ask(oracle, label, everything, stage=1)
+    assert asked.tolist() == ask(EVERY["erring at a rate"], label, everything).tolist()
+
+
+def redraw(oracle: ErringSpec, label: npt.NDArray[np.uint8], draw: int, stage: int = 1) -> npt.NDArray[np.int64]:
+    """What all pixels of a label map are called in a training step."""
+    y, x = (column.astype(np.int32) for column in np.divmod(np.arange(label.size), label.shape[1]))
+    pixels = ImagePixels("a.png", label.shape, y, x, label.ravel().astype(np.int64), np.full(label.size, stage))
+    return redrawn(oracle, pixels, NAMES, 0, np.random.default_rng(draw))
+
+
+@pytest.mark.parametrize("how", [{"rate": 0.1}, {"confusion": MISTAKES}], ids=str)
+def test_redrawn_mistakes_are_of_the_same_pixels_and_called_anew(how: dict[str, Any]) -> None:
+    label = label_map(200, 200)
+    truth = label.ravel()
+    oracle = ErringSpec(name="erring", redrawn=True, **how)
+    assert (ask(oracle, label, list(range(2000)), stage=1) == truth[:2000]).all()  # the truth is stored
+    said = [redraw(oracle, label, draw) for draw in range(4)]
+    wrong = said[0] != truth
+    for one in said[1:]:
+        assert ((one != truth) == wrong).all()
+    lasting = ask(ErringSpec(name="erring", **how), label, list(range(len(truth))))
+    assert wrong.mean() == pytest.approx((lasting != truth).mean(), abs=0.01)
+    shares = [np.bincount(one[truth == 2], minlength=CLASSES) / (truth == 2).sum() for one in (said[0], lasting)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.02)
+    several = (said[0] != said[1])[wrong & (truth == 2)].mean()
+    assert several == pytest.approx(2 / 3, abs=0.05)  # one of three other classes, each time anew
+    first = redraw(ErringSpec(name="erring", redrawn=True, **how, **{"from": "queries"}), label, 0, stage=0)
+    assert (first == truth).all()
 
 
 def test_classes_that_the_data_set_does_not_have_are_refused() -> None:

@@ -13,6 +13,7 @@ from pixelpick_ray.config.canonical import canonical_json, digest
 from pixelpick_ray.config.experiment import Experiment, parse_experiment
 from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import Trial
+from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.tasks import FirstPixels, Fit, evaluation_size
 from tests.support import stores as by_hand
 
@@ -48,6 +49,8 @@ MOVED: list[tuple[set[str], list[str]]] = [
     ({"pick"}, ["acquire.precision=bf16", "acquire.pool=chance", "acquire.stochastic={passes: 20}"]),
     ({"initial"}, ["acquire.initial_pixels=20"]),  # the fit sees it by its labels
     ({"initial", "pick"}, ["oracle={name: erring, rate: 0.1}"]),  # so it does this
+    ({"initial", "pick"}, ["oracle={name: erring, rate: 0.1, from: queries}"]),
+    (ALL, ["oracle={name: erring, rate: 0.1, redrawn: true}"]),  # training draws the mistakes
     ({"evaluation"}, ["evaluate.when=last", "evaluate.splits.test={scale: 0.5}"]),
     ({"evaluation"}, ["evaluate.splits.test={split: val, size: [360, 480]}"]),
     (set(), ["train.decoder=dense", "train.exact_labels=true"]),
@@ -119,6 +122,20 @@ def test_full_supervision_is_the_same_whatever_is_said_of_few_labels(camvid_yaml
     assert sparse.training == dense.training == dense.train
     evaluate = parse(camvid_yaml).evaluate
     assert len({Fit(trial, SOURCE, evaluate, stage=0, labels=None).key for trial in (dense, sparse)}) == 1
+
+
+def test_an_erring_annotator_of_old_has_its_key_and_the_first_fit_of_one_who_errs_on_queries_is_that_of_the_truth(
+    camvid_yaml: str,
+) -> None:
+    (old,) = parse(camvid_yaml, "oracle={name: erring, rate: 0.1, redrawn: false, from: first}").trials()
+    assert old.oracle.as_input() == {"name": "erring", "rate": 0.1}
+    truth = parse(camvid_yaml)
+    (trial,), evaluate = truth.trials(), truth.evaluate
+    labels = LabelledPixels.of(names=[], y=[], x=[], label=[], stage=0)
+    (late,) = parse(camvid_yaml, "oracle={name: erring, rate: 0.1, redrawn: true, from: queries}").trials()
+    keys = [[Fit(one, SOURCE, evaluate, stage, labels).key for stage in (0, 1)] for one in (trial, late)]
+    assert keys[0][0] == keys[1][0]
+    assert keys[0][1] != keys[1][1]
 
 
 def test_the_key_is_the_hash_of_the_written_input(camvid_yaml: str) -> None:

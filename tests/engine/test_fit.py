@@ -1,6 +1,7 @@
 """Training a stage: the loss, the schedules, the batches, one rank against two."""
 
 import math
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -16,6 +17,8 @@ from pixelpick_ray.config.trial import (
     AugmentSpec,
     BlurSpec,
     ConstantSpec,
+    ErringSpec,
+    GroundTruthSpec,
     JitterSpec,
     MultistepSpec,
     PolySpec,
@@ -268,6 +271,20 @@ def test_resized_labels_are_copied_by_enlarging_and_lost_by_shrinking() -> None:
         assert torch.equal(maps[index][y, x], batch.labels[index][there])  # each says what is there
     losses, _ = train(job)
     assert len(losses) == 2
+
+
+def test_redrawn_mistakes_are_drawn_anew_each_epoch_in_the_pixels_that_were_asked_for() -> None:
+    data = tiny_data(4)
+    labels = label_some(data, [60] * 4)
+    labels = replace(labels, stage=(np.arange(len(labels)) % 2).astype(np.int32))
+    oracle = ErringSpec(name="erring", rate=1.0, redrawn=True, **{"from": "queries"})
+    job = replace(tiny_job(data, labels, augment=None), oracle=oracle)
+    first, second = (make_batch(job, np.arange(4), epoch, CPU).labels.numpy() for epoch in range(2))
+    truth = make_batch(replace(job, oracle=GroundTruthSpec()), np.arange(4), 0, CPU).labels.numpy()
+    asked = (labels.stage == 1).reshape(4, 60)
+    assert ((first != truth) == asked).all()
+    assert ((second != truth) == asked).all()
+    assert (first != second).any()
 
 
 def test_scaled_labels_stay_on_their_object() -> None:
