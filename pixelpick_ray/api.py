@@ -27,7 +27,7 @@ from pixelpick_ray.planning import Plan, make_plan
 from pixelpick_ray.runner.byproducts import Output
 from pixelpick_ray.runner.session import Outcome, StopRequest, begin
 from pixelpick_ray.search.design import make_search
-from pixelpick_ray.store import Store, absolute
+from pixelpick_ray.store import Store, absolute, absolute_path
 from pixelpick_ray.store.records import as_stored
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ def run(
     search = None if experiment.search is None else make_search(experiment)
     data = Path(data)
     execution = Execution(
-        data.resolve(),
+        absolute_path(data),
         absolute(str(store)),
-        Path(cache or default_cache_path(data)).resolve(),
-        runs_path=Path(runs).resolve(),
+        absolute_path(Path(cache or default_cache_path(data))),
+        runs_path=absolute_path(Path(runs)),
         time_limit_seconds=time_limit_seconds,
         **options,
     )

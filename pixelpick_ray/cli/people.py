@@ -17,7 +17,7 @@ from pixelpick_ray.cli.options import (
 )
 from pixelpick_ray.cli.shared import planned_of
 from pixelpick_ray.errors import naming
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, absolute_path
 
 
 def annotate(
@@ -60,7 +60,7 @@ def annotate(
             webbrowser.open(once)
 
     with naming(experiment.name):
-        desk = Desk(planned, Store(store), data.resolve())
+        desk = Desk(planned, Store(store), absolute_path(data))
     ports = (port,) if port is not None else (_usual_port(planned.experiment.name, Store(store)), 0)
     serve(desk, host=host, ports=ports, on_ready=ready)
 
@@ -83,7 +83,7 @@ def export_answers(
 
     planned = planned_of(experiment, overrides, store)
     with naming(experiment.name):
-        lines = write_answers(planned, Store(store), data.resolve(), format_name, out)
+        lines = write_answers(planned, Store(store), absolute_path(data), format_name, out)
     print("\n".join(lines))
 
 
@@ -105,4 +105,4 @@ def import_answers(
 
     planned = planned_of(experiment, overrides, store)
     with naming(experiment.name):
-        print(read_answers(planned, Store(store), data.resolve(), format_name, file, annotator=annotator))
+        print(read_answers(planned, Store(store), absolute_path(data), format_name, file, annotator=annotator))

@@ -33,7 +33,7 @@ from pixelpick_ray.planning import Plan
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.found import found_path
 from pixelpick_ray.search.journal import Journal
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, absolute_path
 
 
 def report(
@@ -159,8 +159,8 @@ def evaluate(
             dataset, {"path": path, "size": parse_size(size) if size else None, "scale": scale, "long_side": long_side}
         ),
         split,
-        data_path=data.resolve(),
-        cache_path=(cache or default_cache_path(data)).resolve(),
+        data_path=absolute_path(data),
+        cache_path=absolute_path(cache or default_cache_path(data)),
         device=choose_device(one_of("--device", device, ("auto", "cuda", "cpu"))),
         renamed=_pairs(renamed),
         note=lambda line: print(line, file=sys.stderr),

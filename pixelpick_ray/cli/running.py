@@ -41,7 +41,7 @@ from pixelpick_ray.runner.byproducts import Output
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import plan_figures, plan_text, search_status
 from pixelpick_ray.status import Status, status_of
-from pixelpick_ray.store import Store
+from pixelpick_ray.store import Store, absolute_path
 
 
 def plan(
@@ -154,7 +154,7 @@ def run(
         store,
         cache,
         device,
-        runs_path=runs.resolve(),
+        runs_path=absolute_path(runs),
         ranks=ranks,
         cpus_per_rank=cpus_per_rank,
         gpus_per_rank=gpus_per_rank,

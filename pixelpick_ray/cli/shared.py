@@ -12,16 +12,16 @@ from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import naming
 from pixelpick_ray.planning import Plan, make_plan
 from pixelpick_ray.search.design import Search, make_search
-from pixelpick_ray.store import Store, absolute
+from pixelpick_ray.store import Store, absolute, absolute_path
 from pixelpick_ray.store.records import as_stored
 
 
 def execution_of(planned: Plan, data: Path, store: str, cache: Path | None, device: str, **options: Any) -> Execution:
     """Where and how fast the plan is to run, in absolute paths. SpecError for what no run can have."""
     execution = Execution(
-        data.resolve(),
+        absolute_path(data),
         absolute(store),
-        (cache or default_cache_path(data)).resolve(),
+        absolute_path(cache or default_cache_path(data)),
         device=one_of("--device", device, ("auto", "cuda", "cpu")),
         **options,
     )

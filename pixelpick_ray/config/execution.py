@@ -1,5 +1,7 @@
 """What changes only where and how fast, never what: not part of any key."""
 
+import contextlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,5 +82,34 @@ class Execution:
 
 
 def local_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """CPUs that this process may use: those of its affinity, or of its container's quota where that is less."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, int(min(allowed, cpu_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))))
+
+
+def cpu_quota(membership: Path, root: Path) -> float:
+    """CPUs that the control groups of a process give it, of either version; infinite without a limit.
+
+    `membership` is its ``/proc/PID/cgroup``, and `root` where groups are mounted. A group has its parents' limits, too.
+    """
+    quotas = [math.inf]
+    with contextlib.suppress(OSError):
+        for line in membership.read_text(encoding="utf-8", errors="replace").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            base = root / controllers if controllers else root
+            for folder in (base / path.lstrip("/"), *(base / path.lstrip("/")).parents):
+                quotas.append(_quota_of(folder))
+                if folder == base:
+                    break
+    return min(quotas)
+
+
+def _quota_of(folder: Path) -> float:
+    """CPUs that one control group gives."""
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = " ".join((folder / name).read_text(encoding="ascii") for name in files).split()
+            return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+    return math.inf

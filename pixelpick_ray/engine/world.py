@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
+import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
@@ -93,22 +94,50 @@ def join(
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
     host, _, port = address.rpartition(":")
-    if host == "127.0.0.1":
-        group: dict[str, Any] = {"store": _store_on_loopback(int(port), rank, size, timeout)}
-    else:
-        group = {"init_method": f"tcp://{address}"}
-    dist.init_process_group(backend, **group, rank=rank, world_size=size, timeout=timeout)
+    with _on_interface(interface_to(host.strip("[]"))):
+        if host == "127.0.0.1":
+            group: dict[str, Any] = {"store": _store_on_loopback(int(port), rank, size, timeout)}
+        else:
+            group = {"init_method": f"tcp://{address}"}
+        dist.init_process_group(backend, **group, rank=rank, world_size=size, timeout=timeout)
+        try:
+            yield World(rank, size, device)
+        finally:
+            dist.destroy_process_group()
+
+
+def interface_to(host: str) -> str | None:
+    """The network interface of this node from which another is reached; None where the system does not tell.
+
+    Routes say that; host names do not, for ``/etc/hosts`` may have a loopback address of the node's own name, as
+    Debian's installer writes it.
+    """
     try:
-        yield World(rank, size, device)
+        family, _, _, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    addresses = psutil.net_if_addrs().items()
+    return next((name for name, of in addresses if any(one.address.partition("%")[0] == own for one in of)), None)
+
+
+@contextlib.contextmanager
+def _on_interface(name: str | None) -> Iterator[None]:
+    """gloo and NCCL use this interface, unless the user has named one; gloo would ask for the node's own name."""
+    chosen = {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"} if name else {}
+    added = {variable: value for variable, value in chosen.items() if value and variable not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
     finally:
-        dist.destroy_process_group()
+        for variable in added:
+            del os.environ[variable]
 
 
 def _store_on_loopback(port: int, rank: int, size: int, timeout: timedelta) -> Any:
-    """Where the ranks of one machine meet; neither it nor they listen on any other interface, as by default they do."""
-    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(variable, loopback)
+    """Where the ranks of one machine meet; it listens on no other interface, as by default it does."""
     listening = socket.create_server(("127.0.0.1", port)).detach() if rank == 0 else None
     return dist.TCPStore(  # type: ignore[attr-defined]
         "127.0.0.1", port, size, rank == 0, timeout, master_listen_fd=listening

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 CLOCK_SECONDS = 15.0  # a quarter of what leases tolerate
 FREE_BYTES = 2 * 2**30  # of a disk
 FREE_SHARE = 0.9  # of a GPU's memory
+STORE_CURE = "give --store a folder that every node sees and may write to under one path, or an address such as s3://"
 SAME = "install the versions of requirements.txt, and the same checkout, on every node"
 
 
@@ -155,8 +156,9 @@ def _contents(driver: NodeFacts, node: NodeFacts) -> Iterator[Finding]:
 
 def _store(node: NodeFacts) -> Finding:
     problem = node.problems.get("store", "")
-    cure = "give --store a folder that every node sees and may write to under one path, or an address such as s3://"
-    return Finding("store", node.name, not problem, f"{problem}; {cure}" if problem else "read and written by both")
+    return Finding(
+        "store", node.name, not problem, f"{problem}; {STORE_CURE}" if problem else "read and written by both"
+    )
 
 
 def _clock(node: NodeFacts) -> Finding:

@@ -1,6 +1,10 @@
 """What to do about a failure: decisions apart from actions."""
 
+import re
+
 from pixelpick_ray.errors import PixelPickError, StoreError
+
+LOST = "its process or node was lost"
 
 
 class Stopped(Exception):
@@ -26,6 +30,18 @@ def explain(error: BaseException) -> str:
     if _is_out_of_memory(error):
         return f"out of memory ({first}); lower train.batch_size or the sizes, or give the trial a whole GPU"
     return f"{type(error).__name__}: {first}"
+
+
+def explain_loss(text: str) -> str:
+    """One line about a process that is gone, given what Ray says of it."""
+    if "running low on memory" in text or "memory monitor" in text.lower():
+        sizes = re.search(r"([\d.]+)\s*GB used / ([\d.]+)\s*GB", text)
+        used = f", {sizes[1]} of {sizes[2]} GB were in use" if sizes else ""
+        return (
+            f"Ray's memory monitor ended its process, because the node was low on memory{used}; lower "
+            "--max-concurrent, train.batch_size or the sizes, or run fewer other programs there"
+        )
+    return LOST
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -23,6 +23,7 @@ from pixelpick_ray.runner.tune import Relay, attempt, placement_here, places_her
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import OWN, Journal, LevelReport, Sample
 from pixelpick_ray.search.sample import RunTrial, run_sample
+from pixelpick_ray.store import Store
 
 WORST = 0.0  # the score of a sample that has diverged
 
@@ -54,7 +55,7 @@ def run(
         on_event(event)
 
     resources = placement_here(execution)
-    relay = Relay(hear, execution.max_failures)
+    relay = Relay(hear, execution.max_failures, Store(execution.store), prefix=f"{search.experiment.name} ")
     while not stop():
         relay.begin()
         samples = max(search.spec.size, len(journal.samples))

@@ -35,7 +35,7 @@ from pixelpick_ray.search.design import Search, check_splits
 from pixelpick_ray.search.found import write_found
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import best_text, diverged_lines, fits_of, plan_text, state_line
-from pixelpick_ray.store import Store, run_lease
+from pixelpick_ray.store import Store, absolute_path, run_lease
 from pixelpick_ray.supervisor import FAILED, GOES_ON, OK, STOPPED
 
 Listener = Callable[[Event], None]
@@ -244,11 +244,10 @@ def _run_samples(
     stop: "StopRequest",
     listeners: Sequence[Listener],
 ) -> tuple[dict[str, str], int]:
-    from pixelpick_ray.runner.cluster import joined
     from pixelpick_ray.runner.search import run as run_samples
     from pixelpick_ray.runner.search_progress import SearchProgress
 
-    with SearchProgress(search, journal, console) as live, joined(execution), stop.awaited():
+    with SearchProgress(search, journal, console) as live, _cluster(execution), stop.awaited():
         errors = run_samples(search, journal, execution, _all_of(live, listeners), stop)
     return errors, live.num_trained
 
@@ -303,19 +302,21 @@ def _run_chains(
         from pixelpick_ray.runner.tune import run as run_chains
     board = ByProduct("TensorBoard files", TensorBoard(planned, execution))
     live = ChainProgress(planned, chains, console, [board, *listeners])
-    with live, _cluster(execution, local=local), stop.awaited():
+    with live, nullcontext() if local else _cluster(execution), stop.awaited():
         errors = run_chains(planned, chains, execution, live, stop, people)
     console.print(f"TensorBoard: tensorboard --logdir {_shown(execution.runs_path)}", markup=False, soft_wrap=True)
     return errors, live.num_trained
 
 
-def _cluster(execution: Execution, *, local: bool) -> AbstractContextManager[None]:
-    """The Ray cluster of a run, or none."""
-    if local:
-        return nullcontext()
+@contextmanager
+def _cluster(execution: Execution) -> Iterator[None]:
+    """The Ray cluster of a run, all of whose nodes see its store."""
     from pixelpick_ray.runner.cluster import joined
+    from pixelpick_ray.runner.survey import check_store
 
-    return joined(execution)
+    with joined(execution):
+        check_store(execution)
+        yield
 
 
 def _conclude(
@@ -440,6 +441,7 @@ class StopRequest:
 def _shown(path: Path) -> str:
     """A path as short as it can be typed from here."""
     try:
-        return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+        here = absolute_path(Path())
+        return str(path.relative_to(here) if path.is_relative_to(here) else path)
     except OSError:  # this folder was removed meanwhile
         return str(path)

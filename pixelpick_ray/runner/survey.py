@@ -16,7 +16,7 @@ from pixelpick_ray.errors import PixelPickError, SpecError
 from pixelpick_ray.planning import Plan
 from pixelpick_ray.runner import inspection
 from pixelpick_ray.runner.cluster import joined
-from pixelpick_ray.runner.doctor import Facts, Meeting, NodeFacts
+from pixelpick_ray.runner.doctor import STORE_CURE, Facts, Meeting, NodeFacts
 from pixelpick_ray.runner.local import choose_device
 from pixelpick_ray.runner.ranks import free_address
 from pixelpick_ray.runner.tune import placement
@@ -156,24 +156,45 @@ def _data(
     return with_contents
 
 
+def check_store(execution: Execution) -> None:
+    """SpecError when a node of the cluster that is joined does not see the store of this process. One that does not
+    answer in time is let be: its chains look for themselves.
+    """
+    nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
+    if len(nodes) > 1:
+        probe = ray.remote(num_cpus=0)(inspection.probe)
+        asked = {name: probe.options(scheduling_strategy=_there(node)).remote for name, node in nodes.items()}
+        found = _store_problems(asked, execution)
+        wrong = [f"{name}: {answer}" for name, answer in found.items() if isinstance(answer, str) and answer]
+        if wrong:
+            raise SpecError(f"--store: {'; '.join(wrong)}; {STORE_CURE}")
+
+
 def _store(driver: NodeFacts, inspectors: dict[str, Any], execution: Execution) -> tuple[NodeFacts, dict[str, str]]:
-    """The driver with its own problem, and those of nodes: each reads the driver's record, writes one, and is read."""
-    mark = uuid.uuid4().hex
-    mine, theirs = paths.probe(mark), {name: paths.probe(f"{mark}-{at}") for at, name in enumerate(inspectors)}
+    """The driver with its own problem, and those of nodes."""
     try:
-        store = Store(execution.store)
-        store.write_record(mine, {"mark": mark})
+        asked = {name: actor.probe.remote for name, actor in inspectors.items()}
+        return driver, {name: str(answer) for name, answer in _store_problems(asked, execution).items()}
     except (PixelPickError, OSError) as error:
         return _with_problem(driver, "store", error), {}
+
+
+def _store_problems(ask: dict[str, Callable[..., Any]], execution: Execution) -> dict[str, str | Exception]:
+    """What is wrong with the store as each node sees it: it reads the driver's record, writes one, and is read.
+
+    StoreError when the driver cannot write.
+    """
+    mark = uuid.uuid4().hex
+    mine, theirs = paths.probe(mark), {name: paths.probe(f"{mark}-{at}") for at, name in enumerate(ask)}
+    store = Store(execution.store)
+    store.write_record(mine, {"mark": mark})
     try:
-        asked = {
-            name: actor.probe.remote(execution.store, mine, theirs[name], mark) for name, actor in inspectors.items()
-        }
-        problems = {name: str(answer) for name, answer in _answers(asked, ANSWER_SECONDS).items()}
+        asked = {name: probe(execution.store, mine, theirs[name], mark) for name, probe in ask.items()}
+        problems: dict[str, str | Exception] = _answers(asked, ANSWER_SECONDS)
         for name in problems:
             if not problems[name] and not inspection.appears(store, theirs[name], mark):
                 problems[name] = f"the driver does not see what this node writes into {store.address}"
-        return driver, problems
+        return problems
     finally:
         for relative in (mine, *theirs.values()):
             with contextlib.suppress(PixelPickError, OSError):

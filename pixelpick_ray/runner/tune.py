@@ -5,7 +5,9 @@ whose process or node is lost is tried again from the store, as long as it gets 
 """
 
 import contextlib
+import socket
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +35,9 @@ from pixelpick_ray.events import (
 )
 from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.runner.cluster import private_folder
-from pixelpick_ray.runner.failures import explain, gives_up
+from pixelpick_ray.runner.doctor import STORE_CURE
+from pixelpick_ray.runner.failures import LOST, explain, explain_loss, gives_up
+from pixelpick_ray.runner.inspection import VISIBLE_SECONDS
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.runner.ranks import ranks_of
 from pixelpick_ray.store import Store
@@ -66,7 +70,7 @@ def run(
     SpecError when the cluster can never hold one trial. RunError when the cluster is lost.
     """
     resources = placement_here(execution)
-    relay, left = Relay(on_event, execution.max_failures), chains
+    relay, left = Relay(on_event, execution.max_failures, Store(execution.store)), chains
     asks = any(chain.trial.asks_people for chain in chains)
     while left and not stop():
         trainable = tune.with_parameters(_trial, job=Job(plan, chains, execution))
@@ -110,7 +114,7 @@ def run_trials(
                 storage_path=str(folder),
                 failure_config=tune.FailureConfig(max_failures=-1),  # the relay counts
                 callbacks=[relay],
-                stop=_StopWhen(stop),
+                stop=_StopWhen(stop, relay),
                 verbose=0,
             ),
         )
@@ -229,8 +233,12 @@ class Relay(tune.Callback):
     may be lost `max_failures` times in a row; getting further, by a stage, a pick or a saved epoch, forgives.
     """
 
-    def __init__(self, on_event: Callable[[Event], None], max_failures: int) -> None:
-        self._on_event, self._max_failures = on_event, max_failures
+    def __init__(self, on_event: Callable[[Event], None], max_failures: int, store: Store, prefix: str = "") -> None:
+        """What is told to `on_event` is in the `store`, as this process sees it; failed attempts are recorded there
+        under the name of a trial after a `prefix`.
+        """
+        self._prefix = prefix
+        self._on_event, self._max_failures, self._store = on_event, max_failures, store
         self._losses: Counter[str] = Counter()
         self._resumed: dict[str, tuple[int, int]] = {}
         self._last_message: dict[str, str] = {}
@@ -252,6 +260,10 @@ class Relay(tune.Callback):
         if "event" not in result:
             return
         event = decode(result["event"])
+        if event.chain in self.errors:
+            return
+        if missing := self._missing(event):
+            event = ChainFailed(event.chain, f"{missing}; {STORE_CURE}", final=True)
         if self._gets_further(event):
             self._losses[event.chain] = 0
         self.asking.discard(event.chain)
@@ -265,6 +277,25 @@ class Relay(tune.Callback):
                 if event.final:
                     self.errors[event.chain] = event.message
         self._on_event(event)
+
+    def _missing(self, event: Event) -> str:
+        """What a trial says is stored, and this process does not find; empty when all is there."""
+        match event:
+            case FitTrained() | StageDone():
+                kind, key = "fit", event.fit
+            case PixelsPicked():
+                kind, key = "pick", event.pick
+            case _:
+                return ""
+        until = time.monotonic() + VISIBLE_SECONDS
+        try:
+            while not self._store.has(kind, key):
+                if time.monotonic() > until:
+                    return f"a node says that {kind} {key[:12]} is stored, and the driver does not see it in the store"
+                time.sleep(0.1)
+        except StoreError:  # it cannot be reached for a moment; what is there is seen in the end
+            return ""
+        return ""
 
     def _gets_further(self, event: Event) -> bool:
         """Whether an event says that something is stored that was not, which no retry has to repeat."""
@@ -281,35 +312,44 @@ class Relay(tune.Callback):
         Should not even that be possible, for no process of it can begin, Tune calls `on_trial_error` next.
         """
         name = trial.config["name"]
+        self._note_loss(trial, name)
         if not self._may_try_again(name):
             trial.config["give_up"], trial.max_failures = self.errors[name], 0
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial was lost before it began, which Tune does not try again; the next round does."""
         name = trial.config["name"]
+        self._note_loss(trial, name)
         self.asking.discard(name)
         if self._may_try_again(name):
             self.lost.append(name)
         else:
             self._on_event(ChainFailed(name, self.errors[name], final=True))
 
+    def _note_loss(self, trial: Any, name: str) -> None:
+        """Remember, and record for `status`, why a process was lost that could not say so itself."""
+        error = trial.get_pickled_error()
+        if isinstance(error, ray.exceptions.RayActorError):
+            self._last_message[name] = explain_loss(str(error))
+            self._store.record_attempt(self._prefix + name, f"{error}\n{self._last_message[name]}")
+
     def _may_try_again(self, name: str) -> bool:
         self._losses[name] += 1
         if self._losses[name] <= self._max_failures:
             return True
-        message = self._last_message.get(name, "its process or node was lost")
+        message = self._last_message.get(name, LOST)
         self.errors[name] = f"{message} (tried {self._losses[name]} times without getting further)"
         return False
 
 
 class _StopWhen(tune.Stopper):
-    """Ends the whole run when a function says so."""
+    """Ends the whole run when a function says so, and a trial that has failed for good."""
 
-    def __init__(self, stop: Callable[[], bool]) -> None:
-        self._stop = stop
+    def __init__(self, stop: Callable[[], bool], relay: Relay) -> None:
+        self._stop, self._relay = stop, relay
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+        return "event" in result and decode(result["event"]).chain in self._relay.errors
 
     def stop_all(self) -> bool:
         return self._stop()
@@ -341,6 +381,7 @@ def attempt(
         report(ChainFailed(config["name"], config["give_up"], final=True))
         return
     try:
+        check_sees_run(execution)
         work()
     except Exception as error:
         with contextlib.suppress(StoreError):  # it may be what failed
@@ -348,6 +389,18 @@ def attempt(
         report(ChainFailed(config["name"], explain(error), final=gives_up(error)))
         if not gives_up(error):
             raise
+
+
+def check_sees_run(execution: Execution) -> None:
+    """SpecError where the store on this node is not the driver's, which holds the lease of its run there."""
+    until = time.monotonic() + VISIBLE_SECONDS
+    store = Store(execution.store)
+    while execution.run and not store.has_lease("run", execution.run):
+        if time.monotonic() > until:
+            raise SpecError(
+                f"--store: on the node {socket.gethostname()}, {store.address} is not the driver's; {STORE_CURE}"
+            )
+        time.sleep(0.2)
 
 
 def _report(event: Event) -> None:

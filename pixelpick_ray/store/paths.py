@@ -3,6 +3,8 @@
 Results are ``<kind>/<key>/``; what is not content-addressed lies under the other names below.
 """
 
+import contextlib
+import os
 from pathlib import Path
 
 from pixelpick_ray.config.experiment import Experiment
@@ -18,7 +20,19 @@ LEASES = "leases"
 
 def absolute(location: str) -> str:
     """The location of a store for a process that runs in another folder."""
-    return location if "://" in location else str(Path(location).resolve())
+    return location if "://" in location else str(absolute_path(Path(location)))
+
+
+def absolute_path(path: Path) -> Path:
+    """A path that starts in this folder, whose name is the one that the user sees, as an absolute one.
+
+    No link is resolved: what a link leads to may lie elsewhere on another machine.
+    """
+    here = os.environ.get("PWD", "")
+    with contextlib.suppress(OSError):
+        if os.path.isabs(here) and os.path.samefile(here, os.curdir):
+            return Path(here) / path
+    return Path.cwd() / path
 
 
 def result(kind: str, key: str, file: str = "") -> str:

@@ -381,6 +381,10 @@ class Store:
         found = {name: holder(self._storage, paths.lease(name)) for name in names}
         return {name: who for name, who in found.items() if who}
 
+    def has_lease(self, kind: str, key: str) -> bool:
+        """Whether somebody has taken a lease, alive or not."""
+        return self._storage.age_seconds(paths.lease(f"{kind}-{key}")) is not None
+
     def drop_dead_leases(self) -> None:
         """Remove the leases that killed processes have left."""
         for path in map(paths.lease, self.names(paths.LEASES)):

@@ -1,7 +1,9 @@
 """Two network namespaces as two real nodes: the Slurm job's own commands start Ray on both and run one experiment."""
 
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import pytest
 
 from tests.support.cluster_experiment import TINY
 from tests.support.fake_slurm import Node, Slurm
-from tests.support.launch import launch
+from tests.support.launch import ROOT, launch
 from tests.support.network_namespaces import NODES, SLURMD_PORT, two_nodes, why_not
 
 pytestmark = [pytest.mark.ray, pytest.mark.skipif(bool(why_not()), reason=why_not())]
@@ -39,7 +41,7 @@ def submitted(place: Path, slurm: Slurm, *options: str) -> dict[str, Any]:
 def started(job: dict[str, Any], place: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[str]]]:
     """The batch shell on the first node, and the prefix of a command that runs there too."""
     environment = job["env"] | {"XDG_CACHE_HOME": str(place / "cache")}
-    with two_nodes(place, Path(f"/tmp/pixelpick-{job['id']}")) as on_first_node, log(place).open("ab") as stream:
+    with two_nodes(place, Path(f"/tmp/pixelpick-{job['id']}")) as (on_first_node, _), log(place).open("ab") as stream:
         command = [*on_first_node, *job["argv"]]
         yield subprocess.Popen(command, env=environment, cwd=job["cwd"], stdout=stream, stderr=stream), on_first_node
 
@@ -59,6 +61,24 @@ def steps(place: Path) -> list[tuple[str, int, str, str]]:
         for path in (place / "runs" / "tiny" / "steps").glob("*.jsonl")
         for step in map(json.loads, path.read_text().splitlines())
     ]
+
+
+RANK = """
+import sys, torch
+from pixelpick_ray.engine.world import join
+rank, address = int(sys.argv[1]), sys.argv[2]
+with join(rank=rank, size=2, device=torch.device("cpu"), address=address, timeout_seconds=100) as world:
+    print(world.sum_(torch.tensor(rank + 1.0)).item())
+"""
+
+
+def test_ranks_meet_over_the_network_though_each_node_knows_itself_as_a_loopback(tmp_path: Path, slurm: Slurm) -> None:
+    address = f"{next(iter(NODES.values()))}:29400"
+    with two_nodes(tmp_path, tmp_path / "job") as prefixes:
+        commands = [[*prefix, sys.executable, "-c", RANK, str(rank), address] for rank, prefix in enumerate(prefixes)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        ranks = [subprocess.Popen(one, env=environment, stdout=subprocess.PIPE, text=True) for one in commands]
+        assert [rank.communicate(timeout=120)[0] for rank in ranks] == ["3.0\n", "3.0\n"]
 
 
 @pytest.mark.always("two nodes")

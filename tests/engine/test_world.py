@@ -8,7 +8,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from pixelpick_ray.engine.world import World
+from pixelpick_ray.engine.world import World, interface_to
 from tests.support.ranks import ALONE, NormResult, Ranks, collectives, normalise_slice
 
 pytestmark = pytest.mark.training
@@ -31,6 +31,14 @@ def test_ranks_sum_gather_and_broadcast(ranks: Ranks) -> None:
     layer = nn.Sequential(nn.BatchNorm2d(3))
     assert ALONE.share_batch_norm(layer) is layer
     assert ALONE.distribute(layer) is layer
+
+
+def test_the_interface_is_that_of_the_route_and_not_that_of_a_name() -> None:
+    loopback = interface_to("127.0.0.1")
+    assert loopback is not None
+    assert loopback.startswith("lo")
+    assert interface_to("127.0.1.1") == loopback  # which has another address
+    assert interface_to("no-such-host.invalid") is None
 
 
 def fresh_layer(kind: type[nn.BatchNorm2d], **options: object) -> nn.BatchNorm2d:

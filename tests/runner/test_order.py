@@ -14,6 +14,9 @@ from tests.support.tiny_data import tiny_experiment
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [3, 6]}]"
 
 
+STORED: Any = SimpleNamespace(has=lambda kind, key: True, record_attempt=lambda chain, text: None)
+
+
 class Bench:
     """The order of four chains, two of each seed, and what has happened to them."""
 
@@ -24,7 +27,7 @@ class Bench:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(datasets.DATASETS, "tiny", TinyDataset)
             self.chains = list(make_plan(tiny_experiment(GRID, "oracle={name: human}")).chains)
-        self.relay, self.answered, self.numbers = Relay(lambda event: None, 3), set[str](), iter(range(100))
+        self.relay, self.answered, self.numbers = Relay(lambda event: None, 3, STORED), set[str](), iter(range(100))
         self.order = ChainOrder(self.chains, self.chains, self.relay, self)  # type: ignore[arg-type]
 
     def answered_now(self, chains: list[Chain]) -> list[Chain]:
@@ -103,7 +106,7 @@ def test_a_chain_that_people_answered_joins_those_that_are_tried_again(bench: Be
 def test_a_chain_that_is_lost_does_not_wait_for_people_any_more(bench: Bench) -> None:
     (first, _), *_ = handed(bench).items()
     bench.tell(first, AnswersAwaited, 0, 15, 15)
-    lost = SimpleNamespace(config={"name": bench.chains[first].id})
+    lost = SimpleNamespace(config={"name": bench.chains[first].id}, get_pickled_error=lambda: None)
     bench.relay.on_trial_error(0, [], lost)
     assert bench.chains[first].id not in bench.relay.asking
     assert bench.relay.lost == [bench.chains[first].id]

@@ -44,10 +44,14 @@ def why_not() -> str:
 
 
 @contextlib.contextmanager
-def two_nodes(place: Path, job_folder: Path) -> Iterator[list[str]]:
-    """Start both nodes, each with a slurmd and a folder of the job of its own; yields the command prefix of node-a."""
-    hosts = place / "hosts"
-    hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in NODES.items()))
+def two_nodes(place: Path, job_folder: Path) -> Iterator[list[list[str]]]:
+    """Start both nodes, each with a slurmd and a folder of the job of its own; yields the command prefixes of both.
+
+    Each has the hosts file that Debian's installer writes: a node knows itself as 127.0.1.1.
+    """
+    for name in NODES:
+        others = "".join(f"{address} {other}\n" for other, address in NODES.items() if other != name)
+        (place / f"hosts-{name}").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n{others}")
     slurmd = [sys.executable, fake_slurm.__file__, "slurmd"]
     kinds = ["--net", "--pid", "--uts", "--mount"]
     holders = []
@@ -56,16 +60,16 @@ def two_nodes(place: Path, job_folder: Path) -> Iterator[list[str]]:
             holders.append(
                 subprocess.Popen(
                     ["unshare", *kinds, "--fork", "--kill-child", "--mount-proc", "bash", "-c", NODE, "node",
-                     name, address, str(hosts), str(job_folder), *slurmd],
+                     name, address, str(place / f"hosts-{name}"), str(job_folder), *slurmd],
                     env=os.environ | {"SLURMD_PORT": str(SLURMD_PORT), fake_slurm.FOLDER: str(place)},
                 )
             )  # fmt: skip
         first, second = map(_only_child, holders)
         cable = ["type", "veth", "peer", "name", "eth0", "netns", second]
         subprocess.run(["ip", "link", "add", "eth0", "netns", first, *cable], check=True)
-        prefix = ["nsenter", "--target", first, *kinds]
-        _wait_for(lambda: all(_listens([*prefix], address) for address in NODES.values()))
-        yield prefix
+        prefixes = [["nsenter", "--target", node, *kinds] for node in (first, second)]
+        _wait_for(lambda: all(_listens(prefixes[0], address) for address in NODES.values()))
+        yield prefixes
     finally:
         for holder in holders:
             holder.send_signal(signal.SIGKILL)  # takes pid 1 of the node with it, and so all its processes
