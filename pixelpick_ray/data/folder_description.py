@@ -259,6 +259,9 @@ def read_folder_description(path: Path) -> FolderDescription:
         raise DataError(
             f"{path}: expected a mapping with {', '.join(FolderDescription.model_fields)}; got {tree!r:.80}"
         )
+    classes = tree.get("classes")
+    if isinstance(classes, dict) and classes and all(isinstance(name, str) for name in classes.values()):
+        raise DataError(f"{path}: classes: give each name its value, e.g. {{leaf: 1}}, and not a value its name")
     try:
         text = json.dumps(tree, default=str)
         _check_keys(tree, path)

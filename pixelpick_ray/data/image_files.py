@@ -92,6 +92,7 @@ def read_label_file(path: Path) -> LabelFile:
     """
     with opened(path, LABEL_FORMATS) as image:
         raw = _raw_mode(image)
+        _check_tiff(image, path)
         if turn := _orientation(_exif(image, path)):
             raise DataError(
                 f"{path}: its EXIF orientation {turn} turns or mirrors the label map in viewers; store it upright, "
@@ -266,8 +267,18 @@ def _check_channels(image: Image.Image, path: Path) -> None:
         raise DataError(
             f"{path}: an image has 8 or 16 bits a channel, this file has mode {image.mode} (32 bits); convert it"
         )
+    _check_tiff(image, path)
     if image.format in ("TIFF", "WEBP") and (pages := getattr(image, "n_frames", 1)) > 1:
         raise DataError(f"{path}: has {pages} pages; store each as an image of its own")
+
+
+def _check_tiff(image: Image.Image, path: Path) -> None:
+    """DataError for a TIFF that is turned: readers differ in whether they turn it."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if image.format == "TIFF" and tags.get(ORIENTATION, 1) != 1:
+        raise DataError(
+            f"{path}: its orientation {tags[ORIENTATION]} turns or mirrors it; store it upright, without it"
+        )
 
 
 def _bytes(path: Path) -> UInt8Array:
@@ -285,6 +296,8 @@ def _unchanged(path: Path) -> npt.NDArray[Any]:
 def _of_16_bits(path: Path, white: int | None) -> UInt8Array:
     """(H, W, 3) RGB of a file of 16 bits a channel, scaled so that `white` becomes 255, rounded half up."""
     pixels = _unchanged(path)
+    if pixels.dtype != np.uint16:
+        raise DataError(f"{path}: has channels of {pixels.dtype}; images have 8 or 16 bits without a sign; convert it")
     channels = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3][..., ::-1]
     largest = int(channels.max(initial=0))
     if white is None:

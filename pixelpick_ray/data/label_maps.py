@@ -146,6 +146,15 @@ class LabelEncoding:
         if self.colours_required or any(self._by_id[index] != one for index, one in known.items()):
             some = ", ".join(f"{list(rgb(shown[index]))} (index {index})" for index in others[:_MOST_SHOWN])
             raise DataError(f"{path}: its palette has colours of no class, {some}; {self._known_colours}")
+        greys = {index: colour & 255 for index, colour in shown.items() if colour == (colour & 255) * 0x010101}
+        if len(greys) == len(shown) and all(
+            self._by_id[grey] not in (_NONE, self.void_index) for grey in greys.values()
+        ):
+            raise DataError(
+                f"{path}: the greys of its palette are values of classes, other ones than its indices "
+                f"({', '.join(f'index {index} is grey {grey}' for index, grey in greys.items() if index != grey)}); "
+                "store it as one grey channel, or say under colours: in dataset.yaml which class has which colour"
+            )
         with self._lock:
             for index, colour in shown.items():
                 first, where = self._seen.setdefault(index, (colour, path))

@@ -126,7 +126,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"void": [7, "255"]}, "void[1]: Input should be a valid integer; got '255'"),
     ({"classes": {"a": 1, "b": [2, 1]}}, "classes: 1 is the value of 'a' and of 'b'; give it to one"),
     ({"classes": {"a": 1, "b": []}}, "classes.b: Value should have at least 1 item"),
-    ({"classes": {"a": 1, "b": "2"}}, "classes.b[0]: Input should be a valid integer; got '2'"),
+    ({"classes": {"a": 1, "b": ["2"]}}, "classes.b[0]: Input should be a valid integer; got '2'"),
+    ({"classes": {0: "a", 1: "b"}}, "classes: give each name its value, e.g. {leaf: 1}, and not a value its name"),
     ({"classes": {"a": 1, False: 2}}, "classes: the key False should be text; put it in quotes"),
     ({"classes": {"a": 1, "b": 3}, "void": [0, 3]}, "void: 3 is the value of class 'b'; allowed are values of no cl"),
     (

@@ -84,6 +84,15 @@ def test_palettes_that_differ_from_file_to_file_are_told_where_no_colour_is_know
         described.read_label(other)
 
 
+def test_a_grey_palette_in_another_order_is_told_and_black_and_white_is_no_void(tmp_path: Path) -> None:
+    described = dataset(tmp_path)
+    with_palette(MEANT % 255, [(0, 0, 0), (2, 2, 2), (1, 1, 1)], labels(tmp_path))
+    with pytest.raises(DataError, match=r"greys of its palette are values of classes, .*index 1 is grey 2, index 2 is"):
+        described.read_label(labels(tmp_path))
+    with_palette(MEANT % 2, [(0, 0, 0), WHITE], labels(tmp_path))
+    assert (described.read_label(labels(tmp_path)) == MEANT % 2).all()
+
+
 def test_a_palette_for_display_alone_does_not_count(tmp_path: Path) -> None:
     described = dataset(tmp_path, palette=[[0, 0, 0], [9, 9, 0], [0, 9, 9]])
     for colours in ([[at, at, at] for at in range(256)], [[0, 0, 0]] * 256, [[0, 0, 0], RED, GREEN, *[WHITE] * 253]):
@@ -335,3 +344,24 @@ def test_lossy_label_maps_links_to_nothing_and_pages_are_told(tmp_path: Path) ->
     for ask in (read_image, read_label_file):
         with pytest.raises(DataError, match="has 2 pages"):
             ask(path)
+
+
+def test_a_turned_square_photo_with_a_label_map_may_be_read_in_two_ways(tmp_path: Path) -> None:
+    described = dataset(tmp_path)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(noise((9, 9), (0,), seed=0)[0]).save(tmp_path / "leaves/train/images/leaf.v0.png", exif=exif)
+    save(labels(tmp_path), np.zeros((9, 9), np.uint8))
+    with pytest.raises(DataError, match=r"\(9x9, height x width\) does not say which of them was labelled"):
+        described.read("train", "leaf.v0.png")
+
+
+def test_a_turned_tiff_and_numbers_with_a_sign_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(noise((9, 11), (0,), seed=0)[0]).save(path, tiffinfo={ORIENTATION: 6})
+    for ask in (read_image, read_size, read_label_file):
+        with pytest.raises(DataError, match="its orientation 6 turns or mirrors it; store it upright"):
+            ask(path)
+    cv2.imwrite(str(path), np.full((9, 11), -5, np.int16))
+    with pytest.raises(DataError, match="without a sign|32 bits|cannot be decoded"):
+        read_image(path, white=4095)
