@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pixelpick_ray.config.trial import DatasetSpec, SizeSpec
 from tests.support.experiments import experiment_text
 from tests.support.launch import launch
 
@@ -29,6 +31,31 @@ def test_stored_weights_measure_what_the_experiment_measured(tmp_path: Path) -> 
     measured = launch(tmp_path, "evaluate", *where, "--json")
     assert measured.status == 0, measured.err
     assert json.loads(measured.out)["miou"] == pytest.approx(reported, abs=1e-9)
+    assert "images of scenes val at 32 x 48 pixels, normalised with mean" in measured.err
+    assert "mIoU is over the classes that occur" in measured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ("--dataset cityscapes", {"size": (512, 1024)}),
+        ("--dataset cityscapes --scale 0.25", {"scale": 0.25}),
+        ("--dataset camvid", {}),
+        ("--dataset voc", {}),
+    ],
+)
+def test_a_data_set_is_measured_at_the_published_size_unless_another_is_given(
+    words: str, size: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def spy(path: Path, dataset: DatasetSpec, split: str, **options: object) -> tuple[tuple[str, ...], object]:
+        found.append(dataset.size_spec())
+        return ("a", "b"), np.eye(2, dtype=np.int64)
+
+    monkeypatch.setattr("pixelpick_ray.engine.checkpoint.evaluate_checkpoint", spy)
+    assert launch(tmp_path, "evaluate", "x.zip", *words.split(), "--split", "val").status == 0
+    assert found == [SizeSpec(**size)]
 
 
 @pytest.mark.parametrize(

@@ -123,14 +123,20 @@ def evaluate(
         Path,
         typer.Argument(
             metavar="WEIGHTS",
-            help="weights.safetensors of a stored fit, or a published checkpoint (.pt).",
+            help="weights.safetensors of a stored fit, or a published checkpoint (.pt, or .zip with one inside).",
             show_default=False,
         ),
     ],
     dataset: Annotated[str, typer.Option("--dataset", metavar="NAME", help="Data set.", show_default=False)],
     split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="Its split.", show_default=False)],
     size: Annotated[
-        str | None, typer.Option("--size", metavar="HEIGHTxWIDTH", help="Prepared size.", show_default="native")
+        str | None,
+        typer.Option(
+            "--size",
+            metavar="HEIGHTxWIDTH",
+            help="Prepared size.",
+            show_default="native; cityscapes: 512x1024, as published",
+        ),
     ] = None,
     scale: Annotated[float | None, typer.Option("--scale", metavar="FACTOR", help="Or of the native size.")] = None,
     long_side: Annotated[
@@ -151,13 +157,16 @@ def evaluate(
     """Measure per-class IoU, mIoU and pixel accuracy of a stored or a published checkpoint."""
     from pixelpick_ray.active.metrics import iou, miou, pixel_accuracy
     from pixelpick_ray.engine.checkpoint import evaluate_checkpoint
+    from pixelpick_ray.report.published import published_size
     from pixelpick_ray.runner.local import choose_device
 
+    sizes = {"size": parse_size(size) if size else None, "scale": scale, "long_side": long_side}
+    published = published_size(dataset)
+    if published is not None and not any(sizes.values()):
+        sizes = published.model_dump()
     names, confusion = evaluate_checkpoint(
         weights,
-        dataset_of_options(
-            dataset, {"path": path, "size": parse_size(size) if size else None, "scale": scale, "long_side": long_side}
-        ),
+        dataset_of_options(dataset, {"path": path} | sizes),
         split,
         data_path=absolute_path(data),
         cache_path=absolute_path(cache or default_cache_path(data)),

@@ -15,7 +15,7 @@ from torch import nn
 
 from pixelpick_ray.config.model import ModelSpec, NormaliseSpec
 from pixelpick_ray.config.trial import DatasetSpec
-from pixelpick_ray.data.cache import prepare
+from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import DatasetFacts, known_facts, open_dataset
 from pixelpick_ray.data.weights import weights_digest
 from pixelpick_ray.engine.features import prepare_features
@@ -63,14 +63,17 @@ def evaluate_checkpoint(
 
     `path` is the weights.safetensors of a stored fit or an authors' checkpoint. Images are normalised as in its
     training, and its classes are those of the data set by name, or by what they are `renamed` to; `note` hears what had
-    to be assumed. SpecError for an unknown split, DataError for a file that is neither or for classes that do not fit.
+    to be assumed, and how it was measured. SpecError for an unknown split, DataError for a file that is neither or for
+    classes that do not fit.
     """
     opened = open_dataset(dataset, data_path)
     facts = opened.facts
     if split not in facts.splits:
         raise SpecError(f"split: {facts.name} has no {split!r}; it has {', '.join(facts.splits)}")
     if not path.is_file():
-        raise DataError(f"{path}: no such file; give the weights.safetensors of a stored fit or a published .pt file")
+        raise DataError(
+            f"{path}: no such file; give the weights.safetensors of a stored fit or a published .pt or .zip file"
+        )
     world = World(0, 1, device)
     stored = _stored(path) if path.suffix == SUFFIX else None
     if stored and stored.normalise:
@@ -87,7 +90,21 @@ def evaluate_checkpoint(
     split_images = prepare(opened, split, dataset, cache_path)
     same = numbers == list(range(facts.num_classes))
     confusion, _ = evaluate(world.place(model), split_images, facts, world, None if same else numbers)
+    note(_how(split_images, facts))
     return facts.class_names, confusion
+
+
+def _how(images: PreparedSplit, facts: DatasetFacts) -> str:
+    """At which sizes and with which normalisation images were measured, and by which rule."""
+    sizes = sorted({(height, width) for height, width in images.shapes.tolist()})
+    ends = [f"{height} x {width}" for height, width in (sizes[0], sizes[-1])]
+    size = ends[0] if len(sizes) == 1 else f"{len(sizes)} sizes from {ends[0]} to {ends[1]}"
+    mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (facts.mean, facts.std))
+    return (
+        f"{len(images.names)} images of {facts.name} {images.split} at {size} pixels, normalised with mean {mean} and "
+        f"deviation {std}. One confusion matrix of all their pixels but those without a class (void); mIoU is over the "
+        "classes that occur in labels or predictions."
+    )
 
 
 def _renumbered(

@@ -1,5 +1,7 @@
 """Reading files of tensors, and saying what is wrong with them."""
 
+import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ _PREFIXES = ("module.encoder_q.", "module.")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors or a torch file; code in a file is never run.
+    """Tensors by name from a safetensors or a torch file, or from the only torch file (.pt, .pth) of an archive (.zip);
+    code in a file is never run.
 
     A dictionary inside under ``state_dict`` or ``model`` is meant. A prefix ``module.encoder_q.`` (MoCo's query
     encoder) or ``module.`` is removed, and names without it are left out. DataError when the file is absent or
@@ -23,6 +26,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         content = _read(path)
+    except DataError:
+        raise
     except Exception as error:  # torch, zipfile, pickle and safetensors each have errors of their own
         raise DataError(
             f"{path}: is not a readable file of tensors ({_first_line(error)}); copy it again, or store its tensors "
@@ -43,7 +48,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    file: Path | io.BytesIO = path
+    if path.suffix.lower() == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            inside = [name for name in archive.namelist() if name.endswith((".pt", ".pth")) and "__MACOSX" not in name]
+            if len(inside) > 1:
+                raise DataError(f"{path}: holds {', '.join(inside)}; unpack it, and give the one that is meant")
+            if inside:  # else it is a torch file itself, which is an archive, too
+                file = io.BytesIO(archive.read(inside[0]))
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _items(content: Any) -> list[tuple[Any, Any]]:

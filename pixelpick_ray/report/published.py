@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pixelpick_ray.config.model import ModelSpec
 from pixelpick_ray.config.spec import Count
-from pixelpick_ray.config.trial import AcquireSpec, Budget, DatasetSpec, EvaluateSpec, TrainSpec, Trial
+from pixelpick_ray.config.trial import AcquireSpec, Budget, DatasetSpec, EvaluateSpec, SizeSpec, TrainSpec, Trial
 from pixelpick_ray.config.yaml_text import read_yaml
 from pixelpick_ray.errors import DataError
 
@@ -127,6 +127,15 @@ def _protocols() -> dict[tuple[str, str, str], Protocol]:
     trees = read_yaml(_packaged("protocols.yaml"), "protocols.yaml")
     found = [Protocol.model_validate_json(json.dumps(tree)) for tree in trees]
     return {(one.dataset.name, one.model.architecture, one.model.backbone): one for one in found}
+
+
+def published_size(dataset: str) -> SizeSpec | None:
+    """The size that published networks are evaluated at on a data set, where that is not the native one."""
+    for protocol in _protocols().values():
+        size = next(iter(protocol.evaluate.splits.values())).size_spec()
+        if protocol.dataset.name == dataset and size.size not in (None, protocol.native_size):
+            return size
+    return None
 
 
 @cache

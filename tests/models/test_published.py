@@ -1,5 +1,7 @@
 """The authors' checkpoints: files written here from their documented names, computed here layer by layer."""
 
+import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from pixelpick_ray.errors import DataError
 from pixelpick_ray.models.dropout import Dropout, stochastic
 from pixelpick_ray.models.published import read_checkpoint
 from pixelpick_ray.models.segmentation import upsample
+from pixelpick_ray.models.tensors import read_tensors
 
 pytestmark = pytest.mark.training
 
@@ -282,6 +285,56 @@ def test_the_authors_fpn_computes_what_its_description_says(tmp_path: Path) -> N
     assert expected.std() > 0.05
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
     assert upsample(logits, (32, 48)) is logits
+
+
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+
+@pytest.mark.parametrize("kind", ["mobilenetv2", *DEPTHS])
+def test_each_published_kind_is_built_from_its_list_of_tensors(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def conv(self: Layout, name: str, *shape: int, bias: bool = False, norm: str = "") -> None:
+        outputs, inputs, kernel = (*shape, 1)[:3]
+        self.state[f"{name}.weight"] = torch.zeros(()).expand(outputs, inputs, kernel, kernel)
+        self.state |= {f"{name}.bias": torch.zeros(outputs)} if bias else {}
+        if norm:
+            self.norm(norm, outputs)
+
+    monkeypatch.setattr(Layout, "conv", conv)  # shapes alone: the values of 45 million parameters take their time
+    state = fpn_state(DEPTHS[kind], kind in ("resnet50", "resnet101")) if kind in DEPTHS else deeplab_state(3)
+    monkeypatch.setattr("pixelpick_ray.models.published.read_tensors", lambda path: dict(state))
+    model = read_checkpoint(Path("best_miou_model.pt"), 3)
+    copies = (".low_level_features.", ".high_level_features.")
+    listed = [tuple(value.shape) for name, value in state.items() if not any(copy in name for copy in copies)]
+    assert sorted(tuple(value.shape) for value in model.state_dict().values()) == sorted(listed)
+
+
+def test_a_checkpoint_is_read_from_an_archive_and_runs_no_code(tmp_path: Path) -> None:
+    state = {"a": torch.ones(2), "b": torch.zeros(3)}
+    path, archive = write(tmp_path, state), tmp_path / "cv_deeplab.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(path, "cv_deeplab/best_miou_model.pt")
+        file.writestr("cv_deeplab/args.txt", "seed 0")
+    assert read_tensors(archive).keys() == state.keys()
+    assert read_tensors(path.rename(tmp_path / "renamed.zip")).keys() == state.keys()  # which is an archive itself
+    with zipfile.ZipFile(archive, "a") as file:
+        file.write(tmp_path / "renamed.zip", "other.pt")
+    with pytest.raises(DataError, match=r"holds cv_deeplab/best_miou_model\.pt, other\.pt; unpack it"):
+        read_tensors(archive)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("best_miou_model.pt", pickle.dumps({"model": Runs(tmp_path / "ran")}))
+    with pytest.raises(DataError, match="not a readable file of tensors"):
+        read_tensors(archive)
+    assert not (tmp_path / "ran").exists()
+
+
+class Runs:
+    """An object whose unpickling writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return exec, (f"open({str(self.path)!r}, 'w')",)
 
 
 def test_the_depth_of_an_fpn_is_read_from_its_blocks(tmp_path: Path) -> None:
