@@ -31,6 +31,7 @@ from pixelpick_ray.cli.shared import execution_of, planned_of
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError, naming
 from pixelpick_ray.planning import Plan
+from pixelpick_ray.store.paths import without_credentials
 
 
 def submit(
@@ -103,12 +104,10 @@ def submit(
         names = {parameter.name: parameter.opts[0] for parameter in context.command.params}
         names["seconds"] = "--time"
         raise SpecError(f"{', '.join(names[name] for name in foreign)}: not an option of --to {kind}")
-    planned, execution = _checked_run(experiment, context.args)
+    planned, execution, options = _checked_run(experiment, context.args)
     if execution.device == "cpu":
         asked = {"gpus_per_node": 0} | asked
-    request = Request(
-        planned.experiment.name, experiment, tuple(context.args), sources=planned.experiment.sources, **asked
-    )
+    request = Request(planned.experiment.name, experiment, options, sources=planned.experiment.sources, **asked)
     if kind != "ray":
         request.check(execution)
     job = MAKERS[kind](request)
@@ -117,12 +116,24 @@ def submit(
         print(job.submit())
 
 
-def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution]:
-    """The plan and the execution of `run EXPERIMENT OPTIONS`, checked as far as the cluster is not needed."""
+def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution, tuple[str, ...]]:
+    """The plan and the execution of `run EXPERIMENT OPTIONS`, checked as far as the cluster is not needed; and all
+    options, those among them that the environment gives: a job may not have it.
+    """
     from pixelpick_ray.cli import app  # which has this module's commands
 
     command = get_command(app).commands["run"]  # type: ignore[attr-defined]
-    values = command.make_context("run", [str(experiment), *options]).params
+    given_here = command.make_context("run", [str(experiment), *options])
+    values = given_here.params
+    for parameter in command.params:
+        source = given_here.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "ENVIRONMENT":
+            options = [*options, parameter.opts[0], str(values[parameter.name])]
+    if without_credentials(values["store"]) != values["store"]:
+        raise SpecError(
+            f"--store {without_credentials(values['store'])}: has credentials, which others would read in the job's "
+            "files and commands; leave them out, and give them to the job by its environment or its cluster"
+        )
     if values["local"] or values["address"]:
         raise SpecError("--local, --address: not for a batch job, which always runs on its own Ray cluster")
     for option in ("time_limit", "rank_timeout"):
@@ -135,7 +146,7 @@ def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution]
     execution = execution_of(planned, *places, values["device"], **given)
     with naming(experiment.name):
         check_labels(planned.experiment, planned.trials, execution.data_path)
-    return planned, execution
+    return planned, execution, tuple(options)
 
 
 def doctor(

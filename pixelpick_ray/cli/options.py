@@ -1,5 +1,6 @@
 """Options of the command line: those that several commands have, and the reading of their values."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,6 +8,13 @@ import typer
 
 from pixelpick_ray.config.shipped import experiment_file
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.store.paths import checked
+
+
+def _at_home(path: Path | None) -> Path | None:
+    """The path, with the home folder for ``~``, which a shell leaves as it is in ``--data=~/images``."""
+    return None if path is None else Path(os.path.expanduser(path))
+
 
 ExperimentFile = Annotated[
     Path,
@@ -23,6 +31,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         envvar="PIXELPICK_DATA",
+        callback=_at_home,
         file_okay=False,
         metavar="DIR",
         help="Folder that holds camvid, voc, weights, ...",
@@ -31,9 +40,10 @@ Data = Annotated[
 
 
 def _no_file(value: str) -> str:
-    if "://" not in value and Path(value).is_file():
+    location = checked(value)
+    if "://" not in location and Path(location).is_file():
         raise typer.BadParameter(f"Folder {value!r} is a file.")
-    return value
+    return location
 
 
 StoreLocation = Annotated[
@@ -49,7 +59,12 @@ StoreLocation = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        "--cache", file_okay=False, metavar="DIR", help="Folder of decoded images.", show_default="DATA/.cache"
+        "--cache",
+        callback=_at_home,
+        file_okay=False,
+        metavar="DIR",
+        help="Folder of decoded images.",
+        show_default="DATA/.cache",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]

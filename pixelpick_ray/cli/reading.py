@@ -31,7 +31,7 @@ from pixelpick_ray.data.cache import default_cache_path
 from pixelpick_ray.errors import RunError, SpecError
 from pixelpick_ray.planning import Plan
 from pixelpick_ray.search.design import Search
-from pixelpick_ray.search.found import found_path
+from pixelpick_ray.search.found import copy_found
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.store import Store, absolute_path
 
@@ -206,9 +206,12 @@ def _report_search(asked: list[tuple[Plan, Search | None]], paths: list[Path], s
         raise SpecError("report: a search is reported alone; give its file only, or leave it out")
     if out is None:
         raise SpecError("report: give --out DIR for the report of a search")
-    best = Journal(store, search).best()
-    found = found_path(search, best, paths[0]) if best else None
-    command = f"{typed()} run {found}" if found and found.is_file() else ""
+    journal = Journal(store, search)
+    best, command = journal.best(), ""
+    if best is not None and journal.is_settled(search.spec.size):  # the run may have been on a cluster
+        path, problem = copy_found(search, journal, best, paths[0])
+        print(problem or f"found: {path}")
+        command = "" if problem else f"{typed()} run {path}"
     summary = write_search_report(store, search.experiment, out, next_command=command)
     for line in summary.missing:
         print(f"missing: {line}")

@@ -42,6 +42,7 @@ from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import plan_figures, plan_text, search_status
 from pixelpick_ray.status import Status, status_of
 from pixelpick_ray.store import Store, absolute_path
+from pixelpick_ray.store.paths import without_credentials
 
 
 def plan(
@@ -206,7 +207,7 @@ def status(
 
 def _annotate_command(path: Path, overrides: list[str], data: Path, store: str) -> str:
     """The command to type for the page where people answer."""
-    places = [("--data", str(data), "data"), ("--store", store, "store")]
+    places = [("--data", str(data), "data"), ("--store", without_credentials(store), "store")]
     given = [part for option, value, default in places if value != default for part in (option, value)]
     changed = [part for override in overrides for part in ("--set", override)]
     return f"{typed()} {shlex.join(['annotate', str(path), *changed, *given])}"

@@ -32,7 +32,7 @@ from pixelpick_ray.planning import Chain, Plan, Progress, claim_name, keep_warni
 from pixelpick_ray.runner.byproducts import ByProduct, warn
 from pixelpick_ray.runner.people import People
 from pixelpick_ray.search.design import Search, check_splits
-from pixelpick_ray.search.found import write_found
+from pixelpick_ray.search.found import copy_found, write_found
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.search.overview import best_text, diverged_lines, fits_of, plan_text, state_line
 from pixelpick_ray.store import Store, absolute_path, run_lease
@@ -222,9 +222,17 @@ def run_search(
             console.print(best_text(search, journal), soft_wrap=True, markup=False)
         console.print(f"{state_line(search, journal)}; trained now: {trained}", soft_wrap=True)
         if is_settled and best is not None:
-            path = write_found(search, journal, best, source)
+            kept = write_found(search, journal, best, source, store)
+            console.print(f"found: {kept}", soft_wrap=True, markup=False)
+            path, problem = copy_found(search, journal, best, source)
             reported = search.experiment.evaluate.report
-            console.print(f"found: {_shown(path)}; on {reported}: {typed()} run {_shown(path)}", soft_wrap=True)
+            console.print(
+                f"{problem}; `report` copies it where it can, and a copy from the store does, too"
+                if problem
+                else f"a copy, to run on {reported}: {typed()} run {_shown(path)}",
+                soft_wrap=True,
+                markup=False,
+            )
     return Outcome(_conclude_search(journal.is_complete(search.spec.size), errors, stop, console), errors, trained)
 
 

@@ -8,9 +8,10 @@ from pixelpick_ray.config.command import typed
 from pixelpick_ray.config.experiment import Experiment, dump_experiment
 from pixelpick_ray.config.search import value_text
 from pixelpick_ray.config.shipped import is_shipped
-from pixelpick_ray.errors import RunError
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
+from pixelpick_ray.store import Store, paths
+from pixelpick_ray.store.outputs import replace_files
 
 NUM_SEEDS = 5  # as many as the paper's
 
@@ -45,15 +46,24 @@ def found_path(search: Search, sample: Sample, source: Path) -> Path:
     return folder / "found" / f"{found_experiment(search, sample).name}.yaml"
 
 
-def write_found(search: Search, journal: Journal, sample: Sample, source: Path) -> Path:
-    """Write the experiment of a sample and return its path. RunError when it cannot be written."""
+def write_found(search: Search, journal: Journal, sample: Sample, source: Path, store: Store) -> str:
+    """Write the experiment of a sample into the store, and its copy; returns where it is in the store.
+
+    StoreError when the store cannot take it.
+    """
+    path = paths.found(search.experiment, found_experiment(search, sample).name)
+    store.write_text(path, found_text(search, journal, sample, source))
+    return f"{store.address}/{path}"
+
+
+def copy_found(search: Search, journal: Journal, sample: Sample, source: Path) -> tuple[Path, str]:
+    """Write the experiment of a sample beside the search's file: its path, and why that cannot be done, "" if it is."""
     path = found_path(search, sample, source)
     try:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(found_text(search, journal, sample, source), encoding="utf-8")
+        replace_files({path: found_text(search, journal, sample, source).encode()})
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error}); the search is in the store, run again") from error
-    return path
+        return path, f"{path}: cannot be written ({error.strerror})"
+    return path, ""
 
 
 def found_text(search: Search, journal: Journal, sample: Sample, source: Path) -> str:

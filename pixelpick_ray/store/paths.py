@@ -5,14 +5,18 @@ Results are ``<kind>/<key>/``; what is not content-addressed lies under the othe
 
 import contextlib
 import os
+import re
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.errors import SpecError
 
 MANIFEST, INPUT, PROVENANCE = "manifest.json", "input.json", "provenance.json"
 # The weights of a fit lie beside its files, are checked by themselves, and may be removed at any time. Those that a run
 # needs only for itself are marked with its name.
 WEIGHTS, WEIGHTS_DIGEST, WEIGHTS_OF_RUN = "weights.safetensors", "weights.json", "weights.run"
+SECRET = re.compile(r"key|secret|token|password|signature|credential", re.IGNORECASE)  # in the name of a setting
 DAMAGED = "damaged"
 EXPERIMENTS = "experiments"
 LEASES = "leases"
@@ -20,6 +24,7 @@ LEASES = "leases"
 
 def absolute(location: str) -> str:
     """The location of a store for a process that runs in another folder."""
+    location = checked(location)
     return location if "://" in location else str(absolute_path(Path(location)))
 
 
@@ -33,6 +38,23 @@ def absolute_path(path: Path) -> Path:
         if os.path.isabs(here) and os.path.samefile(here, os.curdir):
             return Path(here) / path
     return Path.cwd() / path
+
+
+def checked(location: str) -> str:
+    """The location of a store, with the home folder for ``~``. SpecError for an address with too few slashes."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", location):
+        scheme, _, rest = location.partition(":/")
+        raise SpecError(f"--store {location}: give {scheme}://{rest} for object storage, or ./{location} for a folder")
+    return location if "://" in location else os.path.expanduser(location)
+
+
+def without_credentials(location: str) -> str:
+    """The location of a store, as it may be shown: without a name, a password or a key in its address."""
+    parts = urlsplit(location)
+    if "://" not in location or not parts.netloc:
+        return location
+    query = [(name, value) for name, value in parse_qsl(parts.query) if not SECRET.search(name)]
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=urlencode(query)))
 
 
 def result(kind: str, key: str, file: str = "") -> str:
@@ -88,6 +110,11 @@ def data_warnings(folder: str) -> str:
 def chain_record(experiment: Experiment, chain: str) -> str:
     """How far a chain of an experiment has come."""
     return f"{experiment_folder(experiment)}/chains/{chain}.json"
+
+
+def found(experiment: Experiment, name: str) -> str:
+    """The experiment that a search has found, by its name, as a file that can be run."""
+    return f"{experiment_folder(experiment)}/found/{name}.yaml"
 
 
 def samples(experiment: Experiment) -> str:

@@ -327,6 +327,10 @@ class Store:
         """Names of what lies in a folder, sorted."""
         return self._storage.names(folder)
 
+    def write_text(self, path: str, text: str) -> None:
+        """Replace a file that people read, atomically."""
+        self._storage.write(path, text.encode())
+
     def remove_record(self, path: str) -> None:
         """Remove a record if it is there."""
         self._storage.remove(path)
@@ -394,7 +398,8 @@ class Store:
 
 
 def _open(location: str | Path) -> Storage:
-    return Objects(str(location)) if "://" in str(location) else LocalFiles(Path(location))
+    where = paths.checked(str(location))
+    return Objects(where) if "://" in where else LocalFiles(Path(where))
 
 
 def _new_name(name: str) -> str:

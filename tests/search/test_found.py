@@ -9,9 +9,8 @@ import pytest
 from pixelpick_ray.config.command import typed
 from pixelpick_ray.config.experiment import dump_experiment, load_experiment, parse_experiment
 from pixelpick_ray.config.trial import EvaluatedSpec, PolySpec
-from pixelpick_ray.errors import RunError
 from pixelpick_ray.search.design import Search
-from pixelpick_ray.search.found import found_experiment, found_path, found_text, write_found
+from pixelpick_ray.search.found import copy_found, found_experiment, found_path, found_text, write_found
 from pixelpick_ray.search.journal import OWN as BY_FILE
 from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.store import Store
@@ -150,7 +149,7 @@ def test_the_file_is_read_back_as_the_experiment(tmp_path: Path, overrides: list
     search = search_of(*overrides)
     journal = Journal(Store(tmp_path / "store"), search)
     sample = add(journal, {path: OTHER[path] for path in search.spec.space}, [0.5] * len(search.levels))
-    path = write_found(search, journal, sample, tmp_path / "hunt.yaml")
+    path, _ = copy_found(search, journal, sample, tmp_path / "hunt.yaml")
     found, again, text = found_experiment(search, sample), load_experiment(path), path.read_text(encoding="utf-8")
     assert again == found
     assert (again.trials(), again.identity()) == (found.trials(), found.identity())
@@ -167,7 +166,7 @@ def test_values_that_are_no_plain_words_are_read_back(tmp_path: Path) -> None:
     poly, weights = {"name": "poly", "power": 2}, "file:a: b # c.pt"
     journal = Journal(Store(tmp_path / "store"), search)
     values = {"train.schedule": poly, "acquire.stochastic": None, "model.pretrained": weights}
-    path = write_found(search, journal, add(journal, values, [0.5, 0.5, 0.5]), tmp_path / "hunt.yaml")
+    path, _ = copy_found(search, journal, add(journal, values, [0.5, 0.5, 0.5]), tmp_path / "hunt.yaml")
     found, text = load_experiment(path), path.read_text(encoding="utf-8")
     assert found.train.schedule == PolySpec(name="poly", power=2.0)
     assert (found.acquire.stochastic, found.model.pretrained) == (None, weights)
@@ -179,20 +178,21 @@ def test_it_is_written_beside_the_file_of_the_search_and_again_when_more_is_know
     search = search_of()
     journal, source = journal_of(search, tmp_path), tmp_path / "mine" / "hunt.yaml"
     source.parent.mkdir()
-    path = write_found(search, journal, journal.best(), source)
+    path, problem = copy_found(search, journal, journal.best(), source)
+    assert problem == ""
     assert path == found_path(search, journal.best(), source)
     assert path.parent == tmp_path / "mine" / "found"
     assert path.read_text(encoding="utf-8") == found_text(search, journal, journal.best(), source)
     before = load_experiment(path)
     add(journal, OWN, [0.1, 0.1, 0.1])
-    assert write_found(search, journal, journal.best(), source) == path
+    assert copy_found(search, journal, journal.best(), source) == (path, "")
     assert "the best of 4" in path.read_text(encoding="utf-8")
     assert load_experiment(path) == before
     assert [*path.parent.iterdir()] == [path]
 
 
-@pytest.mark.parametrize("blocked", ["the folder is a file", "the file is a folder", "no folder of the search"])
-def test_where_it_cannot_be_written_the_search_is_not_lost(tmp_path: Path, blocked: str) -> None:
+@pytest.mark.parametrize("blocked", ["the folder is a file", "the file is a folder"])
+def test_where_no_copy_can_be_written_it_is_in_the_store(tmp_path: Path, blocked: str) -> None:
     search = search_of()
     journal, source = journal_of(search, tmp_path), tmp_path / "mine" / "hunt.yaml"
     path = found_path(search, journal.best(), source)
@@ -201,7 +201,8 @@ def test_where_it_cannot_be_written_the_search_is_not_lost(tmp_path: Path, block
         path.parent.write_text("")
     if blocked == "the file is a folder":
         path.mkdir(parents=True)
-    with pytest.raises(RunError) as caught:
-        write_found(search, journal, journal.best(), source)
-    assert str(caught.value).startswith(f"{path}: cannot be written ([Errno ")
-    assert str(caught.value).endswith("); the search is in the store, run again")
+    assert copy_found(search, journal, journal.best(), source)[1].startswith(f"{path}: cannot be written (")
+    store = Store(tmp_path / "store")
+    kept = Path(write_found(search, journal, journal.best(), source, store))
+    assert kept.is_relative_to(store.path / "experiments")
+    assert load_experiment(kept) == found_experiment(search, journal.best())
