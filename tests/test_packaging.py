@@ -67,7 +67,7 @@ def test_an_experiment_that_the_package_ships_is_run_and_reported(installed: Run
     assert "trained now: 1" in done.stdout, done.stdout + done.stderr
     report = installed("pixelpick-ray", "report", "experiments/quickstart-training.yaml", "--out", "report", *settings)
     assert report.returncode == 0, report.stderr
-    code = installed("python", "-c", "from pixelpick_ray.engine.provenance import code_commit as c; print(c())")
+    code = installed("python", "-c", "from pixelpick_ray.config.shipped import code_commit as c; print(c())")
     assert code.stdout.strip() == "unknown"  # not the commit of the project around
 
 

@@ -1,17 +1,14 @@
 """Where, with what and how long a result was made; stored beside it, part of no key."""
 
-import os
 import platform
-import subprocess
 import time
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 import pixelpick_ray
+from pixelpick_ray.config.shipped import code_commit
 from pixelpick_ray.engine.world import World
 
 
@@ -31,23 +28,3 @@ def provenance_of(world: World, start: float) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - start, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-@lru_cache(maxsize=1)
-def code_commit() -> str:
-    """Commit of this package's code, with "+" when files were changed; "unknown" outside a checkout of it."""
-    folder = Path(__file__).resolve().parents[1]
-    try:
-        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # else of a project that an environment lies in
-        head = _git(folder, "rev-parse", "HEAD")
-        changed = _git(folder, "status", "--porcelain", "--untracked-files=no", str(folder))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("+" if changed else "")
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, env=os.environ
-    )
-    return done.stdout.strip()

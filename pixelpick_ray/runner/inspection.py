@@ -1,6 +1,5 @@
 """What a process finds out about the node that it runs on: versions, data, disks, GPUs, and the store as it sees it."""
 
-import hashlib
 import platform
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import pixelpick_ray
 from pixelpick_ray.checks import splits_in_use
 from pixelpick_ray.config import parts
 from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.shipped import code_commit, code_digest
 from pixelpick_ray.config.trial import SizeSpec, Trial
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.dataset import Dataset
@@ -31,24 +31,14 @@ GPU_SECONDS = 30.0
 
 def versions() -> dict[str, str]:
     """Versions of what results depend on."""
-    from pixelpick_ray.engine.provenance import code_commit  # imports torch
-
     found = {"Python": platform.python_version()}
     for package in ("torch", "ray"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "absent"
-    found["pixelpick-ray"] = f"{pixelpick_ray.__version__} {code_commit()[:12]} (files {_code_digest()})"
+    found["pixelpick-ray"] = f"{pixelpick_ray.__version__} {code_commit()[:12]} (files {code_digest()})"
     return found
-
-
-def _code_digest() -> str:
-    """What the package's files say: a commit does not tell of changes that are not in it."""
-    folder, content = Path(pixelpick_ray.__file__).parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        content.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
-    return content.hexdigest()[:8]
 
 
 def contents(plan: Plan, execution: Execution) -> tuple[dict[str, str], dict[str, str]]:

@@ -19,11 +19,12 @@ from typing import Any
 import yaml
 
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.config.shipped import PACKAGE, SHIPPED
+from pixelpick_ray.config.shipped import PACKAGE, SHIPPED, STAMP, code_commit, code_digest
 from pixelpick_ray.errors import RunError, SpecError
 
 BLOCK = re.compile(r"(?<=# >>> filled by submit\n).*?(?=^# <<< filled by submit)", flags=re.DOTALL | re.MULTILINE)
 WORD = re.compile(r"[A-Za-z0-9_.,:=@%+/-]+")
+COPIES = SHIPPED / "launch.py", PACKAGE  # what a job runs
 DAY, HOUR, MINUTE = 86400, 3600, 60
 
 
@@ -114,6 +115,9 @@ class BatchJob:
                 shutil.copytree(path, self.folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(path, self.folder)
+        if self.copies:
+            made_of = f"{code_commit()}, files {code_digest()}\n"
+            (self.folder / PACKAGE.name / STAMP).write_text(made_of, encoding="utf-8")
         done = subprocess.run(self.command, capture_output=True, text=True)
         if done.returncode:
             raise RunError(f"{shlex.join(self.command)} ended with {done.returncode}: {done.stderr or done.stdout}")
@@ -127,7 +131,10 @@ def _absent(program: str) -> str:
 
 
 def slurm_job(request: Request) -> BatchJob:
-    """One Ray cluster inside a Slurm allocation."""
+    """One Ray cluster inside a Slurm allocation; the job has copies of the code and the experiment, which may change
+    here before it begins, or goes on.
+    """
+    folder = _job_folder(request)
     directives = {
         "job-name": request.name,
         "nodes": request.nodes,
@@ -141,14 +148,13 @@ def slurm_job(request: Request) -> BatchJob:
     }
     lines = [f"#SBATCH --{name}={_word(name, value)}" for name, value in directives.items() if value is not None]
     lines += [
-        f"project={shlex.quote(str(SHIPPED))}",
+        f"project={shlex.quote(str(folder))}",
         f"environment={shlex.quote(str(Path(sys.executable).parent))}",
         f"folder={shlex.quote(request.folder or str(Path.cwd()))}",
-        f"run=({shlex.join([str(request.experiment.absolute()), *request.run_options])})",
+        f"run=({shlex.join([str(folder / 'experiment.yaml'), *request.run_options])})",
     ]
-    folder = _job_folder(request)
-    text = _filled("slurm/experiment.sbatch", lines)
-    return BatchJob(folder, {"experiment.sbatch": text}, ["sbatch", str(folder / "experiment.sbatch")])
+    files = {"experiment.sbatch": _filled("slurm/experiment.sbatch", lines), **request.files()}
+    return BatchJob(folder, files, ["sbatch", str(folder / "experiment.sbatch")], copies=COPIES)
 
 
 def kubernetes_job(request: Request) -> BatchJob:
@@ -195,7 +201,7 @@ def ray_job(request: Request) -> BatchJob:
     ray = str(Path(sys.executable).with_name("ray"))
     command = [ray, "job", "submit", "--address", request.address, "--working-dir", str(folder), "--no-wait"]
     command += ["--", "bash", "job.sh", ".", "experiment.yaml"]
-    return BatchJob(folder, files, command, copies=(SHIPPED / "launch.py", PACKAGE), needs="aiohttp_cors")
+    return BatchJob(folder, files, command, copies=COPIES, needs="aiohttp_cors")
 
 
 MAKERS: dict[str, Callable[[Request], BatchJob]] = {"slurm": slurm_job, "kubernetes": kubernetes_job, "ray": ray_job}

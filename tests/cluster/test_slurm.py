@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pixelpick_ray.config.shipped import code_commit, code_digest
 from tests.support import fake_slurm
 from tests.support.cluster_experiment import AWKWARD, TINY
 from tests.support.fake_slurm import Node, Slurm
@@ -162,7 +163,8 @@ def test_awkward_names_and_values_reach_the_run_unchanged(job: SlurmJob) -> None
     assert job.run(0) == 0, job.log.read_text()
     arguments = json.loads((job.place / "arguments.json").read_text())
     title = f"title={json.dumps(AWKWARD)}"
-    assert arguments == ["run", str(job.place / job.name), "--set", title, "--ranks", "2", "--address", "auto"]
+    (experiment,) = map(str, job.place.glob("runs/tiny/submit/*/experiment.yaml"))
+    assert arguments == ["run", experiment, "--set", title, "--ranks", "2", "--address", "auto"]
     assert not list(job.place.rglob("broken*"))
 
 
@@ -243,6 +245,14 @@ def test_a_cancelled_job_does_not_come_back(job: SlurmJob) -> None:
     job.slurm.set_state("CANCELLED")
     assert job.stop_when_running() == 3
     assert not [call for call in job.slurm.calls("scontrol") if "requeue" in call]
+
+
+def test_the_job_has_copies_of_code_and_experiment_that_say_what_they_are_of(job: SlurmJob) -> None:
+    (copy,) = job.place.glob("runs/tiny/submit/*")
+    assert (copy / "experiment.yaml").read_text() == (job.place / job.name).read_text()
+    told = "import pixelpick_ray.config.shipped as s; print(s.PACKAGE, s.code_commit(), s.code_digest())"
+    done = subprocess.run([sys.executable, "-c", told], cwd=copy, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{copy / 'pixelpick_ray'} {code_commit()}, files {code_digest()} {code_digest()}"
 
 
 def test_the_directives_are_what_was_asked_for(job: SlurmJob) -> None:

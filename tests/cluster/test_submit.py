@@ -1,5 +1,6 @@
 """What every kind of job has in common: checks before anything is written, and scripts that shellcheck accepts."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ KINDS = {
     "kubernetes": ["--to", "kubernetes", "--image", "i", "--claim", "c"],
     "ray": ["--to", "ray", "--address", "http://head:8265", "--folder", "/shared"],
 }
+GOLDEN = ROOT / "tests" / "golden"
 SHELLCHECK = str(Path(sys.executable).with_name("shellcheck"))
 
 
@@ -49,6 +51,18 @@ def test_generated_scripts_pass_shellcheck(place: Path, kind: str) -> None:
     script = place / "generated.sh"
     script.write_text(text[text.index("#!/bin/bash") :])
     shellcheck(script, "--exclude=SC2016")  # a hint that quoted values do not expand, as is meant
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_would_be_submitted_is_as_it_was(place: Path, kind: str) -> None:
+    """Where it differs on purpose, the failed test says what to put into the golden file."""
+    options = ["--dry-run", "--", "--time-limit", "2h", "--data", "my data"]
+    told = launch(place, "submit", "tiny.yaml", *KINDS[kind], *options).out
+    named = {str(place): "PLACE", str(Path(sys.executable).parent): "ENVIRONMENT", str(ROOT): "PROJECT"}
+    for path, name in named.items():
+        told = told.replace(path, name)
+    told = re.sub(r"\d{4}-\d{6}-\d{3}", "MOMENT", told)
+    assert told == (GOLDEN / f"submit-{kind}.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", KINDS)
