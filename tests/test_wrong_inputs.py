@@ -215,7 +215,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty_image": lambda place: leaf(place).write_bytes(b""),
     "page_instead_of_image": lambda place: leaf(place).write_text("<html>404 not found</html>"),
     "image_of_16_bits": lambda place: save(leaf(place, name="leaf.v0.png"), np.full((9, 11), 700, np.uint16)),
-    "huge_image": lambda place: Image.new("1", (20000, 10000)).save(leaf(place, name="leaf.v0.png")),
+    "huge_image": lambda place: Image.new("1", (20000, 12501)).save(leaf(place, name="leaf.v0.png")),
     "turned_image": turn_image,
     "folder_instead_of_image": lambda place: folder_instead_of(leaf(place)),
     "two_of_a_stem": lambda place: save(leaf(place, name="leaf.v1.png"), noise((9, 11), (0,), seed=0)[0]),

@@ -18,6 +18,7 @@ from pixelpick_ray.annotate.exchange import (
     points_of,
     read,
 )
+from pixelpick_ray.config.yaml_text import file_bytes
 from pixelpick_ray.data.answers import Book, OneLine
 from pixelpick_ray.data.datasets import open_dataset, training_split
 from pixelpick_ray.data.questions import Place, read_questions
@@ -58,7 +59,7 @@ def read_answers(plan: Plan, store: Store, data_path: Path, format_name: str, fi
     _check_annotator(annotator)
     transfer = _Transfer(plan, store, data_path)
     try:
-        content = file.read_bytes()
+        content = file_bytes(file)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error}); give a file that you may read") from error
     try:

@@ -33,7 +33,7 @@ from pixelpick_ray.config.trial import (
     TrainSpec,
     Trial,
 )
-from pixelpick_ray.config.yaml_text import in_words, read_yaml, text_of, write_yaml
+from pixelpick_ray.config.yaml_text import in_words, read_text, read_yaml, write_yaml
 from pixelpick_ray.errors import SpecError, naming
 
 OTHER_NAME = {"model.head": "architecture", "model.architecture": "head"}
@@ -189,7 +189,7 @@ class Experiment(Spec):
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read an experiment file and apply ``dotted.path=value`` overrides; SpecError names file and key."""
     try:
-        text = text_of(path.read_bytes())
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read ({error}); give the path of an experiment file") from error
     return parse_experiment(text, where=path.name, overrides=overrides, folder=path.parent)

@@ -1,26 +1,75 @@
-"""YAML as people write it: numbers such as 5e-4 are numbers, repeated keys are refused, nothing is executed."""
+"""Text, YAML and JSON that somebody may have been sent: read within limits of size, depth and aliases.
+
+Numbers such as 5e-4 are numbers in YAML, repeated keys are refused, nothing is executed.
+"""
 
 import codecs
+import errno
+import json
+import os
 import re
+import stat
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pixelpick_ray.errors import SpecError
 
+MAX_BYTES = 2**30  # of a file
+MAX_YAML = 2**20  # characters; a pure Python parser takes seconds for as many
+MAX_DEPTH = 50  # of values in one another
+MAX_VALUES = 100_000  # of a YAML text, in which an alias counts as all that it stands for
+MAX_DIGITS = 100  # characters of a number
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML with numbers such as 5e-4 as numbers, and repeated keys refused."""
+    """YAML with numbers such as 5e-4 as numbers, repeated keys refused, and what is nested or repeated too much."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._level = 0
+        self._sizes: dict[int, tuple[int, int]] = {}  # values and depth of a node, aliases resolved
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._level += 1
+        if self._level > MAX_DEPTH:
+            self._refuse(f"it is nested more than {MAX_DEPTH} deep", self.peek_event())  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        if node is not None and id(node) not in self._sizes:
+            self._sizes[id(node)] = self._size(node)
+        return node
+
+    def _size(self, node: yaml.Node) -> tuple[int, int]:
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
+                self._refuse(f"a number has {len(node.value)} characters; put text in quotes", node)
+            return 1, 1
+        inner = [one for value in node.value for one in (value if isinstance(value, tuple) else (value,))]
+        sizes = [self._sizes.get(id(one), (1, 1)) for one in inner]
+        values, depth = 1 + sum(size for size, _ in sizes), 1 + max((deep for _, deep in sizes), default=0)
+        if values > MAX_VALUES:
+            self._refuse(f"it has more than {MAX_VALUES} values, those that aliases (*) repeat included", node)
+        if depth > MAX_DEPTH:
+            self._refuse(f"it is nested more than {MAX_DEPTH} deep, aliases (*) included", node)
+        return values, depth
+
+    def _refuse(self, what: str, at: Any) -> None:
+        raise yaml.constructor.ConstructorError(None, None, what, at.start_mark)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: list[Any] = []
+        keys: set[Any] = set()
         for inner, _ in node.value:
             if inner.tag == "tag:yaml.org,2002:merge":
                 continue
-            keys.append(self.construct_object(inner, deep=True))
-            if keys.count(keys[-1]) > 1:
-                message = f"the key {keys[-1]!r} appears twice"
-                raise yaml.constructor.ConstructorError(None, None, message, inner.start_mark)
+            key = self.construct_object(inner, deep=True)
+            if isinstance(key, list | dict | set):
+                continue  # which is refused below
+            if key in keys:
+                self._refuse(f"the key {key!r} appears twice", inner)
+            keys.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -36,20 +85,75 @@ for _kind in (_Loader, _Dumper):
     )
 
 
-def text_of(content: bytes) -> str:
-    """The text of a file in UTF-8 or, where it begins with such a mark, UTF-16; UnicodeError for any other."""
+def file_bytes(path: Path) -> bytes:
+    """The content of a file; OSError where it is a folder, a device or a pipe, which would be waited for (those that a
+    shell opens under /dev/fd are read), or larger than MAX_BYTES.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if _is_of_the_shell(path) else os.O_NONBLOCK))
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or _is_of_the_shell(path)):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError("it is a pipe or a device, no file")
+    with open(descriptor, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(f"it has more than {MAX_BYTES} bytes")
+    return content
+
+
+def _is_of_the_shell(path: Path) -> bool:
+    return str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/"))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8 or, where it begins with such a mark, UTF-16; UnicodeError for any other, OSError as
+    in `file_bytes`.
+    """
+    content = file_bytes(path)
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return content.decode("utf-16" if is_wide else "utf-8-sig")
 
 
 def read_yaml(text: str, where: str) -> Any:
     """The value of a YAML text; SpecError says where in it (`where` names it) and what is wrong."""
+    if len(text) > MAX_YAML:
+        raise SpecError(f"{where}: has {len(text)} characters, {MAX_YAML} at most are read as YAML")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise SpecError(f"{where}:{line} is not YAML: {getattr(error, 'problem', error)}") from error
+    except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
+        # Of constructors: a date that there is not, a tag that does not fit its value.
+        raise SpecError(f"{where}: has a value that cannot be read ({error!s:.80}); put text in quotes") from error
+
+
+def read_json(text: str | bytes) -> Any:
+    """The value of a JSON text. ValueError where it is none, for NaN and infinity, which are no JSON, for numbers of
+    thousands of digits, and for what is nested more than MAX_DEPTH deep.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, list | dict)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def in_words(problem: Any) -> str:

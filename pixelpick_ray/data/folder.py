@@ -11,7 +11,7 @@ from typing import Any
 
 from pixelpick_ray.config.canonical import counted, digest
 from pixelpick_ray.config.trial import DatasetSpec
-from pixelpick_ray.config.yaml_text import text_of
+from pixelpick_ray.config.yaml_text import read_text
 from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, check_inside, readable
 from pixelpick_ray.data.folder_description import DESCRIPTION, SplitDescription, read_folder_description
 from pixelpick_ray.data.image_files import IMAGE_SUFFIXES, LABEL_SUFFIXES
@@ -240,7 +240,7 @@ class Folder(FileDataset):
         """The images that the list of a split names, and their label maps. DataError names those that are not there."""
         path = self.path / str(self._described(split).list)
         try:
-            lines = [line.strip() for line in text_of(self.check_inside(path).read_bytes()).splitlines()]
+            lines = [line.strip() for line in read_text(self.check_inside(path)).splitlines()]
         except (OSError, UnicodeError) as error:
             raise DataError(
                 f"{self.path / DESCRIPTION}: splits.{split}.list: {path} cannot be read ({error}); make it a text file "

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from pixelpick_ray.config.spec import Spec
 from pixelpick_ray.config.trial import escapes
-from pixelpick_ray.config.yaml_text import in_words, read_yaml, text_of
+from pixelpick_ray.config.yaml_text import in_words, read_text, read_yaml
 from pixelpick_ray.data.label_maps import Colour, LabelEncoding
 from pixelpick_ray.data.voc import Voc
 from pixelpick_ray.errors import DataError, SpecError
@@ -245,7 +245,7 @@ def _check_names(names: tuple[str, ...]) -> None:
 def read_folder_description(path: Path) -> FolderDescription:
     """The checked description; DataError with a line a problem."""
     try:
-        tree = read_yaml(text_of(path.read_bytes()), str(path))
+        tree = read_yaml(read_text(path), str(path))
     except UnicodeError as error:
         raise DataError(f"{path}: is no text in UTF-8 or UTF-16 ({error}); store it as UTF-8") from error
     except OSError as error:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pixelpick_ray.config.yaml_text import text_of
+from pixelpick_ray.config.yaml_text import read_text
 from pixelpick_ray.data.camvid import CamVid
 from pixelpick_ray.data.cityscapes import LABEL_IDS, Cityscapes
 from pixelpick_ray.data.folder_description import VOID
@@ -104,7 +104,7 @@ def _stems(names: Sequence[str]) -> set[str]:
 
 def _text(path: Path) -> str:
     try:
-        return text_of(path.read_bytes())
+        return read_text(path)
     except (OSError, UnicodeError):
         return ""
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pixelpick_ray.errors import DataError
+from pixelpick_ray.errors import DataError, SpecError
 
 UInt8Array = npt.NDArray[np.uint8]
 ORIENTATION = 0x0112  # of a picture, in its EXIF data
@@ -27,6 +27,18 @@ DEEP = ";16"  # in Pillow's names of raw data: 16 bits a channel
 _RED_GREEN_BLUE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be decoded is told by its file
+
+
+Image.MAX_IMAGE_PIXELS = None  # `opened` has a limit of its own, and says what to do
+MAX_PIXELS = "PIXELPICK_MAX_PIXELS"
+
+
+def max_pixels() -> int:
+    """Pixels that a picture may say it has: 250 million unless the environment says otherwise."""
+    given = os.environ.get(MAX_PIXELS, "250000000")
+    if not re.fullmatch(r"[1-9][0-9]{0,11}", given):
+        raise SpecError(f"{MAX_PIXELS}: {given!r} is no number of pixels; give one, e.g. 250000000")
+    return int(given)
 
 
 @dataclass(frozen=True)
@@ -137,15 +149,15 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     try:
         check_whole(path)
         with Image.open(path, formats=formats) as image:
+            if image.width * image.height > max_pixels():
+                raise DataError(
+                    f"{path}: has {image.width} x {image.height} pixels, {max_pixels()} at most are read; cut it, and "
+                    f"its label map, into tiles, or raise the limit with the environment variable {MAX_PIXELS}"
+                )
             yield image
     except (PermissionError, IsADirectoryError) as error:
         raise DataError(
             f"{path}: cannot be read ({error.strerror}); make it a file that the user who runs this may read"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path}: has more pixels than Pillow reads ({2 * (Image.MAX_IMAGE_PIXELS or 0)}); cut it, and its label "
-            "map, into tiles"
         ) from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise DataError(f"{path}: {_what_it_is(path, formats) or _damaged(error, formats)}") from error

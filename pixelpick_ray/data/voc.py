@@ -7,7 +7,7 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from pixelpick_ray.config.yaml_text import text_of
+from pixelpick_ray.config.yaml_text import read_text
 from pixelpick_ray.data.dataset import DatasetFacts, FileDataset, ReportBytes
 from pixelpick_ray.data.label_maps import Colour, LabelEncoding
 from pixelpick_ray.errors import DataError, data_errors
@@ -84,7 +84,7 @@ class Voc(FileDataset):
     def _listed(self, split: str) -> tuple[str, ...]:
         path = self._release / "ImageSets" / "Segmentation" / f"{split}.txt"
         try:
-            lines = text_of(path.read_bytes()).splitlines()
+            lines = read_text(path).splitlines()
         except (OSError, UnicodeError) as error:
             raise DataError(
                 f"voc: {path} cannot be read ({error}); unpack {ARCHIVE} of {SITE} in {self.path}, or give the folder "

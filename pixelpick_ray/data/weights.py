@@ -62,6 +62,8 @@ def weights_digest(spec: ModelSpec, data_path: Path) -> str | None:
     if path is None:
         return None
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(None, "it is a folder, a pipe or a device")
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

@@ -15,6 +15,7 @@ from torch import nn
 
 from pixelpick_ray.config.model import ModelSpec, NormaliseSpec
 from pixelpick_ray.config.trial import DatasetSpec
+from pixelpick_ray.config.yaml_text import file_bytes, read_json
 from pixelpick_ray.data.cache import PreparedSplit, prepare
 from pixelpick_ray.data.datasets import DatasetFacts, known_facts, open_dataset
 from pixelpick_ray.data.weights import weights_digest
@@ -187,7 +188,7 @@ def _stored(path: Path) -> _Stored:
     latter says, the facts of its data set, where these are known without it.
     """
     try:
-        stored = json.loads(path.with_name(INPUT).read_text(encoding="utf-8"))
+        stored = read_json(file_bytes(path.with_name(INPUT)))
         fields = {name: value for name, value in stored["model"].items() if name not in ("weights_digest", "version")}
         spec = ModelSpec.model_validate_json(json.dumps(fields))
         own = _own_facts(path, str(stored["data"]["name"]))
@@ -205,7 +206,7 @@ def _stored(path: Path) -> _Stored:
 def _own_facts(path: Path, dataset: str) -> tuple[tuple[str, ...], NormaliseSpec] | None:
     """Class names, mean and deviation that a fit was trained with; None where nothing tells them."""
     provenance = path.with_name(PROVENANCE)
-    told = json.loads(provenance.read_text(encoding="utf-8")) if provenance.is_file() else {}
+    told = read_json(file_bytes(provenance)) if provenance.is_file() else {}
     if "classes" in told:
         return tuple(map(str, told["classes"])), NormaliseSpec.model_validate_json(json.dumps(told["normalise"]))
     with contextlib.suppress(SpecError):

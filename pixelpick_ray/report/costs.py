@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from pixelpick_ray.config.spec import NonNegative, Spec
 from pixelpick_ray.config.trial import Budget
-from pixelpick_ray.config.yaml_text import read_yaml, text_of
+from pixelpick_ray.config.yaml_text import read_text, read_yaml
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.cells import Cell, Line, full_line, line_of, reported
 from pixelpick_ray.report.parts import Table
@@ -91,7 +91,7 @@ class Costs:
 def read_cost_model(path: Path) -> CostModel:
     """Read a cost model from a YAML file; SpecError names the file, the key, what was given and what is allowed."""
     try:
-        tree = read_yaml(text_of(path.read_bytes()), path.name)
+        tree = read_yaml(read_text(path), path.name)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read ({error}); give the path of a cost model") from error
     if not isinstance(tree, dict):

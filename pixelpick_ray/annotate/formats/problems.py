@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from pixelpick_ray.annotate.formats.points import AskedImage, ExchangedPoint, KindAndLabel, Known, pixel_at, with_facts
+from pixelpick_ray.config.yaml_text import read_json
 from pixelpick_ray.data.answers import Answer
 from pixelpick_ray.errors import DataError
 
@@ -161,21 +162,17 @@ def json_file(content: bytes, kind: type[Container], problems: Problems) -> Cont
 def json_of(text: str, where: str, kind: type[Container], problems: Problems) -> Container | None:
     """The object (dict) or list of a JSON text; NaN and infinity are no JSON."""
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = read_json(text)
     except json.JSONDecodeError as error:
         problems.add(where, f"is no JSON (line {error.lineno}, column {error.colno}: {error.msg})")
         return None
-    except (ValueError, RecursionError) as error:  # a constant, a number of thousands of digits, deep nesting
+    except ValueError as error:  # a constant, a number of thousands of digits, deep nesting
         problems.add(where, f"is no JSON that is read ({error!s:.80})")
         return None
     if isinstance(value, kind):
         return value
     problems.given(where, value, "an object" if kind is dict else "a list")
     return None
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def json_bytes(value: Any) -> bytes:
