@@ -105,7 +105,7 @@ def told_of(place: Path, case: Case, text: str, *options: str) -> str:
     if case.get("late"):
         return told(place, "run", "mine.yaml", *options)
     with pytest.raises(SpecError) as caught:
-        asked_of(place / "mine.yaml", [option for option in options if option != "--set"])
+        asked_of(place / "mine.yaml", [option for option in options if option != "--set"], str(place / "store"))
     return str(caught.value)
 
 

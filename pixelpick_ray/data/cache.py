@@ -285,7 +285,8 @@ class _Files:
         if not self._is_sound(position, kind):
             entry = self.entries[position]
             _tell(f"{self.folder / f'{kind}.bin'}: image {entry.name} is damaged; it is decoded again")
-            image, label, made = _read(self.dataset, self.split, entry.name, self.size)
+            native = _read(self.dataset, self.split, entry.name)
+            image, label, made = _prepared(self.dataset, self.split, entry.name, self.size, native)
             if made == entry:
                 self._write(position, kind, (image if kind == "images" else label).tobytes())
             if made != entry or not self._is_sound(position, kind):
@@ -350,9 +351,10 @@ def _decode(dataset: Dataset, split: str, size: SizeSpec, folder: Path, report: 
 
     def read(name: str) -> tuple[UInt8Array, UInt8Array, _Entry] | DataError:
         try:
-            return _read(dataset, split, name, size)
+            native = _read(dataset, split, name)
         except DataError as error:
             return error
+        return _prepared(dataset, split, name, size, native)
 
     with data_errors() as wrong, _Appended(partial, names) as files, ThreadPoolExecutor(workers) as pool:
         if files.done:
@@ -367,10 +369,19 @@ def _decode(dataset: Dataset, split: str, size: SizeSpec, folder: Path, report: 
     partial.rename(folder)
 
 
-def _read(dataset: Dataset, split: str, name: str, size: SizeSpec) -> tuple[UInt8Array, UInt8Array, _Entry]:
+_Native = tuple[str, UInt8Array, UInt8Array]
+
+
+def _read(dataset: Dataset, split: str, name: str) -> _Native:
+    """The digest of the files of an image, then the image and its label map at native size."""
+    return _files_digest(dataset, split, name), *dataset.read(split, name)
+
+
+def _prepared(
+    dataset: Dataset, split: str, name: str, size: SizeSpec, source: _Native
+) -> tuple[UInt8Array, UInt8Array, _Entry]:
     """An image and its label map as they are prepared, and what the index says of them."""
-    files = _files_digest(dataset, split, name)
-    image, label = dataset.read(split, name)
+    files, image, label = source
     native = hashlib.sha256(canonical_json([name, *label.shape]).encode("ascii"))
     native.update(image.tobytes())
     native.update(label.tobytes())
