@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from pixelpick_ray.annotate.connections import BoundedProtocol
 from pixelpick_ray.annotate.desk import Desk, Reply
 from pixelpick_ray.annotate.guard import EVERYWHERE, LARGEST_BODY, Guard, error, nothing_here
 from pixelpick_ray.annotate.rota import Refusal
@@ -189,8 +190,9 @@ def serve(desk: Desk, *, host: str, ports: Sequence[int], on_ready: Callable[[st
         with _listening(host, ports) as listener:
             config = uvicorn.Config(
                 make_app(desk, token, host, once=once),
+                http=BoundedProtocol,
                 access_log=False,
-                log_level=logging.WARNING,
+                log_level=logging.ERROR,
                 lifespan="off",
                 ws="none",
                 server_header=False,
