@@ -48,10 +48,11 @@ class Context:
         execution: Execution,
         world: World,
         on_event: Callable[[Event], None],
+        is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.experiment, self.trial, self.execution, self.world = experiment, trial, execution, world
         self.chain, self.store = trial.chain_id, Store(execution.store)
-        self._on_event = on_event
+        self._on_event, self.is_leaving = on_event, is_leaving
         self._features: dict[tuple[str, bytes, ViewSpec | None], Features] = {}
         self._log_folder = execution.runs_path / experiment.name / "steps"
 

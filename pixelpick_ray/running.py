@@ -26,13 +26,15 @@ def run_chain(
     on_event: Callable[[Event], None],
     *,
     keep_stages: frozenset[int] = frozenset(),
+    is_leaving: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run a trial with all the trials that are prefixes of it; what is stored is not computed again.
 
-    `keep_stages` keep their weights for other chains of this run. The last event is ChainDone, AnswersAwaited when
+    `keep_stages` keep their weights for other chains of this run; while this node `is_leaving`, a fit in training is
+    saved after every epoch. The last event is ChainDone, AnswersAwaited when
     people have to answer before it can go on, or Diverged.
     """
-    context = Context(experiment, trial, execution, world, on_event)
+    context = Context(experiment, trial, execution, world, on_event, is_leaving)
     visitor = _MakeMissing(context, keep_stages)
     context.describe_splits()
     try:

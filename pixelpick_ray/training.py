@@ -134,6 +134,9 @@ class Trainer:
         earlier_seconds, saved = progress.seconds, time.monotonic()
         examples: dict[str, dict[str, Any]] = {one.key: {} for one in missing}
 
+        def is_due() -> bool:
+            return time.monotonic() - saved >= context.execution.checkpoint_seconds or context.is_leaving()
+
         def on_epoch(epoch: Epoch) -> None:
             nonlocal saved
             progress.losses.append(epoch.loss)
@@ -145,8 +148,7 @@ class Trainer:
                     if one.split == task.evaluate.report:
                         reported = miou(confusion)
             progress.seconds = earlier_seconds + time.perf_counter() - start
-            due = time.monotonic() - saved >= context.execution.checkpoint_seconds if not is_last else False
-            if self._world.is_first and due:
+            if self._world.is_first and not is_last and is_due():
                 store.write_unfinished(task.key, pack(progress, epoch.model, epoch.optimizer))
                 saved = time.monotonic()
             numbers = epoch.number, trial.epochs, epoch.loss, reported, progress.seconds

@@ -374,7 +374,9 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-def die_at(experiment: Experiment, place: Place, stage: int, epoch: int) -> list[Event]:
+def die_at(
+    experiment: Experiment, place: Place, stage: int, epoch: int, is_leaving: Callable[[], bool] = lambda: False
+) -> list[Event]:
     """Run a chain whose process dies right after an epoch has been reported, or not at all."""
     events: list[Event] = []
 
@@ -384,7 +386,7 @@ def die_at(experiment: Experiment, place: Place, stage: int, epoch: int) -> list
             raise Killed
 
     with pytest.raises(Killed):
-        run_chain(experiment, experiment.trials()[-1], place, ALONE, listen)
+        run_chain(experiment, experiment.trials()[-1], place, ALONE, listen, is_leaving=is_leaving)
     return events
 
 
@@ -428,6 +430,18 @@ def test_a_fit_in_training_is_saved_no_more_often_than_told(place: Place, monkey
     saved.clear()
     run(tiny_experiment("train.epochs=3", "grid=[{budget: [3]}]", *SMALL), replace(place, checkpoint_seconds=3600.0))
     assert saved == []
+
+
+def test_a_fit_is_saved_after_every_epoch_once_its_node_is_about_to_be_taken(
+    place: Place, epochs: list[tuple[int, int]]
+) -> None:
+    experiment = tiny_experiment(*FOUR_EPOCHS, "grid=[{budget: [3]}]")
+    place = replace(place, checkpoint_seconds=3600.0)
+    noticed = iter([False, True, True])
+    die_at(experiment, place, 0, 3, is_leaving=lambda: next(noticed))
+    epochs.clear()
+    run(experiment, place)
+    assert epochs == [(0, 4)]
 
 
 @pytest.mark.parametrize("why", ["another version or number of ranks left it", "another split is asked for", "damaged"])

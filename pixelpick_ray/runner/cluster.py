@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants, services, utils, worker
+from ray._private.state import state
 from ray.exceptions import AuthenticationError
 
 from pixelpick_ray import supervisor
@@ -146,6 +147,14 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler, worker.print_to_stdstream = before
+
+
+def is_draining() -> bool:
+    """Whether Ray has given notice that a node of the cluster is about to be taken; then fits are saved at once."""
+    try:
+        return bool(state.get_draining_nodes())
+    except Exception:  # whatever is wrong with the cluster, it is no reason to end a fit
+        return False
 
 
 def authentication(environment: Mapping[str, str], *, joins: bool, has_token: bool) -> dict[str, str]:

@@ -25,6 +25,7 @@ from pixelpick_ray.context import Context
 from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.engine.world import World, join
 from pixelpick_ray.events import Event
+from pixelpick_ray.runner.cluster import is_draining
 from pixelpick_ray.runner.failures import explain, gives_up
 from pixelpick_ray.runner.local import choose_device
 from pixelpick_ray.running import run_chain
@@ -74,7 +75,7 @@ def _run_rank(
 ) -> None:
     """Take part in a chain as one rank."""
     prepare_process(execution.cpus_per_rank)
-    run_chain(experiment, trial, execution, world, on_event, keep_stages=keep_stages)
+    run_chain(experiment, trial, execution, world, on_event, keep_stages=keep_stages, is_leaving=is_draining)
 
 
 def _run_ranks(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -38,10 +39,16 @@ def submitted(place: Path, slurm: Slurm, *options: str) -> dict[str, Any]:
 
 
 @contextmanager
-def started(job: dict[str, Any], place: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[str]]]:
-    """The batch shell on the first node, and the prefix of a command that runs there too."""
+def started(
+    job: dict[str, Any], place: Path, on_second: tuple[str, ...] = ("true",)
+) -> Iterator[tuple["subprocess.Popen[bytes]", list[str]]]:
+    """The batch shell on the first node, and the prefix of a command that runs there too; `on_second` is a command for
+    the second node before that.
+    """
     environment = job["env"] | {"XDG_CACHE_HOME": str(place / "cache")}
-    with two_nodes(place, Path(f"/tmp/pixelpick-{job['id']}")) as (on_first_node, _), log(place).open("ab") as stream:
+    nodes = two_nodes(place, Path(f"/tmp/pixelpick-{job['id']}"))
+    with nodes as (on_first_node, on_second_node), log(place).open("ab") as stream:
+        subprocess.run([*on_second_node, *on_second], check=True)
         command = [*on_first_node, *job["argv"]]
         yield subprocess.Popen(command, env=environment, cwd=job["cwd"], stdout=stream, stderr=stream), on_first_node
 
@@ -92,6 +99,22 @@ def test_the_slurm_job_runs_a_trial_whose_two_ranks_are_on_two_nodes(tmp_path: P
     [provenance] = (tmp_path / "store").glob("fit/*/provenance.json")
     assert json.loads(provenance.read_text())["world_size"] == 2
     assert requeued(slurm) == 0
+
+
+@pytest.mark.slow
+def test_a_store_that_is_another_folder_on_one_node_is_refused_before_anything_is_trained(
+    tmp_path: Path, slurm: Slurm
+) -> None:
+    (tmp_path / "store").mkdir()
+    hidden = ("mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "store"))
+    with started(submitted(tmp_path, slurm), tmp_path, hidden) as (process, _):
+        assert process.wait(timeout=400) == 2, log(tmp_path).read_text()
+    told = log(tmp_path).read_text()
+    assert re.search(
+        r"error: --store: node-b 10.77.0.2 \w+: \S+/store on this node does not have what the driver", told
+    )
+    assert "; give --store a folder that every node sees" in told
+    assert not list((tmp_path / "store").glob("fit/*"))
 
 
 @pytest.mark.slow

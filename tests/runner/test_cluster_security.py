@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray._private import worker
+from ray._private.runtime_env import uv_runtime_env_hook
 
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError
@@ -117,20 +119,23 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def listening(pids: set[int]) -> set[str]:
-    """Addresses that these processes listen on, from the kernel's tables."""
-    inodes = set()
+def inodes(pids: set[int]) -> set[str]:
+    """The kernel's numbers of the sockets of these processes."""
+    found = set()
     for pid in pids:
         for path in Path(f"/proc/{pid}/fd").glob("*"):
-            try:
-                inodes.add(os.readlink(path).removeprefix("socket:[").removesuffix("]"))
-            except OSError:
-                continue
-    found = set()
+            with suppress(OSError):
+                found.add(os.readlink(path).removeprefix("socket:[").removesuffix("]"))
+    return found
+
+
+def listening(pids: set[int]) -> set[str]:
+    """Addresses that these processes listen on, from the kernel's tables."""
+    mine, found = inodes(pids), set()
     for family in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]:
             fields = line.split()
-            if fields[3] == "0A" and fields[9] in inodes:
+            if fields[3] == "0A" and fields[9] in mine:
                 found.add(_address(fields[1].partition(":")[0]))
     return found
 
@@ -210,6 +215,48 @@ class TestStarted:
         assert found <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
         for pid, _ in met:
             assert len(listening({pid})) >= 1
+
+    def test_its_workers_have_the_priority_of_this_process(self, started: dict[str, str]) -> None:
+        @ray.remote
+        def niceness() -> int:
+            return os.nice(0)
+
+        assert ray.get(niceness.remote(), timeout=60) == os.nice(0)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+    def test_another_user_can_neither_see_nor_replace_its_sockets(self, started: dict[str, str]) -> None:
+        mine = inodes(descendants(os.getpid()))
+        lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+        sockets = {Path(line[7]) for line in lines if len(line) > 7 and line[6] in mine}
+        assert {"plasma_store", "raylet"} <= {path.name for path in sockets}
+        for path in sockets:
+            assert path.is_absolute()  # an abstract one has no permissions
+            for command in (["ls", str(path)], ["mv", str(path), f"{path}.mine"]):
+                done = subprocess.run(command, user=65534, group=65534, capture_output=True, text=True)
+                assert "Permission denied" in done.stderr, done
+        assert all(path.exists() for path in sockets)
+
+    def test_a_notice_that_a_node_is_about_to_be_taken_is_seen_by_workers(self, started: dict[str, str]) -> None:
+        @ray.remote(max_retries=0)
+        class Worker:
+            def noticed(self, seconds: float) -> bool:
+                until = time.monotonic() + seconds
+                while not (found := cluster.is_draining()) and time.monotonic() < until:
+                    time.sleep(0.1)
+                return found
+
+        actor = Worker.remote()  # type: ignore[attr-defined]
+        assert not ray.get(actor.noticed.remote(0.0), timeout=60)
+        client = ray._raylet.GcsClient(address=started["address"])
+        node = ray.get_runtime_context().get_node_id()
+        accepted, why = client.drain_node(node, 2, "preemption", int(1000 * (time.time() + 600)))
+        assert accepted, why
+        assert ray.get(actor.noticed.remote(30.0), timeout=60)
+
+
+def test_uv_run_does_not_make_ray_pack_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uv_runtime_env_hook, "_get_uv_run_cmdline", lambda: ["uv", "run", "launch.py"])
+    assert not worker._maybe_modify_runtime_env({}, False)
 
 
 # A cluster that a run joins

@@ -13,6 +13,7 @@ from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.events import Event, LevelReached
 from pixelpick_ray.runner import search as runner
+from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.search.design import Search, make_search
 from pixelpick_ray.search.journal import Journal
 from pixelpick_ray.store import Store
@@ -90,7 +91,8 @@ def test_a_search_that_is_stopped_and_extended_keeps_its_history(
         search, reports = search_of(searcher, scheduler, samples), Reports(most)
         journal = Journal(Store(tmp_path / "store"), search)
         before = list(journal.samples)
-        assert runner.run(search, journal, execution, reports, reports.full.is_set) == {}
+        with joined(execution):
+            assert runner.run(search, journal, execution, reports, reports.full.is_set) == {}
         new += reports.new
         assert journal.is_complete(samples) == (most == math.inf)
         known = sum(len(one.reports) for one in before)
@@ -125,7 +127,7 @@ def test_a_journal_that_cannot_be_written_ends_the_search_with_the_stores_own_wo
         write(store, relative, value)
 
     monkeypatch.setattr(Store, "write_record", write_record)
-    with pytest.raises(StoreError, match=r"samples/0000[0-9].json: the disk is full"):
+    with joined(execution), pytest.raises(StoreError, match=r"samples/0000[0-9].json: the disk is full"):
         runner.run(search, journal, execution, Reports(), lambda: False)
     monkeypatch.setattr(Store, "write_record", write)
     assert Journal(Store(tmp_path / "store"), search).samples == journal.samples  # what is known is what is stored
