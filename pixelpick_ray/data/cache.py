@@ -60,7 +60,7 @@ class PreparedSplit:
     fingerprint: str
     images: UInt8Array
     labels: UInt8Array
-    files: "_Files | None" = None  # where they lie, if they lie in a cache
+    files: "_CacheFolder | None" = None  # where they lie, if they lie in a cache
 
     def __len__(self) -> int:
         return len(self.names)
@@ -132,7 +132,7 @@ def prepare(
     """
     geometry = size.model_dump(include={"size", "scale", "long_side"}, exclude_none=True)
     source = {"version": INDEX_VERSION, "size": geometry, "source": [*dataset.signature(split), *dataset.code]}
-    files = _Files(cache_path / f"{dataset.facts.name}-{split}-{digest(source)[:20]}", dataset, split, size)
+    files = _CacheFolder(cache_path / f"{dataset.facts.name}-{split}-{digest(source)[:20]}", dataset, split, size)
     listen = report or (lambda done, total: None)
     try:
         found = files.open() if files.folder.is_dir() else None
@@ -145,7 +145,7 @@ def prepare(
     return found
 
 
-def _made(files: "_Files", run: str | None, report: ReportBytes) -> PreparedSplit:
+def _made(files: "_CacheFolder", run: str | None, report: ReportBytes) -> PreparedSplit:
     """The split, decoded where it is absent, damaged or not what its source is any more; its lock is held."""
     folder = files.folder
     found = files.open() if folder.is_dir() else None
@@ -221,7 +221,7 @@ OPENED = 16  # splits, at most
 
 
 @dataclass(frozen=True)
-class _Files:
+class _CacheFolder:
     """The folder of a prepared split and what it is made of; `entries` and `verified` once it is opened."""
 
     folder: Path
