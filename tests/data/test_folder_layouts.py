@@ -1,5 +1,6 @@
 """Layouts of folders: recognised, described so that they are read as they mean, and planned without a line edited."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pixelpick_ray.data.folder_proposal import propose
 from pixelpick_ray.data.voc import colour_map
 from pixelpick_ray.errors import DataError
 from tests.support.data_folders import (
+    REAL,
     UInt8,
     noise,
     opened,
@@ -245,3 +247,56 @@ def test_images_alone_are_described_and_what_is_missing_is_said(tmp_path: Path) 
     assert tree["splits"] == {"train": {"images": "."}}
     assert "oracle: {name: human}" in proposal.experiment
     assert len(proposal.missing) == 2
+
+
+def copied_voc(folder: Path) -> None:
+    """Twelve images of the real VOC under another name."""
+    source, release = REAL / "voc" / "VOCdevkit" / "VOC2012", folder / "VOCdevkit" / "VOC2012"
+    for split in ("train", "val"):
+        names = (source / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()[::6][:6]
+        for name in names:
+            for kind in (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"):
+                (release / kind).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source / kind, release / kind)
+        (lists := release / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
+        (lists / f"{split}.txt").write_text("\n".join(names))
+
+
+def copied_camvid(folder: Path) -> None:
+    """Eighteen images of the real CamVid under another name."""
+    for part in ("train", "val", "test"):
+        for path in sorted((REAL / "camvid" / part).iterdir())[::30][:6]:
+            for kind in (part, f"{part}annot"):
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+                shutil.copy(REAL / "camvid" / kind / path.name, folder / kind)
+
+
+COPIES = {"voc": copied_voc, "camvid": copied_camvid} if (REAL / "voc").is_dir() and (REAL / "camvid").is_dir() else {}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_of_real_data_under_other_names_are_read_as_published(tmp_path: Path, name: str) -> None:
+    COPIES[name](tmp_path / "pets")
+    dataset, published = described(tmp_path / "pets"), opened(name, REAL)
+    assert dataset.facts.class_names == published.facts.class_names
+    for split in ("train", "val"):
+        for one in dataset.names(split):
+            theirs = published.read(split, Path(one).stem if name == "voc" else one)
+            assert all(map(np.array_equal, dataset.read(split, one), theirs))
+
+
+@pytest.mark.slow
+@pytest.mark.training
+@pytest.mark.parametrize("name", COPIES)
+def test_init_plan_and_run_on_copies_of_real_data_need_no_line_edited(tmp_path: Path, name: str) -> None:
+    COPIES[name](tmp_path / "data" / "pets")
+    tiny = ["--set", "grid=[{seed: [0], budget: [5, 10]}]", "--set", "dataset.long_side=160"]
+    for words in (
+        ["init", "data/pets"],
+        ["check", "data/pets"],
+        ["plan", "pets.yaml"],
+        ["run", "pets.yaml", "--local", *tiny],
+    ):
+        done = launch(tmp_path, *words)
+        assert done.status == 0, done
+    assert "trained now: 2" in done.out
