@@ -277,7 +277,8 @@ def _turned(pixels: UInt8Array, orientation: int) -> UInt8Array:
 def _check_channels(image: Image.Image, path: Path) -> None:
     if image.mode in ("F", "I"):
         raise DataError(
-            f"{path}: an image has 8 or 16 bits a channel, this file has mode {image.mode} (32 bits); convert it"
+            f"{path}: an image has 8 or 16 bits a channel, this file has mode {image.mode} (32 bits, or a sign); "
+            "convert it"
         )
     _check_tiff(image, path)
     if image.format in ("TIFF", "WEBP") and (pages := getattr(image, "n_frames", 1)) > 1:
