@@ -29,12 +29,13 @@ from pixelpick_ray.engine.features import Features, prepare_features
 from pixelpick_ray.engine.provenance import provenance_of
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import StoreError
-from pixelpick_ray.events import Event
+from pixelpick_ray.events import EpochDone, Event
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import ChainRecord, DescriptionKeys, StageRecord, read_chain, write_chain
 from pixelpick_ray.tasks import Describe, Task, answers_key, evaluation_size
 
 T = TypeVar("T")
+DOING = {"evaluate": "measuring", "score": "choosing pixels", "publish": "storing a result"}  # phases in words
 TURN_SECONDS = 0.5  # how long ranks wait for another holder of a lease before they look again
 
 
@@ -54,6 +55,7 @@ class Context:
         self.chain, self.store = trial.chain_id, Store(execution.store)
         self._on_event, self.is_leaving = on_event, is_leaving
         self._features: dict[tuple[str, bytes, ViewSpec | None], Features] = {}
+        self._doing, self._epoch = "", 0
         self._log_folder = execution.runs_path / experiment.name / "steps"
 
     # Data
@@ -224,6 +226,8 @@ class Context:
 
     def emit(self, event: Event) -> None:
         """Report an event from the first rank."""
+        if isinstance(event, EpochDone):
+            self._epoch = event.epoch
         if self.world.is_first:
             self._on_event(event)
 
@@ -231,8 +235,18 @@ class Context:
     def phase(self, name: str, key: str = "") -> Iterator[None]:
         """Write to this process's log that a phase of work on a result begins, and that it has ended well."""
         self._log(phase=name, key=key, event="begin")
+        before, self._doing = self._doing, name
+        self._epoch = 0 if name == "fit" else self._epoch
         yield
+        self._doing = before
         self._log(phase=name, key=key, event="end")
+
+    @property
+    def doing(self) -> str:
+        """What this rank does now, in words; after an error, what it did."""
+        if self._doing == "fit":
+            return f"training epoch {self._epoch + 1}"
+        return DOING.get(self._doing, "preparing")
 
     def _log(self, **values: str) -> None:
         who = {"time": time.time(), "chain": self.chain, "rank": self.world.rank}

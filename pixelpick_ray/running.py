@@ -1,5 +1,6 @@
 """Running a chain: the walk of `loop.py` whose visitor makes what is not stored yet. Every rank of a trial runs it."""
 
+import contextlib
 from collections.abc import Callable
 
 from pixelpick_ray.active.metrics import Counts, miou
@@ -31,13 +32,13 @@ def run_chain(
     """Run a trial with all the trials that are prefixes of it; what is stored is not computed again.
 
     `keep_stages` keep their weights for other chains of this run; while this node `is_leaving`, a fit in training is
-    saved after every epoch. The last event is ChainDone, AnswersAwaited when
-    people have to answer before it can go on, or Diverged.
+    saved after every epoch. The last event is ChainDone, AnswersAwaited when people have to answer before it can go on,
+    or Diverged. An error has an attribute ``where``: the stage, and what was done in it.
     """
     context = Context(experiment, trial, execution, world, on_event, is_leaving)
     visitor = _MakeMissing(context, keep_stages)
-    context.describe_splits()
     try:
+        context.describe_splits()
         walk(trial, context.source, experiment.evaluate, visitor)
     except PeopleAsked as waiting:
         context.note_questions(waiting.ask.questions)
@@ -48,6 +49,10 @@ def run_chain(
         context.note(diverged=DivergedRecord(fit=visitor.fit, stage=visitor.stage, message=str(error)))
         context.write_record()
         context.emit(Diverged(context.chain, visitor.stage, str(error)))
+    except Exception as error:
+        with contextlib.suppress(AttributeError):  # of an error that takes none
+            error.where = f"stage {visitor.stage}, {context.doing}"  # type: ignore[attr-defined]
+        raise
     else:
         context.emit(ChainDone(context.chain))
 

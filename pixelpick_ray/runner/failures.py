@@ -22,14 +22,18 @@ def gives_up(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """One line for people: the message, with the kind of error where that says more, and what to do about memory."""
+    """One line for people: where it was, the message, with the kind of error where that says more, and what to do about
+    memory.
+    """
     text = str(error).strip().splitlines()
-    first = text[0] if text else ""
+    first, where = text[0] if text else "", getattr(error, "where", "")
     if isinstance(error, PixelPickError):
-        return first
-    if _is_out_of_memory(error):
-        return f"out of memory ({first}); lower train.batch_size or the sizes, or give the trial a whole GPU"
-    return f"{type(error).__name__}: {first}"
+        what = first
+    elif _is_out_of_memory(error):
+        what = f"out of memory ({first}); lower train.batch_size or the sizes, or give the trial a whole GPU"
+    else:
+        what = f"{type(error).__name__}: {first}"
+    return what if not where or what.startswith("stage ") else f"{where}: {what}"
 
 
 def explain_loss(text: str) -> str:

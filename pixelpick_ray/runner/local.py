@@ -72,7 +72,7 @@ def _run_once(
             errors[chain.id] = explain(error)
             listener.asking.discard(chain.id)
             with contextlib.suppress(StoreError):  # it may be what failed
-                Store(execution.store).record_attempt(chain.id, traceback.format_exc())
+                Store(execution.store).record_attempt(chain.id, f"{traceback.format_exc()}\n{errors[chain.id]}\n")
             listener.pass_on(ChainFailed(chain.id, errors[chain.id], final=True))
 
 

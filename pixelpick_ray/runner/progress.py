@@ -2,6 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -83,7 +84,13 @@ class ChainProgress(Shown):
         self._plan, self._listeners = plan, listeners
         self._fits = {chain.id: chain.fits for chain in chains}
         self._stages = {fit for chain in chains for fit in chain.fits}
-        self._stages_done: set[str] = set()
+        self._stages_done: set[str] = set()  # by their fits, which chains share
+        self._given_up: set[str] = set()
+        self._ends: list[float] = []  # when trainings ended, on this run's clock
+        self._chains_with: dict[str, set[str]] = {}
+        for chain in chains:
+            for fit in chain.fits:
+                self._chains_with.setdefault(fit, set()).add(chain.id)
 
     def __call__(self, event: Event) -> None:
         """Take in one event."""
@@ -103,6 +110,7 @@ class ChainProgress(Shown):
                 self._line(f"{row.label}: stage {event.stage} resumes after epoch {row.epoch}")
             case FitTrained():
                 self.num_trained += 1
+                self._ends.append(time.monotonic())
             case StageDone():
                 self._show_stage(row, event)
             case PixelsPicked():
@@ -114,9 +122,12 @@ class ChainProgress(Shown):
                 self._line(f"{row.label}: waiting for {event.missing} of {counted(event.asked, 'answer')}")
             case Diverged():
                 row.state, row.stage, row.finished = "diverged", event.stage, time.monotonic()
+                self._give_up(event.chain, event.stage)
                 self._line(f"{row.label}: DIVERGED: {event.message}")
             case ChainFailed():
                 row.state, row.finished = "failed", time.monotonic() if event.final else None
+                if event.final:
+                    self._give_up(event.chain, 0)
                 again = "" if event.final else " (trying again)"
                 self._line(f"{row.label}: FAILED{again}: {event.message}")
 
@@ -131,26 +142,57 @@ class ChainProgress(Shown):
         budget = "full supervision" if event.budget == "full" else f"{event.budget} px"
         self._line(f"{row.label}: {budget}: mIoU {100 * event.miou:.1f} % ({how}), {self._left()}")
 
+    def _give_up(self, chain: str, stage: int) -> None:
+        """Await no stage from that one on that the chain alone would have reached."""
+        for fit in self._fits[chain][stage:]:
+            self._chains_with[fit].discard(chain)
+            if not self._chains_with[fit] and fit not in self._stages_done:
+                self._given_up.add(fit)
+
     def _left(self) -> str:
-        """Distinct stages done, and the time left at the pace of those that were trained now."""
+        """Distinct stages done, and the time left at the pace of the trainings that ended last."""
         done, counted = len(self._stages_done), f"{len(self._stages_done)} of {len(self._stages)} stages"
-        if not self.num_trained or done == len(self._stages):
+        missing = len(self._stages) - done - len(self._given_up - self._stages_done)
+        if not self._ends or missing <= 0:
             return counted
-        left = (time.monotonic() - self._start) / self.num_trained * (len(self._stages) - done)
+        # Before the first end nothing is known of the pace: processes start, images are decoded.
+        first = max(0, len(self._ends) - 1 - RECENT)
+        begun = self._ends[first] if len(self._ends) > 1 else self._start
+        trained = len(self._ends) - 1 - first if len(self._ends) > 1 else 1
+        pace, passed = (self._ends[-1] - begun) / trained, time.monotonic() - self._ends[-1]
+        left = max(0.0, pace * missing - min(passed, pace))
         return f"{counted}, about {clock(left)} left"
 
     def _render(self) -> Group:
-        table = Table(
-            box=None,
-            pad_edge=False,
-            title=Text(self._plan.experiment.title or self._plan.experiment.name, style="table.title"),
-            title_justify="left",
-        )
+        title = Text(self._plan.experiment.title or self._plan.experiment.name, style="table.title")
+        table = Table(box=None, pad_edge=False, title=title, title_justify="left")
         for name in ("chain", "state", "stage", "epoch", "loss", "mIoU % by stage", "time"):
             table.add_column(name, justify="left" if name in ("chain", "state", "mIoU % by stage") else "right")
-        for row in self._rows.values():
+        shown, hidden = self._shown(self._console.height - RESERVED_LINES)
+        for row in shown:
             table.add_row(*_cells(row))
-        return Group(table, Text(f"{clock(time.monotonic() - self._start)} so far, {self._left()}", style="dim"))
+        more = [Text(f"and {counted(len(hidden), 'chain')}: {_states(hidden)}", style="dim")] if hidden else []
+        passed = clock(time.monotonic() - self._start)
+        return Group(table, *more, Text(f"{passed} so far, {self._left()}", style="dim"))
+
+    def _shown(self, most: int) -> tuple[list[ChainRow], list[ChainRow]]:
+        """The rows that a terminal has lines for, those that run first, and the others; each in the plan's order."""
+        rows = list(self._rows.values())
+        if len(rows) <= most:
+            return rows, []
+        first = sorted(range(len(rows)), key=lambda at: (SHOWN_FIRST.get(rows[at].state, 0), at))[: max(1, most - 1)]
+        return [rows[at] for at in sorted(first)], [rows[at] for at in sorted({*range(len(rows))} - {*first})]
+
+
+RECENT = 20  # trainings whose pace tells the time left
+RESERVED_LINES = 4  # of a terminal: title, header, the time left, the cursor
+# What runs is shown before what has failed, what waits, and what is done.
+SHOWN_FIRST = {"failed": 1, "diverged": 1, "asks people": 2, "waiting": 3, "done": 4}
+
+
+def _states(rows: list[ChainRow]) -> str:
+    counts = Counter(row.state for row in rows)
+    return ", ".join(f"{number} {state}" for state, number in counts.items())
 
 
 STYLES = {

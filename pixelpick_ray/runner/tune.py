@@ -385,7 +385,7 @@ def attempt(
         work()
     except Exception as error:
         with contextlib.suppress(StoreError):  # it may be what failed
-            Store(execution.store).record_attempt(record, traceback.format_exc())
+            Store(execution.store).record_attempt(record, f"{traceback.format_exc()}\n{explain(error)}\n")
         report(ChainFailed(config["name"], explain(error), final=gives_up(error)))
         if not gives_up(error):
             raise

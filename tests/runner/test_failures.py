@@ -1,5 +1,8 @@
 """What is tried again, what is given up, and what a person is told."""
 
+import pickle
+from typing import Any
+
 import pytest
 import torch
 
@@ -65,6 +68,23 @@ def test_too_little_memory_on_a_cpu_is_recognised() -> None:
     error = allocate_too_much()
     assert gives_up(error)
     assert explain(error).startswith("out of memory (")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            MemoryError("2 GiB wanted"),
+            "stage 2, training epoch 3: out of memory (2 GiB wanted); lower train.batch_size",
+        ),
+        (DataError("a.png: cannot be decoded"), "stage 2, training epoch 3: a.png: cannot be decoded"),
+        (RunError("stage 2: the score is not finite"), "stage 2: the score is not finite"),
+    ],
+)
+def test_an_error_says_where_it_was(error: Any, told: str) -> None:
+    error.where = "stage 2, training epoch 3"
+    assert explain(error).startswith(told)
+    assert explain(pickle.loads(pickle.dumps(error))) == explain(error)  # as from another process
 
 
 def test_an_error_without_a_message_is_named() -> None:

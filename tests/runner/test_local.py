@@ -122,17 +122,19 @@ def test_a_chain_that_fails_leaves_its_traceback_and_the_others_go_on(
     monkeypatch.setattr(pixelpick_ray.training, "fit", breaks)
     errors, events = run(plan, execution)
     margin, random, other = (chain.id for chain in plan.chains)
-    assert errors == dict.fromkeys((margin, random), "OSError: the disk is gone")
+    assert errors == dict.fromkeys((margin, random), "stage 1, training epoch 1: OSError: the disk is gone")
     assert [event.chain for event in events if isinstance(event, ChainDone)] == [other]
     failed = {event.chain: event.message for event in events if isinstance(event, ChainFailed)}
-    assert failed == dict.fromkeys((margin, random), "OSError: the disk is gone")
+    assert failed == dict.fromkeys((margin, random), "stage 1, training epoch 1: OSError: the disk is gone")
     (attempt,) = (Path(execution.store) / "attempts" / margin).iterdir()
     assert attempt.read_text().startswith("Traceback")
     assert "in breaks" in attempt.read_text()
     assert not (Path(execution.store) / "attempts" / other).exists()
     state = status_of(plan, execution)
     assert [chain.stages for chain in state.chains] == [("stored", "failed"), ("stored", "failed"), ("stored",)]
-    assert [chain.error for chain in state.chains] == ["and so is the rest", "and so is the rest", ""]
+    assert [chain.error for chain in state.chains] == ["stage 1, training epoch 1: OSError: the disk is gone"] * 2 + [
+        ""
+    ]
     monkeypatch.undo()
     monkeypatch.setitem(datasets.DATASETS, "tiny", TinyDataset)
     assert run(plan, execution)[0] == {}

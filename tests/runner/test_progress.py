@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console
@@ -137,3 +138,50 @@ def test_every_event_reaches_the_listeners(plan: Plan) -> None:
     for event in events:
         progress(event)
     assert heard == events
+
+
+def many(number: int) -> Plan:
+    return tiny_plan(f"grid=[{{seed: {list(range(number))}, budget: [2, 4]}}]")
+
+
+def test_a_low_terminal_shows_what_runs_and_counts_the_rest() -> None:
+    plan, file = many(40), io.StringIO()
+    console = Console(file=file, force_terminal=True, width=140, height=12, color_system=None)
+    with ChainProgress(plan, list(plan.chains), console, []) as progress:
+        for chain in range(20):
+            progress(ChainDone(plan.chains[chain].id))
+        for chain in (25, 30):
+            progress(epoch(plan, chain, 0, 1))
+        progress(failed(plan, 39, "no"))
+        lines = "".join(segment.text for segment in console.render(progress._render())).splitlines()
+    assert len(lines) == 11
+    shown = [line.split("  ")[0].split()[-1] for line in lines[2:9]]
+    assert {"25", "30", "39"} <= set(shown)
+    assert shown == sorted(shown, key=int)
+    assert lines[9].startswith("and 33 chains: 20 done, 13 waiting")
+    assert "so far, 0 of" in lines[10]
+
+
+def test_a_thousand_chains_are_drawn_in_no_time() -> None:
+    plan, file = many(1000), io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100, height=40, color_system=None)
+    progress = ChainProgress(plan, list(plan.chains), console, [])
+    begun = time.process_time()
+    for _ in range(10):
+        console.print(progress._render())
+    assert time.process_time() - begun < 1.0  # two a second are drawn: a twentieth of a core at most
+
+
+def test_the_time_left_is_at_the_pace_of_the_last_trainings(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("pixelpick_ray.runner.progress.time.monotonic", lambda: now[0])
+    progress = ChainProgress(plan, list(plan.chains), Console(file=io.StringIO()), [])
+    for second, number in ((100, 0), (110, 1)):  # the first one waited for processes to start
+        now[0] = second
+        progress(FitTrained(plan.chains[0].id, number, "f"))
+        progress(stage(plan, 0, number, 0.5))
+    assert progress._left() == "2 of 5 stages, about 0:30 left"
+    now[0] = 115
+    assert progress._left() == "2 of 5 stages, about 0:25 left"
+    progress(failed(plan, 1, "no"))  # two stages are its own
+    assert progress._left() == "2 of 5 stages, about 0:05 left"
