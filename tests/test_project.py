@@ -44,11 +44,14 @@ def test_private_names_of_ray_stand_in_one_module_and_are_there() -> None:
     assert set(re.findall(r"ray\._raylet\.(\w+)", text)) == raylet
     imported = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.module]
     private = {name.name for node in imported if "_private" in str(node.module) for name in node.names}
-    assert private == {"ray_constants", "services"}
+    assert private == {"ray_constants", "services", "state", "utils", "worker"}
     import ray
-    from ray._private import ray_constants
+    from ray._private import ray_constants, utils, worker
+    from ray._private.state import state
 
     assert isinstance(ray_constants.ENABLE_RAY_CLUSTER, bool)
+    assert all(map(callable, (utils.set_sigterm_handler, worker.print_to_stdstream, state.get_draining_nodes)))
+    assert hasattr(worker, "_global_node")
     assert all(hasattr(ray._raylet, name) for name in raylet)
     (bound,) = [one for one in pins.listed()["requirements.txt"] if one.startswith("ray")]
     assert bound == "ray[tune]>=2.60,<2.61"
