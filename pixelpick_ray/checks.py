@@ -121,12 +121,15 @@ def data_warnings(experiment: Experiment, trials: Iterable[Trial], execution: Ex
     found: dict[str, DataFinding] = {}
     fields = {"name", "path", "split", "held_out"}
     for trial in {str(trial.dataset.model_dump(include=fields)): trial for trial in trials}.values():
+        title = trial.dataset.path or trial.dataset.name
         try:
             dataset = open_dataset(trial.dataset, execution.data_path)
             training = training_split(dataset, trial.dataset)
             dataset.names(training)
         except DataError:
-            continue  # absent: a run fetches it, or says what to put where
+            if (execution.data_path / title).exists():
+                raise
+            continue  # absent: plans are made without data, too
         splits = [
             prepared_facts(
                 prepare(dataset, split, size, execution.cache_path),
@@ -136,7 +139,6 @@ def data_warnings(experiment: Experiment, trials: Iterable[Trial], execution: Ex
             )
             for split, size in dict(reversed(splits_in_use(experiment, trial, training))).items()
         ]
-        title = trial.dataset.path or trial.dataset.name
         found |= {one.text: one for one in find(title, dataset.facts, splits[::-1])}
     if wrong := [one.text for one in found.values() if one.is_error]:
         raise DataError("\n".join(wrong))

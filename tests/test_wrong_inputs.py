@@ -2,6 +2,7 @@
 anything is started and with the store as it was.
 """
 
+import codecs
 import os
 import re
 import shutil
@@ -87,8 +88,10 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
-def told(place: Path, *arguments: str) -> str:
-    """What a refused command says; it leaves the store, and no logs."""
+def told(place: Path, *arguments: str, each: bool = False) -> str:
+    """What a refused command says, of `each` image the same, so that the first line will do; it leaves the store and no
+    logs.
+    """
     before = snapshot(place / "store")
     done = launch(place, *arguments)
     assert (done.status, done.out) == (2, ""), done
@@ -96,14 +99,16 @@ def told(place: Path, *arguments: str) -> str:
     assert not (place / "runs").exists()
     assert done.err.startswith("error: ")
     message = done.err.removeprefix("error: ").removesuffix("\n").replace(str(place), "PLACE")
-    return re.sub(r"-[0-9a-f]{20}", "-DIGEST", message)
+    message = re.sub(r"-[0-9a-f]{20}", "-DIGEST", message)
+    assert not each or len(message.splitlines()) > 1
+    return message.splitlines()[0] if each else message
 
 
 def told_of(place: Path, case: Case, text: str, *options: str) -> str:
     """What is told of an experiment file with options: by reading it, or, `late`, by a run alone."""
     (place / "mine.yaml").write_text(text)
     if case.get("late"):
-        return told(place, "run", "mine.yaml", *options)
+        return told(place, "run", "mine.yaml", *options, each=case.get("each", False))
     with pytest.raises(SpecError) as caught:
         asked_of(place / "mine.yaml", [option for option in options if option != "--set"], str(place / "store"))
     return str(caught.value)
@@ -242,7 +247,10 @@ def test_a_wrong_data_set(leaves: Path, case: Case) -> None:
     (leaves / "mine.yaml").write_text(FOLDER)
     if "damage" in case:
         DAMAGES[case["damage"]](leaves)
-    assert told(leaves, "run", "mine.yaml", "--local", *case.get("options", [])) == case["told"]
+    assert (
+        told(leaves, "run", "mine.yaml", "--local", *case.get("options", []), each=case.get("each", False))
+        == case["told"]
+    )
 
 
 # Published data sets, as somebody may have unpacked them
@@ -406,9 +414,19 @@ def test_an_experiment_file_that_is_none(place: Path, command: str) -> None:
     assert told(place, command, "binary.yaml") == f"binary.yaml: cannot be read ({why}); {remedy}"
 
 
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_folder_whose_files_do_not_fit_is_refused_by_plan_too(place: Path, command: str) -> None:
+    write_folder(place / "data")
+    (place / "data" / "leaves" / "train" / "labels" / "leaf.v1.png").unlink()
+    options = ["--data", "data", "--set", "dataset={name: folder, path: leaves, size: [8, 8]}"]
+    assert "leaf.v1.jpg has no partner of the same stem" in told(place, command, "mine.yaml", *options)
+
+
 @contextmanager
 def unprivileged() -> Iterator[None]:
     """Root may read everything: be nobody for a while."""
+    for codec in ("ascii", "utf-8-sig"):
+        codecs.lookup(codec)  # which nobody might not find any more
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -421,7 +439,7 @@ def unprivileged() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("closed", "message"),
     [
-        ("train/images/leaf.v1.jpg", "cannot be read (Permission denied); make it a file that the user who runs this"),
+        ("train/images/leaf.v1.jpg", "cannot be read (Permission denied); make it readable for the user who runs this"),
         ("train/images", "cannot be read (Permission denied); make it readable for the user who runs this"),
         ("dataset.yaml", "cannot be read ([Errno 13] Permission denied: "),
     ],
