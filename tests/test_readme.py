@@ -40,7 +40,7 @@ def test_linked_files_exist_and_no_other_experiment_is_listed() -> None:
 def test_every_command_and_option_of_the_readme_exists() -> None:
     known = get_command(app).commands  # type: ignore[attr-defined]
     seen = [line.split() for line in re.findall(r"^python launch\.py ([^#\n]+)", README, flags=re.MULTILINE)]
-    named = {"plan", "run", "submit", "status", "report", "evaluate", "annotate", "export", "import"}
+    named = {"init", "check", "plan", "run", "submit", "status", "report", "evaluate", "annotate", "export", "import"}
     assert {words[0] for words in seen} == named
     for words in seen:
         commands_of = ("submit", "run") if words[0] == "submit" else (words[0],)  # submit passes the options of run on

@@ -21,6 +21,7 @@ from pixelpick_ray.errors import DataError, SpecError, data_errors
 
 # Fields that decide how files are read; where they are not given, prepared splits are found as they ever were.
 _READING = {"classes", "void", "colours", "palette", "masks", "recursive", "range"}
+_LOSSY_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in LABEL_SUFFIXES)  # of photos alone
 _PICTURES = (
     *(".gif", ".jfif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".pdf", ".npy", ".npz"),
     *(".pgm", ".ppm", ".pbm", ".pnm", ".exr", ".hdr", ".dcm", ".tga", ".dng", ".nef", ".cr2", ".arw", ".ico", ".lfs"),
@@ -135,6 +136,10 @@ class Folder(FileDataset):
     def paths(self, split: str, name: str) -> tuple[Path, ...]:
         if split not in self._found:
             self.names(split)
+        if name not in self._found[split].pairs:
+            raise DataError(
+                f"{self._folder(split, 'images') / name}: is no image of split {split} (any more); put it back"
+            )
         return self._found[split].pairs[name]
 
     def file_name(self, split: str, name: str) -> str:
@@ -163,10 +168,12 @@ class Folder(FileDataset):
         left_out = _LeftOut()
         is_one_folder = described.labels is not None and self._folder(split, "images") == self._folder(split, "labels")
         images: dict[str, list[Path]] = {}
-        for path in self._walk(split, "images", IMAGE_SUFFIXES, left_out):
+        is_told_by_suffix = is_one_folder and self._description.masks is None
+        suffixes = _LOSSY_SUFFIXES if is_told_by_suffix else IMAGE_SUFFIXES
+        for path in self._walk(split, "images", suffixes, left_out):
             relative = path.relative_to(self._folder(split, "images"))
             stem = _shared(relative, image_pattern)
-            if is_one_folder and _shared(relative, label_pattern) is not None:
+            if is_one_folder and not is_told_by_suffix and _shared(relative, label_pattern) is not None:
                 continue
             if stem is None:
                 left_out.add(f"not called {image_pattern}", path.name)
@@ -177,6 +184,13 @@ class Folder(FileDataset):
             stem = _shared(path.relative_to(self._folder(split, "labels")), label_pattern)
             if stem is not None:
                 labels.setdefault(stem, []).append(path)
+        if is_told_by_suffix and not images:
+            raise DataError(
+                f"{self.path / DESCRIPTION}: splits.{split}: images and labels are the same folder "
+                f"{described.images!r}, and images of which label maps cannot be told by their suffix (photos "
+                f"{', '.join(_LOSSY_SUFFIXES)}); give each its own folder, or say how the label maps are called there, "
+                "e.g. masks: {suffix: _mask}"
+            )
         if described.list is not None:
             images, labels = self._listed(split, images, labels)
         return self._paired(split, images, labels, left_out)
@@ -273,7 +287,7 @@ class Folder(FileDataset):
         name = (images or labels)[0].relative_to(self._folder(split, without)).as_posix()
         folder = self._folder(split, lacks)
         others = folder.rglob(f"{glob.escape(Path(name).stem)}.*") if images and folder != images[0].parent else ()
-        if lossy := [path for path in others if path.suffix.lower() in {*IMAGE_SUFFIXES} - {*LABEL_SUFFIXES}]:
+        if lossy := [path for path in others if path.suffix.lower() in _LOSSY_SUFFIXES]:
             raise DataError(
                 f"{lossy[0]}: is no {', '.join(LABEL_SUFFIXES)}, which label maps are, since JPEG and WebP change "
                 "their values; export it anew from the tool that it came from, as PNG"

@@ -4,7 +4,7 @@ import json
 import re
 import unicodedata
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
@@ -211,15 +211,9 @@ class FolderDescription(Spec):
 
     @model_validator(mode="after")
     def _splits_are_named(self) -> Self:
-        for name, split in self.splits.items():
+        for name in self.splits:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
                 raise ValueError(f"splits: {name!r} is no name of a split; letters, digits, _ and - are allowed")
-            same = split.labels is not None and PurePosixPath(split.images) == PurePosixPath(split.labels)
-            if same and self.masks is None:
-                raise ValueError(
-                    f"splits.{name}: images and labels are the same folder {split.images!r}; give each its own, or say "
-                    "how the label maps are called there, e.g. masks: {suffix: _mask}"
-                )
         if self.train_split not in self.splits:
             known = ", ".join(self.splits) or "none"
             raise ValueError(f"train_split: {self.train_split!r} is not described; described in splits: {known}")

@@ -299,10 +299,15 @@ def _one_folder(folder: Path, files: _ImagesByFolder) -> Layout | None:
             if len(paired) >= max(1, len(stems) // 3):
                 splits[_split_of(place) or "train"] = {"images": place, "labels": place}
                 endings[end] += 1
-    if not splits:
-        return None
-    end = endings.most_common(1)[0][0]
-    return Layout("one folder", _in_order(splits), {"suffix": end}, why=f"images beside masks called *{end}")
+    if splits:
+        end = endings.most_common(1)[0][0]
+        return Layout("one folder", _in_order(splits), {"suffix": end}, why=f"images beside masks called *{end}")
+    for place, names in files.items():
+        masks = _stems([name for name in names if PurePosixPath(name).suffix.lower() in LABEL_SUFFIXES])
+        photos = _stems([name for name in names if PurePosixPath(name).suffix.lower() not in LABEL_SUFFIXES])
+        if masks and masks == photos:
+            splits[_split_of(place) or "train"] = {"images": place, "labels": place}
+    return Layout("one folder", _in_order(splits), why="photos beside masks of the same stem") if splits else None
 
 
 def _bare(folder: Path, files: _ImagesByFolder) -> Layout | None:

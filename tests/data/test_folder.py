@@ -115,7 +115,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"splits": {"fit": GOOD, "val": GOOD}}, "train_split: 'train' is not described; described in splits: fit, val"),
     (train(images="../x"), "splits.train.images: '../x' leaves the folder of the data"),
     (train(labels="/x"), "splits.train.labels: '/x' leaves the folder of the data set"),
-    (train(images="x/", labels="x"), "splits.train: images and labels are the same folder"),
     ({"classes": "soil"}, "classes: should be a list, e.g. [1, 2]; got 'soil'"),
     ({"classes": ["soil"]}, "classes: 1 given; allowed are 2..255"),
     ({"classes": numbers(256)}, "classes: 256 given; allowed are 2..255"),
@@ -362,6 +361,24 @@ def test_label_maps_beside_the_images_by_a_suffix(tmp_path: Path) -> None:
     assert pairs(found) == {"a.png": "train/a_mask.png", "b.png": "train/b_mask.png"}
     (tmp_path / "leaves" / "train" / "b_mask.png").unlink()
     told(tmp_path, r"train: b\.png has no partner, called \*_mask, in .*/train \(\.png, \.tif")
+
+
+def test_photos_and_label_maps_of_one_stem_in_one_folder_are_told_by_their_suffix(tmp_path: Path) -> None:
+    same = {"train": {"images": "x/", "labels": "x"}}
+    found = lay_out(tmp_path, ["x/a.jpg", "x/a.png", "x/b.jpeg", "x/b.tif"], splits=same)
+    assert pairs(found) == {"a.jpg": "x/a.png", "b.jpeg": "x/b.tif"}
+    for path in (tmp_path / "leaves" / "x").glob("*.jp*g"):
+        path.unlink()
+    told(
+        tmp_path,
+        r"splits\.train: images and labels are the same folder 'x/', and images of which .* masks: \{suffix: _m",
+    )
+
+
+def test_an_image_that_is_gone_is_told(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    with pytest.raises(DataError, match=r"images/new\.png: is no image of split train \(any more\); put it back"):
+        leaves(tmp_path).read("train", "new.png")
 
 
 def test_label_maps_by_a_pattern_in_folders_inside(tmp_path: Path) -> None:

@@ -138,6 +138,12 @@ def beside(masks: str, suffix: str = "", ids: tuple[int, int, int] = (0, 1, 2)) 
     return write
 
 
+def side_by_side(folder: Path) -> None:
+    for name in "abc":
+        photo(folder / f"{name}.jpg", seed=ord(name))
+        save(folder / f"{name}.png", INDICES)
+
+
 NAMED = ["background", "leaf", "stem"]
 LAYOUTS: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
     "VOC": (as_voc, "VOC", []),
@@ -149,6 +155,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
     "masks beside": (beside("masks/{}"), "folders", ["background", "class_1", "class_2"]),
     "masks beside with a suffix": (beside("labels/{}", "_mask"), "folders", ["background", "class_1", "class_2"]),
     "masks in the same folder": (beside("images/{}", "_label"), "one folder", ["background", "class_1", "class_2"]),
+    "photos and masks of one stem": (side_by_side, "one folder", ["background", "class_1", "class_2"]),
     "ids with gaps": (beside("masks/{}", ids=(3, 7, 200)), "folders", ["class_3", "class_7", "class_200"]),
 }
 
