@@ -16,7 +16,7 @@ from pixelpick_ray.active.acquisition import MeanPrediction, bounded_score, entr
 from pixelpick_ray.active.metrics import Counts
 from pixelpick_ray.active.selection import POOLS, candidate_masks, choose_by_chance, pool_size, require_candidates
 from pixelpick_ray.config.trial import AcquireSpec
-from pixelpick_ray.data.borders import distances_to_borders
+from pixelpick_ray.data.borders import border_distances
 from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.datasets import DatasetFacts
 from pixelpick_ray.data.description import shown
@@ -150,13 +150,12 @@ def _coarse(
 
 @dataclass(frozen=True)
 class PickedInImage:
-    """Flat indices (k,) picked in an image, their distances to a border of classes, and entropies and classes of the
-    prediction there where the network was asked.
+    """Flat indices (k,) picked in an image, and entropies and classes of the prediction there where the network was
+    asked.
     """
 
     position: int
     indices: npt.NDArray[np.int64]
-    distances: npt.NDArray[np.float64]
     entropies: npt.NDArray[np.float32] | None = None
     predicted: npt.NDArray[np.int64] | None = None
 
@@ -201,7 +200,7 @@ def _pick_by_chance(
     labels = SplitImages.on(data.prepared, HOST).labels([position])
     candidates = candidate_masks(labels, data.facts.void_index, torch.from_numpy(taken))[0].numpy()
     chosen = choose_by_chance(candidates, num_pixels, image=data.prepared.names[position], rng=rng)
-    return PickedInImage(position, chosen, distances_to_borders(labels, torch.from_numpy(chosen)[None])[0].numpy())
+    return PickedInImage(position, chosen)
 
 
 def _groups(data: TrainingData, labels: LabelledPixels, wanted: Mapping[str, int]) -> list[tuple[int, list[int]]]:
@@ -306,7 +305,7 @@ class _Asking:
         return torch.Generator(device=self.world.device).manual_seed(purpose)
 
     def _choose(self, model: nn.Module, batch: Predicted, truth: Tensor) -> tuple[Tensor, ...]:
-        """On the device: (n,) whether all scores are numbers; (n, k) indices, distances to borders, entropies, classes.
+        """On the device: (n,) whether all scores are numbers; (n, k) indices, entropies, classes.
 
         `truth` are the label maps (n, H, W).
         """
@@ -332,7 +331,7 @@ class _Asking:
             finite = scores.sum(dim=1, dtype=torch.float64).isfinite()  # float32 cannot add up to infinity there
             indices = POOLS[self.acquire.pool](scores, candidates, seeds, count, pool)
             there = _logits_of(mean.logits(), indices)
-        return finite, indices, distances_to_borders(truth, indices), *predictions_at(there)
+        return finite, indices, *predictions_at(there)
 
     def _candidates(self, positions: list[int], truth: Tensor) -> Tensor:
         pixels = truth[0].numel()
@@ -375,7 +374,9 @@ def _questions(picked: list[PickedInImage], data: TrainingData, *, stage: int) -
         truth=np.where(truth < facts.num_classes, truth, UNSAID),
         predicted=_column([one.predicted for one in picked], counts, -1),
         entropy=_column([one.entropies for one in picked], counts, np.nan),
-        distance=np.concatenate([none, *(one.distances for one in picked)]),
+        distance=np.concatenate(
+            [none, *(border_distances(label, one.indices) for one, label in zip(picked, maps, strict=True))]
+        ),
         stage=stage,
     )
 
