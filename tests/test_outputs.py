@@ -2,12 +2,17 @@
 
 import errno
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pixelpick_ray.errors import StoreError
+from pixelpick_ray.data import cache
+from pixelpick_ray.data.folder_description import read_folder_description
+from pixelpick_ray.errors import DataError, StoreError
+from pixelpick_ray.report.rows import csv_text
 from pixelpick_ray.store import Store
 from pixelpick_ray.store.backend import UNSYNCED
 from pixelpick_ray.store.outputs import replace_files
@@ -85,3 +90,36 @@ def test_a_disk_that_fails_to_sync_is_told_with_its_path(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(StoreError, match=rf"{tmp_path}/store/fit/\w+: input/output error; check the disk"):
         publish(Store(tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [("=1+1", "'=1+1"), ("@sum", "'@sum"), ("+a", "'+a"), ("-leaf", "'-leaf"), ("\tx", "'\tx")]
+    + [(one, str(one)) for one in ("a=b", "-1.5", "+3", "-inf", -1.5, 0)],
+)
+def test_a_spreadsheet_takes_no_text_of_a_table_for_a_formula(value: Any, told: str) -> None:
+    assert csv_text(("a", "b"), [(value, None)]) == f"a,b\n{told},\n"
+
+
+def test_large_images_are_decoded_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = [], [0]
+
+    def decode(name: str) -> str:
+        running.append(name)
+        most[0] = max(most[0], len(running))
+        time.sleep(0.01)
+        running.remove(name)
+        return name
+
+    for pixels, expected in ((cache.MOST_PIXELS, {1}), (0, {2, 3, 4})):
+        most[0] = 0
+        with ThreadPoolExecutor(4) as pool:
+            found = list(cache._in_order(pool, decode, "abcdefgh", ahead=4, pixels=lambda name, p=pixels: p))  # type: ignore[misc]
+        assert found == list("abcdefgh")
+        assert most[0] in expected
+
+
+def test_a_class_name_that_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dataset.yaml").write_text('classes: ["leaf", "so\\e[31mil"]\nsplits: {train: {images: a}}\n')
+    with pytest.raises(DataError, match=r"'so\\x1b\[31mil' has characters that nothing shows"):
+        read_folder_description(tmp_path / "dataset.yaml")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from functools import partial as partial_
 from io import BufferedWriter
 from pathlib import Path
 from typing import Self, TypeVar
@@ -34,6 +35,7 @@ from pixelpick_ray.store.backend import sync
 PIXELS_VERSION = 2  # of what is made of a source image; features of frozen backbones depend on it
 INDEX_VERSION = 3
 SMALLEST_SIDE = 8  # pixels: the networks halve three times
+MOST_PIXELS = 200_000_000  # of images that are decoded at the same time
 COMMIT_IMAGES = 16  # as many are decoded again at most after a kill
 INDEX, PARTIAL = "index.jsonl", ".partial"
 FILES = (INDEX, "images.bin", "labels.bin")
@@ -359,7 +361,8 @@ def _decode(dataset: Dataset, split: str, size: SizeSpec, folder: Path, report: 
     with data_errors() as wrong, _Appended(partial, names) as files, ThreadPoolExecutor(workers) as pool:
         if files.done:
             report(files.done, len(names))
-        for found in _in_order(pool, read, names[files.done :], ahead=2 * workers):
+        pixels = partial_(_pixels, dataset, split)
+        for found in _in_order(pool, read, names[files.done :], ahead=2 * workers, pixels=pixels):
             with wrong.kept():
                 if isinstance(found, DataError):
                     raise found
@@ -383,8 +386,8 @@ def _prepared(
     """An image and its label map as they are prepared, and what the index says of them."""
     files, image, label = source
     native = hashlib.sha256(canonical_json([name, *label.shape]).encode("ascii"))
-    native.update(image.tobytes())
-    native.update(label.tobytes())
+    native.update(np.ascontiguousarray(image).data)  # which copies nothing where it is in order
+    native.update(np.ascontiguousarray(label).data)
     height, width = size.prepared_size(*label.shape)
     if min(height, width) < SMALLEST_SIDE:
         raise DataError(
@@ -407,15 +410,34 @@ def _resize(image: UInt8Array, label: UInt8Array, height: int, width: int) -> tu
     return np.asarray(small), np.asarray(nearest)
 
 
-def _in_order(pool: ThreadPoolExecutor, function: Callable[[str], T], names: Sequence[str], ahead: int) -> Iterator[T]:
-    """As ``pool.map``, never more than `ahead` results before the one in use: a split may be larger than the memory."""
-    waiting: deque[Future[T]] = deque()
+def _pixels(dataset: Dataset, split: str, name: str) -> int:
+    """The pixels of an image, as its file says before it is decoded; 0 where it does not."""
+    files = dataset.files(split, name)
+    try:
+        with Image.open(files[0]) as image:
+            return image.width * image.height
+    except Exception:  # what is wrong with it is told when it is decoded
+        return 0
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    function: Callable[[str], T],
+    names: Sequence[str],
+    ahead: int,
+    pixels: Callable[[str], int] = lambda name: 0,
+) -> Iterator[T]:
+    """As ``pool.map``, never more than `ahead` results, nor images of `MOST_PIXELS` together unless a single one has
+    them, before the one in use: a split may be larger than the memory.
+    """
+    waiting: deque[tuple[Future[T], int]] = deque()
     for name in names:
-        waiting.append(pool.submit(function, name))
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
+        more = pixels(name)
+        while waiting and (len(waiting) >= ahead or more + sum(one for _, one in waiting) > MOST_PIXELS):
+            yield waiting.popleft()[0].result()
+        waiting.append((pool.submit(function, name), more))
     while waiting:
-        yield waiting.popleft().result()
+        yield waiting.popleft()[0].result()
 
 
 class _Appended:

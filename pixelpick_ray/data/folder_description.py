@@ -226,6 +226,8 @@ def _check_names(names: tuple[str, ...]) -> None:
         raise ValueError(f"classes: {', '.join(repeated)} given twice; give each class a name of its own")
     known: dict[str, str] = {}
     for name in names:
+        if not name.isprintable():
+            raise ValueError(f"classes: {name!r} has characters that nothing shows; give it a plain name")
         plain = " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFKC", name).casefold())).strip()
         if not plain:
             raise ValueError(f"classes: {name!r} is no name; give each class a name")

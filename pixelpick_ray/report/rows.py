@@ -17,6 +17,7 @@ from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import ChainRecord, DivergedRecord, StageRecord, read_chain
 from pixelpick_ray.tasks import evaluation_size
 
+FORMULA = {*"=+-@\t\r"}  # with which a spreadsheet begins to compute
 LAST, BEST, BEST_ON = "last", "best", "best_on_"
 
 
@@ -159,7 +160,7 @@ def rows_csv(results: Results) -> str:
 def _fields(values: Sequence[Any]) -> str:
     """Fields of a line of CSV."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(values)
+    csv.writer(text, lineterminator="").writerow(map(_cell, values))
     return text.getvalue()
 
 
@@ -168,8 +169,19 @@ def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([None if value != value else value for value in line] for line in lines)  # NaN differs from itself
+    writer.writerows([None if value != value else _cell(value) for value in line] for line in lines)  # of NaN
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A value as a spreadsheet shows it: a text that it would take for a formula begins with an apostrophe."""
+    if not isinstance(value, str) or value[:1] not in FORMULA:
+        return value
+    try:
+        float(value)
+        return value
+    except ValueError:
+        return f"'{value}"
 
 
 def _measurements(
