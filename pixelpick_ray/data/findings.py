@@ -1,11 +1,13 @@
 """What the images and label maps of a data set are like, and what about them is surely or probably wrong."""
 
+import contextlib
 import hashlib
-import io
+import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -92,29 +94,40 @@ def prepared_facts(
 ) -> SplitFacts:
     """Facts of a prepared split, kept in the cache folder."""
     identity = digest([VERSION, prepared.fingerprint, prepared.shapes.tolist(), prepared.split])
-    path = cache_path / f"facts-{identity[:20]}.npz"
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
-            if str(kept["identity"]) == identity and len(kept["small"]) == len(prepared):
-                digests = tuple(map(str, kept["digests"]))
-                small, counts = kept["small"], kept["counts"]
-                return SplitFacts(
-                    prepared.split, prepared.names, prepared.shapes, counts, small, digests, has_labels, tuple(left_out)
-                )
-    except (OSError, ValueError, KeyError, EOFError):
-        pass  # absent or damaged: made again
-    images = (
-        (name, prepared.image(position), prepared.label(position)) for position, name in enumerate(prepared.names)
+    path = cache_path / f"facts-{identity[:20]}.json"
+    if (kept := _kept(path, identity)) is None:
+        images = (
+            (name, prepared.image(position), prepared.label(position)) for position, name in enumerate(prepared.names)
+        )
+        found = SplitFacts.of(prepared.split, images, has_labels=has_labels, left_out=left_out)
+        kept = {"counts": found.counts.tolist(), "small": found.small.tolist(), "digests": list(found.digests)}
+        _keep(path, identity, kept)
+    return SplitFacts(
+        prepared.split,
+        prepared.names,
+        prepared.shapes,
+        np.asarray(kept["counts"], dtype=np.int64),
+        np.asarray(kept["small"], dtype=np.uint8).reshape(-1, SIDE * SIDE),
+        tuple(kept["digests"]),
+        has_labels,
+        tuple(left_out),
     )
-    found = SplitFacts.of(prepared.split, images, has_labels=has_labels, left_out=left_out)
-    content = io.BytesIO()
-    np.savez(content, identity=identity, counts=found.counts, small=found.small, digests=np.asarray(found.digests))
+
+
+def _kept(path: Path, identity: str) -> dict[str, Any] | None:
+    """What was kept of a split; None where it is absent or damaged."""
     try:
-        path.with_suffix(".partial").write_bytes(content.getvalue())
-        path.with_suffix(".partial").replace(path)
-    except OSError:
-        pass  # the next one counts again
-    return found
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
+        return kept["facts"] if kept["digest"] == digest([identity, kept["facts"]]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep(path: Path, identity: str, facts: dict[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):  # the next one counts again
+        partial.write_text(json.dumps({"digest": digest([identity, facts]), "facts": facts}), encoding="ascii")
+        partial.replace(path)
 
 
 def find(name: str, facts: DatasetFacts, splits: Sequence[SplitFacts]) -> list[DataFinding]:

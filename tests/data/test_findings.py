@@ -159,7 +159,10 @@ def test_binary_masks_with_the_object_at_255_are_refused_with_the_remedy_which_h
         data_warnings(experiment, trials, execution)
     write_masks(tmp_path, {"train": [0, 255], "val": [0, 0, 255]}, classes={"background": 0, "object": 255})
     assert data_warnings(experiment, trials, execution) == []
-    assert data_warnings(experiment, trials, execution) == []  # from the cache
+    kept = sorted((tmp_path / "cache").glob("facts-*.json"))
+    for damage in (b"", b"{", kept[0].read_bytes().replace(b"1", b"2", 1)):
+        kept[0].write_bytes(damage)
+        assert data_warnings(experiment, trials, execution) == []  # damage is no warning, and is made again
 
 
 def test_warnings_are_the_first_lines_of_a_plan_and_stand_in_the_report(tmp_path: Path) -> None:
