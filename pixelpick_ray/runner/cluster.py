@@ -6,6 +6,7 @@ Joining one is up to the user's variables.
 """
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -137,16 +138,19 @@ def _watched() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray prints nothing of its own between our lines, and leaves the handlers of signals: it takes SIGTERM for itself
-    when it starts, which asks a run to stop.
+    """Ray prints nothing of its own between our lines, as tracebacks of trials that are tried again, and leaves the
+    handlers of signals: it takes SIGTERM for itself when it starts, which asks a run to stop.
     """
-    before = utils.set_sigterm_handler, worker.print_to_stdstream
+    logger = logging.getLogger("ray.tune.execution.tune_controller")
+    before, level = (utils.set_sigterm_handler, worker.print_to_stdstream), logger.level
+    logger.setLevel(logging.CRITICAL)
     utils.set_sigterm_handler = lambda handler: None
     worker.print_to_stdstream = lambda *arguments, **options: None
     try:
         yield
     finally:
         utils.set_sigterm_handler, worker.print_to_stdstream = before
+        logger.setLevel(level)
 
 
 def is_draining() -> bool:

@@ -45,7 +45,8 @@ def explain_loss(text: str) -> str:
             f"Ray's memory monitor ended its process, because the node was low on memory{used}; lower "
             "--max-concurrent, train.batch_size or the sizes, or run fewer other programs there"
         )
-    return LOST
+    raised = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception): .*)$", text, re.M) if "creation task" in text else []
+    return f"{LOST} ({raised[-1].strip()})" if raised else LOST
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -312,30 +312,31 @@ class Relay(tune.Callback):
         Should not even that be possible, for no process of it can begin, Tune calls `on_trial_error` next.
         """
         name = trial.config["name"]
-        self._note_loss(trial, name)
-        if not self._may_try_again(name):
+        if not self._may_try_again(trial, name):
             trial.config["give_up"], trial.max_failures = self.errors[name], 0
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial was lost before it began, which Tune does not try again; the next round does."""
         name = trial.config["name"]
-        self._note_loss(trial, name)
         self.asking.discard(name)
-        if self._may_try_again(name):
+        if self._may_try_again(trial, name):
             self.lost.append(name)
         else:
             self._on_event(ChainFailed(name, self.errors[name], final=True))
 
-    def _note_loss(self, trial: Any, name: str) -> None:
-        """Remember, and record for `status`, why a process was lost that could not say so itself."""
+    def _may_try_again(self, trial: Any, name: str) -> bool:
+        """Whether a trial that failed is worth another try; a lost process, which could not say so itself, is told of,
+        and recorded for `status`.
+        """
         error = trial.get_pickled_error()
-        if isinstance(error, ray.exceptions.RayActorError):
+        is_lost = isinstance(error, ray.exceptions.RayActorError)
+        if is_lost:
             self._last_message[name] = explain_loss(str(error))
             self._store.record_attempt(self._prefix + name, f"{error}\n{self._last_message[name]}")
-
-    def _may_try_again(self, name: str) -> bool:
         self._losses[name] += 1
         if self._losses[name] <= self._max_failures:
+            if is_lost:
+                self._on_event(ChainFailed(name, self._last_message[name], final=False))
             return True
         message = self._last_message.get(name, LOST)
         self.errors[name] = f"{message} (tried {self._losses[name]} times without getting further)"

@@ -94,15 +94,21 @@ used / 16.00GB limit (0.950000)"""
     ("text", "told"),
     [
         (MONITOR, "Ray's memory monitor ended its process, because the node was low on memory, 15.20 of 16.00 GB were"),
+        (
+            "The actor died because of an error raised in its creation task\nModuleNotFoundError: No module named 'y'",
+            f"{LOST} (ModuleNotFoundError: No module named 'y')",
+        ),
         ("Some common causes include: (1) the process was killed by the OOM killer due to high memory usage", LOST),
     ],
 )
 def test_why_a_process_was_lost_is_told_and_recorded(text: str, told: str, store: Store) -> None:
     assert explain_loss(text).startswith(told)
-    relay = Relay(lambda event: None, 1, store, prefix="hunt ")
+    heard: list[Event] = []
+    relay = Relay(heard.append, 1, store, prefix="hunt ")
     error = ray.exceptions.RayActorError(error_msg=text)
     trial: Any = SimpleNamespace(config={"name": "one"}, get_pickled_error=lambda: error, max_failures=9)
     relay.on_trial_recover(0, [], trial)
+    assert heard == [ChainFailed("one", explain_loss(text), final=False)]
     assert told in store.last_error("hunt one")
     relay.on_trial_recover(0, [], trial)
     assert relay.errors["one"].startswith(told)
