@@ -10,6 +10,5 @@ os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")  # nobody restores fr
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # it takes SIGTERM, which asks a run to stop
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # it would pack the working folder, of any size
 os.environ.setdefault("RAY_worker_niceness", "0")  # at 15, Ray's own, chains starve beside other work
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # else one process starts after another

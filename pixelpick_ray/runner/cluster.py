@@ -34,7 +34,7 @@ START_TRIES = 3
 WATCH_SECONDS = 0.5
 FOLDER, OWNER = "pp-", "owner"  # how the names of private folders begin, and the file that says whose one is
 # What Ray and the folder add to the path of a socket, of at most 103 bytes on macOS and 107 on Linux.
-LONGEST_TEMPORARY = 103 - len(f"/{FOLDER}12345678/session_2000-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+LONGEST_TEMPORARY = 103 - len(f"/{FOLDER}12345678/r/session_2000-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def joined(execution: Execution) -> Iterator[None]:
         else:
             folder = left.enter_context(private_folder(longest=LONGEST_TEMPORARY))
             options |= {"include_dashboard": False, "num_cpus": local_cpus(), "address": "local"}
-            options["_temp_dir"] = str(folder)
+            options["_temp_dir"] = str(folder / "r")  # which Ray opens to everybody
         left.enter_context(_authenticated(execution.address))
         left.enter_context(_on_loopback(execution.address))
         left.enter_context(_quiet())
@@ -139,11 +139,13 @@ def _watched() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Ray prints nothing of its own between our lines, as tracebacks of trials that are tried again, and leaves the
-    handlers of signals: it takes SIGTERM for itself when it starts, which asks a run to stop.
+    handlers of signals: it takes SIGTERM for itself when it starts, which asks a run to stop. Beneath `uv run` it
+    would pack the working folder, of any size, unless the user wants that.
     """
     logger = logging.getLogger("ray.tune.execution.tune_controller")
     before, level = (utils.set_sigterm_handler, worker.print_to_stdstream), logger.level
     logger.setLevel(logging.CRITICAL)
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False)
     utils.set_sigterm_handler = lambda handler: None
     worker.print_to_stdstream = lambda *arguments, **options: None
     try:

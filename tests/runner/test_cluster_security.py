@@ -237,7 +237,7 @@ class TestStarted:
         assert all(path.exists() for path in sockets)
 
     def test_a_notice_that_a_node_is_about_to_be_taken_is_seen_by_workers(self, started: dict[str, str]) -> None:
-        @ray.remote(max_retries=0)
+        @ray.remote
         class Worker:
             def noticed(self, seconds: float) -> bool:
                 until = time.monotonic() + seconds
@@ -256,7 +256,8 @@ class TestStarted:
 
 def test_uv_run_does_not_make_ray_pack_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uv_runtime_env_hook, "_get_uv_run_cmdline", lambda: ["uv", "run", "launch.py"])
-    assert not worker._maybe_modify_runtime_env({}, False)
+    with cluster._quiet():
+        assert not worker._maybe_modify_runtime_env({}, False)
 
 
 # A cluster that a run joins
