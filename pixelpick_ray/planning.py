@@ -444,6 +444,8 @@ class _Look:
         )
         evaluated = not any(isinstance(task, Evaluate) for task in self._missing)
         pick, pick_stored = self._pick or (None, False)
+        if stored and pick and not pick_stored and (record := read_diverged(self._store, fit.key)) is not None:
+            self._diverged, pick, to_train = record.message, None, False  # nothing can be picked with its model
         self.stages.append(
             StageStatus(fit.stage, fit.key, fit.key, stored, evaluated, pick, pick_stored, to_train=to_train)
         )

@@ -14,7 +14,7 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DivergedError
 from pixelpick_ray.events import AnswersAwaited, ChainDone, Diverged, Event, PixelsPicked, StageDone
 from pixelpick_ray.loop import walk
-from pixelpick_ray.store.records import DivergedRecord, StageRecord
+from pixelpick_ray.store.records import DivergedRecord, StageRecord, write_diverged
 from pixelpick_ray.tasks import Evaluate, FirstPixels, Fit, Pick, Trained
 from pixelpick_ray.training import Trainer
 
@@ -46,7 +46,13 @@ def run_chain(
         context.write_record()
         context.emit(AnswersAwaited(context.chain, visitor.stage, waiting.missing, waiting.asked))
     except DivergedError as error:
-        context.note(diverged=DivergedRecord(fit=visitor.fit, stage=visitor.stage, message=str(error)))
+        if visitor.is_trained and world.size > 1:  # the other ranks do not know, and wait
+            raise
+        stage = visitor.stage + int(visitor.is_trained)  # the first one that is not reached
+        record = DivergedRecord(fit=visitor.fit, stage=stage, message=str(error))
+        if world.is_first and visitor.is_trained:
+            write_diverged(context.store, record)
+        context.note(diverged=record)
         context.write_record()
         context.emit(Diverged(context.chain, visitor.stage, str(error)))
     except Exception as error:
@@ -64,7 +70,7 @@ class _MakeMissing:
         self._context, self._keep_stages = context, keep_stages
         self._trainer = Trainer(context)
         self._annotator = Annotator(context, self._trainer)
-        self.stage, self.fit = 0, ""
+        self.stage, self.fit, self.is_trained = 0, "", False
         self._labels: LabelledPixels | None = None
         self._trained: tuple[Trained, bool] | None = None  # of this stage, and whether it was trained now
         self._measured: dict[str, dict[int, Counts]] = {}  # of this stage, by split
@@ -88,7 +94,7 @@ class _MakeMissing:
     def make(self, task: Fit | Evaluate) -> None:
         """Train or measure."""
         if isinstance(task, Fit):
-            self.stage, self.fit = task.stage, task.key
+            self.stage, self.fit, self.is_trained = task.stage, task.key, False
             self._trained = self._context.cached(task, lambda: self._trainer.make_fit(task))
         else:
             make = self._trainer.make_evaluation
@@ -96,6 +102,7 @@ class _MakeMissing:
 
     def stage_done(self, fit: Fit) -> None:
         """Record the stage, and tell of it."""
+        self.is_trained = True
         context = self._context
         entry = StageRecord(budget=fit.budget, fit=fit.key, evaluations={one.split: one.key for one in fit.evaluations})
         context.note_stage(fit.stage, entry)

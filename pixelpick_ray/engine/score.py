@@ -29,7 +29,7 @@ from pixelpick_ray.engine.images import SplitImages, moved
 from pixelpick_ray.engine.step import autocast, set_precision
 from pixelpick_ray.engine.upsampled import argmax_of_upsampled, highest_of_upsampled
 from pixelpick_ray.engine.world import World
-from pixelpick_ray.errors import RunError
+from pixelpick_ray.errors import DivergedError
 from pixelpick_ray.models.dropout import stochastic
 from pixelpick_ray.models.segmentation import logits_at, upsample
 
@@ -294,9 +294,9 @@ class _Asking:
         finite, *columns = (torch.cat(column).cpu().numpy() for column in zip(*chosen, strict=True))
         if not finite.all():
             name = prepared.names[done[int(finite.argmin())]]
-            raise RunError(
-                f"image {name}: the {acquire.strategy} score is not finite after stage {self.stage}; "
-                "has the training diverged? lower train.optimizer.lr"
+            raise DivergedError(
+                f"stage {self.stage}, image {name}: the {acquire.strategy} score is not finite; lower "
+                "train.optimizer.lr"
             )
         return [PickedInImage(position, *parts) for position, *parts in zip(done, *columns, strict=True)]
 

@@ -11,12 +11,20 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pixelpick_ray.config.experiment import load_experiment
 from tests.support.cluster_experiment import TINY
+from tests.support.experiments import experiment_text
 from tests.support.launch import launch
 from tests.support.ray_cluster import RAY, RAY_SETTINGS, running_cluster
 
 pytestmark = pytest.mark.ray
 
+HUNT = experiment_text(
+    "hunt",
+    model="{backbone: test_resnet, pretrained: none}",
+    grid="[{seed: [0], budget: [10]}]",
+    search="{space: {train.optimizer.lr: {grid: [1e-3, 2e-3]}}, searcher: grid, scheduler: none}",
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,25 +44,45 @@ def test_a_submitted_job_brings_its_package_and_leaves_its_results_in_the_shared
     shared = tmp_path / "the shared folder"
     shared.mkdir()
     (tmp_path / "tiny.yaml").write_text(TINY)
+    logs = run_job(cluster, tmp_path, "tiny.yaml", shared, "--set", "title=it's $1")
+    assert "values of one seed" in logs
+    assert "succeeded" in logs
+    assert len(list((shared / "store").glob("fit/*/manifest.json"))) == 1
+    assert (shared / "runs" / "tiny").is_dir()
+    [record] = (shared / "store").glob("experiments/tiny-*/experiment.json")
+    assert "it's $1" in record.read_text()
+
+
+def run_job(cluster: str, place: Path, experiment: str, shared: Path, *options: str) -> str:
+    """What a submitted job says, to its end."""
     _wait_for_server(cluster)
-    options = ["--to", "ray", "--address", cluster, "--folder", str(shared), "--device", "cpu"]
-    command = ["submit", "tiny.yaml", *options, "--set", "title=it's $1"]
+    command = ["submit", experiment, "--to", "ray", "--address", cluster, "--folder", str(shared), "--device", "cpu"]
     deadline = time.monotonic() + 120
-    outcome = launch(tmp_path, *command)
-    while "No available agent" in outcome.err and time.monotonic() < deadline:  # Ray's word for not yet
+    outcome = launch(place, *command, *options)
+    not_yet = r"No available agent|Failed to connect to Ray"
+    while re.search(not_yet, outcome.err) and time.monotonic() < deadline:
         time.sleep(2)
-        outcome = launch(tmp_path, *command)
+        outcome = launch(place, *command, *options)
     assert outcome.status == 0, outcome.err
     [job] = set(re.findall(r"raysubmit_\w+", outcome.out))
     logs = subprocess.run(
         [RAY, "job", "logs", "--follow", "--address", cluster, job], capture_output=True, text=True, timeout=200
     )
-    assert "values of one seed" in logs.stdout, logs.stdout + logs.stderr
-    assert "succeeded" in logs.stdout + logs.stderr
-    assert len(list((shared / "store").glob("fit/*/manifest.json"))) == 1
-    assert (shared / "runs" / "tiny").is_dir()
-    [record] = (shared / "store").glob("experiments/tiny-*/experiment.json")
-    assert "it's $1" in record.read_text()
+    return logs.stdout + logs.stderr
+
+
+@pytest.mark.slow
+def test_a_submitted_search_brings_back_what_it_has_found(cluster: str, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (tmp_path / "hunt.yaml").write_text(HUNT)
+    assert "succeeded" in run_job(cluster, tmp_path, "hunt.yaml", shared)
+    [kept] = (shared / "store").glob("experiments/hunt-*/found/hunt-*.yaml")
+    done = launch(tmp_path, "report", "hunt.yaml", "--store", str(shared / "store"), "--out", "told")
+    assert done.status == 0, done.err
+    assert f"found: found/{kept.name}" in done.out
+    assert load_experiment(tmp_path / "found" / kept.name) == load_experiment(kept)
+    assert f"run found/{kept.name}" in (tmp_path / "told" / "index.html").read_text()
 
 
 def _wait_for_server(address: str) -> None:

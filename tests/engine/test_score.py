@@ -190,7 +190,7 @@ class TestEveryStrategy:
         if not needs_model(spec.strategy):  # chance does not ask the network
             assert len(pick(None, data, labels, spec, ALONE, seed=0, stage=0)) == 12
         else:
-            with pytest.raises(RunError, match=f"image img_00: the {spec.strategy} score is not finite after stage 0"):
+            with pytest.raises(RunError, match=f"stage 0, image img_00: the {spec.strategy} score is not finite"):
                 pick(model, data, labels, spec, ALONE, seed=0, stage=0)
 
 

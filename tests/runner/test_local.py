@@ -14,7 +14,7 @@ from pixelpick_ray.data import datasets
 from pixelpick_ray.engine.batches import FitJob
 from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.events import ChainDone, ChainFailed, Event, StageDone
+from pixelpick_ray.events import ChainDone, ChainFailed, Diverged, Event, StageDone
 from pixelpick_ray.planning import Plan, make_plan, progress_of
 from pixelpick_ray.runner import local
 from pixelpick_ray.status import status_of
@@ -155,3 +155,14 @@ def test_what_one_process_cannot_do_is_refused(
     with pytest.raises(SpecError, match=told):
         run(plan, Execution(**{**vars(execution), **options}))
     assert not Path(execution.store).exists()
+
+
+def test_a_model_whose_scores_are_no_numbers_ends_its_chain_as_a_result(execution: Execution) -> None:
+    plan = make_plan(tiny_experiment("grid=[{budget: [3, 6]}]", "train.epochs=1", "train.optimizer.lr=1e30"))
+    for _ in range(2):
+        errors, events = run(plan, execution)
+        assert (errors, type(events[-1])) == ({}, Diverged)
+        assert progress_of(plan, execution).done(plan.chains[0])
+        (chain,) = status_of(plan, execution).chains
+        assert chain.stages[-1] == "diverged"
+        assert "lower train.optimizer.lr" in chain.diverged
