@@ -371,7 +371,7 @@ def test_a_record_that_cannot_be_read_is_named_and_made_again(copy: Path) -> Non
         if other != path:
             other.write_text(other.read_text().replace("margin", "marlin").replace("random", "rondom"))
     told = launch(copy, "report", "tiny.yaml", "--out", "report").out
-    assert "what is stored cannot be told, its records are damaged; run it again" in told
+    assert "what is stored cannot be told, for it is damaged; run it again" in told
     assert told.count("DAMAGED") == 4
     done = again(copy)
     assert re.search(rf"DAMAGED experiments/.*{path.name}: is not JSON .* \(set aside as damaged/record-", done.out)
