@@ -22,7 +22,7 @@ from pixelpick_ray.active.acquisition import check_strategy, score_passes
 from pixelpick_ray.active.oracle import OracleRequest, answer
 from pixelpick_ray.annotate.exchange import AskedImage, Exchanged, ExchangedPoint, export, read
 from pixelpick_ray.config import parts
-from pixelpick_ray.config.model import ModelSpec
+from pixelpick_ray.config.model import ModelSpec, with_head
 from pixelpick_ray.config.trial import (
     AcquireSpec,
     DatasetSpec,
@@ -93,7 +93,8 @@ class HeadContract:
     def model(self, seed: int = 0) -> nn.Module:
         """The whole network, not pretrained."""
         name = parts.resolved("head", self.name, HERE)
-        spec = ModelSpec(architecture=name, backbone=self.backbone, pretrained="none", **self.options)
+        fields = {"architecture": name, "backbone": self.backbone, "pretrained": "none"} | self.options
+        spec = ModelSpec(**with_head(fields))
         return build_model(spec, num_classes=self.classes, data_path=HERE, seed=seed, stage=0)
 
     def images(self, height: int = 32, width: int = 48) -> Tensor:
