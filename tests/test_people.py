@@ -229,9 +229,7 @@ def test_an_answer_holds_for_every_chain_that_asks_for_the_pixel_of_the_same_ima
             run(experiment, execution)
             assert pending(experiment, execution).missing == 2 * 3
     (told,) = walk(make_plan(experiment), execution)
-    assert told.startswith(
-        "image img_02: is another one than when people labelled its pixels; give it a name of its own"
-    )
+    assert "image img_02: is another one than when people labelled its pixels; give it a name of its own" in told
 
 
 def test_what_is_asked_stays_asked_while_a_chain_runs_again_and_after_a_run_of_fewer_budgets(

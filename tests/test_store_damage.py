@@ -89,7 +89,7 @@ def check(place: Path, undisturbed: tuple[Path, list[str]], way: str, damaged: l
             assert store.files(kind, key, [name]) is None  # no report uses it
     done = run(place)
     told = [line for line in done.out.splitlines() if line.startswith("DAMAGED ")]
-    assert len(told) == len(store.damaged()) == len(damaged)
+    assert len(told) == len(Store(root).damaged()) == len(damaged)
     for kind, key, name in damaged:
         (line,) = [line for line in told if line.startswith(f"DAMAGED {kind}/{key}: ")]
         (aside,) = (root / "damaged").glob(f"{kind}-{key}-*")

@@ -47,7 +47,7 @@ CLASS_ONLY = "label: is the name of the class where kind is class, and absent ot
         (line(time=1).replace('"time": 1', '"time": 1e999'), "line 1: time inf: Input should be a finite number"),
         (line(time=1).replace('"time": 1', '"time": -Infinity'), "-Infinity is no number of JSON"),
         (line(y=1).replace('"y": 1', f'"y": {DIGITS}'), "line 1: is no JSON that is read (Exceeds the limit"),
-        ("[" * 100_000, "line 1: is no JSON that is read (maximum recursion depth"),
+        ("[" * 100_000, "line 1: is no JSON that is read (it is nested more than 50 deep"),
         ('{"y": 0, "x": 0}', "line 1: image an object of 2: Field required"),
         (
             f"{line()}\n{line(label='дерево')}",

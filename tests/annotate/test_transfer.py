@@ -261,7 +261,7 @@ def image_files(one: Asked) -> list[Path]:
 def test_the_size_of_an_image_is_read_from_the_beginning_of_its_file_alone(pictures: Asked) -> None:
     for path in image_files(pictures):
         path.write_bytes(path.read_bytes()[:1000])
-        (path.parent.parent / "labels" / f"{path.stem}.png").unlink()
+        (path.parent.parent / "labels" / f"{path.stem}.png").write_bytes(b"")
     tree = json.loads(pictures.export("coco"))
     assert {(image["width"], image["height"]) for image in tree["images"]} == {(80, 64)}
     assert pictures.take(json.dumps(tree).encode(), "coco") == told(0, 0)
@@ -278,7 +278,7 @@ def test_images_that_a_file_does_not_name_are_not_opened(pictures: Asked) -> Non
     tasks = json.loads(pictures.export("label-studio"))
     image_files(pictures)[1].write_bytes(b"")
     assert pictures.take(json.dumps(tasks[:1]).encode(), "label-studio") == told(0, 0)
-    with pytest.raises(DataError, match=r"leaf\.v1\.jpg: cannot be decoded .*copy it again"):
+    with pytest.raises(DataError, match=r"leaf\.v1\.jpg: is empty; copy it again"):
         pictures.take(json.dumps(tasks).encode(), "label-studio")
 
 

@@ -161,7 +161,7 @@ def test_a_batch_without_any_label_has_loss_zero_and_gradient_zero(ranks: Ranks,
 def test_a_training_that_diverges_stops_with_the_epoch_and_a_remedy() -> None:
     data = tiny_data(4)
     optimizer = SgdSpec(name="sgd", lr=1e30)
-    with pytest.raises(RunError, match=r"stage 0, epoch \d: the loss is .*lower train.optimizer.lr"):
+    with pytest.raises(RunError, match=r"stage 0, epoch \d of 3: the loss is .*lower train.optimizer.lr"):
         train(tiny_job(data, None, epochs=3, batch_size=2, optimizer=optimizer))
 
 
