@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from tests.support.ray_cluster import running_cluster
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several tests run at a time; threads that wait for each other cost most
 settings.register_profile("default", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("default")
+
+
+def pytest_sessionstart() -> None:
+    """Ctrl+C is heard, whatever started the tests: shells have what runs in the background ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
