@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pixelpick_ray.errors import DataError, SpecError
 
@@ -160,7 +160,8 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
             f"{path}: cannot be read ({error.strerror}); make it a file that the user who runs this may read"
         ) from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise DataError(f"{path}: {_what_it_is(path, formats) or _damaged(error, formats)}") from error
+        what = _what_it_is(path, formats) if isinstance(error, UnidentifiedImageError) else None
+        raise DataError(f"{path}: {what or _damaged(error, formats)}") from error
 
 
 def _damaged(error: Exception, formats: tuple[str, ...]) -> str:
@@ -203,6 +204,7 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (rb"P[1-6][\s#]", "is a PBM, PGM or PPM picture, which is not read; store it as PNG"),
     (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "is an archive; unpack it there"),
 )
+_TIFF = rb"(?s)II[*+]\0|MM\0[*+]"
 _LOSSY = rb"(?s)\xff\xd8\xff|RIFF....WEBP"
 
 
@@ -226,6 +228,11 @@ def _what_it_is(path: Path, formats: tuple[str, ...]) -> str | None:
     for pattern, what in _OTHERS:
         if re.match(pattern, head) or re.match(pattern, text):
             return f"{what} ({', '.join(formats)} are read)"
+    if re.match(_TIFF, head):
+        return (
+            "is a TIFF that is damaged, or stored in a way that is not read (floating point in several channels, 32 bits,"
+            " planes one after another); convert it to 8 or 16 bits, grey or RGB, or copy it again"
+        )
     if re.fullmatch(rb"[\t\n\r\x20-\x7e]+", head):
         return f"is text, no picture: {head[:40].decode('ascii')!r}; copy the picture itself there"
     return None

@@ -94,9 +94,12 @@ class LabelEncoding:
     def _refuse(self, values: npt.NDArray[np.integer], wrong: npt.NDArray[np.bool_], path: Path) -> None:
         y, x = (int(at) for at in np.unravel_index(np.argmax(wrong), wrong.shape))
         found = np.unique(values)
+        is_counted = all(list(ids) == [at] for at, ids in enumerate(self.ids))
         hint = ""
-        if found[0] > 0 and len(self.ids) in found and all(list(ids) == [at] for at, ids in enumerate(self.ids)):
+        if is_counted and found[0] > 0 and len(self.ids) in found:
             hint = "; the file has no 0: if its numbers begin at 1, give classes as a mapping, NAME: 1 and so on"
+        elif is_counted and len(found) == len(self.ids) == 2 and found[0] == 0:
+            hint = f"; if {found[1]} marks the object, give classes as a mapping, NAME: 0 and NAME: {found[1]}"
         raise DataError(f"{path}: label value {values[y, x]} at (y={y}, x={x}); allowed are {self._allowed}{hint}")
 
     # Colours

@@ -188,6 +188,17 @@ def test_transparent_pixels_and_channels_that_differ_in_16_bits_are_told(tmp_pat
         described.read_label(labels(tmp_path))
 
 
+@pytest.mark.parametrize("value", [128, 2, 254])
+def test_a_mask_of_two_values_is_told_how_to_say_which_one_is_the_object(tmp_path: Path, value: int) -> None:
+    described = dataset(tmp_path, classes=["background", "leaf"])
+    save(labels(tmp_path), np.array([[0, value], [0, 0]], np.uint8))
+    hint = (
+        f"label value {value} at .*; if {value} marks the object, give classes as a mapping, NAME: 0 and NAME: {value}"
+    )
+    with pytest.raises(DataError, match=hint):
+        described.read_label(labels(tmp_path))
+
+
 def test_numbers_that_begin_at_1_are_told_where_the_last_class_occurs(tmp_path: Path) -> None:
     described = dataset(tmp_path)
     save(labels(tmp_path), np.array([[1, 2], [3, 255]], np.uint8))
@@ -315,6 +326,7 @@ CONTENTS = {
     b"404: not found": "is text, no picture: '404: not found'",
     encoded("GIF"): "is a GIF",
     encoded("PNG")[:100]: r"cannot be decoded \(.*damaged or cut short, copy it again",
+    cv2.imencode(".tif", np.ones((4, 5, 3), np.float32))[1].tobytes(): "is a TIFF that is damaged, or stored in a way",
     b"\xff\xd8\xff\xe0" + bytes(20): r"cannot be decoded \(.*damaged or cut short, copy it again",
 }
 
