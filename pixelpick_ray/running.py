@@ -46,8 +46,6 @@ def run_chain(
         context.write_record()
         context.emit(AnswersAwaited(context.chain, visitor.stage, waiting.missing, waiting.asked))
     except DivergedError as error:
-        if visitor.is_trained and world.size > 1:  # the other ranks do not know, and wait
-            raise
         stage = visitor.stage + int(visitor.is_trained)  # the first one that is not reached
         record = DivergedRecord(fit=visitor.fit, stage=stage, message=str(error))
         if world.is_first and visitor.is_trained:

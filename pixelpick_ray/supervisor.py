@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ()
+GRACE_SECONDS = 25.0  # batch systems and containers kill half a minute after they have asked
 REPEAT_SECONDS = 1.0  # the same signal often comes twice, to a process and to its group
 GOES_ON = "stopped; the same command goes on from here"
 _to_supervisor: int | None = None  # a pipe, in the child
@@ -116,7 +117,7 @@ def _end_with(pipe: int) -> None:
 
 
 class _Supervisor:
-    """The parent: passes signals on; a second one, a moment later, ends the child at once."""
+    """The parent: passes signals on; a second one, or half a minute later, ends a child that is still busy at once."""
 
     def __init__(self, child: int, told: int, heard: list[signal.Signals]) -> None:
         self._child, self._told = child, told
@@ -124,15 +125,21 @@ class _Supervisor:
         for number in heard:
             signal.signal(number, self._pass_on)
         signal.signal(signal.SIGTSTP, self._pause)
+        signal.signal(signal.SIGALRM, lambda *_: self._kill())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
 
     def _pass_on(self, number: int, frame: Any) -> None:
         with contextlib.suppress(ProcessLookupError):
             if self._asked is None:
                 self._asked = time.monotonic()
+                signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
                 os.kill(self._child, number)
             elif time.monotonic() - self._asked > REPEAT_SECONDS:
-                os.killpg(self._child, signal.SIGKILL)
+                self._kill()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child, signal.SIGKILL)
 
     def _pause(self, number: int, frame: Any) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -19,14 +19,15 @@ START = """
 import os, signal, subprocess, sys, time
 from pixelpick_ray import supervisor
 supervisor.REPEAT_SECONDS = 0.05
+supervisor.GRACE_SECONDS = {grace_seconds}
 supervisor.supervise()
 print("ready", flush=True)
 """
 
 
-def start(code: str) -> "subprocess.Popen[str]":
+def start(code: str, grace_seconds: float = supervisor.GRACE_SECONDS) -> "subprocess.Popen[str]":
     """A supervised program that has said that it is ready."""
-    command = [sys.executable, "-c", START + code]
+    command = [sys.executable, "-c", START.format(grace_seconds=grace_seconds) + code]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
@@ -82,20 +83,25 @@ def test_a_signal_ends_it_with_3_even_where_a_library_takes_it_for_itself(number
         assert (process.returncode, error) == (STOPPED, f"{GOES_ON}\n")
 
 
-def test_a_second_signal_ends_a_process_that_does_not_hear_the_first() -> None:
-    process = start("signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)")
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_second_signal_or_half_a_minute_ends_a_process_that_does_not_hear_the_first(signals: int) -> None:
+    grace = 0.4 if signals == 1 else supervisor.GRACE_SECONDS
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    process = start(deaf, grace_seconds=grace)
     assert process.stdout
     assert process.stdout.readline() == "deaf\n"
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
+    if signals == 2:
+        process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == STOPPED
+    assert supervisor.GRACE_SECONDS < 30
 
 
 def test_a_signal_that_is_ignored_as_with_nohup_stays_so() -> None:
     ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
-    program = f"{ignoring}\n{START}time.sleep(0.3); supervisor.settle(0)"
+    program = f"{ignoring}\n{START.format(grace_seconds=60)}time.sleep(0.3); supervisor.settle(0)"
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     process.stdout.readline()

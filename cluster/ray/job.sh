@@ -4,8 +4,8 @@
 # `python launch.py submit EXPERIMENT --to ray` (and --to kubernetes) fills the block below. By hand: edit it, then
 # ray job submit --address http://HEAD:8265 --working-dir . -- bash cluster/ray/job.sh . experiments/quickstart.yaml
 set -eu
-project=$(realpath "$1")
-experiment=$(realpath "$2")
+project=$(realpath -s "$1")
+experiment=$(realpath -s "$2")
 # >>> filled by submit
 folder=/shared
 options=(--data data --store store)

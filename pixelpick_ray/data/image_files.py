@@ -230,8 +230,8 @@ def _what_it_is(path: Path, formats: tuple[str, ...]) -> str | None:
             return f"{what} ({', '.join(formats)} are read)"
     if re.match(_TIFF, head):
         return (
-            "is a TIFF that is damaged, or stored in a way that is not read (floating point in several channels, 32 bits,"
-            " planes one after another); convert it to 8 or 16 bits, grey or RGB, or copy it again"
+            "is a TIFF that is damaged, or stored in a way that is not read (floating point in several channels, 32 "
+            "bits, planes one after another); convert it to 8 or 16 bits, grey or RGB, or copy it again"
         )
     if re.fullmatch(rb"[\t\n\r\x20-\x7e]+", head):
         return f"is text, no picture: {head[:40].decode('ascii')!r}; copy the picture itself there"

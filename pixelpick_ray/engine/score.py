@@ -151,10 +151,11 @@ def _coarse(
 @dataclass(frozen=True)
 class PickedInImage:
     """Flat indices (k,) picked in an image, and entropies and classes of the prediction there where the network was
-    asked.
+    asked; `is_finite` where all scores of the image are numbers.
     """
 
     position: int
+    is_finite: bool
     indices: npt.NDArray[np.int64]
     entropies: npt.NDArray[np.float32] | None = None
     predicted: npt.NDArray[np.int64] | None = None
@@ -200,7 +201,7 @@ def _pick_by_chance(
     labels = SplitImages.on(data.prepared, HOST).labels([position])
     candidates = candidate_masks(labels, data.facts.void_index, torch.from_numpy(taken))[0].numpy()
     chosen = choose_by_chance(candidates, num_pixels, image=data.prepared.names[position], rng=rng)
-    return PickedInImage(position, chosen)
+    return PickedInImage(position, True, chosen)
 
 
 def _groups(data: TrainingData, labels: LabelledPixels, wanted: Mapping[str, int]) -> list[tuple[int, list[int]]]:
@@ -239,7 +240,7 @@ def pick(
     `model` may be None for a strategy that does not score with it. The pool of an image is its best-scored candidates,
     of which the picks are drawn by chance, or the other way round. Only what is known of the picks leaves the device,
     after the last batch. An image of which people have refused pixels may have fewer left, and none; DataError when
-    another has too few candidates, RunError when a score is no number.
+    another has too few candidates; DivergedError, on every rank, names the first image with a score that is no number.
     """
     names = data.prepared.names
     wanted = again.wanted if again else {names[int(at)]: acquire.pixels_per_stage for at in data.positions}
@@ -255,6 +256,12 @@ def pick(
             for one in _Asking(data, labels, _with_count(acquire, count), world, seed, stage).best(model, members)
         ]
     everyone = [item for part in world.gather(picked) for item in part]
+    failed = world.broadcast(min((one.position for one in everyone if not one.is_finite), default=None))
+    if failed is not None:
+        raise DivergedError(
+            f"stage {stage}, image {names[failed]}: the {acquire.strategy} score is not finite; lower "
+            "train.optimizer.lr"
+        )
     return _questions(everyone, data, stage=stage + 1)
 
 
@@ -280,7 +287,7 @@ class _Asking:
     stage: int
 
     def best(self, model: nn.Module, positions: list[int]) -> list[PickedInImage]:
-        """The picks in these images, image by image. RunError names the first image with a score that is no number."""
+        """The picks in these images, image by image."""
         prepared, facts, acquire = self.data.prepared, self.data.facts, self.acquire
         passes = range(acquire.stochastic.passes if acquire.stochastic else 0)
         draws = [partial(self._generator, number) for number in passes]
@@ -292,13 +299,7 @@ class _Asking:
         if not done:
             return []
         finite, *columns = (torch.cat(column).cpu().numpy() for column in zip(*chosen, strict=True))
-        if not finite.all():
-            name = prepared.names[done[int(finite.argmin())]]
-            raise DivergedError(
-                f"stage {self.stage}, image {name}: the {acquire.strategy} score is not finite; lower "
-                "train.optimizer.lr"
-            )
-        return [PickedInImage(position, *parts) for position, *parts in zip(done, *columns, strict=True)]
+        return [PickedInImage(*parts) for parts in zip(done, finite.tolist(), *columns, strict=True)]
 
     def _generator(self, number: int, position: int) -> torch.Generator:
         purpose = stream_seed(self.seed, "mc_dropout", self.stage, self.data.prepared.names[position], number)

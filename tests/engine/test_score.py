@@ -22,7 +22,7 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, RunError
 from pixelpick_ray.models.dropout import stochastic
 from pixelpick_ray.models.segmentation import build_model, upsample
-from tests.support.ranks import ALONE, Ranks, pick_untrained
+from tests.support.ranks import ALONE, Ranks, pick_untrained, pick_where_the_last_rank_has_no_numbers
 from tests.support.tiny_data import CLASSES, FACTS, TRUTH, VOID, label_some, said, tiny_data, tiny_job
 
 pytestmark = pytest.mark.training
@@ -192,6 +192,15 @@ class TestEveryStrategy:
         else:
             with pytest.raises(RunError, match=f"stage 0, image img_00: the {spec.strategy} score is not finite"):
                 pick(model, data, labels, spec, ALONE, seed=0, stage=0)
+
+
+def test_all_ranks_end_when_one_has_a_score_that_is_no_number(ranks: Ranks) -> None:
+    data = tiny_data(5)
+    job = tiny_job(data, label_some(data, [4] * 5))
+    told = ranks.run(pick_where_the_last_rank_has_no_numbers, job, data, acquire("margin"))
+    assert len(told) == 2
+    assert len({*told}) == 1
+    assert "stage 0, image img_03: the margin score is not finite; lower train.optimizer.lr" in told
 
 
 class Fixed(nn.Module):
