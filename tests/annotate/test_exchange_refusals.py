@@ -79,16 +79,12 @@ def test_wrong_lines_are_refused(text: str | dict[str, Any], message: str) -> No
     assert message in told(content.encode(), "jsonl")
 
 
-def test_what_is_not_utf_8_is_refused() -> None:
+def test_encodings_other_than_utf_8_are_refused_and_marks_of_it_read_over() -> None:
     for format_name in ("jsonl", "coco", "label-studio", "cvat"):
-        message = told(b'{"image": "\xe4.png"}', format_name)
-        assert message == (
+        assert told(b'{"image": "\xe4.png"}', format_name) == (
             f"{format_name}: nothing was imported, 1 problem(s); correct the file\n"
             "  byte 11: is not UTF-8; save the file as UTF-8"
         )
-
-
-def test_a_mark_of_the_byte_order_and_another_declared_encoding_are_read_over() -> None:
     assert len(back(b"\xef\xbb\xbf" + line().encode(), "jsonl")) == 1
     content = export(WHOLE, "cvat")
     other = content.replace(b'encoding="utf-8"', b'encoding="latin-1"')
@@ -101,7 +97,6 @@ def test_at_most_ten_problems_are_listed_and_one_keeps_all_lines_out() -> None:
     assert message.startswith("jsonl: nothing was imported, 12 problem(s); correct the file\n  line 1: x: is 9;")
     assert len(message.splitlines()) == 12
     assert message.endswith("\n  and 2 more")
-    assert "1 problem(s)" in told("\n".join([line(y=0), line(y=1), line(y=9), line(y=2)]).encode(), "jsonl")
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -114,31 +109,24 @@ def test_files_of_another_format_and_files_that_are_too_large_are_refused(
     monkeypatch.setattr(exchange, "MAX_BYTES", 3)  # and unread
     with pytest.raises(DataError, match=f"{format_name}: the file has 4 bytes, at most 3 are read; split it"):
         back(b"null", format_name)
-
-
-def test_an_unknown_format_is_answered_with_the_known_ones() -> None:
     for act in (lambda: export(WHOLE, "yolo"), lambda: back(b"", "yolo")):
         with pytest.raises(SpecError, match="format 'yolo': allowed are jsonl, coco, label-studio, cvat, queries"):
             act()
 
 
 Change = Callable[[Any], Any]
+LACKING = object()
 
 
 def put(*path_and_value: Any) -> Change:
-    """A change that puts the last argument where the others lead."""
+    """A change that puts the last argument where the others lead; nothing is left there if that is LACKING."""
     *path, last, value = path_and_value
 
     def change(tree: Any) -> Any:
-        functools.reduce(operator.getitem, path, tree)[last] = value
-        return tree
-
-    return change
-
-
-def without(*path: Any) -> Change:
-    def change(tree: Any) -> Any:
-        functools.reduce(operator.getitem, path[:-1], tree).pop(path[-1])
+        place = functools.reduce(operator.getitem, path, tree)
+        place[last] = value
+        if value is LACKING:
+            del place[last]
         return tree
 
     return change
@@ -147,86 +135,73 @@ def without(*path: Any) -> Change:
 A = "annotations"
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda tree: [tree], "the file: is a list of 1; allowed is an object"),
-        (lambda tree: 5, "the file: is 5; allowed is an object"),
-        (without("images"), "images: is None; allowed is a list"),
-        (without("categories"), "categories: is None; allowed is a list"),
-        (without(A), "annotations: is None; allowed is a list"),
-        (put("images", {}), "images: is an object of 0; allowed is a list"),
-        (put("images", 0, 5), "images[0]: is 5; allowed is an object"),
-        (put("images", 0, "id", "1"), "images[0].id: is '1'; allowed is a whole number"),
-        (put("images", 1, "id", 1), "images[1]: has the id 1 of images[0]; ids are unique"),
-        (put("images", 0, "file_name", "b.png"), "images[0].file_name: is 'b.png'; allowed is one of the 3 images"),
-        (put("images", 0, "file_name", None), "images[0].file_name: is None; allowed is one of the 3 images"),
-        (put("images", 0, "width", 6), "images[0].width: is 6; allowed is 18, the size of the image"),
-        (put("images", 0, "height", "8"), "images[0].height: is '8'; allowed is 8, the size of the image"),
-        (
-            put("categories", 0, "name", "Road"),
-            "annotations[0]: categories[0].name: is 'Road'; allowed is one of road,",
-        ),
-        (put("categories", 0, "name", []), "annotations[0]: categories[0].name: is []; allowed is one of road,"),
-        (put("categories", 1, "id", 1), "categories[1]: has the id 1 of categories[0]; ids are unique"),
-        (put(A, 0, "image_id", 77), "annotations[0].image_id: is 77; allowed is an id of the file's images"),
-        (put(A, 0, "image_id", [1]), "annotations[0].image_id: is [1]; allowed is a whole number"),
-        (put(A, 0, "category_id", 77), "annotations[0].category_id: is 77; allowed is an id of the file's categories"),
-        (put(A, 3, "keypoints", [1, 2]), "annotations[3].keypoints: is [1, 2]; allowed is [x, y, visibility]"),
-        (put(A, 3, "keypoints", None), "annotations[3].keypoints: is None; allowed is [x, y, visibility]"),
-        (put(A, 3, "keypoints", [0, 0, 0]), "annotations[3].keypoints: is [0, 0, 0]; allowed is [x, y, visibility]"),
-        (put(A, 3, "keypoints", 0, 18.01), "annotations[3].keypoints: x: is 18.01; allowed is a number in 0..18"),
-        (put(A, 3, "keypoints", 1, -0.1), "annotations[3].keypoints: y: is -0.1; allowed is a number in 0..8"),
-        (put(A, 3, "keypoints", 0, "1"), "annotations[3].keypoints: x: is '1'; allowed is a number"),
-        (put(A, 3, "keypoints", 0, 10**400), "annotations[3].keypoints: x: is 10000"),
-        (put(A, 3, "keypoints", 0, math.nan), "the file: is no JSON that is read (NaN is no number of JSON)"),
-        (put(A, 0, "attributes", []), "annotations[0].attributes: is []; allowed is an object"),
-        (put(A, 0, "attributes", "time", "noon"), "annotations[0]: time 'noon': Input should be a valid number"),
-        (put(A, 0, "attributes", "annotator", 5), "annotations[0]: annotator 5: Input should be a valid string"),
-        (
-            put(A, 2, "keypoints", [16.5, 1.0, 2]),
-            "annotations[2]: pixel (y=0, x=5) of a b.png is void here and road in",
-        ),
-    ],
-)
-def test_wrong_coco_is_refused(change: Change, message: str) -> None:
-    tree = change(json.loads(export(WHOLE, "coco")))
-    assert message in told(json.dumps(tree).encode(), "coco")
-
-
+WRONG_COCO = [
+    (lambda tree: [tree], "the file: is a list of 1; allowed is an object"),
+    (lambda tree: 5, "the file: is 5; allowed is an object"),
+    (put("images", LACKING), "images: is None; allowed is a list"),
+    (put("categories", LACKING), "categories: is None; allowed is a list"),
+    (put(A, LACKING), "annotations: is None; allowed is a list"),
+    (put("images", {}), "images: is an object of 0; allowed is a list"),
+    (put("images", 0, 5), "images[0]: is 5; allowed is an object"),
+    (put("images", 0, "id", "1"), "images[0].id: is '1'; allowed is a whole number"),
+    (put("images", 1, "id", 1), "images[1]: has the id 1 of images[0]; ids are unique"),
+    (put("images", 0, "file_name", "b.png"), "images[0].file_name: is 'b.png'; allowed is one of the 3 images"),
+    (put("images", 0, "file_name", None), "images[0].file_name: is None; allowed is one of the 3 images"),
+    (put("images", 0, "width", 6), "images[0].width: is 6; allowed is 18, the size of the image"),
+    (put("images", 0, "height", "8"), "images[0].height: is '8'; allowed is 8, the size of the image"),
+    (put("categories", 0, "name", "Road"), "annotations[0]: categories[0].name: is 'Road'; allowed is one of road,"),
+    (put("categories", 0, "name", []), "annotations[0]: categories[0].name: is []; allowed is one of road,"),
+    (put("categories", 1, "id", 1), "categories[1]: has the id 1 of categories[0]; ids are unique"),
+    (put(A, 0, "image_id", 77), "annotations[0].image_id: is 77; allowed is an id of the file's images"),
+    (put(A, 0, "image_id", [1]), "annotations[0].image_id: is [1]; allowed is a whole number"),
+    (put(A, 0, "category_id", 77), "annotations[0].category_id: is 77; allowed is an id of the file's categories"),
+    (put(A, 3, "keypoints", [1, 2]), "annotations[3].keypoints: is [1, 2]; allowed is [x, y, visibility]"),
+    (put(A, 3, "keypoints", None), "annotations[3].keypoints: is None; allowed is [x, y, visibility]"),
+    (put(A, 3, "keypoints", [0, 0, 0]), "annotations[3].keypoints: is [0, 0, 0]; allowed is [x, y, visibility]"),
+    (put(A, 3, "keypoints", 0, 18.01), "annotations[3].keypoints: x: is 18.01; allowed is a number in 0..18"),
+    (put(A, 3, "keypoints", 1, -0.1), "annotations[3].keypoints: y: is -0.1; allowed is a number in 0..8"),
+    (put(A, 3, "keypoints", 0, "1"), "annotations[3].keypoints: x: is '1'; allowed is a number"),
+    (put(A, 3, "keypoints", 0, 10**400), "annotations[3].keypoints: x: is 10000"),
+    (put(A, 3, "keypoints", 0, math.nan), "the file: is no JSON that is read (NaN is no number of JSON)"),
+    (put(A, 0, "attributes", []), "annotations[0].attributes: is []; allowed is an object"),
+    (put(A, 0, "attributes", "time", "noon"), "annotations[0]: time 'noon': Input should be a valid number"),
+    (put(A, 0, "attributes", "annotator", 5), "annotations[0]: annotator 5: Input should be a valid string"),
+    (put(A, 2, "keypoints", [16.5, 1.0, 2]), "annotations[2]: pixel (y=0, x=5) of a b.png is void here and road in"),
+]
 R = (0, A, 0, "result")
+WRONG_TASKS = [
+    (lambda tree: {"tasks": tree}, "the file: is an object of 1; allowed is a list"),
+    (lambda tree: [5], "tasks[0]: is 5; allowed is an object"),
+    (put(0, "data", 5), "tasks[0].data: is 5; allowed is an object"),
+    (put(0, "data", "image", LACKING), "tasks[0].data.image: is None; allowed is one of the 3 images"),
+    (put(0, "data", LACKING), "tasks[0].image: is None; allowed is one of the 3 images"),
+    (put(0, "data", "image", "s3://x/b.png"), "tasks[0].data.image: is 's3://x/b.png'; allowed is one of the 3"),
+    (put(0, "data", "image", "/" * 10**6), "tasks[0].data.image: is '////"),
+    (put(0, A, 5), "tasks[0].annotations: is 5; allowed is a list"),
+    (put(0, A, 0, 5), "tasks[0].annotations[0]: is 5; allowed is an object"),
+    (put(*R, 5), "tasks[0].annotations[0].result: is 5; allowed is a list"),
+    (put(*R, 0, "type", "rectanglelabels"), "result[0].type: is 'rectanglelabels'; allowed is 'keypointlabels'"),
+    (put(*R, 0, "value", None), "tasks[0].annotations[0].result[0].value: is None; allowed is an object"),
+    (put(*R, 0, "meta", []), "tasks[0].annotations[0].result[0].meta: is []; allowed is an object"),
+    (put(*R, 0, "original_width", 6), "result[0].original_width: is 6; allowed is 18, the size of the image"),
+    (put(*R, 0, "original_height", 6), "result[0].original_height: is 6; allowed is 8, the size of the image"),
+    (put(*R, 0, "image_rotation", 90), "result[0].image_rotation: is 90; allowed is 0"),
+    (put(*R, 0, "value", "x", 100.5), "result[0]: x: is 100.5; allowed is a number in 0..100, inside of the image"),
+    (put(*R, 0, "value", "y", None), "result[0]: y: is None; allowed is a number in 0..100"),
+    (put(*R, 0, "value", "keypointlabels", ["a"]), "result[0].keypointlabels: is 'a'; allowed is one of road,"),
+    (put(*R, 0, "value", "keypointlabels", []), "result[0].keypointlabels: is []; allowed is a list of one label"),
+    (put(*R, 0, "value", "keypointlabels", LACKING), "keypointlabels: is None; allowed is a list of one label"),
+    (put(*R, 1, "meta", {}), "result[1]: pixel (y=0, x=5) of a b.png is дерево here and road in tasks[0]"),
+]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda tree: {"tasks": tree}, "the file: is an object of 1; allowed is a list"),
-        (lambda tree: [5], "tasks[0]: is 5; allowed is an object"),
-        (put(0, "data", 5), "tasks[0].data: is 5; allowed is an object"),
-        (without(0, "data", "image"), "tasks[0].data.image: is None; allowed is one of the 3 images"),
-        (without(0, "data"), "tasks[0].image: is None; allowed is one of the 3 images"),
-        (put(0, "data", "image", "s3://x/b.png"), "tasks[0].data.image: is 's3://x/b.png'; allowed is one of the 3"),
-        (put(0, "data", "image", "/" * 10**6), "tasks[0].data.image: is '////"),
-        (put(0, A, 5), "tasks[0].annotations: is 5; allowed is a list"),
-        (put(0, A, 0, 5), "tasks[0].annotations[0]: is 5; allowed is an object"),
-        (put(*R, 5), "tasks[0].annotations[0].result: is 5; allowed is a list"),
-        (put(*R, 0, "type", "rectanglelabels"), "result[0].type: is 'rectanglelabels'; allowed is 'keypointlabels'"),
-        (put(*R, 0, "value", None), "tasks[0].annotations[0].result[0].value: is None; allowed is an object"),
-        (put(*R, 0, "meta", []), "tasks[0].annotations[0].result[0].meta: is []; allowed is an object"),
-        (put(*R, 0, "original_width", 6), "result[0].original_width: is 6; allowed is 18, the size of the image"),
-        (put(*R, 0, "original_height", 6), "result[0].original_height: is 6; allowed is 8, the size of the image"),
-        (put(*R, 0, "image_rotation", 90), "result[0].image_rotation: is 90; allowed is 0"),
-        (put(*R, 0, "value", "x", 100.5), "result[0]: x: is 100.5; allowed is a number in 0..100, inside of the image"),
-        (put(*R, 0, "value", "y", None), "result[0]: y: is None; allowed is a number in 0..100"),
-        (put(*R, 0, "value", "keypointlabels", ["a"]), "result[0].keypointlabels: is 'a'; allowed is one of road,"),
-        (put(*R, 0, "value", "keypointlabels", []), "result[0].keypointlabels: is []; allowed is a list of one label"),
-        (without(*R, 0, "value", "keypointlabels"), "keypointlabels: is None; allowed is a list of one label"),
-        (put(*R, 1, "meta", {}), "result[1]: pixel (y=0, x=5) of a b.png is дерево here and road in tasks[0]"),
-    ],
+    ("format_name", "change", "message"),
+    [("coco", *case) for case in WRONG_COCO] + [("label-studio", *case) for case in WRONG_TASKS],
 )
-def test_wrong_tasks_are_refused(change: Change, message: str) -> None:
-    tree = change(json.loads(export(WHOLE, "label-studio")))
-    assert message in told(json.dumps(tree).encode(), "label-studio")
+def test_wrong_json_is_refused(format_name: str, change: Change, message: str) -> None:
+    tree = change(json.loads(export(WHOLE, format_name)))
+    assert message in told(json.dumps(tree).encode(), format_name)
 
 
 ENTITIES = '<!DOCTYPE a [<!ENTITY a "x"><!ENTITY b "&a;&a;">]>'
@@ -272,58 +247,60 @@ def test_wrong_xml_is_refused(old: str, new: str, message: str) -> None:
 @pytest.mark.parametrize("character", ["\ufffe", "\uffff", "\x07", "\x00"])
 def test_what_xml_cannot_hold_is_refused_when_it_is_written(character: str) -> None:
     whole = replace(WHOLE, class_names=(f"road{character}",), palette=PALETTE[:1], points=())
-    with pytest.raises(DataError, match=r"cvat: XML cannot hold the character '\\[xu]"):
-        export(whole, "cvat")
-    with pytest.raises(DataError, match=r"label-studio: XML cannot hold the character '\\[xu]"):
-        label_config(whole.class_names, whole.palette)
+    for format_name, write in (
+        ("cvat", lambda: export(whole, "cvat")),
+        ("label-studio", lambda: label_config(whole.class_names, whole.palette)),
+    ):
+        with pytest.raises(DataError, match=rf"{format_name}: XML cannot hold the character '\\[xu]"):
+            write()
     assert back(export(whole, "coco"), "coco", whole) == ()
 
 
-P = "a b.png"
 WHOLE_NUMBERS = "allowed is a list or an array of whole"
 
 
 def pixels(xs: Any, ys: Any, **more: Any) -> dict[str, Any]:
-    return entry(4, 6, xs, ys, **more)
+    """A file of one image."""
+    return {"a b.png": entry(4, 6, xs, ys, **more)}
+
+
+AT = "['a b.png']"
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ([1], "the file: is [1]; allowed is a dictionary from paths of images"),
-        ({"b.png": pixels([], [])}, "['b.png']: is 'b.png'; allowed is one of the 3 images"),
-        ({5: pixels([], [])}, "[5]: is 5; allowed is one of the 3 images"),
+        ({"b.png": {}}, "['b.png']: is 'b.png'; allowed is one of the 3 images"),
+        ({5: {}}, "[5]: is 5; allowed is one of the 3 images"),
         ({b"x": 5}, "[of type bytes]: is of type bytes; allowed is one of the 3 images"),
-        ({P: []}, "['a b.png']: is []; allowed is an object"),
-        ({P: entry(8, 6, [], [])}, "['a b.png']['height']: is 8; allowed is 4, the size of the image"),
-        ({P: entry(4, np.int64(18), [], [])}, "['a b.png']['width']: is 18; allowed is 6, the size of the image"),
-        ({P: {"height": 4, "width": 6}}, f"['a b.png']['x_coords']: is None; {WHOLE_NUMBERS}"),
-        ({P: pixels([1.0], [1])}, f"['a b.png']['x_coords']: is [1.0]; {WHOLE_NUMBERS}"),
-        ({P: pixels([True], [1])}, f"['a b.png']['x_coords']: is [True]; {WHOLE_NUMBERS}"),
-        ({P: pixels(np.array([1.5]), [1])}, f"['a b.png']['x_coords']: is of type ndarray; {WHOLE_NUMBERS}"),
-        ({P: pixels(np.eye(2, dtype=int), [1])}, f"['a b.png']['x_coords']: is of type ndarray; {WHOLE_NUMBERS}"),
-        ({P: pixels([1, 2], [1])}, "['a b.png']: has x_coords and y_coords of different lengths"),
+        ({"a b.png": []}, f"{AT}: is []; allowed is an object"),
+        ({"a b.png": entry(8, 6, [], [])}, f"{AT}['height']: is 8; allowed is 4, the size of the image"),
+        ({"a b.png": entry(4, np.int64(18), [], [])}, f"{AT}['width']: is 18; allowed is 6, the size of the image"),
+        ({"a b.png": {"height": 4, "width": 6}}, f"{AT}['x_coords']: is None; {WHOLE_NUMBERS}"),
+        (pixels([1.0], [1]), f"{AT}['x_coords']: is [1.0]; {WHOLE_NUMBERS}"),
+        (pixels([True], [1]), f"{AT}['x_coords']: is [True]; {WHOLE_NUMBERS}"),
+        (pixels(np.array([1.5]), [1]), f"{AT}['x_coords']: is of type ndarray; {WHOLE_NUMBERS}"),
+        (pixels(np.eye(2, dtype=int), [1]), f"{AT}['x_coords']: is of type ndarray; {WHOLE_NUMBERS}"),
+        (pixels([1, 2], [1]), f"{AT}: has x_coords and y_coords of different lengths"),
+        (pixels([1], [1], category_id=[]), f"{AT}: has x_coords and y_coords and category_id of different lengths"),
+        (pixels([1], [4]), f"{AT} pixel 0: y: is 4; allowed is 0..3, inside of a b.png"),
+        (pixels([1, -1], [1, 1]), f"{AT} pixel 1: x -1: Input should be greater than or equal to 0"),
+        (pixels(np.zeros(25, int), [1]), f"{AT}['x_coords']: has 25 entries, the image 24 pixels"),
+        (pixels([1], [1], category_id=[3]), f"{AT}['category_id'][0]: is 3; allowed is 0..2 (road, sky"),
+        (pixels([1], [1], category_id=[-1]), f"{AT}['category_id'][0]: is -1; allowed is 0..2"),
+        (pixels([1], [1], category_id=None), f"{AT}['category_id']: is None; {WHOLE_NUMBERS}"),
+        (pixels([1], [1], category=["road"]), f"{AT}: has 'category' without 'category_id'"),
         (
-            {P: pixels([1], [1], category_id=[])},
-            "['a b.png']: has x_coords and y_coords and category_id of different lengths",
-        ),
-        ({P: pixels([1], [4])}, "['a b.png'] pixel 0: y: is 4; allowed is 0..3, inside of a b.png"),
-        ({P: pixels([1, -1], [1, 1])}, "['a b.png'] pixel 1: x -1: Input should be greater than or equal to 0"),
-        ({P: pixels(np.zeros(25, int), [1])}, "['a b.png']['x_coords']: has 25 entries, the image 24 pixels"),
-        ({P: pixels([1], [1], category_id=[3])}, "['a b.png']['category_id'][0]: is 3; allowed is 0..2 (road, sky"),
-        ({P: pixels([1], [1], category_id=[-1])}, "['a b.png']['category_id'][0]: is -1; allowed is 0..2"),
-        ({P: pixels([1], [1], category_id=None)}, f"['a b.png']['category_id']: is None; {WHOLE_NUMBERS}"),
-        ({P: pixels([1], [1], category=["road"])}, "['a b.png']: has 'category' without 'category_id'"),
-        (
-            {P: pixels([1], [1], category_id=[1], category=["road"])},
-            "['a b.png']['category'][0]: is 'road'; allowed is 'sky & <cloud>', which is category_id 1",
+            pixels([1], [1], category_id=[1], category=["road"]),
+            f"{AT}['category'][0]: is 'road'; allowed is 'sky & <cloud>', which is category_id 1",
         ),
         (
-            {P: pixels([1, 1], [2, 2], category_id=[0, 1])},
-            "['a b.png'] pixel 1: pixel (y=2, x=1) of a b.png is sky & <cloud> here and road in ['a b.png'] pixel 0",
+            pixels([1, 1], [2, 2], category_id=[0, 1]),
+            f"{AT} pixel 1: pixel (y=2, x=1) of a b.png is sky & <cloud> here and road in {AT} pixel 0",
         ),
         (
-            {f"/{folder}/{P}": pixels([1], [2], category_id=[folder]) for folder in (0, 1)},
+            {f"/{folder}/a b.png": entry(4, 6, [1], [2], category_id=[folder]) for folder in (0, 1)},
             "['/1/a b.png'] pixel 0: pixel (y=2, x=1) of a b.png is sky & <cloud> here and road in ['/0/a b.png']",
         ),
     ],
@@ -332,14 +309,13 @@ def test_wrong_queries_are_refused(value: Any, message: str) -> None:
     assert message in told(pickle.dumps(value), "queries")
 
 
-def test_more_pixels_than_a_file_may_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    content = pickle.dumps({P: entry(4, 6, [1, 2], [1, 2]), "city_1": entry(3, 2, [0], [0])})
+def test_more_pixels_than_a_file_may_have_and_code_are_refused_with_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = pickle.dumps(pixels([1, 2], [1, 2]) | {"city_1": entry(3, 2, [0], [0])})
     assert len(back(content, "queries")) == 3
     monkeypatch.setattr(queries, "MAX_POINTS", 2)
     assert "['city_1']: more than 2 pixels up to here; split the file" in told(content, "queries")
-
-
-def test_code_in_queries_is_refused_with_its_place() -> None:
     message = told(b"cos\nsystem\n(Vtouch sentinel\ntR.", "queries")
     assert "the file: byte 0 of the pickle: calls os.system: refused" in message
 
