@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,8 @@ from pixelpick_ray.data import scenes
 from pixelpick_ray.data.answers import Answer
 from pixelpick_ray.store import Store
 from tests.support.annotation_server import TOKEN, Site, running, serving
-from tests.support.browser import (
-    BACKSPACE,
-    ENTER,
-    ESCAPE,
-    F2,
-    LEFT,
-    RIGHT,
-    SPACE,
-    TAB,
-    UP,
-    Browser,
-    browsing,
-    needs_browser,
-    wait_for,
-)
-from tests.support.data_folders import loaded
+from tests.support.browser import Browser, Key, browsing, needs_browser, wait_for
+from tests.support.data_folders import loaded, write_folder
 from tests.support.questions import answers_in, ask, finish, go_on, plan_of, questions_of
 
 pytestmark = [needs_browser, pytest.mark.browser]
@@ -65,7 +51,7 @@ class Typist:
         """Visit a page; the first time at an address it asks for the name."""
         self.browser.visit(address, width, height)
         if self.browser.run("return document.querySelector('#welcome').open"):
-            self.browser.type(*self.name, ENTER)
+            self.browser.type(*self.name, Key.ENTER)
         self.settle()
 
     def settle(self) -> None:
@@ -78,33 +64,33 @@ class Typist:
         rows = "[...document.querySelectorAll('#classes button')].map(one => [one.dataset.name, one.ariaKeyShortcuts])"
         self.keys = dict(self.browser.run(f"return {rows}"))
 
-    def look(self) -> Item:
-        found: Item = self.browser.run("return window.annotation ?? {shown: 0, state: 'loading'}")
-        return found
+    def look(self) -> Any:
+        return self.browser.run("return window.annotation ?? {shown: 0, state: 'loading'}")
 
-    def text(self, selector: str) -> str:
-        found: str = self.browser.run(f"return document.querySelector('{selector}').textContent")
-        return found
+    def item(self) -> Any:
+        return self.look()["item"]
 
-    def item(self) -> Item:
-        found: Item = self.look()["item"]
-        return found
+    def text(self, selector: str) -> Any:
+        return self.browser.run(f"return document.querySelector('{selector}').textContent")
 
-    def press(self, *keys: str) -> Item:
+    def say(self, *names: str) -> Any:
+        return self.press(*(self.keys[name] for name in names))
+
+    def press(self, *keys: str) -> Any:
         """Press keys that answer or take back, each when the last is acknowledged; what the page exposes then."""
         for key in keys:
             self.browser.type(key)
             found = self.take_notes(sum(self.seen) + 1)
         return found
 
-    def take_notes(self, count: int) -> Item:
-        def done() -> Item | None:
+    def take_notes(self, count: int) -> Any:
+        """Wait until so many answers are acknowledged or taken back."""
+
+        def done() -> Any:
             found = self.look()
             return found if len(found["acknowledged"]) + len(found["undone"]) >= count else None
 
-        found = done()
-        while found is None:
-            found = wait_for(done)
+        found = wait_for(done)
         for one in found["acknowledged"][self.seen[0] :]:
             self.acknowledged[one["id"]] = one["question"], one["kind"], one["label"]
         for answer in found["undone"][self.seen[1] :]:
@@ -125,15 +111,23 @@ class Typist:
     def wait_for_notice(self, text: str, selector: str = "#notice") -> None:
         wait_for(lambda: text in self.text(selector))
 
+    def wait_for_next(self, item: Item) -> None:
+        wait_for(lambda: self.item() != item)
+
     def reload(self) -> None:
         self.browser.call("POST", "/refresh", {})
         self.settle()
 
+    @property
+    def address(self) -> str:
+        assert self.site is not None
+        return f"http://127.0.0.1:{self.site.port}/{TOKEN}/"
 
-def check_book(*typists: Typist) -> None:
-    """What pages saw acknowledged is what the book has, and no pixel twice."""
-    answers = typists[0].answers()
-    acknowledged = {answer: said[1:] for one in typists for answer, said in one.acknowledged.items()}
+
+def check_book(typist: Typist) -> None:
+    """What the page saw acknowledged is what the book has, and no pixel twice."""
+    answers = typist.answers()
+    acknowledged = {answer: said[1:] for answer, said in typist.acknowledged.items()}
     assert {answer.id: (answer.kind, answer.label) for answer in answers} == acknowledged
     assert max(Counter(answer.place for answer in answers).values()) == 1
 
@@ -166,12 +160,12 @@ def test_two_hundred_answers_survive_a_reload_and_a_killed_server(browser: Brows
     def undo() -> None:
         last = list(typist.acknowledged)[-1]
         del expected[typist.acknowledged[last][0]]
-        typist.press(BACKSPACE)
+        typist.press(Key.BACKSPACE)
 
     def skip() -> None:
         before = typist.item()
-        browser.type(SPACE)
-        wait_for(lambda: typist.item() != before)
+        browser.type(Key.SPACE)
+        typist.wait_for_next(before)
 
     browser.log("browser")
     browser.log("performance")
@@ -207,29 +201,6 @@ def test_two_hundred_answers_survive_a_reload_and_a_killed_server(browser: Brows
     assert statistics.median(typist.timings) < 100  # ms: what feels instant; about 25 on a quiet computer
 
 
-def test_two_people_finish_together_and_no_pixel_twice(
-    browser: Browser, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    store = Store(tmp_path / "store")
-    ask(store, plan_of(), questions_of(8, 5))
-    with browsing(tmp_path_factory.mktemp("other")) as other, serving(store) as (_, address):
-        typists = [Typist(browser, store, "Ada"), Typist(other, store, "Bob")]
-        for typist in typists:
-            typist.open(address)
-        for number in itertools.count():
-            typist = typists[number % 3 % 2]
-            if typist.look()["item"] is not None:
-                typist.press(typist.keys["tree"])
-            if sum(len(one.acknowledged) for one in typists) == 40:
-                break
-            assert number < 300
-        for typist in typists:
-            wait_for(lambda typist=typist: typist.look()["state"] == "waiting")
-        check_book(*typists)
-    assert {answer.annotator for answer in typist.answers()} == {"Ada", "Bob"}
-    assert len(typist.answers()) == 40
-
-
 Opened = Callable[..., Typist]
 
 
@@ -251,15 +222,10 @@ def page(browser: Browser, tmp_path: Path) -> Iterator[Opened]:
             desk = Desk(plan, store, Path("nowhere"), **desk_options)
             change(desk)
             typist = Typist(browser, store, site=stack.enter_context(running(desk, store)))
-            (typist.open if opens else browser.visit)(address_of(typist), 1280, 720)
+            (typist.open if opens else browser.visit)(typist.address, 1280, 720)
             return typist
 
         yield open_one
-
-
-def address_of(typist: Typist) -> str:
-    assert typist.site is not None
-    return f"http://127.0.0.1:{typist.site.port}/{TOKEN}/"
 
 
 def answer_elsewhere(typist: Typist, item: Item) -> None:
@@ -273,19 +239,14 @@ CTRL, ALT, META, SHIFT = 2, 1, 4, 8
 
 
 def key_event(browser: Browser, key: str, code: str, **other: Any) -> None:
-    browser.devtools("Input.dispatchKeyEvent", type="keyDown", key=key, code=code, **other)
-    browser.devtools("Input.dispatchKeyEvent", type="keyUp", key=key, code=code)
+    for kind in ("keyDown", "keyUp"):
+        browser.devtools("Input.dispatchKeyEvent", type=kind, key=key, code=code, **other)
 
 
 def test_keys_mean_the_same_on_every_keyboard(page: Opened) -> None:
     typist = page("annotate.keys={road: r, tree: R, car: '3'}")
-    strokes = (
-        ("rRк", "KeyR", 0),  # the second with caps lock
-        ("RrК", "KeyR", SHIFT),
-        ("3３", "Digit3", 0),
-        ("٠", "Digit0", 0),
-        ("ю", "Period", 0),
-    )
+    strokes = [("rRк", "KeyR", 0), ("RrК", "KeyR", SHIFT)]  # the second of each with caps lock
+    strokes += [("3３", "Digit3", 0), ("٠", "Digit0", 0), ("ю", "Period", 0)]
     for count, (key, code, modifiers) in enumerate((key, *rest) for keys, *rest in strokes for key in keys):
         key_event(typist.browser, key, code, modifiers=modifiers)
         typist.take_notes(count + 1)
@@ -305,8 +266,8 @@ def test_what_is_no_answer_stores_nothing(page: Opened) -> None:
     key_event(typist.browser, ".", "Period", autoRepeat=True)
     typist.browser.type("9")
     assert typist.text("#notice") == "9 is no key of a class; ? shows all keys."
-    typist.browser.type("?", "r", ESCAPE)  # in the help, which it closes
-    typist.browser.type(ENTER, BACKSPACE)  # no suggestion is shown
+    typist.browser.type("?", "r", Key.ESCAPE)  # in the help, which it closes
+    typist.browser.type(Key.ENTER, Key.BACKSPACE)  # no suggestion is shown
     typist.wait_for_notice("There is no answer to take back.")
     assert typist.look()["acknowledged"] == []
     typist.press("r")
@@ -337,31 +298,24 @@ def test_a_pixel_whose_image_is_not_there_yet_gets_no_answer(page: Opened, brows
         desk.image = lambda number: at_once(number) if go_on.wait(20) else b""  # type: ignore[method-assign]
 
     typist = page(pixels=3, change=slow, opens=False)
-    browser.type(*typist.name, ENTER)
+    for _ in range(3):  # nobody gets past the question for the name
+        browser.type(Key.ESCAPE)
+        wait_for(lambda: browser.run("return document.querySelector('#welcome').open"))
+    browser.type(*typist.name, Key.ENTER)
     item = wait_for(typist.item)
+    assert typist.text("#person") == typist.name
     typist.read_keys()
     wait_for(lambda: browser.shown("#close") == [True] and browser.run(HIDDEN) == "hidden")
     browser.type(typist.keys["road"])
     typist.wait_for_notice("Not taken: this pixel was not shown yet.")
-    browser.type(SPACE)  # skipping needs no image
-    wait_for(lambda: typist.item() != item)
+    browser.type(Key.SPACE)  # skipping needs no image
+    typist.wait_for_next(item)
     assert typist.answers() == ()
     go_on.set()
     typist.settle()
     assert browser.run(HIDDEN) == "visible"
-    typist.press(typist.keys["road"])
+    typist.say("road")
     assert typist.labels() == ["road"]
-
-
-def test_a_held_key_presses_a_button_once(page: Opened) -> None:
-    typist = page()
-    typist.browser.run("document.querySelector('#classes button').focus()")
-    for repeat in (False, True, True, True):
-        typist.browser.devtools(
-            "Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", text="\r", autoRepeat=repeat
-        )
-        time.sleep(0.1)
-    assert len(typist.labels()) == 1
 
 
 def test_looking_back_shows_what_was_said_and_a_key_replaces_it(page: Opened) -> None:
@@ -369,48 +323,43 @@ def test_looking_back_shows_what_was_said_and_a_key_replaces_it(page: Opened) ->
     items = []
     for name in ("road", "sky", "tree"):
         items.append(typist.item())
-        typist.press(typist.keys[name])
+        typist.say(name)
     now = typist.item()
-    typist.browser.type(LEFT, LEFT)
+    typist.browser.type(Key.LEFT, Key.LEFT)
     assert typist.item() == items[1]
     assert typist.text("#question") == "You said: sky"
     assert typist.text("#classes .chosen span") == "sky"
     typist.browser.type(typist.keys["car"])
     typist.take_notes(5)  # the old answer is taken back, the new one given
     assert typist.text("#question") == "You said: tree"
-    typist.browser.type(RIGHT)
+    typist.browser.type(Key.RIGHT)
     assert typist.item() == now
     said = {(answer.image, answer.y, answer.x): answer.label for answer in typist.answers()}
     assert [said[item["name"], item["y"], item["x"]] for item in items] == ["road", "car", "tree"]
     check_book(typist)
     for item in reversed(items):
-        typist.press(BACKSPACE)
+        typist.press(Key.BACKSPACE)
         assert typist.item() == item
     assert typist.answers() == ()
 
 
-def test_a_question_that_was_answered_in_another_tab_is_passed_over(
+def test_a_question_that_was_answered_in_another_tab_is_passed_over_and_enter_confirms_a_suggestion(
     page: Opened,
 ) -> None:
-    typist = page()
+    typist = page("oracle.suggestions=true")
     item = typist.item()
     answer_elsewhere(typist, item)
     typist.browser.type(typist.keys["road"])
-    wait_for(lambda: typist.item() != item)
+    typist.wait_for_next(item)
     assert typist.text("#notice") == "This question has its answer already."
-    typist.press(typist.keys["sky"])
-    assert [(answer.kind, answer.label) for answer in typist.answers()] == [("void", None), ("class", "sky")]
-
-
-def test_enter_confirms_a_suggestion(page: Opened) -> None:
-    typist = page("oracle.suggestions=true")
     first = typist.item()
     assert typist.text("#question") == f"Is this {first['suggestion']}?"
-    second = typist.press(ENTER)["item"]
-    typist.press(typist.keys["pedestrian"])
-    assert [(answer.label, answer.suggestion) for answer in typist.answers()] == [
-        (first["suggestion"], first["suggestion"]),
-        ("pedestrian", second["suggestion"]),
+    second = typist.press(Key.ENTER)["item"]
+    typist.say("pedestrian")
+    assert [(answer.kind, answer.label, answer.suggestion) for answer in typist.answers()] == [
+        ("void", None, item["suggestion"]),
+        ("class", first["suggestion"], first["suggestion"]),
+        ("class", "pedestrian", second["suggestion"]),
     ]
 
 
@@ -422,30 +371,38 @@ def test_time_without_a_sign_of_life_is_idle(page: Opened) -> None:
         return answer.seconds or 0, answer.idle_seconds
 
     time.sleep(0.9)
-    typist.press(typist.keys["road"])
+    typist.say("road")
     assert last()[0] < 0.1
     assert last()[1] == pytest.approx(1.0, abs=0.25)
     for _ in range(4):
         time.sleep(0.15)
-        typist.browser.type(UP)
-    typist.press(typist.keys["road"])
+        typist.browser.type(Key.UP)
+    typist.say("road")
     assert 0.6 < last()[0] < 1.2
     assert last()[1] == pytest.approx(0, abs=0.2)
-    typist.browser.type(ESCAPE)
+    typist.browser.type(Key.ESCAPE)
     assert typist.look()["state"] == "paused"
     time.sleep(0.6)
     typist.browser.type("r")  # goes on, and answers nothing
     assert typist.look()["state"] == "asking"
-    typist.press(typist.keys["sky"])
+    typist.say("sky")
     assert last()[0] < 0.3
     assert last()[1] == pytest.approx(0.6, abs=0.2)
     assert typist.labels() == ["road", "road", "sky"]
 
 
-def go_offline(browser: Browser, is_offline: bool) -> None:
-    browser.devtools("Network.enable")
-    rates = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-    browser.devtools("Network.emulateNetworkConditions", offline=is_offline, **rates)
+@contextmanager
+def offline(typist: Typist) -> Iterator[None]:
+    """Without a connection until the block ends, in which the page says so."""
+
+    def set_to(is_offline: bool) -> None:
+        rates = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        typist.browser.devtools("Network.emulateNetworkConditions", offline=is_offline, **rates)
+
+    typist.browser.devtools("Network.enable")
+    set_to(True)
+    yield
+    set_to(False)
 
 
 def kept_answers(browser: Browser) -> list[Item]:
@@ -454,47 +411,39 @@ def kept_answers(browser: Browser) -> list[Item]:
     return [json.loads(value) for _, value in kept]
 
 
-def test_an_answer_is_kept_without_a_connection_and_over_a_reload(page: Opened) -> None:
+def test_an_answer_is_kept_without_a_connection_and_over_a_reload_as_is_one_that_replaces_it(page: Opened) -> None:
     typist = page()
-    go_offline(typist.browser, True)
-    typist.browser.type(typist.keys["car"])
-    typist.wait_for_notice("No connection", "#banner")
-    typist.browser.type(typist.keys["sky"])  # nobody has seen the next pixel
-    assert "still being sent" in typist.text("#notice")
-    assert typist.answers() == ()
-    kept = kept_answers(typist.browser)
-    assert [one["reply"]["label"] for one in kept] == ["car"]
-    go_offline(typist.browser, False)
+    with offline(typist):
+        typist.browser.type(typist.keys["car"])
+        typist.wait_for_notice("No connection", "#banner")
+        typist.browser.type(typist.keys["sky"])  # nobody has seen the next pixel
+        assert "still being sent" in typist.text("#notice")
+        assert typist.answers() == ()
+        kept = kept_answers(typist.browser)
+        assert [one["reply"]["label"] for one in kept] == ["car"]
     typist.reload()
     wait_for(typist.answers)
     assert [answer.id for answer in typist.answers()] == [one["reply"]["id"] for one in kept]
     assert kept_answers(typist.browser) == []
-    typist.browser.type(BACKSPACE)
-    wait_for(lambda: typist.answers() == ())
-
-
-def test_another_answer_is_kept_with_the_one_that_it_replaces(page: Opened) -> None:
-    typist = page()
-    typist.press(typist.keys["car"])
-    go_offline(typist.browser, True)
-    typist.browser.type(LEFT, typist.keys["sky"])
-    typist.wait_for_notice("No connection", "#banner")
-    go_offline(typist.browser, False)
+    with offline(typist):
+        typist.browser.type(Key.LEFT, typist.keys["sky"])
+        typist.wait_for_notice("No connection", "#banner")
     typist.reload()
     wait_for(lambda: typist.labels() == ["sky"])
     assert kept_answers(typist.browser) == []
+    typist.browser.type(Key.BACKSPACE)
+    wait_for(lambda: typist.answers() == ())
 
 
 def test_a_kept_answer_that_cannot_be_stored_is_told(page: Opened) -> None:
     typist = page()
     item = typist.item()
-    go_offline(typist.browser, True)
-    typist.browser.type(typist.keys["car"])
-    typist.wait_for_notice("No connection", "#banner")
-    typist.browser.call("POST", "/url", {"url": "about:blank"})
-    answer_elsewhere(typist, item)
-    go_offline(typist.browser, False)
-    typist.open(address_of(typist))
+    with offline(typist):
+        typist.browser.type(typist.keys["car"])
+        typist.wait_for_notice("No connection", "#banner")
+        typist.browser.call("POST", "/url", {"url": "about:blank"})
+        answer_elsewhere(typist, item)
+    typist.open(typist.address)
     assert typist.text("#notice").startswith("An answer that was kept could not be stored: This question has its")
     assert kept_answers(typist.browser) == []
     assert typist.labels() == [None]
@@ -543,29 +492,19 @@ def test_a_page_keeps_what_it_has_while_somebody_is_there(page: Opened, browser:
         browser.devtools("Page.removeScriptToEvaluateOnNewDocument", identifier=quicker)
 
 
-def test_nobody_gets_past_the_question_for_the_name(page: Opened, browser: Browser) -> None:
-    typist = page(images=1, pixels=3, opens=False)
-    for _ in range(3):
-        browser.type(ESCAPE)
-        wait_for(lambda: browser.run("return document.querySelector('#welcome').open"))
-    browser.type("A", "A", "A", ENTER)
-    typist.settle()
-    assert typist.text("#person") == "AAA"
-
-
 def test_a_page_waits_for_the_training_and_goes_on_by_itself(page: Opened, browser: Browser) -> None:
     typist, plan = page(), plan_of()
     store = typist.store
-    typist.press(*[typist.keys["road"]] * 24)
+    typist.say(*["road"] * 24)
     wait_for(lambda: typist.look()["state"] == "waiting")
     assert typist.text("#cover h2") == "The network trains"
     go_on(store)
-    typist.browser.type(BACKSPACE)
+    typist.browser.type(Key.BACKSPACE)
     wait_for(lambda: "The training has gone on" in typist.text("#notice") + typist.text("#banner"))
     ask(store, plan, questions_of(1, 3, seed=2), pick="second", stages=1)
     wait_for(lambda: typist.look()["item"])
     assert browser.shown("#cover") == [False]
-    typist.press(*[typist.keys["sky"]] * 3)
+    typist.say(*["sky"] * 3)
     go_on(store, "second")
     finish(store, plan)
     wait_for(lambda: typist.look()["state"] == "done")
@@ -580,7 +519,7 @@ def screenshot(browser: Browser, path: Path) -> np.ndarray[Any, np.dtype[np.uint
 def test_the_marked_pixel_is_the_asked_one_and_stays_visible(page: Opened, browser: Browser, tmp_path: Path) -> None:
     """The frame in the middle of the close view has the native pixels that the prepared one covers, in their places."""
     typist = page()
-    browser.type(*[UP] * 9)
+    browser.type(*[Key.UP] * 9)
     box = browser.run("return document.querySelector('#close').getBoundingClientRect().toJSON()")
     for _ in range(3):
         item, picture = typist.item(), screenshot(browser, tmp_path / "shot.png")
@@ -593,96 +532,98 @@ def test_the_marked_pixel_is_the_asked_one_and_stays_visible(page: Opened, brows
             y, x = np.floor(middle + (np.array(inside) - 0.5) * covers * scale).astype(int)
             row, column = np.floor((np.array([item["y"], item["x"]]) + inside) * covers).astype(int)
             np.testing.assert_allclose(picture[y, x].astype(int), native[row, column].astype(int), atol=2)
-        typist.press(typist.keys["road"])
+        typist.say("road")
 
 
 def test_all_points_of_an_image_show_with_their_keys(page: Opened, browser: Browser, tmp_path: Path) -> None:
     typist = page()
-    typist.press(*[typist.keys["pedestrian"]] * 4)
-    before = screenshot(browser, tmp_path / "before.png")
-    shown = typist.look()["shown"]
-    browser.type(TAB)
-    wait_for(lambda: typist.look()["shown"] > shown)
+    typist.say(*["pedestrian"] * 4)
     colour = np.array(scenes.PALETTE[scenes.CLASS_NAMES.index("pedestrian")])
-    left = slice(0, 690)
-    count = [
-        int((np.abs(one[:, left].astype(int) - colour).max(axis=2) <= 2).sum())
-        for one in (before, screenshot(browser, tmp_path / "after.png"))
-    ]
+
+    def left() -> np.ndarray[Any, np.dtype[np.uint8]]:
+        return screenshot(browser, tmp_path / "shot.png")[:, :690]
+
+    def toggle() -> None:
+        shown = typist.look()["shown"]
+        browser.type(Key.TAB)
+        wait_for(lambda: typist.look()["shown"] > shown)
+
+    before = left()
+    toggle()
+    count = [int((np.abs(one.astype(int) - colour).max(axis=2) <= 2).sum()) for one in (before, left())]
     assert count[1] - count[0] > 4 * 80  # discs with a letter in each
     assert browser.run("return document.querySelector('[data-command=points]').ariaPressed") == "true"
-    shown = typist.look()["shown"]
-    browser.type(TAB)
-    wait_for(lambda: typist.look()["shown"] > shown)
-    np.testing.assert_array_equal(screenshot(browser, tmp_path / "again.png")[:, left], before[:, left])
+    toggle()
+    np.testing.assert_array_equal(left(), before)
 
 
 def test_the_theme_is_chosen_by_a_key_and_kept(page: Opened, browser: Browser) -> None:
     typist = page()
 
-    def colour() -> str:
-        found: str = browser.run("return getComputedStyle(document.body).backgroundColor")
-        return found
+    def seen() -> tuple[bool, Any]:
+        return browser.run("return getComputedStyle(document.body).backgroundColor") == light, typist.text("#theme")
 
-    light = colour()
-    browser.type(F2)
-    assert (colour(), typist.text("#theme")) == (light, "Light")
-    browser.type(F2)
-    assert (colour() != light, typist.text("#theme")) == (True, "Dark")
+    light = browser.run("return getComputedStyle(document.body).backgroundColor")
+    browser.type(Key.F2)
+    assert seen() == (True, "Light")
+    browser.type(Key.F2)
+    assert seen() == (False, "Dark")
     typist.reload()
-    assert (colour() != light, typist.text("#theme")) == (True, "Dark")
-    browser.type(F2)
-    assert (colour(), typist.text("#theme")) == (light, "Auto")
+    assert seen() == (False, "Dark")
+    browser.type(Key.F2)
+    assert seen() == (True, "Auto")
 
 
-def test_the_mouse_does_all_that_keys_do(page: Opened, browser: Browser) -> None:
+def test_the_mouse_does_all_that_keys_do_and_a_held_key_presses_a_button_once(page: Opened, browser: Browser) -> None:
     typist = page()
     browser.click("#classes button:nth-child(4)")
     typist.take_notes(1)
     browser.click("[data-command=unknown]")
     typist.take_notes(2)
     before = typist.item()
-    browser.type(SPACE)  # skips: the button that was clicked does not have the focus
-    wait_for(lambda: typist.item() != before)
+    browser.type(Key.SPACE)  # skips: the button that was clicked does not have the focus
+    typist.wait_for_next(before)
     browser.click("[data-command=undo]")
     typist.take_notes(3)
     assert typist.labels() == ["road"]
     unnamed = "return [...document.querySelectorAll('button')].filter(one => !one.ariaLabel && !one.textContent.trim())"
     assert browser.run(unnamed + ".filter(one => one.id !== 'person' && one.id !== 'confirm').length") == 0
+    browser.run("document.querySelector('#classes button').focus()")
+    held = {"type": "keyDown", "key": "Enter", "code": "Enter", "text": "\r"}
+    for repeat in (False, True, True, True):
+        browser.devtools("Input.dispatchKeyEvent", **held, autoRepeat=repeat)
+        time.sleep(0.1)
+    assert len(typist.labels()) == 2
 
 
-SHAPE = (160, 128)
 SCREENS = [(1280, 720), (1920, 1080), (1093, 520), (390, 844)]
+TALL = {"images": "train/images", "labels": "train/labels"}
 
 
 @pytest.mark.parametrize("classes", [11, 30])
 def test_everything_fits_the_screen(browser: Browser, tmp_path: Path, classes: int) -> None:
-    folder = tmp_path / "data" / "many"
-    for name, mode in (("images", "RGB"), ("labels", "L")):
-        (folder / name).mkdir(parents=True)
-        Image.new(mode, SHAPE).save(folder / name / "train_0000.png")
     names = [f"class of things {number}" for number in range(classes)]
-    split = "{images: images, labels: labels}"
-    text = f"classes: {json.dumps(names)}\nvoid: 255\nsplits:\n  train: {split}\n  test: {split}\n"
-    (folder / "dataset.yaml").write_text(text)
-    plan, store = plan_of("dataset={name: folder, path: many, size: [32, 40]}"), Store(tmp_path / "store")
-    ask(store, plan, questions_of(["train_0000.png"], 3))
+    folder = write_folder(tmp_path / "data", classes=names, splits={"train": TALL, "test": TALL})
+    for name, mode in (("images", "RGB"), ("labels", "L")):
+        Image.new(mode, (160, 128)).save(folder / "train" / name / "leaf.v0.png")
+    plan, store = plan_of("dataset={name: folder, path: leaves, size: [32, 40]}"), Store(tmp_path / "store")
+    ask(store, plan, questions_of(["leaf.v0.png"], 3))
     with running(Desk(plan, store, tmp_path / "data"), store) as site:
         for width, height in SCREENS:
             typist = Typist(browser, store, site=site)
-            typist.open(address_of(typist), width, height)
+            typist.open(typist.address, width, height)
             size = "document.documentElement"
             assert browser.run(f"return {size}.scrollWidth") <= width
             assert len(typist.keys) == classes
             if width < 400:
-                typist.press(typist.keys[names[0]])
+                typist.say(names[0])
                 continue
             assert browser.run(f"return {size}.scrollHeight") <= height
             boxes = "[...document.querySelectorAll('button')].map(one => one.getBoundingClientRect())"
             assert browser.run(f"return {boxes}.filter(one => one.bottom > {height} || one.right > {width})") == []
-            overlap = browser.run(
+            shown, apart = browser.run(
                 "const [wide, classes] = ['wide', 'classes'].map(id => document.getElementById(id)"
                 ".getBoundingClientRect()); return [wide.height, classes.top - wide.bottom]"
             )
-            assert overlap[0] > (100 if height > 600 else 60)
-            assert overlap[1] >= 0
+            assert shown > (100 if height > 600 else 60)
+            assert apart >= 0

@@ -47,22 +47,17 @@ def test_questions_come_by_image_along_a_path_and_begun_images_first(office: Off
     assert images(office.page("bob").items) == ["train_0001"] * 5 + ["train_0000"] * 6
 
 
-def test_predicted_classes_come_together_over_eight_images(office: Office) -> None:
-    office.ask(9, 6, "oracle.suggestions=true", "annotate.order=predicted")
-    items = office.page().items
-    assert len(items) == 48
-    groups = [(name, list(group)) for name, group in itertools.groupby(items, key=lambda item: item["suggestion"])]
-    assert [name for name, _ in groups] == ["sky", "building", "pole", "road"]
-    assert all(images(group) == sorted(images(group)) for _, group in groups)
-
-
-def test_a_suggestion_is_shown_and_recorded(office: Office) -> None:
-    questions = office.ask(1, 8, "oracle.suggestions=true")
+def test_a_suggestion_is_shown_and_recorded_and_predicted_classes_may_come_together(office: Office) -> None:
+    questions = office.ask(9, 6, "oracle.suggestions=true", "annotate.order=predicted")
     page = office.page()
+    assert len(page.items) == 48  # of eight images
+    groups = [(name, images(group)) for name, group in itertools.groupby(page.items, lambda item: item["suggestion"])]
+    assert [name for name, _ in groups] == ["sky", "building", "pole", "road"]
+    assert all(names == sorted(names) for _, names in groups)
     predicted = [scenes.CLASS_NAMES[index] for index in questions.predicted.tolist()]
     expected = dict(zip(questions.places(), predicted, strict=True))
-    assert {place(item): item["suggestion"] for item in page.items} == expected
-    assert page.work() == 8
+    assert {place(item): item["suggestion"] for item in page.items}.items() <= expected.items()
+    assert page.work() == 54
     assert {answer.place: answer.suggestion for answer in office.answers()} == expected
 
 
@@ -80,19 +75,26 @@ def test_without_suggestions_a_page_learns_nothing_of_predictions_or_labels(offi
 # Pictures and classes
 
 
-def test_a_page_gets_the_image_at_native_size_by_its_number_alone(office: Office) -> None:
+def test_a_page_gets_images_by_number_points_with_what_was_said_and_classes_with_keys_and_colours(
+    office: Office,
+) -> None:
     office.ask(2, 6)
     page = office.page()
     assert {item["name"]: item["image"] for item in page.items} == {"train_0000": 0, "train_0001": 1}
     assert {(item["height"], item["width"]) for item in page.items} == {(32, 40)}
     with Image.open(io.BytesIO(page.desk.image(1))) as image:
-        np.testing.assert_array_equal(np.asarray(image), scenes.scene("train", 1)[0])
+        np.testing.assert_array_equal(np.asarray(image), scenes.scene("train", 1)[0])  # at native size
     for number in (-1, 2):
         with refused("No question has this image"):
             page.desk.image(number)
-
-
-def test_a_page_gets_every_class_with_a_key_and_a_colour(office: Office) -> None:
+    first, second = page.items[:2]
+    page.answer("sky")
+    page.answer(None)
+    points = {(point["y"], point["x"]): (point["kind"], point["label"]) for point in page.desk.points(0)}
+    assert len(points) == 6
+    assert points.pop((first["y"], first["x"])) == ("class", "sky")
+    assert points.pop((second["y"], second["x"])) == ("unknown", None)
+    assert set(points.values()) == {(None, None)}
     found = office.desk(plan_of("annotate.keys={sky: z}", "annotate.idle_seconds=7")).begin("ann")
     assert [one["name"] for one in found["classes"]] == list(scenes.CLASS_NAMES)
     assert found["classes"][0] == {"name": "sky", "key": "z", "colour": "#6eaae1"}
@@ -100,31 +102,14 @@ def test_a_page_gets_every_class_with_a_key_and_a_colour(office: Office) -> None
     assert (found["idle_seconds"], found["title"]) == (7, "Scenes, labelled by people")
 
 
-def test_points_of_an_image_have_what_was_said(office: Office) -> None:
-    office.ask(1, 4)
-    page = office.page()
-    first, second = page.items[:2]
-    page.answer("sky")
-    page.answer(None)
-    found = {(point["y"], point["x"]): (point["kind"], point["label"]) for point in page.desk.points(0)}
-    assert len(found) == 4
-    assert found.pop((first["y"], first["x"])) == ("class", "sky")
-    assert found.pop((second["y"], second["x"])) == ("unknown", None)
-    assert set(found.values()) == {(None, None)}
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
+def test_a_plan_that_asks_nobody_or_about_different_classes_is_refused(office: Office) -> None:
+    different = "grid=[{dataset.name: [scenes, camvid], seed: [0], budget: [20]}]"
+    for override, message in (
         ("oracle.name=ground_truth", "oracle: no chain"),
-        ("grid=[{dataset.name: [scenes, camvid], seed: [0], budget: [20]}]", "scenes and camvid.*different classes"),
-    ],
-)
-def test_a_plan_that_asks_nobody_or_about_different_classes_is_refused(
-    office: Office, override: str, message: str
-) -> None:
-    with pytest.raises(SpecError, match=message):
-        office.desk(plan_of(override))
+        (different, "scenes and camvid.*different classes"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            office.desk(plan_of(override))
 
 
 # Answers
@@ -210,24 +195,16 @@ def test_another_process_gets_other_images_until_they_are_given_back(office: Off
     first, second = office.page("ann"), office.page("bob")
     assert set(images(first.items)) == {"train_0000", "train_0001"}
     assert set(images(second.items)) == {"train_0002"}
-    assert second.work() == 6
+    assert len(office.store.leased()) == 3
+    assert second.work() == 6  # an image that is done is given back
+    assert len(office.store.leased()) == 2
     second.fetch()
     assert (second.items, second.state) == ([], "elsewhere")
     first.answer()
     first.desk.close()
     second.fetch()
     assert set(images(second.items)) == {"train_0000", "train_0001"}
-    assert len(second.items) == 11
-
-
-def test_an_image_that_is_done_is_given_back(office: Office) -> None:
-    office.ask(2, 6)
-    page = office.page()
-    assert len(office.store.leased()) == 2
-    for _ in range(6):
-        page.answer()
-    assert len(office.store.leased()) == 1
-    page.work()
+    assert second.work() == 11
     assert office.store.leased() == {}
 
 
@@ -245,33 +222,6 @@ def test_the_images_of_a_silent_person_go_to_others(office: Office) -> None:
     assert (silent.items, silent.state) == ([], "elsewhere")
 
 
-def test_a_silent_person_goes_on_where_nobody_took_over(office: Office) -> None:
-    office.ask(3, 6)
-    page = office.page()
-    before = list(page.items)
-    office.clock.now += 1000  # the machine slept, too
-    page.answer()
-    page.fetch()
-    assert page.items == before[1:]
-    office.clock.now += 1000
-    page.fetch()
-    assert page.items == before[1:]
-
-
-def test_after_a_standstill_an_image_that_another_process_took_is_theirs(office: Office) -> None:
-    office.ask(1, 6)
-    page = office.page("ann")
-    for name in office.store.leased():  # what others see of leases that were not refreshed
-        office.store.remove_record(f"leases/{name}")
-    other = office.page("bob")
-    assert other.items == page.items
-    office.clock.now += 90
-    with refused("Somebody else works on this image"):
-        page.answer()
-    assert other.work() == 6
-    assert len(office.places()) == 6
-
-
 def test_a_page_that_gives_a_sign_keeps_what_it_has(office: Office) -> None:
     """Also when it gives it late, and the request itself is the first to notice the silence."""
     office.ask(3, 12)
@@ -283,20 +233,30 @@ def test_a_page_that_gives_a_sign_keeps_what_it_has(office: Office) -> None:
         other.fetch()
         assert page.items == before
         assert set(images(other.items)) == {"train_0002"}
+    office.clock.now += 1000
+    page.answer()  # nobody took over
+    page.fetch()
+    assert page.items == before[1:]
     assert leases.keys() <= office.store.leased().keys()
 
 
-def test_a_sign_of_life_drops_what_others_took_and_keeps_the_rest(office: Office) -> None:
+@pytest.mark.parametrize("sign", [True, False])
+def test_after_a_standstill_an_image_that_another_process_took_is_theirs_and_the_rest_is_kept(
+    office: Office, sign: bool
+) -> None:
     office.ask(2, 12)
     page = office.page("ann")
     office.store.remove_record(f"leases/{next(iter(office.store.leased()))}")  # as others see one not refreshed
     other = office.page("bob")
     (taken,) = set(images(other.items))
-    before = list(page.items)
+    kept = [item for item in page.items if item["name"] != taken]
     office.clock.now += 90  # the machine slept
+    if not sign:
+        with refused("Somebody else works on this image"):
+            page.desk.answer(page.reply(other.items[0]))
     page.fetch()
-    assert page.items == [item for item in before if item["name"] != taken]
-    assert len(page.items) == 12
+    assert page.items == kept
+    assert len(kept) == 12
     assert page.work() == other.work() == 12
     assert len(office.places()) == 24
 
@@ -347,33 +307,30 @@ def test_what_is_skipped_comes_again_at_the_end(office: Office) -> None:
     assert reloaded.work() == 5
 
 
-def test_answers_are_taken_back_one_after_the_other(office: Office) -> None:
+def test_own_answers_are_taken_back_one_after_the_other_those_of_an_earlier_sitting_too(office: Office) -> None:
     office.ask(2, 3)
     page = office.page()
     before = list(page.items)
     assert page.work(5) == 5
+    for annotator, answer, message in (("bob", page.sent[0][0], "Only your own"), ("ann", "x", "no such answer")):
+        with refused(message):
+            page.desk.undo(annotator, answer)
+    assert len(office.answers()) == 5
     for answer, item in reversed(page.sent):
         progress = page.desk.undo("ann", answer)
         assert page.desk.undo("ann", answer) == progress
         reloaded = office.page("ann", page.desk)
         assert reloaded.items[0] == item
     assert progress == {"answered": 0, "total": 6, "mine": 0}
-    assert reloaded.items == before
-    assert office.answers() == ()
+    assert (reloaded.items, office.answers()) == (before, ())
     assert reloaded.work() == 6
-
-
-def test_an_answer_of_an_earlier_sitting_is_taken_back(office: Office) -> None:
-    office.ask(1, 3)
-    page = office.page()
-    page.work()
     page.desk.close()
     desk = office.desk()
     last = desk.begin("ann")["history"][-1]
     desk.undo("ann", last["id"])
     assert office.page("ann", desk).items == [last["item"]]
     desk.close()
-    assert office.desk().undo("ann", last["id"])["answered"] == 2  # by a page that heard nothing of it
+    assert office.desk().undo("ann", last["id"])["answered"] == 5  # by a page that heard nothing of it
 
 
 @pytest.mark.parametrize("polled", [False, True])
@@ -391,16 +348,6 @@ def test_an_answer_that_was_trained_on_stays_and_nothing_comes_again(office: Off
     with refused("The training has gone on", "gone"):
         page.desk.undo("ann", page.sent[-1][0])
     assert len(office.answers()) == 24
-
-
-def test_only_own_answers_are_taken_back(office: Office) -> None:
-    office.ask(1, 3)
-    page = office.page()
-    page.work()
-    for annotator, answer, message in (("bob", page.sent[0][0], "Only your own"), ("ann", "x", "no such answer")):
-        with refused(message):
-            page.desk.undo(annotator, answer)
-    assert len(office.answers()) == 3
 
 
 # Chains
@@ -431,36 +378,21 @@ def test_a_page_waits_for_the_training_goes_on_and_ends(office: Office) -> None:
     assert seen() == ("asking", 3)
     assert page.work() == 3
     assert seen() == ("waiting", 0)
+    office.ask(2, 3)  # a chain that asks for more is followed
+    assert seen() == ("asking", 3)
+    assert set(images(page.items)) == {"train_0001"}
+    assert (page.progress["answered"], page.progress["total"]) == (3, 6)
+    reply = page.reply(page.items[0])
     office.train()
-    assert seen() == ("waiting", 0)
+    assert seen() == ("waiting", 0)  # what is not asked any more is dropped
+    assert office.store.leased() == {}
+    with refused("not asked any more"):
+        page.desk.answer(reply)
     office.ask(1, 3, seed=2, pick="second", stages=1)
     assert seen() == ("asking", 3)
     page.work()
     office.train("second", ends=True)
     assert seen() == ("done", 0)
-
-
-def test_questions_that_are_not_asked_any_more_are_dropped(office: Office) -> None:
-    office.ask(2, 6)
-    page = office.page()
-    office.train()
-    reply = page.reply(page.items[0])
-    page.fetch()
-    assert (page.items, page.state) == ([], "waiting")
-    assert office.store.leased() == {}
-    with refused("not asked any more"):
-        page.desk.answer(reply)
-
-
-def test_a_chain_that_asks_for_more_is_followed(office: Office) -> None:
-    office.ask(1, 3)
-    page = office.page()
-    page.work()
-    office.ask(2, 3)
-    office.clock.now += 2
-    page.fetch()
-    assert set(images(page.items)) == {"train_0001"}
-    assert (page.progress["answered"], page.progress["total"]) == (3, 6)
 
 
 @pytest.mark.alone

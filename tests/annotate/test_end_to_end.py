@@ -120,51 +120,51 @@ def test_run_without_waiting_ends_with_status_3_and_the_command_to_type(
 ) -> None:
     (place / "job").mkdir()
     monkeypatch.setenv("PIXELPICK_JOB", str(place / "job"))  # as in a batch job, which must not come back by itself
-    done = launch(place, "run", "human.yaml", "--local", "--store", "people", "--set", "train.epochs=2")
+    words = "human.yaml", "--store", "people", "--set", "train.epochs=2"
+    done = launch(place, "run", *words, "--local")
     assert done.status == 3
     command = "python launch.py annotate human.yaml --set train.epochs=2 --store people"
     assert f"waiting for 20 answers: {command}" in done.out
     assert "waiting for 20 of 20 answers" in done.out
     assert (place / "job" / "people").read_text() == f"waiting for 20 answers: {command}\n"
-    state = launch(place, "status", "human.yaml", "--store", "people", "--set", "train.epochs=2")
-    assert "WAITING test_resnet margin seed 0: for 20 of 20 answers" in state.out
-    assert f"answer with: {command}" in state.out
-    as_json = json.loads(
-        launch(place, "status", "human.yaml", "--store", "people", "--json", "--set", "train.epochs=2").out
-    )
+    state = launch(place, "status", *words).out
+    assert "WAITING test_resnet margin seed 0: for 20 of 20 answers" in state
+    assert f"answer with: {command}" in state
+    as_json = json.loads(launch(place, "status", *words, "--json").out)
     assert [chain["missing_answers"] for chain in as_json["chains"]] == [20]
-    words = "--store", "people", "--set", "train.epochs=2", "--out", "report"
-    assert "people have to answer first; `status` says" in launch(place, "report", "human.yaml", *words).out
+    assert "people have to answer first; `status` says" in launch(place, "report", *words, "--out", "report").out
 
 
 def test_answers_travel_through_files_of_other_tools(place: Path) -> None:
     """Everything exported, with answers by hand, and imported into another store; twice changes nothing."""
     launch(place, "run", "human.yaml", "--local", "--store", "people")
-    made = launch(place, "export", "human.yaml", "--store", "people", "--format", "jsonl", "--out", "out/asked.jsonl")
-    assert made.status == 0, made.err
-    assert made.out == "written to out/asked.jsonl: 20 pixels, 0 of them answered\n"
+    words = "--store", "people", "--format"
+
+    def export(name: str, out: str) -> str:
+        made = launch(place, "export", "human.yaml", *words, name, "--out", out)
+        assert made.status == 0, made.err
+        return made.out
+
+    def take(file: str, name: str) -> str:
+        taken = launch(place, "import", "human.yaml", file, *words, name, "--annotator", "bob")
+        assert taken.status == 0, taken.err
+        return taken.out
+
+    written = export("jsonl", "out/asked.jsonl")
+    assert written == "written to out/asked.jsonl: 20 pixels, 0 of them answered\n"
     lines = [json.loads(line) for line in (place / "out" / "asked.jsonl").read_text().splitlines()]
     given = [line | {"kind": "class", "label": "sky"} for line in lines[:15]] + [lines[15] | {"kind": "unknown"}]
     (place / "given.jsonl").write_text("".join(json.dumps(line) + "\n" for line in given))
-    words = "human.yaml", "--store", "people", "--format", "jsonl"
-    taken = launch(place, "import", "human.yaml", "given.jsonl", *words[1:], "--annotator", "bob")
-    assert (taken.status, taken.out) == (
-        0,
-        "16 answers imported, 0 were there before; 0 of the new ones are of pixels not asked for\n",
-    )
-    again = launch(place, "import", "human.yaml", "given.jsonl", *words[1:], "--annotator", "bob")
-    assert again.out.startswith("0 answers imported, 16 were there before")
+    end = "were there before; 0 of the new ones are of pixels not asked for\n"
+    assert take("given.jsonl", "jsonl") == f"16 answers imported, 0 {end}"
+    assert take("given.jsonl", "jsonl") == f"0 answers imported, 16 {end}"
     assert "waiting for 4 answers" in launch(place, "run", "human.yaml", "--local", "--store", "people").out
     for name in ("coco", "label-studio", "cvat", "queries"):
-        made = launch(place, "export", *words[:3], "--format", name, "--out", f"out/{name}")
-        assert made.status == 0, made.err
-        assert made.out.startswith(f"written to out/{name}: 20 pixels, 16 of them answered\n")
-        taken = launch(place, "import", "human.yaml", f"out/{name}", *words[1:3], "--format", name)
-        assert taken.status == 0, taken.err
+        assert export(name, f"out/{name}").startswith(f"written to out/{name}: 20 pixels, 16 of them answered\n")
         kept = 15 if name == "queries" else 16  # queries.pkl cannot say that nobody can tell
-        assert taken.out.startswith(f"0 answers imported, {kept} were there before")
+        assert take(f"out/{name}", name).startswith(f"0 answers imported, {kept} were there before")
     assert (place / "out" / "label-studio.labels.xml").is_file()
-    wrong = launch(place, "import", "human.yaml", "out/cvat", *words[1:3], "--format", "coco")
+    wrong = launch(place, "import", "human.yaml", "out/cvat", *words, "coco")
     assert wrong.status == 2
     assert wrong.err.startswith("error: out/cvat: ")
     assert "nothing was imported" in wrong.err

@@ -140,7 +140,7 @@ def test_coco_has_the_structure_of_coco() -> None:
     assert {name: first[name] for name in place | rest} == place | rest
     assert {frozenset(one) for one in tree["annotations"]} == {frozenset(first)}
     assert [names[one["category_id"]] for one in (first, void, question)] == [
-        *("road", "none of the classes", "open question"),
+        *("road", "none of the classes", "open question")
     ]
     assert question["keypoints"][2] == 1
 

@@ -11,7 +11,7 @@ from pixelpick_ray.report.costs import CostModel
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.page import Fact, Page, page_html
 from pixelpick_ray.report.parts import Pictures, Prose, Table
-from tests.support.browser import ENTER, ESCAPE, Browser, browsing, needs_browser, wait_for
+from tests.support.browser import Browser, Key, browsing, needs_browser, wait_for
 from tests.support.pages import PIXEL, curves
 from tests.support.sheets import GRID, fill
 from tests.support.study import Study
@@ -148,7 +148,7 @@ def test_every_kind_of_value_has_its_order_and_only_one_column_at_a_time(browser
     ):
         browser.click(f"#results th:nth-child({number}) button")
         assert column(browser, number) == expected
-    browser.press("#results th:nth-child(1) button", ENTER)
+    browser.press("#results th:nth-child(1) button", Key.ENTER)
     assert column(browser, 1) == ["coreset9", "coreset10", "entropy", "margin", "random"]
     states = "return [...document.querySelectorAll('#results th')].map(one => one.ariaSort)"
     assert browser.run(states) == ["ascending"] + [None] * 6
@@ -234,7 +234,7 @@ def test_pictures_are_enlarged_and_a_slider_hides_the_picks_of_later_stages(brow
     fitting = browser.run(wide)
     browser.click(".viewer .zoom")
     assert browser.run(wide) > 2 * fitting > 1400
-    browser.press(".viewer .close", ESCAPE)
+    browser.press(".viewer .close", Key.ESCAPE)
     assert browser.shown(".viewer") == [False]
 
 

@@ -25,10 +25,13 @@ FLAGS = (
     *("disable-background-networking", "disable-component-update", "disable-sync"),
 )
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of a reference to an element, W3C WebDriver section 12.2
-BACKSPACE, TAB, ENTER, ESCAPE, SPACE, LEFT, UP, RIGHT, DOWN, F2 = (
-    *("\ue003", "\ue004", "\ue007", "\ue00c", "\ue00d"),
-    *("\ue012", "\ue013", "\ue014", "\ue015", "\ue032"),
-)
+
+
+class Key:
+    """Keys without a character of their own."""
+
+    BACKSPACE, TAB, ENTER, ESCAPE, SPACE = "\ue003", "\ue004", "\ue007", "\ue00c", "\ue00d"
+    LEFT, UP, RIGHT, DOWN, F2 = "\ue012", "\ue013", "\ue014", "\ue015", "\ue032"
 
 
 class Browser:
