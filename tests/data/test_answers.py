@@ -3,7 +3,7 @@
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.data.answers import Answer, Book, Undo, check_images
 from pixelpick_ray.errors import DataError, StoreError
 from pixelpick_ray.store import Store
+from tests.support.results import at_once
 
 BOOK = digest("a book")
 
@@ -127,11 +128,11 @@ def test_images_are_noted_once_and_compared_ever_after(tmp_path: Path) -> None:
 
 
 class Meeting(Store):
-    """A store whose writers meet, if they can, between reading and writing."""
+    """A store whose two writers meet, if they can, between reading and writing."""
 
-    def __init__(self, location: Path, barrier: threading.Barrier) -> None:
+    def __init__(self, location: Path) -> None:
         super().__init__(location)
-        self._barrier = barrier
+        self._barrier = threading.Barrier(2)
 
     def write_record(self, relative: str, value: Any) -> None:
         with suppress(threading.BrokenBarrierError):
@@ -146,44 +147,29 @@ class Generous(Meeting):
         return nullcontext()
 
 
-@pytest.fixture
-def barrier() -> Iterator[threading.Barrier]:
-    barrier = threading.Barrier(2)
-    yield barrier
-    barrier.abort()
-
-
-def noted_together(store: Store, *looks: dict[str, str]) -> list[Exception]:
+def noted_together(store: Store, *looks: dict[str, str]) -> list[str]:
     """Have several chains note images at once; what went wrong."""
-    errors: list[Exception] = []
 
-    def note(own: dict[str, str]) -> None:
+    def note(number: int) -> str:
         try:
-            check_images(store, BOOK, own)
+            check_images(store, BOOK, looks[number])
         except DataError as error:
-            errors.append(error)
+            return str(error)
+        return ""
 
-    threads = [threading.Thread(target=note, args=(own,)) for own in looks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=20)
-    assert not any(thread.is_alive() for thread in threads)
-    return errors
+    return [told for told in at_once(len(looks), note) if told]
 
 
 @pytest.mark.parametrize("kind", [Meeting, Generous])
-def test_chains_that_note_images_at_once_drop_none(
-    tmp_path: Path, barrier: threading.Barrier, kind: type[Meeting]
-) -> None:
-    assert noted_together(kind(tmp_path, barrier), {"a": "1", "b": "2"}, {"b": "2", "c": "3"}) == []
+def test_chains_that_note_images_at_once_drop_none(tmp_path: Path, kind: type[Meeting]) -> None:
+    assert noted_together(kind(tmp_path), {"a": "1", "b": "2"}, {"b": "2", "c": "3"}) == []
     for name in ("a", "b", "c"):
         refused(Store(tmp_path), name)
 
 
-def test_of_chains_that_note_different_images_at_once_one_goes_on(tmp_path: Path, barrier: threading.Barrier) -> None:
-    (error,) = noted_together(Meeting(tmp_path, barrier), {"a": "1"}, {"a": "2"})
-    assert str(error).startswith("image a: is another one than when people labelled its pixels")
+def test_of_chains_that_note_different_images_at_once_one_goes_on(tmp_path: Path) -> None:
+    (told,) = noted_together(Meeting(tmp_path), {"a": "1"}, {"a": "2"})
+    assert told.startswith("image a: is another one than when people labelled its pixels")
 
 
 def test_noting_images_waits_for_who_does_so_now(tmp_path: Path) -> None:

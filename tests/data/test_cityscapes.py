@@ -105,14 +105,11 @@ def test_what_is_missing_is_told_with_where_to_get_it_and_where_it_belongs(tmp_p
         assert part in str(caught.value)
 
 
-def test_an_empty_split_is_told(tmp_path: Path) -> None:
+def test_an_empty_split_and_an_image_without_label_or_in_the_folder_of_another_city_are_told(tmp_path: Path) -> None:
     for kind in ("leftImg8bit", "gtFine"):
-        (tmp_path / "cityscapes" / kind / "train").mkdir(parents=True)
+        (tmp_path / "empty" / "cityscapes" / kind / "train").mkdir(parents=True)
     with pytest.raises(DataError, match=r"leftImg8bit/train holds no CITY/NAME_leftImg8bit\.png; unpack leftImg8bit_"):
-        opened("cityscapes", tmp_path).names("train")
-
-
-def test_an_image_without_label_or_in_the_folder_of_another_city_is_told(tmp_path: Path) -> None:
+        opened("cityscapes", tmp_path / "empty").names("train")
     write_cityscapes(tmp_path)
     (tmp_path / "cityscapes/gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png").unlink()
     with pytest.raises(DataError, match=r"image ulm_000000_000019 of split train has no label .*labelIds\.png; add it"):

@@ -20,6 +20,7 @@ from pixelpick_ray.errors import DataError
 from tests.support.data_folders import (
     REAL,
     UInt8,
+    loaded,
     noise,
     opened,
     save,
@@ -31,6 +32,7 @@ from tests.support.launch import launch
 
 SIZE = (24, 32)
 INDICES = np.resize(np.array([0, 1, 2, 2], np.uint8), SIZE)  # of three classes
+COLOURED = np.array([(0, 0, 0), (10, 200, 30), (250, 50, 83)], np.uint8)[INDICES]
 
 
 def described(folder: Path) -> FileDataset:
@@ -56,26 +58,32 @@ def palette_mask(path: Path, indices: UInt8, colours: Sequence[tuple[int, int, i
 VOC_COLOURS = [colour_map(at) for at in range(256)]
 
 
+def moved_up(write: Callable[[Path], object], name: str) -> Callable[[Path], None]:
+    """What writes a published data set into a folder itself, not into a folder of its name in there."""
+
+    def moved(folder: Path) -> None:
+        write(folder)
+        for path in (folder / name).iterdir():
+            path.rename(folder / path.name)
+
+    return moved
+
+
 def as_voc(folder: Path) -> None:
-    write_voc(folder)
-    (folder / "voc" / "VOCdevkit").rename(folder / "VOCdevkit")
-    release = folder / "VOCdevkit" / "VOC2012"
-    for path in (release / "SegmentationClass").iterdir():
-        with Image.open(path) as file:
-            indices = np.asarray(file)
-        palette_mask(path, indices, VOC_COLOURS)
+    moved_up(write_voc, "voc")(folder)
+    for path in (folder / "VOCdevkit" / "VOC2012" / "SegmentationClass").iterdir():
+        palette_mask(path, np.asarray(loaded(path)), VOC_COLOURS)
 
 
 def as_cvat(folder: Path) -> None:
-    (folder / "labelmap.txt").parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     (folder / "labelmap.txt").write_text(
         "# label:color_rgb:parts:actions\nbackground:0,0,0::\nleaf:10,200,30::\nstem:250,50,83::\n"
     )
     for name in "abc":
         photo(folder / "JPEGImages" / f"{name}.jpg", seed=ord(name))
-        colours = np.array([(0, 0, 0), (10, 200, 30), (250, 50, 83)], np.uint8)[INDICES]
-        save(folder / "SegmentationClass" / f"{name}.png", colours)
-        save(folder / "SegmentationObject" / f"{name}.png", colours)
+        save(folder / "SegmentationClass" / f"{name}.png", COLOURED)
+        save(folder / "SegmentationObject" / f"{name}.png", COLOURED)
     (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
     (folder / "ImageSets" / "Segmentation" / "default.txt").write_text("a\nb\nc\n")
 
@@ -85,10 +93,7 @@ def as_cvat_camvid(folder: Path) -> None:
     (folder / "label_colors.txt").write_text("0 0 0 background\n10 200 30 leaf\n250 50 83 stem\n")
     for name in "abc":
         photo(folder / "default" / f"{name}.png", seed=ord(name))
-        save(
-            folder / "defaultannot" / f"{name}.png",
-            np.array([(0, 0, 0), (10, 200, 30), (250, 50, 83)], np.uint8)[INDICES],
-        )
+        save(folder / "defaultannot" / f"{name}.png", COLOURED)
 
 
 def as_labelme(folder: Path) -> None:
@@ -114,18 +119,6 @@ def as_roboflow(folder: Path) -> None:
             photo(folder / split / f"{name}{at}_jpg.rf.0123.jpg", seed=10 * at + ord(name))
             save(folder / split / f"{name}{at}_jpg.rf.0123_mask.png", INDICES)
         (folder / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, leaf\n2, stem\n")
-
-
-def as_camvid(folder: Path) -> None:
-    write_camvid(folder)
-    for path in (folder / "camvid").iterdir():
-        path.rename(folder / path.name)
-
-
-def as_cityscapes(folder: Path) -> None:
-    write_cityscapes(folder)
-    for path in (folder / "cityscapes").iterdir():
-        path.rename(folder / path.name)
 
 
 def beside(masks: str, suffix: str = "", ids: tuple[int, int, int] = (0, 1, 2)) -> Callable[[Path], None]:
@@ -190,21 +183,19 @@ def opened_voc(folder: Path) -> FileDataset:
 
 
 def test_cityscapes_and_camvid_are_read_as_under_their_own_names(tmp_path: Path) -> None:
-    for write, name in ((as_cityscapes, "cityscapes"), (as_camvid, "camvid")):
-        write(folder := tmp_path / f"my {name}")
+    for write, name in ((write_cityscapes, "cityscapes"), (write_camvid, "camvid")):
+        moved_up(write, name)(folder := tmp_path / f"my {name}")
         dataset = described(folder)
         (place := tmp_path / "published").mkdir(exist_ok=True)
         (place / name).symlink_to(folder)
         published = opened(name, place)
         assert dataset.facts.class_names == published.facts.class_names
         for split in published.facts.splits:
-            pairs = zip(dataset.names(split), published.names(split), strict=True)
-            for mine, theirs in pairs:
+            for mine, theirs in zip(dataset.names(split), published.names(split), strict=True):
                 expected = published.read(split, theirs)[1]
                 label = dataset.read(split, mine)[1]
-                assert (
-                    np.where(label == dataset.facts.void_index, published.facts.void_index, label) == expected
-                ).all()
+                label[label == dataset.facts.void_index] = published.facts.void_index
+                assert (label == expected).all()
     assert len(LABEL_IDS) == 19
 
 
@@ -298,12 +289,7 @@ def test_copies_of_real_data_under_other_names_are_read_as_published(tmp_path: P
 def test_init_plan_and_run_on_copies_of_real_data_need_no_line_edited(tmp_path: Path, name: str) -> None:
     COPIES[name](tmp_path / "data" / "pets")
     tiny = ["--set", "grid=[{seed: [0], budget: [5, 10]}]", "--set", "dataset.long_side=160"]
-    for words in (
-        ["init", "data/pets"],
-        ["check", "data/pets"],
-        ["plan", "pets.yaml"],
-        ["run", "pets.yaml", "--local", *tiny],
-    ):
-        done = launch(tmp_path, *words)
+    for words in ("init data/pets", "check data/pets", "plan pets.yaml", "run pets.yaml --local"):
+        done = launch(tmp_path, *words.split(), *(tiny if "run" in words else []))
         assert done.status == 0, done
     assert "trained now: 2" in done.out

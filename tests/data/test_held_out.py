@@ -90,6 +90,21 @@ def test_the_two_parts_are_the_training_split_and_other_splits_are_untouched(spe
     assert len({json.dumps(reduced.identity(split)) for split in reduced.facts.splits}) == len(reduced.facts.splits)
 
 
+def test_of_a_folder_held_out_images_have_its_labels_and_its_description(tmp_path: Path) -> None:
+    parts = {name: {"images": f"{name}/images", "labels": f"{name}/labels"} for name in ("train", "val")}
+    found = set()
+    for bare, classes in product(("train", "val"), ("soil stem leaf", "stem soil leaf")):
+        write_folder(tmp_path, splits=parts | {bare: {"images": f"{bare}/images"}}, classes=classes.split())
+        dataset = open_dataset(DatasetSpec(name="folder", path="leaves", held_out=0.3), tmp_path)
+        known = {split: dataset.has_labels(split) for split in ("train", "held_out", "val")}
+        assert known == {"train": bare != "train", "held_out": bare != "train", "val": bare != "val"}
+        prepared = prepare(dataset, "held_out", SizeSpec(), tmp_path / "cache")
+        assert (set(prepared.labels.tolist()) == {dataset.facts.unlabelled_index}) == (bare == "train")
+        found.add(prepared.fingerprint)
+    assert len(found) == 4
+    assert scenes(0.25).has_labels("held_out")
+
+
 @given(st.floats(0.001, 0.97), st.floats(0.001, 0.97))
 def test_the_images_of_a_smaller_share_are_among_those_of_a_larger_one(one: float, other: float) -> None:
     smaller, larger = (set(scenes(share).names("held_out")) for share in sorted((one, other)))
@@ -120,18 +135,6 @@ def test_of_a_folder_the_described_training_split_is_divided(tmp_path: Path) -> 
     reduced, whole = both(DatasetSpec(name="folder", path="leaves", held_out=0.3), tmp_path)
     assert (reduced.names("val"), reduced.names("held_out")) == (("leaf.v1.jpg", "leaf.v2.jpeg"), ("leaf.v0.png",))
     assert reduced.names("train") == whole.names("train")
-
-
-def test_held_out_images_have_labels_where_the_training_images_have(tmp_path: Path) -> None:
-    parts = {name: {"images": f"{name}/images", "labels": f"{name}/labels"} for name in ("train", "val")}
-    for bare in ("train", "val"):
-        write_folder(tmp_path, splits=parts | {bare: {"images": f"{bare}/images"}})
-        dataset = open_dataset(DatasetSpec(name="folder", path="leaves", held_out=0.3), tmp_path)
-        known = {split: dataset.has_labels(split) for split in ("train", "held_out", "val")}
-        assert known == {"train": bare != "train", "held_out": bare != "train", "val": bare != "val"}
-        labels = prepare(dataset, "held_out", SizeSpec(), tmp_path / "cache").labels
-        assert (set(labels.tolist()) == {dataset.facts.unlabelled_index}) == (bare == "train")
-    assert scenes(0.25).has_labels("held_out")
 
 
 # What they are
@@ -183,15 +186,6 @@ def test_no_part_is_taken_for_another_in_one_cache(write_camvid: WriteCamVid) ->
         assert one == other
         assert (split == "val") == (prepared_at(data, None, "val").fingerprint == one)
         assert len(list((data / "cache").glob(f"camvid-{split}-*.lock"))) == count
-
-
-def test_a_description_is_part_of_the_held_out_content(tmp_path: Path) -> None:
-    spec = DatasetSpec(name="folder", path="leaves", held_out=0.3)
-    found = set()
-    for classes in (["soil", "stem", "leaf"], ["stem", "soil", "leaf"]):
-        write_folder(tmp_path, classes=classes)
-        found.add(prepare(open_dataset(spec, tmp_path), "held_out", SizeSpec(), tmp_path / "cache").fingerprint)
-    assert len(found) == 2
 
 
 # Plans and steps
@@ -248,13 +242,6 @@ def test_steps_train_on_what_is_left_and_evaluate_what_is_held_out(execution: Ex
     assert sources[0].fingerprints.keys() == {"train", "held_out", "test"}
 
 
-def test_shares_change_the_content_of_the_training_split_alone(execution: Execution) -> None:
-    plans = [camvid_plan(held_out=share) for share in (None, 0.2, 0.4)]
-    sources = [Sources(plan.experiment, execution).of(plan.trials[0]) for plan in plans]
-    assert len({source.fingerprints["train"] for source in sources}) == 3
-    assert len({source.fingerprints["test"] for source in sources}) == 1
-
-
 # Keys
 
 
@@ -267,7 +254,7 @@ def keys_of(plan: Plan) -> dict[str, str]:
     return {**by_hand.keys_of(trial, evaluate, SOURCE), "chain": trial.chain_id}
 
 
-def test_keys_of_trials_that_hold_nothing_out_are_older_than_the_option() -> None:
+def test_shares_have_keys_and_training_contents_of_their_own_and_none_has_the_older_ones(execution: Execution) -> None:
     """These digests were made before there was `held_out`."""
     older = {
         "initial": "0cdb951057ca105b48bce8ac7513bf05f8ba64ff02edd8a51d87dd1931a4f7f7",
@@ -276,14 +263,14 @@ def test_keys_of_trials_that_hold_nothing_out_are_older_than_the_option() -> Non
         "evaluation": "5a0ee7ad31485c31fb8880ea90c40802424d5f1737ee91917a34a374b3c5256c",
         "chain": "e0e84c7a9a734f0127c893a1422da668be867ea36b6b4a2482235831837a6298",
     }
-    assert keys_of(camvid_plan(held_out=None)) == keys_of(camvid_plan("dataset.held_out=null")) == older
-    assert camvid_plan(held_out=None).trials[0].dataset.as_input() == {"name": "camvid", "size": [8, 10]}
-
-
-def test_every_share_has_keys_of_its_own() -> None:
-    found = [keys_of(camvid_plan(held_out=share)) for share in (None, 0.2, 0.4)]
-    for step in found[0]:
-        assert len({keys[step] for keys in found}) == 3, step
+    plans = [camvid_plan(held_out=share) for share in (None, 0.2, 0.4)]
+    assert keys_of(plans[0]) == keys_of(camvid_plan("dataset.held_out=null")) == older
+    assert plans[0].trials[0].dataset.as_input() == {"name": "camvid", "size": [8, 10]}
+    for step in older:
+        assert len({keys_of(plan)[step] for plan in plans}) == 3, step
+    sources = [Sources(plan.experiment, execution).of(plan.trials[0]) for plan in plans]
+    assert len({source.fingerprints["train"] for source in sources}) == 3
+    assert len({source.fingerprints["test"] for source in sources}) == 1
 
 
 # What is refused

@@ -31,11 +31,6 @@ def labels(data: Path) -> Path:
     return data / "leaves" / "train" / "labels" / "leaf.v0.png"
 
 
-def read(data: Path, **description: Any) -> UInt8:
-    """The label map of leaf.v0 with a description."""
-    return dataset(data, **description).read_label(labels(data))
-
-
 def with_palette(indices: UInt8, colours: Sequence[Sequence[int]], path: Path) -> None:
     picture = Image.fromarray(indices, mode="P")
     picture.putpalette([value for colour in colours for value in colour])
@@ -64,40 +59,35 @@ def test_the_colours_of_a_palette_win_over_its_indices(tmp_path: Path, order: tu
     assert (described.read_label(labels(tmp_path)) == meant).all()
 
 
-def test_an_optimised_file_is_read_by_colour_where_void_is_an_index(tmp_path: Path) -> None:
+def test_palettes_where_colours_are_known(tmp_path: Path) -> None:
+    """A file made smaller is read by colour where void is an index; a palette for display alone does not count."""
     described = dataset(tmp_path, palette=[RED, GREEN, BLUE])
     with_palette(MEANT, [RED, GREEN, BLUE, *[WHITE] * 253], labels(tmp_path))
     assert (described.read_label(labels(tmp_path)) == MEANT).all()
-    with_palette(
-        np.array([2, 3, 0, 1], np.uint8)[np.where(MEANT == 255, 3, MEANT)], [BLUE, WHITE, RED, GREEN], labels(tmp_path)
-    )
+    turned = np.array([2, 3, 0, 1], np.uint8)[np.where(MEANT == 255, 3, MEANT)]
+    with_palette(turned, [BLUE, WHITE, RED, GREEN], labels(tmp_path))
     with pytest.raises(DataError, match=r"palette has colours of no class, \[255, 255, 255\] \(index 1\); known are"):
         described.read_label(labels(tmp_path))
+    described = dataset(tmp_path, palette=[[0, 0, 0], [9, 9, 0], [0, 9, 9]])
+    for colours in ([[at, at, at] for at in range(256)], [[0, 0, 0]] * 256, [[0, 0, 0], RED, GREEN, *[WHITE] * 253]):
+        with_palette(MEANT, colours, labels(tmp_path))
+        assert (described.read_label(labels(tmp_path)) == MEANT).all()
 
 
-def test_palettes_that_differ_from_file_to_file_are_told_where_no_colour_is_known(tmp_path: Path) -> None:
+def test_palettes_where_no_colour_is_known(tmp_path: Path) -> None:
+    """Those that differ from file to file, and greys in another order, are told; black and white is no void."""
     described, other = dataset(tmp_path), labels(tmp_path).with_name("leaf.v1.png")
     with_palette(MEANT % 255, [RED, GREEN, BLUE], labels(tmp_path))
     assert (described.read_label(labels(tmp_path)) == MEANT % 255).all()
     with_palette(MEANT % 255, [RED, BLUE, GREEN], other)
     with pytest.raises(DataError, match=r"leaf\.v1\.png: index 1 of its palette has the colour \[0, 0, 255\], in .*v0"):
         described.read_label(other)
-
-
-def test_a_grey_palette_in_another_order_is_told_and_black_and_white_is_no_void(tmp_path: Path) -> None:
-    described = dataset(tmp_path)
     with_palette(MEANT % 255, [(0, 0, 0), (2, 2, 2), (1, 1, 1)], labels(tmp_path))
     with pytest.raises(DataError, match=r"greys of its palette are values of classes, .*index 1 is grey 2, index 2 is"):
         described.read_label(labels(tmp_path))
+    described = dataset(tmp_path)
     with_palette(MEANT % 2, [(0, 0, 0), WHITE], labels(tmp_path))
     assert (described.read_label(labels(tmp_path)) == MEANT % 2).all()
-
-
-def test_a_palette_for_display_alone_does_not_count(tmp_path: Path) -> None:
-    described = dataset(tmp_path, palette=[[0, 0, 0], [9, 9, 0], [0, 9, 9]])
-    for colours in ([[at, at, at] for at in range(256)], [[0, 0, 0]] * 256, [[0, 0, 0], RED, GREEN, *[WHITE] * 253]):
-        with_palette(MEANT, colours, labels(tmp_path))
-        assert (described.read_label(labels(tmp_path)) == MEANT).all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
@@ -138,6 +128,9 @@ def test_ids_with_gaps_merged_classes_and_several_voids(tmp_path: Path) -> None:
     save(labels(tmp_path), np.array([[7, 3], [0, 2]], np.uint8))
     with pytest.raises(DataError, match=r"label value 2 at \(y=1, x=1\); allowed are 3, 7, 200 and 0\.\.1, 255 \(void"):
         described.read_label(labels(tmp_path))
+    save(labels(tmp_path), np.array([[1, 2], [3, 255]], np.uint8))
+    with pytest.raises(DataError, match=r"label value 3 at .*; the file has no 0: if its numbers begin at 1, give cl"):
+        dataset(tmp_path / "usual").read_label(labels(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -196,13 +189,6 @@ def test_a_mask_of_two_values_is_told_how_to_say_which_one_is_the_object(tmp_pat
         f"label value {value} at .*; if {value} marks the object, give classes as a mapping, NAME: 0 and NAME: {value}"
     )
     with pytest.raises(DataError, match=hint):
-        described.read_label(labels(tmp_path))
-
-
-def test_numbers_that_begin_at_1_are_told_where_the_last_class_occurs(tmp_path: Path) -> None:
-    described = dataset(tmp_path)
-    save(labels(tmp_path), np.array([[1, 2], [3, 255]], np.uint8))
-    with pytest.raises(DataError, match=r"label value 3 at .*; the file has no 0: if its numbers begin at 1, give cl"):
         described.read_label(labels(tmp_path))
 
 
@@ -272,10 +258,8 @@ def test_what_opencv_reads_is_what_pillow_reads(tmp_path: Path) -> None:
 def test_a_turned_photo_is_turned_where_its_label_map_says_so_or_there_is_none(
     tmp_path: Path, orientation: int
 ) -> None:
-    described = dataset(
-        tmp_path,
-        splits={"train": {"images": "train/images", "labels": "train/labels"}, "bare": {"images": "train/images"}},
-    )
+    parts = {"images": "train/images", "labels": "train/labels"}
+    described = dataset(tmp_path, splits={"train": parts, "bare": {"images": "train/images"}})
     path = tmp_path / "leaves" / "train" / "images" / "leaf.v0.png"
     stored = noise((9, 11), (0,), seed=0)[0]
     exif = Image.Exif()
@@ -296,6 +280,10 @@ def test_a_turned_photo_is_turned_where_its_label_map_says_so_or_there_is_none(
     else:
         with pytest.raises(DataError, match="does not say which of them was labelled"):
             described.read("train", "leaf.v0.png")
+    Image.fromarray(stored[:, :9]).save(path, exif=exif)
+    save(labels(tmp_path), np.zeros((9, 9), np.uint8))
+    with pytest.raises(DataError, match=r"\(9x9, height x width\) does not say which of them was labelled"):
+        described.read("train", "leaf.v0.png")
 
 
 # What a file really is
@@ -356,16 +344,6 @@ def test_lossy_label_maps_links_to_nothing_and_pages_are_told(tmp_path: Path) ->
     for ask in (read_image, read_label_file):
         with pytest.raises(DataError, match="has 2 pages"):
             ask(path)
-
-
-def test_a_turned_square_photo_with_a_label_map_may_be_read_in_two_ways(tmp_path: Path) -> None:
-    described = dataset(tmp_path)
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6
-    Image.fromarray(noise((9, 9), (0,), seed=0)[0]).save(tmp_path / "leaves/train/images/leaf.v0.png", exif=exif)
-    save(labels(tmp_path), np.zeros((9, 9), np.uint8))
-    with pytest.raises(DataError, match=r"\(9x9, height x width\) does not say which of them was labelled"):
-        described.read("train", "leaf.v0.png")
 
 
 def test_a_turned_tiff_and_numbers_with_a_sign_are_told(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ def rows_strategy(max_size: int = 30) -> st.SearchStrategy[list[Row]]:
 
 
 def of(rows: list[Row]) -> LabelledPixels:
-    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(5)]
-    return LabelledPixels.of(names=columns[0], y=columns[1], x=columns[2], label=columns[3], stage=columns[4])
+    names, y, x, label, stage = map(list, zip(*rows, strict=True)) if rows else [[] for _ in range(5)]
+    return LabelledPixels.of(names=names, y=y, x=x, label=label, stage=stage)
 
 
 def rows_of(labels: LabelledPixels) -> list[Row]:
@@ -101,8 +101,3 @@ def test_bytes_do_not_depend_on_the_time_of_writing(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("time.localtime", lambda *_: earlier)
     of([("a", 1, 2, 3, 4)]).write(tmp_path / "then.npz")
     assert (tmp_path / "now.npz").read_bytes() == (tmp_path / "then.npz").read_bytes()
-
-
-def test_one_label_and_stage_may_stand_for_all_pixels() -> None:
-    labels = LabelledPixels.of(names=["a", "a"], y=[1, 0], x=[0, 1], label=np.array([3, 4], dtype=np.uint8), stage=2)
-    assert rows_of(labels) == [("a", 0, 1, 4, 2), ("a", 1, 0, 3, 2)]

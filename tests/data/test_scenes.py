@@ -26,15 +26,12 @@ def load(split: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     return np.stack(images), np.stack(labels)
 
 
-def digest(split: str, indices: tuple[int, ...]) -> str:
-    pieces = (array.tobytes() for index in indices for array in scenes.scene(split, index))
-    return hashlib.sha256(b"".join(pieces)).hexdigest()[:16]
-
-
 def test_pixels_are_those_of_this_version() -> None:
     """Stored results are keyed by VERSION: other pixels under the same number would be mixed with them."""
     assert scenes.VERSION == 1
-    assert {key: digest(*key) for key in GOLDEN} == GOLDEN
+    for (split, indices), wanted in GOLDEN.items():
+        pieces = (array.tobytes() for index in indices for array in scenes.scene(split, index))
+        assert hashlib.sha256(b"".join(pieces)).hexdigest()[:16] == wanted
 
 
 @pytest.mark.parametrize("split", scenes.SPLIT_SIZES)
@@ -54,10 +51,6 @@ def test_pictures_have_the_declared_form_and_hard_classes(split: str) -> None:
     assert all(share[scenes.CLASS_NAMES.index(name)] < 0.02 for name in RARE)
     blank = (labels == scenes.VOID).mean(axis=(1, 2))
     assert 0.01 < blank.min() <= blank.max() < 0.15
-
-
-def test_each_class_has_a_colour_of_its_own() -> None:
-    assert len(scenes.PALETTE) == len(set(scenes.PALETTE)) == len(set(scenes.CLASS_NAMES)) == NUM_CLASSES
 
 
 def test_no_picture_occurs_twice() -> None:
