@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from pixelpick_ray.active.oracle import AnyOracle
@@ -309,15 +310,24 @@ def elsewhere_table(results: Results) -> Table | None:
     found = [one for one in other_results() if one.dataset in datasets]
     if not found:
         return None
-    rows = tuple((one.work, f"{one.dataset} {one.split}", one.backbone, one.asked, *_other_texts(one)) for one in found)
-    notes = dict.fromkeys(f"{one.work}: {one.caveat} Source: {one.source}, {one.address}" for one in found)
+    rows, notes = [], defaultdict[str, dict[str, None]](dict)
+    for (work, split, backbone, caveat), ones in groupby(found, _what_it_is_of):
+        numbers = list(ones)
+        asked = "; ".join(dict.fromkeys(one.asked for one in numbers))
+        counts = ", ".join(dict.fromkeys("-" if one.n is None else str(one.n) for one in numbers))
+        rows.append((work, split, backbone, asked, "; ".join(map(_miou_text, numbers)), counts))
+        notes[f"{caveat} Source: {numbers[0].source}, {numbers[0].address}"][work] = None
     caption = "mIoU in percent of other papers. None is like for like; why is said below."
-    return Table(caption, ("work", "split", "backbone", "asked", "mIoU (%)", "n"), rows, "llllrr", tuple(notes))
+    header = ("work", "split", "backbone", "asked", "mIoU (%)", "n")
+    return Table(caption, header, tuple(rows), "llllrr", tuple(f"{', '.join(of)}: {why}" for why, of in notes.items()))
 
 
-def _other_texts(one: OtherResult) -> tuple[str, str]:
-    std = math.nan if one.std_percent is None else one.std_percent / 100
-    return percent_text(one.miou_percent / 100, std), "-" if one.n is None else str(one.n)
+def _what_it_is_of(one: OtherResult) -> tuple[str, str, str, str]:
+    return one.work, f"{one.dataset} {one.split}", one.backbone, one.caveat
+
+
+def _miou_text(one: OtherResult) -> str:
+    return percent_text(one.miou_percent / 100, math.nan if one.std_percent is None else one.std_percent / 100)
 
 
 def comparable_cells(comparisons: Sequence[Comparison]) -> dict[tuple[Line, Budget], PublishedCell]:

@@ -1,6 +1,7 @@
 """The published numbers, written here a second time by hand, and a reader that refuses damage."""
 
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,11 @@ def test_there_are_thirty_six_cells_and_every_file_is_packaged() -> None:
 def test_numbers_of_other_papers_say_why_they_are_no_counterparts() -> None:
     found = {(one.work, one.dataset, one.miou_percent, one.std_percent, one.n) for one in other_results()}
     others = {("A2LC", "cityscapes", 60.8, 0.7, 3), ("A2LC", "cityscapes", 70.5, 0.3, 3), ("A2LC", "voc", 68.4, 0.9, 3)}
-    assert found == others | {("RIPU, pixel mode", "cityscapes", miou, None, None) for miou in (65.5, 66.1)}
+    others |= {("RIPU, pixel mode", "cityscapes", miou, None, None) for miou in (65.5, 66.1)}
+    others |= {("EquAL+", "camvid", 66.3, None, None), ("DEAL", "camvid", 51.6, None, None)}
+    others |= {("CEREALS", "cityscapes", 59.9, None, None), ("ScribbleSup", "voc", 63.1, None, None)}
+    assert found > others
+    assert Counter(one.dataset for one in other_results()) == {"camvid": 33, "cityscapes": 50, "voc": 9}
     text = published._packaged("others.csv").replace(other_results()[2].caveat, "", 1)
     with pytest.raises(DataError, match="line 4: caveat"):
         published._read("others.csv", text, OtherResult)
