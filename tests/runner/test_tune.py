@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +16,7 @@ from pixelpick_ray.runner.tune import placement
 from tests.support.documents import write_files
 from tests.support.experiments import experiment_text
 from tests.support.fault_cluster import variables
-from tests.support.launch import launch
+from tests.support.launch import launch, overriding
 from tests.support.ray_cluster import RAY_SETTINGS
 
 pytestmark = pytest.mark.ray
@@ -94,19 +95,38 @@ def test_two_ranks_run_as_actors_of_one_trial_and_learn_what_one_rank_learns(pla
 
 def test_heads_on_frozen_features_are_the_same_here_on_ray_and_on_two_ranks(place: Path) -> None:
     """Two chains here one after another, in an actor that is kept for the next one, and as two ranks each."""
-    text = experiment_text(
-        dataset="{name: scenes, size: [32, 48], images: 5}",
-        model="{backbone: test_resnet, pretrained: none, frozen: true, head: {name: linear, l2: 0.1}}",
-        acquire="{initial_pixels: 2, pixels_per_stage: 2}",
-        grid="[{acquire.strategy: [margin, random], seed: [0], budget: [2, 4]}]",
-    )
-    (place / "tiny.yaml").write_text("".join(line for line in text.splitlines(True) if not line.startswith("train:")))
+    write_frozen(place, grid="[{acquire.strategy: [margin, random], seed: [0], budget: [2, 4]}]")
     run(place, "--local", store="here")
     run(place, "--max-concurrent", "1", store="ray")
     run(place, "--ranks", "2", store="two")
     found = {name: arrays_of(place / name) for name in ("here", "ray", "two")}
     assert len(found["here"]) == 3 + 3  # evaluations; first pixels, and those after a fit
     assert found["here"] == found["ray"] == found["two"]
+
+
+@pytest.mark.slow
+def test_a_search_for_the_penalty_of_a_frozen_head_judges_by_what_a_run_measures(place: Path) -> None:
+    search = "{space: {model.head.l2: {loguniform: [1e-3, 1]}}, num_samples: 3}"
+    grid = "[{seed: [0, 1], budget: [2, 4]}]"
+    write_frozen(place, grid=grid, search=search)
+    output = run(place, "--max-concurrent", "1")
+    assert "sample 0 (the file): l2=0.1" in output
+    (best,) = re.findall(r"^  1\.  ([0-9.]+) %", output, re.MULTILINE)
+    (found,) = (place / "store").glob("experiments/*/found/*.yaml")
+    (place / "tiny.yaml").write_text(found.read_text())
+    on_val = overriding("evaluate={splits: {val: {}}, report: val}", "name=on-val", f"grid={grid}")
+    assert f" {best} ± " in run(place, "--local", *on_val)
+
+
+def write_frozen(place: Path, **blocks: str) -> None:
+    """An experiment of linear heads on a frozen network."""
+    text = experiment_text(
+        dataset="{name: scenes, size: [32, 48], images: 5}",
+        model="{backbone: test_resnet, pretrained: none, frozen: true, head: {name: linear, l2: 0.1}}",
+        acquire="{initial_pixels: 2, pixels_per_stage: 2}",
+        **blocks,
+    )
+    (place / "tiny.yaml").write_text("".join(line for line in text.splitlines(True) if not line.startswith("train:")))
 
 
 def arrays_of(store: Path) -> dict[str, bytes]:
