@@ -35,7 +35,7 @@ from tests.support.data_folders import (
     write_folder,
     write_voc,
 )
-from tests.support.experiments import experiment_text
+from tests.support.experiments import WRONG, experiment_text
 from tests.support.launch import ROOT, launch
 
 pytestmark = pytest.mark.long
@@ -55,7 +55,7 @@ SEARCH = experiment_text(
     search=f"\n  space:\n    {SPACE}\n  num_samples: 4",
 )
 Case = dict[str, Any]  # what is wrong, and what is told
-WRONG: dict[str, list[Case]] = yaml.safe_load(Path(__file__).with_name("wrong_inputs.yaml").read_text(encoding="utf-8"))
+EACH = ("run", "plan", "status", "doctor", "annotate")
 
 
 @pytest.fixture
@@ -110,9 +110,9 @@ def told_of(place: Path, case: Case, text: str, *options: str) -> str:
     return str(caught.value)
 
 
-def test_there_are_many() -> None:
-    assert sum(len(cases) for cases in WRONG.values()) > 250
-    assert all(len({str(case) for case in cases}) == len(cases) for cases in WRONG.values())
+@pytest.mark.parametrize("section", WRONG)
+def test_no_case_is_there_twice(section: str) -> None:
+    assert len({str(case) for case in WRONG[section]}) == len(WRONG[section])
 
 
 # Experiment files
@@ -127,19 +127,7 @@ def test_a_wrong_experiment_file(place: Path, case: Case) -> None:
 
 
 @pytest.mark.parametrize("text", [SCENES, SEARCH], ids=["experiment", "search"])
-@pytest.mark.parametrize(
-    "words",
-    [
-        "run",
-        "run --local",
-        "plan",
-        "submit --to slurm --dry-run",
-        "status",
-        "doctor",
-        "report --out report",
-        "annotate",
-    ],
-)
+@pytest.mark.parametrize("words", [*EACH, "run --local", "submit --to slurm --dry-run", "report --out report"])
 def test_every_command_reads_the_file_first_and_stops_there(place: Path, words: str, text: str) -> None:
     command, *options = words.split()
     (place / "mine.yaml").write_text(text)
@@ -199,11 +187,6 @@ def folder_instead_of(path: Path) -> None:
     path.mkdir()
 
 
-def write_lossy_label(place: Path) -> None:
-    """JPEG changes values."""
-    Image.fromarray(np.zeros((9, 11), np.uint8)).save(leaf(place, "labels", "leaf.v1.png"), format="jpeg")
-
-
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "without_label": lambda place: leaf(place, "labels", "leaf.v1.png").unlink(),
     "unknown_class": lambda place: save_label(place, [0] * 10 + [3]),
@@ -211,7 +194,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "label_of_another_size": lambda place: save_label(place, np.zeros((11, 9)), name="leaf.v0.png", split="val"),
     "label_in_colour": lambda place: save_label(place, noise((9, 11), (0,), seed=0)[0] // 200 * 80),
     "label_of_16_bits": lambda place: save_label(place, 700, np.uint16),
-    "label_that_loses": write_lossy_label,
+    "label_that_loses": lambda place: Image.new("L", (11, 9)).save(leaf(place, "labels", "leaf.v1.png"), format="jpeg"),
     "truncated_image": cut_image,
     "empty_image": lambda place: leaf(place).write_bytes(b""),
     "page_instead_of_image": lambda place: leaf(place).write_text("<html>404 not found</html>"),
@@ -312,6 +295,17 @@ def test_wrong_weights(place: Path, case: Case) -> None:
 @pytest.mark.parametrize("case", WRONG["options"], ids=lambda case: " ".join(case["options"]))
 def test_a_wrong_override_or_option(place: Path, case: Case) -> None:
     assert told_of(place, case, SCENES, *case["options"]) == case["told"]
+
+
+@pytest.mark.parametrize("case", WRONG["paths"], ids=lambda case: case["override"])
+def test_an_override_that_leads_elsewhere(leaves: Path, case: Case) -> None:
+    """Neither out of the data folder, where what it names is, nor out of the store."""
+    (leaves / "mine.yaml").write_text(FOLDER)
+    (leaves / "secret.safetensors").write_text("secret")
+    shutil.copytree(leaves / "data" / "leaves", leaves / "secret")
+    before = set(leaves.rglob("*"))
+    assert told(leaves, "run", "mine.yaml", "--local", "--set", case["override"]) == f"mine.yaml: {case['told']}"
+    assert set(leaves.rglob("*")) == before
 
 
 # Searches
@@ -453,22 +447,6 @@ def test_data_that_may_not_be_read(closed: str, message: str) -> None:
 # What the command line itself refuses
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--store", "mine.yaml"], "Error: Invalid value for '--store'"),
-        (["--data", "mine.yaml"], "Error: Invalid value for '--data'"),
-        (["--epochs", "3"], "Error: No such option: --epochs"),
-    ],
-)
-def test_wrong_options(place: Path, options: list[str], message: str) -> None:
-    before = snapshot(place)
-    done = launch(place, "plan", "mine.yaml", *options)
-    assert (done.status, done.out) == (2, "")
-    assert message in done.err
-    assert snapshot(place) == before
-
-
 def test_the_exit_status_is_that_of_the_process(place: Path) -> None:
     before = snapshot(place)
     command = [sys.executable, str(ROOT / "launch.py"), "plan", "mine.yaml", "--set", "train.epoch=3"]
@@ -476,4 +454,13 @@ def test_the_exit_status_is_that_of_the_process(place: Path) -> None:
     assert (done.returncode, done.stdout) == (2, ""), done
     assert done.stderr.startswith("error: mine.yaml: train.epoch: unknown key; allowed here: epochs, batch_size, ")
     assert "Traceback" not in done.stderr
+    for options, message in (
+        (["--store", "mine.yaml"], "Error: Invalid value for '--store'"),
+        (["--data", "mine.yaml"], "Error: Invalid value for '--data'"),
+        (["--epochs", "3"], "Error: No such option: --epochs"),
+        (["--rank", "2"], "Error: No such option: --rank (Possible options: "),
+    ):
+        refused = launch(place, "plan", "mine.yaml", *options)
+        assert (refused.status, refused.out) == (2, "")
+        assert message in refused.err
     assert snapshot(place) == before

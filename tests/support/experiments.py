@@ -1,6 +1,15 @@
 """The one builder of experiment files of the tests: ``experiment_text("tiny", grid="[{budget: [2, 4]}]")``."""
 
+from pathlib import Path
+from typing import Any
+
+import yaml
+
 from pixelpick_ray.config.experiment import Experiment, parse_experiment
+
+WRONG: dict[str, list[dict[str, Any]]] = yaml.safe_load(
+    Path(__file__).parents[1].joinpath("wrong_inputs.yaml").read_text(encoding="utf-8")
+)
 
 BLOCKS = {
     "dataset": "{name: scenes, size: [32, 48], images: 4}",
