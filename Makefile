@@ -9,7 +9,7 @@ BESIDE := -n 3 --dist worksteal
 QUICK := not (gpu or slow or alone or ray or browser or training or whole_report or long)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test slow lint format check test-gpu faults bench docs pins clean
+.PHONY: help demo quick test slow lint format check test-gpu faults bench docs site pins clean
 
 help:                    ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-9s %s\n", $$1, $$2}'
@@ -30,9 +30,10 @@ test: .venv/dev          ## the default tests: three at a time, then those that 
 slow: .venv/dev          ## the other tests, except those that need a GPU: hours
 	$(PYTEST) -n 1 -m slow
 
-lint: .venv/dev          ## style and types
+lint: .venv/dev          ## style, spelling and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 format: .venv/dev        ## mend the style as far as tools can
@@ -51,8 +52,12 @@ faults: .venv/dev        ## a hundred kills, an hour on two cores; in parts with
 bench: .venv/runtime     ## what every part costs over the network alone: JSON lines, benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.bench
 
-docs: .venv/runtime      ## the README's results, from results/
+docs: .venv/runtime      ## what of the documents is generated: results, costs, reference
 	$(BIN)/python docs/update_readme.py
+	$(BIN)/python docs/update_reference.py
+
+site: .venv/dev          ## the documentation as a web site, build/site/docs/index.html; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -c docs . build/site
 
 pins: .venv/dev          ## requirements*.txt: the installed versions of what pyproject.toml lists
 	$(BIN)/python docs/pins.py

@@ -1,18 +1,37 @@
-"""Put the experiments' costs and the tables of ``results/*/table.md`` between the README's markers: ``make docs``."""
+"""Write the README's table from ``results/frozen-*`` and the published numbers, and what experiments cost into
+docs/reference/experiments.md, between markers: ``make docs``.
+"""
 
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+README, COSTS = ROOT / "README.md", ROOT / "docs" / "reference" / "experiments.md"
+PUBLISHED = ROOT / "pixelpick_ray" / "report" / "published" / "pixelpick.csv"
+BUDGETS = ("20", "60", "100", "full")
+SHOWN = ("margin", "random", "all labelled")
+BY = ["experiment", "architecture", "backbone", "strategy"]
+ARCHITECTURES = {"deeplabv3plus": "DeepLabv3+", "fpn": "FPN"}
+BACKBONES = {
+    "tf_efficientnet_lite0": "EfficientNet-Lite0",
+    "mobilenetv2_100": "MobileNetV2",
+    "resnet50": "ResNet-50",
+}
 
 from costs import FLOPS_PER_SECOND, cost_of  # noqa: E402
 
 from pixelpick_ray.config.experiment import Experiment, load_experiment  # noqa: E402
 from pixelpick_ray.models.backbones import PACKAGED  # noqa: E402
+
+
+def experiment_files() -> list[Path]:
+    """Those that come with the project, without what they extend and what searches have written."""
+    return [path for path in ROOT.glob("experiments/**/*.yaml") if path.parent.name not in ("base", "found")]
 
 
 def experiments() -> str:
@@ -22,8 +41,7 @@ def experiments() -> str:
         f"| file | what | needs | stages to train | PFLOP | GPU hours at {rate} TFLOP/s |",
         "| --- | --- | --- | --- | ---: | ---: |",
     ]
-    files = (path for path in ROOT.glob("experiments/**/*.yaml") if path.parent.name != "found")
-    for path in sorted(files, key=lambda path: (len(path.parts), path)):
+    for path in sorted(experiment_files(), key=lambda path: (len(path.parts), path)):
         experiment = load_experiment(path)
         cost = cost_of(experiment)
         stages = f"{cost.fits} ({cost.fits_unshared} one by one)"
@@ -47,30 +65,44 @@ def _two_digits(value: float) -> str:
 
 
 def results() -> str:
-    """The first table of every result, under its folder's name."""
-    parts = []
-    for path in sorted(ROOT.glob("results/*/table.md")):
-        folder = path.parent.relative_to(ROOT)
-        parts.append(f"**[{folder}]({folder})**\n\n{first_table(path.read_text(encoding='utf-8'))}\n")
-    return "\n".join(parts)
+    """A row for each model and strategy of ``results/frozen-*``, then the published ones."""
+    heads = ["model", "input", "pixels chosen by", *(f"{budget}" for budget in BUDGETS), "seeds"]
+    lines = [f"| {' | '.join(heads)} |", f"| --- | --- | --- | {'---: | ' * len(BUDGETS)}---: |"]
+    scales = {one.name: one.model.input_scale or 1.0 for one in map(load_experiment, experiment_files())}
+    for path in sorted(ROOT.glob("results/frozen-*/rows.csv")):
+        rows = pd.read_csv(path, dtype={"budget": str}).fillna({"strategy": "all labelled"})
+        wanted = (rows.metric == "miou") & (rows.split == "test") & (rows.checkpoint == "last")
+        wanted &= rows.strategy.isin(SHOWN) & rows.budget.isin(BUDGETS) & (rows.pretrained != "none")
+        for (name, architecture, backbone, strategy), found in rows[wanted].groupby(BY, sort=False):
+            values = (100 * found.value).groupby(found.budget)
+            cells = {budget: _cell(one) for budget, one in values}
+            link = f"results/{path.parent.name}/table.csv"
+            model = f"[{architecture} head, frozen {BACKBONES.get(backbone, backbone)}]({link})"
+            lines.append(_row(model, f"× {scales[name]:g}", strategy, cells, values.size().max()))
+    published = pd.read_csv(PUBLISHED, dtype={"budget": str})
+    published = published[published.dataset == "camvid"]
+    for (architecture, backbone), found in published.groupby(["architecture", "backbone"], sort=False):
+        cells = {one.budget: f"{one.miou_percent:.1f} ± {one.std_percent:.1f}" for one in found.itertuples()}
+        model = f"published {ARCHITECTURES[architecture]}, {BACKBONES[backbone]}"
+        lines.append(_row(model, "× 1", "margin", cells, found.n.max()))
+    return "\n".join(lines) + "\n"
 
 
-def first_table(text: str) -> str:
-    """The first Markdown table of a report, without its caption."""
-    lines = text.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("|"))
-    end = next((number for number in range(start, len(lines)) if not lines[number].startswith("|")), len(lines))
-    return "\n".join(lines[start:end])
+def _cell(values: "pd.Series[float]") -> str:
+    return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else f"{values.mean():.1f}"
 
 
-def updated(readme: str) -> str:
-    """The README with the costs and the results of today."""
-    for name, text in (("experiments", experiments()), ("results", results())):
-        markers = re.compile(rf"(<!-- {name} -->\n).*(<!-- /{name} -->)", re.DOTALL)
-        readme = markers.sub(lambda match, text=text: f"{match[1]}{text}{match[2]}", readme)
-    return readme
+def _row(model: str, size: str, strategy: str, cells: dict[str, str], seeds: int) -> str:
+    shown = (cells.get(budget, "–") for budget in BUDGETS)
+    return f"| {model} | {size} | {strategy} | {' | '.join(shown)} | {seeds} |"
+
+
+def between(page: str, name: str, text: str) -> str:
+    """The page with other text between its markers."""
+    markers = re.compile(rf"(<!-- {name} -->\n).*(<!-- /{name} -->)", re.DOTALL)
+    return markers.sub(lambda match: f"{match[1]}{text}{match[2]}", page)
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, name, write in ((README, "results", results), (COSTS, "experiments", experiments)):
+        path.write_text(between(path.read_text(encoding="utf-8"), name, write()), encoding="utf-8")

@@ -17,12 +17,12 @@ from pixelpick_ray.config.trial import HumanSpec
 from pixelpick_ray.planning import make_plan
 from pixelpick_ray.store import Store
 from tests.support.data_folders import noise, save
+from tests.support.experiments import SHIPPED_EXPERIMENTS
 from tests.support.launch import ROOT, launch
 
 pytestmark = pytest.mark.training
 
-FILES = (path for path in (ROOT / "experiments").rglob("*.yaml") if path.parent.name != "found")  # what searches write
-EXPERIMENTS = sorted(path.relative_to(ROOT).as_posix() for path in FILES)
+EXPERIMENTS = [path.relative_to(ROOT).as_posix() for path in SHIPPED_EXPERIMENTS]
 SIZE = (24, 32)
 MOST = 320  # pixels that an image of this size has for sure
 ON_TWO_RANKS = "experiments/voc-mobilenet.yaml"  # images of different sizes

@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from pixelpick_ray.config import parts
 from pixelpick_ray.config.annotate import AnnotateSpec
 from pixelpick_ray.config.canonical import digest
+from pixelpick_ray.config.extends import merged
 from pixelpick_ray.config.model import PIXEL_HEADS, ModelSpec, with_head
 from pixelpick_ray.config.search import DomainSpec, SearchSpec, may_vary
 from pixelpick_ray.config.spec import Spec
@@ -196,10 +197,11 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), folder: Path | None = None) -> Experiment:
-    """As `load_experiment`, from YAML text: `where` is the name that messages begin with, ``file:`` is relative to
-    `folder`.
+    """As `load_experiment`, from YAML text: `where` is the name that messages begin with, ``file:`` and ``extends`` are
+    relative to `folder`.
     """
-    tree = read_yaml(text, where)
+    whole = merged(text, where, folder)
+    tree = whole.tree
     if not isinstance(tree, dict):
         raise SpecError(f"{where}: expected a mapping with name, dataset, model, train, evaluate, grid")
     _check_head(tree.get("model"), where)
@@ -225,7 +227,9 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), fo
         if experiment.search is not None:
             check_search(experiment, experiment.search, list(overridden))
     except SpecError as error:
-        raise SpecError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from None
+        said = whole.but_for(overridden)
+        lines = (f"{said.origin_of(line.partition(':')[0], where)}: {line}" for line in str(error).splitlines())
+        raise SpecError("\n".join(lines)) from None
     return experiment
 
 

@@ -131,6 +131,13 @@ def read_yaml(text: str, where: str) -> Any:
         raise SpecError(f"{where}: has a value that cannot be read ({error!s:.80}); put text in quotes") from error
 
 
+def line_of(text: str, key: str) -> int:
+    """The line of a key of the outermost mapping in a YAML text that can be read, from 1; 1 where it has none."""
+    root = yaml.compose(text, Loader=_Loader)
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    return next((inner.start_mark.line + 1 for inner, _ in pairs if inner.value == key), 1)
+
+
 def read_json(text: str | bytes) -> Any:
     """The value of a JSON text. ValueError where it is none, for NaN and infinity, which are no JSON, for numbers of
     thousands of digits, and for what is nested more than MAX_DEPTH deep.

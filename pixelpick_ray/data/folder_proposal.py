@@ -59,7 +59,7 @@ def propose(folder: Path, name: str) -> Proposal:
 
 def _description(tree: Mapping[str, Any], layout: Layout) -> str:
     lines = [f"# Proposed by `init`: the layout of {layout.name} ({layout.why}). Correct what is not so."]
-    lines += ["# See the section on your own images in the README for all that may stand here."]
+    lines += ["# docs/reference/dataset.md has everything that may be in this file."]
     for key, value in tree.items():
         lines.append(f"# {_COMMENTS[key]}")
         lines.append(_entry(key, value))

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.extends import whole_text
 from pixelpick_ray.config.shipped import PACKAGE, SHIPPED, STAMP, code_commit, code_digest
 from pixelpick_ray.errors import RunError, SpecError
 
@@ -59,7 +60,7 @@ class Request:
                 raise SpecError(f"file:{path}: lies outside of the folder of {self.experiment.name}; move it there")
             if flat and "/" in path:
                 raise SpecError(f"file:{path}: a ConfigMap has no folders; put it beside {self.experiment.name}")
-        return {"experiment.yaml": _text(self.experiment), **self.sources}
+        return {"experiment.yaml": whole_text(self.experiment), **self.sources}
 
     def check(self, execution: Execution) -> None:
         """SpecError when no node, or not all of them together, can hold one trial, or would do nothing but wait."""

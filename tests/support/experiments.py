@@ -10,7 +10,9 @@ from pixelpick_ray.config.experiment import Experiment, parse_experiment
 WRONG: dict[str, list[dict[str, Any]]] = yaml.safe_load(
     Path(__file__).parents[1].joinpath("wrong_inputs.yaml").read_text(encoding="utf-8")
 )
-
+_FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+# Without what others extend, and what searches write.
+SHIPPED_EXPERIMENTS = sorted(path for path in _FOLDER.rglob("*.yaml") if path.parent.name not in ("base", "found"))
 BLOCKS = {
     "dataset": "{name: scenes, size: [32, 48], images: 4}",
     "model": "{backbone: test_resnet, pretrained: none}",
