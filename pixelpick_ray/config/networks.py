@@ -72,7 +72,7 @@ HEADS = {
 
 
 _ANY = Head(bool, "features", "mobilenetv2_100 or resnet50")  # what an external head needs
-HEADS |= dict.fromkeys(PIXEL_HEADS, _ANY) | {"mlp": replace(_ANY, version=2)}
+HEADS |= dict.fromkeys(PIXEL_HEADS, _ANY) | {"mlp": replace(_ANY, version=3)}
 
 
 def head_version(name: str) -> int:

@@ -8,7 +8,7 @@ spec in ``config/model.py``.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, cast
 
@@ -268,7 +268,7 @@ class Mlp(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(stream_seed(seed, "initialise", stage))
             head = cls(spec, labelled.vectors.shape[1], num_classes)
-            head._train(spec, labelled, mean, deviation, stream(seed, "order", stage))
+        head._train(labelled, mean, deviation, spec, lambda purpose: stream(seed, purpose, stage))
         first = cast(nn.Conv2d, head.layers[0])
         with torch.no_grad():
             first.weight /= deviation[:, None, None]
@@ -283,28 +283,48 @@ class Mlp(nn.Module):
         return head.eval()
 
     def _train(
-        self, spec: MlpSpec, labelled: LabelledVectors, mean: Tensor, deviation: Tensor, rng: np.random.Generator
+        self,
+        labelled: LabelledVectors,
+        mean: Tensor,
+        deviation: Tensor,
+        spec: MlpSpec,
+        stream_of: Callable[[str], np.random.Generator],
     ) -> None:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
+        layers = [layer for layer in self.layers if isinstance(layer, nn.Conv2d)]
+        matrices = [layer.weight.detach()[:, :, 0, 0].clone().requires_grad_() for layer in layers]
+        biases = [cast(Tensor, layer.bias) for layer in layers]
+        optimizer = torch.optim.AdamW([*matrices, *biases], lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
         number = len(labelled.vectors)
         steps = spec.epochs * -(-number // spec.batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        self.train()
+        order, masks = stream_of("order"), stream_of("dropout")
         for _ in range(spec.epochs):
-            order = rng.permutation(number)
+            shuffled = order.permutation(number)
             for start in range(0, number, spec.batch_size):
-                rows = np.sort(order[start : start + spec.batch_size])  # a memory map is read forwards
-                vectors = torch.from_numpy(labelled.vectors[rows]).float().sub_(mean).div_(deviation)
+                rows = np.sort(shuffled[start : start + spec.batch_size])  # a memory map is read forwards
                 counts = torch.from_numpy(labelled.counts[rows])
-                log_shares = self(vectors.T[None, :, :, None])[0, :, :, 0].T.log_softmax(dim=1)  # as one image: fast
+                hidden = torch.from_numpy(labelled.vectors[rows]).float().sub_(mean).div_(deviation)
+                for matrix, bias in zip(matrices[:-1], biases[:-1], strict=True):
+                    hidden = F.linear(hidden, matrix, bias).relu()
+                    hidden = hidden * _kept(hidden.shape, spec.dropout, masks)
+                log_shares = F.linear(hidden, matrices[-1], biases[-1]).log_softmax(dim=1)
                 loss = -(log_shares * counts).sum() / counts.sum()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 schedule.step()
+        with torch.no_grad():
+            for layer, matrix in zip(layers, matrices, strict=True):
+                layer.weight.copy_(matrix[:, :, None, None])
 
     def forward(self, features: Tensor) -> Tensor:
         return cast(Tensor, self.layers(features))
+
+
+def _kept(shape: torch.Size, dropout: float, rng: np.random.Generator) -> Tensor:
+    """What dropout multiplies values of this shape by; numpy draws it in a fifth of the time that torch takes."""
+    kept = torch.from_numpy(rng.random(shape, dtype=np.float32)) >= dropout
+    return kept.float().div_((1.0 - dropout) or 1.0)
 
 
 class Knn(_Fitted):
