@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from tests.support.documents import DOCS, blocks, write_files
-from tests.support.fault_cluster import Nodes, variables
+from tests.support.fault_cluster import Nodes
 from tests.support.launch import ROOT, Outcome, launch
 
 pytestmark = pytest.mark.training
@@ -130,7 +131,7 @@ def test_a_package_that_is_not_installed_is_named(place: Path) -> None:
 @pytest.mark.ray
 def test_the_package_runs_on_two_nodes_with_two_ranks(place: Path, tmp_path: Path) -> None:
     mark: dict[str, Any] = {"PYTHONPATH": f"{place / 'site'}:{ROOT}", "RAY_AUTH_MODE": "disabled"}
-    with variables(mark):
+    with patch.dict(os.environ, mark):
         nodes = Nodes(mark, {"num_cpus": 1}, {"num_cpus": 1})
         try:
             store, address = str(tmp_path / "store"), ("--address", nodes.address)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data import datasets
 from pixelpick_ray.estimate import summarise
 from pixelpick_ray.planning import claim_name, make_plan, progress_of
@@ -44,27 +43,21 @@ class Lab:
 
     def plan(self, *changes: str, keep: str = "needed") -> tuple[int, int]:
         """How many trainings a plan says that a run makes now, and how many after people have answered."""
-        figures = self._figures(tiny_experiment("train.epochs=1", *changes), replace(self.place, keep_weights=keep))
+        plan, place = make_plan(tiny_experiment("train.epochs=1", *changes)), replace(self.place, keep_weights=keep)
+        figures = summarise(plan, progress_of(plan, place), place)
+        told = rf"{figures['stored_fits']} of \d+ stages? stored, {figures['fits_to_train']} to train"
+        assert re.match(told, status_of(plan, place).line)
         return figures["fits_to_train"] - figures["fits_after_answers"], figures["fits_after_answers"]
-
-    def _figures(self, experiment: Experiment, place: Place) -> dict[str, int]:
-        plan = make_plan(experiment)
-        progress = progress_of(plan, place)
-        figures = summarise(plan, progress, place)
-        told = status_of(plan, place).line
-        assert re.match(rf"{figures['stored_fits']} of \d+ stages? stored, {figures['fits_to_train']} to train", told)
-        return figures
 
     def run(self, *changes: str, keep: str = "needed") -> int:
         """How many trainings a run makes, as it says itself."""
-        plan, console = make_plan(tiny_experiment("train.epochs=1", *changes)), Console(file=io.StringIO(), width=200)
-        execution = replace(self.place, keep_weights=keep)
+        plan, text = make_plan(tiny_experiment("train.epochs=1", *changes)), io.StringIO()
+        execution, console = replace(self.place, keep_weights=keep), Console(file=text, width=200)
         claim_name(plan, execution.results)
         stop = session.StopRequest(None)
         status = session.run(plan, execution, console, stop, local=True, annotate="annotate it").status
-        text = console.file.getvalue()  # type: ignore[attr-defined]
-        assert status == (STOPPED if "annotate it" in text else OK), text
-        (number,) = re.findall(r"trained now: (\d+)", text)
+        assert status == (STOPPED if "annotate it" in text.getvalue() else OK), text.getvalue()
+        (number,) = re.findall(r"trained now: (\d+)", text.getvalue())
         return int(number)
 
     def planned_and_run(self, *changes: str, keep: str = "needed") -> int:
@@ -74,22 +67,13 @@ class Lab:
         return planned[0]
 
     def records(self, *changes: str) -> list[ChainRecord]:
-        """The records of the chains."""
         experiment = tiny_experiment("train.epochs=1", *changes)
         found = [read_chain(self.place.results, experiment, chain.id) for chain in make_plan(experiment).chains]
         return [record for record in found if record is not None]
 
-    def damage(self, kind: str, key: str | None, file: str) -> None:
-        """Flip a bit of a file of a result."""
-        path = self.place.results.folder(kind, str(key)) / file
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(bytes(content))
-
     def weights(self) -> list[str]:
         """Keys of the fits whose weights are stored."""
-        found = self.place.results.path.glob("fit/*/weights.safetensors")
-        return sorted(path.parent.name for path in found)
+        return sorted(path.parent.name for path in self.place.results.path.glob("fit/*/weights.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +109,11 @@ def spoil(lab: Lab, what: str) -> None:
         "evaluation": ("evaluation", first.stages[1].evaluations["val"], "confusion.npz"),
     }
     if what in files:
-        lab.damage(*files[what])
+        kind, key, file = files[what]
+        path = lab.place.results.folder(kind, str(key)) / file
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content))
     if what == "record":
         path = next(lab.place.results.path.glob("experiments/*/chains/*.json"))
         path.write_bytes(path.read_bytes().replace(b'"budget": 6', b'"budget": 7'))

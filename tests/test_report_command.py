@@ -1,14 +1,18 @@
-"""The command `report`: one number explained, labels priced, pictures left out, and what is refused."""
+"""The commands `report` and `evaluate`: numbers explained and measured again, labels priced, and what is refused."""
 
+import csv
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pixelpick_ray.config.trial import DatasetSpec, SizeSpec
 from tests.support.experiments import experiment_text
 from tests.support.launch import launch, launch_without_torch
 
-pytestmark = pytest.mark.whole_report
+pytestmark = [pytest.mark.training, pytest.mark.whole_report]
 
 TEXT = experiment_text(
     model="{backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.0]}",
@@ -23,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small study that was run."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "tiny.yaml").write_text(TEXT)
-    assert launch(folder, "run", "tiny.yaml", "--local").status == 0
+    assert launch(folder, "run", "tiny.yaml", "--local", "--keep-weights", "all").status == 0
     return folder
 
 
@@ -71,16 +75,48 @@ def test_a_store_without_the_experiment_is_pointed_out(place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("", "report: give --out DIR for the report, or --explain CELL"),
-        ("--explain strategy=margin", "2 cells are meant; say which by budget: 10, 20"),
-        ("--explain strategy=margni", "there is no such cell"),
-        ("--explain margin", "'margin' is no NAME=VALUE with one of the names experiment, dataset"),
-        ("--out out --costs nowhere.yaml", "nowhere.yaml: cannot be read"),
-        ("--out tiny.yaml", "--out"),
+        ("report tiny.yaml", "report: give --out DIR for the report, or --explain CELL"),
+        ("report tiny.yaml --explain strategy=margin", "2 cells are meant; say which by budget: 10, 20"),
+        ("report tiny.yaml --explain strategy=margni", "there is no such cell"),
+        ("report tiny.yaml --explain margin", "'margin' is no NAME=VALUE with one of the names experiment, dataset"),
+        ("report tiny.yaml --out out --costs nowhere.yaml", "nowhere.yaml: cannot be read"),
+        ("report tiny.yaml --out tiny.yaml", "--out"),
+        ("evaluate x.pt --dataset scenes --split val", "x.pt: no such file; give the weights.safetensors"),
+        ("evaluate x.pt --dataset scenes --split tset", "split: scenes has no 'tset'; it has"),
+        ("evaluate x.pt --dataset scene --split val", "unknown data set 'scene'; known: camvid"),
+        ("evaluate x.pt --dataset scenes --split val --size 48", "--size: '48' is no size; give HEIGHTx"),
     ],
 )
-def test_what_cannot_be_reported_is_refused(words: str, told: str, place: Path) -> None:
-    outcome = launch(place, "report", "tiny.yaml", *words.split())
+def test_what_cannot_be_reported_or_evaluated_is_refused(words: str, told: str, place: Path) -> None:
+    outcome = launch(place, *words.split())
     assert outcome.status == 2
     assert told in outcome.err
     assert not (place / "out").exists()
+
+
+def test_stored_weights_measure_what_the_experiment_measured(place: Path) -> None:
+    assert launch(place, "report", "tiny.yaml", "--out", "report", "--pictures", "0").status == 0
+    with open(place / "report" / "rows.csv", encoding="utf-8") as file:
+        reported = next(row for row in csv.DictReader(file) if row["metric"] == "miou")
+    weights = place / "store" / "fit" / reported["fit_key"] / "weights.safetensors"
+    where = [str(weights), "--dataset", "scenes", "--split", "val", "--size", "32x48"]
+    measured = launch(place, "evaluate", *where, "--json")
+    assert measured.status == 0, measured.err
+    assert json.loads(measured.out)["miou"] == pytest.approx(float(reported["value"]), abs=1e-9)
+    assert "images of scenes val at 32 x 48 pixels, normalised with mean" in measured.err
+    assert "mIoU is over the classes that occur" in measured.err
+
+
+def test_a_data_set_is_measured_at_the_published_size_unless_another_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def spy(path: Path, dataset: DatasetSpec, split: str, **options: object) -> tuple[tuple[str, ...], object]:
+        found.append(dataset.size_spec())
+        return ("a", "b"), np.eye(2, dtype=np.int64)
+
+    monkeypatch.setattr("pixelpick_ray.engine.checkpoint.evaluate_checkpoint", spy)
+    for words in ("cityscapes", "cityscapes --scale 0.25", "camvid", "voc"):
+        assert launch(tmp_path, "evaluate", "x.zip", "--dataset", *words.split(), "--split", "val").status == 0
+    assert found == [SizeSpec(size=(512, 1024)), SizeSpec(scale=0.25), SizeSpec(), SizeSpec()]

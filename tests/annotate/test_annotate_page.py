@@ -22,9 +22,10 @@ from pixelpick_ray.data import scenes
 from pixelpick_ray.data.answers import Answer
 from pixelpick_ray.store import Store
 from tests.support.annotation_server import TOKEN, Site, running, serving
-from tests.support.browser import Browser, Key, browsing, needs_browser, wait_for
+from tests.support.browser import Browser, Key, browsing, needs_browser
 from tests.support.data_folders import loaded, write_folder
 from tests.support.questions import answers_in, ask, finish, go_on, plan_of, questions_of
+from tests.support.waiting import wait_for
 
 pytestmark = [needs_browser, pytest.mark.browser]
 Item = dict[str, Any]

@@ -328,7 +328,7 @@ def test_random_bytes_and_damaged_pickles_are_refused_or_are_a_plain_value(rando
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     for content in (random, bytes(damaged)):
         with contextlib.suppress(DataError):
-            assert isinstance(read_pickle(content), pickles._PLAIN | list | tuple | dict | np.ndarray)  # type: ignore[operator]
+            assert isinstance(read_pickle(content), (*pickles._PLAIN, list, tuple, dict, np.ndarray))
 
 
 def test_the_reader_names_nothing_that_could_unpickle() -> None:

@@ -31,7 +31,7 @@ from pixelpick_ray.engine.score import evaluate
 from pixelpick_ray.engine.step import build_optimizer, loss_sum
 from pixelpick_ray.errors import DataError, RunError, SpecError
 from pixelpick_ray.models.segmentation import build_model, upsample
-from tests.support.ranks import ALONE, Ranks, StageResult, losses_of, step_gradients, whole_stage_in_double
+from tests.support.ranks import ALONE, Ranks, losses_of, step_gradients, whole_stage_in_double
 from tests.support.tiny_data import CLASSES, FACTS, VOID, label_some, tiny_data, tiny_job
 
 pytestmark = pytest.mark.training
@@ -174,7 +174,7 @@ def test_two_ranks_train_measure_and_pick_what_one_rank_does(ranks: Ranks, decod
     data = tiny_data(7)
     job = tiny_job(data, label_some(data, UNEQUAL), epochs=3, augment=EVERYTHING, decoder=decoder)
     acquire = AcquireSpec(strategy="margin", pixels_per_stage=6, pool_fraction=0.05)
-    alone: StageResult = whole_stage_in_double(ALONE, job, acquire)
+    alone = whole_stage_in_double(ALONE, job, acquire)
     first, second = ranks.run(whole_stage_in_double, job, acquire)
     for part in (first, second):
         np.testing.assert_allclose(part.losses, alone.losses, rtol=1e-6)
@@ -193,7 +193,7 @@ def test_two_ranks_train_a_pixel_head_with_its_backbone_as_one_rank_does(ranks: 
     optimizer = AdamSpec(name="adam", lr=1e-3, layer_decay=0.5)
     job = tiny_job(data, label_some(data, UNEQUAL), epochs=2, model=model, optimizer=optimizer)
     acquire = AcquireSpec(strategy="margin", pixels_per_stage=6, pool_fraction=0.05)
-    alone: StageResult = whole_stage_in_double(ALONE, job, acquire)
+    alone = whole_stage_in_double(ALONE, job, acquire)
     for part in ranks.run(whole_stage_in_double, job, acquire):
         np.testing.assert_allclose(part.losses, alone.losses, rtol=1e-6)
         assert_close(part.state, alone.state, rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from pixelpick_ray.engine.world import World, interface_to
-from tests.support.ranks import ALONE, NormResult, Ranks, collectives, normalise_slice
+from tests.support.ranks import ALONE, Ranks, collectives, normalise_slice
 
 pytestmark = pytest.mark.training
 
@@ -62,7 +62,7 @@ def test_batch_norm_over_slices_equals_batch_norm_over_the_whole_batch(
     batch = 4 * torch.randn(sum(sizes), 6, 3, 5, dtype=torch.float64, generator=generator) + 2
     weight = torch.rand(batch.shape, dtype=torch.float64, generator=generator)
     whole = normalise_slice(ALONE, fresh_layer(kind, **options), batch, weight, [sum(sizes)])
-    parts: list[NormResult] = ranks.run(normalise_slice, fresh_layer(kind, **options), batch, weight, sizes)
+    parts = ranks.run(normalise_slice, fresh_layer(kind, **options), batch, weight, sizes)
 
     same = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
     for name in ("output", "input_gradient", "in_eval"):
@@ -72,7 +72,7 @@ def test_batch_norm_over_slices_equals_batch_norm_over_the_whole_batch(
     for part in parts:
         same(part.running_mean, whole.running_mean)
         same(part.running_var, whole.running_var)
-        assert part.batches_tracked == whole.batches_tracked == 1
+        assert part.num_batches_tracked == whole.num_batches_tracked == 1
 
 
 def test_a_shared_network_keeps_its_parameters_and_their_names() -> None:

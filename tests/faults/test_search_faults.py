@@ -6,6 +6,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -14,9 +15,10 @@ from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.store import Store
 from tests.support.experiments import TWO_PIXELS, experiment_text
-from tests.support.fault_cluster import MARK, Nodes, processes, variables, wait_for, wait_until_gone
+from tests.support.fault_cluster import MARK, Nodes, processes, wait_until_gone
 from tests.support.fault_harness import ROOT, Life, Setting
 from tests.support.launch import launch
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -181,7 +183,7 @@ def test_the_shipped_search_killed_twice_ends_with_exactly_its_samples(tmp_path:
     assert [one.values for one in samples[: len(before)]] == [one.values for one in before]
     [found] = life.place.glob("found/*.yaml")
     assert set(load_experiment(found).grid[0]["seed"]).isdisjoint({0})
-    with variables({"XDG_CACHE_HOME": str(life.place / "cache")}):
+    with patch.dict(os.environ, {"XDG_CACHE_HOME": str(life.place / "cache")}):
         planned = launch(life.place, "plan", "faults.yaml", "--json")
     assert sum(json.loads(planned.out)["samples_by_state"][state] for state in ("running", "waiting", "missing")) == 0
     assert wait_until_gone(mark[MARK], services_too=True) == []

@@ -1,10 +1,16 @@
-"""An empty store for every test of reports."""
+"""Stores for every test of reports."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.support.study import Study
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without their drawings, which take nearly all of the time."""
+    monkeypatch.setattr("pixelpick_ray.report.figures._drawn", lambda *how: b'<svg viewBox="0 0 1 1"></svg>')
 
 
 @pytest.fixture

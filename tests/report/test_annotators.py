@@ -58,15 +58,16 @@ def table(study: Study, start: str, *specs: Experiment) -> Table:
     return found
 
 
-def said(annotator: str, words: str, **more: Any) -> list[Answer]:
-    """Answers to the pixels of the first row, by the first letters of classes; "-" is none of them, "." no answer."""
+def said(annotator: str, words: str, seconds: Any = 2.0, **more: Any) -> list[Answer]:
+    """Answers to the pixels of the first row, by the first letters of classes; "-" is none of them, "." no answer;
+    `seconds` of all or of each.
+    """
     names: dict[str, str | None] = {"s": "sky", "r": "road", "c": "car", "?": "?", "-": None}
     asked = [(place, letter) for place, letter in zip(places(len(words)), words, strict=True) if letter != "."]
-    return [answer(annotator, place, names[letter], **more) for place, letter in asked]
-
-
-def timed(words: str, seconds: Sequence[float | None]) -> list[Answer]:
-    return [one.model_copy(update={"seconds": each}) for one, each in zip(said("ann", words), seconds, strict=True)]
+    each = seconds if isinstance(seconds, list) else [seconds] * len(asked)
+    return [
+        answer(annotator, place, names[letter], took, **more) for (place, letter), took in zip(asked, each, strict=True)
+    ]
 
 
 def truths(words: str) -> dict[Any, int]:
@@ -124,9 +125,9 @@ def test_an_answer_to_two_experiments_is_one_and_equal_pixels_of_two_books_are_t
     assert not any("agree" in caption for caption in tables(study, first, apart))
 
 
-def test_seconds_are_told_by_answer(study: Study, spec: Experiment) -> None:
-    answered(study, spec, "ssrrrs", timed("ssr-rs", [1.0, 2.0, 6.0, 30.0, None, 5.0]))
-    write(study, said("ann", "r", seconds=500.0, repeat=True))
+def test_seconds_are_told_by_answer_and_annotator(study: Study, spec: Experiment) -> None:
+    answered(study, spec, "ssrrrs", said("ann", "ssr-rs", [1.0, 2.0, 6.0, 30.0, None, 5.0]))
+    write(study, said("ann", "r", 500.0, repeat=True))
     found = table(study, "Seconds an answer", spec)
     assert found.header == ("answer", "answers", "median (s)", "mean (s)", "in all (min)")
     assert found.rows == (
@@ -138,24 +139,22 @@ def test_seconds_are_told_by_answer(study: Study, spec: Experiment) -> None:
         ("all", "6", "5.00", "8.80", "0.7"),  # 44 s
     )
     assert found.notes == ("Not timed: 1 of 6 answers.",)
-
-
-def test_several_annotators_have_a_column_each(study: Study, spec: Experiment) -> None:
-    answered(study, spec, "ssr", [*said("bea", "ss.", seconds=1.5), *said("ann", "s.?", seconds=4.0)])
+    write(study, [*said("bea", "ss", 1.5), *said("cy", "..?", 4.0)])  # several have a column each
     found = table(study, "Seconds an answer", spec)
-    assert found.header[-2:] == ("ann", "bea")
-    nothing = ("0", "-", "-", "-")
-    assert {row[0]: row[1:3] + row[-2:] for row in found.rows} == {
-        "sky": ("3", "1.50", "4.00 (1)", "1.50 (2)"),
-        **dict.fromkeys(("road", "car", "none of the classes"), nothing),
-        "cannot tell": ("1", "4.00", "4.00 (1)", "-"),
-        "all": ("4", "2.75", "4.00 (2)", "1.50 (2)"),
+    assert found.header[-3:] == ("ann", "bea", "cy")
+    assert {row[0]: row[1:2] + row[-3:] for row in found.rows} == {
+        "sky": ("5", "2.00 (3)", "1.50 (2)", "-"),
+        "road": ("2", "6.00 (1)", "-", "-"),
+        "car": ("0", "-", "-", "-"),
+        "none of the classes": ("1", "30.00 (1)", "-", "-"),
+        "cannot tell": ("1", "-", "-", "4.00 (1)"),
+        "all": ("9", "5.00 (5)", "1.50 (2)", "4.00 (1)"),
     }
 
 
 def test_every_annotator_has_a_row(study: Study, spec: Experiment) -> None:
-    answered(study, spec, "ssrr", said("ann", "s-?r", seconds=3.0, idle_seconds=45.0))
-    write(study, [*said("ann", "s", repeat=True, seconds=1.0, idle_seconds=60.0), *said("bea", "s", repeat=True)])
+    answered(study, spec, "ssrr", said("ann", "s-?r", 3.0, idle_seconds=45.0))
+    write(study, [*said("ann", "s", 1.0, repeat=True, idle_seconds=60.0), *said("bea", "s", repeat=True)])
     found = table(study, "Answers of each annotator", spec)
     assert found.header == (
         *("annotator", "answers", "median (s)", "mean (s)", "in all (min)", "pauses (min)"),
@@ -216,40 +215,33 @@ def test_answers_with_a_suggestion_stand_apart(study: Study, spec: Experiment) -
     # Right: pixels 2, 5 and 6. Taken: 2 and 5, of the wrong ones none.
     shares = ("50.0 [18.8, 81.2]", "33.3 [9.7, 70.0]", "66.7 [20.8, 93.9]", "0.0 [0.0, 56.1]")
     assert table(study, "Suggested", spec).rows == (("ann", "6", *shares),)
-
-
-def test_suggestions_to_several_people_are_summed_up(study: Study, spec: Experiment) -> None:
-    suggested = [*said("bea", "ss", suggestion="sky"), *said("ann", "r.", suggestion="sky")]
-    answered(study, spec, "ss", [*suggested, *said("cy", "s"), *said("dee", "s", suggestion="sky", repeat=True)])
+    write(
+        study,
+        [*said("bea", "rr", suggestion="road"), *said("cy", "s"), *said("dee", "s", suggestion="sky", repeat=True)],
+    )
     rows = table(study, "Suggested", spec).rows
-    assert [row[:2] for row in rows] == [("ann", "1"), ("bea", "2"), ("all", "3")]
-    assert rows[-1][3].startswith("66.7 [")
+    assert [row[:2] for row in rows] == [("ann", "6"), ("bea", "2"), ("all", "8")]
+    assert rows[-1][3].startswith("50.0 [")
+
+
+# They agree on 6 of 10. By chance: sky 5 x 7, road 3 x 1, none 1 x 1, cannot tell 1 x 1: 40 of 100.
+TWO_OF_TEN = [*said("ann", "sssssrrr-?"), *said("bea", "sssssssr?-")]
+# A hidden repeat, with 3 of 4; by chance sky 2 x 1 and road 2 x 3: 8 of 16.
+REPEAT = [*said("ann", "ssrr"), *said("ann", "srrr", repeat=True)]
+# A repeat is a first look of who had not seen the pixel. One said the same of everything, so that chance agrees fully;
+# 2 of 3 against 2 x 1 + 1 x 2 of 9.
+FIRST_LOOK = [*said("ann", "ssr"), *said("bea", "srr", repeat=True), *said("bea", "s", repeat=True)]
 
 
 @pytest.mark.parametrize(
     ("words", "answers", "rows"),
     [
-        # They agree on 6 of 10. By chance: sky 5 x 7, road 3 x 1, none 1 x 1, cannot tell 1 x 1: 40 of 100.
-        (
-            "ssssssssrr",
-            [*said("ann", "sssssrrr-?"), *said("bea", "sssssssr?-")],
-            [("ann", "bea", "10", "60.0 [31.3, 83.2]", "0.333")],
-        ),
-        # A hidden repeat, with 3 of 4; by chance sky 2 x 1 and road 2 x 3: 8 of 16.
-        (
-            "ssrr",
-            [*said("ann", "ssrr"), *said("ann", "srrr", repeat=True)],
-            [("ann", "ann, asked again", "4", "75.0 [30.1, 95.4]", "0.500")],
-        ),
-        # A repeat is a first look of who had not seen the pixel. One said the same of everything, so that chance
-        # agrees fully; 2 of 3 against 2 x 1 + 1 x 2 of 9.
+        ("ssssssssrr", TWO_OF_TEN, ["ann, bea, 10, 60.0 [31.3, 83.2], 0.333"]),
+        ("ssrr", REPEAT, ["ann, ann, asked again, 4, 75.0 [30.1, 95.4], 0.500"]),
         (
             "ssr",
-            [*said("ann", "ssr"), *said("bea", "srr", repeat=True), *said("bea", "s", repeat=True)],
-            [
-                ("bea", "bea, asked again", "1", "100.0 [20.7, 100.0]", "-"),
-                ("ann", "bea", "3", "66.7 [20.8, 93.9]", "0.400"),
-            ],
+            FIRST_LOOK,
+            ["bea, bea, asked again, 1, 100.0 [20.7, 100.0], -", "ann, bea, 3, 66.7 [20.8, 93.9], 0.400"],
         ),
     ],
 )
@@ -257,36 +249,42 @@ def test_agreement_is_over_the_same_pixels(study: Study, spec: Experiment, words
     answered(study, spec, words, answers)
     found = table(study, "Two answers", spec)
     assert found.header == ("one", "other", "pixels", "agreement (%)", "kappa")
-    assert list(found.rows) == rows
+    assert [", ".join(row) for row in found.rows] == rows
 
 
-def test_pixels_without_a_class_are_counted_by_stage(study: Study) -> None:
-    spec = filled(study, "oracle={name: human, replace: true}", "grid=[{seed: [0, 1], budget: [20]}]")
+def test_pixels_without_a_class_are_counted_by_stage_until_the_last_answer_has_one(
+    study: Study, spec: Experiment
+) -> None:
+    answered(study, spec, "ss", said("ann", "s?"))
+    found = table(study, "Pixels that people gave no class", spec)
+    assert [row[-6:] for row in found.rows] == [("10", "2", "0", "1", "-", "0")]
+    write(study, [*said("bea", ".s"), *said("bea", "-", repeat=True)])
+    assert not any("no class" in caption for caption in tables(study, spec))
+    more = "oracle={name: human, replace: true}", "grid=[{seed: [0, 1], budget: [20]}]"
+    spec = filled(study, "name=replaced", *more)
     first, again, last = truths("ssss"), {("b.png", 1, x): SKY for x in range(2)}, {("b.png", 2, 0): SKY}
-    ask(study, spec, [(0, first), (0, again), (1, last)])
-    write(study, said("ann", "s-?s"))
-    write(study, [answer("ann", ("b.png", 1, 0), "sky"), answer("ann", ("b.png", 2, 0), "road")])
+    ask(study, spec, [(0, first), (0, again), (1, last)], book="fedc")
+    given = [answer("ann", ("b.png", 1, 0), "sky"), answer("ann", ("b.png", 2, 0), "road")]
+    write(study, [*said("ann", "s-?s"), *given], book="fedc")
     found = table(study, "Pixels that people gave no class", spec)
     assert found.header[-6:] == (*("pixels per image", "asked", "none", "cannot tell", "replacements", "open"),)
     # Both seeds asked the same.
     assert [row[-6:] for row in found.rows] == [("10", "12", "2", "2", "4", "2"), ("20", "2", "0", "0", "0", "0")]
 
 
-def test_pixels_that_are_not_replaced_say_so_until_the_last_answer_has_a_class(study: Study, spec: Experiment) -> None:
-    answered(study, spec, "ss", said("ann", "s?"))
-    found = table(study, "Pixels that people gave no class", spec)
-    assert [row[-6:] for row in found.rows] == [("10", "2", "0", "1", "-", "0")]
-    write(study, [*said("bea", ".s"), *said("bea", "-", repeat=True)])
-    assert not any("no class" in caption for caption in tables(study, spec))
-
-
-def test_measured_times_are_a_cost_model(study: Study, spec: Experiment) -> None:
-    answered(study, spec, "s" * 11, timed("s", [None]))
+@pytest.mark.parametrize("name", ["ann", "ann\u2028seconds_per_pixel: 9", "\ufeff# x", "no: {", "ann\u200bé"])
+def test_measured_times_are_a_cost_model_whatever_the_name(
+    study: Study, spec: Experiment, tmp_path: Path, name: str
+) -> None:
+    answered(study, spec, "s" * 11, said(name, "s", None))
     assert measured_costs(loaded(study, spec)) is costs_yaml(loaded(study, spec)) is None
-    write(study, timed("sssssrrrr?r", [1, 1, 1, 1, 2, 5, 5, 5, 5, 34, None]))
-    write(study, said("ann", "s", repeat=True, seconds=1000.0))
+    write(study, said(name, "sssssrrrr?r", [1, 1, 1, 1, 2, 5, 5, 5, 5, 34, None]))
+    write(study, said(name, "s", 1000.0, repeat=True))
     # 60 s in 10 answers; road has four timed ones only.
-    assert measured_costs(loaded(study, spec)) == CostModel(seconds_per_pixel=6.0, seconds_per_class={"sky": 1.2})
+    model = CostModel(seconds_per_pixel=6.0, seconds_per_class={"sky": 1.2})
+    assert measured_costs(loaded(study, spec)) == model
+    (tmp_path / "costs.yaml").write_text(costs_yaml(loaded(study, spec)) or "", encoding="utf-8")
+    assert read_cost_model(tmp_path / "costs.yaml") == model
 
 
 def counted(study: Study, spec: Experiment, classes: int = 3) -> None:
@@ -303,7 +301,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Reported:
     study = Study(folder / "store")
     spec = filled(study, HUMAN, "grid=[{seed: [0], budget: [10, 20]}]")
     counted(study, spec)
-    answered(study, spec, "s" * 10, [*timed("sssss", [36] * 5), *said("<b>bea</b>", "....." + "rrrrr", seconds=72.0)])
+    answered(study, spec, "s" * 10, [*said("ann", "sssss", 36.0), *said("<b>bea</b>", "....." + "rrrrr", 72.0)])
     write_report(study.store, [spec], folder / "out")
     return study, spec, folder / "out"
 
@@ -326,6 +324,7 @@ def test_a_report_is_laid_over_its_own_measured_times(reported: Reported) -> Non
         assert caption in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_files_of_an_earlier_report_go_unless_they_may_be_given(reported: Reported, tmp_path: Path) -> None:
     study, spec, before = reported
     out, store = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (before, study.store.path))
@@ -351,13 +350,6 @@ def test_files_of_an_earlier_report_go_unless_they_may_be_given(reported: Report
     assert read_cost_model(costs) == model
 
 
-@pytest.mark.parametrize("name", ["ann\u2028seconds_per_pixel: 9", "\ufeff# x", "no: {", "ann\u200bé"])
-def test_no_name_changes_the_cost_model(study: Study, spec: Experiment, tmp_path: Path, name: str) -> None:
-    answered(study, spec, "s", said(name, "s"))
-    (tmp_path / "costs.yaml").write_text(costs_yaml(loaded(study, spec)) or "", encoding="utf-8")
-    assert read_cost_model(tmp_path / "costs.yaml") == CostModel(seconds_per_pixel=2.0)
-
-
 def test_every_answer_is_a_line(study: Study, spec: Experiment) -> None:
     first, second = places(2)
     answered(study, spec, "s.", [answer("ann", first, "road", 1.25, idle_seconds=31.5, suggestion="sky", time=1.5)])
@@ -373,6 +365,7 @@ def test_every_answer_is_a_line(study: Study, spec: Experiment) -> None:
     assert len(csv_lines(text)) == 3
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_images_without_label_maps_are_no_measure_of_what_was_asked(study: Study, tmp_path: Path) -> None:
     spec = experiment(HUMAN, ONE)
     study.fill(spec, lambda trial: exact(500))
@@ -385,6 +378,7 @@ def test_images_without_label_maps_are_no_measure_of_what_was_asked(study: Study
         assert ("| class | margin |\n" in text) == (not is_told)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_cost_model_of_ones_own_is_neither_removed_nor_replaced(study: Study, spec: Experiment) -> None:
     out = study.store.path.parent / "out"
     out.mkdir()

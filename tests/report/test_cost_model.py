@@ -37,20 +37,19 @@ def by_budget(found: Costs) -> dict[Any, Cost]:
 
 
 def test_costs_add_up_over_stages_and_are_means_over_seeds(study: Study) -> None:
+    def refused(trial: Trial, stage: int) -> dict[str, Any]:
+        return asked(trial, stage) | {"refused": 3 * stage}
+
     more = {"clicks_per_pixel": 1.5, "seconds_per_class": {"road": 5}, "money_per_hour": 36}
     found = by_budget(costs(study, CostModel(**PRICES, **more, full=FULL)))
     # A first stage is 30 x 2 s + 10 x 5 s + 4 images x 10 s = 150 s; a second one 150 s, or 180 s for seed 1.
     assert found[10] == Cost(clicks=60.0, seconds=150.0, money=1.5)
     assert found[20] == Cost(clicks=120.0, seconds=315.0, money=pytest.approx(3.15))
     assert found["full"] == Cost(clicks=2400.0, seconds=21600.0, money=pytest.approx(216.0))
-
-
-def test_pixels_that_got_no_class_cost_what_a_pixel_does(study: Study) -> None:
-    def refused(trial: Trial, stage: int) -> dict[str, Any]:
-        return asked(trial, stage) | {"refused": 3 * stage}
-
-    found = by_budget(costs(study, CostModel(seconds_per_pixel=2, seconds_per_class={"road": 5}), SPEC, refused))
-    # 30 x 2 s + 10 x 5 s, twice; for seed 1 the second time 30 s more; 3 x 2 s.
+    model, other = CostModel(seconds_per_pixel=2, seconds_per_class={"road": 5}), experiment(GRID, "train.epochs=3")
+    found = by_budget(costs(study, model, other, refused))
+    # Pixels that got no class cost what a pixel does: 30 x 2 s + 10 x 5 s, twice; for seed 1 the second time 30 s more;
+    # 3 x 2 s.
     assert found[10] == Cost(clicks=40.0, seconds=110.0, money=None)
     assert found[20] == Cost(clicks=83.0, seconds=241.0, money=None)
 
@@ -61,6 +60,8 @@ def test_quantities_have_hours_and_no_money_without_a_wage(study: Study) -> None
     assert list(found.quantities["clicks"].values()) == [40.0, 80.0]
     assert list(found.quantities["hours of annotation"].values()) == [0.1, 0.2]
     assert set(by_budget(found)) == {10, 20}  # full supervision has no cost where the model has none
+    with pytest.raises(SpecError, match="no data set of this report has the class 'raod'; allowed: sky, road"):
+        costs(study, CostModel(seconds_per_pixel=2, seconds_per_class={"raod": 5}))
 
 
 @pytest.mark.parametrize(
@@ -84,11 +85,6 @@ def test_the_number_of_images_is_that_of_the_same_setting(study: Study) -> None:
     assert full == {"dataset.images=4": 2400.0, "dataset.images=7": 4200.0}
 
 
-def test_a_class_that_no_data_set_has_is_refused(study: Study) -> None:
-    with pytest.raises(SpecError, match="no data set of this report has the class 'raod'; allowed: sky, road"):
-        costs(study, CostModel(seconds_per_pixel=2, seconds_per_class={"raod": 5}))
-
-
 def test_the_table_says_what_it_assumes_and_what_it_leaves_out(study: Study) -> None:
     found = costs(study, CostModel(**PRICES, seconds_per_class={"road": 4.5}, money_per_hour=20))
     results = study.results(SPEC)
@@ -106,38 +102,30 @@ def test_the_table_says_what_it_assumes_and_what_it_leaves_out(study: Study) -> 
     )
 
 
-def test_a_file_is_read_with_its_defaults(tmp_path: Path) -> None:
+EXPECTED = "cost.yaml: seconds_per_pixel: Input should be"
+
+
+def test_a_file_is_read_with_its_defaults_and_a_wrong_one_is_refused_with_its_name_and_key(tmp_path: Path) -> None:
     path = tmp_path / "cost.yaml"
-    path.write_text("seconds_per_pixel: 2.5\nfull: {clicks_per_image: 600, seconds_per_image: 5400}\n")
-    assert read_cost_model(path) == CostModel(seconds_per_pixel=2.5, full=FULL)
-    assert read_cost_model(path).clicks_per_pixel == 1
-
-
-EXPECTED = "Input should be"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("seconds_per_pixl: 2", "cost.yaml: seconds_per_pixl: unknown key; allowed: clicks_per_pixel, seconds_per_pix"),
-        ("clicks_per_pixel: 2", "cost.yaml: seconds_per_pixel: is required"),
-        ("seconds_per_pixel: -1", f"cost.yaml: seconds_per_pixel: {EXPECTED} greater than or equal to 0; got -1"),
-        ("seconds_per_pixel: .inf", f"cost.yaml: seconds_per_pixel: {EXPECTED} a finite number; got inf"),
-        ("seconds_per_pixel: yes", f"cost.yaml: seconds_per_pixel: {EXPECTED} a valid number; got True"),
-        ("{seconds_per_pixel: 1, seconds_per_class: {a: x}}", f"cost.yaml: seconds_per_class.a: {EXPECTED} a valid"),
-        ("{seconds_per_pixel: 1, full: 3}", "cost.yaml: full: expected a mapping with clicks_per_image, seconds_per_i"),
-        ("{seconds_per_pixel: 1, full: {clicks: 3}}", "full.clicks: unknown key; allowed: clicks_per_image, seconds_p"),
-        ("{seconds_per_pixel: 1, money_per_hour: 3}", "cost.yaml: currency: is required with money_per_hour"),
-        ("{seconds_per_pixel: 1, currency: EUR}", "cost.yaml: money_per_hour: is required with currency"),
-        ("- 1", "cost.yaml: expected a mapping; allowed: clicks_per_pixel, seconds_per_pixel"),
-        ("seconds_per_pixel: [", "cost.yaml: line 1, column 21 is not YAML: "),
-        ("{seconds_per_pixel: 1, seconds_per_pixel: 2}", "line 1, column 24 is not YAML: the key .* appears twice"),
-        (None, r"cost\.yaml: cannot be read .* give the path of a cost model"),
-    ],
-)
-def test_a_wrong_file_is_refused_with_its_name_and_key(tmp_path: Path, text: str | None, message: str) -> None:
-    path = tmp_path / "cost.yaml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(SpecError, match=r"cost\.yaml: cannot be read .* give the path of a cost model"):
         read_cost_model(path)
+    path.write_text("seconds_per_pixel: 2.5\nfull: {clicks_per_image: 600, seconds_per_image: 5400}\n")
+    assert read_cost_model(path) == CostModel(clicks_per_pixel=1, seconds_per_pixel=2.5, full=FULL)
+    for text, message in {
+        "seconds_per_pixl: 2": "cost.yaml: seconds_per_pixl: unknown key; allowed: clicks_per_pixel, seconds_per_pixel",
+        "clicks_per_pixel: 2": "cost.yaml: seconds_per_pixel: is required",
+        "seconds_per_pixel: -1": f"{EXPECTED} greater than or equal to 0; got -1",
+        "seconds_per_pixel: .inf": f"{EXPECTED} a finite number; got inf",
+        "seconds_per_pixel: yes": f"{EXPECTED} a valid number; got True",
+        "{seconds_per_pixel: 1, seconds_per_class: {a: x}}": "cost.yaml: seconds_per_class.a: Input should be a valid",
+        "{seconds_per_pixel: 1, full: 3}": "cost.yaml: full: expected a mapping with clicks_per_image, seconds_per_i",
+        "{seconds_per_pixel: 1, full: {clicks: 3}}": "full.clicks: unknown key; allowed: clicks_per_image, seconds_p",
+        "{seconds_per_pixel: 1, money_per_hour: 3}": "cost.yaml: currency: is required with money_per_hour",
+        "{seconds_per_pixel: 1, currency: EUR}": "cost.yaml: money_per_hour: is required with currency",
+        "- 1": "cost.yaml: expected a mapping; allowed: clicks_per_pixel, seconds_per_pixel",
+        "seconds_per_pixel: [": "cost.yaml: line 1, column 21 is not YAML: ",
+        "{seconds_per_pixel: 1, seconds_per_pixel: 2}": "line 1, column 24 is not YAML: the key .* appears twice",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(SpecError, match=message):
+            read_cost_model(path)

@@ -116,33 +116,28 @@ def test_seeds_are_dots_unless_there_are_too_many_and_published_numbers_hollow(d
     assert "margin, published (best epoch)" in found.get_legend_handles_labels()[1]
 
 
-def test_missing_seeds_and_a_single_one_are_said(study: Study) -> None:
-    spec, single = experiment(), experiment("name=single", "grid=[{seed: [0], budget: [10, 20]}]")
+def test_missing_seeds_and_a_single_one_are_said_and_budgets_that_are_close_get_fewer_labels(study: Study) -> None:
+    spec = experiment()
     study.fill(spec, lambda trial: None if (trial.seed, trial.budget) == (1, 20) else exact(500))
     assert list(labelled(panel(load(study, spec)[1])))[-1] == "margin (incomplete)"
+    close = "acquire={initial_pixels: 1, pixels_per_stage: 1}", "grid=[{seed: [0], budget: [1, 2, 5, 100]}]"
+    single = experiment("name=single", *close)
     study.fill(single, lambda trial: exact(500))
-    legend = panel(load(study, single)[1]).get_legend()
-    assert legend.get_title().get_text() == "line: one seed"  # neither band nor bar
+    cells, pixels = load(study, single)[1], "labelled pixels per image"
+    found = panel(cells, axis(cells, name=pixels))
+    assert found.get_legend().get_title().get_text() == "line: one seed"  # neither band nor bar
+    assert list(found.get_xticks()) == [5, 100]
+    assert list(panel(cells, axis(cells, "log", name=pixels)).get_xticks()) == [1, 2, 5, 100]
 
 
 def test_nothing_stored_is_said_and_full_supervision_alone_can_be_drawn(study: Study) -> None:
     full = experiment("name=full", "grid=[{seed: [0, 1], budget: [full]}]")
-    for spec in (experiment("grid=[{seed: [0], budget: [10, 20]}]"), full):
-        empty = curves(*load(study, spec), {})
-        assert {"no results stored" in curve.svg for curve in empty.curves} == {True}
-        assert empty.data.rows == ()
+    empty = curves(*load(study, full), {})
+    assert {"no results stored" in curve.svg for curve in empty.curves} == {True}
+    assert empty.data.rows == ()
     study.fill(full, lambda trial: exact(600))
     found = {(curve.axis, curve.scale) for curve in curves(*load(study, full), {}).curves}
     assert found == {("labelled pixels per image", scale) for scale in ("linear", "log")}
-
-
-def test_budgets_that_are_close_get_fewer_labels(study: Study) -> None:
-    spec = experiment("acquire={initial_pixels: 1, pixels_per_stage: 1}", "grid=[{seed: [0], budget: [1, 2, 5, 100]}]")
-    study.fill(spec, lambda trial: exact(500))
-    cells = load(study, spec)[1]
-    pixels = "labelled pixels per image"
-    assert list(panel(cells, axis(cells, name=pixels)).get_xticks()) == [5, 100]
-    assert list(panel(cells, axis(cells, "log", name=pixels)).get_xticks()) == [1, 2, 5, 100]
 
 
 def test_seventy_lines_look_different_and_the_same_whatever_else_is_stored(drawn: Drawn) -> None:
@@ -174,38 +169,18 @@ def test_equal_results_give_equal_bytes(drawn: Drawn) -> None:
     assert root.findtext("{http://www.w3.org/2000/svg}title") == "mIoU over labelled pixels per image"
 
 
-def test_there_is_a_curve_for_every_axis_and_scale_but_for_what_costs_nothing(drawn: Drawn, paid: Curves) -> None:
+def test_there_is_a_curve_for_every_axis_and_scale_with_its_numbers_but_for_what_costs_nothing(
+    drawn: Drawn, paid: Curves
+) -> None:
     names = ["labelled pixels per image", "share of pixels (%)", "clicks", "hours of annotation", 'money ("&)']
     assert [(curve.axis, curve.scale) for curve in paid.curves] == [(n, s) for n in names for s in ("linear", "log")]
     found = costs(drawn[1], clicks=0.0)
     free = Costs(found.model, {place: replace(cost, seconds=0.0, money=0.0) for place, cost in found.by_cell.items()})
     assert {curve.axis for curve in curves(*drawn, {}, free).curves} == set(names[:2])
-
-
-def test_several_curves_on_one_page_share_no_identifier_and_take_the_pages_looks(paid: Curves) -> None:
-    inlined = [inline_svg(curve.svg) for curve in paid.curves]
-    identifiers = [name for svg in inlined for name in re.findall(r' id="([^"]*)"', svg)]
-    assert len(identifiers) == len(set(identifiers)) > 0
-    for svg in inlined:
-        own = set(re.findall(r' id="([^"]*)"', svg))
-        assert set(re.findall(r'(?:href="|url\()#([^")]*)', svg)) == own
-    for curve in paid.curves:
-        svg = inline_svg(curve.svg)
-        root = ElementTree.fromstring(svg)
-        assert root.get("aria-label") == f"mIoU over {curve.axis}{', logarithmic' * (curve.scale == 'log')}"
-        assert root.get("role") == "img"
-        texts = {"".join(one.itertext()) for one in root.iter("{http://www.w3.org/2000/svg}text")}
-        assert {"margin", "random", "full supervision", curve.axis, "mIoU (%)"} <= texts
-        for absent in ("<title", "<metadata", "<?xml", "font-family", "DejaVu", "#ffffff", INK):
-            assert absent not in svg
-        assert "currentColor" in svg
-
-
-def test_the_numbers_behind_the_curves(paid: Curves) -> None:
     table = paid.data
     assert table.header == (
-        *("model", "pretrained", "strategy", "pixels per image", "share (%)", "clicks", "hours of annotation"),
-        *('money ("&)', "mIoU (%)", "standard deviation", "95 % from", "to", "n"),
+        *("model", "pretrained", "strategy", "pixels per image", "share (%)", *names[2:]),
+        *("mIoU (%)", "standard deviation", "95 % from", "to", "n"),
     )
     assert table.alignment == "lll" + "r" * 10
     # 4.303 x 1 / sqrt(3) = 2.48 and 4.303 x 2 / sqrt(3) = 4.97; of two seeds 12.71 x sqrt(2) / sqrt(2).
@@ -217,3 +192,20 @@ def test_the_numbers_behind_the_curves(paid: Curves) -> None:
         ("full supervision", "all", "100", "-", "-", "-", "61.0", "1.4", "48.3", "73.7", "2"),
     ]
     assert table.notes == ("Results of unknown cost (-) are not drawn over it.",)
+
+
+def test_several_curves_on_one_page_share_no_identifier_and_take_the_pages_looks(paid: Curves) -> None:
+    inlined = [inline_svg(curve.svg) for curve in paid.curves]
+    identifiers = [name for svg in inlined for name in re.findall(r' id="([^"]*)"', svg)]
+    assert len(identifiers) == len(set(identifiers)) > 0
+    for curve, svg in zip(paid.curves, inlined, strict=True):
+        own = set(re.findall(r' id="([^"]*)"', svg))
+        assert set(re.findall(r'(?:href="|url\()#([^")]*)', svg)) == own
+        root = ElementTree.fromstring(svg)
+        assert root.get("aria-label") == f"mIoU over {curve.axis}{', logarithmic' * (curve.scale == 'log')}"
+        assert root.get("role") == "img"
+        texts = {"".join(one.itertext()) for one in root.iter("{http://www.w3.org/2000/svg}text")}
+        assert {"margin", "random", "full supervision", curve.axis, "mIoU (%)"} <= texts
+        for absent in ("<title", "<metadata", "<?xml", "font-family", "DejaVu", "#ffffff", INK):
+            assert absent not in svg
+        assert "currentColor" in svg

@@ -115,6 +115,27 @@ def test_a_class_has_its_own_values(study: Study) -> None:
     assert "  seed 0: -\n" in absent
 
 
+def test_a_cell_without_values_says_why_and_only_the_splits_that_it_needs_can_be_missing(study: Study) -> None:
+    text = told(study, fill(study, experiment(GRID), lambda trial: None), "strategy=margin,budget=20")
+    assert text.split("\n") == [
+        "study: margin at 20 pixels per image, mIoU missing 0/3, n = 0 of 3",
+        "  data        camvid test (360 x 480 pixels), 0.012 % of the pixels labelled",
+        "  model       deeplabv3plus small, pretrained none",
+        "  epoch       last",
+        "",
+        *(f"  seed {seed}: missing on test, not run yet" for seed in range(3)),
+    ]
+    splits = "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}"
+    results = fill(study, experiment("name=two", splits, ONE), lambda trial: {"test": [exact(500), exact(400)]})
+    assert "missing" not in told(study, results, "budget=10")
+    best, held_out = (told(study, results, f"checkpoint={rule}") for rule in ("best", "best_on_val"))
+    assert best.startswith("two: margin at 10 pixels per image, mIoU 50.0 %, n = 1 of 1\n")
+    assert "\n  epoch       best on test\n" in best
+    assert "\n  epoch       best on val\n" in held_out
+    assert held_out.endswith("\n\n  seed 0: missing on val, not run yet")
+    assert told(study, results, "split=val").startswith("two: margin at 10 pixels per image, mIoU missing 0/1, n = 0")
+
+
 def test_a_setting_is_named_with_its_commas(study: Study) -> None:
     varied = "acquire.pool_fraction: [0.1, 0.2], train.schedule: [{name: multistep, milestones: [1, 2]}]"
     spec = experiment("train.epochs=3", f"grid=[{{{varied}, budget: [10]}}]")
@@ -125,30 +146,6 @@ def test_a_setting_is_named_with_its_commas(study: Study) -> None:
         text = told(study, results, f"setting={setting},budget=10")
         assert text.startswith(f"study: margin at 10 pixels per image, mIoU {value} %")
     assert f"\n  setting     {second}\n" in text
-
-
-def test_a_cell_without_values_says_why(study: Study) -> None:
-    text = told(study, fill(study, experiment(GRID), lambda trial: None), "strategy=margin,budget=20")
-    assert text.split("\n") == [
-        "study: margin at 20 pixels per image, mIoU missing 0/3, n = 0 of 3",
-        "  data        camvid test (360 x 480 pixels), 0.012 % of the pixels labelled",
-        "  model       deeplabv3plus small, pretrained none",
-        "  epoch       last",
-        "",
-        *(f"  seed {seed}: missing on test, not run yet" for seed in range(3)),
-    ]
-
-
-def test_only_the_splits_that_a_cell_needs_can_be_missing(study: Study) -> None:
-    splits = "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}"
-    results = fill(study, experiment("train.epochs=2", splits, ONE), lambda trial: {"test": [exact(500), exact(400)]})
-    assert "missing" not in told(study, results, "budget=10")
-    best, held_out = (told(study, results, f"checkpoint={rule}") for rule in ("best", "best_on_val"))
-    assert best.startswith("study: margin at 10 pixels per image, mIoU 50.0 %, n = 1 of 1\n")
-    assert "\n  epoch       best on test\n" in best
-    assert "\n  epoch       best on val\n" in held_out
-    assert held_out.endswith("\n\n  seed 0: missing on val, not run yet")
-    assert told(study, results, "split=val").startswith("study: margin at 10 pixels per image, mIoU missing 0/1, n = 0")
 
 
 def test_a_removed_fit_and_one_without_facts_are_told_as_unknown(study: Study) -> None:
@@ -187,36 +184,22 @@ def test_the_same_strategy_of_another_experiment_is_told_apart(study: Study) -> 
     assert re.findall("    also of     (.*)", text) == ["other, margin at 20 pixels per image"] * 2
 
 
-def test_names_and_values_are_read() -> None:
+NAMES = "experiment, dataset, architecture, backbone, pretrained, strategy, setting, budget, split, checkpoint, metric"
+
+
+def test_names_and_values_are_read_and_what_is_no_cell_or_several_is_refused(filled: tuple[Study, Results]) -> None:
     assert parse_cell("strategy=margin, budget= 20") == {"strategy": "margin", "budget": "20"}
     assert parse_cell("setting=a.b=1, c=[2,3],budget=20") == {"setting": "a.b=1, c=[2,3]", "budget": "20"}
     assert parse_cell("strategy=") == {"strategy": ""}
-
-
-NAMES = (
-    "experiment, dataset, architecture, backbone, pretrained, strategy, setting, budget, split, checkpoint, metric, "
-    "class_name"
-)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ("bugdet=20", f": 'bugdet=20' is no NAME=VALUE with one of the names {NAMES}"),
-        ("strategy=margin,20", f": '20' is no NAME=VALUE with one of the names {NAMES}"),
-        ("", f": '' is no NAME=VALUE with one of the names {NAMES}"),
-        (
-            "strategy=entropy,budget=20",
-            " 'strategy=entropy,budget=20': there is no such cell; known are strategy: margin, random, "
-            "(empty); budget: 10, 20, full",
-        ),
-        ("budget=20", " 'budget=20': 2 cells are meant; say which by strategy: margin, random"),
-        (
-            "metric=iou,strategy=random",
-            " 'metric=iou,strategy=random': 4 cells are meant; say which by budget: 10, 20; class_name: sky, road",
-        ),
-    ],
-)
-def test_what_is_no_cell_or_several_is_refused(filled: tuple[Study, Results], wanted: str, message: str) -> None:
-    with pytest.raises(SpecError, match=f"^--explain{re.escape(message)}$"):
-        told(*filled, wanted)
+    for wanted, message in {
+        "bugdet=20": f": 'bugdet=20' is no NAME=VALUE with one of the names {NAMES}, class_name",
+        "strategy=margin,20": f": '20' is no NAME=VALUE with one of the names {NAMES}, class_name",
+        "": f": '' is no NAME=VALUE with one of the names {NAMES}, class_name",
+        "strategy=entropy,budget=20": " 'strategy=entropy,budget=20': there is no such cell; known are "
+        "strategy: margin, random, (empty); budget: 10, 20, full",
+        "budget=20": " 'budget=20': 2 cells are meant; say which by strategy: margin, random",
+        "metric=iou,strategy=random": " 'metric=iou,strategy=random': 4 cells are meant; say which by budget: 10, 20; "
+        "class_name: sky, road",
+    }.items():
+        with pytest.raises(SpecError, match=f"^--explain{re.escape(message)}$"):
+            told(*filled, wanted)

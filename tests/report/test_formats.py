@@ -1,11 +1,22 @@
 """One table in every format."""
 
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from pixelpick_ray.config.experiment import Experiment
+from pixelpick_ray.report.cells import build_cells, reported
 from pixelpick_ray.report.formats import latex_tables, to_html, to_latex, to_markdown, to_text
+from pixelpick_ray.report.layouts import transposed_table, wide_table
 from pixelpick_ray.report.parts import Table
+from pixelpick_ray.report.tables import area_table, class_tables, missing_table, protocol_table, result_table
+from pixelpick_ray.store import Store, experiment_folder
+from tests.support.study import Study, experiment, matrix
 
 SMALL = Table("A & B", ("name", "x_1"), (("a|b", "1.0 ± 0.5"), ("<c>", "10.0")), "lr", ("50 % of $1",))
 BOLD = replace(SMALL, strong=frozenset({(0, 1)}))
@@ -80,3 +91,83 @@ def test_bold_is_marked_in_every_format_but_plain_text() -> None:
     assert r"a\textbar{}b & \textbf{1.0 $\pm$ 0.5} \\" in to_latex(BOLD, "tab:bold")
     assert '<td>a|b</td><td class="r"><strong>1.0 ± 0.5</strong></td>' in to_html(BOLD)
     assert to_text(BOLD) == to_text(SMALL)
+
+
+# LaTeX that a real TeX sets: awkward names, wide tables, long texts
+
+
+needs_tex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+
+AWKWARD = 'tree & bush_50% "~^\\{x}$1 #2 <é ü ł> ± × – · … 漢'
+
+
+def typeset(text: str, folder: Path) -> str:
+    """Set a file of tables as an article's, and give the log."""
+    packages = re.findall(r"\\usepackage\{.*?\}", text.splitlines()[0])
+    document = ("\\documentclass{article}", *packages, "\\begin{document}", text, "\\end{document}", "")
+    folder.mkdir(exist_ok=True)
+    (folder / "tables.tex").write_text("\n".join(document), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120)
+    log = (folder / "tables.log").read_text(encoding="utf-8", errors="replace")
+    assert done.returncode == 0, log[-3000:]
+    return log
+
+
+def too_wide(log: str) -> list[str]:
+    """Widths in points by which boxes stand out, where a reader would see it."""
+    widths = re.findall(r"Overfull \\hbox \(([0-9.]+)pt too wide\)", log)
+    return [width for width in widths if float(width) > 20]
+
+
+@pytest.fixture
+def tables(study: Study) -> Mapping[str, Table]:
+    """Every kind of table of a study with awkward names."""
+    grids = (
+        "{acquire.strategy: [least_confidence, random], acquire.pool_fraction: [0.05, 1.0], seed: [0, 1],"
+        "budget: [10, 20, 30, 40, 50]}",
+        "{seed: [0, 1], budget: [full]}",
+    )
+    backbone = "model={architecture: deeplabv3plus, backbone: mobilenetv2_100, pretrained: none}"
+    evaluate = "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}"
+    spec = experiment(f"grid=[{', '.join(grids)}]", backbone, evaluate)
+    study.fill(spec, lambda trial: None if (trial.seed, trial.budget) == (1, 50) else [matrix(40 + trial.seed)] * 2)
+    rename_classes(study.store, spec)
+    results = study.results(spec)
+    reason = f"failed: CUDA_ERROR {AWKWARD} in /a/very_long_path/without_any_place/to_break_it/anywhere/at_all"
+    results = replace(results, missing=tuple(replace(one, reason=reason) for one in results.missing))
+    cells = build_cells(results)
+    best = frozenset((cell.line, cell.budget) for cell in reported(results, cells))
+    made = {
+        "result": result_table(results, cells, strong=best),
+        "wide": wide_table(results, cells, strong=best),
+        "transposed": transposed_table(results, cells, strong=best),
+        "protocol": protocol_table(results, cells),
+        "area": area_table(results, cells),
+        "missing": missing_table(results, cells),
+        **{f"class-{number}": table for number, table in enumerate(class_tables(results, cells))},
+        "awkward": Table(
+            AWKWARD, (AWKWARD, "[b]"), ((AWKWARD, "1"), ("* a", "[2]"), ("[c]", "*")), "lr", (AWKWARD,) * 2
+        ),
+    }
+    return {f"tab:{spec.name}-{name}": table for name, table in made.items() if table}
+
+
+def rename_classes(store: Store, spec: Experiment) -> None:
+    for trial in spec.trials():
+        path = f"{experiment_folder(spec)}/chains/{trial.chain_id}.json"
+        record = store.read_record(path)
+        store.write_record(path, record | {"class_names": [f"sky {AWKWARD}", "tree & bush_50%"]})
+
+
+@needs_tex
+def test_every_kind_of_table_is_set_within_the_line(tables: Mapping[str, Table], tmp_path: Path) -> None:
+    assert len(tables) == 10
+    assert too_wide(typeset(latex_tables(tables), tmp_path / "all")) == []
+    label, default = next(iter(tables.items()))
+    assert too_wide(typeset(to_latex(default, label), tmp_path / "default")) == []
+
+
+@needs_tex
+def test_an_empty_table_is_set(tmp_path: Path) -> None:
+    typeset(to_latex(Table("Nothing", ("a",), (), "l"), "tab:empty"), tmp_path)

@@ -11,10 +11,11 @@ from pixelpick_ray.report.costs import CostModel
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.page import Fact, Page, page_html
 from pixelpick_ray.report.parts import Pictures, Prose, Table
-from tests.support.browser import Browser, Key, browsing, needs_browser, wait_for
+from tests.support.browser import Browser, Key, browsing, needs_browser
 from tests.support.pages import PIXEL, curves
 from tests.support.sheets import GRID, fill
 from tests.support.study import Study
+from tests.support.waiting import wait_for
 
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "results").glob("*/index.html"))
 pytestmark = [needs_browser, pytest.mark.browser, pytest.mark.whole_report]
@@ -96,16 +97,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "report" / "index.html"
 
 
-@pytest.mark.parametrize("page", ["sample", "whole", *(path.parent.name for path in RESULTS)])
-def test_no_message_and_no_request(started: Browser, path: Path, whole: Path, page: str) -> None:
-    opened = ({"sample": path, "whole": whole} | {found.parent.name: found for found in RESULTS})[page]
-    started.log("browser")
-    started.log("performance")
-    started.visit(opened.as_uri())
-    assert started.log("browser") == []
-    events = [json.loads(one["message"])["message"] for one in started.log("performance")]
-    requests = [one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"]
-    assert {url for url in requests if not url.startswith(("data:", "blob:"))} == {opened.as_uri()}
+def test_no_message_and_no_request(started: Browser, path: Path, whole: Path) -> None:
+    for opened in (path, whole, *RESULTS):
+        started.log("browser")
+        started.log("performance")
+        started.visit(opened.as_uri())
+        assert started.log("browser") == []
+        events = [json.loads(one["message"])["message"] for one in started.log("performance")]
+        requests = [one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"]
+        assert {url for url in requests if not url.startswith(("data:", "blob:"))} == {opened.as_uri()}
 
 
 @pytest.mark.parametrize("width", [360, 1400])
@@ -122,24 +122,20 @@ def test_a_whole_report_is_sorted_by_a_click_and_fits_every_screen(started: Brow
     assert column(started, number, table) == ["10", "10", "20", "20", "all"]
 
 
-def test_numbers_are_sorted_as_numbers_then_reversed_then_as_before(browser: Browser) -> None:
+def test_every_kind_of_value_has_its_order_then_reversed_then_as_before_one_column_at_a_time(browser: Browser) -> None:
     before, names = column(browser, 3), column(browser, 1)
-    head, states = "#results th:nth-child(3)", []
-    for expected in (
-        ["7", "9.8 ± 0.2", "50.75", "50.8 ± 0.2", "missing 0/5"],
-        ["50.8 ± 0.2", "50.75", "9.8 ± 0.2", "7", "missing 0/5"],
-        before,
+    ascending = ["7", "9.8 ± 0.2", "50.75", "50.8 ± 0.2", "missing 0/5"]
+    for expected, state in (
+        (ascending, "ascending"),
+        ([*ascending[3::-1], "missing 0/5"], "descending"),
+        (before, None),
     ):
-        browser.click(f"{head} button")
+        browser.click("#results th:nth-child(3) button")
         assert column(browser, 3) == expected
-        states.append(browser.run(f"return document.querySelector('{head}').ariaSort"))
-    assert states == ["ascending", "descending", None]
+        assert browser.run("return document.querySelector('#results th:nth-child(3)').ariaSort") == state
     for _ in range(2):
         browser.click("#results th:nth-child(7) button")
         assert column(browser, 1) == names  # equal values keep their order in both directions
-
-
-def test_every_kind_of_value_has_its_order_and_only_one_column_at_a_time(browser: Browser) -> None:
     for number, expected in (
         (2, ["9", "10", "20", "100", "all"]),
         (4, ["3/5", "4/5", "5", "10", "-"]),
@@ -238,23 +234,21 @@ def test_pictures_are_enlarged_and_a_slider_hides_the_picks_of_later_stages(brow
     assert browser.shown(".viewer") == [False]
 
 
-@pytest.mark.parametrize("width", [360, 390, 820, 1400])
-def test_only_boxes_scroll_sideways(browser: Browser, path: Path, width: int) -> None:
-    browser.visit(path.as_uri(), width)
-    browser.run("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert browser.run("return document.documentElement.scrollWidth") <= width
-    outside = f"""
+def test_only_boxes_scroll_sideways_reached_by_keyboard_and_keep_their_first_column(
+    browser: Browser, path: Path
+) -> None:
+    outside = """
         return [...document.querySelectorAll('body *')]
             .filter(one => !one.closest('.wide *, .contents ol *, .skip') && one.checkVisibility())
-            .filter(one => one.getBoundingClientRect().right > {width} || one.getBoundingClientRect().left < 0
+            .filter(one => one.getBoundingClientRect().right > innerWidth || one.getBoundingClientRect().left < 0
                 || (one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).overflowX === 'visible'
                     && getComputedStyle(one).display === 'block'))
             .map(one => one.outerHTML.slice(0, 80))"""
-    assert browser.run(outside) == []
-
-
-def test_what_scrolls_is_reached_by_keyboard_and_keeps_its_first_column(browser: Browser, path: Path) -> None:
-    browser.visit(path.as_uri(), 360)
+    for width in (1400, 820, 390, 360):
+        browser.visit(path.as_uri(), width)
+        browser.run("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert browser.run("return [document.documentElement.scrollWidth <= innerWidth, innerWidth]") == [True, width]
+        assert browser.run(outside) == []
     box, left = "document.querySelector('#results .wide')", "getBoundingClientRect().left"
     wait_for(lambda: browser.run(f"return {box}.tabIndex") == 0)
     browser.run(f"{box}.scrollLeft = 200")

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from xml.etree.ElementTree import Element
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.parts import Pictures
 from pixelpick_ray.report.pictures import contact_sheets, error_map
 from tests.support.data_folders import loaded
-from tests.support.pages import Node, Tree
+from tests.support.pages import Tree, identifiers, text_of
 from tests.support.sheets import GRID, ONE, PREDICTED, TEST, TRAINING, fill, label_map, mark, predict
 from tests.support.study import Described, Study, chain_path, experiment
 
@@ -36,63 +37,54 @@ def shown(kept: Study) -> tuple[Pictures, ...]:
     return sheets(kept, fill(kept, GRID))
 
 
-def tree(*found: Pictures) -> Node:
+def tree(*found: Pictures) -> Element:
     return Tree("".join(one.html for one in found)).root
 
 
-def grid(sheet: Pictures) -> tuple[list[str], list[list[Node]]]:
+def grid(sheet: Pictures) -> tuple[list[str], list[list[Element]]]:
     """Heads and, row by row, cells of a sheet."""
-    (table,) = tree(sheet).all("table")
-    heads, *rows = table.all("tr")
-    return [head.all_text() for head in heads.all("th")], [row.all("td") for row in rows]
+    (table,) = tree(sheet).findall(".//table")
+    heads, *rows = table.findall(".//tr")
+    return [text_of(head) for head in heads.findall(".//th")], [row.findall(".//td") for row in rows]
 
 
-def decoded(root: Node, cell: Node) -> Image.Image:
+def decoded(root: Element, cell: Element) -> Image.Image:
     """The picture of a cell, which may be embedded in another one."""
-    used = {use.attributes["href"] for use in cell.all("use")}
-    (shown,) = cell.all("image") or [one for one in root.all("image") if f"#{one.attributes['id']}" in used]
-    _, _, data = str(shown.attributes["href"]).partition(";base64,")
+    used = {use.attrib["href"] for use in cell.findall(".//use")}
+    (shown,) = cell.findall(".//image") or [one for one in root.findall(".//image") if f"#{one.attrib['id']}" in used]
+    _, _, data = str(shown.attrib["href"]).partition(";base64,")
     return loaded(io.BytesIO(base64.b64decode(data, validate=True)))
 
 
 def test_every_labelled_pixel_of_a_shown_image_is_a_dot(shown: tuple[Pictures, ...]) -> None:
     heads, rows = grid(shown[0])
     assert heads == ["margin", "random"]
-    assert [[len(cell.all("circle")) for cell in row] for row in rows] == [[3, 3], [2, 2]]
-    first, second = (group for group in rows[0][0].all("g") if group.attributes["class"] == "picks")
-    assert (first.attributes["data-stage"], second.attributes["data-stage"]) == ("1", "2")
-    (dot,) = first.all("circle")
+    assert [[len(cell.findall(".//circle")) for cell in row] for row in rows] == [[3, 3], [2, 2]]
+    first, second = (group for group in rows[0][0].findall(".//g") if group.attrib["class"] == "picks")
+    assert (first.attrib["data-stage"], second.attrib["data-stage"]) == ("1", "2")
+    (dot,) = first.findall(".//circle")
     # The middle of pixel (0, 1), in the first colour of the palette.
-    assert (dot.attributes["cx"], dot.attributes["cy"], dot.attributes["fill"]) == ("1.5", "0.5", "rgb(10,20,30)")
-    assert dot.all_text() == "sky, asked for at 10 pixels"
-    assert [(dot.attributes["cx"], dot.attributes["cy"], dot.all_text()) for dot in second.all("circle")] == [
+    assert (dot.attrib["cx"], dot.attrib["cy"], dot.attrib["fill"]) == ("1.5", "0.5", "rgb(10,20,30)")
+    assert text_of(dot) == "sky, asked for at 10 pixels"
+    assert [(dot.attrib["cx"], dot.attrib["cy"], text_of(dot)) for dot in second.findall(".//circle")] == [
         ("5.5", "0.5", "road, asked for at 20 pixels"),
         ("1.5", "1.5", "sky, asked for at 20 pixels"),
     ]
 
 
-def test_pixels_that_people_gave_no_class_are_no_dots(study: Study) -> None:
-    def refused(trial: Trial, stage: int) -> LabelledPixels:
-        return LabelledPixels.of(names=["a.png"] * 3, y=[0] * 3, x=[0, 1, 2], label=[0, VOID, UNKNOWN], stage=stage)
-
-    _, rows = grid(sheets(study, fill(study, ONE, mark=refused))[0])
-    (dot,) = rows[0][0].all("circle")
-    assert (dot.attributes["fill"], dot.all_text()) == ("rgb(10,20,30)", "sky, asked for at 10 pixels")
-
-
 def test_a_picture_fills_the_frame_of_its_image_below_classes_and_stages(shown: tuple[Pictures, ...]) -> None:
     picks, root = shown[0], tree(shown[0])
     _, rows = grid(picks)
-    assert [row[0].all("svg")[0].attributes["viewbox"] for row in rows] == ["0 0 6 2", "0 0 2 3"]
+    assert [row[0].findall(".//svg")[0].attrib["viewbox"] for row in rows] == ["0 0 6 2", "0 0 2 3"]
     for name, row in zip(TRAINING.labels, rows, strict=True):
         for cell in row:
             image = decoded(root, cell)
             assert np.abs(np.asarray(image, dtype=int) - TRAINING.colours[name]).max() < 12
-            assert cell.all("svg")[0].attributes["aria-label"] == f"pixels picked in {name}"
-    (control,), (slider,) = root.all("label"), root.all("input")
-    assert control.attributes == {"class": "stages", "hidden": None}
-    assert slider.attributes == {"type": "range", "min": "1", "max": "2", "value": "2"}
-    assert [item.all_text() for item in root.all("li")] == ["sky", "road"]
+            assert cell.findall(".//svg")[0].attrib["aria-label"] == f"pixels picked in {name}"
+    (control,), (slider,) = root.findall(".//label"), root.findall(".//input")
+    assert control.attrib == {"class": "stages", "hidden": ""}
+    assert slider.attrib == {"type": "range", "min": "1", "max": "2", "value": "2"}
+    assert [text_of(item) for item in root.findall(".//li")] == ["sky", "road"]
     assert "background:rgb(200,100,50)" in picks.html
     assert picks.caption == (
         "Pixels asked for (study: camvid, deeplabv3plus small, pretrained none, seed 0), in the colour of the answered "
@@ -100,28 +92,30 @@ def test_a_picture_fills_the_frame_of_its_image_below_classes_and_stages(shown: 
     )
 
 
-def test_one_stage_needs_no_slider_and_has_no_after(study: Study) -> None:
-    picks, predictions = sheets(study, fill(study, ONE))
-    assert tree(picks).all("label") == []
+def test_one_stage_needs_no_slider_and_has_no_after_and_pixels_without_a_class_are_no_dots(study: Study) -> None:
+    def refused(trial: Trial, stage: int) -> LabelledPixels:
+        return LabelledPixels.of(names=["a.png"] * 3, y=[0] * 3, x=[0, 1, 2], label=[0, VOID, UNKNOWN], stage=stage)
+
+    picks, predictions = sheets(study, fill(study, ONE, mark=refused))
+    assert tree(picks).findall(".//label") == []
     assert grid(predictions)[0] == ["image", "truth", "10 pixels", "10 pixels: errors"]
+    (dot,) = grid(picks)[1][0][0].findall(".//circle")
+    assert (dot.attrib["fill"], text_of(dot)) == ("rgb(10,20,30)", "sky, asked for at 10 pixels")
 
 
-def test_a_stage_that_is_not_stored_keeps_the_numbers_of_the_others(study: Study) -> None:
-    spec = fill(study, "grid=[{seed: [0], budget: [30]}]")
-    record = study.store.read_record(chain_path(spec, spec.trials()[0]))
+def test_a_stage_that_is_not_stored_keeps_the_numbers_of_the_others_and_the_first_stored_seed_is_shown(
+    study: Study,
+) -> None:
+    spec = fill(study, "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [30]}]")
+    first, _, other, _ = spec.trials()
+    record = study.store.read_record(chain_path(spec, first))
     shutil.rmtree(study.store.folder("pick", record["stages"][0]["pick"]))
-    picks, _ = sheets(study, spec)
-    assert {group.attributes["data-stage"] for group in tree(picks).all("g")} == {"1", "3"}
-    assert [slider.attributes["max"] for slider in tree(picks).all("input")] == ["3"]
-
-
-def test_the_first_stored_seed_of_each_strategy_is_shown(study: Study) -> None:
-    spec = fill(study, GRID)
-    first = next(one for one in spec.trials() if (one.acquire.strategy, one.seed) == ("random", 0))
-    (study.store.path / chain_path(spec, first)).unlink()
-    picks, _ = sheets(study, spec)
+    (study.store.path / chain_path(spec, other)).unlink()
+    picks = sheets(study, spec)[0]
     _, rows = grid(picks)
-    assert [cell.all("circle")[0].attributes["cx"] for cell in rows[0]] == ["1.5", "2.5"]
+    assert [group.attrib["data-stage"] for group in rows[0][0].findall(".//g")] == ["1", "3"]
+    assert [slider.attrib["max"] for slider in tree(picks).findall(".//input")] == ["3"]
+    assert [cell.findall(".//circle")[0].attrib["cx"] for cell in rows[0]] == ["1.5", "2.5"]
     assert "pretrained none, seeds 0 and 1)" in picks.caption
 
 
@@ -141,7 +135,7 @@ def test_predictions_stand_before_and_after_with_their_errors(shown: tuple[Pictu
         [[0, 0, 0, 0], [0, 0, 0, 2]],
         [[1, 0, 0, 0], [0, 0, 0, 2]],
     ]
-    assert [cell.all_text() for cell in cells] == ["", "", "", "43 % wrong", "", "0 % wrong", "", "14 % wrong"]
+    assert [text_of(cell) for cell in cells] == ["", "", "", "43 % wrong", "", "0 % wrong", "", "14 % wrong"]
     assert predictions.caption == (
         "Predictions on camvid test before and after (study: camvid, deeplabv3plus small, pretrained none, seed 0); "
         "errors are orange, void is dark grey."
@@ -156,7 +150,7 @@ def test_predictions_stand_before_and_after_with_their_errors(shown: tuple[Pictu
 def test_predictions_that_are_not_stored_leave_their_cells_empty(study: Study) -> None:
     spec = fill(study, GRID, predict=lambda trial: predict(trial) if trial.budget == 10 else {})
     _, (cells,) = grid(sheets(study, spec)[1])
-    assert [bool(cell.nodes) for cell in cells] == [True] * 4 + [False] * 4
+    assert [len(cell) > 0 for cell in cells] == [True] * 4 + [False] * 4
 
 
 def test_an_error_map_counts_what_is_not_void(study: Study) -> None:
@@ -171,45 +165,40 @@ def test_an_error_map_counts_what_is_not_void(study: Study) -> None:
     assert math.isnan(share)
     void = replace(TEST, labels={"t.png": label_map("..")})
     spec = fill(study, ONE, predict=lambda trial: {"t.png": label_map("01")}, shown=(TRAINING, {"test": void}))
-    assert tree(sheets(study, spec)[1]).all("small")[0].all_text() == "void only"
+    assert text_of(tree(sheets(study, spec)[1]).findall(".//small")[0]) == "void only"
 
 
-def embedded(found: tuple[Pictures, ...]) -> list[str]:
-    return re.findall(r"base64,([^\"]+)", "".join(one.html for one in found))
+def embedded(found: tuple[Pictures, ...]) -> int:
+    """How many pictures there are, each once."""
+    pictures = re.findall(r"base64,([^\"]+)", "".join(one.html for one in found))
+    assert len(set(pictures)) == len(pictures)
+    return len(pictures)
 
 
-def check_identifiers(root: Node) -> None:
-    """Every identifier is there once, and what is referred to is there."""
-    assert len(set(root.identifiers)) == len(root.identifiers)
-    assert set(root.identifiers) >= root.references
-
-
-def test_a_picture_is_in_the_page_once(shown: tuple[Pictures, ...], kept: Study) -> None:
+def test_a_picture_is_in_the_page_once_which_settings_and_experiments_share(
+    shown: tuple[Pictures, ...], kept: Study, study: Study
+) -> None:
     assert sheets(kept, experiment(GRID)) == shown  # equal bytes
-    pictures = embedded(shown)
-    assert len(set(pictures)) == len(pictures) == 2 + 2 + 2 * 3  # training; image and truth; predictions, errors
+    assert embedded(shown) == 2 + 2 + 2 * 3  # training; image and truth; predictions, errors
     root = tree(*shown)
-    assert len(root.all("svg")) == 2 * 2 + 8
-    check_identifiers(root)
-
-
-def test_settings_and_experiments_share_their_pictures(study: Study) -> None:
+    assert identifiers(root)
+    assert len(root.findall(".//svg")) == 2 * 2 + 8
     varied = "acquire.strategy: [margin, random], acquire.pool_fraction: [0.1, 0.2], seed: [0], budget: [10, 20]"
     specs = [fill(study, f"grid=[{{{varied}}}]", *name) for name in ((), ("name=other",))]
     found = sheets(study, *specs, settings=4)
-    assert len(found) == 2 * 4
-    pictures = embedded(found)
-    assert len(set(pictures)) == len(pictures) == 10
-    check_identifiers(tree(*found))
+    assert (len(found), embedded(found)) == (2 * 4, 10)
+    assert identifiers(tree(*found))
 
 
 def test_the_same_picture_of_images_of_two_sizes_keeps_both_frames(study: Study) -> None:
     names, shapes = ("a.png", "b.png"), {"a.png": (1, 1), "b.png": (2, 3)}
     same = Described(dict.fromkeys(names, (9, 9, 9)), dict.fromkeys(names, label_map("0")), shapes)
-    (picks,) = sheets(study, fill(study, ONE, shown=(same, {})))
-    sizes = {(one.attributes["width"], one.attributes["height"]) for one in tree(picks).all("image")}
-    assert sizes == {("1", "1"), ("3", "2")}
-    check_identifiers(tree(picks))
+    root = tree(*sheets(study, fill(study, ONE, shown=(same, {}))))
+    assert identifiers(root)
+    assert {(one.attrib["width"], one.attrib["height"]) for one in root.findall(".//image")} == {
+        ("1", "1"),
+        ("3", "2"),
+    }
 
 
 def test_names_are_escaped(study: Study) -> None:
@@ -233,10 +222,10 @@ def test_names_are_escaped(study: Study) -> None:
     assert len(found) == 2
     assert "<b>" not in "".join(one.html for one in found)
     root = tree(*found)
-    assert [item.all_text() for item in root.all("li")] == [evil, "road"]
-    assert {title.all_text() for title in root.all("title")} >= {f"{evil}, asked for at 10 pixels"}
-    assert {svg.attributes["aria-label"] for svg in root.all("svg")} >= {f"truth of {names['t.png']}"}
-    assert root.all("th")[0].all_text() == "<b>'&"
+    assert [text_of(item) for item in root.findall(".//li")] == [evil, "road"]
+    assert {text_of(title) for title in root.findall(".//title")} >= {f"{evil}, asked for at 10 pixels"}
+    assert {svg.attrib["aria-label"] for svg in root.findall(".//svg")} >= {f"truth of {names['t.png']}"}
+    assert text_of(root.findall(".//th")[0]) == "<b>'&"
 
 
 def test_a_few_settings_and_six_strategies_are_shown(study: Study) -> None:
@@ -255,12 +244,13 @@ def test_without_descriptions_there_are_no_sheets(study: Study) -> None:
     assert sheets(study, spec) == ()
     study.describe(spec, TRAINING, {"test": TEST})
     assert len(sheets(study, spec)) == 2
-    whole = shutil.copytree(study.store.path / "split", study.store.path.parent / "whole")
     for damaged in ("description.json", "images/0.jpg", "labels/0.png"):
-        for file in (study.store.path / "split").glob(f"*/{damaged}"):
+        files = {file: file.read_bytes() for file in (study.store.path / "split").glob(f"*/{damaged}")}
+        for file in files:
             file.write_bytes(b"damaged")
         assert sheets(study, spec) == ()
-        shutil.copytree(whole, study.store.path / "split", dirs_exist_ok=True)
-        assert len(sheets(study, spec)) == 2
+        for file, content in files.items():
+            file.write_bytes(content)
+    assert len(sheets(study, spec)) == 2
     shutil.rmtree(study.store.path / "split")
     assert sheets(study, spec) == ()

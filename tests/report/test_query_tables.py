@@ -1,14 +1,19 @@
 """What was asked: every stage of a chain once, from the first pixels to the largest budget, and shares of classes."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
+from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.report.cells import Line, line_of
+from pixelpick_ray.report.overlap import overlap_table
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.points import Point
 from pixelpick_ray.report.queries import (
@@ -19,7 +24,7 @@ from pixelpick_ray.report.queries import (
     queries_csv,
     query_table,
 )
-from tests.support.study import Study, csv_lines, experiment, matrix
+from tests.support.study import NO_PIXELS, Study, chain_path, csv_lines, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 30]}, {seed: [0], budget: [full]}]"
 
@@ -92,21 +97,17 @@ def test_the_csv_has_a_value_a_row(study: Study, spec: Experiment) -> None:
 
 
 def test_pixels_stored_before_there_were_statistics_are_counted_out(study: Study) -> None:
+    nothing = experiment("name=never-run")
+    assert query_table(queries_of(study, nothing), {}) is None
     spec = experiment(GRID)
-    study.fill(spec, lambda trial: matrix(50))
+    study.fill(spec, lambda trial: matrix(50))  # records without picks
+    queries = queries_of(study, spec)
+    assert query_table(queries, {}) is None
+    assert queries_csv(queries) == ",".join(CSV_COLUMNS) + "\n"
     study.ask(spec, lambda trial, stage: None if (trial.seed, stage) == (0, 1) else tell(trial, stage))
     table = query_table(queries_of(study, spec), {})
     assert [row[-1] for row in table.rows] == ["2", "1/2", "2"] * 2
     assert [row[table.header.index("entropy (nats)")] for row in table.rows[:3]] == ["-", "1.500", "1.000"]
-
-
-def test_without_any_statistics_there_is_no_table(study: Study) -> None:
-    study.fill(experiment(), lambda trial: matrix(50))  # records without picks
-    queries = queries_of(study, experiment())
-    assert query_table(queries, {}) is None
-    assert queries_csv(queries) == ",".join(CSV_COLUMNS) + "\n"
-    nothing = experiment("name=never-run")
-    assert query_table(queries_of(study, nothing), {}) is None
 
 
 NAMES = ("sky", "road", "car")
@@ -131,18 +132,15 @@ def only(queries: Sequence[StageQuery], training: Mapping[Line, Sequence[int]]) 
     return table
 
 
-def test_shares_are_of_all_stages_and_seeds() -> None:
-    table = only(QUERIES, {})
-    assert table.header == ("class", "margin", "random")
-    assert table.alignment == "lrr"
-    assert table.rows == (("sky", "20.0", "80.0"), ("road", "55.0", "20.0"), ("car", "25.0", "0.0"))
-    assert table.caption == (
+def test_shares_are_of_all_stages_and_seeds_beside_those_in_the_training_images() -> None:
+    about = (
         "study, camvid, deeplabv3plus small, pretrained none: share of each class in percent among the pixels asked "
-        "for at all stages and seeds."
+        "for at all stages and seeds"
     )
-
-
-def test_beside_them_stand_the_shares_in_the_training_images() -> None:
+    table = only(QUERIES, {})
+    assert (table.header, table.alignment) == (("class", "margin", "random"), "lrr")
+    assert table.rows == (("sky", "20.0", "80.0"), ("road", "55.0", "20.0"), ("car", "25.0", "0.0"))
+    assert table.caption == f"{about}."
     table = only(QUERIES, {MARGIN: (500, 400, 100), RANDOM: (500, 400, 100)})
     assert table.header == ("class", "training images", "margin", "random", "margin, times", "random, times")
     assert table.alignment == "lrrrrr"
@@ -152,9 +150,8 @@ def test_beside_them_stand_the_shares_in_the_training_images() -> None:
         ("road", "40.0", "55.0", "20.0", "1.38", "0.50"),
         ("car", "10.0", "25.0", "0.0", "2.50", "0.00"),
     )
-    assert table.caption.endswith(
-        "stages and seeds, among all labelled pixels of the training images, and how many times as many."
-    )
+    rest = "among all labelled pixels of the training images, and how many times as many."
+    assert table.caption == f"{about}, {rest}"
     assert only(QUERIES, {RANDOM: (500, 400, 100)}) == only(QUERIES, {MARGIN: (500, 400, 100)})
 
 
@@ -176,3 +173,124 @@ def test_every_setting_has_a_table_with_its_own_training_images() -> None:
     for table, number in ((first, 5), (second, 9)):
         begin = f"study, camvid, deeplabv3plus small, pretrained none, dataset.images={number}: share of"
         assert table.caption.startswith(begin)
+
+
+# Whether strategies and seeds fill for the same pixels, against distances worked out by hand and by brute force
+
+
+Place = tuple[str, int, int]  # image, y, x
+Asked = Mapping[tuple[str, int], Sequence[Place]]  # by strategy and seed, after the first stage
+
+FIRST = [("a.png", 200, 200), ("b.png", 300, 300)]  # by chance, the same for all strategies
+
+
+def labelled(places: Sequence[Place]) -> LabelledPixels:
+    names, y, x = zip(*places, strict=True)
+    return LabelledPixels.of(names=names, y=y, x=x, label=0, stage=0)
+
+
+def fill(study: Study, asked: Asked, *more: str) -> Experiment:
+    """Store a first stage and what is asked for after it; `more` goes into the grid."""
+    strategies, seeds = dict.fromkeys(name for name, _ in asked), sorted({seed for _, seed in asked})
+    varied = (f"acquire.strategy: [{', '.join(strategies)}]", f"seed: {seeds}", "budget: [20]", *more)
+    spec = experiment(f"grid=[{{{', '.join(varied)}}}]")
+
+    def mark(trial: Trial, stage: int) -> LabelledPixels:
+        return labelled(asked[trial.acquire.strategy, trial.seed] if stage else FIRST)
+
+    study.fill(spec, lambda trial: matrix(50) if (trial.acquire.strategy, trial.seed) in asked else None)
+    study.ask(spec, lambda trial, stage: None, mark)
+    return spec
+
+
+def overlap_of(study: Study, spec: Experiment) -> Table | None:
+    return overlap_table(study.store, study.chains(spec))
+
+
+def overlap_rows(study: Study, asked: Asked) -> list[tuple[str, ...]]:
+    """One, other, seeds, near (%), same (%) and n of each row."""
+    found = overlap_of(study, fill(study, asked))
+    assert found.header == ("model", "pretrained", "one", "other", "seeds", "near (%)", "same (%)", "n")
+    return [row[2:] for row in found.rows]
+
+
+HERE, NEAR, FAR = ("a.png", 40, 50), ("a.png", 42, 50), ("a.png", 90, 90)
+NINETY_NINE = [f"{number:02d}.png" for number in range(99)]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "near", "same"),
+    [
+        ([HERE], [HERE], "100.0", "100.00"),
+        ([HERE], [("a.png", 43, 54)], "100.0", "0.00"),  # 5 pixels away
+        ([HERE], [("a.png", 45, 51)], "0.0", "0.00"),  # the square root of 26
+        ([HERE, ("b.png", 1, 1)], [("b.png", 40, 50)], "0.0", "0.00"),
+        ([HERE, FAR], [HERE], "75.0", "75.00"),  # the mean over both directions
+        # Of 99 images every second one is looked at; on the others the strategies do not agree.
+        (
+            [(name, 40, 50) for name in NINETY_NINE],
+            [(name, 40, 50 + 40 * (number % 2)) for number, name in enumerate(NINETY_NINE)],
+            *("100.0", "100.00"),
+        ),
+    ],
+)
+def test_strategies_meet_with_the_same_seed(study: Study, ours: Any, theirs: Any, near: str, same: str) -> None:
+    asked = {("margin", 0): ours, ("random", 0): theirs}
+    assert overlap_rows(study, asked) == [("margin", "random", "the same", near, same, "1")]
+
+
+def test_seeds_of_a_strategy_are_compared_too_of_which_three_are_enough(study: Study, tmp_path: Path) -> None:
+    asked = {("margin", 0): [HERE], ("margin", 1): [NEAR], ("random", 0): [HERE], ("random", 1): [("b.png", 9, 9)]}
+    assert overlap_rows(study, asked) == [
+        ("margin", "random", "the same", "50.0", "50.00", "2"),
+        ("margin", "margin", "different", "100.0", "0.00", "1"),
+        ("random", "random", "different", "0.0", "0.00", "1"),
+    ]
+    four = {("margin", seed): [("a.png", 40, 50 if seed < 3 else 90)] for seed in range(4)}
+    assert overlap_rows(Study(tmp_path / "four"), four) == [("margin", "margin", "different", "100.0", "100.00", "3")]
+
+
+@pytest.mark.parametrize(("budget", "pixels"), [(10, FIRST), (20, [])])
+def test_the_first_pixels_alone_and_none_are_not_compared(study: Study, budget: int, pixels: list[Place]) -> None:
+    spec = experiment(f"grid=[{{acquire.strategy: [margin, random], seed: [0], budget: [{budget}]}}]")
+    study.fill(spec, lambda trial: matrix(50))
+    study.ask(spec, lambda trial, stage: None, lambda trial, stage: labelled(pixels) if pixels else NO_PIXELS)
+    assert overlap_of(study, spec) is None
+    assert overlap_of(study, fill(study, {("margin", 0): [HERE]}, "train.batch_size: [1]")) is None  # one chain alone
+
+
+def test_chains_whose_pixels_are_not_stored_are_left_out(study: Study) -> None:
+    spec = fill(study, {(name, seed): [HERE] for name in ("margin", "random", "entropy") for seed in (0, 1)})
+    lost = {(trial.acquire.strategy, trial.seed): chain_path(spec, trial) for trial in spec.trials()}
+    record = study.store.read_record(lost["margin", 0])
+    shutil.rmtree(study.store.folder("pick", record["stages"][0]["pick"]))
+    (study.store.path / lost["random", 1]).unlink()
+    assert [(*row[2:5], row[-1]) for row in overlap_of(study, spec).rows] == [
+        ("margin", "entropy", "the same", "1"),
+        ("random", "entropy", "the same", "1"),
+        ("entropy", "entropy", "different", "1"),
+    ]
+
+
+def test_settings_are_not_compared_with_each_other(study: Study) -> None:
+    asked = {("margin", 0): [HERE], ("random", 0): [HERE]}
+    found = overlap_of(study, fill(study, asked, "acquire.pool_fraction: [0.1, 0.2]"))
+    assert [row[found.header.index("setting") :] for row in found.rows] == [
+        (f"acquire.pool_fraction={fraction}", "margin", "random", "the same", "100.0", "100.00", "1")
+        for fraction in (0.1, 0.2)
+    ]
+
+
+def test_shares_are_those_of_brute_force(study: Study) -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = (
+        sorted({(f"{image}.png", int(y), int(x)) for image, y, x in rng.integers(0, [3, 40, 40], (count, 3))})
+        for count in (80, 120)
+    )
+    apart = np.asarray(
+        [[np.hypot(y - v, x - u) if name == other else np.inf for other, v, u in theirs] for name, y, x in ours]
+    )
+    near, same = (50 * ((apart <= limit).any(1).mean() + (apart <= limit).any(0).mean()) for limit in (5, 0))
+    assert 0 < same < near < 100
+    asked = {("margin", 0): ours, ("random", 0): theirs}
+    assert overlap_rows(study, asked) == [("margin", "random", "the same", f"{near:.1f}", f"{same:.2f}", "1")]

@@ -1,16 +1,23 @@
 """Rows hold what is stored, name what is not, and never mix settings."""
 
+import io
 import math
 import shutil
 from collections import namedtuple
+from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
-from pixelpick_ray.config.trial import Budget
+from pixelpick_ray.config.trial import Budget, Trial
 from pixelpick_ray.errors import SpecError, StoreError
+from pixelpick_ray.report import evaluations
+from pixelpick_ray.report.cells import Cell, areas, build_cells, reported
+from pixelpick_ray.report.evaluations import Evaluation, read_arrays, read_evaluations
 from pixelpick_ray.report.rows import CSV_COLUMNS, Results, rows_csv
-from tests.support.study import Study, chain_path, csv_lines, experiment, matrix
+from tests.support.study import Matrix, Measure, Study, chain_path, csv_lines, experiment, matrix
 
 THREE = [[6, 2, 0], [1, 1, 0], [0, 0, 0]]
 
@@ -53,18 +60,9 @@ def test_metrics_are_those_calculated_by_hand_and_the_csv_has_every_digit(study:
         assert line["value"] == "" if math.isnan(row.value) else float(line["value"]) == row.value
 
 
-def test_trials_without_results_are_listed(study: Study) -> None:
+def test_trials_without_results_are_listed_and_those_whose_chain_failed_say_why(study: Study) -> None:
     empty = study.results(experiment())
     assert (empty.readings, len(empty.missing)) == ((), 6)
-    results = study.filled(lambda trial: None if (trial.seed, trial.budget) == (1, 20) else matrix(50))
-    assert len(results.trials) == 6
-    for point, trial in results.trials.items():
-        assert (point.seed, point.budget, point.strategy) == (trial.seed, trial.budget, trial.acquire.strategy)
-    assert told_missing(results) == [(1, 20, "test", "not run yet")]
-    assert not by_metric(results, 1, 20)
-
-
-def test_a_trial_whose_chain_failed_says_why_and_a_stored_one_is_not_affected(study: Study) -> None:
     study.fill(experiment(), lambda trial: None if trial.seed == 0 or trial.seed * trial.budget > 10 else matrix(50))
     chains = {trial.seed: trial.chain_id for trial in experiment().trials()}
     for seed, text in ((0, "RunError: no memory\n"), (1, "Traceback (most recent call last):\nDataError: damaged\n")):
@@ -72,14 +70,21 @@ def test_a_trial_whose_chain_failed_says_why_and_a_stored_one_is_not_affected(st
         folder.mkdir(parents=True)
         (folder / "1700000000000000000.txt").write_text(text)
     results = study.results(experiment())
+    for point, trial in results.trials.items():
+        assert (point.seed, point.budget, point.strategy) == (trial.seed, trial.budget, trial.acquire.strategy)
     failed, other = "failed: RunError: no memory", "failed: DataError: damaged"
     reasons = [(0, 10, failed), (0, 20, failed), (1, 20, other), (2, 10, "not run yet"), (2, 20, "not run yet")]
     assert told_missing(results) == [(seed, budget, "test", reason) for seed, budget, reason in reasons]
     assert by_metric(results, 1)["miou"].value == 0.25
+    assert not by_metric(results, 1, 20)
 
 
-def test_an_evaluation_that_is_damaged_or_under_a_wrong_key_is_missing_and_stays_where_it_is(study: Study) -> None:
+def test_what_is_damaged_under_a_wrong_key_or_contradicts_its_trial_is_missing_or_refused(study: Study) -> None:
     results = study.filled(lambda trial: matrix(10 + trial.seed))
+    shutil.rmtree(study.store.path / "fit")  # which leaves the numbers
+    without = study.results(experiment())
+    assert not without.missing
+    assert {one["device"] for one in without.evidence.values()} == {"unknown"}
     damaged, wrong, other = (by_metric(results, seed)["miou"].evaluation_key for seed in (0, 1, 2))
     path = study.store.folder("evaluation", damaged) / "confusion.npz"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -88,14 +93,6 @@ def test_an_evaluation_that_is_damaged_or_under_a_wrong_key_is_missing_and_stays
     reasons = [one.reason for one in study.results(experiment()).missing]
     assert reasons == [f"evaluation {key[:16]} is absent or damaged" for key in (damaged, wrong)]
     assert path.exists()
-
-
-def test_a_removed_fit_leaves_the_numbers_and_a_record_that_contradicts_its_trial_is_refused(study: Study) -> None:
-    study.filled(lambda trial: matrix(10))
-    shutil.rmtree(study.store.path / "fit")
-    results = study.results(experiment())
-    assert not results.missing
-    assert {one["device"] for one in results.evidence.values()} == {"unknown"}
     path = chain_path(experiment(), experiment().trials()[0])
     record = study.store.read_record(path)
     record["stages"][0]["budget"] = 15
@@ -138,10 +135,6 @@ def test_epochs_are_chosen_by_every_rule(study: Study, splits: str, percents: An
     rows = [row for row in rows_of(results) if row.metric == "miou"]
     assert {f"{row.split} {row.checkpoint}": 100 * row.value for row in rows} == pytest.approx(found)
     assert {one.split for one in results.missing} == ({"val"} if splits == TWO and "val" not in percents else set())
-
-
-def test_the_last_epoch_alone_has_no_best(study: Study) -> None:
-    assert {row.checkpoint for row in rows_of(study.filled(lambda trial: matrix(40)))} == {"last"}
 
 
 def test_every_trial_counts_once_whatever_is_asked_for_twice(study: Study) -> None:
@@ -187,3 +180,148 @@ def test_every_split_has_its_rows_and_its_size(study: Study) -> None:
     assert {row.split for row in rows_of(results)} == {"test", "val", "train", "native"}
     sizes = {"test": "scale 0.5", "val": "360 x 480 pixels", "train": "long side 90 pixels", "native": "native size"}
     assert {one.split: one.size for one in results.measurements} == sizes
+
+
+# Cells: grouped by everything but the seed, counted against what was asked for
+
+
+BOTH_SEEDS = "grid=[{seed: [0, 1], budget: [10]}]"
+
+
+def shown(study: Study, measure: Measure, *overrides: str) -> tuple[Cell, ...]:
+    results = study.filled(measure, *overrides)
+    return reported(results, build_cells(results))
+
+
+@pytest.mark.always("a table of mean and standard deviation by hand")
+def test_mean_and_sample_standard_deviation_over_seeds(study: Study) -> None:
+    # mIoU 0.20, 0.25, 0.30
+    first, second = shown(study, lambda trial: matrix(40 + 10 * trial.seed))
+    assert (first.budget, second.budget) == (10, 20)
+    assert (first.summary.mean, first.summary.std) == (pytest.approx(0.25), pytest.approx(0.05))
+    assert (first.summary.n, first.expected, first.seeds) == (3, 3, (0, 1, 2))
+    assert first.share == pytest.approx(10 / 172800)
+    assert len(set(first.fit_keys)) == 3
+
+
+def test_missing_seeds_are_counted_not_averaged_away_and_an_area_takes_only_seeds_with_every_budget(
+    study: Study,
+) -> None:
+    def measure(trial: Trial) -> Matrix | None:
+        return None if (trial.seed, trial.budget) == (2, 20) else matrix(20 + 20 * trial.seed + trial.budget)
+
+    # mIoU 0.15 to 0.20 for seed 0 and 0.25 to 0.30 for seed 1.
+    cells = shown(study, measure)
+    assert [(len(cell.values), cell.expected) for cell in cells] == [(3, 3), (2, 3)]
+    (area,) = areas(cells)
+    assert (area.summary.n, area.expected, area.budgets) == (2, 3, (10, 20))
+    assert area.summary.mean == pytest.approx((0.175 + 0.275) / 2)
+    (cell,) = shown(study, lambda trial: None, "name=never", "grid=[{seed: [0], budget: [20]}]")
+    assert (cell.values, cell.expected, cell.share) == ((), 1, pytest.approx(20 / 172800))
+    assert math.isnan(cell.summary.mean)
+
+
+def test_what_is_one_fit_for_all_seeds_counts_once(study: Study) -> None:
+    """Nothing of it is drawn at random: n is 1, and there is no deviation."""
+    results = study.filled(lambda trial: matrix(50), "grid=[{seed: [0, 1, 2], budget: [full, 10]}]")
+    keys = {one.fit_key: "one" for one in results.readings if one.asked.point.budget == "full"}
+    shared = tuple(replace(one, fit_key=keys.get(one.fit_key, one.fit_key)) for one in results.readings)
+    ten, full = reported(results, build_cells(replace(results, readings=shared)))
+    assert (ten.summary.n, ten.expected, ten.seeds) == (3, 3, (0, 1, 2))
+    assert (full.summary.n, full.expected, full.seeds, full.fit_keys) == (1, 1, (0,), ("one",))
+    assert math.isnan(full.summary.std)
+
+
+def test_budgets_ascend_as_numbers_full_supervision_is_last_and_settings_are_never_averaged(study: Study) -> None:
+    grid = "grid=[{acquire.strategy: [random, margin], seed: [0], budget: [full, 100, 20]}]"
+    found = [(cell.line.strategy, cell.budget) for cell in shown(study, lambda trial: matrix(50), grid)]
+    assert found == [("random", 20), ("random", 100), ("margin", 20), ("margin", 100), ("", "full")]
+    grid = "grid=[{train.optimizer.lr: [0.1, 0.2], seed: [0, 1], budget: [10]}]"
+    cells = shown(study, lambda trial: matrix(40 if trial.train.optimizer.lr == 0.1 else 80), "name=rates", grid)
+    assert [(cell.line.setting, cell.summary.mean, cell.expected) for cell in cells] == [
+        (f"train.optimizer.lr={lr}", pytest.approx(mean), 2) for lr, mean in ((0.1, 0.2), (0.2, 0.4))
+    ]
+
+
+def test_a_class_that_some_seeds_lack_is_averaged_over_the_others(study: Study) -> None:
+    measured = {0: [[10, 0], [0, 0]], 1: [[5, 5], [0, 0]]}
+    cells = build_cells(study.filled(lambda trial: measured[trial.seed], BOTH_SEEDS))
+    (road,) = [cell for cell in cells if cell.class_name == "road"]
+    assert (road.summary.n, len(road.values), road.expected, road.summary.mean) == (1, 2, 2, 0.0)
+
+
+def test_the_reporting_split_and_the_last_epoch_are_shown(study: Study) -> None:
+    evaluate = "evaluate={splits: {test: {}, val: {}}, report: val, when: every_epoch}"
+    results = study.filled(lambda trial: [matrix(80), matrix(60)], evaluate)
+    cells = build_cells(results)
+    rules = {(split, rule) for split in ("test", "val") for rule in ("last", "best")}
+    assert {(cell.split, cell.checkpoint) for cell in cells} == rules | {("val", "best_on_test")}
+    found = {(cell.split, cell.checkpoint, cell.summary.mean) for cell in reported(results, cells)}
+    assert found == {("val", "last", 0.3)}
+
+
+def test_two_experiments_stand_side_by_side(study: Study) -> None:
+    pretrained = experiment("name=other", "model.pretrained=imagenet", "evaluate={splits: {val: {}}, report: val}")
+    study.fill(experiment(), lambda trial: matrix(50))
+    study.fill(pretrained, lambda trial: matrix(80))
+    results = study.results(pretrained, experiment())
+    cells = reported(results, build_cells(results))
+    assert [(cell.line.experiment, cell.line.pretrained, cell.split, cell.budget) for cell in cells] == [
+        *(("other", "imagenet", "val", budget) for budget in (10, 20)),
+        *(("study", "none", "test", budget) for budget in (10, 20)),
+    ]
+    assert (cells[0].summary.mean, cells[2].summary.mean) == (pytest.approx(0.4), pytest.approx(0.25))
+
+
+# Reading evaluations: arrays as numpy reads them, and the same from one process and from several
+
+
+ARRAYS = {
+    "counts": np.arange(24, dtype=np.int64).reshape(2, 3, 4),
+    "columns first": np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
+    "other byte order": np.array([1.5, -2.0], dtype=">f4"),
+    **{"empty": np.zeros((0, 3)), "one number": np.array(7), "names": np.array(["a", "bcd"])},
+    "fields": np.zeros(2, dtype=[("y", "<i4"), ("x", "<i4")]),
+}
+
+
+def npz(**arrays: npt.NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_are_those_that_numpy_reads(kind: str) -> None:
+    content = npz(values=ARRAYS[kind], other=np.arange(3))
+    found = read_arrays(content)
+    with np.load(io.BytesIO(content), allow_pickle=False) as expected:
+        assert list(found) == expected.files
+        for name, array in expected.items():
+            assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
+            np.testing.assert_array_equal(found[name], array)
+    with pytest.raises(ValueError, match="an array of objects"):
+        read_arrays(npz(values=np.array([{}], dtype=object)))
+
+
+def plain(found: dict[str, Evaluation | str]) -> dict[str, Any]:
+    return {
+        key: one if isinstance(one, str) else {name: np.asarray(value).tolist() for name, value in asdict(one).items()}
+        for key, one in found.items()
+    }
+
+
+def test_several_processes_read_what_one_reads(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}"
+    results = study.filled(lambda trial: [matrix(40 + trial.seed), matrix(60)], splits, code="abc")
+    keys = [reading.evaluation_key for reading in results.readings]
+    (study.store.folder("evaluation", keys[0]) / "confusion.npz").write_bytes(b"damaged")
+    wanted = dict.fromkeys([*keys, "0" * 64], ("sky", "road"))
+    alone, fits = read_evaluations(study.store, wanted, processes=1)
+    monkeypatch.setattr(evaluations, "READ_ALONE", 2)
+    together, same_fits = read_evaluations(study.store, wanted, processes=2)
+    assert list(plain(together).items()) == list(plain(alone).items())
+    assert same_fits == fits
+    assert len(fits) == 6
+    absent = {f"evaluation {key[:16]} is absent or damaged" for key in (keys[0], "0" * 64)}
+    assert {one for one in alone.values() if isinstance(one, str)} == absent

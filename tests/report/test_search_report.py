@@ -373,6 +373,7 @@ def test_every_file_is_written_in_place_of_an_earlier_report(hunt: Hunt, out: Pa
         hunt.write(out / "mine.txt")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_run_yet_is_said(tmp_path: Path) -> None:
     hunt, out = Hunt(tmp_path / "store"), tmp_path / "out"
     summary = hunt.write(out, next_command=COMMAND)
@@ -404,6 +405,7 @@ def test_the_page_has_every_section_once_asks_for_nothing_and_tells_the_result(h
         assert said in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_file_s_own_configuration_may_be_the_best_and_images_be_held_out(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path / "store", ONE_LEVEL, "search.held_out=0.25")
     hunt.add(OWN, [[0.6]])
@@ -415,6 +417,7 @@ def test_the_file_s_own_configuration_may_be_the_best_and_images_be_held_out(tmp
     assert "judged on held_out, 25 % of the training images, which no sample was trained on," in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_search_half_way_says_what_is_missing(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path / "store")
     hunt.add(OWN, [[0.30, 0.32], [0.40, 0.42]])

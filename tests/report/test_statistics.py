@@ -1,20 +1,21 @@
 """Numbers that were calculated by hand or stand in printed tables."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
 from pixelpick_ray.active.metrics import area_under_curve
+from pixelpick_ray.report.paired import FloatArray, Paired, compare_all, kendall_tau, sign_flip_p, wilcoxon_p
 from pixelpick_ray.report.statistics import (
     cohen_kappa,
     holm,
-    interval,
     mean,
     pairs_needed,
-    sample_std,
     smallest_sign_flip_p,
     student_quantile,
     summarise,
@@ -25,50 +26,33 @@ from pixelpick_ray.report.statistics import (
 VALUES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 
 
-def test_the_standard_deviation_divides_by_n_minus_one() -> None:
-    assert sample_std([0.20, 0.25, 0.30]) == pytest.approx(0.05)
-    assert sample_std([1.0, 3.0]) == pytest.approx(math.sqrt(2))
+def test_summaries_divide_by_n_minus_one_and_leave_out_nan() -> None:
+    summary = summarise([0.20, math.nan, 0.25, 0.30])
+    half = 4.3027 * 0.05 / math.sqrt(3)  # from a printed table
+    found = (summary.mean, summary.std, summary.n, summary.low, summary.high)
+    assert found == pytest.approx((0.25, 0.05, 3, 0.25 - half, 0.25 + half), abs=1e-5)
     summary = summarise([0.5])
     assert (summary.mean, summary.n) == (0.5, 1)
-    assert all(math.isnan(value) for value in (summary.std, summary.low, summary.high))
-    assert math.isnan(mean([]))
-    assert summarise([0.2, math.nan, 0.4]).n == 2
-    assert summarise([0.2, math.nan, 0.4]).mean == pytest.approx(0.3)
+    assert all(math.isnan(value) for value in (summary.std, summary.low, summary.high, mean([])))
 
 
-@pytest.mark.parametrize(
-    ("confidence", "degrees", "quantile"),
-    [(0.95, 1, 12.706), (0.95, 2, 4.303), (0.95, 3, 3.182), (0.95, 4, 2.776), (0.95, 29, 2.045), (0.99, 5, 4.032)],
-)
-def test_quantiles_are_those_of_the_printed_table(confidence: float, degrees: int, quantile: float) -> None:
-    assert student_quantile(confidence, degrees) == pytest.approx(quantile, abs=5e-4)
-
-
-def test_quantiles_outside_of_the_range_are_refused() -> None:
-    for confidence, degrees in ((0.0, 3), (1.0, 3), (0.95, 0), (0.95, math.nan)):
-        with pytest.raises(ValueError, match="need 0 < confidence < 1"):
-            student_quantile(confidence, degrees)
-
-
-def test_the_interval_is_that_of_student() -> None:
-    half = 4.3027 * 0.05 / math.sqrt(3)
-    assert interval([0.20, 0.25, 0.30]) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-5)
-    assert student_quantile(0.95, 100_000) == pytest.approx(1.95996, abs=1e-4)
-
-
-@given(st.floats(0.01, 0.999), st.floats(0.2, 1000))
-def test_quantiles_of_fractional_degrees_are_those_of_scipy(confidence: float, degrees: float) -> None:
+@given(st.floats(0.01, 0.999), st.floats(0.2, 100_000))
+def test_quantiles_are_those_of_scipy(confidence: float, degrees: float) -> None:
     expected = stats.t.ppf((1 + confidence) / 2, degrees)
     assert student_quantile(confidence, degrees) == pytest.approx(expected, rel=1e-9)
+    for outside in ((0.0, 3), (1.0, 3), (0.95, 0), (0.95, math.nan)):
+        with pytest.raises(ValueError, match="need 0 < confidence < 1"):
+            student_quantile(*outside)
 
 
-def test_welch_s_interval_by_hand() -> None:
-    # Degrees 2 (n - 1) = 8, printed quantile 2.306; the error is 0.6 sqrt(2 / 5).
-    half = 2.306 * 0.6 * math.sqrt(2 / 5)
-    assert welch_interval(51.0, 0.6, 5, 50.8, 0.6, 5) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-3)
+def test_welch_s_interval_where_a_sample_does_not_vary_or_has_one_run() -> None:
     half = 2.776 * 0.5 / math.sqrt(5)  # degrees 4 are of the sample that varies
     assert welch_interval(0.5, 0.5, 5, 0.1, 0.0, 3) == pytest.approx((0.4, 0.4 - half, 0.4 + half), abs=1e-3)
     assert welch_interval(0.75, 0.0, 2, 0.5, 0.0, 5) == (0.25, 0.25, 0.25)
+    for n1, n2 in ((1, 5), (5, 1), (0, 0)):
+        difference, *ends = welch_interval(0.75, 0.1, n1, 0.5, 0.1, n2)
+        assert difference == 0.25
+        assert [math.isnan(end) for end in ends] == [True, True]
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")  # scipy's own remark on samples that hardly vary
@@ -79,13 +63,6 @@ def test_welch_is_that_of_scipy(first: list[float], second: list[float], confide
     expected = stats.ttest_ind(first, second, equal_var=False).confidence_interval(confidence)
     found = welch_interval(one.mean, one.std, one.n, two.mean, two.std, two.n, confidence)
     assert found == pytest.approx((one.mean - two.mean, expected.low, expected.high), abs=1e-9)
-
-
-def test_one_run_has_a_difference_without_an_interval() -> None:
-    for n1, n2 in ((1, 5), (5, 1), (0, 0)):
-        difference, *ends = welch_interval(0.75, 0.1, n1, 0.5, 0.1, n2)
-        assert difference == 0.25
-        assert [math.isnan(end) for end in ends] == [True, True]
 
 
 @given(VALUES)
@@ -101,49 +78,23 @@ def test_the_area_is_the_mean_height() -> None:
             area_under_curve(budgets, values)
 
 
-@given(VALUES, st.floats(0, 1))
-def test_a_flat_curve_has_its_height_as_area(values: list[float], height: float) -> None:
-    assert area_under_curve(range(len(values)), [height] * len(values)) == pytest.approx(height)
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_s_interval_is_that_of_newcombe_s_table(successes: int, n: int, low: float, high: float) -> None:
-    """Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3."""
-    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
-    assert all(map(math.isnan, wilson_interval(0, 0)))  # a share of nothing
-
-
 @given(st.integers(1, 10_000), st.data())
 def test_wilson_s_interval_is_that_of_scipy(n: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, n))
     theirs = stats.binomtest(successes, n).proportion_ci(method="wilson")
     assert wilson_interval(successes, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert all(map(math.isnan, wilson_interval(0, 0)))  # a share of nothing
 
 
-@pytest.mark.parametrize(
-    ("both_yes", "yes_no", "no_yes", "both_no", "kappa"),
-    [
-        # Agreement 35 of 50; by chance 0.5 x 0.6 + 0.5 x 0.4 = 0.5.
-        (20, 5, 10, 15, 0.4),
-        # 60 of 100; 0.6 x 0.7 + 0.4 x 0.3 = 0.54. And 60 of 100; 0.6 x 0.3 + 0.4 x 0.7 = 0.46.
-        (45, 15, 25, 15, 0.06 / 0.46),
-        (25, 35, 5, 35, 0.14 / 0.54),
-        (30, 0, 0, 20, 1.0),
-        (0, 25, 25, 0, -1.0),
-        (4, 6, 4, 6, 0.0),
-    ],
-)
-def test_kappa_is_agreement_beyond_chance(both_yes: int, yes_no: int, no_yes: int, both_no: int, kappa: float) -> None:
-    counts = {("y", "y"): both_yes, ("y", "n"): yes_no, ("n", "y"): no_yes, ("n", "n"): both_no}
-    pairs = [pair for pair, count in counts.items() for _ in range(count)]
-    assert cohen_kappa(pairs) == pytest.approx(kappa, abs=1e-12)
-    assert cohen_kappa([(other, one) for one, other in pairs]) == cohen_kappa(pairs)
-
-
-def test_kappa_takes_any_number_of_categories_but_one() -> None:
+def test_kappa_is_agreement_beyond_chance() -> None:
+    # Both yes, yes and no, no and yes, both no; agreement 35 of 50; by chance 0.5 x 0.6 + 0.5 x 0.4 = 0.5. Then 60 of
+    # 100; 0.6 x 0.7 + 0.4 x 0.3 = 0.54. And 60 of 100; 0.6 x 0.3 + 0.4 x 0.7 = 0.46.
+    told = {(20, 5, 10, 15): 0.4, (45, 15, 25, 15): 0.06 / 0.46, (25, 35, 5, 35): 0.14 / 0.54}
+    told |= {(30, 0, 0, 20): 1.0, (0, 25, 25, 0): -1.0, (4, 6, 4, 6): 0.0}
+    for counts, kappa in told.items():
+        pairs = [pair for pair, count in zip(itertools.product("yn", "yn"), counts, strict=True) for _ in range(count)]
+        assert cohen_kappa(pairs) == pytest.approx(kappa, abs=1e-12)
+        assert cohen_kappa([(other, one) for one, other in pairs]) == cohen_kappa(pairs)
     # Agreement 3 of 6; by chance (2 x 3 + 3 x 1 + 1 x 2) of 36.
     pairs = [("a", "a"), ("a", "c"), ("b", "b"), ("b", "a"), ("b", "a"), ("c", "c")]
     assert cohen_kappa(pairs) == pytest.approx((1 / 2 - 11 / 36) / (1 - 11 / 36))
@@ -163,10 +114,106 @@ def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls() -> None:
 
 
 def test_few_pairs_keep_a_sign_flip_test_from_small_p_values() -> None:
-    for n, p in ((0, 1.0), (1, 1.0), (2, 0.5), (3, 0.25), (5, 0.0625), (6, 0.03125)):
-        assert smallest_sign_flip_p(n) == p
-    assert pairs_needed() == 6
-    assert pairs_needed(3) == 7  # 3 x 2 / 2**7 = 0.047
-    assert pairs_needed(45) == 11  # 45 x 2 / 2**11 = 0.044
-    assert pairs_needed(alpha=0.01) == 8
-    assert pairs_needed(alpha=0.0625) == 6  # five reach 0.0625 but are not below it
+    smallest = {0: 1.0, 1: 1.0, 2: 0.5, 3: 0.25, 5: 0.0625, 6: 0.03125}
+    assert {n: smallest_sign_flip_p(n) for n in smallest} == smallest
+    # 3 x 2 / 2**7 = 0.047, 45 x 2 / 2**11 = 0.044; five pairs reach 0.0625 but are not below it.
+    assert [pairs_needed(), pairs_needed(3), pairs_needed(45)] == [6, 7, 11]
+    assert [pairs_needed(alpha=0.01), pairs_needed(alpha=0.0625)] == [8, 6]
+
+
+# Paired tests against scipy, brute force and hands
+
+
+# Whole numbers below 6 give ties and zeros on purpose.
+DIFFERENCES = st.lists(st.integers(-5, 5), min_size=2, max_size=8)
+
+
+def compare(differences: list[float]) -> Paired:
+    return compare_all([(differences, [0.0] * len(differences))])[0]
+
+
+def p_values(paired: Paired) -> tuple[float, float, float]:
+    return paired.t_p, paired.flip_p, paired.wilcoxon_p
+
+
+@given(DIFFERENCES)
+def test_few_pairs_are_flipped_in_every_way_and_the_order_of_two_changes_only_the_sign(differences: list[int]) -> None:
+    def by_all_flips(values: FloatArray) -> float:
+        sums = [abs(np.dot(signs, values)) for signs in itertools.product((-1, 1), repeat=len(values))]
+        return float(np.mean(np.array(sums) >= abs(values.sum()) - 1e-9))
+
+    values = np.array(differences, dtype=float)
+    assert sign_flip_p(values[None])[0] == pytest.approx(by_all_flips(values))
+    ranks = np.zeros(len(values))
+    ranks[values != 0] = stats.rankdata(np.abs(values[values != 0]))
+    assert wilcoxon_p(values[None])[0] == pytest.approx(by_all_flips(np.sign(values) * ranks))
+    one, other = compare(list(values)), compare(list(-values))
+    assert one.mean == -other.mean
+    assert p_values(one) == pytest.approx(p_values(other))
+
+
+def test_few_pairs_by_hand() -> None:
+    # Mean 2, its standard error 1, t = 2; Student with one degree of freedom is Cauchy's distribution.
+    found = compare([1.0, 3.0])
+    assert (found.mean, found.n) == (2.0, 2)
+    assert (found.low, found.high) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-4)
+    assert p_values(found) == pytest.approx((1 - 2 * math.atan(2) / math.pi, 0.5, 0.5))
+    # t = 2 sqrt(3), and Student with two degrees of freedom has 1 - t / sqrt(t**2 + 2) in both tails.
+    found = compare([1.0, 2.0, 3.0])
+    assert p_values(found) == pytest.approx((1 - math.sqrt(12 / 14), 0.25, 0.25))
+    found = compare([0.01, 0.02, 0.011, 0.015, 0.03])
+    assert (found.flip_p, found.wilcoxon_p) == (0.0625, 0.0625)
+    assert p_values(compare([1.0, 1.0, -1.0]))[1:] == (1.0, 1.0)
+    # Only the signs of 1 and 2 matter: two of four patterns reach a sum of 3.
+    assert p_values(compare([0.0, 0.0, 1.0, 2.0]))[1:] == (0.5, 0.5)
+    assert p_values(compare([0.5, 0.5, 0.5])) == (0.0, 0.25, 0.25)
+    assert kendall_tau([1.0, 2.0, 3.0], [0.1, 0.3, 0.2]) == pytest.approx(1 / 3)  # two pairs agree, one does not
+    assert kendall_tau([1.0, 2.0], [2.0, 1.0]) == -1.0
+    assert math.isnan(kendall_tau([1.0, 2.0], [1.0, 1.0]))
+
+
+def test_where_all_differences_are_zero_nothing_differs_and_fewer_than_two_allow_no_test() -> None:
+    for n in (2, 5, 20):
+        found = compare([0.0] * n)
+        assert (found.mean, found.low, found.high, *p_values(found)) == (0.0, 0.0, 0.0, 1.0, 1.0, 1.0)
+    for values in ([], [0.5]):
+        found = compare(values)
+        assert found.n == len(values)
+        assert all(math.isnan(value) for value in (found.low, found.high, *p_values(found)))
+    nan = math.nan  # pairs with it are left out
+    found = compare_all([([1.0, nan, 5.0, 4.0], [0.0, 1.0, 2.0, nan]), ([2.0, 4.0, 7.0], [1.0, 2.0, 4.0])])
+    assert found == (compare([1.0, 3.0]), compare([1.0, 2.0, 3.0]))
+
+
+@given(DIFFERENCES, st.lists(st.floats(0, 1), min_size=8, max_size=8))
+def test_student_s_test_is_that_of_scipy(differences: list[int], other: list[float]) -> None:
+    second = other[: len(differences)]
+    first = [one + two for one, two in zip(differences, second, strict=True)]
+    assume(len(set(differences)) > 1)
+    expected = stats.ttest_rel(first, second)
+    found = compare_all([(first, second)])[0]
+    low, high = expected.confidence_interval(0.95)
+    assert (found.t_p, found.low, found.high) == pytest.approx((expected.pvalue, low, high), abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [5, 9, 14, 15, 20, 60])
+def test_without_ties_wilcoxon_s_test_is_that_of_scipy_and_a_tie_changes_nothing_for_others(n: int) -> None:
+    rows = np.random.default_rng(n).normal(0.3, 1.0, (4, n))
+    expected = [stats.wilcoxon(row).pvalue for row in rows]
+    assert wilcoxon_p(rows) == pytest.approx(expected)
+    if n == 20:
+        rows[1, :3] = 0.25, -0.25, 0.0
+        rows[2] = 0.0
+        assert wilcoxon_p(rows) == pytest.approx([expected[0], stats.wilcoxon(rows[1]).pvalue, 1.0, expected[3]])
+
+
+def test_pairs_are_flipped_as_scipy_permutes_them_many_at_random_but_always_alike() -> None:
+    values = np.random.default_rng(7).normal(0.5, 1.0, 10)
+    expected = stats.permutation_test((values,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert sign_flip_p(values[None])[0] == pytest.approx(expected.pvalue)
+    # Equal sizes make the test that of a coin: 13 of 18 heads.
+    values = np.array([0.1] * 13 + [-0.1] * 5)
+    first, second = sign_flip_p(np.stack([values, values]))
+    assert first == second == sign_flip_p(values[None])[0]
+    assert first == pytest.approx(stats.binomtest(13, 18).pvalue, abs=0.01)
+    assert sign_flip_p(np.ones((1, 40)))[0] == pytest.approx(1e-4)

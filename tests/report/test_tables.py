@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
-from pixelpick_ray.report.cells import Line, build_cells, full_line
-from pixelpick_ray.report.formats import to_text
+from pixelpick_ray.report.cells import Cell, Line, build_cells, full_line, reported
+from pixelpick_ray.report.formats import to_markdown, to_text
+from pixelpick_ray.report.layouts import transposed_table, wide_table
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import Results
 from pixelpick_ray.report.tables import (
@@ -25,16 +27,11 @@ from pixelpick_ray.report.tables import (
 from tests.support.study import Matrix, Study, column, csv_lines, experiment, matrix
 
 ONE = "grid=[{seed: [0], budget: [10]}]"
-BOTH = "acquire.strategy: [margin, random]"
 
 
 def most(trial: Trial) -> Matrix | None:
     """mIoU 0.20, 0.25, 0.30 of seeds 0, 1, 2, without seed 1 at 20 pixels."""
     return None if (trial.seed, trial.budget) == (1, 20) else matrix(40 + 10 * trial.seed)
-
-
-def half(trial: Trial) -> Matrix:
-    return matrix(50)
 
 
 def shown(results: Results) -> Table:
@@ -46,34 +43,25 @@ def by_class(results: Results) -> Table:
     return table
 
 
-def labels(results: Results) -> list[str]:
-    return list(line_labels([cell.line for cell in build_cells(results)]).values())
-
-
 def test_every_kind_of_table_says_where_at_which_sizes_and_after_which_epoch(study: Study) -> None:
     results = study.filled(most, "evaluate={splits: {test: {size: [90, 120]}}, report: test}")
-    tables = shown(results), area_table(results, build_cells(results)), by_class(results)
-    for table in tables:
-        assert (
-            "on camvid test (90 x 120 pixels). Training at 360 x 480 pixels; weights after the last epoch of a stage; "
-            "mean ± sample standard deviation (n-1) over 3 seeds."
-        ) in table.caption
+    for table in (shown(results), area_table(results, build_cells(results)), by_class(results)):
+        assert "on camvid test (90 x 120 pixels). Training at 360 x 480 pixels; weights after" in table.caption
     other = experiment("name=other", "evaluate={splits: {val: {}}, report: val}")
     caption = shown(study.results(experiment(), other)).caption
     assert "camvid test (360 x 480 pixels) for study; camvid val (360 x 480 pixels) for other" in caption
 
 
 def test_one_seed_has_no_deviation_and_none_is_missing(study: Study) -> None:
-    table = shown(study.filled(most, ONE))
+    results = study.filled(most, ONE)
+    table = shown(results)
+    assert terminal_table(results) == to_text(table)  # the terminal gets the default table
     assert column(table, "mIoU (%)") == ["20.0"]
     assert table.caption.endswith("; values of one seed.")
     results = study.results(experiment("name=never-run", "grid=[{seed: [0, 1, 2, 3, 4], budget: [10]}]"))
     assert column(shown(results), "mIoU (%)") == ["missing 0/5"]
     assert class_tables(results, build_cells(results)) == ()
-
-
-def test_shares_read_as_in_the_paper(study: Study) -> None:
-    cell = build_cells(study.results(experiment()))[0]
+    cell = build_cells(results)[0]  # shares read as in the paper
     shares = (20 / 172800, 40 / 172800, 100 / 172800, 0.00977, 0.0000049, 0.01302, 0.2, 1.0, None)
     texts = ["0.012", "0.023", "0.058", "0.977", "0.00049", "1.30", "20.0", "100", "-"]
     assert [share_text(replace(cell, share=share)) for share in shares] == texts
@@ -86,42 +74,33 @@ def test_mixed_cells_are_noted(study: Study) -> None:
     assert shown(made).notes == ("Mixed within a cell: margin at 10 of study (torch).",)
 
 
-def test_the_terminal_gets_the_default_table(study: Study) -> None:
-    results = study.filled(most)
-    assert terminal_table(results) == to_text(shown(results))
-    assert "25.0 ± 5.0" in terminal_table(results)
-
-
 def test_a_class_that_never_occurs_is_a_dash_and_without_random_there_is_no_comparison(study: Study) -> None:
     table = by_class(study.filled(lambda trial: [[1, 1, 0], [1, 1, 0], [0, 0, 0]], ONE))
     assert table.rows[2] == ("car", "-")
     assert table.header == ("class", "margin, 10")
 
 
-# mIoU is half of the first class's; seeds that one of the strategies lacks do not count.
-@pytest.mark.parametrize(
-    ("percents", "points"),
-    [
-        ({("margin", 0): 60, ("margin", 1): 90, ("random", 0): 50, ("random", 2): 10}, ["+10.0", "+0.0", "+5.0"]),
-        ({("margin", 0): 50, ("random", 1): 50}, ["-", "-", "-"]),
-    ],
-)
-def test_a_class_is_compared_over_the_seeds_that_both_have(study: Study, percents: Any, points: list[str]) -> None:
-    cell = {key: matrix(percent) for key, percent in percents.items()}
-    grid = f"grid=[{{{BOTH}, seed: [0, 1, 2], budget: [10]}}]"
-    results = study.filled(lambda trial: cell.get((trial.acquire.strategy, trial.seed)), grid)
-    assert column(by_class(results), "vs random") == points
+def test_a_class_is_compared_with_random_at_the_same_budget_over_the_seeds_that_both_have(study: Study) -> None:
+    def compared(percents: Any, *grids: str) -> Table:
+        measured = {place: matrix(percent) for place, percent in percents.items()}
+        return by_class(
+            study.filled(lambda t: measured.get((t.acquire.strategy, t.budget, t.seed)), f"grid=[{', '.join(grids)}]")
+        )
 
-
-def test_random_is_compared_at_the_same_budget(study: Study) -> None:
-    margin = "{acquire.strategy: [margin], seed: [0], budget: [10]}"
-    random = "{acquire.strategy: [random], seed: [0], budget: [10, 20]}"
-    percents = {("margin", 10): 30, ("random", 10): 40, ("random", 20): 80}
-    measured = {place: matrix(percent) for place, percent in percents.items()}
-    results = study.filled(lambda trial: measured[trial.acquire.strategy, trial.budget], f"grid=[{margin}, {random}]")
-    table = by_class(results)
+    # mIoU is half of the first class's; seeds that one of the strategies lacks do not count.
+    seeds = "{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10]}"
+    shared = {("margin", 10, 0): 60, ("margin", 10, 1): 90, ("random", 10, 0): 50, ("random", 10, 2): 10}
+    assert column(compared(shared, seeds), "vs random") == ["+10.0", "+0.0", "+5.0"]
+    margin = "{acquire.strategy: [margin], seed: [3], budget: [10]}"
+    random = "{acquire.strategy: [random], seed: [3], budget: [10, 20]}"
+    table = compared({("margin", 10, 3): 30, ("random", 10, 3): 40, ("random", 20, 3): 80}, margin, random)
     assert table.header == ("class", "margin, 10", "vs random", "random, 20")
     assert column(table, "vs random") == ["-10.0", "+0.0", "-5.0"]
+    apart = "{acquire.strategy: [margin, random], seed: [4, 5], budget: [10]}"
+    assert column(compared({("margin", 10, 4): 50, ("random", 10, 5): 50}, apart), "vs random") == ["-"] * 3
+
+
+# mIoU is half of the first class's; seeds that one of the strategies lacks do not count.
 
 
 def test_areas_and_missing_trials_have_tables_of_their_own(study: Study) -> None:
@@ -141,25 +120,19 @@ def test_areas_and_missing_trials_have_tables_of_their_own(study: Study) -> None
     assert missing_table(results, build_cells(results)) is None
 
 
-def test_full_supervision_is_what_other_means_are_a_share_of(study: Study) -> None:
+def test_full_supervision_of_the_same_training_is_what_other_means_are_a_share_of(study: Study) -> None:
     grid = "grid=[{acquire.pool_fraction: [0.5, 1.0], seed: [0], budget: [10]}, {seed: [0], budget: [full]}]"
     percents = {0.5: 20, 1.0: 50}
     table = shown(study.filled(lambda t: matrix(80 if t.budget == "full" else percents[t.acquire.pool_fraction]), grid))
     assert column(table, "setting") == ["acquire.pool_fraction=0.5", "acquire.pool_fraction=1.0", ""]
     assert column(table, "of full (%)") == ["25.0", "62.5", "100.0"]
-
-
-def test_without_full_supervision_of_the_same_training_there_is_no_share_of_it(study: Study) -> None:
     grids = "{model.pretrained: [none], train.batch_size: [2, 4], seed: [0], budget: [10]}"
-    results = study.filled(half, f"grid=[{grids}, {{train.batch_size: [4], seed: [0], budget: [full]}}]")
-    assert column(shown(results), "of full (%)") == ["-", "100.0", "100.0"]
-
-
-def test_full_supervision_without_a_value_or_alone_gets_no_column(study: Study) -> None:
+    other = f"grid=[{grids}, {{train.batch_size: [4], seed: [0], budget: [full]}}]"
+    assert column(shown(study.filled(lambda trial: matrix(50), "name=other", other)), "of full (%)")[0] == "-"
     grid = "grid=[{seed: [0], budget: [10, full]}]"
-    results = study.filled(lambda trial: None if trial.budget == "full" else matrix(50), grid)
+    results = study.filled(lambda trial: None if trial.budget == "full" else matrix(50), "name=lacking", grid)
     assert "of full (%)" not in shown(results).header
-    alone = shown(study.filled(most, "name=alone", "grid=[{seed: [0, 1], budget: [full]}]"))
+    alone = shown(study.filled(most, "train.epochs=3", "grid=[{seed: [0, 1], budget: [full]}]"))
     assert "of full (%)" not in alone.header
     assert column(alone, "mIoU (%)") == ["22.5 ± 3.5"]
 
@@ -216,12 +189,152 @@ def test_the_csv_has_fractions_counts_and_keys_by_every_rule(study: Study) -> No
 
 
 def test_labels_name_only_what_differs_and_stay_distinct_when_they_are_cut(study: Study) -> None:
-    scratch, other = experiment(), experiment("name=other", "model.pretrained=imagenet")
-    assert labels(study.results(scratch, other)) == ["pretrained none, margin", "pretrained imagenet, margin"]
-    twin = experiment("name=twin", "train.epochs=9")
-    assert labels(study.results(scratch, twin)) == ["study, margin", "twin, margin"]
+    def labels(*overrides: str, beside: bool = True) -> list[str]:
+        results = study.results(*([experiment()] * beside), experiment(*overrides))
+        return list(line_labels([cell.line for cell in build_cells(results)]).values())
+
+    assert labels("name=other", "model.pretrained=imagenet") == [
+        "pretrained none, margin",
+        "pretrained imagenet, margin",
+    ]
+    assert labels("name=twin", "train.epochs=9") == ["study, margin", "twin, margin"]
     rates = [{name: {"b": rate} for name in "acdefghijklmnopq"} for rate in (0.125, 0.25)]
     oracles = "[" + ", ".join(f"{{name: erring, confusion: {confusion}}}" for confusion in rates) + "]"
-    long = labels(study.results(experiment(f"grid=[{{oracle: {oracles}, seed: [0], budget: [10]}}]")))
+    long = labels(f"grid=[{{oracle: {oracles}, seed: [0], budget: [10]}}]", beside=False)
     assert len(set(long)) == 2
     assert all(len(label) <= 100 for label in long)
+
+
+# Whole tables as they are read: the default one, budgets across, lines across, classes
+
+SEEDS = "seed: [0, 1, 2]"
+GRIDS = f"grid=[{{acquire.strategy: [margin, random], {SEEDS}, budget: [10, 20]}}, {{{SEEDS}, budget: [full]}}]"
+
+# IoU of the first class in percent, of seeds 0, 1 and 2; that of the second is 0, so that mIoU is half of it.
+PERCENTS = {
+    **{("margin", 10): (40, 44, 48), ("margin", 20): (60, 70, 68), ("", "full"): (80, 84, 88)},
+    **{("random", 10): (40, 44, 48), ("random", 20): (50, None, 58)},
+}
+
+
+def measured(trial: Trial) -> Matrix | None:
+    percent = PERCENTS["" if trial.budget == "full" else trial.acquire.strategy, trial.budget][trial.seed]
+    return None if percent is None else matrix(percent)
+
+
+@pytest.fixture(scope="module")
+def whole(kept: Study) -> tuple[Results, tuple[Cell, ...]]:
+    """Two strategies with one seed missing, and full supervision."""
+    results = kept.filled(measured, GRIDS)
+    return results, build_cells(results)
+
+
+CAPTION = (
+    "mIoU in percent on camvid test (360 x 480 pixels). Training at 360 x 480 pixels; weights after the last epoch of "
+    "a stage; mean ± sample standard deviation (n-1) over 3 seeds."
+)
+COUNTS = "A count such as (2/3): the value is of 2 of the 3 seeds asked for."
+NOTES = (
+    "Missing: 1 of 15 trials.\n\n"
+    "Bold: the best mean of a setting at a budget, and those that a paired t test over seeds does not tell apart from "
+    "it.\n"
+)
+
+
+def test_the_default_table(whole: tuple[Results, tuple[Cell, ...]]) -> None:
+    best = frozenset((cell.line, cell.budget) for cell in reported(*whole)[:2])
+    assert to_markdown(result_table(*whole, strong=best)) == (
+        f"{CAPTION}\n\n"
+        "| model | pretrained | strategy | pixels per image | share (%) | mIoU (%) | of full (%) | n |\n"
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| deeplabv3plus small | none | margin | 10 | 0.0058 | **22.0 ± 2.0** | 52.4 | 3 |\n"
+        "| deeplabv3plus small | none | margin | 20 | 0.012 | **33.0 ± 2.6** | 78.6 | 3 |\n"
+        "| deeplabv3plus small | none | random | 10 | 0.0058 | 22.0 ± 2.0 | 52.4 | 3 |\n"
+        "| deeplabv3plus small | none | random | 20 | 0.012 | 27.0 ± 2.8 | 64.3 | 2/3 |\n"
+        "| deeplabv3plus small | none | full supervision | all | 100 | 42.0 ± 2.0 | 100.0 | 3 |\n\n"
+        f"{NOTES}"
+    )
+
+
+def test_budgets_across_and_lines_across(whole: tuple[Results, tuple[Cell, ...]]) -> None:
+    strong = frozenset({(whole[1][0].line, 20)})
+    assert to_markdown(wide_table(*whole, strong=strong)) == (
+        f"{CAPTION} Columns: labelled pixels per image, with their share of all pixels where it is the same for all "
+        "lines.\n\n"
+        "| model | pretrained | strategy | 10 px (0.0058 %) | 20 px (0.012 %) | all |\n"
+        "| --- | --- | --- | ---: | ---: | ---: |\n"
+        "| deeplabv3plus small | none | margin | 22.0 ± 2.0 | **33.0 ± 2.6** | 42.0 ± 2.0 |\n"
+        "| deeplabv3plus small | none | random | 22.0 ± 2.0 | 27.0 ± 2.8 (2/3) | 42.0 ± 2.0 |\n\n"
+        f"{COUNTS}\n\n{NOTES}"
+    )
+    assert to_markdown(transposed_table(*whole, strong=strong)) == (
+        f"{CAPTION}\n\n"
+        "| pixels per image | share (%) | margin | random |\n"
+        "| ---: | ---: | ---: | ---: |\n"
+        "| 10 | 0.0058 | 22.0 ± 2.0 | 22.0 ± 2.0 |\n"
+        "| 20 | 0.012 | **33.0 ± 2.6** | 27.0 ± 2.8 (2/3) |\n"
+        "| all | 100 | 42.0 ± 2.0 | 42.0 ± 2.0 |\n\n"
+        f"{COUNTS}\n\n{NOTES}"
+    )
+
+
+def test_classes(whole: tuple[Results, tuple[Cell, ...]]) -> None:
+    (table,) = class_tables(*whole)
+    assert to_markdown(table) == (
+        "study, deeplabv3plus small, pretrained none: IoU of each class in percent, at the largest budget, on camvid "
+        "test (360 x 480 pixels). Training at 360 x 480 pixels; weights after the last epoch of a stage; "
+        "mean ± sample standard deviation (n-1) over 3 seeds.\n\n"
+        "| class | margin, 20 | vs random | random, 20 | full supervision, all |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| sky | 66.0 ± 5.3 | +10.0 | 54.0 ± 5.7 (2/3) | 84.0 ± 4.0 |\n"
+        "| road | 0.0 ± 0.0 | +0.0 | 0.0 ± 0.0 (2/3) | 0.0 ± 0.0 |\n"
+        "| mean | 33.0 ± 2.6 | +5.0 | 27.0 ± 2.8 (2/3) | 42.0 ± 2.0 |\n\n"
+        f"{COUNTS}\n\n"
+        "vs random: mean change against random in points, over the seeds that both have.\n"
+    )
+
+
+def layouts(study: Study, *specs: Experiment) -> Any:
+    """Budgets across, and lines across."""
+    results = study.results(*specs)
+    cells = build_cells(results)
+    return wide_table(results, cells), transposed_table(results, cells)
+
+
+def test_what_was_not_asked_for_is_a_dash_and_what_is_not_stored_is_missing(study: Study) -> None:
+    margin, random = (
+        f"{{acquire.strategy: [{name}], seed: [0, 1], budget: {budgets}}}"
+        for name, budgets in (("margin", [10, 20]), ("random", [10]))
+    )
+    for table in layouts(study, experiment(f"grid=[{margin}, {random}]")):
+        assert [row[-2:] for row in table.rows] == [("missing 0/2", "missing 0/2"), ("missing 0/2", "-")]
+        assert table.notes == ("Missing: 6 of 6 trials.",)
+
+
+def test_one_budget_needs_no_other_layout_and_one_line_is_not_transposed(study: Study) -> None:
+    assert layouts(study, experiment("grid=[{seed: [0], budget: [10]}]")) == (None, None)
+    wide, transposed = layouts(study, experiment("grid=[{seed: [0], budget: [10, full]}]"))
+    assert wide.header == ("model", "pretrained", "strategy", "10 px (0.0058 %)", "all")
+    assert len(wide.rows) == 1
+    assert transposed is None
+
+
+def test_data_sets_have_a_column_and_shares_that_differ_are_left_out(study: Study) -> None:
+    other = experiment("name=other", "dataset={name: voc, size: [100, 100]}")
+    wide, transposed = layouts(study, experiment(), other)
+    assert wide.header == ("experiment", "dataset", "model", "pretrained", "strategy", "10 px", "20 px")
+    assert [row[1] for row in wide.rows] == ["camvid", "voc"]
+    assert transposed.header == ("pixels per image", "share (%)", "camvid, margin", "voc, margin")
+    assert [row[:2] for row in transposed.rows] == [("10", "-"), ("20", "-")]
+    assert "Training at 360 x 480 pixels for study; 100 x 100 pixels for other; weights" in wide.caption
+
+
+def test_full_supervision_that_no_strategy_is_held_to_has_a_line_of_its_own(study: Study) -> None:
+    grids = (f"{{train.batch_size: [{n}], seed: [0], budget: [{budget}]}}" for n, budget in ((2, 10), (4, "full")))
+    spec = experiment(f"grid=[{', '.join(grids)}]")
+    study.fill(spec, lambda trial: matrix(50))
+    wide, _ = layouts(study, spec)
+    assert [row[2:] for row in wide.rows] == [
+        ("train.batch_size=2", "margin", "25.0", "-"),
+        ("train.batch_size=4", "full supervision", "-", "25.0"),
+    ]

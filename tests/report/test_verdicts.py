@@ -11,8 +11,7 @@ SAME = "At 10 pixels per image, strategies with the same networks for every seed
 
 
 def paragraphs(*cells: Cell) -> tuple[str, ...]:
-    prose = verdicts(contests(*cells))
-    return prose.sentences
+    return verdicts(contests(*cells)).sentences
 
 
 def above_random(*points: float | None, setting: str = "") -> tuple[Cell, ...]:
@@ -23,7 +22,7 @@ def above_random(*points: float | None, setting: str = "") -> tuple[Cell, ...]:
     return make_cells(percent, same=[10], setting=setting)
 
 
-def test_few_seeds_hardly_tell_anything() -> None:
+def test_few_seeds_hardly_tell_anything_five_can_not_reach_five_percent_by_signs_and_six_can() -> None:
     assert paragraphs(*above_random(2)) == (
         "By the area under the budget curve (10 to 20 pixels per image), margin is first with 51.0 % and random behind "
         "it with 50.0 %. On the one seed that both have, margin is 1.0 points above random; one seed allows no test, "
@@ -35,9 +34,6 @@ def test_few_seeds_hardly_tell_anything() -> None:
     assert "Over the 2 seeds that both have, margin is 1.0 points above random (95 % interval -5.4 to +7.4); " in first
     assert "the paired t test does not tell them apart (p = 0.295)." in first
     assert "With 2 paired seeds a two-sided sign-flip test cannot go below 2/2^2 = 0.5," in limits
-
-
-def test_five_seeds_can_not_reach_five_percent_by_signs_and_six_can() -> None:
     first, limits = paragraphs(*above_random(1, 2, 3, 4, 5))
     # 1.5 with a standard error of sqrt(2.5 / 5) / 2 = 0.354: t = 4.243, and 2.776 of them are 0.98.
     assert "margin is 1.5 points above random (95 % interval +0.5 to +2.5); the paired t test tells them apart" in first
@@ -51,32 +47,26 @@ def test_five_seeds_can_not_reach_five_percent_by_signs_and_six_can() -> None:
     assert six == "With 6 paired seeds a two-sided sign-flip test can reach p < 0.05."
 
 
-def three(n: int) -> tuple[Cell, ...]:
-    """Margin about one point above random, entropy about as good as random."""
-    start = [50.0 + seed for seed in range(n)]
-    margin = [value + 1 + seed % 2 / 10 for seed, value in enumerate(start)]
-    entropy = [value - 0.4 + 0.8 * (seed % 2) for seed, value in enumerate(start)]
-    return make_cells({"random": {20: start}, "margin": {20: margin}, "entropy": {20: entropy}})
-
-
 def test_three_strategies_have_three_pairs_to_correct_for() -> None:
-    first, limits = paragraphs(*three(6))
-    assert first == (
+    def three(n: int) -> tuple[str, ...]:
+        """Of margin about one point above random, entropy about as good as random."""
+        start = [50.0 + seed for seed in range(n)]
+        margin = [value + 1 + seed % 2 / 10 for seed, value in enumerate(start)]
+        entropy = [value - 0.4 + 0.8 * (seed % 2) for seed, value in enumerate(start)]
+        return paragraphs(*make_cells({"random": {20: start}, "margin": {20: margin}, "entropy": {20: entropy}}))
+
+    assert three(6) == (
         "By mIoU at 20 pixels per image, margin is first with 53.5 % and random second with 52.5 %. Over the 6 seeds "
         "that both have, margin is 1.1 points above random (95 % interval +1.0 to +1.1); the paired t test tells them "
-        "apart (p < 0.001 after Holm's correction). Of 3 pairs of strategies, 2 are told apart after Holm's correction."
-    )
-    assert limits == (
+        "apart (p < 0.001 after Holm's correction). Of 3 pairs of strategies, 2 are told apart after Holm's "
+        "correction.",
         "With 6 paired seeds a two-sided sign-flip test can go down to 2/2^6 = 0.03125: enough for p < 0.05 in one "
-        "pair, but not after Holm's correction over 3 pairs, which needs 7 seeds."
+        "pair, but not after Holm's correction over 3 pairs, which needs 7 seeds.",
     )
-
-
-def test_the_limits_of_three_pairs() -> None:
     correction = "7 after Holm's correction over 3 pairs."
-    assert paragraphs(*three(1))[-1].endswith(f"needs 6 seeds for one pair, {correction}")
-    assert f"p < 0.05 needs 6 seeds for one pair, {correction} The t test" in paragraphs(*three(5))[-1]
-    assert "can reach p < 0.05, also after Holm's correction over 3 pairs." in paragraphs(*three(7))[-1]
+    assert three(1)[-1].endswith(f"needs 6 seeds for one pair, {correction}")
+    assert f"p < 0.05 needs 6 seeds for one pair, {correction} The t test" in three(5)[-1]
+    assert "can reach p < 0.05, also after Holm's correction over 3 pairs." in three(7)[-1]
     for above, words in (([3, 2, 1], "none is"), ([9, 9.1, 9], "2 are"), ([9, 30, 0], "none is")):
         percent = {"a": {20: [1, 2, 3]}, "b": {20: [1.1, 1.9, 3]}, "c": {20: [1 + x for x in above]}}
         told = f"Of 3 pairs of strategies, {words} told apart after Holm's correction."
@@ -124,15 +114,11 @@ def test_equal_strategies_and_small_differences_are_told() -> None:
     )
 
 
-def test_settings_have_a_paragraph_each_and_share_their_limits() -> None:
+def test_settings_have_a_paragraph_each_and_strategies_without_results_are_said_so() -> None:
     found = paragraphs(*above_random(1, 2, 3, setting="a=1"), *above_random(3, 2, 1, setting="a=2"))
     assert [text.split(".")[0] for text in found[:2]] == ["Setting a=1", "Setting a=2"]
-    assert len(found) == 3
-    assert verdicts(contests(*make_cells({"margin": {20: [1, 2]}}))) is None
-    assert verdicts(()) is None
-
-
-def test_strategies_without_results_are_said_so() -> None:
+    assert len(found) == 3  # they share their limits
+    assert verdicts(contests(*make_cells({"margin": {20: [1, 2]}}))) is verdicts(()) is None
     for none in ([], [None, None]):
         (first,) = paragraphs(*make_cells({"random": {20: [1, 2]}, "margin": {20: none}}))
         assert first.startswith("Fewer than two strategies have results, so nothing can be compared.")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.experiments import experiment_text
-from tests.support.fault_cluster import wait_for
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.ray
 

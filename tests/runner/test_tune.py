@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -15,7 +16,6 @@ from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner.tune import placement
 from tests.support.documents import write_files
 from tests.support.experiments import experiment_text
-from tests.support.fault_cluster import variables
 from tests.support.launch import launch, overriding
 from tests.support.ray_cluster import RAY_SETTINGS
 
@@ -45,7 +45,7 @@ def place(tmp_path: Path, ray_cluster: str) -> Path:
 def run(place: Path, *options: str, store: str = "store", status: int = 0) -> str:
     """What a run prints, on the cluster of the tests or without Ray."""
     address = () if "--local" in options else ("--address", (place / "address").read_text())
-    with variables(RAY_SETTINGS):
+    with patch.dict(os.environ, RAY_SETTINGS):
         done = launch(place, "run", "tiny.yaml", "--store", store, *options, *address)
     assert done.status == status, done
     return done.out

@@ -6,18 +6,18 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.waiting import wait_for
+
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-PATIENCE_SECONDS = 60  # other tests compute meanwhile
 needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 
 FLAGS = (
@@ -40,7 +40,7 @@ class Browser:
     def __init__(self, port: int, profile: Path) -> None:
         self.address = f"http://127.0.0.1:{port}"
         self.open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-        wait_for(lambda: self.call("GET", "/status")["ready"])
+        wait_for(lambda: self.call("GET", "/status")["ready"])  # the driver does not listen yet
         wanted = {
             "browserName": "chrome",
             "goog:chromeOptions": {"args": [f"--{flag}" for flag in (*FLAGS, f"user-data-dir={profile}")]},
@@ -76,7 +76,6 @@ class Browser:
         self.call("POST", self.find(selector) + "/value", {"text": key})
 
     def log(self, kind: str) -> list[dict[str, Any]]:
-        """What was logged since the last call."""
         found: list[dict[str, Any]] = self.call("POST", "/se/log", {"type": kind})
         return found
 
@@ -99,19 +98,6 @@ class Browser:
 
     def shown(self, selector: str) -> list[bool]:
         return self.run(f"return [...document.querySelectorAll('{selector}')].map(one => one.checkVisibility())")
-
-
-def wait_for(tell: Callable[[], Any]) -> Any:
-    """The first answer of `tell` that is true."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < end:
-        try:
-            if found := tell():
-                return found
-        except OSError:  # the driver does not listen yet
-            pass
-        time.sleep(0.01)
-    raise AssertionError(f"nothing happened within {PATIENCE_SECONDS} seconds")
 
 
 @contextmanager

@@ -23,5 +23,4 @@ def stage_done(
     seconds: float = 1.0,
     fit: str = "f",
 ) -> StageDone:
-    """A stage with these measurements."""
     return StageDone(chain, stage, trained, budget, fit, miou, miou_by_epoch, losses, seconds)

@@ -18,17 +18,14 @@ UInt8 = npt.NDArray[np.uint8]
 
 
 def opened(name: str, data: Path, **fields: str) -> Dataset:
-    """The data set of this name under a data folder."""
     return open_dataset(DatasetSpec(name=name, **fields), data)
 
 
 def camvid(data: Path) -> CamVid:
-    """CamVid under a data folder."""
     return CamVid(DatasetSpec(name="camvid"), data)
 
 
 def save(path: Path, pixels: UInt8) -> None:
-    """Write a picture or a label map, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 

@@ -59,7 +59,6 @@ def links(text: str) -> list[str]:
 
 
 def write_files(name: str, folder: Path) -> None:
-    """Write the blocks that have a file."""
     for file, _, text in blocks(name):
         if file:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,6 @@ WHOLE = Exchanged(CLASSES, PALETTE, IMAGES, POINTS)
 
 
 def back(content: bytes, format_name: str, whole: Exchanged = WHOLE) -> tuple[ExchangedPoint, ...]:
-    """What is read of a file."""
     return read(content, format_name, class_names=whole.class_names, images=whole.images)
 
 

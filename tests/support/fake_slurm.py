@@ -11,22 +11,16 @@ import re
 import shlex
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 FOLDER = "FAKE_SLURM"
 FIRST_JOB = 4100000
-
-
-class Node:
-    """A node of the cluster: a name, and where its daemon listens."""
-
-    def __init__(self, name: str, host: str, port: int) -> None:
-        self.name, self.host, self.port = name, host, port
+Node = namedtuple("Node", "name host port")  # where its daemon listens
 
 
 class Slurm:
@@ -37,11 +31,11 @@ class Slurm:
         (folder / "jobs").mkdir(parents=True)
         self.commands.mkdir()
         (folder / "first").write_text(str(FIRST_JOB + os.getpid() % 10000 * 10))  # a job has a folder in /tmp
-        (folder / "nodes.json").write_text(json.dumps([vars(node) for node in nodes]))
+        (folder / "nodes.json").write_text(json.dumps([node._asdict() for node in nodes]))
         for name in ("sbatch", "srun", "scontrol"):
             command = self.commands / name
             command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(__file__)} {name} "$@"\n')
-            command.chmod(command.stat().st_mode | stat.S_IXUSR)
+            command.chmod(0o755)
 
     def environment(self, *first: Path) -> dict[str, str]:
         """Variables of a login shell: the commands of Slurm, after the folders that come first, are on PATH."""
@@ -50,8 +44,7 @@ class Slurm:
 
     def job(self) -> dict[str, Any]:
         """What the last sbatch recorded: id, argv of the batch shell, environment, folder."""
-        last = max((self.folder / "jobs").glob("*.json"))
-        return json.loads(last.read_text())  # type: ignore[no-any-return]
+        return json.loads(max((self.folder / "jobs").glob("*.json")).read_text())  # type: ignore[no-any-return]
 
     def calls(self, command: str) -> list[str]:
         """Lines of the calls of one command."""
@@ -152,14 +145,8 @@ def _sbatch(folder: Path, arguments: list[str]) -> int:
         "SLURM_CPUS_PER_TASK": options["cpus-per-task"],
         "SLURM_SUBMIT_DIR": os.getcwd(),
     } | ({"SLURM_GPUS_ON_NODE": gpus[1]} if gpus else {})
-    job = {
-        "id": number,
-        "argv": ["/bin/bash", str(spooled)],
-        "env": dict(os.environ) | variables,
-        "cwd": os.getcwd(),
-        "options": options,
-    }
-    (folder / "jobs" / f"{number}.json").write_text(json.dumps(job))
+    job = {"id": number, "argv": ["/bin/bash", str(spooled)], "env": dict(os.environ) | variables, "cwd": os.getcwd()}
+    (folder / "jobs" / f"{number}.json").write_text(json.dumps(job | {"options": options}))
     print(f"Submitted batch job {number}")
     return 0
 
@@ -175,7 +162,6 @@ def _scontrol(folder: Path, arguments: list[str]) -> int:
 
 
 def main() -> int:
-    """Be one of the commands."""
     command, *arguments = sys.argv[1:]
     if command == "slurmd":
         serve(arguments[0], int(arguments[1]))

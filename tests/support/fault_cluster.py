@@ -1,30 +1,19 @@
 """A cluster on this machine whose nodes can be lost and replaced, and the processes of a study."""
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pixelpick_ray.runner  # noqa: F401 (settings that Ray reads when it is imported, which is later)
 
 MARK = "PIXELPICK_FAULTS"  # a variable in the environment of all processes of a study
-SERVICES = (
-    "gcs_server",
-    "raylet",
-    "monitor.py",
-    "dashboard",
-    "log_monitor",
-    "ray::DashboardAgent",
-    "ray::RuntimeEnvAgent",
-)
-QUICK_TO_NOTICE = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 1000,
-    "health_check_failure_threshold": 5,
-}
+SERVICES = ("gcs_server", "raylet", "monitor.py", "dashboard", "log_monitor")
+SERVICES += ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+QUICK = {"initial_delay_ms": 0, "period_ms": 1000, "failure_threshold": 5}  # to notice a loss
+QUICK_TO_NOTICE = {f"health_check_{name}": value for name, value in QUICK.items()}
 
 
 class Nodes:
@@ -33,8 +22,11 @@ class Nodes:
     def __init__(self, mark: dict[str, str], head: dict[str, int], worker: dict[str, int]) -> None:
         from ray.cluster_utils import Cluster
 
-        options = head | {"include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
-        with variables(mark):
+        options = head | {
+            "include_dashboard": False,
+            "_system_config": QUICK_TO_NOTICE,
+        }
+        with patch.dict(os.environ, mark):
             self._cluster = Cluster(initialize_head=True, head_node_args=options)
         self._mark, self._worker = mark, worker
         self._workers: list[Any] = []
@@ -47,25 +39,20 @@ class Nodes:
 
     @property
     def raylet(self) -> int:
-        """The process of the newest worker node's raylet."""
         return int(self._workers[-1].all_processes["raylet"][0].process.pid)
 
     def join_worker(self) -> None:
-        """Start a worker node."""
-        with variables(self._mark):
+        with patch.dict(os.environ, self._mark):
             self._workers.append(self._cluster.add_node(**self._worker))
 
     def lose_worker(self) -> None:
-        """Kill the raylet of the newest worker node."""
         self._cluster.remove_node(self._workers.pop(), allow_graceful=False)
 
     def placement_groups(self) -> list[str]:
-        """The states of placement groups that are not removed."""
         states = [str(group["state"]) for group in self._cluster.global_state.placement_group_table().values()]
         return [state for state in states if state != "REMOVED"]
 
     def stop(self) -> None:
-        """Stop all nodes."""
         self._cluster.shutdown()
 
 
@@ -79,22 +66,18 @@ class Process:
 
     @property
     def is_trial(self) -> bool:
-        """Whether it is the process of a Tune trial."""
         return self.title.startswith("ray::ImplicitFunc")
 
     @property
     def is_rank(self) -> bool:
-        """Whether it is one of several ranks."""
         return self.title.startswith("ray::_Rank")
 
     @property
     def is_service(self) -> bool:
-        """Whether it is part of the cluster, not of a run."""
         return any(name in self.title for name in SERVICES)
 
 
 def processes(mark: str) -> list[Process]:
-    """The live processes of a study."""
     found = (_process(entry.name, mark) for entry in os.scandir("/proc") if entry.name.isdigit())
     return [process for process in found if process is not None]
 
@@ -119,15 +102,6 @@ def _process(number: str, mark: str) -> Process | None:
     return Process(int(number), int(parent), title) if state not in "ZX" else None
 
 
-def wait_for(look: Callable[[], Any], seconds: float = 240.0) -> Any:
-    """What `look` returns as soon as it is something."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
-    return found
-
-
 def wait_until_gone(mark: str, *, services_too: bool, seconds: float = 30.0) -> list[Process]:
     """The processes of a study that are still alive after at most so long."""
     until = time.monotonic() + seconds
@@ -136,18 +110,3 @@ def wait_until_gone(mark: str, *, services_too: bool, seconds: float = 30.0) -> 
         if not left or time.monotonic() > until:
             return left
         time.sleep(0.2)
-
-
-@contextlib.contextmanager
-def variables(values: dict[str, str]) -> Iterator[None]:
-    """Set variables of this process's environment, which those that it starts inherit."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,28 +28,9 @@ RUN_SECONDS = 900.0
 STEP_SECONDS = 0.001  # how often the logs are looked at
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What to kill, in which phase; "report" is the process of ``launch.py report``."""
-
-    what: str
-    phase: str
-
-
-@dataclass(frozen=True)
-class Victim:
-    """Whom to kill, and the process by whose log the moment was chosen."""
-
-    pid: int
-    seen: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of the command."""
-
-    driver: "subprocess.Popen[bytes]"
-    began: float
+Wish = namedtuple("Wish", "what phase")  # of a kill; "report" is the process of ``launch.py report``
+Victim = namedtuple("Victim", "pid seen")  # whom to kill, and the process by whose log the moment was chosen
+Run = namedtuple("Run", "driver began")  # of the command
 
 
 @dataclass
@@ -100,14 +82,12 @@ class Life:
         self.began = self.ended = time.time()
 
     def run(self) -> "subprocess.Popen[bytes]":
-        """Start the command that runs the experiment."""
         ranks = ("--ranks", str(self.setting.ranks)) if self.setting.ranks > 1 else ()
         address = ("--address", self._address) if self._address else ()
         options = ("--checkpoint-minutes", "0.0001", *ranks, *self.setting.options, *address)
         return self.launch(LAUNCH, "run", "faults.yaml", *options)
 
     def report(self) -> "subprocess.Popen[bytes]":
-        """Start the command that writes the report."""
         return self.launch(LAUNCH, "report", "faults.yaml", "--out", "report")
 
     def launch(self, *words: str) -> "subprocess.Popen[bytes]":
@@ -123,7 +103,6 @@ class Life:
             )
 
     def output(self) -> str:
-        """What the last command has printed."""
         return (self.place / f"output-{self.commands:02d}.txt").read_text(encoding="utf-8", errors="replace")
 
     def finished(self) -> dict[str, float]:
@@ -148,10 +127,8 @@ class Life:
 
 
 def undisturbed(life: Life) -> Life:
-    """A life without kills."""
     for start in (life.run, life.report):
-        if start().wait(timeout=RUN_SECONDS) != 0:
-            raise AssertionError(life.output())
+        assert start().wait(timeout=RUN_SECONDS) == 0, life.output()
     life.ended = time.time()
     return life
 
@@ -175,8 +152,8 @@ class Study:
         statuses: list[int] = []
         while not statuses or statuses[-1] != 0:
             statuses.append(self._disturb(life))
-            if statuses[-1] not in (0, 1, -signal.SIGKILL) or statuses[-3:] == [1, 1, 1]:
-                raise AssertionError(f"the commands ended with {statuses}, the last one said\n{life.output()}")
+            usual = statuses[-1] in (0, 1, -signal.SIGKILL) and statuses[-3:] != [1, 1, 1]
+            assert usual, f"the commands ended with {statuses}, the last one said\n{life.output()}"
         self._report(life)
         life.logs.read_new()
         life.ended = time.time()
@@ -197,8 +174,7 @@ class Study:
         life.logs.read_new()
         to_pass, share, turn = self._dice.randrange(MOST_PASSED), self._dice.random(), 0
         while run.driver.poll() is None:
-            if time.time() - run.began > RUN_SECONDS:
-                raise AssertionError(f"the command does not end\n{life.output()}")
+            assert time.time() - run.began < RUN_SECONDS, f"the command does not end\n{life.output()}"
             for line in life.logs.read_new():
                 to_pass -= line.event == "begin"
                 if line.event == "begin" and to_pass < 0 and (found := self._working(line, run)):
@@ -297,12 +273,10 @@ class Study:
                 self.wishes.remove(wish)
             process.wait()
         start = time.monotonic()
-        if life.report().wait(timeout=RUN_SECONDS) != 0:
-            raise AssertionError(life.output())
+        assert life.report().wait(timeout=RUN_SECONDS) == 0, life.output()
         self._report_seconds = time.monotonic() - start
 
     def _look_around(self) -> None:
-        """Remember who is there, so that who comes later is new."""
         self._known = {process.pid for process in self._processes()}
 
     def _processes(self) -> list[Process]:

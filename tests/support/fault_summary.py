@@ -32,13 +32,11 @@ process, placement group, lease, unfinished fit or partial folder is left.
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The lines of all logs, in the order of their studies."""
     paths = sorted(folder.glob("*.jsonl"))
     return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def summarise(lines: Sequence[dict[str, Any]]) -> str:
-    """The page."""
     kills, lives = [line for line in lines if "what" in line], [line for line in lines if "problems" in line]
     problems = [f"- {life['study']}: {text}" for life in lives for text in life["problems"]]
     result = "All of it held every time." if not problems else "What did not hold:\n\n" + "\n".join(problems)

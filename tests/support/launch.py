@@ -3,8 +3,8 @@
 import io
 import subprocess
 import sys
+from collections import namedtuple
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,13 +15,7 @@ from pixelpick_ray.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Exit status, standard output and standard error of a command."""
-
-    status: int
-    out: str
-    err: str
+Outcome = namedtuple("Outcome", "status out err")  # of a command
 
 
 def launch(place: Path, *arguments: str) -> Outcome:
@@ -43,7 +37,6 @@ def launch(place: Path, *arguments: str) -> Outcome:
 
 
 def overriding(*overrides: str) -> list[str]:
-    """Words of a command that override fields of its experiment."""
     return [word for override in overrides for word in ("--set", override)]
 
 

@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support import fake_slurm
+from tests.support.waiting import wait_for
 
 SLURMD_PORT = 6818
 NODES = {"node-a": "10.77.0.1", "node-b": "10.77.0.2"}
@@ -68,7 +68,7 @@ def two_nodes(place: Path, job_folder: Path) -> Iterator[list[list[str]]]:
         cable = ["type", "veth", "peer", "name", "eth0", "netns", second]
         subprocess.run(["ip", "link", "add", "eth0", "netns", first, *cable], check=True)
         prefixes = [["nsenter", "--target", node, *kinds] for node in (first, second)]
-        _wait_for(lambda: all(_listens(prefixes[0], address) for address in NODES.values()))
+        wait_for(lambda: all(_listens(prefixes[0], address) for address in NODES.values()))
         yield prefixes
     finally:
         for holder in holders:
@@ -80,17 +80,10 @@ def two_nodes(place: Path, job_folder: Path) -> Iterator[list[list[str]]]:
 
 def _only_child(process: "subprocess.Popen[bytes]") -> str:
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    _wait_for(lambda: bool(path.read_text().strip()))
+    wait_for(lambda: bool(path.read_text().strip()))
     return path.read_text().strip()
 
 
 def _listens(prefix: list[str], address: str) -> bool:
     connect = f"exec 3<>/dev/tcp/{address}/{SLURMD_PORT}"
     return subprocess.run([*prefix, "bash", "-c", connect], capture_output=True).returncode == 0
-
-
-def _wait_for(condition: "object") -> None:
-    deadline = time.monotonic() + 20
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "the nodes did not start"
-        time.sleep(0.1)

@@ -19,17 +19,14 @@ def spec(backbone: str = "mobilenetv2_035", **fields: object) -> ModelSpec:
 def model_of(
     model: ModelSpec, num_classes: int = 11, seed: int = 0, stage: int = 0, data_path: Path = NOWHERE
 ) -> nn.Module:
-    """A fresh network."""
     return build_model(model, num_classes=num_classes, data_path=data_path, seed=seed, stage=stage)
 
 
 def count(module: nn.Module) -> int:
-    """Number of parameters."""
     return sum(value.numel() for value in module.parameters())
 
 
 def same_state(one: nn.Module, other: nn.Module) -> bool:
-    """Whether the tensors of the first are those of the second."""
     states = one.state_dict(), other.state_dict()
     return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 

@@ -2,8 +2,8 @@
 
 import io
 import re
-from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from xml.etree.ElementTree import Element, TreeBuilder
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -32,65 +32,49 @@ def curves(*names: tuple[str, str]) -> Curves:
     return Curves(tuple(drawn), data)
 
 
-@dataclass
-class Node:
-    """An element with its text and its elements."""
-
-    tag: str
-    attributes: dict[str, str | None]
-    nodes: list["Node"] = field(default_factory=list)
-    text: str = ""
-
-    def all(self, tag: str = "") -> list["Node"]:
-        """The elements inside it, of one tag or all, in their order."""
-        return [node for one in self.nodes for node in ([one] if tag in ("", one.tag) else []) + one.all(tag)]
-
-    def all_text(self) -> str:
-        return self.text + "".join(node.all_text() for node in self.nodes)
-
-    @property
-    def identifiers(self) -> list[str | None]:
-        return [one.attributes["id"] for one in self.all() if "id" in one.attributes]
-
-    @property
-    def references(self) -> set[str]:
-        """The identifiers that are referred to."""
-        texts = [(name, value or "") for one in self.all() for name, value in one.attributes.items()]
-        of_links = {value[1:] for name, value in texts if name.endswith("href") and value.startswith("#")}
-        return of_links | {found for _, value in texts for found in re.findall(r"url\(#(.*?)\)", value)}
-
-    @property
-    def addresses(self) -> list[str]:
-        """What is linked or loaded."""
-        asking = ("href", "src", "xlink:href", "action", "srcset")
-        return [value or "" for one in self.all() for name, value in one.attributes.items() if name in asking]
-
-
 class Tree(HTMLParser):
-    """Elements as they are nested; an end that is not that of the innermost element is an error."""
+    """Elements below a `root`, as they are nested; an end that is not that of the innermost element is an error."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.path = [Node("", {})]
+        self.builder, self.open = TreeBuilder(), [""]
+        self.builder.start("root", {})
         self.feed(text)
         self.close()
-        assert [node.tag for node in self.path] == [""]
-
-    @property
-    def root(self) -> Node:
-        return self.path[0]
+        assert self.open == [""]
+        self.builder.end("root")
+        self.root = self.builder.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.path.append(self.path[-1].nodes[-1])
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert len(dict(attrs)) == len(attrs)
-        self.path[-1].nodes.append(Node(tag, dict(attrs)))
+        self.builder.start(tag, {name: value or "" for name, value in attrs})
+        self.open.append(tag)
+        if tag in VOID:
+            self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.path.pop().tag == tag
+        assert self.open.pop() == tag
+        self.builder.end(tag)
 
     def handle_data(self, data: str) -> None:
-        self.path[-1].text += data
+        self.builder.data(data)
+
+
+def text_of(element: Element) -> str:
+    return "".join(element.itertext())
+
+
+def identifiers(root: Element) -> list[str]:
+    """Those of all elements, each of which is there once; what is referred to is there."""
+    texts = [(name, value) for one in root.iter() for name, value in one.attrib.items()]
+    found = [value for name, value in texts if name == "id"]
+    assert len(set(found)) == len(found)
+    of_links = {value[1:] for name, value in texts if name.endswith("href") and value.startswith("#")}
+    assert set(found) >= of_links | {name for _, value in texts for name in re.findall(r"url\(#(.*?)\)", value)}
+    return found
+
+
+def addresses(root: Element) -> list[str]:
+    """What is linked or loaded."""
+    asking = ("href", "src", "xlink:href", "action", "srcset")
+    return [value for one in root.iter() for name, value in one.attrib.items() if name in asking]

@@ -31,7 +31,6 @@ class Person:
         return [(ask.book, all_questions(ask, self.store)) for ask in {ask.pick: ask for ask in asks if ask}.values()]
 
     def refuses(self, place: Place) -> bool:
-        """Whether they cannot tell the class of a pixel."""
         every = self._refuse_every
         return every > 0 and place[0] != self._but_in and (7 * place[1] + 3 * place[2]) % every == 0
 

@@ -82,7 +82,6 @@ def finish(store: Store, plan: Plan, chain: int = 0) -> None:
 
 
 def questions_on_record(store: Store, plan: Plan, chain: int) -> list[str]:
-    """The keys of all that a chain has asked."""
     return (store.read_record(record_path(plan, chain)) or {}).get("questions", [])
 
 
@@ -90,7 +89,6 @@ STAGE = {"budget": 10, "fit": "none", "evaluations": {}}
 
 
 def record_path(plan: Plan, chain: int) -> str:
-    """Where the record of a chain lies."""
     return f"{experiment_folder(plan.experiment)}/chains/{plan.chains[chain].id}.json"
 
 

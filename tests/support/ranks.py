@@ -5,7 +5,7 @@ import multiprocessing
 import socket
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -62,7 +62,6 @@ class Ranks:
         return [value for _, value in answers]
 
     def stop(self) -> None:
-        """End the processes."""
         for pipe in self.pipes:
             pipe.close()
         for process in self.processes:
@@ -97,22 +96,10 @@ def collectives(world: World) -> dict[str, Any]:
     }
 
 
-@dataclass
-class NormResult:
-    """What a batch norm does to a rank's slice of a batch in one training step."""
-
-    output: Tensor
-    input_gradient: Tensor
-    weight_gradient: Tensor
-    bias_gradient: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-    batches_tracked: int
-    in_eval: Tensor
-
-
-def normalise_slice(world: World, layer: nn.Module, batch: Tensor, weight: Tensor, sizes: list[int]) -> NormResult:
-    """Forward, backward of a weighted sum of squares, then forward in eval mode; `sizes` are the ranks' slices."""
+def normalise_slice(world: World, layer: nn.Module, batch: Tensor, weight: Tensor, sizes: list[int]) -> SimpleNamespace:
+    """What a batch norm does to a rank's slice of a batch: forward, backward of a weighted sum of squares, then forward
+    in eval mode; `sizes` are the ranks' slices.
+    """
     start = sum(sizes[: world.rank])
     mine = slice(start, start + sizes[world.rank])
     layer = world.share_batch_norm(layer)
@@ -123,28 +110,13 @@ def normalise_slice(world: World, layer: nn.Module, batch: Tensor, weight: Tenso
     layer.eval()
     with torch.no_grad():
         in_eval = layer(batch[mine])
-    assert inputs.grad is not None
-    return NormResult(
-        output.detach(),
-        inputs.grad,
-        layer.weight.grad,
-        layer.bias.grad,
-        layer.running_mean,
-        layer.running_var,
-        int(layer.num_batches_tracked),
-        in_eval,
+    gradients = {"input": inputs.grad, "weight": layer.weight.grad, "bias": layer.bias.grad}
+    return SimpleNamespace(
+        output=output.detach(),
+        **{f"{name}_gradient": gradient for name, gradient in gradients.items()},
+        **{name: getattr(layer, name) for name in ("running_mean", "running_var", "num_batches_tracked")},
+        in_eval=in_eval,
     )
-
-
-@dataclass
-class StageResult:
-    """A whole stage: training, evaluation, choice."""
-
-    losses: list[float]
-    state: dict[str, Tensor]
-    confusion: np.ndarray
-    picks: dict[str, np.ndarray]
-    digest: str
 
 
 @contextlib.contextmanager
@@ -163,23 +135,17 @@ def double_precision() -> Iterator[None]:
             yield
 
 
-def whole_stage_in_double(world: World, job: FitJob, acquire: AcquireSpec) -> StageResult:
-    """As `whole_stage`, in float64."""
-    with double_precision():
-        return whole_stage(world, job, acquire)
-
-
-def whole_stage(world: World, job: FitJob, acquire: AcquireSpec) -> StageResult:
-    """Fit, evaluate and pick."""
+def whole_stage_in_double(world: World, job: FitJob, acquire: AcquireSpec) -> SimpleNamespace:
+    """Training, evaluation and choice."""
     losses: list[float] = []
-    model = fit(job, world, lambda epoch: losses.append(epoch.loss))
-    confusion, _ = evaluate(model, job.data.prepared, job.data.facts, world)
-    asked = pick(model, job.data, job.labels, acquire, world, seed=job.seed, stage=job.stage)
+    with double_precision():
+        model = fit(job, world, lambda epoch: losses.append(epoch.loss))
+        confusion, _ = evaluate(model, job.data.prepared, job.data.facts, world)
+        asked = pick(model, job.data, job.labels, acquire, world, seed=job.seed, stage=job.stage)
     chosen = said(job.data, asked).pixels
-    columns = {"image": chosen.image, "y": chosen.y, "x": chosen.x, "label": chosen.label}
-    return StageResult(
-        losses, {k: v.clone() for k, v in model.state_dict().items()}, confusion, columns, chosen.digest()
-    )
+    picks = {"image": chosen.image, "y": chosen.y, "x": chosen.x, "label": chosen.label}
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    return SimpleNamespace(losses=losses, state=state, confusion=confusion, picks=picks, digest=chosen.digest())
 
 
 def step_gradients(
@@ -217,7 +183,6 @@ def pick_where_the_last_rank_has_no_numbers(world: World, job: FitJob, data: Tra
 
 
 def losses_of(world: World, job: FitJob) -> list[float]:
-    """The losses of a training."""
     losses: list[float] = []
     fit(job, world, lambda epoch: losses.append(epoch.loss))
     return losses
@@ -232,6 +197,5 @@ def chain(world: World, experiment: Experiment, place: Place) -> list[Event]:
 
 
 def chain_in_double(world: World, experiment: Experiment, place: Place) -> list[Event]:
-    """As `chain`, in float64."""
     with double_precision():
         return chain(world, experiment, place)

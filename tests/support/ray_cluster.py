@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.support.waiting import wait_for
 
 RAY = str(Path(sys.executable).with_name("ray"))
 # What who joins the cluster needs in the environment.
@@ -22,7 +23,6 @@ RAY_SETTINGS = {
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
@@ -31,7 +31,6 @@ def free_ports(count: int) -> list[int]:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody listens there."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -51,10 +50,7 @@ def running_cluster(*options: str, **variables: str) -> Iterator[tuple[str, str]
         env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        until = time.monotonic() + 120
-        while not (listens(gcs) and list(Path(folder).glob("session_2*/sockets/raylet"))):
-            assert time.monotonic() < until, "the cluster did not start"
-            time.sleep(0.1)
+        wait_for(lambda: listens(gcs) and list(Path(folder).glob("session_2*/sockets/raylet")))
         yield f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
     finally:
         process.terminate()  # it ends what it started

@@ -33,13 +33,10 @@ def fill_with_weights(folder: Path) -> None:
 
 
 def publish(store: Store, content: str = "one", inputs: dict[str, Any] = INPUTS) -> Path:
-    """Publish the result of these inputs, with this content."""
     return store.publish("fit", inputs, lambda folder: fill(folder, content), {"seconds": 1.0})
 
 
 def puts(content: bytes) -> Callable[[Path], None]:
-    """What writes a file."""
-
     def write(path: Path) -> None:
         path.write_bytes(content)
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from pixelpick_ray.config.canonical import digest
@@ -29,24 +28,12 @@ def ask(study: Study, spec: Experiment, rounds: Sequence[tuple[int, Truths]], *,
 
 
 def _publish(store: Store, stage: int, truths: Truths) -> str:
-    names, y, x = zip(*truths, strict=True)
-    questions = Questions.of(
-        names=names,
-        shapes=[(360, 480)] * len(truths),
-        y=y,
-        x=x,
-        truth=list(truths.values()),
-        predicted=[-1] * len(truths),
-        entropy=[math.nan] * len(truths),
-        distance=[math.inf] * len(truths),
-        stage=stage,
-    )
+    (names, y, x), count = zip(*truths, strict=True), len(truths)
+    unknown = {"predicted": [-1] * count, "entropy": [math.nan] * count, "distance": [math.inf] * count}
+    where = {"names": names, "shapes": [(360, 480)] * count, "y": y, "x": x, "truth": list(truths.values())}
+    questions = Questions.of(**where, **unknown, stage=stage)
     inputs = {"step": "question", "stage": stage, "truths": [[*place, truth] for place, truth in truths.items()]}
-
-    def write(folder: Path) -> None:
-        questions.write(folder / "questions.npz")
-
-    store.publish("question", inputs, write, {})
+    store.publish("question", inputs, lambda folder: questions.write(folder / "questions.npz"), {})
     return digest(inputs)
 
 
@@ -62,9 +49,7 @@ def answer(annotator: str, place: Place, said: str | None, seconds: float | None
 
 def write(study: Study, answers: Sequence[Answer], *, book: str = BOOK) -> None:
     """Append answers to a book, in a journal of their own."""
-    opened = Book(study.store, book)
-    for one in answers:
-        opened.append(one)
+    Book(study.store, book).append(*answers)
 
 
 def places(number: int, image: str = "a.png") -> list[Place]:

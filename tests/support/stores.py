@@ -34,7 +34,6 @@ def tiny_plan(*overrides: str) -> Plan:
 
 
 def execution_at(place: Path, data: Path) -> Execution:
-    """A store, runs and cache in a folder."""
     return Execution(data, str(place / "store"), place / "cache", runs_path=place / "runs")
 
 

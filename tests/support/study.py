@@ -64,7 +64,6 @@ class Described:
 
 
 def experiment(*overrides: str) -> Experiment:
-    """The experiment above with overrides."""
     return parse_experiment(TEXT, where="study.yaml", overrides=overrides)
 
 
@@ -80,17 +79,14 @@ def exact(thousandths: int) -> Matrix:
 
 
 def chain_path(experiment: Experiment, trial: Trial) -> str:
-    """Where the record of a trial's chain lies in the store."""
     return f"{experiment_folder(experiment)}/chains/{trial.chain_id}.json"
 
 
 def csv_lines(text: str) -> list[dict[str, str]]:
-    """The lines of a CSV file by the names of its columns."""
     return list(csv.DictReader(io.StringIO(text)))
 
 
 def column(table: Table, name: str) -> list[str]:
-    """The texts below a head of a table."""
     return [row[table.header.index(name)] for row in table.rows]
 
 
@@ -101,11 +97,9 @@ class Study:
         self.store = Store(path)
 
     def results(self, *experiments: Experiment) -> Results:
-        """What is stored of experiments."""
         return load_results(self.store, experiments)
 
     def chains(self, *experiments: Experiment) -> tuple[ReportedChain, ...]:
-        """Their chains."""
         return load_chains(self.store, self.results(*experiments))
 
     def filled(self, measure: Measure, *overrides: str, **more: Any) -> Results:

@@ -137,7 +137,6 @@ class Place(Execution):
 
 
 def place_at(store: Path, data: Path, cache: Path, **options: Any) -> Place:
-    """A place whose logs lie beside its store."""
     return Place(data, str(store), cache, runs_path=store.parent / "runs", **options)
 
 
