@@ -71,8 +71,7 @@ def test_a_file_system_that_cannot_sync_folders_is_written_all_the_same(
     original: Any = getattr(os, call)
 
     def unable(target: Any, *rest: Any) -> Any:
-        folder = Path(f"/proc/self/fd/{target}").is_dir() if call == "fsync" else Path(target).is_dir()
-        if folder:
+        if Path(f"/proc/self/fd/{target}" if call == "fsync" else target).is_dir():
             raise OSError(number, os.strerror(number))
         return original(target, *rest)
 
@@ -101,7 +100,7 @@ def test_a_spreadsheet_takes_no_text_of_a_table_for_a_formula(value: Any, told: 
     assert csv_text(("a", "b"), [(value, None)]) == f"a,b\n{told},\n"
 
 
-def test_large_images_are_decoded_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_decoded_one_after_another() -> None:
     running, most = [], [0]
 
     def decode(name: str) -> str:

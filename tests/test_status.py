@@ -112,16 +112,9 @@ def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(pl
     state = status_of(plan, execution)
     assert stages(state) == [("stored", "stored", "failed"), FIRST_STORED]
     assert [chain.error for chain in state.chains] == ["OSError: the disk is full", ""]
-    assert state.as_dict()["stages"] == {
-        "stored": 2,
-        "running": 0,
-        "waiting": 0,
-        "missing": 2,
-        "failed": 1,
-        "diverged": 0,
-    }
-    text = state.as_text().splitlines()
-    assert text == [
+    counts = {"stored": 2, "running": 0, "waiting": 0, "missing": 2, "failed": 1, "diverged": 0}
+    assert state.as_dict()["stages"] == counts
+    assert state.as_text().splitlines() == [
         "test_resnet margin seed 0  2 stored, 1 failed",
         "test_resnet random seed 0  1 stored, 2 missing",
         "FAILED test_resnet margin seed 0: OSError: the disk is full",
@@ -130,14 +123,9 @@ def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(pl
     ]
     fail(execution, random, "")
     assert Store(execution.store).last_error(random.id) == ""
-
-
-def test_a_chain_that_ended_well_has_no_error_whatever_happened_before(plan: Plan, execution: Execution) -> None:
-    fail(execution, plan.chains[0], "OSError: earlier")
-    do_steps(plan, plan.chains[0], execution)
+    do_steps(plan, margin, execution)  # a chain that ended well has no error whatever happened before
     state = status_of(plan, execution)
-    assert stages(state)[0] == ("stored",) * 3
-    assert state.chains[0].error == ""
+    assert (stages(state)[0], state.chains[0].error) == (("stored",) * 3, "")
 
 
 def test_without_data_and_record_every_stage_is_missing_or_failed(plan: Plan, tmp_path: Path) -> None:

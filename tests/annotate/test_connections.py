@@ -40,11 +40,25 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def asked(port: int) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    connection.request("POST", "/", b"abc")
-    status = connection.getresponse().status
-    connection.close()
-    return status
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        connection.request("POST", "/", b"abc")
+        return connection.getresponse().status
+
+
+def test_many_half_open_connections_starve_nobody(port: int) -> None:
+    held = [half_open(port, HALVES[at % 3]) for at in range(60)]
+    assert asked(port) == 200
+    assert sum(map(is_dropped, held[:40])) == 40  # the oldest ones
+    for one in held:
+        one.close()
+
+
+def test_a_connection_is_kept_between_requests(port: int) -> None:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        for _ in range(3):
+            connection.request("GET", "/")
+            assert connection.getresponse().read() == b"0"
+            time.sleep(0.3)
 
 
 def half_open(port: int, sent: bytes) -> socket.socket:
@@ -61,20 +75,8 @@ def is_dropped(made: socket.socket) -> bool:
         return True
 
 
-HALVES = [
-    b"",
-    b"GET / HT",
-    b"GET / HTTP/1.1\r\nHost: a\r\nX: ",
-    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab",
-]
-
-
-def test_many_half_open_connections_starve_nobody(port: int) -> None:
-    held = [half_open(port, HALVES[at % 3]) for at in range(60)]
-    assert asked(port) == 200
-    assert sum(map(is_dropped, held[:40])) == 40  # the oldest ones
-    for one in held:
-        one.close()
+REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
+HALVES = [b"", REQUEST[:8], REQUEST, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nab"]
 
 
 @pytest.mark.parametrize("sent", HALVES)
@@ -89,25 +91,13 @@ def test_a_request_that_does_not_arrive_is_dropped_in_time_however_it_dribbles(p
     assert asked(port) == 200
 
 
-def test_a_connection_is_kept_between_requests(port: int) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    for _ in range(3):
-        connection.request("GET", "/")
-        assert connection.getresponse().read() == b"0"
-        time.sleep(0.3)
-    connection.close()
-
-
-def test_descriptors_that_are_used_up_are_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    quiet = connections._Quiet()
-    with caplog.at_level(logging.ERROR):
-        for _ in range(99):
-            quiet(None, {"message": "socket.accept() out of system resource", "exception": OSError(24, "Too many")})  # type: ignore[arg-type]
-    assert [record.getMessage() for record in caplog.records] == [
-        "socket.accept() out of system resource: [Errno 24] Too many"
-    ]
-
-
-def test_no_more_connections_are_held_than_descriptors_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_connections_are_held_than_descriptors_allow_and_none_left_is_told_in_one_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 64))
     assert most_connections() == 32
+    quiet, told = connections._Quiet(), "socket.accept() out of system resource"
+    with caplog.at_level(logging.ERROR):
+        for _ in range(99):
+            quiet(None, {"message": told, "exception": OSError(24, "Too many")})  # type: ignore[arg-type]
+    assert [record.getMessage() for record in caplog.records] == [f"{told}: [Errno 24] Too many"]
