@@ -75,6 +75,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without their drawings, which take nearly all of the time."""
+    monkeypatch.setattr("pixelpick_ray.report.figures._drawn", lambda *how: b'<svg viewBox="0 0 1 1"></svg>')
+
+
 # The experiment file of the interface, with the default colour jitter and blur.
 CAMVID_YAML = """\
 name: camvid-mobilenet

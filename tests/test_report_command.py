@@ -39,10 +39,11 @@ def test_one_number_is_explained_without_torch(place: Path) -> None:
     assert all((place / folder / "manifest.json").is_file() for folder in folders)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_labels_are_priced_and_pictures_are_as_many_as_asked_for(place: Path) -> None:
     (place / "costs.yaml").write_text("{seconds_per_pixel: 90, money_per_hour: 20, currency: EUR}")
-    launch_without_torch(place, "report", "tiny.yaml", "--out", "with", "--costs", "costs.yaml")
-    launch_without_torch(place, "report", "tiny.yaml", "--out", "without", "--pictures", "0")
+    for out, *options in (("with", "--costs", "costs.yaml"), ("without", "--pictures", "0")):
+        assert launch(place, "report", "tiny.yaml", "--out", out, *options).status == 0
     shown, hidden = ((place / name / "index.html").read_text(encoding="utf-8") for name in ("with", "without"))
     assert 'data-axis="money (EUR)"' in shown
     assert 'data-axis="money (EUR)"' not in hidden
@@ -51,6 +52,7 @@ def test_labels_are_priced_and_pictures_are_as_many_as_asked_for(place: Path) ->
     assert "| margin | 20 | 80 | 2 | 40 |" in (place / "with" / "table.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_damaged_pick_is_named_on_the_terminal_and_in_the_report(place: Path) -> None:
     shutil.copytree(place / "store", place / "harmed")
     path = next((place / "harmed" / "pick").glob("*/statistics.json"))
@@ -65,6 +67,7 @@ def test_a_damaged_pick_is_named_on_the_terminal_and_in_the_report(place: Path) 
     assert f"| {where} | {how} |" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_store_without_the_experiment_is_pointed_out(place: Path) -> None:
     outcome = launch(place, "report", "tiny.yaml", "--store", "elsewhere", "--out", "nothing")
     assert outcome.status == 0
@@ -94,6 +97,7 @@ def test_what_cannot_be_reported_or_evaluated_is_refused(words: str, told: str, 
     assert not (place / "out").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_stored_weights_measure_what_the_experiment_measured(place: Path) -> None:
     assert launch(place, "report", "tiny.yaml", "--out", "report", "--pictures", "0").status == 0
     with open(place / "report" / "rows.csv", encoding="utf-8") as file:

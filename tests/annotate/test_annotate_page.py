@@ -597,7 +597,6 @@ def test_the_mouse_does_all_that_keys_do_and_a_held_key_presses_a_button_once(pa
     assert len(typist.labels()) == 2
 
 
-SCREENS = [(1280, 720), (1920, 1080), (1093, 520), (390, 844)]
 TALL = {"images": "train/images", "labels": "train/labels"}
 
 
@@ -610,7 +609,7 @@ def test_everything_fits_the_screen(browser: Browser, tmp_path: Path, classes: i
     plan, store = plan_of("dataset={name: folder, path: leaves, size: [32, 40]}"), Store(tmp_path / "store")
     ask(store, plan, questions_of(["leaf.v0.png"], 3))
     with running(Desk(plan, store, tmp_path / "data"), store) as site:
-        for width, height in SCREENS:
+        for width, height in ((1280, 720), (1920, 1080), (1093, 520), (390, 844)):
             typist = Typist(browser, store, site=site)
             typist.open(typist.address, width, height)
             size = "document.documentElement"

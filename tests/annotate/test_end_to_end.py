@@ -84,6 +84,7 @@ def results(place: Path, store: str) -> dict[str, list[bytes]]:
     return {name: sorted(path.read_bytes() for path in (place / store).glob(name)) for name in names}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_person_who_knows_the_truth_leaves_the_bytes_that_the_ground_truth_leaves(place: Path) -> None:
     running = start(place, "run", "human.yaml", "--wait", "--local", "--store", "people")
     page = start(place, "annotate", "human.yaml", "--no-browser", "--store", "people")

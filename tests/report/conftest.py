@@ -8,12 +8,6 @@ from tests.support.study import Study
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports without their drawings, which take nearly all of the time."""
-    monkeypatch.setattr("pixelpick_ray.report.figures._drawn", lambda *how: b'<svg viewBox="0 0 1 1"></svg>')
-
-
-@pytest.fixture
 def study(tmp_path: Path) -> Study:
     """An empty store to fill."""
     return Study(tmp_path / "store")

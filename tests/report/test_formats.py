@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.report.cells import build_cells, reported
 from pixelpick_ray.report.formats import latex_tables, to_html, to_latex, to_markdown, to_text
 from pixelpick_ray.report.layouts import transposed_table, wide_table
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.tables import area_table, class_tables, missing_table, protocol_table, result_table
-from pixelpick_ray.store import Store, experiment_folder
-from tests.support.study import Study, experiment, matrix
+from tests.support.study import Study, chain_path, experiment, matrix
 
 SMALL = Table("A & B", ("name", "x_1"), (("a|b", "1.0 ± 0.5"), ("<c>", "10.0")), "lr", ("50 % of $1",))
 BOLD = replace(SMALL, strong=frozenset({(0, 1)}))
@@ -132,7 +130,9 @@ def tables(study: Study) -> Mapping[str, Table]:
     evaluate = "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}"
     spec = experiment(f"grid=[{', '.join(grids)}]", backbone, evaluate)
     study.fill(spec, lambda trial: None if (trial.seed, trial.budget) == (1, 50) else [matrix(40 + trial.seed)] * 2)
-    rename_classes(study.store, spec)
+    for path in {chain_path(spec, trial) for trial in spec.trials()}:
+        record = study.store.read_record(path)
+        study.store.write_record(path, record | {"class_names": [f"sky {AWKWARD}", "tree & bush_50%"]})
     results = study.results(spec)
     reason = f"failed: CUDA_ERROR {AWKWARD} in /a/very_long_path/without_any_place/to_break_it/anywhere/at_all"
     results = replace(results, missing=tuple(replace(one, reason=reason) for one in results.missing))
@@ -151,13 +151,6 @@ def tables(study: Study) -> Mapping[str, Table]:
         ),
     }
     return {f"tab:{spec.name}-{name}": table for name, table in made.items() if table}
-
-
-def rename_classes(store: Store, spec: Experiment) -> None:
-    for trial in spec.trials():
-        path = f"{experiment_folder(spec)}/chains/{trial.chain_id}.json"
-        record = store.read_record(path)
-        store.write_record(path, record | {"class_names": [f"sky {AWKWARD}", "tree & bush_50%"]})
 
 
 @needs_tex

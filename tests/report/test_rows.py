@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pixelpick_ray.config.trial import Budget, Trial
+from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.report import evaluations
 from pixelpick_ray.report.cells import Cell, areas, build_cells, reported
@@ -38,10 +38,6 @@ def rows_of(results: Results) -> tuple[Row, ...]:
 def by_metric(results: Results, seed: int = 0, budget: int | str = 10) -> dict[str, Row]:
     rows = [row for row in rows_of(results) if (row.seed, row.budget) == (seed, budget)]
     return {row.class_name or row.metric: row for row in rows}
-
-
-def told_missing(results: Results) -> list[tuple[int, Budget, str, str]]:
-    return [(one.point.seed, one.point.budget, one.split, one.reason) for one in results.missing]
 
 
 def test_metrics_are_those_calculated_by_hand_and_the_csv_has_every_digit(study: Study) -> None:
@@ -74,7 +70,8 @@ def test_trials_without_results_are_listed_and_those_whose_chain_failed_say_why(
         assert (point.seed, point.budget, point.strategy) == (trial.seed, trial.budget, trial.acquire.strategy)
     failed, other = "failed: RunError: no memory", "failed: DataError: damaged"
     reasons = [(0, 10, failed), (0, 20, failed), (1, 20, other), (2, 10, "not run yet"), (2, 20, "not run yet")]
-    assert told_missing(results) == [(seed, budget, "test", reason) for seed, budget, reason in reasons]
+    found = [(one.point.seed, one.point.budget, one.split, one.reason) for one in results.missing]
+    assert found == [(seed, budget, "test", reason) for seed, budget, reason in reasons]
     assert by_metric(results, 1)["miou"].value == 0.25
     assert not by_metric(results, 1, 20)
 
@@ -185,9 +182,6 @@ def test_every_split_has_its_rows_and_its_size(study: Study) -> None:
 # Cells: grouped by everything but the seed, counted against what was asked for
 
 
-BOTH_SEEDS = "grid=[{seed: [0, 1], budget: [10]}]"
-
-
 def shown(study: Study, measure: Measure, *overrides: str) -> tuple[Cell, ...]:
     results = study.filled(measure, *overrides)
     return reported(results, build_cells(results))
@@ -245,7 +239,7 @@ def test_budgets_ascend_as_numbers_full_supervision_is_last_and_settings_are_nev
 
 def test_a_class_that_some_seeds_lack_is_averaged_over_the_others(study: Study) -> None:
     measured = {0: [[10, 0], [0, 0]], 1: [[5, 5], [0, 0]]}
-    cells = build_cells(study.filled(lambda trial: measured[trial.seed], BOTH_SEEDS))
+    cells = build_cells(study.filled(lambda trial: measured[trial.seed], "grid=[{seed: [0, 1], budget: [10]}]"))
     (road,) = [cell for cell in cells if cell.class_name == "road"]
     assert (road.summary.n, len(road.values), road.expected, road.summary.mean) == (1, 2, 2, 0.0)
 
