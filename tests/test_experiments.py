@@ -78,9 +78,8 @@ def tiny_grid(experiment: Any) -> list[dict[str, list[Any]]]:
             point |= {"acquire.initial_pixels": [initial], "budget": [initial]}
         step = point.get("acquire.pixels_per_stage", [experiment.acquire.pixels_per_stage])[0]
         if point["budget"] != ["full"]:
-            point["budget"] = [
-                initial if len(set(grid["budget"])) == 1 and initial == point["budget"][0] else initial + step
-            ]
+            is_one_stage = len(set(grid["budget"])) == 1 and initial == point["budget"][0]
+            point["budget"] = [initial if is_one_stage else initial + step]
         if "dataset.images" in point:
             point["dataset.images"] = [3]
         grids.append(point)
@@ -114,25 +113,15 @@ def overrides(path: str) -> Iterator[str]:
 IN_THE_DEFAULT_RUN = {
     f"experiments/{name}.yaml"
     for name in (
-        *(
-            "quickstart",
-            "quickstart-training",
-            "frozen/camvid-linear",
-            "annotate-quickstart",
-            "search-quickstart",
-            "camvid-mobilenet",
-            "own-images",
-        ),
-        *("cityscapes-resnet50", "voc-resnet50", "studies/committee", "studies/published-annotator-error"),
+        *("quickstart", "quickstart-training", "frozen/camvid-linear", "annotate-quickstart", "search-quickstart"),
+        *("camvid-mobilenet", "own-images", "cityscapes-resnet50", "voc-resnet50", "studies/committee"),
+        "studies/published-annotator-error",
     )
 }
 
 
-def marked(path: str) -> Any:
-    """An experiment with its marks."""
-    if path == ON_TWO_RANKS:
-        return pytest.param(path, marks=[pytest.mark.slow, pytest.mark.ray])
-    return pytest.param(path, marks=[] if path in IN_THE_DEFAULT_RUN else [pytest.mark.slow])
+MARKS = {path: [] if path in IN_THE_DEFAULT_RUN else [pytest.mark.slow] for path in EXPERIMENTS}
+MARKS[ON_TWO_RANKS] = [pytest.mark.slow, pytest.mark.ray]
 
 
 def test_those_of_the_default_run_are_there() -> None:
@@ -186,7 +175,7 @@ def test_the_files_of_the_published_studies_are_those_that_are_counted() -> None
     assert {file.stem.removeprefix("published-") for file in files} == set(PUBLISHED_STUDIES)
 
 
-@pytest.mark.parametrize("path", [marked(path) for path in EXPERIMENTS])
+@pytest.mark.parametrize("path", [pytest.param(path, marks=marks) for path, marks in MARKS.items()])
 def test_every_experiment_runs(path: str, data: Path, cache_path: Path, tmp_path: Path) -> None:
     settings = [word for override in overrides(path) for word in ("--set", override)]
     for trial in load_experiment(ROOT / path, settings[1::2]).trials():

@@ -9,7 +9,7 @@ from pixelpick_ray.cli import app
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.store import Store, absolute
 from pixelpick_ray.store.paths import without_credentials
-from tests.support.cluster_experiment import TINY
+from tests.support.cluster_experiment import KINDS, TINY
 from tests.support.launch import launch
 
 
@@ -37,13 +37,6 @@ def test_an_address_with_one_slash_is_no_folder(location: str) -> None:
 )
 def test_credentials_are_not_shown(location: str, shown: str) -> None:
     assert without_credentials(location) == shown
-
-
-KINDS = {
-    "slurm": ["--to", "slurm"],
-    "kubernetes": ["--to", "kubernetes", "--image", "i", "--claim", "c"],
-    "ray": ["--to", "ray", "--address", "http://head:8265", "--folder", "/shared"],
-}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -297,9 +297,7 @@ def test_the_interruptions_below_cover_every_write(undisturbed: Undisturbed) -> 
 
 
 @pytest.mark.parametrize("call", range(WRITES))
-def test_a_run_killed_at_any_write_ends_like_an_undisturbed_one(
-    call: int, place: Place, undisturbed: Undisturbed
-) -> None:
+def test_a_run_killed_at_any_write_ends_undisturbed(call: int, place: Place, undisturbed: Undisturbed) -> None:
     experiment = tiny_experiment(*TWO_STAGES)
     with pytest.MonkeyPatch.context() as patch:
         killed_at(patch, call)
@@ -308,48 +306,6 @@ def test_a_run_killed_at_any_write_ends_like_an_undisturbed_one(
     run(experiment, place)
     assert payload(place) == undisturbed[0]
     assert place.results.leased() == {}
-
-
-def test_a_result_half_written_does_not_exist(place: Place, undisturbed: Undisturbed) -> None:
-    """As after power cuts, one at each result: the payload lies in its temporary folder, without a manifest."""
-    experiment = tiny_experiment(*TWO_STAGES)
-    original = pixelpick_ray.store.results._manifest
-    for cut in range(8):
-        whole: list[Path] = []
-
-        def dying(folder: Path, whole: list[Path] = whole, most: int = min(cut, 1)) -> dict[str, dict[str, Any]]:
-            whole.append(folder)
-            if len(whole) > most:  # the first at once, then each after the one that was cut off before
-                raise Killed
-            return original(folder)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pixelpick_ray.store.results, "_manifest", dying)
-            patch.setattr(pixelpick_ray.store.backend.shutil, "rmtree", lambda *arguments, **options: None)
-            with pytest.raises(Killed):
-                run(experiment, place)
-        assert whole[-1].is_dir()
-    run(experiment, place)
-    left = {name: value for name, value in payload(place).items() if ".partial-" not in name}
-    assert left == undisturbed[0]
-
-
-def test_an_error_in_training_leaves_no_result_of_its_stage(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = tiny_experiment(ONE_EPOCH)
-
-    def failing(job: FitJob, *rest: Any) -> nn.Module:
-        if job.stage == 1:
-            raise RuntimeError("out of luck")
-        return fit(job, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pixelpick_ray.training, "fit", failing)
-        with pytest.raises(RuntimeError, match="out of luck"):
-            run(experiment, place)
-    assert len(list((place.results.path / "fit").iterdir())) == 1
-    assert len(record(experiment, place)["stages"]) == 1
-    run(experiment, place)
-    assert len(record(experiment, place)["stages"]) == 3
 
 
 # Inside a fit
@@ -432,9 +388,7 @@ def test_a_fit_in_training_is_saved_no_more_often_than_told(place: Place, monkey
     assert saved == []
 
 
-def test_a_fit_is_saved_after_every_epoch_once_its_node_is_about_to_be_taken(
-    place: Place, epochs: list[tuple[int, int]]
-) -> None:
+def test_a_fit_is_saved_after_every_epoch_once_its_node_is_leaving(place: Place, epochs: list[tuple[int, int]]) -> None:
     experiment = tiny_experiment(*FOUR_EPOCHS, "grid=[{budget: [3]}]")
     place = replace(place, checkpoint_seconds=3600.0)
     noticed = iter([False, True, True])

@@ -12,6 +12,7 @@ import pytest
 
 import pixelpick_ray
 from pixelpick_ray.config.command import typed
+from tests.support.cluster_experiment import KINDS
 from tests.support.launch import ROOT
 
 pytestmark = pytest.mark.training
@@ -71,13 +72,9 @@ def test_an_experiment_that_the_package_ships_is_run_and_reported(installed: Run
     assert code.stdout.strip() == "unknown"  # not the commit of the project around
 
 
-@pytest.mark.parametrize(
-    "options",
-    [("slurm",), ("kubernetes", "--image", "i", "--claim", "c"), ("ray", "--address", "http://h:1", "--folder", "/s")],
-    ids=lambda options: options[0],
-)
-def test_a_job_is_made_of_the_templates_that_the_package_ships(options: tuple[str, ...], installed: Run) -> None:
-    done = installed("pixelpick-ray", "submit", "experiments/quickstart.yaml", "--dry-run", "--to", *options)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_job_is_made_of_the_templates_that_the_package_ships(kind: str, installed: Run) -> None:
+    done = installed("pixelpick-ray", "submit", "experiments/quickstart.yaml", "--dry-run", *KINDS[kind])
     assert done.returncode == 0, done.stderr
     assert "launch.py" in done.stdout
     for path in re.findall(r"a copy of (/\S+)", done.stdout):

@@ -12,7 +12,7 @@ import pytest
 
 from pixelpick_ray.data import datasets
 from pixelpick_ray.errors import SpecError, StoreError
-from pixelpick_ray.store import Store, absolute
+from pixelpick_ray.store import Store
 from pixelpick_ray.store.objects import Objects
 from tests.support.launch import ROOT, launch, overriding
 from tests.support.object_storage import SECRET, served_bucket
@@ -96,12 +96,6 @@ def test_local_copies_are_removed_with_their_process_or_after_its_death(tmp_path
         command = [sys.executable, "-c", code, f"file://{tmp_path}/{end}", end]
         subprocess.run(command, env={**os.environ, "TMPDIR": str(temporary)}, check=end == "ended", cwd=ROOT)
         assert len(list(temporary.iterdir())) == left
-
-
-def test_a_location_is_made_absolute_and_an_address_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert absolute("store") == str(tmp_path / "store")
-    assert absolute("s3://bucket/prefix?region=x") == "s3://bucket/prefix?region=x"
 
 
 OPTIONS = ("tiny.yaml", *overriding(*TWO_STAGES), "--store")

@@ -6,7 +6,6 @@ import errno
 import hashlib
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -348,20 +347,6 @@ def test_a_kill_before_any_file_operation_leaves_whole_results_and_nothing_else(
     assert published == {0, 1}
 
 
-def test_kills_at_random_moments_leave_whole_results(tmp_path: Path) -> None:
-    rng, count, location = random.Random(3), 10, tmp_path / "store"
-    for _ in range(15):
-        process = FORK.Process(target=publish_all, args=(location, count))
-        process.start()
-        process.join(rng.uniform(0.005, 0.05))
-        process.kill()
-        process.join(10)
-        check_whole(location, count)
-    publish_all(location, count)
-    assert check_whole(location, count) == count
-    assert Store(location).damaged() == []
-
-
 def put_partial(store: Store, stamp: str, age_seconds: float = 0.0) -> Path:
     folder = store.path / "fit" / f"{PARTIAL}abc-{stamp}-0123"
     (folder / "inner").mkdir(parents=True)
@@ -369,17 +354,12 @@ def put_partial(store: Store, stamp: str, age_seconds: float = 0.0) -> Path:
     return folder
 
 
-def dead_stamp() -> str:
-    """The stamp of a process of this machine that has ended."""
-    queue = FORK.SimpleQueue()
-    assert run_together(FORK.Process(target=lambda: queue.put(process_stamp()))) == [0]
-    return str(queue.get())
-
-
 def test_only_what_is_known_to_be_abandoned_is_tidied_up(store: Store) -> None:
+    queue = FORK.SimpleQueue()
+    assert run_together(FORK.Process(target=lambda: queue.put(process_stamp()))) == [0]  # which is dead now
     elsewhere = f"0123456789ab.{os.getpid()}.12345"  # another machine, or another process namespace of this one
     kept = [put_partial(store, process_stamp()), put_partial(store, elsewhere), put_partial(store, "host-77")]
-    gone = [put_partial(store, dead_stamp()), put_partial(store, "other-78", STALE_SECONDS + 60)]
+    gone = [put_partial(store, queue.get()), put_partial(store, "other-78", STALE_SECONDS + 60)]
     namespace, number, started = process_stamp().split(".")
     gone.append(put_partial(store, f"{namespace}.{number}.{int(started) - 1}"))  # the number is used again
     publish(store)
@@ -420,9 +400,7 @@ def test_processes_that_publish_the_same_onto_leftovers_and_damage_agree(tmp_pat
     assert problems.keys() == {f"fit/{digest({'seed': number})}" for number in range(0, count, 2)}
 
 
-def test_a_result_that_is_moved_away_while_it_is_read_is_no_error(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_result_that_is_moved_while_it_is_read_is_no_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, measure = publish(store), hashlib.file_digest
 
     def moved_after(file: Any, algorithm: str) -> Any:

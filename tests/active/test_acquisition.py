@@ -11,16 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pixelpick_ray.active.acquisition import (
-    STRATEGIES,
-    MeanPrediction,
-    bald,
-    check_strategy,
-    needs_model,
-    score_passes,
-)
+from pixelpick_ray.active.acquisition import STRATEGIES, MeanPrediction, bald, check_strategy, needs_model, score_passes
 from pixelpick_ray.config.trial import AcquireSpec
-from pixelpick_ray.errors import SpecError
 
 pytestmark = pytest.mark.long
 
@@ -120,41 +112,12 @@ def test_a_gpu_gives_the_same_scores(name: str) -> None:
 
 
 @every_score
-def test_the_less_sure_pixel_has_the_larger_score(name: str) -> None:
-    tops = [(9.0, 0.0), (4.0, 0.0), (2.0, 0.0), (1.0, 0.5), (0.4, 0.2), (0.0, 0.0)]  # sure to unsure
-    logits = torch.tensor([(*top, 0.0) for top in tops]).T.reshape(1, 3, 1, 6)
-    assert (np.diff(score_of(name, logits).reshape(-1)) > 0).all()
-
-
-def test_scores_differ_where_their_ideas_differ() -> None:
-    """Two classes tie, or all are alike a little: the margin asks for the first, the entropy for the second."""
-    two, many = [5.0, 5.0, -9.0, -9.0, -9.0], [1.0, 0.5, 0.5, 0.5, 0.5]
-    logits = torch.tensor([two, many]).T.reshape(1, 5, 1, 2)
-    order = {name: score_of(name, logits).reshape(-1).argmax() for name in SCORED}
-    assert order == {"margin": 0, "entropy": 1, "least_confidence": 1}
-
-
-@every_score
-def test_scores_have_the_documented_range(name: str) -> None:
-    scales = torch.logspace(-3, 4, 4)[:, None, None, None]
-    scores = score_of(name, torch.randn(4, 7, 8, 8, generator=torch.Generator().manual_seed(0)) * scales)
-    low, high = {"margin": (-1.0, 0.0), "entropy": (0.0, math.log(7)), "least_confidence": (0.0, 1.0 - 1 / 7)}[name]
-    assert scores.min() >= low - 1e-7
-    assert scores.max() <= high + 1e-6
-
-
-@every_score
-def test_a_score_depends_on_neither_its_batch_nor_the_order_of_classes_nor_a_constant(name: str) -> None:
+def test_a_score_does_not_depend_on_the_layout_of_memory_and_leaves_the_logits(name: str) -> None:
     logits = torch.randn(5, 11, 13, 17, generator=torch.Generator().manual_seed(0)) * 5
     before, together = logits.clone(), score_of(name, logits)
-    for index in range(5):
-        assert np.abs(score_of(name, logits[index : index + 1])[0] - together[index]).max() < 1e-6
     channels_last = score_of(name, logits.contiguous(memory_format=torch.channels_last))
     assert np.abs(channels_last - together).max() < 1e-6
     assert torch.equal(logits, before)
-    exact = score_of(name, logits[:2].double())
-    assert np.abs(score_of(name, logits[:2].double().flip(1)) - exact).max() < 1e-12
-    assert np.abs(score_of(name, logits[:2].double() + 37.0) - exact).max() < 1e-12
 
 
 # Committees of stochastic passes
@@ -233,17 +196,3 @@ def test_strategies_are_the_published_ones_and_bald() -> None:
     for name in SCORES:
         check_strategy(AcquireSpec(strategy=name))
     check_strategy(spec_of("bald", passes=5))
-
-
-@pytest.mark.parametrize(
-    ("spec", "told"),
-    [
-        (AcquireSpec(strategy="margins"), r"acquire\.strategy: unknown strategy 'margins'; known: margin, .*bald"),
-        (AcquireSpec(strategy="bald"), r"acquire\.stochastic: bald compares stochastic passes; add .*passes: 20"),
-        (spec_of("bald", vote="hard"), r"acquire\.stochastic\.vote: bald does not vote; leave vote out"),
-        (spec_of("random"), r"acquire\.stochastic: random does not ask the network; leave stochastic out"),
-    ],
-)
-def test_a_wrong_strategy_is_answered_with_the_right_ones(spec: AcquireSpec, told: str) -> None:
-    with pytest.raises(SpecError, match=told):
-        check_strategy(spec)

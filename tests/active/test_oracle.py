@@ -59,13 +59,11 @@ class TestEveryOracle:
         assert set(answers.tolist()) <= set(range(CLASSES))
         assert answers.tolist() == ask(EVERY[kind], label_map(), [50, 1999, 3, 7])[::-1].tolist()
         assert len(ask(EVERY[kind], label_map(), [])) == 0
+        assert EVERY[kind].name in ORACLES
 
     def test_says_the_same_of_a_pixel_whatever_is_asked_beside_it(self, kind: str) -> None:
         everything = ask(EVERY[kind], label_map(), list(range(2000)))
         assert ask(EVERY[kind], label_map(), list(range(0, 2000, 7))).tolist() == everything[::7].tolist()
-
-    def test_is_known_by_its_name(self, kind: str) -> None:
-        assert EVERY[kind].name in ORACLES
 
 
 @given(height=st.integers(1, 9), width=st.integers(1, 9), data=st.data())

@@ -1,7 +1,6 @@
 """Selection against brute force: the right pool, the right number, never an excluded pixel."""
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -130,38 +129,6 @@ def test_a_gpu_picks_what_a_cpu_picks_and_the_host_never_waits(by: str, pixels: 
     assert torch.equal(random_priority(on_gpu[2][:, None], every.cuda()).cpu(), on_cpu)
 
 
-@given(image=images())
-def test_a_pool_of_the_picks_alone_gives_the_best(image: tuple[list[float], list[bool], int, int]) -> None:
-    scores, candidates, num_pixels, _ = image
-    assert choose(scores, candidates, num_pixels, pool=num_pixels) == best(scores, candidates, num_pixels)
-
-
-def test_a_pool_by_chance_is_uniform() -> None:
-    """The best two of three of six candidates: of the 20 pools, 10 hold the best, 10 the second, 9 show the third..."""
-    scores, candidates = [5.0, 4.0, 3.0, 2.0, 1.0, 0.0, 9.0], [True] * 6 + [False]
-    counts = np.zeros(7)
-    for seed in range(4000):
-        counts[choose(scores, candidates, 2, pool=3, seed=seed, by="chance")] += 1
-    expected = [10 / 20, 10 / 20, 9 / 20, 7 / 20, 4 / 20, 0.0, 0.0]
-    assert np.abs(counts / 4000 - expected).max() < 0.03
-
-
-def test_every_pixel_of_the_pool_and_no_other_is_drawn_equally_often() -> None:
-    scores = [0.1, 0.9, 0.5, 0.9, 0.5, 0.5, 0.0, 1.0]
-    candidates = [True, True, True, True, True, True, True, False]
-    counts = np.zeros(8, dtype=int)
-    for seed in range(2000):
-        counts[choose(scores, candidates, 2, pool=4, seed=seed)] += 1
-    assert set(np.flatnonzero(counts)) == {1, 2, 3, 4}  # the tie of 2, 4 and 5 is cut by index
-    assert np.abs(counts[[1, 2, 3, 4]] - 1000).max() < 120
-
-
-def test_the_same_seed_gives_the_same_picks() -> None:
-    scores = np.random.default_rng(3).random(500).tolist()
-    first, again, other = (choose(scores, [True] * 500, 10, 100, seed) for seed in (1, 1, 2))
-    assert first == again != other
-
-
 # Priorities
 
 
@@ -177,17 +144,13 @@ def test_priorities_are_those_of_the_generator_step_by_step(seed: int) -> None:
     assert random_priority(torch.tensor(seed), torch.arange(50)).tolist() == split_mix(seed, 50)
 
 
-def order_of(seeds: npt.NDArray[np.int64], pixels: int) -> npt.NDArray[np.int64]:
-    """The pixels of each seed (n, pixels), from the lowest to the highest priority."""
-    return random_priority(torch.from_numpy(seeds)[:, None], torch.arange(pixels)).argsort(dim=1).numpy()
-
-
 @pytest.mark.parametrize("spaced", [1, 2**40 + 1, 0], ids=["counted", "far apart", "random"])
 def test_priorities_are_uniform_and_independent(spaced: int) -> None:
     """Every one of the 24 orders of four pixels is as frequent; so are the bits, and the pairs of neighbours' bits."""
     count = 24_000
     seeds = np.random.default_rng(5).integers(0, 2**63, count) if spaced == 0 else np.arange(count) * spaced
-    orders, frequency = np.unique(order_of(seeds, 4), axis=0, return_counts=True)
+    priorities = random_priority(torch.from_numpy(seeds)[:, None], torch.arange(4))
+    orders, frequency = np.unique(priorities.argsort(dim=1).numpy(), axis=0, return_counts=True)
     assert len(orders) == 24
     assert chisquare(frequency).pvalue > 1e-4
     values = random_priority(torch.from_numpy(seeds[:1000])[:, None], torch.arange(500)).numpy()
@@ -200,11 +163,6 @@ def test_priorities_are_uniform_and_independent(spaced: int) -> None:
 
 
 # Candidates
-
-
-def test_excluded_pixels_are_never_picked_even_as_the_only_good_ones() -> None:
-    scores, candidates = [9.0] * 5 + [-9.0] * 3, [False] * 5 + [True] * 3
-    assert choose(scores, candidates, 3, pool=8) == [5, 6, 7]
 
 
 @pytest.mark.parametrize("wanted", [3, 100])

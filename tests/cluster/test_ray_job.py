@@ -38,9 +38,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.always("a Ray job")
-def test_a_submitted_job_brings_its_package_and_leaves_its_results_in_the_shared_folder(
-    cluster: str, tmp_path: Path
-) -> None:
+def test_a_submitted_job_leaves_its_results_in_the_shared_folder(cluster: str, tmp_path: Path) -> None:
     shared = tmp_path / "the shared folder"
     shared.mkdir()
     (tmp_path / "tiny.yaml").write_text(TINY)
@@ -111,9 +109,7 @@ def test_what_would_be_submitted_is_shown_and_nothing_written(tmp_path: Path) ->
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_job_server_that_is_not_installed_is_named_with_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_server_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     outcome = launch(tmp_path, "submit", "tiny.yaml", "--to", "ray", "--address", "http://head:1", "--folder", "/s")

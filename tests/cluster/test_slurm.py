@@ -168,9 +168,7 @@ def test_awkward_names_and_values_reach_the_run_unchanged(job: SlurmJob) -> None
     assert not list(job.place.rglob("broken*"))
 
 
-def test_all_nodes_get_one_token_one_port_and_explicit_settings_and_no_command_line_shows_the_token(
-    job: SlurmJob,
-) -> None:
+def test_all_nodes_get_one_token_and_one_port_and_no_command_line_shows_the_token(job: SlurmJob) -> None:
     assert job.run(0) == 0, job.log.read_text()
     first, second = (json.loads((job.place / f"ray-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second

@@ -8,17 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.cluster_experiment import AWKWARD, TINY
+from tests.support.cluster_experiment import AWKWARD, KINDS, TINY
 from tests.support.launch import launch, launch_without_torch
 
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = {
-    "slurm": ["--to", "slurm"],
-    "kubernetes": ["--to", "kubernetes", "--image", "i", "--claim", "c"],
-    "ray": ["--to", "ray", "--address", "http://head:8265", "--folder", "/shared"],
-}
 GOLDEN = ROOT / "tests" / "golden"
 SHELLCHECK = str(Path(sys.executable).with_name("shellcheck"))
 
@@ -90,8 +85,7 @@ def test_a_wrong_experiment_or_option_ends_with_2_and_nothing_is_written_or_subm
 
 
 @pytest.mark.parametrize(
-    ("kind", "option"),
-    [("ray", "--nodes"), ("ray", "--partition"), ("slurm", "--image"), ("kubernetes", "--account")],
+    ("kind", "option"), [("ray", "--nodes"), ("ray", "--partition"), ("slurm", "--image"), ("kubernetes", "--account")]
 )
 def test_an_option_of_another_kind_is_refused(place: Path, kind: str, option: str) -> None:
     outcome = launch(place, "submit", "tiny.yaml", *KINDS[kind], option, "1")
@@ -119,9 +113,7 @@ def test_a_login_node_needs_neither_torch_nor_ray(place: Path, kind: str) -> Non
     assert "# the command" in launch_without_torch(place, "submit", "tiny.yaml", *KINDS[kind], "--dry-run")
 
 
-def test_a_program_that_is_not_here_is_named_and_nothing_is_written(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_program_that_is_not_here_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(place))
     outcome = launch(place, "submit", "tiny.yaml", "--to", "slurm")
     assert outcome.status == 2

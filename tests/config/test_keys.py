@@ -124,9 +124,7 @@ def test_full_supervision_is_the_same_whatever_is_said_of_few_labels(camvid_yaml
     assert len({Fit(trial, SOURCE, evaluate, stage=0, labels=None).key for trial in (dense, sparse)}) == 1
 
 
-def test_an_erring_annotator_of_old_has_its_key_and_the_first_fit_of_one_who_errs_on_queries_is_that_of_the_truth(
-    camvid_yaml: str,
-) -> None:
+def test_an_annotator_who_errs_on_queries_has_the_first_fit_of_the_truth(camvid_yaml: str) -> None:
     (old,) = parse(camvid_yaml, "oracle={name: erring, rate: 0.1, redrawn: false, from: first}").trials()
     assert old.oracle.as_input() == {"name": "erring", "rate": 0.1}
     truth = parse(camvid_yaml)

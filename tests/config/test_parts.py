@@ -259,9 +259,7 @@ def installed(
     return parts.resolved("strategy", "far")
 
 
-def test_a_package_is_its_version_and_an_editable_one_its_source(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_package_is_its_version_an_editable_one_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = SCORE.replace("sum", "mean")
     assert installed(monkeypatch, tmp_path) == installed(monkeypatch, tmp_path, text=other) == "far@faraway-1.0"
     assert installed(monkeypatch, tmp_path, version="1.1") == "far@faraway-1.1"

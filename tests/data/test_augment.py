@@ -346,13 +346,6 @@ def test_a_gpu_makes_the_same_pictures_and_nothing_waits_for_it() -> None:
     assert (found.cpu() - augment(images, draws, geometries, FULL, FILL)).abs().max() < 1e-4
 
 
-def test_draws_depend_on_their_stream_only() -> None:
-    first = [draw(FULL, stream(0, "augment", 0, 1, name)) for name in ("a", "b", "c")]
-    again = [draw(FULL, stream(0, "augment", 0, 1, name)) for name in ("c", "b", "a")]
-    assert first == again[::-1]
-    assert len({choice.scale for choice in first}) == 3
-
-
 def test_draws_have_the_asked_distributions() -> None:
     rng = stream(0, "many")
     draws = [draw(FULL, rng) for _ in range(4000)]

@@ -1,6 +1,10 @@
 """Label files and images as people have them: read as they mean, against numbers put down by hand, or refused."""
 
 import io
+import re
+import struct
+import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,9 @@ from PIL import Image, ImageOps
 
 from pixelpick_ray.data.dataset import FileDataset
 from pixelpick_ray.data.image_files import ORIENTATION, read_image, read_label_file, read_size
-from pixelpick_ray.errors import DataError
+from pixelpick_ray.errors import DataError, SpecError
 from tests.support.data_folders import UInt8, noise, opened, save, write_folder
+from tests.support.experiments import WRONG
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 COLOURS = {"soil": RED, "stem": GREEN, "leaf": BLUE, "void": WHITE}
@@ -255,9 +260,7 @@ def test_what_opencv_reads_is_what_pillow_reads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
-def test_a_turned_photo_is_turned_where_its_label_map_says_so_or_there_is_none(
-    tmp_path: Path, orientation: int
-) -> None:
+def test_a_turned_photo_is_turned_as_its_label_map_or_where_there_is_none(tmp_path: Path, orientation: int) -> None:
     parts = {"images": "train/images", "labels": "train/labels"}
     described = dataset(tmp_path, splits={"train": parts, "bare": {"images": "train/images"}})
     path = tmp_path / "leaves" / "train" / "images" / "leaf.v0.png"
@@ -295,39 +298,23 @@ def encoded(format: str) -> bytes:
     return file.getvalue()
 
 
-CONTENTS = {
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n": "is a pointer of Git LFS.*`git lfs pull`",
-    b"/annex/objects/MD5E-s123--d41d8.jpg\n": "is a pointer of git-annex.*`git annex get`",
-    b"../../.git/annex/objects/zx/W3/MD5E-s1--d4.jpg": "is a pointer of git-annex",
-    b"outs:\n- md5: a304afb96060aad90176268345e10355\n  path: a.jpg\n": "is a pointer of DVC.*`dvc pull`",
-    b"\xef\xbb\xbf\n<!DOCTYPE html><html>": "is a web page, .*download it again",
-    b'<?xml version="1.0"?><svg/>': "is XML or SVG",
-    b'{"version": "5.0", "shapes": []}': "is JSON, as annotation tools write",
-    b"": "is empty; copy it again",
-    bytes(4096): "holds nothing but zeros; .*copy it again",
-    b"\0\0\0\x18ftypheic\0\0\0\0": "is an HEIC photo",
-    b"\0\0\0\x1cftypavif\0\0\0\0": "is an AVIF picture",
-    b"\x93NUMPY\x01\0v\0": "is a NumPy array",
-    b"8BPS\0\1": "is a Photoshop document",
-    b"PK\x03\x04\x14\0": "is an archive; unpack it",
-    b"P6\n4 4\n255\n": "is a PBM, PGM or PPM picture",
-    b"404: not found": "is text, no picture: '404: not found'",
-    encoded("GIF"): "is a GIF",
-    encoded("PNG")[:100]: r"cannot be decoded \(.*damaged or cut short, copy it again",
-    cv2.imencode(".tif", np.ones((4, 5, 3), np.float32))[1].tobytes(): "is a TIFF that is damaged, or stored in a way",
-    b"\xff\xd8\xff\xe0" + bytes(20): r"cannot be decoded \(.*damaged or cut short, copy it again",
-}
+NO_PICTURES = [(case["content"].encode("latin-1"), re.escape(case["told"])) for case in WRONG["no_pictures"]]
+NO_PICTURES += [
+    (bytes(4096), "holds nothing but zeros; .*copy it again"),
+    (encoded("GIF"), "is a GIF"),
+    (encoded("PNG")[:100], r"cannot be decoded \(.*damaged or cut short, copy it again"),
+]
 
 
-@pytest.mark.parametrize("content", CONTENTS, ids=lambda content: str(content[:14]))
-def test_a_file_that_is_no_picture_is_told_by_what_it_is(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "a.jpg"
-    path.write_bytes(content)
+@pytest.mark.parametrize(("content", "told"), NO_PICTURES, ids=lambda value: str(value[:14]))
+def test_a_file_that_is_no_picture_is_told_by_what_it_is(tmp_path: Path, content: bytes, told: str) -> None:
+    (path := tmp_path / "a.jpg").write_bytes(content)
     for ask in (read_image, read_label_file):
-        if ask is read_label_file and content.startswith(b"\xff\xd8"):
-            continue
-        with pytest.raises(DataError, match=rf"^{path}: {CONTENTS[content]}"):
+        with pytest.raises(DataError, match=f"^{path}: {told}"):
             ask(path)
+    path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(20))
+    with pytest.raises(DataError, match=rf"^{path}: cannot be decoded \(.*damaged or cut short, copy it again"):
+        read_image(path)
 
 
 def test_lossy_label_maps_links_to_nothing_and_pages_are_told(tmp_path: Path) -> None:
@@ -355,3 +342,41 @@ def test_a_turned_tiff_and_numbers_with_a_sign_are_told(tmp_path: Path) -> None:
     cv2.imwrite(str(path), np.full((9, 11), -5, np.int16))
     with pytest.raises(DataError, match=r"this file has mode I \(32 bits, or a sign\)"):
         read_image(path, white=4095)
+
+
+# Pictures that say they have more pixels than anybody has memory for
+
+
+def png(path: Path, width: int, height: int) -> Path:
+    """The header of a PNG and hardly any data."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))))
+    return path
+
+
+def bmp(path: Path, width: int, height: int) -> Path:
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 54 + len(header), 0, 0, 54) + header)
+    return path
+
+
+@pytest.mark.parametrize("read", [read_image, read_size, read_label_file])
+def test_a_bomb_is_refused_by_its_header(tmp_path: Path, read: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = time.process_time()
+    for path in (png(tmp_path / "a.png", 50_000, 5_001), bmp(tmp_path / "a.bmp", 50_000, 5_001)):
+        told = rf"{path}: has 50000 x 5001 pixels, 250000000 at most are read; .*PIXELPICK_MAX_PIXELS"
+        with pytest.raises(DataError, match=told):
+            read(path)  # type: ignore[operator]
+    assert time.process_time() - start < 2
+    small = png(tmp_path / "b.png", 9, 9)
+    assert read_size(small) == (9, 9)
+    monkeypatch.setenv("PIXELPICK_MAX_PIXELS", "80")
+    with pytest.raises(DataError, match="9 x 9 pixels, 80 at most"):
+        read(small)  # type: ignore[operator]
+    monkeypatch.setenv("PIXELPICK_MAX_PIXELS", "many")
+    with pytest.raises(SpecError, match=r"PIXELPICK_MAX_PIXELS: 'many' is no number of pixels"):
+        read(small)  # type: ignore[operator]

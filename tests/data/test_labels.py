@@ -56,10 +56,7 @@ def test_digest_tells_different_labels_apart(rows: list[Row], others: list[Row])
     assert (of(rows).digest() == of(others).digest()) == same
 
 
-def test_each_column_moves_the_digest_which_is_that_of_this_version() -> None:
-    base = ("a.png", 1, 2, 3)
-    changed = [base, ("b.png", *base[1:]), ("a.png", 2, 1, 3), ("a.png", 2, 2, 3), ("a.png", 1, 3, 3), (*base[:3], 4)]
-    assert len({of([(*row, 0)]).digest() for row in changed}) == len(changed)
+def test_the_digest_is_that_of_this_version() -> None:
     found = of([("b.png", 1, 2, 3, 0), ("a.png", 0, 5, 9, 1)]).digest()
     assert found == "c278c898d9d565b19cc8582cc4b6ed13fd0c91d0f7763cddf1abf09229b4f5d3"
 

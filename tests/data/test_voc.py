@@ -73,9 +73,7 @@ def test_splits_are_the_official_lists_and_colours_of_a_palette_win(tmp_path: Pa
         "JPEGImages/{0}.jpg",
     ],
 )
-def test_lists_may_have_paths_or_pairs_of_them_and_a_mark_of_their_encoding(
-    tmp_path: Path, line: str, encoding: str
-) -> None:
+def test_lists_may_have_paths_or_pairs_in_any_encoding(tmp_path: Path, line: str, encoding: str) -> None:
     write_voc(tmp_path)
     path = release(tmp_path) / "ImageSets" / "Segmentation" / "train.txt"
     path.write_bytes("".join(f"{line.format(name)}\r\n" for name in "cab").encode(encoding))
@@ -153,9 +151,7 @@ def test_the_archive_is_fetched_once_and_put_in_place(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("no route"), tarfile.ReadError("no route")])
-def test_a_failed_download_leaves_nothing_and_is_told_with_what_to_put_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def fails(root: Path) -> None:
         root.mkdir()
         (root / "VOCtrainval_11-May-2012.tar").write_bytes(b"half")

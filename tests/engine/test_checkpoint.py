@@ -121,9 +121,7 @@ def mine(stored: Stored, tmp_path: Path) -> Path:
     return shutil.copytree(stored[0].parent, tmp_path / "mine") / stored[0].name
 
 
-def test_a_stored_fit_is_evaluated_at_the_size_of_the_data_set(
-    stored: Stored, mine: Path, run: Evaluate, data: Path
-) -> None:
+def test_a_stored_fit_is_evaluated_at_the_size_asked_for(stored: Stored, mine: Path, run: Evaluate, data: Path) -> None:
     """Also outside of its store."""
     path, model = stored
     names, confusion = run(path)
@@ -185,9 +183,7 @@ def folder_of(data: Path, classes: list[str], void: int = 11, **facts: object) -
     (data / "mine" / "dataset.yaml").write_text(json.dumps(text | {"train_split": "test"} | facts))
 
 
-def test_a_fit_is_normalised_as_it_was_trained_whatever_the_data_set_says(
-    mine: Path, run: Evaluate, data: Path
-) -> None:
+def test_a_fit_is_normalised_as_it_was_trained(mine: Path, run: Evaluate, data: Path) -> None:
     """The same pixels, described with another mean; a fit that says nothing is of the CamVid that it names."""
     facts = CamVid.facts
     expected = run(mine)[1]

@@ -158,9 +158,7 @@ class TestEveryStrategy:
         with pytest.raises(DataError, match="image img_01: 6 pixels wanted, only 5"):
             picked(data, labels, acquire(strategy))
 
-    def test_picks_depend_on_the_seed_and_on_nothing_beside_the_image(
-        self, strategy: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_picks_depend_on_seed_and_image_alone(self, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Neither on the other images, nor on their order, nor on the batch size."""
         data, spec = tiny_data(5, shapes=MIXED), acquire(strategy)
         labels = label_some(data, [4] * 5)

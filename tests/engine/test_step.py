@@ -37,9 +37,7 @@ def losses_of(job: FitJob) -> list[float]:
     [{}, {"full": True}, {"decoder": "sparse"}, {"precision": "bf16"}],
     ids=["pixels", "every pixel", "sparse", "bf16"],
 )
-def test_recorded_steps_train_as_launched_ones_with_the_same_dropout(
-    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recorded_steps_train_as_launched_ones(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(**options, dropout=(0.5, 0.5, 0.2))
     recorded = losses_of(job)
     monkeypatch.setattr(steps, "_is_recorded", lambda world: False)

@@ -39,9 +39,7 @@ def scored(name: str, logits: Tensor, size: tuple[int, int], candidates: Tensor,
 
 @pytest.mark.parametrize("name", [name for name, one in STRATEGIES.items() if one.bound is not None])
 @pytest.mark.parametrize(("grid", "size"), GRIDS)
-def test_the_highest_scores_are_among_those_that_are_computed(
-    name: str, grid: tuple[int, int], size: tuple[int, int]
-) -> None:
+def test_the_highest_scores_are_among_those_computed(name: str, grid: tuple[int, int], size: tuple[int, int]) -> None:
     logits, pixels = logits_of(grid, seed=3), size[0] * size[1]
     candidates = torch.rand(pixels, generator=torch.Generator().manual_seed(1)) < 0.8
     full = STRATEGIES[name].score(upsample(logits, size))[0].flatten().masked_fill(~candidates, -torch.inf)

@@ -14,6 +14,7 @@ from pixelpick_ray.models.dropout import Dropout, stochastic
 from pixelpick_ray.models.published import read_checkpoint
 from pixelpick_ray.models.segmentation import upsample
 from pixelpick_ray.models.tensors import read_tensors
+from tests.test_untrusted_files import Bomb
 
 pytestmark = pytest.mark.training
 
@@ -321,20 +322,10 @@ def test_a_checkpoint_is_read_from_an_archive_and_runs_no_code(tmp_path: Path) -
     with pytest.raises(DataError, match=r"holds cv_deeplab/best_miou_model\.pt, other\.pt; unpack it"):
         read_tensors(archive)
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("best_miou_model.pt", pickle.dumps({"model": Runs(tmp_path / "ran")}))
+        file.writestr("best_miou_model.pt", pickle.dumps({"model": Bomb(tmp_path / "ran")}))
     with pytest.raises(DataError, match="not a readable file of tensors"):
         read_tensors(archive)
     assert not (tmp_path / "ran").exists()
-
-
-class Runs:
-    """An object whose unpickling writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return exec, (f"open({str(self.path)!r}, 'w')",)
 
 
 def test_the_depth_of_an_fpn_is_read_from_its_blocks(tmp_path: Path) -> None:

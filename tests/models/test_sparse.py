@@ -88,7 +88,7 @@ def assert_same(ours: list[Tensor], expected: list[Tensor]) -> None:
     ],
     ids=str,
 )
-def test_logits_and_gradients_are_those_of_the_dense_decoder(
+def test_logits_and_gradients_are_the_dense_ones(
     low: tuple[int, int], high: tuple[int, int], frame: tuple[int, int]
 ) -> None:
     made, points = head(low, high), points_of(2, frame)

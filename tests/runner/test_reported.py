@@ -66,9 +66,7 @@ def test_a_trial_on_a_node_whose_store_is_another_one_trains_nothing(store: Stor
             check_sees_run(there)
 
 
-def test_paths_are_absolute_as_the_user_sees_them_and_no_link_is_resolved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_are_absolute_and_no_link_is_resolved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, link = tmp_path / "disk-7", tmp_path / "shared"
     real.mkdir()
     link.symlink_to(real)
@@ -118,9 +116,7 @@ def test_why_a_process_was_lost_is_told_and_recorded(text: str, told: str, store
 # Private folders
 
 
-def test_a_folder_is_private_and_goes_with_its_process_or_at_the_next_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_private_folder_goes_with_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "made"))
     stamp = process_stamp().rsplit(".", 1)[0]
     for name, owner in (("pp-dead", f"{stamp}.1"), ("pp-mine", process_stamp())):  # the number was used before
@@ -133,9 +129,7 @@ def test_a_folder_is_private_and_goes_with_its_process_or_at_the_next_call(
     assert not folder.exists()
 
 
-def test_a_ray_tmpdir_that_is_too_long_or_cannot_be_written_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_ray_tmpdir_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{'x' * 60}")
     with pytest.raises(SpecError, match=r"RAY_TMPDIR: '/tmp/x+' has 65 characters, at most \d+ leave room for"):
         with private_folder(longest=cluster.LONGEST_TEMPORARY):

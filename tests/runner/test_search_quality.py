@@ -154,9 +154,7 @@ def test_asha_stops_bad_samples_and_never_the_files_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("searcher", ["random", "optuna"])
-def test_a_search_killed_again_and_again_ends_with_its_exact_samples_none_repeated(
-    searcher: str, tmp_path: Path
-) -> None:
+def test_a_search_killed_again_and_again_ends_with_its_samples_none_repeated(searcher: str, tmp_path: Path) -> None:
     search, cost, lives = search_of(searcher, "asha", 1, samples=14), 0, 0
     before: dict[int, Any] = {}
     for kill_after in (3, 17, 30, 41, 56, None):

@@ -77,10 +77,7 @@ def search_of(searcher: str, scheduler: str, samples: int) -> Search:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("searcher", "scheduler"),
-    [("optuna", "asha"), ("random", "asha"), ("random", "none")],
-)
+@pytest.mark.parametrize(("searcher", "scheduler"), [("optuna", "asha"), ("random", "asha"), ("random", "none")])
 def test_a_search_that_is_stopped_and_extended_keeps_its_history(
     searcher: str, scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,9 +109,7 @@ def test_a_search_that_is_stopped_and_extended_keeps_its_history(
     assert journal.best() is not None
 
 
-def test_a_journal_that_cannot_be_written_ends_the_search_with_the_stores_own_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_journal_that_cannot_be_written_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "_trial", instant())
     execution = Execution(tmp_path, str(tmp_path / "store"), tmp_path, runs_path=tmp_path, device="cpu")
     search = search_of("random", "asha", SAMPLES)

@@ -9,10 +9,7 @@ from pixelpick_ray.runner.searchers import make_proposer
 from pixelpick_ray.search.design import Search
 from tests.support.searches import TEXT, search_of
 
-SEARCHERS = {
-    "random": "search.searcher=random",
-    "optuna": "search.searcher=optuna",
-}
+SEARCHERS = ("random", "optuna")
 SPACE = {
     "train.optimizer.lr": {"loguniform": [1e-4, 1e-2]},
     "train.optimizer.backbone_lr_factor": {"choice": [0.1, 1]},
@@ -31,7 +28,7 @@ OWN = {
 
 def search_by(searcher: str) -> Search:
     file_text = TEXT.replace("lr: 1e-3}", "lr: 0.00123456, backbone_lr_factor: 1}, schedule: {name: poly}")
-    return search_of(SEARCHERS[searcher], f"search.space={json.dumps(SPACE)}", text=file_text)
+    return search_of(f"search.searcher={searcher}", f"search.space={json.dumps(SPACE)}", text=file_text)
 
 
 def proposed(searcher: str, number: int, known: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:

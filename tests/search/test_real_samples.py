@@ -73,9 +73,7 @@ class Bench:
         raise AssertionError(f"fit {fit} was not evaluated")
 
 
-def test_epochs_and_budgets_report_what_is_stored_and_are_reported_again_from_the_store(
-    tmp_path: Path, cache_path: Path, one_thread: None
-) -> None:
+def test_levels_report_what_is_stored_again_and_again(tmp_path: Path, cache_path: Path, one_thread: None) -> None:
     bench = Bench(tmp_path, cache_path, search_of([0], [1, 2]))
     reports = bench.sample(VALUES)
     assert [len(report.fits["0"]) for report in reports] == [1, 1, 1, 2]
@@ -90,9 +88,7 @@ def test_epochs_and_budgets_report_what_is_stored_and_are_reported_again_from_th
     assert bench.sample(VALUES, tuple(reports[:3]))[0].score == reports[3].score
 
 
-def test_seeds_are_averaged_and_samples_share_the_trainings_that_do_not_differ(
-    tmp_path: Path, cache_path: Path, one_thread: None
-) -> None:
+def test_seeds_are_averaged_and_samples_share_trainings(tmp_path: Path, cache_path: Path, one_thread: None) -> None:
     bench = Bench(tmp_path, cache_path, search_of([0, 1], []))
     reports = bench.sample(VALUES)
     for report in reports:
