@@ -88,8 +88,9 @@ def _with(base: dict[Any, Any], own: dict[Any, Any], *, is_part: bool = False) -
             stays = {key: value for key, value in stays.items() if key not in same or key in own}
     for key, value in own.items():
         inner = stays.get(key)
-        both = isinstance(value, dict) and isinstance(inner, dict)
-        stays[key] = _with(inner, value, is_part=True) if both else value
+        if isinstance(value, dict) and isinstance(inner, dict):
+            value = _with(inner, value, is_part=True)
+        stays[key] = value
     return stays
 
 

@@ -310,7 +310,7 @@ class Mlp(nn.Module):
                 log_shares = F.linear(hidden, matrices[-1], biases[-1]).log_softmax(dim=1)
                 loss = -(log_shares * counts).sum() / counts.sum()
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
         with torch.no_grad():
