@@ -36,7 +36,7 @@ lint: .venv/dev          ## style, spelling and types
 	$(BIN)/codespell
 	$(BIN)/mypy
 
-format: .venv/dev        ## mend the style as far as tools can
+format: .venv/dev        ## fix the style as far as tools can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

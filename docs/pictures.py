@@ -105,8 +105,8 @@ def prediction(folder: Path) -> None:
     heads = (
         "training image,\n14 labelled pixels",
         "test image",
-        f"prediction, {chain.stages[0].budget} labelled\npixels an image",
-        f"prediction, {chain.stages[last].budget} labelled\npixels an image",
+        f"prediction, {chain.stages[0].budget} labelled\npixels per image",
+        f"prediction, {chain.stages[last].budget} labelled\npixels per image",
         "ground truth",
     )
     for axis, head in zip(axes[0], heads, strict=True):

@@ -46,7 +46,7 @@ def check_trial(experiment: Experiment, trial: Trial) -> None:
     if facts is not None:  # else it is described beside its files, and checked where these are read
         check_facts(experiment, trial, facts_with_held_out(facts, trial.dataset))
     if trial.training is not None and trial.training.batch_size == 1:
-        raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more")
+        raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; use 2 or more")
 
 
 def check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> None:
@@ -58,7 +58,7 @@ def check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> No
         if split not in facts.splits:
             raise SpecError(f"{where}: {facts.name} has no split {split!r}; it has {', '.join(facts.splits)}")
     if trial.dataset.path is not None and trial.dataset.name != "folder":
-        raise SpecError(f"dataset.path: {facts.name} lies in the data folder under its own name; leave path out")
+        raise SpecError(f"dataset.path: {facts.name} is in the data folder under its own name; leave path out")
     check_oracle(trial.oracle, facts.class_names)
     if isinstance(trial.oracle, HumanSpec):
         class_keys(facts.class_names, experiment.annotation.keys)

@@ -60,10 +60,10 @@ def _normalise_line(trial: Trial, execution: Execution) -> str:
     found, wanted = normalisation(trial.model, facts), trial.model.normalised_by
     values = found or facts
     numbers = "" if values is None else f": mean {_three(values.mean)}, deviation {_three(values.std)}"
-    whose = {"weights": "its weights' own", "dataset": f"those of {trial.dataset.name}"}
+    whose = {"weights": "with its weights' own values", "dataset": f"with those of {trial.dataset.name}"}
     said = whose[wanted] if isinstance(wanted, str) else "as the experiment says"
     others = f" (those of {trial.dataset.name}: {_three(facts.mean)}, {_three(facts.std)})" if found and facts else ""
-    return f"images for {name} are normalised by {said}{numbers}{others}"
+    return f"images for {name} are normalised {said}{numbers}{others}"
 
 
 def _three(values: Sequence[float]) -> str:
@@ -127,9 +127,9 @@ def stages_line(summary: dict[str, Any]) -> str:
     known = f"{stored} of {counted(summary['fits'], 'stage')} stored, "
     text = f"{known if stored is not None else ''}{summary['fits_to_train']} to train"
     if again:
-        text += f" ({again} of them again, for weights or measurements that only training gives)"
+        text += f" ({again} of them again, to get weights or measurements that only training gives)"
     if waiting:
         text += f" ({waiting} of them after people have answered)"
     if summary["fits_diverged"]:
-        text += f"; {summary['fits_diverged']} without a result, for a training diverged"
+        text += f"; {summary['fits_diverged']} without a result, because a training diverged"
     return text

@@ -115,7 +115,7 @@ class Plan:
         saved = self.num_fits_unshared - self.num_fits
         return (
             f"{counted(len(self.trials), 'trial')} in {counted(len(self.chains), 'chain')}: "
-            f"{counted(self.num_fits, 'stage')}, where the trials one by one would train {self.num_fits_unshared}; "
+            f"{counted(self.num_fits, 'stage')}; run one by one, the trials would train {self.num_fits_unshared}; "
             f"{saved} {'is' if saved == 1 else 'are'} shared"
         )
 

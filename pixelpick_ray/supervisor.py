@@ -18,7 +18,7 @@ OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ()
 GRACE_SECONDS = 25.0  # batch systems and containers kill half a minute after they have asked
 REPEAT_SECONDS = 1.0  # the same signal often comes twice, to a process and to its group
-GOES_ON = "stopped; the same command goes on from here"
+GOES_ON = "stopped; run the same command to go on from here"
 _to_supervisor: int | None = None  # a pipe, in the child
 
 
@@ -176,5 +176,5 @@ class _Supervisor:
         if self._asked is not None:
             tell(GOES_ON)
             return STOPPED
-        tell(f"error: {why}; what is stored stays, and the same command goes on")
+        tell(f"error: {why}; what is stored stays; run the same command to go on")
         return FAILED

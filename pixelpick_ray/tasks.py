@@ -151,7 +151,7 @@ class Fit(Task[Trained]):
 
     @property
     def budget(self) -> Budget:
-        """Pixels an image that are labelled, or "full"."""
+        """Pixels per image that are labelled, or "full"."""
         return "full" if self.labels is None else self.trial.budget_of(self.stage)
 
     @cached_property
@@ -214,7 +214,7 @@ class PixelsTask(Task[Picked]):
 
     @property
     def budget(self) -> int:
-        """Pixels an image that are labelled with them."""
+        """Pixels per image that are labelled with them."""
         return self.trial.budget_of(self.stage)
 
     @property

@@ -151,7 +151,7 @@ def test_a_run_prints_progress_the_table_and_what_was_shared(study: Study) -> No
     assert len(re.findall(r"px: mIoU \d+\.\d % \(from the store\)", done.out)) == 2  # the first fits of the other chain
     assert len(re.findall(r"(margin|random) +(10|20) .*\d+\.\d ± \d+\.\d +2", done.out)) == 4
     assert done.out.splitlines()[-1] == (
-        "8 trials in 4 chains: 6 stages, where the trials one by one would train 12; 6 are shared; trained now: 6"
+        "8 trials in 4 chains: 6 stages; run one by one, the trials would train 12; 6 are shared; trained now: 6"
     )
     assert len(fits(place)) == 6
     assert list((place / "store").rglob("weights.safetensors")) == []
@@ -226,7 +226,7 @@ def test_a_record_that_cannot_be_read_is_named_and_made_again(copy: Path) -> Non
         if other != path:
             other.write_text(other.read_text().replace("margin", "marlin").replace("random", "rondom"))
     told = launch(copy, "report", "tiny.yaml", "--out", "report").out
-    assert "what is stored cannot be told, for it is damaged; run it again" in told
+    assert "run it again, which repairs what is stored" in told
     assert told.count("DAMAGED") == 4
     done = again(copy)
     assert re.search(rf"DAMAGED experiments/.*{path.name}: is not JSON .* \(set aside as damaged/record-", done.out)
@@ -255,7 +255,7 @@ def test_a_training_that_diverges_is_a_result_that_counts_as_worst_and_is_not_re
     again = launch(copy, "run", "tiny.yaml", "--local", *options)
     assert (again.status, "trained now: 0" in again.out, len(re.findall(ended, again.out))) == (0, True, 1)
     told = launch(copy, "plan", "tiny.yaml", *options).out
-    assert "7 of 8 stages stored, 0 to train; 1 without a result, for a training diverged" in told
+    assert "7 of 8 stages stored, 0 to train; 1 without a result, because a training diverged" in told
     assert launch(copy, "report", "tiny.yaml", *options[:2], "--out", "told").status == 0
     assert "Diverged: 1 of 10 trials, counted as 0." in (copy / "told" / "table.md").read_text()
     values = [line.split(",") for line in (copy / "told" / "rows.csv").read_text().splitlines()]
@@ -297,8 +297,8 @@ def test_a_stop_is_asked_for_by_the_deadline_or_a_signal_and_handlers_are_restor
 @pytest.mark.parametrize(
     ("chains", "out", "err"),
     [
-        (", stop.awaited()", "still here\n", "stopping; once more to stop at once\n"),
-        ("", "", "stopped; the same command goes on from here\n"),
+        (", stop.awaited()", "still here\n", "stopping; interrupt again to stop at once\n"),
+        ("", "", "stopped; run the same command to go on from here\n"),
     ],
 )
 def test_a_second_signal_or_one_before_or_after_the_chains_ends_the_process(chains: str, out: str, err: str) -> None:

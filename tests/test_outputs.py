@@ -120,5 +120,5 @@ def test_large_images_are_decoded_one_after_another() -> None:
 
 def test_a_class_name_that_cannot_be_shown_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset.yaml").write_text('classes: ["leaf", "so\\e[31mil"]\nsplits: {train: {images: a}}\n')
-    with pytest.raises(DataError, match=r"'so\\x1b\[31mil' has characters that nothing shows"):
+    with pytest.raises(DataError, match=r"'so\\x1b\[31mil' has characters that cannot be seen"):
         read_folder_description(tmp_path / "dataset.yaml")

@@ -229,7 +229,7 @@ def test_an_answer_holds_for_every_chain_that_asks_for_the_pixel_of_the_same_ima
             run(experiment, execution)
             assert pending(experiment, execution)[0] == 2 * 3
     (told,) = walk(make_plan(experiment), execution)
-    assert "image img_02: is another one than when people labelled its pixels; give it a name of its own" in told
+    assert "image img_02: is not the image whose pixels people labelled; give it a name of its own" in told
 
 
 def test_what_is_asked_stays_asked_while_a_chain_runs_again_and_after_a_run_of_fewer_budgets(
@@ -338,7 +338,7 @@ def test_a_line_that_was_half_written_is_none_and_a_damaged_one_is_told(tmp_path
     path.write_bytes(whole[:-7])
     assert [said.id for said in Book(Store(tmp_path), "k").answers] == ["1"]
     path.write_bytes(whole.replace(b'"y":1', b'"y":-1'))
-    with pytest.raises(StoreError, match=r"jsonl: a line is no answer \(y: .* correct or remove it"):
+    with pytest.raises(StoreError, match=r"jsonl: a line is not an answer \(y: .* correct or remove it"):
         Book(Store(tmp_path), "k")
     path.write_bytes(b"{" + whole)
     with pytest.raises(StoreError, match=r"jsonl: line 1 is damaged"):

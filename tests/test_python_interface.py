@@ -35,7 +35,7 @@ def test_the_document_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.
         for _, kind, text in blocks("python.md"):
             assert kind == "python"
             exec(compile(text, "python.md", "exec"), space)
-    assert "4 trials in 2 chains: 3 stages, where the trials one by one would train 6; 3 are shared" in shown.getvalue()
+    assert "4 trials in 2 chains: 3 stages; run one by one, the trials would train 6; 3 are shared" in shown.getvalue()
     table = space["table"]
     assert list(table.index.names) == ["strategy", "budget"]
     assert len(table) == 4

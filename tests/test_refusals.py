@@ -86,5 +86,5 @@ def test_other_overrides_are_taken(overrides: list[str]) -> None:
 def test_one_is_not_plural(place: Path) -> None:
     done = launch(place, "plan", "mine.yaml", "--set", "grid=[{seed: [0], budget: [10]}]")
     assert "1 stage for budget 10" in done.out
-    assert "1 trial in 1 chain: 1 stage, where the trials one by one would train 1; 0 are shared" in done.out
+    assert "1 trial in 1 chain: 1 stage; run one by one, the trials would train 1; 0 are shared" in done.out
     assert "0 of 1 stage stored, 1 to train, 2 epochs" in done.out

@@ -62,7 +62,7 @@ def test_a_damaged_pick_is_named_on_the_terminal_and_in_the_report(place: Path) 
     assert done.status == 1
     how = "statistics.json: other content than was published"
     assert f"DAMAGED {where}: {how} (the next run makes it again)" in done.out
-    assert done.err.startswith("error: the report lacks what is damaged; run the experiment again")
+    assert done.err.startswith("error: run the experiment again, which makes the damaged results anew")
     text = (place / "named" / "table.md").read_text(encoding="utf-8")
     assert f"| {where} | {how} |" in text
 
@@ -81,13 +81,13 @@ def test_a_store_without_the_experiment_is_pointed_out(place: Path) -> None:
         ("report tiny.yaml", "report: give --out DIR for the report, or --explain CELL"),
         ("report tiny.yaml --explain strategy=margin", "2 cells are meant; say which by budget: 10, 20"),
         ("report tiny.yaml --explain strategy=margni", "there is no such cell"),
-        ("report tiny.yaml --explain margin", "'margin' is no NAME=VALUE with one of the names experiment, dataset"),
+        ("report tiny.yaml --explain margin", "'margin' is not NAME=VALUE with one of the names experiment, dataset"),
         ("report tiny.yaml --out out --costs nowhere.yaml", "nowhere.yaml: cannot be read"),
         ("report tiny.yaml --out tiny.yaml", "--out"),
         ("evaluate x.pt --dataset scenes --split val", "x.pt: no such file; give the weights.safetensors"),
         ("evaluate x.pt --dataset scenes --split tset", "split: scenes has no 'tset'; it has"),
         ("evaluate x.pt --dataset scene --split val", "unknown data set 'scene'; known: camvid"),
-        ("evaluate x.pt --dataset scenes --split val --size 48", "--size: '48' is no size; give HEIGHTx"),
+        ("evaluate x.pt --dataset scenes --split val --size 48", "--size: '48' is not a size; give HEIGHTx"),
     ],
 )
 def test_what_cannot_be_reported_or_evaluated_is_refused(words: str, told: str, place: Path) -> None:

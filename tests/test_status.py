@@ -119,7 +119,7 @@ def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(pl
         "test_resnet random seed 0  1 stored, 2 missing",
         "FAILED test_resnet margin seed 0: OSError: the disk is full",
         "2 stored, 2 missing, 1 failed",  # distinct ones: the first is shared
-        "2 of 5 stages stored, 4 to train (1 of them again, for weights or measurements that only training gives)",
+        "2 of 5 stages stored, 4 to train (1 of them again, to get weights or measurements that only training gives)",
     ]
     fail(execution, random, "")
     assert Store(execution.store).last_error(random.id) == ""

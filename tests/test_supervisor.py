@@ -60,7 +60,7 @@ def wait_for(look: Callable[[], bool]) -> None:
         ("supervisor.settle(0); os.kill(os.getpid(), signal.SIGSEGV)", 0, ""),  # Ray's exit handlers may
         ("os.kill(os.getpid(), signal.SIGSEGV)", FAILED, "error: its process was killed by SIGSEGV; what is stored"),
         ("os.kill(os.getpid(), signal.SIGKILL)", FAILED, "killed by SIGKILL (is there too little memory?); what is"),
-        ("os._exit(77)", FAILED, "error: its process ended with status 77; what is stored stays, and the same"),
+        ("os._exit(77)", FAILED, "error: its process ended with status 77; what is stored stays; run the same"),
         ("supervisor.lose('the cluster was lost')", FAILED, "error: the cluster was lost; what is stored stays"),
         ("supervisor.end(3, 'enough')", STOPPED, "enough\n"),
     ],

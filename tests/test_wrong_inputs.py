@@ -349,7 +349,7 @@ def test_a_split_of_images_that_stand_in_another_one_too(place: Path, same: str,
     (place / "mine.yaml").write_text(search_text({"change": own, "add": "split: dev"}))
     assert told(place, "run", "mine.yaml") == (
         f"mine.yaml: search.split: 3 images of dev are {told_of_it}, in {same}, too, e.g. "
-        f"PLACE/data/leaves/{same}/images/leaf.v0.png; take another split, or "
+        f"PLACE/data/leaves/{same}/images/leaf.v0.png; use another split, or "
         "search.held_out: 0.2 for a share of the training images"
     )
 

@@ -262,13 +262,13 @@ class Desk:
     def _to_take_back(self, person: Person, answer: str) -> tuple[Pile, Answer, Question]:
         found = self._board.find_answer(answer)
         if found is None:
-            raise Refusal("gone", "There is no such answer that could be taken back.")
+            raise Refusal("gone", "There is no such answer to take back.")
         pile, written = found
         if written.annotator != person.name:
             raise Refusal("wrong", "Only your own answers can be taken back.")
         question = pile.question_of(written)
         if question is None or pile.is_used(written):
-            raise Refusal("gone", "The training has gone on with this answer; it cannot be taken back any more.")
+            raise Refusal("gone", "The training has used this answer; it can no longer be taken back.")
         return pile, written, question
 
 

@@ -75,7 +75,7 @@ class Guard:
         """What is answered without the application."""
         headers = Headers(scope=scope)
         if not is_ours(headers.get("host", ""), self._names):
-            return error(421, "This server does not answer under that name; open the address that it has printed.")
+            return error(421, "This server does not answer under that name; open the address that it printed.")
         token, slash, _ = scope["path"].removeprefix("/").partition("/")
         given = token.encode("utf-8", "surrogatepass")
         if self._once and secrets.compare_digest(given, self._once):

@@ -176,7 +176,7 @@ class Rota:
             self._board.look()
             found = self._board.find(question)
         if found is None:
-            raise Refusal("gone", "This question is not asked any more.")
+            raise Refusal("gone", "This question is no longer asked.")
         if found not in person.queue:
             self._take_in(person, found)
         self._check_asked(found)
@@ -190,12 +190,12 @@ class Rota:
     def _check_asked(self, question: Question) -> None:
         if not self._board.asks(question):
             self.forget(question)
-            raise Refusal("gone", "This question has its answer already.")
+            raise Refusal("gone", "This question has been answered already.")
 
     def put_first(self, person: Person, question: Question) -> None:
         """Ask somebody this before anything else. Refusal while somebody else has the image."""
         if not self._claims.take(_claim(question), person.name):
-            raise Refusal("taken", "Somebody else works on this image now.")
+            raise Refusal("taken", "Somebody else is working on this image now.")
         person.queue.insert(0, question)
 
     def forget(self, question: Question) -> None:

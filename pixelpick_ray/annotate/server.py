@@ -140,7 +140,7 @@ def _http_error(request: Request, problem: Exception) -> Response:
     if status == 404:
         return nothing_here()
     sentences = {
-        405: "This address is not asked in that way.",
+        405: "This address does not take that method.",
         413: f"body: more than {LARGEST_BODY} bytes; an answer is far smaller.",
     }
     return error(status, sentences.get(status, "This request cannot be answered."))
@@ -153,7 +153,7 @@ def _own_error(request: Request, problem: Exception) -> Response:
 
 
 def _unexpected(request: Request, problem: Exception) -> Response:
-    return error(500, "The server has an error of its own; where it was started, it says which.")
+    return error(500, "The server has a problem of its own; its terminal says which.")
 
 
 # The page

@@ -53,8 +53,8 @@ def write_answers(plan: Plan, store: Store, data_path: Path, format_name: str, o
 def read_answers(plan: Plan, store: Store, data_path: Path, format_name: str, file: Path, *, annotator: str) -> str:
     """Add the answers of a file to those of an experiment, all or, when one is wrong, none; says how many there were.
 
-    `annotator` is the name of who gave those that name nobody. SpecError as in `_Transfer`, and for what is no name;
-    DataError for the file.
+    `annotator` is the name of who gave those that name nobody. SpecError as in `_Transfer`, and for what is no
+    name; DataError for the file.
     """
     _check_annotator(annotator)
     transfer = _Transfer(plan, store, data_path)
@@ -74,7 +74,8 @@ def _check_annotator(annotator: str) -> None:
         TypeAdapter(OneLine).validate_python(annotator)
     except ValidationError as error:
         raise SpecError(
-            f"--annotator {annotator!r:.100}: is no name; give one line of 1 to 80 characters without spaces around it"
+            f"--annotator {annotator!r:.100}: is not a valid name; give one line of 1 to 80 characters "
+            "without spaces around it"
         ) from error
 
 
@@ -113,7 +114,7 @@ class _Transfer:
         books = {str(record.book) for _, record in asking}
         if not asking:
             raise SpecError(
-                "oracle: people have not been asked anything; take oracle: {name: human} and run the experiment first"
+                "oracle: people have not been asked anything; use oracle: {name: human} and run the experiment first"
             )
         if len(books) > 1:
             raise SpecError(

@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Active learning for semantic segmentation from a few labelled pixels an image, on Ray Tune.",
+    help="Active learning for semantic segmentation from a few labelled pixels per image, on Ray Tune.",
 )
 
 
@@ -31,7 +31,7 @@ def options(
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Active learning for semantic segmentation from a few labelled pixels an image, on Ray Tune."""
+    """Active learning for semantic segmentation from a few labelled pixels per image, on Ray Tune."""
 
 
 app.command()(data.init)

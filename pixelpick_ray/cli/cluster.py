@@ -43,11 +43,11 @@ def submit(
     ] = False,
     nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes.", show_default="1")] = None,
     cpus_per_node: Annotated[
-        int | None, typer.Option("--cpus-per-node", min=1, help="CPUs of a node.", show_default="8")
+        int | None, typer.Option("--cpus-per-node", min=1, help="CPUs per node.", show_default="8")
     ] = None,
     gpus_per_node: Annotated[
         int | None,
-        typer.Option("--gpus-per-node", min=0, help="GPUs of a node.", show_default="1, or 0 with --device cpu"),
+        typer.Option("--gpus-per-node", min=0, help="GPUs per node.", show_default="1, or 0 with --device cpu"),
     ] = None,
     memory_gib: Annotated[
         int | None,
@@ -55,19 +55,19 @@ def submit(
             "--memory-per-node",
             min=1,
             metavar="GIB",
-            help="Memory of a node.",
-            show_default="all of it, or 4 a CPU on Kubernetes",
+            help="Memory per node.",
+            show_default="all of it, or 4 per CPU on Kubernetes",
         ),
     ] = None,
     time: Annotated[
-        str | None, typer.Option("--time", help="Limit of the job, e.g. 12h.", show_default="the cluster's")
+        str | None, typer.Option("--time", help="Time limit of the job, e.g. 12h.", show_default="the cluster's")
     ] = None,
     folder: Annotated[
         str | None,
         typer.Option(
             "--folder",
             metavar="DIR",
-            help="Where relative paths start: a folder that every node sees; on Kubernetes the place of the volume.",
+            help="Folder where relative paths start, which every node sees; on Kubernetes, where the volume is.",
             show_default="this one; /shared on Kubernetes",
         ),
     ] = None,
@@ -78,7 +78,7 @@ def submit(
     claim: Annotated[str | None, typer.Option("--claim", help="Kubernetes: volume claim of data and results.")] = None,
     address: Annotated[str | None, typer.Option("--address", help="Ray: address of its job server.")] = None,
 ) -> None:
-    """Write, show and submit a batch job that runs an experiment; further options are those of `run`.
+    """Write, show and submit a batch job that runs an experiment; takes the options of `run` as well.
 
     EXPERIMENT comes first. The job is one Ray cluster on Slurm or Kubernetes, or joins the one at --address.
     """
@@ -162,7 +162,10 @@ def doctor(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every node of a cluster before a long run: a line each, ok or what to do; exit status 1 if one is not."""
+    """Check every node of a cluster before a long run: each line is ok or says what to do.
+
+    Exit status 1 if one is not ok.
+    """
     planned = planned_of(experiment, overrides, store)
     rank = {"ranks": ranks, "cpus_per_rank": cpus_per_rank, "gpus_per_rank": gpus_per_rank}
     execution = execution_of(planned, data, store, cache, device, address=address, **rank)

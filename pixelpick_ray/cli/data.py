@@ -60,7 +60,7 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every file of a data set; say what is in it and what is surely or probably wrong, and draw a contact sheet.
+    """Read every file of a data set; print what is in it and what is surely or probably wrong; draw a contact sheet.
 
     Exit status 2 if something is surely wrong.
     """
@@ -201,7 +201,7 @@ def _lines(checked: _Checked) -> Iterator[str]:
             yield f"{name:<{max(width, 15)}}{shares}"
     yield from map(str, checked.findings)
     if not checked.findings:
-        yield "nothing is wrong, as far as can be seen"
+        yield "nothing wrong was found"
 
 
 def _percent(split: SplitFacts, at: int, dataset: Dataset) -> str:
@@ -225,7 +225,7 @@ def init(
         typer.Option("--out", dir_okay=False, metavar="FILE", help="Experiment file.", show_default="FOLDER.yaml"),
     ] = None,
 ) -> None:
-    """Look at a folder of images and write a dataset.yaml into it and an experiment on it; overwrites nothing."""
+    """Propose a dataset.yaml and an experiment for a folder of images; overwrites nothing."""
     folder = folder.resolve()
     experiment, description = out or Path(f"{slug(folder.name)}.yaml"), folder / DESCRIPTION
     for path, remedy in ((description, "`check` reads it; remove it to have one proposed"), (experiment, "give --out")):

@@ -77,13 +77,13 @@ FormatName = Annotated[
         show_default=False,
     ),
 ]
-Ranks = Annotated[int, typer.Option("--ranks", help="DDP processes a trial.")]
-CpusPerRank = Annotated[int, typer.Option("--cpus-per-rank", help="CPUs, and threads, of a rank.")]
+Ranks = Annotated[int, typer.Option("--ranks", help="DDP processes per trial.")]
+CpusPerRank = Annotated[int, typer.Option("--cpus-per-rank", help="CPUs and threads per rank.")]
 GpusPerRank = Annotated[
     float | None,
     typer.Option(
         "--gpus-per-rank",
-        help="GPUs of a rank; a fraction packs one-rank trials.",
+        help="GPUs per rank; a fraction puts several one-rank trials on a GPU.",
         show_default="1 where there are GPUs",
     ),
 ]
@@ -106,7 +106,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """(height, width) of "360x480". SpecError otherwise."""
     height, sign, width = text.partition("x")
     if not (sign and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise SpecError(f"--size: {text!r} is no size; give HEIGHTxWIDTH in pixels, e.g. 360x480")
+        raise SpecError(f"--size: {text!r} is not a size; give HEIGHTxWIDTH in pixels, e.g. 360x480")
     return int(height), int(width)
 
 
@@ -119,7 +119,7 @@ def parse_duration(option: str, text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not seconds > 0:
-        raise SpecError(f"{option}: {text!r} is no duration; give e.g. 90s, 30m, 2h or 1d")
+        raise SpecError(f"{option}: {text!r} is not a duration; give e.g. 90s, 30m, 2h or 1d")
     return seconds
 
 
@@ -132,7 +132,7 @@ def parse_bytes(option: str, text: str) -> int:
     except (ValueError, OverflowError):
         size = -1
     if size <= 0:
-        raise SpecError(f"{option}: {text!r} is no size; give e.g. 500MB, 20GB or 1.5TB")
+        raise SpecError(f"{option}: {text!r} is not a size; give e.g. 500MB, 20GB or 1.5TB")
     return size
 
 

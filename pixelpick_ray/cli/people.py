@@ -35,11 +35,13 @@ def annotate(
             "--port",
             min=0,
             max=65535,
-            help="Port; 0 is a free one.",
+            help="Port; 0 for any free one.",
             show_default="the same each time for an experiment and its store, if it is free",
         ),
     ] = None,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, and open no browser.")] = False,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address without opening a browser.")
+    ] = False,
 ) -> None:
     """Open the page where people label the pixels that an experiment asks about: one key, one label.
 
@@ -78,7 +80,7 @@ def export_answers(
     data: Data = Path("data"),
     store: StoreLocation = "store",
 ) -> None:
-    """Write what people are asked, and what they have answered, to a file of another annotation tool."""
+    """Write the questions and the answers so far to a file for another annotation tool."""
     from pixelpick_ray.annotate.transfer import write_answers
 
     planned = planned_of(experiment, overrides, store)
@@ -94,13 +96,13 @@ def import_answers(
     ],
     format_name: FormatName,
     annotator: Annotated[
-        str, typer.Option("--annotator", metavar="NAME", help="Who gave the answers that name nobody.")
+        str, typer.Option("--annotator", metavar="NAME", help="Annotator of the answers that name none.")
     ] = "imported",
     overrides: Overrides = [],  # noqa: B006
     data: Data = Path("data"),
     store: StoreLocation = "store",
 ) -> None:
-    """Take answers from a file of another annotation tool, all of them or, if one is wrong, none."""
+    """Import answers from a file of another annotation tool: all of them or, if one is wrong, none."""
     from pixelpick_ray.annotate.transfer import read_answers
 
     planned = planned_of(experiment, overrides, store)

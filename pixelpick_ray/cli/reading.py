@@ -52,12 +52,13 @@ def report(
     overrides: Overrides = [],  # noqa: B006
     store: StoreLocation = "store",
     costs: Annotated[
-        Path | None, typer.Option("--costs", metavar="FILE", help="What a label costs (YAML): more axes and a table.")
+        Path | None,
+        typer.Option("--costs", metavar="FILE", help="Cost model (YAML): adds axes and a table of what labels cost."),
     ] = None,
     pictures: Annotated[
         int,
         typer.Option(
-            "--pictures", min=0, metavar="N", help="Settings shown with pictures of the data set; 0 leaves them out."
+            "--pictures", min=0, metavar="N", help="Settings shown with pictures of the data set; 0 for none."
         ),
     ] = 3,
     explain: Annotated[
@@ -103,7 +104,7 @@ def _conclude(store: Store, out: Path, files: tuple[Path, ...]) -> None:
     for line in store.found_damaged:
         print(f"DAMAGED {line}")
     if store.found_damaged:
-        raise RunError("the report lacks what is damaged; run the experiment again, which makes it anew")
+        raise RunError("run the experiment again, which makes the damaged results anew; the report lacks them")
 
 
 def _why_nothing(planned: list[Plan], store: Store) -> str:
@@ -112,7 +113,7 @@ def _why_nothing(planned: list[Plan], store: Store) -> str:
     if any(pending.missing for look in looks for pending in look.values()):
         return "nothing is trained yet: people have to answer first; `status` says how many answers are missing"
     if store.found_damaged:
-        return "what is stored cannot be told, for it is damaged; run it again, which mends that"
+        return "run it again, which repairs what is stored: it is damaged and cannot be read"
     return (
         f"nothing of it is stored in {store.address}; give the folder of the results with --store DIR, or run it first"
     )
@@ -138,12 +139,15 @@ def evaluate(
             show_default="native; cityscapes: 512x1024, as published",
         ),
     ] = None,
-    scale: Annotated[float | None, typer.Option("--scale", metavar="FACTOR", help="Or of the native size.")] = None,
+    scale: Annotated[
+        float | None, typer.Option("--scale", metavar="FACTOR", help="Prepared size as a factor of the native size.")
+    ] = None,
     long_side: Annotated[
-        int | None, typer.Option("--long-side", metavar="PIXELS", help="Or of the longer side.")
+        int | None, typer.Option("--long-side", metavar="PIXELS", help="Prepared size by the longer side.")
     ] = None,
     path: Annotated[
-        str | None, typer.Option("--path", metavar="DIR", help="Of the data set `folder`, inside the data folder.")
+        str | None,
+        typer.Option("--path", metavar="DIR", help="Folder of the data set `folder`, inside the data folder."),
     ] = None,
     renamed: Annotated[
         list[str],

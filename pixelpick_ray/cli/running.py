@@ -109,7 +109,8 @@ def run(
     gpus_per_rank: GpusPerRank = None,
     device: Device = "auto",
     max_concurrent: Annotated[
-        int | None, typer.Option("--max-concurrent", help="Chains at the same time.", show_default="as many as fit")
+        int | None,
+        typer.Option("--max-concurrent", help="Chains to run at the same time.", show_default="as many as fit"),
     ] = None,
     address: Address = None,
     local: Annotated[bool, typer.Option("--local", help="No Ray: chains one after another in this process.")] = False,
@@ -123,7 +124,7 @@ def run(
             "--checkpoint-minutes",
             min=0,
             metavar="MINUTES",
-            help="Save a fit in training after so long, at an epoch's end.",
+            help="Minutes between saves of a fit in training, at the end of an epoch.",
         ),
     ] = 5.0,
     rank_timeout: Annotated[
@@ -135,16 +136,18 @@ def run(
             "--cache-limit",
             envvar="PIXELPICK_CACHE_LIMIT",
             metavar="SIZE",
-            help="What features of frozen backbones may take in the cache, e.g. 20GB: those used longest ago go.",
+            help="Room for features of frozen backbones in the cache, e.g. 20GB; those unused for longest are removed.",
             show_default="no limit",
         ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for people who answer, and go on by itself.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for people's answers, then go on without being run again.")
+    ] = False,
     runs: Annotated[
         Path, typer.Option("--runs", file_okay=False, metavar="DIR", help="Folder of logs and TensorBoard files.")
     ] = Path("runs"),
 ) -> None:
-    """Run what is missing of an experiment on Ray, with live progress, then print the result table.
+    """Run what is missing from an experiment on Ray, with live progress, then print the table of results.
 
     With a search, print the best configurations and write the experiment of the best one.
     """
@@ -192,7 +195,7 @@ def status(
 ) -> None:
     """Show stored, running, waiting, missing and failed stages, and the last error line of each failed chain.
 
-    Of a search, the samples.
+    For a search, show the samples.
     """
     planned, search = asked_of(experiment, overrides, store)
     execution = Execution(data, store, cache or default_cache_path(data))

@@ -17,12 +17,12 @@ _COMMANDS = "0.?+- "  # keys of the page itself
 
 
 class AnnotateSpec(Spec):
-    """The block ``annotate`` of an experiment file.
+    """How people are asked.
 
-    ``keys`` are keys of classes by name; classes that it does not name get a free letter of their own. ``order`` is
-    that of the questions: ``image`` after image, each from the last pixel to the nearest one, or ``predicted``, those
-    of one predicted class together, which needs ``oracle.suggestions``. ``repeats`` is the share of the pixels that are
-    asked a second time later on, unmarked, to measure people; longer pauses than ``idle_seconds`` are no work.
+    ``keys`` gives classes a key by name; the others get a free letter of their names. ``order`` is that of the
+    questions: ``image`` by image, each time to the nearest pixel, or ``predicted``, the pixels of one predicted class
+    together, which needs ``oracle.suggestions``. ``repeats`` is the share of the pixels that are asked a second time
+    later on, unmarked, to measure people; pauses longer than ``idle_seconds`` do not count as work.
     """
 
     keys: dict[str, Annotated[str, Field(min_length=1, max_length=1)]] = Field(default_factory=dict)
@@ -78,7 +78,7 @@ def _letters(name: str) -> str:
 def _forbidden(given: Mapping[str, str]) -> Iterator[str]:
     for name, key in given.items():
         if key not in KEYS:
-            why = "is a command of the page" if key in _COMMANDS else "is no key of a class"
+            why = "is a command of the page" if key in _COMMANDS else "is not a key for a class"
             yield f"{key!r} of {name} {why}, allowed are {_KEYS_TEXT}"
 
 

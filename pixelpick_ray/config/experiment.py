@@ -41,10 +41,9 @@ OTHER_NAME = {"model.head": "architecture", "model.architecture": "head"}
 
 
 class Experiment(Spec):
-    """An experiment file after overrides; ``trials()`` expands its grid.
+    """An experiment: a description of one trial, and a grid of what varies.
 
-    With a ``search`` the grid has the seeds and budgets of every configuration that is tried, and ``trials()`` are
-    those of the file's own one.
+    With a ``search`` the grid has the seeds and budgets of every configuration that is tried.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
@@ -77,7 +76,9 @@ class Experiment(Spec):
         return None if means_it else self.model_copy(update={"model": model})
 
     def trials(self) -> tuple[Trial, ...]:
-        """The distinct trials of all grids, in the order of the file. Raises SpecError for a wrong point."""
+        """The distinct trials of all grids, in the order of the file; of a search, those of the file's own
+        configuration. Raises SpecError for a wrong point.
+        """
         return self._trials
 
     @cached_property
@@ -289,7 +290,7 @@ def _check_training(experiment: Experiment) -> None:
     """SpecError for a training that no trial has."""
     if experiment.train is not None and not any(trial.training for trial in experiment.trials()):
         raise SpecError(
-            "train: no trial is trained by gradient descent of a network, a head on frozen features has options of its "
+            "train: no trial trains a network by gradient descent; a head on frozen features has options of its "
             "own (model.head); leave train out"
         )
 
@@ -301,12 +302,12 @@ def _check_people(experiment: Experiment) -> None:
         raise SpecError("annotate: nobody is asked; add oracle: {name: human}, or leave it out")
     if experiment.annotation.order == "predicted" and not all(oracle.suggestions for oracle in humans):
         raise SpecError(
-            "annotate.order: predicted shows what the network predicts; add oracle.suggestions: true, or take image"
+            "annotate.order: predicted shows what the network predicts; add oracle.suggestions: true, or use image"
         )
     if experiment.search is not None and (humans or "oracle.name" in experiment.search.space):
         raise SpecError(
             "oracle.name: people cannot answer for a search, whose samples each ask for pixels of their own; "
-            "take ground_truth or erring"
+            "use ground_truth or erring"
         )
 
 
@@ -327,8 +328,8 @@ def check_search(experiment: Experiment, search: SearchSpec, fixed: Sequence[str
     evaluate = experiment.evaluate
     if search.split is not None and search.split == evaluate.split_of(evaluate.report):
         raise SpecError(
-            f"search.split: {search.split} is the split that is reported; what is chosen on it is no measurement any "
-            "more; take another split, e.g. val, or search.held_out: 0.2 for a share of the training images"
+            f"search.split: {search.split} is the split that is reported; a score chosen on it is no longer a "
+            "measurement; use another split, e.g. val, or search.held_out: 0.2 for a share of the training images"
         )
 
 
@@ -338,14 +339,14 @@ def _check_grid(experiment: Experiment, search: SearchSpec) -> None:
         for path, other in itertools.product(search.space, grid):
             if f"{other}.".startswith(f"{path}.") or f"{path}.".startswith(f"{other}."):
                 raise SpecError(
-                    f"grid[{index}].{other}: search.space has {path}; take this out, with a search the grid has seed "
-                    "and budget alone"
+                    f"grid[{index}].{other}: search.space has {path}; remove this, with a search the grid has only "
+                    "seed and budget"
                 )
     if len(experiment.grid) != 1 or set(experiment.grid[0]) != {"seed", "budget"}:
         raise SpecError(
-            "grid: with a search it is one, of seed and budget alone, those of every configuration, e.g. [{seed: [0], "
-            "budget: [10, 20]}]; what else varies belongs in search.space, e.g. acquire.strategy: {choice: [margin, "
-            "entropy]}"
+            "grid: with a search there is one, with only seed and budget, for every configuration, e.g. [{seed: [0], "
+            "budget: [10, 20]}]; whatever else varies belongs in search.space, e.g. acquire.strategy: {choice: "
+            "[margin, entropy]}"
         )
 
 
@@ -358,7 +359,7 @@ def _check_levels(experiment: Experiment, search: SearchSpec) -> None:
     if last is not None and last not in budgets:
         raise SpecError(f"search.metric.budget: {last} is not in the grid; it has {', '.join(map(str, budgets))}")
     if search.metric.name == "area" and len({one for one in budgets if last is None or one <= last}) < 2:
-        raise SpecError("search.metric: an area needs two budgets or more; add some to the grid, or take name: miou")
+        raise SpecError("search.metric: an area needs two budgets or more; add some to the grid, or use name: miou")
     if search.epochs:
         _check_epochs(experiment, search)
 
@@ -367,7 +368,7 @@ def _check_epochs(experiment: Experiment, search: SearchSpec) -> None:
     """SpecError for epochs that configurations cannot be judged at."""
     if len(set(experiment.grid[0]["seed"])) > 1:
         raise SpecError(
-            "search.epochs: seeds train one after the other, so that their epochs have no mean; give one seed, or "
+            "search.epochs: seeds are trained one after another, so their epochs have no mean; give one seed, or "
             "leave epochs out"
         )
     own = experiment.trials()[0]
@@ -418,7 +419,7 @@ def _validated(kind: type[S], tree: Any, *, prefixes: Mapping[str, str] | None =
     except (TypeError, ValueError) as error:
         circular = "Circular" in str(error)
         path, value = ("", None) if circular else _strange(tree) or ("", None)
-        wrong = "an alias (*) stands inside of what it names" if circular else f"got {value}; put text in quotes"
+        wrong = "an alias (*) is inside what it names" if circular else f"got {value}; put text in quotes"
         problems = [(path, f"should be a finite number, text, a list or a mapping; {wrong}")]
     lines = []
     for path, message in problems:
@@ -451,7 +452,7 @@ def _explain(item: Any) -> tuple[str, str]:
     if item["type"] == "extra_forbidden":
         message = f"unknown key; {_known_keys(item['loc'])}"
         if path in ("seed", "budget"):
-            message += "; seeds and budgets stand in the grid"
+            message += "; seeds and budgets belong in the grid"
     elif item["type"] == "missing":
         message = "is required"
     elif item["type"] == "model_type" and item["ctx"]["class_name"] == DomainSpec.__name__:

@@ -59,19 +59,19 @@ def _merged(text: str, where: str, folder: Path | None, extending: tuple[Path, .
     if not isinstance(given, str):
         raise SpecError(f"{at}: should be the path of an experiment file, e.g. base/camvid.yaml; got {given!r}")
     if folder is None:
-        raise SpecError(f"{at}: {given} is relative to the file, and this text is of none; write it into a file")
+        raise SpecError(f"{at}: {given} is relative to the file, but this text is in no file; write it into one")
     if PurePosixPath(given).is_absolute():
         raise SpecError(f"{at}: {given} is absolute; give a path relative to the file, so that both can be moved")
     path = folder / given
     if path.resolve() in extending:
-        raise SpecError(f"{at}: {given} extends this file in turn; take one of both out")
+        raise SpecError(f"{at}: {given} extends this file in turn; remove one of the two")
     try:
         base_text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{at}: {given} cannot be read ({error}); give the path of an experiment file") from error
     base = _merged(base_text, given, path.parent, (*extending, path.resolve()))
     if not isinstance(base.tree, dict):
-        raise SpecError(f"{at}: {given} is no mapping; give the path of an experiment file")
+        raise SpecError(f"{at}: {given} is not a mapping; give the path of an experiment file")
     origins = dict.fromkeys(_leaves(base.tree), given) | base.origins
     whole = _with(base.tree, tree)
     own = set(_leaves(tree))

@@ -27,7 +27,7 @@ class PixelHeadSpec(Spec):
 class LinearSpec(PixelHeadSpec):
     """Softmax regression on standardised features with L2 penalty ``l2`` / 2 times the squared weights.
 
-    ``cv`` chooses the penalty by cross-validation over the labelled pixels, whole images together.
+    ``cv`` chooses the penalty by cross-validation over the labelled pixels, leaving out whole images.
     """
 
     name: Literal["linear"] = "linear"
@@ -37,7 +37,7 @@ class LinearSpec(PixelHeadSpec):
 
 
 class MlpSpec(PixelHeadSpec):
-    """A perceptron with ReLU layers of ``hidden`` units and dropout after each, trained by Adam with cosine decay."""
+    """A perceptron with ReLU layers of ``hidden`` units and dropout after each, trained with Adam and cosine decay."""
 
     name: Literal["mlp"] = "mlp"
     hidden: tuple[Count, ...] = (256,)
@@ -150,21 +150,22 @@ def _without_choice(spec: "ModelSpec") -> Literal["weights", "dataset"]:
 
 
 class ModelSpec(Spec):
-    """The network. ``head`` and ``architecture`` name the same: what stands on the backbone.
+    """The network. ``head`` and ``architecture`` are two words for the same: what is placed on the backbone.
 
-    ``width`` multiplies the channels of a ResNet's stages (None: its own). ``dropout`` are the rates after ASPP, in the
-    decoder and before the classifier of DeepLabv3+; the FPN has none. ``feature_dropout`` is the rate at which whole
-    channels of the backbone's features are dropped, which Monte Carlo dropout may want.
+    ``width`` multiplies the channels of a ResNet's stages. ``dropout`` has the rates after ASPP, in the decoder and
+    before the classifier of DeepLabv3+; the FPN has none. ``feature_dropout`` is the rate at which whole channels of
+    the backbone's features are dropped, for Monte Carlo dropout.
 
-    A ``frozen`` backbone stays as it is, batch norm included. The heads that look at one pixel (``PIXEL_HEADS``) are
-    then fitted to features that are computed once; ``linear`` and ``mlp`` can also be trained with their backbone. They
-    take the backbone's ``layers``: negative numbers count from the last one, positive ones are strides of a feature
-    pyramid; None means all of a pyramid, the last of a network with maps of one stride. All are brought to
-    ``feature_stride`` (8 for pyramids) and joined. ``input_scale`` enlarges images before. A head on frozen features is
-    fitted to labelled pixels in ``views`` of their image, too. ``normalise`` says with which mean and deviation: those
-    that the pretrained weights were made with (what an experiment file means that says nothing), the data set's, or
-    these. None is what was stored before there was a choice: the weights' where the backbone is frozen, the data set's
-    elsewhere.
+    A ``frozen`` backbone stays as it is, batch norm included. The heads that look at one pixel (``linear``, ``mlp``,
+    ``knn``, ``prototype``) are then fitted to features that are computed once; ``linear`` and ``mlp`` can also be
+    trained with their backbone. They use the backbone's ``layers``: negative numbers count from the last one, positive
+    ones are strides of a feature pyramid; by default all of a pyramid, or the last of a network with maps of one
+    stride. All are brought to ``feature_stride`` (8 for pyramids) and joined. ``input_scale`` enlarges the images
+    first. A head on frozen features is also fitted to labelled pixels in ``views`` of their image.
+
+    ``normalise`` says with which mean and deviation images are normalised: those that the pretrained weights were made
+    with (the default of an experiment file), the data set's, or these values. What was stored before there was a choice
+    has the weights' where the backbone is frozen, and the data set's elsewhere.
     """
 
     architecture: str = "deeplabv3plus"
@@ -205,7 +206,7 @@ class ModelSpec(Spec):
         for field in ("backbone", "pretrained"):  # both are in the name of a file
             name = getattr(self, field)
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and not name.startswith("file:"):
-                raise ValueError(f"{field}: {name!r} is no name; letters, digits, _, . and - are allowed")
+                raise ValueError(f"{field}: {name!r} is not a valid name; letters, digits, _, . and - are allowed")
         known = _ARCHITECTURES.get(self.architecture)
         if (self.head.name if self.head else None) != (self.architecture if self.architecture in PIXEL_HEADS else None):
             raise ValueError(f"head: {self.head!r} and architecture {self.architecture!r} should name the same thing")
@@ -228,7 +229,7 @@ class ModelSpec(Spec):
                 if getattr(self, field) is not None:
                     raise ValueError(
                         f"{field}: {self.architecture} takes the features that it was made for; leave {field} out, or "
-                        f"take a head that looks at one pixel: {', '.join(PIXEL_HEADS)}"
+                        f"use a head that looks at one pixel: {', '.join(PIXEL_HEADS)}"
                     )
         elif not self.frozen:
             self._check_trained(self.head)
@@ -245,13 +246,13 @@ class ModelSpec(Spec):
         if head.trainable is None:
             raise ValueError(
                 f"frozen: the head {self.architecture} is fitted to features of a frozen backbone; add frozen: true, "
-                f"or take head {', '.join((*_ARCHITECTURES, *trainable))}, which train the backbone"
+                f"or use head {', '.join((*_ARCHITECTURES, *trainable))}, which train the backbone"
             )
         for field in type(head).model_fields.keys() - {"name"} - head.trainable:
             if getattr(head, field) != type(head).model_fields[field].default:
-                raise ValueError(f"head.{field}: belongs to a frozen backbone; how this one is trained stands in train")
+                raise ValueError(f"head.{field}: needs a frozen backbone; how this one is trained is set in train")
         if self.views is not None:
-            raise ValueError("views: belong to a frozen backbone; train.augment has what images are varied by")
+            raise ValueError("views: need a frozen backbone; train.augment varies the images that are trained on")
 
     def seen_in(self, view: ViewSpec | None) -> Self:
         """The model whose features are those of a view of the images, but for flipping; None is the image itself."""

@@ -147,7 +147,7 @@ def check_network(spec: ModelSpec) -> None:
         return
     if strides is None and not network.strides and spec.head is not None:
         raise SpecError(
-            f"model.backbone: {name} takes images of one size only; take another one, such as "
+            f"model.backbone: {name} takes images of one size only; use another one, such as "
             "vit_small_patch14_dinov2 or mobilenetv2_100"
         )
     if strides is None:
@@ -157,16 +157,16 @@ def check_network(spec: ModelSpec) -> None:
         )
     if not need.has(strides):
         raise SpecError(
-            f"model.backbone: {spec.architecture} needs {need.text}; {name} has them at {list(strides)}; take "
+            f"model.backbone: {spec.architecture} needs {need.text}; {name} has them at {list(strides)}; use "
             f"{need.advice}"
         )
     if spec.head is not None:
         chosen_layers(spec, strides)
     if spec.width is not None and int(64 * spec.width) < 2:
-        raise SpecError(f"model.width: {spec.width} leaves {name} no channels; take a larger one")
+        raise SpecError(f"model.width: {spec.width} leaves {name} no channels; use a larger one")
     if spec.width is not None and not network.is_resnet:
         raise SpecError(
-            f"model.width: only ResNets take a width, {name} does not; leave width out and take a backbone of the "
+            f"model.width: only ResNets take a width, {name} does not; leave width out and use a backbone of the "
             f"width that you want, such as {', '.join(_of_other_widths(name))}"
         )
 
@@ -229,10 +229,8 @@ def _ways_out(network: Network, need: Head) -> str:
     if fine:
         return f"set model.output_stride to {' or '.join(map(str, fine))}"
     if network.maps is not None:
-        return (
-            f"take a head on frozen features ({', '.join(PIXEL_HEADS)}), or a convolutional one such as {need.advice}"
-        )
-    return f"take a convolutional one such as {need.advice}"
+        return f"use a head on frozen features ({', '.join(PIXEL_HEADS)}), or a convolutional one such as {need.advice}"
+    return f"use a convolutional one such as {need.advice}"
 
 
 def _of_other_widths(name: str) -> list[str]:

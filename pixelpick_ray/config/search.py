@@ -26,10 +26,10 @@ def may_vary(path: str) -> bool:
 
 
 class DomainSpec(Spec):
-    """The values that one setting may take, as exactly one of: a range of numbers (even, or even in the logarithm),
-    a range of whole numbers, values to choose from, or values that are all tried.
+    """The values that one setting may take, as exactly one of: a range of numbers (uniform, or uniform in the
+    logarithm), a range of whole numbers, values to choose from, or values that are all tried.
 
-    Both ends of a range are in it.
+    Both ends of a range are included.
     """
 
     uniform: tuple[float, float] | None = None
@@ -122,7 +122,7 @@ def value_text(value: Any) -> str:
 
 class MetricSpec(Spec):
     """What configurations are judged by, on the split of the search: mIoU at a budget, or the normalised area under
-    the budget curve up to it. The budget is the largest of the grid unless given.
+    the budget curve up to it. The budget is by default the largest of the grid.
     """
 
     name: Literal["miou", "area"] = "miou"
@@ -132,10 +132,10 @@ class MetricSpec(Spec):
 class SearchSpec(Spec):
     """A hyperparameter search: ``num_samples`` configurations from ``space``, each trained for every seed of the grid.
 
-    ``searcher`` proposes configurations, ``scheduler`` stops bad ones at small budgets: it keeps about one of
-    ``reduction_factor`` each time the budget has grown as many times. With ``epochs`` a configuration is judged after
-    these epochs of its first stage, too. ``split`` is judged on: a split that is neither trained on nor reported;
-    ``held_out`` instead takes that share of the training images away from training for it.
+    ``searcher`` proposes configurations, ``scheduler`` stops bad ones at small budgets: it keeps about one in
+    ``reduction_factor`` each time the budget has grown by that factor. With ``epochs`` a configuration is also judged
+    after these epochs of its first stage. ``split`` is what they are judged on, a split that is neither trained on nor
+    reported; ``held_out`` uses that share of the training images instead, which are then not trained on.
     """
 
     space: dict[str, DomainSpec]
@@ -155,7 +155,7 @@ class SearchSpec(Spec):
             raise ValueError("space: nothing is searched; give at least one, e.g. {train.optimizer.lr: {...}}")
         for path in self.space:
             if not may_vary(path):
-                elsewhere = "; seeds and budgets stand in the grid" if path in ("seed", "budget") else ""
+                elsewhere = "; seeds and budgets belong in the grid" if path in ("seed", "budget") else ""
                 raise ValueError(
                     f"space: {path!r} is not for a search; allowed are {', '.join(SEARCHED)} and below{elsewhere}"
                 )

@@ -55,10 +55,10 @@ class SizeSpec(Spec):
 class DatasetSpec(SizeSpec):
     """The training images: data set, prepared size, and how many of them (a nested random subset by seed).
 
-    ``split`` is trained on, the data set's own training split unless given; ``path`` is for ``folder``, the user's own
-    images: the folder under the data folder that holds ``dataset.yaml``. ``held_out`` is a share of the training
-    images, the same ones for every seed, that is never trained on: a further split ``held_out``. ``images`` are drawn
-    from the others.
+    ``split`` is the split to train on, by default the data set's own training split. ``path`` is for ``folder``, the
+    user's own images: the folder inside the data folder that holds ``dataset.yaml``. ``held_out`` is a share of the
+    training images, the same ones for every seed, that is never trained on and becomes a further split, ``held_out``.
+    ``images`` are drawn from the others.
     """
 
     name: str
@@ -99,7 +99,7 @@ class AdamSpec(Spec):
 
 
 class SgdSpec(Spec):
-    """Stochastic gradient descent with momentum and L2 weight decay; rates of the backbone as in `AdamSpec`."""
+    """Stochastic gradient descent with momentum and L2 weight decay; rates of the backbone as for ``adam``."""
 
     name: Literal["sgd"]
     lr: Positive
@@ -110,7 +110,7 @@ class SgdSpec(Spec):
 
 
 class ConstantSpec(Spec):
-    """The learning rate stays."""
+    """The learning rate stays the same."""
 
     name: Literal["constant"] = "constant"
 
@@ -184,12 +184,12 @@ SPARSE_ONLY: dict[str, Any] = {"decoder": "dense", "exact_labels": True}
 class TrainSpec(Spec):
     """How one stage is trained; ``batch_size`` is global, over all ranks.
 
-    With ``decoder: sparse`` the decoder of DeepLabv3+ runs around the labelled pixels only. It is the same function but
-    for the statistics that its batch norm trains with: those of these places, not of whole images. Evaluation and
-    picking are dense, and so is full supervision.
+    With ``decoder: sparse`` the decoder of DeepLabv3+ runs around the labelled pixels only. It is the same function
+    except for the statistics that its batch norm trains with: those of these places, not of whole images. Evaluation,
+    picking and full supervision are dense.
 
-    With ``exact_labels`` a labelled pixel keeps its place, between pixels as a rule, and counts once. Without, labels
-    are resized with the image, to the nearest pixel, as in the original in 2021: enlarging copies some, shrinking loses
+    With ``exact_labels`` a labelled pixel keeps its place, usually between pixels, and counts once. Without, labels are
+    resized with the image, to the nearest pixel, as in the original in 2021: enlarging copies some, shrinking loses
     some.
     """
 
@@ -223,9 +223,9 @@ class StochasticSpec(Spec):
 class AcquireSpec(Spec):
     """How pixels are chosen.
 
-    With ``pool: score`` the pool of an image is its best-scored pixels and the picks are drawn from it by chance; with
-    ``pool: chance`` the pool is drawn by chance and the picks are its best. ``pool_fraction`` 0 takes
-    the best directly.
+    With ``pool: score`` the pool of an image is its best-scored pixels and the picks are drawn from it at random; with
+    ``pool: chance`` the pool is drawn at random and the picks are its best. ``pool_fraction: 0`` picks the best pixels
+    directly.
     """
 
     strategy: str = "margin"
@@ -244,21 +244,21 @@ class AcquireSpec(Spec):
 
 
 class GroundTruthSpec(Spec):
-    """The data set's labels answer."""
+    """The data set's labels are the answers."""
 
     name: Literal["ground_truth"] = "ground_truth"
 
 
 class ErringSpec(Spec):
-    """An annotator who errs: at a rate, evenly among the other classes, or by a confusion matrix.
+    """An annotator who makes mistakes: at a rate, evenly among the other classes, or by a confusion matrix.
 
     ``confusion[a][b]`` is the probability that a pixel of class a is called b, both by name; what is not given is 0,
-    and the rest of each class is called rightly. A pixel gets the same answer whenever and by whichever strategy it is
-    asked for.
+    and the rest of each class is answered correctly. A pixel gets the same answer whenever, and by whichever strategy,
+    it is asked for.
 
-    With ``from: queries`` the first pixels, which no network asked for, are answered rightly. With ``redrawn`` it is
-    still decided once which pixels are wrong, but what they are called is drawn anew in each training step, as in the
-    original in 2021; stored labels are the true ones then.
+    With ``from: queries`` the first pixels, which no network asked for, are answered correctly. With ``redrawn`` it is
+    still decided once which pixels are wrong, but the wrong class is drawn anew in each training step, as in the
+    original in 2021; the stored labels are then the true ones.
     """
 
     name: Literal["erring"]
@@ -288,9 +288,9 @@ class ErringSpec(Spec):
 class HumanSpec(Spec):
     """People answer, on the page of the command `annotate`; chains wait for them.
 
-    With ``suggestions`` the page proposes the class that the network predicts, which is faster and biases the answers:
-    these are kept apart from those that were given without. With ``replace`` a pixel that gets no class, because it is
-    none of them or cannot be told, is replaced by another one of its image.
+    With ``suggestions`` the page proposes the class that the network predicts, which is faster but biases the answers:
+    they are kept apart from those given without. With ``replace`` a pixel that gets no class, because it is none of
+    them or nobody can tell, is replaced by another pixel of its image.
     """
 
     name: Literal["human"]
@@ -299,7 +299,7 @@ class HumanSpec(Spec):
 
 
 class ExternalOracleSpec(Spec):
-    """An oracle from a file or an installed package, and the options that it is called with."""
+    """An oracle from a file or an installed package, and the options it is called with."""
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -322,7 +322,7 @@ OracleSpec = Annotated[
 
 
 class EvaluatedSpec(SizeSpec):
-    """One evaluated split and its size; ``split`` only where the same split is evaluated under several names."""
+    """One evaluated split and its size; ``split`` is only needed to evaluate one split under several names."""
 
     split: str | None = None
 
@@ -377,12 +377,12 @@ class Trial(Spec):
         if self.budget == "full" and self.model.fitted_head is not None and self.model.fitted_head.keeps_vectors:
             raise ValueError(
                 f"budget: {self.model.architecture} compares with every labelled pixel, and full supervision labels "
-                "too many; take another head, such as linear, or leave full out"
+                "too many; use another head, such as linear, or leave full out"
             )
         if train is not None and train.decoder == "sparse" and self.model.architecture != "deeplabv3plus":
             raise ValueError(
                 f"train.decoder: {self.model.architecture} normalises over whole images (group norm), around labelled "
-                "pixels it would be another network; leave out decoder, or take architecture deeplabv3plus"
+                "pixels it would be another network; leave out decoder, or use architecture deeplabv3plus"
             )
         stochastic = self.acquire.stochastic is not None and self.budget != "full"
         if stochastic and not self.model.has_dropout:
@@ -477,5 +477,5 @@ class Trial(Spec):
         return isinstance(self.oracle, HumanSpec) and not self.is_fully_supervised
 
     def budget_of(self, stage: int) -> int:
-        """Pixels an image that a stage of active learning trains on."""
+        """Pixels per image that a stage of active learning trains on."""
         return self.acquire.initial_pixels + stage * self.acquire.pixels_per_stage

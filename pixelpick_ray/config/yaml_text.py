@@ -95,7 +95,7 @@ def file_bytes(path: Path) -> bytes:
         os.close(descriptor)
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        raise OSError("it is a pipe or a device, no file")
+        raise OSError("it is a pipe or a device, not a file")
     with open(descriptor, "rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -160,7 +160,7 @@ def read_json(text: str | bytes) -> Any:
 
 
 def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a number in JSON")
 
 
 def in_words(problem: Any) -> str:

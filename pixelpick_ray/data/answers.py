@@ -239,7 +239,7 @@ def _unnoted(store: Store, book: str, looks: Mapping[str, str]) -> dict[str, str
         for name, look in (noted if isinstance(noted, dict) else fields).items():
             if looks.get(name, look) != look:
                 raise DataError(
-                    f"image {name}: is another one than when people labelled its pixels; give it a name of its own, or "
+                    f"image {name}: is not the image whose pixels people labelled; give it a name of its own, or "
                     f"restore the earlier one (its answers are in {store.address}/{paths.answers(book)})"
                 )
             rest.pop(name, None)
@@ -307,4 +307,6 @@ def _parsed(value: Any, where: str) -> Answer | Undo:
         return kind.model_validate(value)
     except ValidationError as error:
         problem = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise StoreError(f"{where}: a line is no answer ({problem}); correct or remove it: {value!r:.200}") from error
+        raise StoreError(
+            f"{where}: a line is not an answer ({problem}); correct or remove it: {value!r:.200}"
+        ) from error

@@ -162,7 +162,7 @@ def _made(files: "_CacheFolder", run: str | None, report: ReportBytes) -> Prepar
         _decode(files.dataset, files.split, files.size, folder, report)
         found = files.open()
     if found is None:
-        raise DataError(f"{folder}: what is read back is not what was written; is the disk sound?")
+        raise DataError(f"{folder}: what is read back is not what was written; is the disk faulty?")
     if run:
         files.set_compared(run)
     return found
@@ -392,7 +392,7 @@ def _prepared(
     if min(height, width) < SMALLEST_SIDE:
         raise DataError(
             f"{dataset.facts.name} {split}: image {name} is {height}x{width} (height x width) when prepared, the "
-            f"networks need {SMALLEST_SIDE} pixels a side; raise dataset.size, scale or long_side (or those of the "
+            f"networks need {SMALLEST_SIDE} pixels per side; raise dataset.size, scale or long_side (or those of the "
             "evaluated split), or remove the image"
         )
     image, label = _resize(image, label, height, width)

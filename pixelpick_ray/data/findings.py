@@ -236,7 +236,7 @@ def _of_copies(name: str, one: SplitFacts, other: SplitFacts) -> list[DataFindin
                 DataFinding(
                     False,
                     f"{name}: {len(pairs)} of {counted(len(other.names), 'image')} of {other.split} {how} {one.split}"
-                    f"{', too' if how == 'stand in' else ''}, e.g. {some}; what is measured there flatters",
+                    f"{', too' if how == 'stand in' else ''}, e.g. {some}; results measured there flatter",
                 )
             )
     return found

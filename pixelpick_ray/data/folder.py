@@ -138,7 +138,7 @@ class Folder(FileDataset):
             self.names(split)
         if name not in self._found[split].pairs:
             raise DataError(
-                f"{self._folder(split, 'images') / name}: is no image of split {split} (any more); put it back"
+                f"{self._folder(split, 'images') / name}: is not an image of split {split} (any more); put it back"
             )
         return self._found[split].pairs[name]
 
@@ -236,7 +236,7 @@ class Folder(FileDataset):
                     name for name in sorted(inner) if not name.startswith(".") and Path(place, name) not in others
                 ]
                 if self.follows_links and len(Path(place).relative_to(folder).parts) > 32:
-                    raise DataError(f"{place}: links lead round in a circle; remove the one that does")
+                    raise DataError(f"{place}: links form a loop; remove the one that closes it")
                 for name in sorted(names):
                     suffix = Path(name).suffix.lower()
                     if name.startswith("."):
@@ -258,7 +258,7 @@ class Folder(FileDataset):
         except (OSError, UnicodeError) as error:
             raise DataError(
                 f"{self.path / DESCRIPTION}: splits.{split}.list: {path} cannot be read ({error}); make it a text file "
-                "with an image a line, or correct the entry"
+                "with one image per line, or correct the entry"
             ) from error
         known_images, known_labels = _by_path(images, self._folder(split, "images")), {}
         if self.has_labels(split):
@@ -272,7 +272,9 @@ class Folder(FileDataset):
                     chosen[stem] = sorted({*chosen.get(stem, []), *image})
                     partners[stem] = label or labels.get(stem, [])
         if not chosen:
-            raise DataError(f"{path}: names no image; give one a line, or leave list out of {self.path / DESCRIPTION}")
+            raise DataError(
+                f"{path}: names no image; give one per line, or leave list out of {self.path / DESCRIPTION}"
+            )
         return chosen, partners
 
     def _check_pair(self, split: str, images: list[Path], labels: list[Path]) -> None:
@@ -281,7 +283,7 @@ class Folder(FileDataset):
         for what, paths in {"images": images, "labels": labels}.items():
             if len(paths) > 1:
                 names = " and ".join(path.relative_to(self._folder(split, what)).as_posix() for path in paths)
-                raise DataError(f"{self._folder(split, what)}: {names} have one stem; keep one of them")
+                raise DataError(f"{self._folder(split, what)}: {names} have the same stem; keep one of them")
         without, lacks = ("images", "labels") if images else ("labels", "images")
         suffixes = LABEL_SUFFIXES if images else IMAGE_SUFFIXES
         name = (images or labels)[0].relative_to(self._folder(split, without)).as_posix()
@@ -290,7 +292,7 @@ class Folder(FileDataset):
         if lossy := [path for path in others if path.suffix.lower() in _LOSSY_SUFFIXES]:
             raise DataError(
                 f"{lossy[0]}: is no {', '.join(LABEL_SUFFIXES)}, which label maps are, since JPEG and WebP change "
-                "their values; export it anew from the tool that it came from, as PNG"
+                "their values; export it again, as PNG, from the tool it came from"
             )
         masks = self._description.masks
         called = f", called {masks.patterns[1 if images else 0]}," if masks else " of the same stem"

@@ -64,8 +64,8 @@ Classes = Annotated[
 class SplitDescription(Spec):
     """Where the images and the label maps of a split lie, relative to the folder of the data set.
 
-    A split without ``labels`` has images only: people may say what is in them. ``list`` is a text file of the images
-    that belong to the split, one a line, with or without suffix or folder, or image and label map in pairs.
+    A split without ``labels`` has images only: people can say what is in them. ``list`` is a text file of the images
+    that belong to the split, one per line, with or without suffix or folder, or pairs of image and label map.
     """
 
     images: Inside
@@ -74,8 +74,8 @@ class SplitDescription(Spec):
 
 
 class MaskNames(Spec):
-    """How the file of a label map is called after its image: with a ``suffix`` behind the image's stem, or both after a
-    pattern whose ``*`` they share, without the suffix of the file, such as ``*_leftImg8bit`` and ``*_labelIds``.
+    """How a label map is named after its image: by a ``suffix`` after the image's stem, or both by a pattern whose
+    ``*`` they share, without the suffix of the file, such as ``*_leftImg8bit`` and ``*_labelIds``.
     """
 
     suffix: Annotated[str, Field(min_length=1)] | None = None
@@ -97,10 +97,10 @@ class MaskNames(Spec):
 class FolderDescription(Spec):
     """The content of dataset.yaml: facts of the data set, and its splits by name.
 
-    ``classes`` names the label values 0, 1, ..., or says of each class its values; ``void`` are the values of pixels
+    ``classes`` names the label values 0, 1, ..., or gives the values of each class; ``void`` are the values of pixels
     without a class. ``colours`` are those of each class, and of void, in colour masks and palettes; ``palette`` says
-    the same as a list, for files that may also be read by index. ``range`` is white in images of 16 bits. mean and std
-    are of RGB in 0..1.
+    the same as a list, for files that may also be read by index. ``range`` is white in images of 16 bits. ``mean`` and
+    ``std`` are of RGB in 0..1.
     """
 
     classes: Classes
@@ -196,7 +196,7 @@ class FolderDescription(Spec):
             raise ValueError("palette and colours both say the colours of classes; leave palette out")
         if unknown := sorted(self.colours.keys() - {*self.class_names, VOID}):
             raise ValueError(
-                f"colours: {', '.join(unknown)} is no class; allowed are {', '.join(self.class_names)} and {VOID}"
+                f"colours: {', '.join(unknown)} is not a class; allowed are {', '.join(self.class_names)} and {VOID}"
             )
         if missing := [name for name in self.class_names if name not in self.colours]:
             raise ValueError(f"colours: no colour for {', '.join(missing)}; give each class one, or more")
@@ -213,7 +213,7 @@ class FolderDescription(Spec):
     def _splits_are_named(self) -> Self:
         for name in self.splits:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-                raise ValueError(f"splits: {name!r} is no name of a split; letters, digits, _ and - are allowed")
+                raise ValueError(f"splits: {name!r} is not a name for a split; letters, digits, _ and - are allowed")
         if self.train_split not in self.splits:
             known = ", ".join(self.splits) or "none"
             raise ValueError(f"train_split: {self.train_split!r} is not described; described in splits: {known}")
@@ -227,13 +227,13 @@ def _check_names(names: tuple[str, ...]) -> None:
     known: dict[str, str] = {}
     for name in names:
         if not name.isprintable():
-            raise ValueError(f"classes: {name!r} has characters that nothing shows; give it a plain name")
+            raise ValueError(f"classes: {name!r} has characters that cannot be seen; give it a plain name")
         plain = " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFKC", name).casefold())).strip()
         if not plain:
-            raise ValueError(f"classes: {name!r} is no name; give each class a name")
+            raise ValueError(f"classes: {name!r} is not a valid name; give each class a name")
         if (other := known.setdefault(plain, name)) != name:
             raise ValueError(
-                f"classes: {other!r} and {name!r} differ in case, blanks or signs alone; give each class a name of its "
+                f"classes: {other!r} and {name!r} differ only in case, blanks or signs; give each class a name of its "
                 "own, or merge them in a mapping, e.g. {leaf: [1, 2]}"
             )
 
@@ -243,7 +243,7 @@ def read_folder_description(path: Path) -> FolderDescription:
     try:
         tree = read_yaml(read_text(path), str(path))
     except UnicodeError as error:
-        raise DataError(f"{path}: is no text in UTF-8 or UTF-16 ({error}); store it as UTF-8") from error
+        raise DataError(f"{path}: is not text in UTF-8 or UTF-16 ({error}); store it as UTF-8") from error
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read ({error}); correct dataset.path, give the data folder with --data DIR, or write "

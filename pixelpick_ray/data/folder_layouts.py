@@ -405,7 +405,7 @@ def described_classes(layout: Layout, seen: MaskValues) -> dict[str, Any]:
     if len(seen.numbers) > 255 or len(seen.colours) > 255:
         raise DataError(
             f"the masks have {max(len(seen.numbers), len(seen.colours))} different values or colours, too many for "
-            "classes; are they photos, blurred or JPEG? export them anew, as PNG with a value a class"
+            "classes; are they photos, blurred or JPEG? export them again, as PNG with one value per class"
         )
     if seen.colours and not seen.numbers:
         return _of_colours(layout, seen)

@@ -96,7 +96,7 @@ def _experiment(path: str, name: str, layout: Layout) -> str:
         f"dataset: {{name: folder, path: {_flow(path)}, long_side: {LONG_SIDE}{held_out}}}\n"
         "model: {backbone: tf_efficientnet_lite0, frozen: true, head: {name: linear}}\n"
         f"{people}"
-        "acquire: {strategy: margin, initial_pixels: 5, pixels_per_stage: 5}     # labelled pixels an image\n"
+        "acquire: {strategy: margin, initial_pixels: 5, pixels_per_stage: 5}     # labelled pixels per image\n"
         f"evaluate: {{splits: {{{reported}: {{}}}}, report: {reported}}}          # {comment}\n"
         "grid:\n"
         "  - {acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [5, 10, 15, 20]}\n"

@@ -23,7 +23,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 LABEL_FORMATS = ("PNG", "TIFF", "BMP")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-DEEP = ";16"  # in Pillow's names of raw data: 16 bits a channel
+DEEP = ";16"  # in Pillow's names of raw data: 16 bits per channel
 _RED_GREEN_BLUE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be decoded is told by its file
@@ -37,7 +37,7 @@ def max_pixels() -> int:
     """Pixels that a picture may say it has: 250 million unless the environment says otherwise."""
     given = os.environ.get(MAX_PIXELS, "250000000")
     if not re.fullmatch(r"[1-9][0-9]{0,11}", given):
-        raise SpecError(f"{MAX_PIXELS}: {given!r} is no number of pixels; give one, e.g. 250000000")
+        raise SpecError(f"{MAX_PIXELS}: {given!r} is not a number of pixels; give one, e.g. 250000000")
     return int(given)
 
 
@@ -187,9 +187,9 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     ),
     (
         rb"(?i)<(?:!doctype html|html|head)",
-        "is a web page, as a download gives that failed or wanted a login; download it again",
+        "is a web page, as a download that failed or needed a login leaves it; download it again",
     ),
-    (rb"(?i)<svg|<\?xml", "is XML or SVG, no picture of pixels; store it as PNG"),
+    (rb"(?i)<svg|<\?xml", "is XML or SVG, not a picture made of pixels; store it as PNG"),
     (rb"[\[{]", "is JSON, as annotation tools write beside masks; give the picture or mask itself, e.g. as PNG"),
     (rb"GIF8", "is a GIF, which is not read; store it as PNG"),
     (rb"(?s)....ftyp(?:hei|hev|mif|msf)", "is an HEIC photo, which is not read; store it as JPEG or PNG"),
@@ -197,7 +197,7 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (rb"(?s)\0\0\0\x0cjP  |\xff\x4f\xff\x51", "is a JPEG 2000 picture, which is not read; store it as PNG"),
     (rb"(?s)\xff\x0a|\0\0\0\x0cJXL ", "is a JPEG XL picture, which is not read; store it as JPEG or PNG"),
     (rb"8BPS", "is a Photoshop document, which is not read; store it as PNG"),
-    (rb"%PDF|%!PS", "is a PDF or PostScript document, no picture of pixels; store it as PNG"),
+    (rb"%PDF|%!PS", "is a PDF or PostScript document, not a picture made of pixels; store it as PNG"),
     (rb"\x93NUMPY", "is a NumPy array, which is not read; store it as PNG"),
     (rb"(?s).{128}DICM", "is a DICOM file, which is not read; store it as PNG"),
     (rb"\x76\x2f\x31\x01", "is an OpenEXR picture, which is not read; store it as PNG"),
@@ -221,8 +221,8 @@ def _what_it_is(path: Path, formats: tuple[str, ...]) -> str | None:
         return "holds nothing but zeros; the disk was full, or it was never copied: copy it again"
     if formats == LABEL_FORMATS and re.match(_LOSSY, head):
         return (
-            "is a JPEG or WebP picture, which may change the values of a label map; export the label map anew from the "
-            f"tool that it came from, as PNG ({', '.join(formats)} are read)"
+            "is a JPEG or WebP picture, which may change the values of a label map; export the label map again, as "
+            f"PNG, from the tool it came from ({', '.join(formats)} are read)"
         )
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for pattern, what in _OTHERS:
@@ -234,7 +234,7 @@ def _what_it_is(path: Path, formats: tuple[str, ...]) -> str | None:
             "bits, planes one after another); convert it to 8 or 16 bits, grey or RGB, or copy it again"
         )
     if re.fullmatch(rb"[\t\n\r\x20-\x7e]+", head):
-        return f"is text, no picture: {head[:40].decode('ascii')!r}; copy the picture itself there"
+        return f"is text, not a picture: {head[:40].decode('ascii')!r}; copy the picture itself there"
     return None
 
 
@@ -284,7 +284,7 @@ def _turned(pixels: UInt8Array, orientation: int) -> UInt8Array:
 def _check_channels(image: Image.Image, path: Path) -> None:
     if image.mode in ("F", "I"):
         raise DataError(
-            f"{path}: an image has 8 or 16 bits a channel, this file has mode {image.mode} (32 bits, or a sign); "
+            f"{path}: an image has 8 or 16 bits per channel, this file has mode {image.mode} (32 bits, or a sign); "
             "convert it"
         )
     _check_tiff(image, path)
@@ -314,7 +314,7 @@ def _unchanged(path: Path) -> npt.NDArray[Any]:
 
 
 def _of_16_bits(path: Path, white: int | None) -> UInt8Array:
-    """(H, W, 3) RGB of a file of 16 bits a channel, scaled so that `white` becomes 255, rounded half up."""
+    """(H, W, 3) RGB of a file of 16 bits per channel, scaled so that `white` becomes 255, rounded half up."""
     pixels = _unchanged(path)
     if pixels.dtype != np.uint16:
         raise DataError(f"{path}: has channels of {pixels.dtype}; images have 8 or 16 bits without a sign; convert it")
@@ -323,8 +323,8 @@ def _of_16_bits(path: Path, white: int | None) -> UInt8Array:
     if white is None:
         likely = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
         raise DataError(
-            f"{path}: has 16 bits a channel, its largest value is {largest}; say in dataset.yaml which value is white, "
-            f"e.g. `range: {likely}`, or convert it to 8 bits"
+            f"{path}: has 16 bits per channel, its largest value is {largest}; say in dataset.yaml which value is "
+            f"white, e.g. `range: {likely}`, or convert it to 8 bits"
         )
     if largest > white:
         raise DataError(
@@ -346,6 +346,6 @@ def _of_channels(pixels: npt.NDArray[np.integer], opaque: int, path: Path) -> La
         pixels = pixels[..., :-1]
     are_equal = bool((pixels == pixels[..., :1]).all())
     if opaque > 255 and not are_equal:
-        raise DataError(f"{path}: has colours of 16 bits a channel; store the label map in 8 bits")
+        raise DataError(f"{path}: has colours of 16 bits per channel; store the label map in 8 bits")
     colours = packed(np.broadcast_to(pixels, (*pixels.shape[:2], 3))) if opaque == 255 else None
     return LabelFile(pixels[..., 0].astype(np.int32) if are_equal else None, colours)

@@ -121,7 +121,9 @@ class LabelEncoding:
                 f"{path}: is a colour mask ({shown}{more}); say in dataset.yaml which class has which colour, e.g. "
                 f"colours: {{NAME: {list(rgb(found[order[0]]))}}}, or store one channel of class indices"
             )
-        blurred = "; so many come of blurred edges or of JPEG: export the masks anew, without them" if more else ""
+        blurred = (
+            "; this many usually come from blurred edges or JPEG: export the masks again, without them" if more else ""
+        )
         raise DataError(f"{path}: has colours of no class, {shown}{more}; {self._known_colours}{blurred}")
 
     @cached_property
@@ -154,7 +156,7 @@ class LabelEncoding:
             self._by_id[grey] not in (_NONE, self.void_index) for grey in greys.values()
         ):
             raise DataError(
-                f"{path}: the greys of its palette are values of classes, other ones than its indices "
+                f"{path}: the greys of its palette are values of classes and differ from its indices "
                 f"({', '.join(f'index {index} is grey {grey}' for index, grey in greys.items() if index != grey)}); "
                 "store it as one grey channel, or say under colours: in dataset.yaml which class has which colour"
             )

@@ -100,7 +100,7 @@ class Batch:
 def num_batches(num_images: int, batch_size: int) -> int:
     """Steps an epoch: the last batch is left out when it would hold one image (batch norm after pooling needs two)."""
     if batch_size == 1:
-        raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; take 2 or more")
+        raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; use 2 or more")
     batches, rest = divmod(num_images, batch_size)
     batches += rest > 1
     if batches == 0:

@@ -199,7 +199,7 @@ def _stored(path: Path) -> _Stored:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path.with_name(INPUT)}: does not say which network the weights beside it are of ({error}); give weights "
-            "that lie in their folder of a store, fit/<key>/weights.safetensors"
+            "that are in their folder of a store, fit/<key>/weights.safetensors"
         ) from error
 
 

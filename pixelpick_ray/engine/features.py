@@ -144,7 +144,7 @@ def prepare_features(
         while (number := entry.discard_damaged()) != 0:
             times_damaged += number is not None
             if times_damaged > TIMES_DAMAGED:
-                raise DataError(f"{folder}: what is read back is never what was written; is the disk sound?")
+                raise DataError(f"{folder}: what is read back is never what was written; is the disk faulty?")
             if not _compute_some(entry, prepared, extractor, facts, world):
                 time.sleep(WAIT_SECONDS)
         os.utime(folder)  # when it was used last

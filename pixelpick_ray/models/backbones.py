@@ -98,7 +98,7 @@ def _widened(spec: ModelSpec, width: float) -> Pyramid:
     half = int(stem * width) // 2
     planes = tuple(int(channels // times * width) for channels, times in zip(stages, expansions, strict=True))
     if min(half, *planes) < 1:
-        raise SpecError(f"model.width: {width} leaves {spec.backbone} no channels; take a larger one")
+        raise SpecError(f"model.width: {width} leaves {spec.backbone} no channels; use a larger one")
     if not isinstance(normal.conv1, nn.Conv2d):
         return _pyramid(_create(spec, channels=planes, stem_width=half))
     # timm's option for the stem's channels is for stems of three convolutions: build one, then put the one in its place

@@ -45,7 +45,7 @@ def read_checkpoint(path: Path, num_classes: int) -> nn.Module:
         check_classes(tensors, "decoder.classifier.weight", num_classes, path=path)
         return _load(_fpn(tensors, num_classes, path), tensors, _fpn_names(), path)
     raise DataError(
-        f"{path}: is no checkpoint of PixelPick (DeepLabv3+ MobileNetV2 or FPN ResNet), it begins with "
+        f"{path}: is not a checkpoint of PixelPick (DeepLabv3+ MobileNetV2 or FPN ResNet), it begins with "
         f"{next(iter(tensors))!r}; give a best_miou_model.pt, or the weights.safetensors of a stored fit"
     )
 

@@ -49,11 +49,11 @@ def _seconds_table(annotations: Annotations) -> Table:
         each = ([one for one in own if one.answer.annotator == name] for name in names)
         rows.append((said, *_seconds_texts(own), *map(_median_text, each)))
     caption = (
-        "Seconds an answer, by what was answered: from when a pixel was shown to the key, pauses left out; hidden "
+        "Seconds per answer, by what was answered: from showing the pixel to pressing the key, without pauses; hidden "
         "repeats do not count."
     )
     header = ("answer", "answers", "median (s)", "mean (s)", "in all (min)", *names)
-    notes = ("A column of one annotator: the median in seconds, and of how many answers.",) if names else ()
+    notes = ("The column of an annotator: median seconds, and the number of answers.",) if names else ()
     return Table(caption, header, tuple(rows), "l" + "r" * (len(header) - 1), (*notes, *_untimed_notes(annotations)))
 
 
@@ -134,7 +134,7 @@ def _accuracy_table(annotations: Annotations, judged: Sequence[Given], which: st
         f'95 % interval. "{REFUSALS["void"]}" is wrong where the label map has a class; "{REFUSALS["unknown"]}" is '
         "left out. Hidden repeats do not count."
     )
-    notes = ("A column of one annotator: the number of answers stands in round brackets.",) if names else ()
+    notes = ("The column of an annotator: the number of answers is in parentheses.",) if names else ()
     header = ("class", "answers", "right (%)", *names)
     return Table(caption, header, tuple(rows), "l" + "r" * (len(header) - 1), notes)
 

@@ -35,7 +35,7 @@ class Cell:
     """One number of a table, over `seeds`, which may be fewer than `expected`. What is the same for all seeds, because
     nothing is drawn at random, counts once.
 
-    `values` are fractions, one a seed; `share` is None where nothing tells how many pixels an image has; `mixed` names
+    `values` are fractions, one a seed; `share` is None where nothing tells how many pixels per image has; `mixed` names
     what the seeds should have in common (device, versions, data) but have not.
     """
 

@@ -213,7 +213,7 @@ def number_text(value: float) -> str:
 
 def _model_text(model: CostModel) -> str:
     classes = ", ".join(f"{name} {number_text(seconds)} s" for name, seconds in model.seconds_per_class.items())
-    pixel = f"{_clicks_text(model.clicks_per_pixel)} and {number_text(model.seconds_per_pixel)} s a pixel"
+    pixel = f"{_clicks_text(model.clicks_per_pixel)} and {number_text(model.seconds_per_pixel)} s per pixel"
     parts = [pixel + (f" ({classes})" if classes else "")]
     if model.seconds_per_image:
         parts.append(f"{number_text(model.seconds_per_image)} s to open an image at each stage")

@@ -52,7 +52,7 @@ def parse_cell(wanted: str) -> dict[str, str]:
         elif last == "setting":  # has commas and equals signs of its own
             found[last] += f",{part.rstrip()}"
         else:
-            raise SpecError(f"--explain: {part.strip()!r} is no NAME=VALUE with one of the names {', '.join(NAMES)}")
+            raise SpecError(f"--explain: {part.strip()!r} is not NAME=VALUE with one of the names {', '.join(NAMES)}")
     return found
 
 

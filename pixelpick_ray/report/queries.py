@@ -106,7 +106,7 @@ def query_table(queries: Sequence[StageQuery], distances: Mapping[Line, float | 
     caption = (
         "What was asked at each stage, means over seeds: entropy of the prediction at the new pixels (none where no "
         "network was asked), classes among an image's new pixels, distance between two of them, and distance to the "
-        "nearest border of a class. The first pixels are by chance, whatever the strategy."
+        "nearest border of a class. The first pixels are random, whatever the strategy."
     )
     header = (*columns, "pixels per image", *(heading for heading, _ in _SHOWN.values()), "n")
     return Table(caption, header, rows, "l" * len(columns) + "r" * (2 + len(_SHOWN)), tuple(_distance_notes(distances)))

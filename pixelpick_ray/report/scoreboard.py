@@ -289,7 +289,9 @@ def _notes(comparisons: Sequence[Comparison], labels: Mapping[Line, str]) -> tup
     rules = dict.fromkeys((one.published.rule, one.published.rule_source) for one in comparisons if one.published)
     notes = [f"The published numbers: {rule} (source: {source})." for rule, source in rules]
     if not any(one.cell.checkpoint == BEST for one in comparisons):
-        notes.append("Of ours no best epoch is known, for only the last was measured; add evaluate.when: every_epoch.")
+        notes.append(
+            "No best epoch of ours is known, because only the last was measured; add evaluate.when: every_epoch."
+        )
     judged = sum(one.verdict in (AGREES, HIGHER, LOWER) for one in comparisons)
     if judged:
         notes.append(f"Of {judged} intervals at 95 %, about {judged / 20:g} miss 0 by chance where nothing differs.")
@@ -317,7 +319,7 @@ def elsewhere_table(results: Results) -> Table | None:
         counts = ", ".join(dict.fromkeys("-" if one.n is None else str(one.n) for one in numbers))
         rows.append((work, split, backbone, asked, "; ".join(map(_miou_text, numbers)), counts))
         notes[f"{caveat} Source: {numbers[0].source}, {numbers[0].address}"][work] = None
-    caption = "mIoU in percent of other papers. None is like for like; why is said below."
+    caption = "mIoU in percent from other papers. None is a like-for-like comparison; the reasons are below."
     header = ("work", "split", "backbone", "asked", "mIoU (%)", "n")
     return Table(caption, header, tuple(rows), "llllrr", tuple(f"{', '.join(of)}: {why}" for why, of in notes.items()))
 

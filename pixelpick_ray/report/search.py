@@ -134,7 +134,7 @@ def _result(found: Findings, next_command: str) -> Iterator[str]:
     yield _asked_text(found)
     yield _split_text(found)
     if not found.samples:
-        yield "Nothing was run yet; run the experiment, and report again."
+        yield "Run the experiment and report again: nothing has been run yet."
         return
     yield _best_text(found)
     yield _counts_text(found)

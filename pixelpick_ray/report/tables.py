@@ -310,7 +310,7 @@ def result_notes(results: Results, cells: Sequence[Cell], strong: Strong) -> tup
 
 
 _BOLD = (
-    "Bold: the best mean of a setting at a budget, and those that a paired t test over seeds does not tell apart "
+    "Bold: the best mean of a setting at a budget, and every mean that a paired t test over seeds cannot tell apart "
     "from it."
 )
 

@@ -34,7 +34,7 @@ def _sentences(contest: Contest) -> Iterator[str]:
         yield "Fewer than two strategies have results, so nothing can be compared."
         return
     if not contest.tested(contest.budgets):
-        yield "There is no budget at which all strategies have results of networks of their own, so none leads."
+        yield "There is no budget at which all strategies have results from networks of their own, so none leads."
     else:
         yield from _leader_texts(contest)
         yield from _order_texts(contest)
@@ -111,9 +111,9 @@ def _order_texts(contest: Contest) -> Iterator[str]:
         return
     value = f"{percent_text(largest[order[0]], math.nan)} %"
     if order[0] != areas[0]:
-        yield f"The order at the largest budget is another: at {budget}, {order[0].strategy} is first with {value}."
+        yield f"The order is different at the largest budget: at {budget}, {order[0].strategy} is first with {value}."
     else:
-        yield f"At the largest budget, {budget}, {order[0].strategy} is first too, but the order behind it is another."
+        yield f"At the largest budget, {budget}, {order[0].strategy} is first too, but the order behind it differs."
 
 
 def _ranking(means: Mapping[Line, float]) -> list[Line]:

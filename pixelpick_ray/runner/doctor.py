@@ -109,7 +109,7 @@ def _cluster(facts: Facts) -> Iterator[Finding]:
 def _meeting(meeting: Meeting) -> Finding:
     where = " and ".join(meeting.nodes)
     if not meeting.problem:
-        text = f"two ranks on {meeting.device} added their numbers in {meeting.seconds:.1f} s"
+        text = f"two ranks on {meeting.device} completed an all-reduce in {meeting.seconds:.1f} s"
         return Finding("all-reduce", where, True, text)
     cure = "let the nodes reach each other on every port, and name the network with GLOO_SOCKET_IFNAME"
     if meeting.device == "cuda":

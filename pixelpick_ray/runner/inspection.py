@@ -105,7 +105,7 @@ def gpus() -> tuple[Gpu, ...]:
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise RuntimeError(f"nvidia-smi fails ({error}); mend the node's driver, or leave the node out") from error
+        raise RuntimeError(f"nvidia-smi fails ({error}); repair the node's driver, or leave the node out") from error
 
 
 def free_disks(execution: Execution) -> dict[str, tuple[str, int]]:

@@ -227,7 +227,7 @@ def run_search(
             path, problem = copy_found(search, journal, best, source)
             reported = search.experiment.evaluate.report
             console.print(
-                f"{problem}; `report` copies it where it can, and a copy from the store does, too"
+                f"{problem}; `report` copies it where it can, and a copy taken from the store works as well"
                 if problem
                 else f"a copy, to run on {reported}: {typed()} run {_shown(path)}",
                 soft_wrap=True,
@@ -240,7 +240,7 @@ def _alone(search: Search, store: Store) -> AbstractContextManager[Any]:
     lease = store.take("search", search.experiment.identity())
     if lease is None:
         holder = store.leased().get(f"search-{search.experiment.identity()}", "another process")
-        raise RunError(f"{search.experiment.name}: {holder} runs this search; wait for it, or stop it there")
+        raise RunError(f"{search.experiment.name}: {holder} is running this search; wait for it, or stop it there")
     return lease
 
 
@@ -373,7 +373,7 @@ def _tell_job(request: str) -> None:
 def _why(pending: Pending) -> str:
     if pending.missing:
         return f"waiting for {pending.missing} of {counted(pending.asked, 'answer')}"
-    return "people have just answered; the same command goes on"
+    return "people have just answered: run the same command to go on"
 
 
 def _print_result(planned: Plan, execution: Execution, console: Console) -> None:
@@ -441,7 +441,7 @@ class StopRequest:
         self._signalled = time.monotonic()
         if not self._is_awaited and supervisor.is_supervised():
             supervisor.end(STOPPED, GOES_ON)  # for certain: in C++ that calls Python, an exception may get lost
-        supervisor.tell("stopping; once more to stop at once" if self._is_awaited else GOES_ON)
+        supervisor.tell("stopping; interrupt again to stop at once" if self._is_awaited else GOES_ON)
         if not self._is_awaited:
             sys.exit(STOPPED)
 

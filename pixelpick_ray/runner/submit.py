@@ -57,7 +57,7 @@ class Request:
         """
         for path in self.sources:
             if path.startswith("/") or ".." in Path(path).parts:
-                raise SpecError(f"file:{path}: lies outside of the folder of {self.experiment.name}; move it there")
+                raise SpecError(f"file:{path}: is outside the folder of {self.experiment.name}; move it there")
             if flat and "/" in path:
                 raise SpecError(f"file:{path}: a ConfigMap has no folders; put it beside {self.experiment.name}")
         return {"experiment.yaml": whole_text(self.experiment), **self.sources}
@@ -128,7 +128,7 @@ class BatchJob:
 def _absent(program: str) -> str:
     if Path(program).name == "ray":
         return 'ray job submit needs Ray with its job server: python -m pip install "ray[default]"'
-    return f"{program} is not on PATH: submit where it is, or see with --dry-run what it would be given"
+    return f"{program} is not on PATH: submit where it is installed, or use --dry-run to see the job"
 
 
 def slurm_job(request: Request) -> BatchJob:

@@ -121,7 +121,7 @@ def run_trials(
         try:
             tuner.fit()
         except (ray.exceptions.RayError, ConnectionError) as error:
-            raise RunError(f"the Ray cluster was lost ({explain(error)}); the same command goes on") from error
+            raise RunError(f"the Ray cluster was lost ({explain(error)}); run the same command to go on") from error
 
 
 def places_here(execution: Execution) -> int:

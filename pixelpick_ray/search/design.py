@@ -27,7 +27,7 @@ HELD_OUT_SHARE = 0.2
 class Level:
     """A point at which a sample is judged: the end of a budget, or an epoch of the first stage.
 
-    ``resource`` is what schedulers count: labelled pixels an image in units of those of the first level, where an
+    ``resource`` is what schedulers count: labelled pixels per image in units of those of the first level, where an
     epoch counts as its share of the first stage.
     """
 
@@ -113,7 +113,7 @@ class Search:
             if both := sorted(judged & _images(dataset, split)):
                 raise SpecError(
                     f"search.split: {len(both)} images of {self.split} are {what}, in {split}, too, e.g. {both[0]}; "
-                    f"take another split, or search.held_out: {HELD_OUT_SHARE} for a share of the training images"
+                    f"use another split, or search.held_out: {HELD_OUT_SHARE} for a share of the training images"
                 )
 
     @cached_property
@@ -215,18 +215,18 @@ def check_splits(search: Search, facts: DatasetFacts) -> None:
     instead = f"or search.held_out: {HELD_OUT_SHARE} for a share of the training images"
     if search.spec.held_out is not None and HELD_OUT in facts.splits:
         raise SpecError(
-            f"search.held_out: {facts.name} has a split {HELD_OUT!r} of its own; take search.split: {HELD_OUT}, or "
+            f"search.held_out: {facts.name} has a split {HELD_OUT!r} of its own; use search.split: {HELD_OUT}, or "
             "give that one another name"
         )
     known = facts_with_held_out(facts, search.judged.dataset).splits
     if split not in known:
         raise SpecError(
-            f"search.split: {facts.name} has no split {split!r}; it has {', '.join(known)}; take one that is neither "
+            f"search.split: {facts.name} has no split {split!r}; it has {', '.join(known)}; use one that is neither "
             f"trained on nor reported, {instead}"
         )
     if split == trained:
         raise SpecError(
-            f"search.split: {split} is trained on; take one that is neither trained on nor reported, {instead}"
+            f"search.split: {split} is trained on; use one that is neither trained on nor reported, {instead}"
         )
 
 

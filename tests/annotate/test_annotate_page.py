@@ -184,7 +184,7 @@ def test_two_hundred_answers_survive_a_reload_and_a_killed_server(browser: Brows
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=20)
         browser.type(typist.keys["road"])
-        wait_for(lambda: "kept and sent again" in typist.text("#banner"))
+        wait_for(lambda: "kept and will be sent again" in typist.text("#banner"))
         assert typist.look()["acknowledged"] == typist.look()["acknowledged"][: typist.seen[0]]
     check_book(typist)
     with serving(store) as (_, second):
@@ -260,13 +260,13 @@ def test_what_is_no_answer_stores_nothing(page: Opened) -> None:
     strokes = (('"', "Digit3", 0), ("à", "Digit0", 0), (":ç", "Period", 0), (">Ю", "Period", SHIFT))
     for key, code, modifiers in ((key, *rest) for keys, *rest in strokes for key in keys):
         key_event(typist.browser, key, code, modifiers=modifiers)  # of French, Turkish and Russian keyboards
-        assert typist.text("#notice").startswith(f"{key} is no key of a class")
+        assert typist.text("#notice").startswith(f"{key} is not a key for a class")
     for modifiers in (CTRL, ALT, META):
         key_event(typist.browser, "r", "KeyR", modifiers=modifiers)
     key_event(typist.browser, "r", "KeyR", autoRepeat=True)
     key_event(typist.browser, ".", "Period", autoRepeat=True)
     typist.browser.type("9")
-    assert typist.text("#notice") == "9 is no key of a class; ? shows all keys."
+    assert typist.text("#notice") == "9 is not a key for a class; ? shows all keys."
     typist.browser.type("?", "r", Key.ESCAPE)  # in the help, which it closes
     typist.browser.type(Key.ENTER, Key.BACKSPACE)  # no suggestion is shown
     typist.wait_for_notice("There is no answer to take back.")
@@ -352,7 +352,7 @@ def test_a_question_that_was_answered_in_another_tab_is_passed_over_and_enter_co
     answer_elsewhere(typist, item)
     typist.browser.type(typist.keys["road"])
     typist.wait_for_next(item)
-    assert typist.text("#notice") == "This question has its answer already."
+    assert typist.text("#notice") == "This question has been answered already."
     first = typist.item()
     assert typist.text("#question") == f"Is this {first['suggestion']}?"
     second = typist.press(Key.ENTER)["item"]
@@ -445,7 +445,7 @@ def test_a_kept_answer_that_cannot_be_stored_is_told(page: Opened) -> None:
         typist.browser.call("POST", "/url", {"url": "about:blank"})
         answer_elsewhere(typist, item)
     typist.open(typist.address)
-    assert typist.text("#notice").startswith("An answer that was kept could not be stored: This question has its")
+    assert typist.text("#notice").startswith("An answer that was kept could not be stored: This question has been")
     assert kept_answers(typist.browser) == []
     assert typist.labels() == [None]
 
@@ -458,7 +458,7 @@ def test_what_others_took_is_dropped_at_once(page: Opened, browser: Browser) -> 
     assert len(typist.site.post("next", {"annotator": "Bob", "have": []})[1]["items"]) == 24
     browser.type(typist.keys["road"])
     wait_for(lambda: typist.look()["state"] == "elsewhere")
-    assert typist.text("#cover h2") == "Others work on the rest"
+    assert typist.text("#cover h2") == "Others are working on the rest"
     assert browser.shown("#said") == [False]
     assert typist.answers() == ()
 
@@ -498,7 +498,7 @@ def test_a_page_waits_for_the_training_and_goes_on_by_itself(page: Opened, brows
     store = typist.store
     typist.say(*["road"] * 24)
     wait_for(lambda: typist.look()["state"] == "waiting")
-    assert typist.text("#cover h2") == "The network trains"
+    assert typist.text("#cover h2") == "The network is training"
     go_on(store)
     typist.browser.type(Key.BACKSPACE)
     wait_for(lambda: "The training has gone on" in typist.text("#notice") + typist.text("#banner"))

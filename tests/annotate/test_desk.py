@@ -216,7 +216,7 @@ def test_the_images_of_a_silent_person_go_to_others(office: Office) -> None:
         office.clock.now += 50
         busy.fetch()
     assert [item["id"] for item in busy.items] == [item["id"] for item in silent.items]
-    with refused("Somebody else works on this image", "taken"):
+    with refused("Somebody else is working on this image", "taken"):
         silent.answer()
     silent.fetch()
     assert (silent.items, silent.state) == ([], "elsewhere")
@@ -252,7 +252,7 @@ def test_after_a_standstill_an_image_that_another_process_took_is_theirs_and_the
     kept = [item for item in page.items if item["name"] != taken]
     office.clock.now += 90  # the machine slept
     if not sign:
-        with refused("Somebody else works on this image"):
+        with refused("Somebody else is working on this image"):
             page.desk.answer(page.reply(other.items[0]))
     page.fetch()
     assert page.items == kept
@@ -386,7 +386,7 @@ def test_a_page_waits_for_the_training_goes_on_and_ends(office: Office) -> None:
     office.train()
     assert seen() == ("waiting", 0)  # what is not asked any more is dropped
     assert office.store.leased() == {}
-    with refused("not asked any more"):
+    with refused("no longer asked"):
         page.desk.answer(reply)
     office.ask(1, 3, seed=2, pick="second", stages=1)
     assert seen() == ("asking", 3)

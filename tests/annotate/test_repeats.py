@@ -132,7 +132,7 @@ def test_a_repeat_that_somebody_else_got_meanwhile_is_theirs(office: Office) -> 
     assert mine & theirs
     for item in silent.items:
         if item["id"] in theirs:
-            with refused("Somebody else works on this image"):
+            with refused("Somebody else is working on this image"):
                 silent.desk.answer(silent.reply(item))
     silent.fetch()
     assert mine - theirs <= {item["id"] for item in silent.items}

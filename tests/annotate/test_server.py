@@ -73,13 +73,13 @@ HOSTILE: dict[str, tuple[str, str, bytes | Callable[[], Iterator[bytes]] | None,
     "a lone surrogate": ("POST", "begin", b'{"annotator": "\\ud800"}', JSON, 400, "JSON"),
     "a text for a list": ("POST", "next", b'{"annotator": "x", "have": "abc"}', JSON, 400, "have"),
     "a list of too many": ("POST", "next", MANY, JSON, 400, "have"),
-    "an unknown question to skip": ("POST", "skip", b'{"annotator": "x", "question": "y"}', JSON, 410, "not asked"),
+    "an unknown question to skip": ("POST", "skip", b'{"annotator": "x", "question": "y"}', JSON, 410, "no longer asked"),
     "an unknown answer": ("POST", "undo", b'{"annotator": "x", "answer": "y"}', JSON, 410, "no such answer"),
-    "deleting": ("DELETE", "", None, {}, 405, "not asked in that way"),
-    "getting what is posted": ("GET", "answer", None, {}, 405, "not asked in that way"),
-    "posting what is got": ("POST", "image/0", b"{}", JSON, 405, "not asked in that way"),
-    "putting": ("PUT", "answer", b"{}", JSON, 405, "not asked in that way"),
-    "tracing": ("TRACE", "", None, {}, 405, "not asked in that way"),
+    "deleting": ("DELETE", "", None, {}, 405, "does not take that method"),
+    "getting what is posted": ("GET", "answer", None, {}, 405, "does not take that method"),
+    "posting what is got": ("POST", "image/0", b"{}", JSON, 405, "does not take that method"),
+    "putting": ("PUT", "answer", b"{}", JSON, 405, "does not take that method"),
+    "tracing": ("TRACE", "", None, {}, 405, "does not take that method"),
 }
 
 
@@ -120,7 +120,7 @@ WRONG = {
         ({"label": '"moon"'}, 400, "no class 'moon'"),
         ({"kind": '"void"'}, 400, "label: is the name"),
         ({"id": '" x"'}, 400, "one line"),
-        ({"question": '"unheard of"'}, 410, "not asked any more"),
+        ({"question": '"unheard of"'}, 410, "no longer asked"),
         ({"annotator": '"bob"'}, 409, "Somebody else"),
     ],
 )

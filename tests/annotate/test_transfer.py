@@ -268,7 +268,7 @@ def test_an_annotator_without_a_proper_name_is_refused_the_command_ends_with_sta
         with pytest.raises(SpecError) as error:
             scenes.take(content, annotator=name)
         assert str(error.value) == (
-            f"--annotator {name!r}: is no name; give one line of 1 to 80 characters without spaces around it"
+            f"--annotator {name!r}: is not a valid name; give one line of 1 to 80 characters without spaces around it"
         )
     assert scenes.said() == {}
     (scenes.place / "asked.yaml").write_text(TEXT)
@@ -276,5 +276,5 @@ def test_an_annotator_without_a_proper_name_is_refused_the_command_ends_with_sta
     words = "import", "asked.yaml", "given.jsonl", "--format", "jsonl", "--annotator"
     done = launch(scenes.place, *words, " ada")
     assert (done.status, done.out) == (2, "")
-    assert done.err.startswith("error: asked.yaml: --annotator ' ada': is no name; give one line of 1 to")
+    assert done.err.startswith("error: asked.yaml: --annotator ' ada': is not a valid name; give one line of 1 to")
     assert launch(scenes.place, *words, "é" * 80).out == told(1, 0) + "\n"

@@ -131,5 +131,5 @@ def test_what_is_extended_is_no_experiment_by_itself() -> None:
 def test_a_text_of_no_file_extends_nothing() -> None:
     from pixelpick_ray.config.experiment import parse_experiment
 
-    with pytest.raises(SpecError, match="is relative to the file, and this text is of none"):
+    with pytest.raises(SpecError, match="is relative to the file, but this text is in no file"):
         parse_experiment("extends: base/all.yaml\n" + experiment_text(), where="text")

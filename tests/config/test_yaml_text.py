@@ -62,7 +62,7 @@ def test_yaml_within_the_limits_is_read() -> None:
         ("[" * 100_000, "more than 50 deep"),
         ('{"a": ' * 60 + "1" + "}" * 60, "more than 50 deep"),
         ("9" * 20000, "digits"),
-        ("[NaN]", "NaN is no number of JSON"),
+        ("[NaN]", "NaN is not a number in JSON"),
         ("{", "Expecting property name"),
     ],
 )
@@ -75,7 +75,7 @@ def test_json_beyond_the_limits_is_refused(text: str, told: str) -> None:
 def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
     """Pipes in the place of a description, an experiment, a list of images, weights; what a shell opens is read."""
     os.mkfifo(tmp_path / "mine.yaml")
-    with pytest.raises(SpecError, match=r"mine\.yaml: cannot be read \(it is a pipe or a device, no file\)"):
+    with pytest.raises(SpecError, match=r"mine\.yaml: cannot be read \(it is a pipe or a device, not a file\)"):
         load_experiment(tmp_path / "mine.yaml")
     for folder in ("pipe", "listed"):
         (tmp_path / folder / "images").mkdir(parents=True)

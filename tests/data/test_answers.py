@@ -103,7 +103,7 @@ def test_a_damaged_line_lets_a_book_as_it_was(tmp_path: Path) -> None:
 
 def refused(store: Store, name: str, **others: str) -> None:
     """The image is known with another look."""
-    with pytest.raises(DataError, match=f"image {name}: is another one than when people labelled"):
+    with pytest.raises(DataError, match=f"image {name}: is not the image whose pixels people labelled"):
         check_images(store, BOOK, {name: "other"} | others)
 
 
@@ -169,7 +169,7 @@ def test_chains_that_note_images_at_once_drop_none(tmp_path: Path, kind: type[Me
 
 def test_of_chains_that_note_different_images_at_once_one_goes_on(tmp_path: Path) -> None:
     (told,) = noted_together(Meeting(tmp_path), {"a": "1"}, {"a": "2"})
-    assert told.startswith("image a: is another one than when people labelled its pixels")
+    assert told.startswith("image a: is not the image whose pixels people labelled")
 
 
 def test_noting_images_waits_for_who_does_so_now(tmp_path: Path) -> None:

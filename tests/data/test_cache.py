@@ -157,7 +157,9 @@ def test_the_fingerprint_is_a_digest_of_split_names_sizes_and_pixels(write_camvi
 def test_an_image_too_small_for_the_networks_is_told(write_camvid: WriteCamVid, tmp_path: Path) -> None:
     data, cases = write_camvid(), {"7x30": {"size": (7, 30)}, "6x8": {"scale": 0.8}, "7x9": {"long_side": 9}}
     for shape, size in cases.items():
-        told = rf"camvid train: image train_000\.png is {shape} .*need 8 pixels a side; raise dataset\.size, scale or l"
+        told = (
+            rf"camvid train: image train_000\.png is {shape} .*need 8 pixels per side; raise dataset\.size, scale or l"
+        )
         with pytest.raises(DataError, match=told):
             prepare(camvid(data), "train", SizeSpec(**size), tmp_path / "cache")
     Image.new("RGB", (30, 7)).save(data / "camvid" / "train" / "train_001.png")

@@ -177,7 +177,7 @@ def test_the_size_of_a_picture_is_read_without_its_pixels(tmp_path: Path) -> Non
 NO_PICTURES: dict[str, tuple[Callable[[Path], object], str]] = {
     "32 bits": (
         lambda path: Image.fromarray(np.full((8, 10), 0.5, np.float32)).save(path, format="TIFF"),
-        r"an image has 8 or 16 bits a channel, this file has mode F \(32 bits, or a sign\); conv",
+        r"an image has 8 or 16 bits per channel, this file has mode F \(32 bits, or a sign\); conv",
     ),
     "GIF": (lambda path: path.write_bytes(b"GIF89a"), "is a GIF, which is not read; store it as PNG"),
     "empty": (lambda path: path.write_bytes(b""), "is empty; copy it again"),

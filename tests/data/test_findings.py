@@ -127,8 +127,8 @@ def test_copies_are_found_at_another_size_stored_anew_and_a_little_later(tmp_pat
         left_out=(),
     )
     assert told(train, val) == [
-        "warning: x: 2 of 4 images of v stand in t, too, e.g. smaller (3), lossy (4); what is measured there flatters",
-        "warning: x: 1 of 4 images of v look nearly like images of t, e.g. later (5); what is measured there flatters",
+        "warning: x: 2 of 4 images of v stand in t, too, e.g. smaller (3), lossy (4); results measured there flatter",
+        "warning: x: 1 of 4 images of v look nearly like images of t, e.g. later (5); results measured there flatter",
     ]
 
 
@@ -170,7 +170,7 @@ def test_warnings_are_the_first_lines_of_a_plan_and_stand_in_the_report(tmp_path
     (tmp_path / "mine.yaml").write_text(OWN)
     done = launch(tmp_path, "plan", "mine.yaml")
     expected = (
-        "leaves: 4 of 4 images of val stand in train, too, e.g. 0.png, 1.png, 2.png; what is measured there flatters"
+        "leaves: 4 of 4 images of val stand in train, too, e.g. 0.png, 1.png, 2.png; results measured there flatter"
     )
     assert (done.status, done.out.splitlines()[0]) == (0, f"warning: {expected}")
     assert json.loads(launch(tmp_path, "plan", "mine.yaml", "--json").out)["warnings"] == [expected]
@@ -193,7 +193,7 @@ def test_check_says_what_is_there_and_draws_it(tmp_path: Path) -> None:
         "soil                25.00 %     50.00 %",
         "leaf                50.00 %     50.00 %",
         "void                25.00 %       never",
-        "nothing is wrong, as far as can be seen",
+        "nothing wrong was found",
         "contact sheet: leaves-check.png",
     ]
     with Image.open(tmp_path / "leaves-check.png") as sheet:

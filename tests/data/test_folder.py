@@ -125,7 +125,7 @@ UNREADABLE = {
     b"- a": r"dataset\.yaml: expected a mapping with classes, void, splits.*; got \['a'\]",
     b"": r"dataset\.yaml: expected a mapping with classes, void, splits.*; got None",
     b"classes: &x [*x]": r"dataset\.yaml: holds something that is neither number, text, list nor mapping",
-    b"\xff\xfe\xfd": r"dataset\.yaml: is no text in UTF-8 or UTF-16 \(.*\); store it as UTF-8",
+    b"\xff\xfe\xfd": r"dataset\.yaml: is not text in UTF-8 or UTF-16 \(.*\); store it as UTF-8",
 }
 
 
@@ -141,10 +141,10 @@ def test_a_description_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 def test_what_is_wrong_with_the_files_of_a_split_is_told(tmp_path: Path) -> None:
     """What is told of other files is in wrong_inputs.yaml."""
     images, labels = (write_folder(tmp_path) / "train" / part for part in ("images", "labels"))
-    with pytest.raises(DataError, match=r"images/new\.png: is no image of split train \(any more\); put it back"):
+    with pytest.raises(DataError, match=r"images/new\.png: is not an image of split train \(any more\); put it back"):
         leaves(tmp_path).read("train", "new.png")
     (labels / "leaf.v1.png").rename(labels / "leaf.v1.jpg")
-    told(tmp_path, r"labels/leaf\.v1\.jpg: is no \.png, .*since JPEG and WebP change their values; export it anew")
+    told(tmp_path, r"labels/leaf\.v1\.jpg: is no \.png, .*since JPEG and WebP change their values; export it again")
     assert len(leaves(tmp_path).names("val")) == 3
     write_folder(tmp_path)
     (labels / "leaf.v1.jpg").unlink()
@@ -158,7 +158,7 @@ def test_what_is_wrong_with_the_files_of_a_split_is_told(tmp_path: Path) -> None
 def test_two_images_of_one_stem_and_no_image_are_told_with_labels_or_without(tmp_path: Path, splits: Any) -> None:
     images = write_folder(tmp_path, splits=splits) / "train" / "images"
     save(images / "leaf.v1.png", noise((9, 11), (0,), seed=0)[0])
-    told(tmp_path, rf"{images}: leaf\.v1\.jpg and leaf\.v1\.png have one stem; keep one of")
+    told(tmp_path, rf"{images}: leaf\.v1\.jpg and leaf\.v1\.png have the same stem; keep one of")
     for path in (*images.iterdir(), *(images.parent / "labels").iterdir()):
         path.unlink()
     told(tmp_path, rf"{images}: holds no image; copy the images of split train there")

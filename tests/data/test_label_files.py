@@ -88,7 +88,7 @@ def test_palettes_where_no_colour_is_known(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"leaf\.v1\.png: index 1 of its palette has the colour \[0, 0, 255\], in .*v0"):
         described.read_label(other)
     with_palette(MEANT % 255, [(0, 0, 0), (2, 2, 2), (1, 1, 1)], labels(tmp_path))
-    with pytest.raises(DataError, match=r"greys of its palette are values of classes, .*index 1 is grey 2, index 2 is"):
+    with pytest.raises(DataError, match=r"greys of its palette are values of classes .*index 1 is grey 2, index 2 is"):
         described.read_label(labels(tmp_path))
     described = dataset(tmp_path)
     with_palette(MEANT % 2, [(0, 0, 0), WHITE], labels(tmp_path))
@@ -118,7 +118,7 @@ def test_a_colour_mask_without_known_colours_and_a_blurred_one_are_told(tmp_path
         described.read_label(path)
     described = dataset(tmp_path, colours=COLOURS)
     save(path, cv2.GaussianBlur(coloured(MEANT), (3, 3), 0))
-    with pytest.raises(DataError, match=r"and \d+ more; .*blurred edges or of JPEG"):
+    with pytest.raises(DataError, match=r"and \d+ more; .*blurred edges or JPEG"):
         described.read_label(path)
 
 
@@ -182,7 +182,7 @@ def test_transparent_pixels_and_channels_that_differ_in_16_bits_are_told(tmp_pat
     with pytest.raises(DataError, match=r"10 pixels of the label map are transparent, which may mean void or a class"):
         described.read_label(labels(tmp_path))
     cv2.imwrite(str(labels(tmp_path)), np.arange(60, dtype=np.uint16).reshape(4, 5, 3))
-    with pytest.raises(DataError, match="has colours of 16 bits a channel; store the label map in 8 bits"):
+    with pytest.raises(DataError, match="has colours of 16 bits per channel; store the label map in 8 bits"):
         described.read_label(labels(tmp_path))
 
 
@@ -212,7 +212,7 @@ def test_images_of_16_bits_are_scaled_by_what_is_white(tmp_path: Path) -> None:
     rgb = np.dstack([values, values // 2, values * 0])
     cv2.imwrite(str(path), rgb[..., ::-1])
     assert read_image(path, white=4095)[1, 2].tolist() == [255, 127, 0]
-    with pytest.raises(DataError, match=r"has 16 bits a channel, its largest value is 4095; .*range: 4095"):
+    with pytest.raises(DataError, match=r"has 16 bits per channel, its largest value is 4095; .*range: 4095"):
         read_image(path)
     with pytest.raises(DataError, match=r"has the value 4095, above white in dataset\.yaml \(range: 1023\).*4095"):
         read_image(path, white=1023)
@@ -378,5 +378,5 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, read: object, monkeypat
     with pytest.raises(DataError, match="9 x 9 pixels, 80 at most"):
         read(small)  # type: ignore[operator]
     monkeypatch.setenv("PIXELPICK_MAX_PIXELS", "many")
-    with pytest.raises(SpecError, match=r"PIXELPICK_MAX_PIXELS: 'many' is no number of pixels"):
+    with pytest.raises(SpecError, match=r"PIXELPICK_MAX_PIXELS: 'many' is not a number of pixels"):
         read(small)  # type: ignore[operator]

@@ -38,7 +38,7 @@ def test_pixels_are_those_of_this_version() -> None:
 def test_pictures_have_the_declared_form_and_hard_classes(split: str) -> None:
     """Choosing pixels pays where some classes are seldom met by chance, but none may be too seldom to be learnt.
 
-    Void in each picture exercises its exclusion; budgets of the examples stay below 200 pixels an image.
+    Void in each picture exercises its exclusion; budgets of the examples stay below 200 pixels per image.
     """
     images, labels = load(split)
     assert images.shape == (scenes.SPLIT_SIZES[split], *canvas.SIZE, 3)

@@ -160,7 +160,7 @@ def test_another_file_or_split_is_told(stored: Stored, run: Evaluate, tmp_path: 
     for file, told in {
         "nothing.pt": r"nothing\.pt: no such file; give the weights\.safetensors of a stored fit or",
         ".": r"no such file",
-        "other.pt": r"other\.pt: is no checkpoint of PixelPick.*weights\.safetensors of a stored fit",
+        "other.pt": r"other\.pt: is not a checkpoint of PixelPick.*weights\.safetensors of a stored fit",
         "alone.safetensors": r"input\.json: does not say which network.*fit/<key>/weights\.safetensors",
     }.items():
         with pytest.raises(DataError, match=told):

@@ -243,7 +243,7 @@ def test_a_disk_that_loses_what_is_written_ends_the_run(tmp_path: Path, monkeypa
             file.write(b"other")
 
     monkeypatch.setattr(features_module._Files, "write", forgetful)
-    with pytest.raises(DataError, match=r"what is read back is never what was written; is the disk sound\?"):
+    with pytest.raises(DataError, match=r"what is read back is never what was written; is the disk faulty\?"):
         features_at(tmp_path, tiny_data(2).prepared, spec())
 
 

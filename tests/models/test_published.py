@@ -202,7 +202,7 @@ def test_what_is_wrong_with_a_file_is_told(state: State, tmp_path: Path) -> None
     refused(r"low_level_conv\.0\.weight is \(48, 16, 1, 1\)", state | misshapen)
     refused("was trained for 11 classes, the data set has 19; give the data set", state, 19)
     other = {"fc.weight": torch.zeros(3, 3)}
-    refused(r"is no checkpoint of PixelPick .*begins with 'fc\.weight'; give a best_miou", other)
+    refused(r"is not a checkpoint of PixelPick .*begins with 'fc\.weight'; give a best_miou", other)
     (tmp_path / "best_miou_model.pt").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"is not a readable file of tensors"):
         read_checkpoint(tmp_path / "best_miou_model.pt", 11)

@@ -128,7 +128,7 @@ def test_an_answer_to_two_experiments_is_one_and_equal_pixels_of_two_books_are_t
 def test_seconds_are_told_by_answer_and_annotator(study: Study, spec: Experiment) -> None:
     answered(study, spec, "ssrrrs", said("ann", "ssr-rs", [1.0, 2.0, 6.0, 30.0, None, 5.0]))
     write(study, said("ann", "r", 500.0, repeat=True))
-    found = table(study, "Seconds an answer", spec)
+    found = table(study, "Seconds per answer", spec)
     assert found.header == ("answer", "answers", "median (s)", "mean (s)", "in all (min)")
     assert found.rows == (
         ("sky", "3", "2.00", "2.67", "0.1"),  # 1, 2, 5
@@ -140,7 +140,7 @@ def test_seconds_are_told_by_answer_and_annotator(study: Study, spec: Experiment
     )
     assert found.notes == ("Not timed: 1 of 6 answers.",)
     write(study, [*said("bea", "ss", 1.5), *said("cy", "..?", 4.0)])  # several have a column each
-    found = table(study, "Seconds an answer", spec)
+    found = table(study, "Seconds per answer", spec)
     assert found.header[-3:] == ("ann", "bea", "cy")
     assert {row[0]: row[1:2] + row[-3:] for row in found.rows} == {
         "sky": ("5", "2.00 (3)", "1.50 (2)", "-"),
@@ -171,7 +171,7 @@ def test_a_class_may_be_called_like_a_row_of_its_own(study: Study, spec: Experim
     ask(study, spec, [(0, truths("ssr"))])
     study.store.write_record(path, study.store.read_record(path) | {"class_names": ["all", "cannot tell", "car"]})
     write(study, [answer("ann", first, "all"), answer("ann", second, "all"), answer("ann", third, "cannot tell")])
-    seconds, right = table(study, "Seconds an answer", spec), table(study, "Answers that are what", spec)
+    seconds, right = table(study, "Seconds per answer", spec), table(study, "Answers that are what", spec)
     known = [("all", "2"), ("cannot tell", "1"), ("car", "0")]
     none = [("none of the classes", "0"), ("cannot tell", "0")]
     assert [row[:2] for row in seconds.rows] == [*known, *none, ("all", "3")]
@@ -313,7 +313,7 @@ def test_a_report_is_laid_over_its_own_measured_times(reported: Reported) -> Non
     assert "| 10 | 10 | 0.16 | 100.0 | 1 |" in text
     assert "| 20 | 20 | 0.32 | 100.0 | 1 |" in text
     by = "Measured in 10 answers of <b>bea</b> (5) and ann (5)"
-    assert f"{by}: 1 click and 54 s a pixel (sky 36 s, road 72 s)." in text
+    assert f"{by}: 1 click and 54 s per pixel (sky 36 s, road 72 s)." in text
     assert "Assumed" not in text
     assert 'data-axis="hours of annotation"' in page
     assert "| road | 60.0 |" in text  # of the picked pixels

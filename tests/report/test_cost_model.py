@@ -20,7 +20,7 @@ FULL = FullCost(clicks_per_image=600, seconds_per_image=5400)
 
 
 def asked(trial: Trial, stage: int) -> dict[str, Any]:
-    """Statistics of 4 images: 40 pixels a stage, of which seed 1 gets 10 more of the class road at stage 1."""
+    """Statistics of 4 images: 40 pixels per stage, of which seed 1 gets 10 more of the class road at stage 1."""
     road = 10 + 10 * trial.seed * stage
     return {"pixels": 40, "images": 4, "class_counts": [40 - road, road], "distinct_classes": 2.0}
 
@@ -97,7 +97,7 @@ def test_the_table_says_what_it_assumes_and_what_it_leaves_out(study: Study) -> 
     ]
     assert table.alignment == "lll" + "rrrrrr"
     assert table.notes == (
-        "Assumed: 1 click and 2 s a pixel (road 4.5 s); 10 s to open an image at each stage; 20 EUR an hour.",
+        "Assumed: 1 click and 2 s per pixel (road 4.5 s); 10 s to open an image at each stage; 20 EUR an hour.",
         "One result is left out: the cost is unknown, for want of stored statistics or of a cost in the model.",
     )
 

@@ -192,9 +192,9 @@ def test_names_and_values_are_read_and_what_is_no_cell_or_several_is_refused(fil
     assert parse_cell("setting=a.b=1, c=[2,3],budget=20") == {"setting": "a.b=1, c=[2,3]", "budget": "20"}
     assert parse_cell("strategy=") == {"strategy": ""}
     for wanted, message in {
-        "bugdet=20": f": 'bugdet=20' is no NAME=VALUE with one of the names {NAMES}, class_name",
-        "strategy=margin,20": f": '20' is no NAME=VALUE with one of the names {NAMES}, class_name",
-        "": f": '' is no NAME=VALUE with one of the names {NAMES}, class_name",
+        "bugdet=20": f": 'bugdet=20' is not NAME=VALUE with one of the names {NAMES}, class_name",
+        "strategy=margin,20": f": '20' is not NAME=VALUE with one of the names {NAMES}, class_name",
+        "": f": '' is not NAME=VALUE with one of the names {NAMES}, class_name",
         "strategy=entropy,budget=20": " 'strategy=entropy,budget=20': there is no such cell; known are "
         "strategy: margin, random, (empty); budget: 10, 20, full",
         "budget=20": " 'budget=20': 2 cells are meant; say which by strategy: margin, random",

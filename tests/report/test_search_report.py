@@ -380,7 +380,7 @@ def test_nothing_run_yet_is_said(tmp_path: Path) -> None:
     assert {path.name for path in summary.files} == FILES
     assert (summary.num_samples, summary.missing) == (0, ("4 samples: not issued yet",))
     assert re.findall("<h2>([^<]*)", page(out)) == ["Result", "How it was made"]
-    assert "Nothing was run yet" in page(out)
+    assert "nothing has been run yet" in page(out)
     assert "found.yaml" not in page(out)
     assert "No sample is finished yet." in (out / "table.md").read_text(encoding="utf-8")
     assert rows(out / "samples.csv") == []

@@ -236,8 +236,8 @@ CAPTION = (
 COUNTS = "A count such as (2/3): the value is of 2 of the 3 seeds asked for."
 NOTES = (
     "Missing: 1 of 15 trials.\n\n"
-    "Bold: the best mean of a setting at a budget, and those that a paired t test over seeds does not tell apart from "
-    "it.\n"
+    "Bold: the best mean of a setting at a budget, and every mean that a paired t test over seeds cannot tell apart "
+    "from it.\n"
 )
 
 

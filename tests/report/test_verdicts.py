@@ -96,9 +96,9 @@ def test_another_order_at_the_largest_budget_is_said() -> None:
         percent = {"margin": start | {30: margin}, "entropy": {10: [40, 41], 20: [50, 51], 30: entropy}}
         return paragraphs(*make_cells(percent | {"random": {10: [30, 31], 20: [40, 41], 30: [61, 62]}}))[0]
 
-    other = "The order at the largest budget is another: at 30, entropy is first with 63.5 %."
+    other = "The order is different at the largest budget: at 30, entropy is first with 63.5 %."
     assert other in at([62, 63], [63, 64])
-    behind = "At the largest budget, 30, margin is first too, but the order behind it is another."
+    behind = "At the largest budget, 30, margin is first too, but the order behind it differs."
     assert behind in at([62, 63], [59, 60])
     assert "largest budget" not in at([64, 65], [63, 64])
 
@@ -110,7 +110,7 @@ def test_equal_strategies_and_small_differences_are_told() -> None:
     first = paragraphs(*make_cells({"random": {20: [50, 51]}, "margin": {20: [50.01, 51.02]}}))[0]
     assert "margin is less than 0.1 points above random" in first
     assert paragraphs(*make_cells({"random": {10: [1, 2]}, "margin": {10: [1, 2]}}, same=[10])) == (
-        f"There is no budget at which all strategies have results of networks of their own, so none leads. {SAME}",
+        f"There is no budget at which all strategies have results from networks of their own, so none leads. {SAME}",
     )
 
 

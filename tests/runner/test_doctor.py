@@ -43,7 +43,7 @@ def test_a_fit_cluster_is_told_line_by_line() -> None:
     assert [str(line) for line in lines[:9]] == [
         "ok    trial      cluster: 2 nodes, a trial fits",
         "ok    GPUs       cluster: none is in use",
-        "ok    all-reduce one and two: two ranks on cuda added their numbers in 1.5 s",
+        "ok    all-reduce one and two: two ranks on cuda completed an all-reduce in 1.5 s",
         "ok    versions   one: Python 3.11.7, torch 2.11.0",
         "ok    data       one: the driver's: camvid train",
         "ok    store      one: read and written by both",
@@ -107,8 +107,8 @@ WRONG: dict[str, tuple[Facts, str]] = {
     ),
     "GPUs two absent": (with_node(gpus=()), "Ray counts 2, nvidia-smi shows 0; start Ray there with what it has"),
     "GPUs two unknown": (
-        with_node(problems={"GPUs": "nvidia-smi fails (x); mend the node's driver, or leave the node out"}),
-        "nvidia-smi fails (x); mend the node's driver, or leave the node out",
+        with_node(problems={"GPUs": "nvidia-smi fails (x); repair the node's driver, or leave the node out"}),
+        "nvidia-smi fails (x); repair the node's driver, or leave the node out",
     ),
     "trial cluster": (
         replace(WELL, trial="a trial of 4 ranks needs 1 GPU for each rank; lower --ranks"),
@@ -194,7 +194,7 @@ def test_gpus_are_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
     mib = 2**20
     assert gpus() == (Gpu("NVIDIA H100 80GB HBM3", 81559 * mib, 81000 * mib), Gpu("Some, GPU", 100 * mib, 50 * mib))
     tool.write_text("#!/bin/sh\nexit 9\n")
-    with pytest.raises(RuntimeError, match=r"nvidia-smi fails \(.*status 9.*\); mend the node's driver"):
+    with pytest.raises(RuntimeError, match=r"nvidia-smi fails \(.*status 9.*\); repair the node's driver"):
         gpus()
 
 

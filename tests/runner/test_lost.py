@@ -55,7 +55,7 @@ def test_a_run_asked_to_stop_ends_with_status_3_and_leaves_no_process(place: Pat
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 3, output
-    assert "stopped; the same command goes on from here" in output
+    assert "stopped; run the same command to go on from here" in output
     assert not alive(pid)
     again = start(place, "--time-limit", "240s", "--local")
     line = next((text for text in iter(again.stdout.readline, "") if "resumes after" in text), "")

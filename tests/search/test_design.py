@@ -81,15 +81,15 @@ def test_samples_are_judged_at_the_size_of_the_report_and_when_it_is_evaluated()
         (["search.held_out=0.3"], "train val", None),
         (["dataset.held_out=0.3"], "train val", None),
         (["search.split=held_out"], "train val held_out", None),
-        (["search.split=dev"], "train val", "search.split: folder has no split 'dev'; it has train, val; take one"),
+        (["search.split=dev"], "train val", "search.split: folder has no split 'dev'; it has train, val; use one"),
         (["search.split=dev"], "train dev", "evaluate.splits: folder has no split 'val'; it has train, dev"),
-        (["search.split=train"], "train val", "search.split: train is trained on; take one that is neither"),
+        (["search.split=train"], "train val", "search.split: train is trained on; use one that is neither"),
         (["search.split=dev", "dataset.split=dev"], "train val dev", "search.split: dev is trained on"),
         (["dataset.split=fit", "search.split=train"], "train val", "dataset.split: folder has no split 'fit'"),
         (
             ["search.held_out=0.3"],
             "train val held_out",
-            "search.held_out: folder has a split 'held_out' of its own; take search.split: held_out, or give that one",
+            "search.held_out: folder has a split 'held_out' of its own; use search.split: held_out, or give that one",
         ),
     ],
 )

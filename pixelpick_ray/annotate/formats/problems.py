@@ -164,10 +164,10 @@ def json_of(text: str, where: str, kind: type[Container], problems: Problems) ->
     try:
         value = read_json(text)
     except json.JSONDecodeError as error:
-        problems.add(where, f"is no JSON (line {error.lineno}, column {error.colno}: {error.msg})")
+        problems.add(where, f"is not JSON (line {error.lineno}, column {error.colno}: {error.msg})")
         return None
     except ValueError as error:  # a constant, a number of thousands of digits, deep nesting
-        problems.add(where, f"is no JSON that is read ({error!s:.80})")
+        problems.add(where, f"is not JSON that is read ({error!s:.80})")
         return None
     if isinstance(value, kind):
         return value

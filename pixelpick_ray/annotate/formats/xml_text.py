@@ -51,7 +51,7 @@ def xml_tree(content: bytes) -> ElementTree.Element:
     try:
         parser.Parse(content, True)
     except (expat.ExpatError, ValueError) as error:
-        raise XmlError(f"is no XML ({error})") from error
+        raise XmlError(f"is not XML ({error})") from error
     return builder.close()
 
 

@@ -158,8 +158,8 @@
 
   const COVERS = {
     paused: ["Paused", "The clock is stopped. Press any key to go on."],
-    waiting: ["The network trains", "Nothing is asked now. This page goes on by itself when new questions come."],
-    elsewhere: ["Others work on the rest", "No image is free now. This page goes on by itself."],
+    waiting: ["The network is training", "There are no questions now. This page goes on by itself when new ones come."],
+    elsewhere: ["Others are working on the rest", "No image is free now. This page goes on by itself."],
     done: ["All done", "Every question of this experiment has been answered and trained on. You may close the page."],
   };
 
@@ -234,7 +234,7 @@
   function takeIn(found, meanwhile) {
     const dropped = new Set(found.dropped);
     if (!isBusy && page.queue.length > 0 && dropped.has(page.queue[0].id)) {
-      notice("This image is not yours any more.");
+      notice("This image has gone to somebody else.");
     }
     if (!isBusy) page.queue = page.queue.filter((item) => !dropped.has(item.id));
     const known = new Set(page.queue.map((item) => item.id));
@@ -435,7 +435,7 @@
     if (event.repeat && !REPEATABLE.has(command)) return;
     if (command) run(command, event.timeStamp);
     else if (name || page.isPaused) choose(name, event.timeStamp);
-    else notice(`${key} is no key of a class; ? shows all keys.`);
+    else notice(`${key} is not a key for a class; ? shows all keys.`);
   }
 
   function onClick(event) {

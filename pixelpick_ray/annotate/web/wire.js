@@ -4,9 +4,9 @@
 const wire = (() => {
   const PATIENCE = 15000; // ms for one try
   const GONE = new Set([403, 404, 421]);
-  const MOVED = "The server does not know this page any more: open the address that it has printed. ";
+  const MOVED = "The server no longer knows this page: open the address that it printed. ";
   const LOST = "No connection to the server. ";
-  const KEPT = "What you answered is kept and sent again.";
+  const KEPT = "Your answers are kept and will be sent again.";
   const BITMAPS = 12, PIXELS = 50e6; // of images that are kept decoded
 
   class Refused extends Error {}
