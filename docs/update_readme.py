@@ -4,6 +4,7 @@ docs/reference/experiments.md, between markers: ``make docs``.
 
 import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 README, COSTS = ROOT / "README.md", ROOT / "docs" / "reference" / "experiments.md"
 PUBLISHED = ROOT / "pixelpick_ray" / "report" / "published" / "pixelpick.csv"
 BUDGETS = ("20", "60", "100", "full")
-SHOWN = ("margin", "random", "all labelled")
+SHOWN = ("margin", "random")
 BY = ["experiment", "architecture", "backbone", "strategy"]
 ARCHITECTURES = {"deeplabv3plus": "DeepLabv3+", "fpn": "FPN"}
 BACKBONES = {
@@ -65,26 +66,30 @@ def _two_digits(value: float) -> str:
 
 
 def results() -> str:
-    """A row for each model and strategy of ``results/frozen-*``, then the published ones."""
-    heads = ["model", "input", "pixels chosen by", *(f"{budget}" for budget in BUDGETS), "seeds"]
-    lines = [f"| {' | '.join(heads)} |", f"| --- | --- | --- | {'---: | ' * len(BUDGETS)}---: |"]
+    """A row for each model and strategy of ``results/frozen-*``, then the published ones. Full supervision of a model
+    stands in the row of margin: it has no strategy.
+    """
+    heads = ["model", "input", "pixels", *(f"{budget}" for budget in BUDGETS)]
+    lines = [f"| {' | '.join(heads)} |", f"| --- | --- | --- | {' | '.join(['---:'] * len(BUDGETS))} |"]
     scales = {one.name: one.model.input_scale or 1.0 for one in map(load_experiment, experiment_files())}
+    cells, links = defaultdict[tuple[str, float, str], dict[str, str]](dict), dict[tuple[str, float, str], str]()
     for path in sorted(ROOT.glob("results/frozen-*/rows.csv")):
-        rows = pd.read_csv(path, dtype={"budget": str}).fillna({"strategy": "all labelled"})
+        rows = pd.read_csv(path, dtype={"budget": str, "strategy": str}).fillna({"strategy": "margin"})
         wanted = (rows.metric == "miou") & (rows.split == "test") & (rows.checkpoint == "last")
         wanted &= rows.strategy.isin(SHOWN) & rows.budget.isin(BUDGETS) & (rows.pretrained != "none")
         for (name, architecture, backbone, strategy), found in rows[wanted].groupby(BY, sort=False):
-            values = (100 * found.value).groupby(found.budget)
-            cells = {budget: _cell(one) for budget, one in values}
-            link = f"results/{path.parent.name}/table.csv"
-            model = f"[{architecture} head, frozen {BACKBONES.get(backbone, backbone)}]({link})"
-            lines.append(_row(model, f"× {scales[name]:g}", strategy, cells, values.size().max()))
+            row = f"{architecture} head, frozen {BACKBONES.get(backbone, backbone)}", scales[name], strategy
+            cells[row] |= {budget: _cell(one) for budget, one in (100 * found.value).groupby(found.budget)}
+            if set(found.budget) != {"full"} or row not in links:
+                links[row] = f"results/{path.parent.name}/table.csv"
+    for row in sorted(cells):
+        model, scale, strategy = row
+        lines.append(_row(f"[{model}]({links[row]})", f"× {scale:g}", strategy, cells[row]))
     published = pd.read_csv(PUBLISHED, dtype={"budget": str})
     published = published[published.dataset == "camvid"]
     for (architecture, backbone), found in published.groupby(["architecture", "backbone"], sort=False):
-        cells = {one.budget: f"{one.miou_percent:.1f} ± {one.std_percent:.1f}" for one in found.itertuples()}
-        model = f"published {ARCHITECTURES[architecture]}, {BACKBONES[backbone]}"
-        lines.append(_row(model, "× 1", "margin", cells, found.n.max()))
+        told = {one.budget: f"{one.miou_percent:.1f} ± {one.std_percent:.1f}" for one in found.itertuples()}
+        lines.append(_row(f"published {ARCHITECTURES[architecture]}, {BACKBONES[backbone]}", "× 1", "margin", told))
     return "\n".join(lines) + "\n"
 
 
@@ -92,9 +97,8 @@ def _cell(values: "pd.Series[float]") -> str:
     return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else f"{values.mean():.1f}"
 
 
-def _row(model: str, size: str, strategy: str, cells: dict[str, str], seeds: int) -> str:
-    shown = (cells.get(budget, "–") for budget in BUDGETS)
-    return f"| {model} | {size} | {strategy} | {' | '.join(shown)} | {seeds} |"
+def _row(model: str, size: str, strategy: str, cells: dict[str, str]) -> str:
+    return f"| {model} | {size} | {strategy} | {' | '.join(cells.get(budget, '–') for budget in BUDGETS)} |"
 
 
 def between(page: str, name: str, text: str) -> str:
