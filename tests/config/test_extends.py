@@ -90,7 +90,7 @@ def test_it_is_the_experiment_that_one_whole_file_is(folder: Path) -> None:
         ("# first\nname: own\nextends: /base/all.yaml\n", r"^own.yaml line 3: extends: /base/all.yaml is absolute"),
         ("extends: [base/all.yaml]\n", r"^own.yaml line 1: extends: should be the path"),
         ("extends: base\n", r"^own.yaml line 1: extends: base cannot be read"),
-        ("extends: base/list.yaml\n", r"^own.yaml line 1: extends: base/list.yaml is no mapping"),
+        ("extends: base/list.yaml\n", r"^own.yaml line 1: extends: base/list.yaml is not a mapping"),
         ("extends: base/one.yaml\n", r"^(one|two).yaml line 2: extends: (one|two).yaml extends this file in turn"),
     ],
 )
