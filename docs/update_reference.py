@@ -149,7 +149,7 @@ def commands() -> str:
 def _option(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
         return f"| `{parameter.metavar}` | {parameter.help} | required |"
-    value = "" if parameter.is_flag else f" {parameter.metavar or 'N'}"
+    value = "" if parameter.is_flag else f" {parameter.metavar}"
     shown = parameter.show_default if isinstance(parameter.show_default, str) else parameter.default
     default = "required" if parameter.required else "–" if shown in (None, False, [], ()) else str(shown)
     variable = f" Also `{parameter.envvar}`." if parameter.envvar else ""

@@ -41,13 +41,15 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be submitted, and submit nothing.")
     ] = False,
-    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Nodes.", show_default="1")] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", min=1, help="Nodes.", show_default="1")] = None,
     cpus_per_node: Annotated[
-        int | None, typer.Option("--cpus-per-node", min=1, help="CPUs per node.", show_default="8")
+        int | None, typer.Option("--cpus-per-node", metavar="N", min=1, help="CPUs per node.", show_default="8")
     ] = None,
     gpus_per_node: Annotated[
         int | None,
-        typer.Option("--gpus-per-node", min=0, help="GPUs per node.", show_default="1, or 0 with --device cpu"),
+        typer.Option(
+            "--gpus-per-node", metavar="N", min=0, help="GPUs per node.", show_default="1, or 0 with --device cpu"
+        ),
     ] = None,
     memory_gib: Annotated[
         int | None,
@@ -60,7 +62,10 @@ def submit(
         ),
     ] = None,
     time: Annotated[
-        str | None, typer.Option("--time", help="Time limit of the job, e.g. 12h.", show_default="the cluster's")
+        str | None,
+        typer.Option(
+            "--time", metavar="DURATION", help="Time limit of the job, e.g. 12h.", show_default="the cluster's"
+        ),
     ] = None,
     folder: Annotated[
         str | None,
@@ -71,12 +76,16 @@ def submit(
             show_default="this one; /shared on Kubernetes",
         ),
     ] = None,
-    partition: Annotated[str | None, typer.Option("--partition", help="Slurm: partition.")] = None,
-    account: Annotated[str | None, typer.Option("--account", help="Slurm: account.")] = None,
-    image: Annotated[str | None, typer.Option("--image", help="Kubernetes: container image.")] = None,
-    namespace: Annotated[str | None, typer.Option("--namespace", help="Kubernetes: namespace.")] = None,
-    claim: Annotated[str | None, typer.Option("--claim", help="Kubernetes: volume claim of data and results.")] = None,
-    address: Annotated[str | None, typer.Option("--address", help="Ray: address of its job server.")] = None,
+    partition: Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Slurm: partition.")] = None,
+    account: Annotated[str | None, typer.Option("--account", metavar="NAME", help="Slurm: account.")] = None,
+    image: Annotated[str | None, typer.Option("--image", metavar="IMAGE", help="Kubernetes: container image.")] = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", metavar="NAME", help="Kubernetes: namespace.")] = None,
+    claim: Annotated[
+        str | None, typer.Option("--claim", metavar="NAME", help="Kubernetes: volume claim of data and results.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="ADDRESS", help="Ray: address of its job server.")
+    ] = None,
 ) -> None:
     """Write, show and submit a batch job that runs an experiment; takes the options of `run` as well.
 

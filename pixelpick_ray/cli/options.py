@@ -77,12 +77,13 @@ FormatName = Annotated[
         show_default=False,
     ),
 ]
-Ranks = Annotated[int, typer.Option("--ranks", help="DDP processes per trial.")]
-CpusPerRank = Annotated[int, typer.Option("--cpus-per-rank", help="CPUs and threads per rank.")]
+Ranks = Annotated[int, typer.Option("--ranks", metavar="N", help="DDP processes per trial.")]
+CpusPerRank = Annotated[int, typer.Option("--cpus-per-rank", metavar="N", help="CPUs and threads per rank.")]
 GpusPerRank = Annotated[
     float | None,
     typer.Option(
         "--gpus-per-rank",
+        metavar="N",
         help="GPUs per rank; a fraction puts several one-rank trials on a GPU.",
         show_default="1 where there are GPUs",
     ),
@@ -92,13 +93,15 @@ KeepWeightsOption = Annotated[
     str,
     typer.Option(
         "--keep-weights",
-        help="needed, last or all: those of no stage, of the last of each chain, of every one. Where people answer, "
-        "the last are always kept.",
+        metavar="WHICH",
+        help="needed (none once nothing needs them), last (of each chain) or all. Where people answer, the last "
+        "are always kept.",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cuda or cpu.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cuda or cpu.")]
 Address = Annotated[
-    str | None, typer.Option("--address", help="An existing Ray cluster.", show_default="start one here")
+    str | None,
+    typer.Option("--address", metavar="ADDRESS", help="An existing Ray cluster.", show_default="start one here"),
 ]
 
 

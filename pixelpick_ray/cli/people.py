@@ -27,12 +27,17 @@ def annotate(
     store: StoreLocation = "store",
     host: Annotated[
         str,
-        typer.Option("--host", help="Address to listen on; only this machine reaches the page unless you change it."),
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            help="Address to listen on; only this machine reaches the page unless you change it.",
+        ),
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
         typer.Option(
             "--port",
+            metavar="PORT",
             min=0,
             max=65535,
             help="Port; 0 for any free one.",

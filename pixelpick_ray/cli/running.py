@@ -110,12 +110,15 @@ def run(
     device: Device = "auto",
     max_concurrent: Annotated[
         int | None,
-        typer.Option("--max-concurrent", help="Chains to run at the same time.", show_default="as many as fit"),
+        typer.Option(
+            "--max-concurrent", metavar="N", help="Chains to run at the same time.", show_default="as many as fit"
+        ),
     ] = None,
     address: Address = None,
     local: Annotated[bool, typer.Option("--local", help="No Ray: chains one after another in this process.")] = False,
     time_limit: Annotated[
-        str | None, typer.Option("--time-limit", help="Stop cleanly after e.g. 30m; run again to go on.")
+        str | None,
+        typer.Option("--time-limit", metavar="DURATION", help="Stop cleanly after e.g. 30m; run again to go on."),
     ] = None,
     keep_weights: KeepWeightsOption = "needed",
     checkpoint_minutes: Annotated[
@@ -128,7 +131,8 @@ def run(
         ),
     ] = 5.0,
     rank_timeout: Annotated[
-        str, typer.Option("--rank-timeout", help="How long ranks wait for one that hangs, e.g. 10m.")
+        str,
+        typer.Option("--rank-timeout", metavar="DURATION", help="How long ranks wait for one that hangs, e.g. 10m."),
     ] = "10m",
     cache_limit: Annotated[
         str | None,
