@@ -206,7 +206,7 @@ def _of_classes(
 
 
 def _of_copies(name: str, one: SplitFacts, other: SplitFacts) -> list[DataFinding]:
-    """Images that stand in two splits, or nearly."""
+    """Images that are in two splits, or nearly."""
     if not len(one.names) or not len(other.names) or one.split == other.split:
         return []
     known = {content: at for at, content in enumerate(one.digests)}
@@ -226,7 +226,7 @@ def _of_copies(name: str, one: SplitFacts, other: SplitFacts) -> list[DataFindin
             elif value >= NEAR_CORRELATION and levels <= NEAR_LEVELS:
                 near[at] = int(best)
     found = []
-    for pairs, how in ((same, "stand in"), (near, "look nearly like images of")):
+    for pairs, how in ((same, "are also in"), (near, "look nearly like images of")):
         if pairs:
             some = ", ".join(
                 other.names[at] if other.names[at] == one.names[like] else f"{other.names[at]} ({one.names[like]})"
@@ -236,7 +236,7 @@ def _of_copies(name: str, one: SplitFacts, other: SplitFacts) -> list[DataFindin
                 DataFinding(
                     False,
                     f"{name}: {len(pairs)} of {counted(len(other.names), 'image')} of {other.split} {how} {one.split}"
-                    f"{', too' if how == 'stand in' else ''}, e.g. {some}; results measured there flatter",
+                    f", e.g. {some}; results measured there flatter",
                 )
             )
     return found

@@ -152,7 +152,7 @@ def test_two_tabs_are_one_person_and_answer_a_pixel_once(office: Office) -> None
     right = office.page("ann", left.desk)
     assert left.items == right.items
     left.answer()
-    with refused("has its answer already", "gone"):
+    with refused("has been answered already", "gone"):
         right.answer()
     assert right.work() == 4
     assert len(office.places()) == 5
@@ -345,7 +345,7 @@ def test_an_answer_that_was_trained_on_stays_and_nothing_comes_again(office: Off
         assert (page.items, page.state) == ([], "waiting")
     else:
         office.clock.now = before
-    with refused("The training has gone on", "gone"):
+    with refused("The training has used this answer", "gone"):
         page.desk.undo("ann", page.sent[-1][0])
     assert len(office.answers()) == 24
 

@@ -78,11 +78,11 @@ WRONG = {
     ),
     "the same images": (
         [split("t", 0, 1, 2), split("v", 0, 1, 2)],
-        ["warning: x: 2 of 2 images of v stand in t, too, e.g. v0.png (t0.png), v1.png (t1.png); what is measured"],
+        ["warning: x: 2 of 2 images of v are also in t, e.g. v0.png (t0.png), v1.png (t1.png); results measured"],
     ),
     "one of the same": (
         [split("t", 0, 1, 2), split("v", 0, 1, 2, seed=1)],
-        ["warning: x: 1 of 2 images of v stand in"],
+        ["warning: x: 1 of 2 images of v are also in"],
     ),
 }
 
@@ -127,7 +127,7 @@ def test_copies_are_found_at_another_size_stored_anew_and_a_little_later(tmp_pat
         left_out=(),
     )
     assert told(train, val) == [
-        "warning: x: 2 of 4 images of v stand in t, too, e.g. smaller (3), lossy (4); results measured there flatter",
+        "warning: x: 2 of 4 images of v are also in t, e.g. smaller (3), lossy (4); results measured there flatter",
         "warning: x: 1 of 4 images of v look nearly like images of t, e.g. later (5); results measured there flatter",
     ]
 
@@ -170,7 +170,7 @@ def test_warnings_are_the_first_lines_of_a_plan_and_stand_in_the_report(tmp_path
     (tmp_path / "mine.yaml").write_text(OWN)
     done = launch(tmp_path, "plan", "mine.yaml")
     expected = (
-        "leaves: 4 of 4 images of val stand in train, too, e.g. 0.png, 1.png, 2.png; results measured there flatter"
+        "leaves: 4 of 4 images of val are also in train, e.g. 0.png, 1.png, 2.png; results measured there flatter"
     )
     assert (done.status, done.out.splitlines()[0]) == (0, f"warning: {expected}")
     assert json.loads(launch(tmp_path, "plan", "mine.yaml", "--json").out)["warnings"] == [expected]

@@ -346,7 +346,7 @@ def test_files_of_an_earlier_report_go_unless_they_may_be_given(reported: Report
     written(study, other, out)
     assert not costs.exists()
     given = written(study, spec, out, cost_model=CostModel(seconds_per_pixel=360))[0]
-    assert "Assumed: 1 click and 360 s a pixel." in given  # which comes before the measured one
+    assert "Assumed: 1 click and 360 s per pixel." in given  # which comes before the measured one
     assert read_cost_model(costs) == model
 
 
