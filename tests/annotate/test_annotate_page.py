@@ -501,7 +501,7 @@ def test_a_page_waits_for_the_training_and_goes_on_by_itself(page: Opened, brows
     assert typist.text("#cover h2") == "The network is training"
     go_on(store)
     typist.browser.type(Key.BACKSPACE)
-    wait_for(lambda: "The training has gone on" in typist.text("#notice") + typist.text("#banner"))
+    wait_for(lambda: "The training has used this answer" in typist.text("#notice") + typist.text("#banner"))
     ask(store, plan, questions_of(1, 3, seed=2), pick="second", stages=1)
     wait_for(lambda: typist.look()["item"])
     assert browser.shown("#cover") == [False]

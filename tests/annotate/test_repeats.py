@@ -229,7 +229,7 @@ def test_a_repeat_is_taken_back_when_a_first_answer_cannot_be_any_more(office: O
     office.train()
     assert page.work() == 4
     (first, _), (last, item) = page.sent[0], page.sent[-1]
-    with refused("The training has gone on"):
+    with refused("The training has used this answer"):
         page.desk.undo("ann", first)
     assert [entry["id"] for entry in page.desk.begin("ann")["history"]] == [answer for answer, _ in page.sent[4:]]
     page.desk.undo("ann", last)
