@@ -64,7 +64,7 @@ class Layout:
 
     @property
     def has_masks(self) -> bool:
-        return all("labels" in split for split in self.splits.values())
+        return any("labels" in split for split in self.splits.values())
 
 
 def recognise(folder: Path) -> Layout:
@@ -254,6 +254,7 @@ def _labelme_folders(folder: Path, files: _ImagesByFolder) -> Layout | None:
 def _beside(folder: Path, files: _ImagesByFolder) -> Layout | None:
     """Masks in a folder of their own, with the names of the images, or these with a suffix."""
     pairs, suffix = defaultdict[str, list[tuple[str, str]]](list), ""
+    alone = defaultdict[str, list[str]](list)  # images without masks, of splits that have a name
     masks = [place for place in files if _is_of_masks(place)]
     for place in files:
         if place in masks:
@@ -268,17 +269,20 @@ def _beside(folder: Path, files: _ImagesByFolder) -> Layout | None:
         if best:
             pairs[_split_of(place) or "train"].append((place, best))
             suffix = ending
+        elif split := _split_of(place):
+            alone[split].append(place)
     if not pairs:
         return None
     splits = {
         split: {"images": _common(one for one, _ in some), "labels": _common(one for _, one in some)}
         for split, some in pairs.items()
     }
+    splits |= {split: {"images": _common(iter(some))} for split, some in alone.items() if split not in splits}
     return Layout(
         "folders",
         _in_order(splits),
         {"suffix": suffix} if suffix else {},
-        recursive=any(len(some) > 1 for some in pairs.values()),
+        recursive=any(len(some) > 1 for some in [*pairs.values(), *alone.values()]),
         why="masks with the names of the images",
     )
 
@@ -351,14 +355,14 @@ def masks_of(folder: Path, layout: Layout) -> Iterator[Path]:
     """Some mask files of a layout, evenly spaced."""
     pattern = layout.masks.get("label") or f"*{layout.masks.get('suffix', '')}"
     behind = pattern.partition("*")[2]
-    for split in layout.splits.values():
-        place = folder / split["labels"]
+    places = [split["labels"] for split in layout.splits.values() if "labels" in split]
+    for place in (folder / one for one in places):
         found = [
             path
             for path in sorted(place.rglob("*") if layout.recursive else place.iterdir())
             if path.suffix.lower() in LABEL_SUFFIXES and path.stem.endswith(PurePosixPath(behind).name)
         ]
-        step = max(1, len(found) * len(layout.splits) // READ_MASKS)
+        step = max(1, len(found) * len(places) // READ_MASKS)
         yield from found[::step]
 
 

@@ -81,16 +81,15 @@ def _flow(value: Any) -> str:
 def _experiment(path: str, name: str, layout: Layout) -> str:
     measured = [split for split, where in layout.splits.items() if "labels" in where and split != "train"]
     reported = "val" if "val" in measured else measured[0] if measured else "held_out"
-    held_out = ", held_out: 0.2" if reported == "held_out" and layout.has_masks else ""
-    people = (
-        ""
-        if "labels" in layout.splits["train"]
-        else "oracle: {name: human}          # you answer on a page, `annotate`\n"
-    )
-    reported = "val" if not layout.has_masks and not measured else reported
+    asks = "labels" not in layout.splits["train"]
+    people = "oracle: {name: human}          # you answer on a page, `annotate`\n" if asks else ""
+    compared = "what margin asks you" if asks else "margin against random"
+    grid = "{seed: [0]" if asks else "{acquire.strategy: [margin, random], seed: [0, 1, 2]"
+    reported = "val" if asks and not measured else reported
+    held_out = ", held_out: 0.2" if reported == "held_out" else ""
     comment = "a fifth of the training images, never trained on" if held_out else "measured on this split"
     return (
-        f"# Proposed by `init`: margin against random on {path}, a linear head on a frozen network whose weights come\n"
+        f"# Proposed by `init`: {compared} on {path}, a linear head on a frozen network whose weights come\n"
         "# with the installation. experiments/own-images.yaml trains a network instead.\n"
         f"name: {name}\n"
         f"dataset: {{name: folder, path: {_flow(path)}, long_side: {LONG_SIDE}{held_out}}}\n"
@@ -99,7 +98,7 @@ def _experiment(path: str, name: str, layout: Layout) -> str:
         "acquire: {strategy: margin, initial_pixels: 5, pixels_per_stage: 5}     # labelled pixels per image\n"
         f"evaluate: {{splits: {{{reported}: {{}}}}, report: {reported}}}          # {comment}\n"
         "grid:\n"
-        "  - {acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [5, 10, 15, 20]}\n"
+        f"  - {grid}, budget: [5, 10, 15, 20]}}\n"
     )
 
 

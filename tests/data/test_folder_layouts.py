@@ -237,6 +237,31 @@ def test_init_writes_both_files_once_and_a_plan_needs_no_line_edited(tmp_path: P
     assert (tmp_path / "data" / "Pets (new)" / "dataset.yaml").read_bytes() == before
 
 
+@pytest.mark.parametrize("place", ["{split}/images {split}/masks", "images/{split} masks/{split}"])
+def test_a_training_split_without_masks_is_labelled_by_people_and_measured_on_the_others(
+    tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "data" / "pets"
+    for split in ("train", "val", "test"):
+        images, masks = place.format(split=split).split()
+        for name in ("a", "b"):
+            photo(folder / images / f"{split}{name}.jpg")
+            if split == "val":
+                save(folder / masks / f"{split}{name}.png", np.eye(24, 32, dtype=np.uint8))
+    done = launch(tmp_path, "init", "data/pets")
+    assert done.status == 0, done
+    images, masks = place.split()
+    description = yaml.safe_load((folder / "dataset.yaml").read_text())
+    labelled = {"labels": masks.format(split="val")}
+    assert description["splits"] == {
+        split: {"images": images.format(split=split)} | (labelled if split == "val" else {})
+        for split in ("train", "val", "test")
+    }
+    assert description["classes"] == ["background", "class_1"]
+    plan = launch(tmp_path, "plan", "pets.yaml")
+    assert (plan.status, "people label 20 pixels of each image" in plan.out) == (0, True), plan
+
+
 def test_images_alone_are_described_and_what_is_missing_is_said(tmp_path: Path) -> None:
     for name in "ab":
         photo(tmp_path / "pets" / f"{name}.jpg")
