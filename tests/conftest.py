@@ -19,9 +19,10 @@ settings.load_profile("default")
 
 
 def pytest_sessionstart() -> None:
-    """Ctrl+C is heard, whatever started the tests: shells have what runs in the background ignore it."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Signals are heard, whatever started the tests: shells and nohup have what they start ignore some."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -322,7 +322,7 @@ def test_durations_are_numbers_with_a_unit() -> None:
     seconds = {"90": 90, "90s": 90, "1.5m": 90, "30m": 1800, "2h": 7200, "1d": 86400}
     assert {text: parse_duration("--time-limit", text) for text in seconds} == seconds
     for text in ("m", "10 minutes", "-5m", "0", "nan", "1w", ""):
-        with pytest.raises(SpecError, match="is no duration"):
+        with pytest.raises(SpecError, match="is not a duration"):
             parse_duration("--time-limit", text)
 
 

@@ -205,7 +205,7 @@ FPN = "model={architecture: fpn, backbone: resnet50}"
             "acquire.stochastic={}",
             r"acquire\.stochastic: every pass would be the same.*model\.feature_dropout, e\.g\. 0\.2",
         ),
-        ("train.decoder=sparse", r"train\.decoder: fpn normalises over whole images.*take architecture deeplabv3plus"),
+        ("train.decoder=sparse", r"train\.decoder: fpn normalises over whole images.*use architecture deeplabv3plus"),
     ],
 )
 def test_what_fpn_cannot_have_is_refused(camvid_yaml: str, change: str, told: str) -> None:
