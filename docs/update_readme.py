@@ -17,7 +17,7 @@ PUBLISHED = ROOT / "pixelpick_ray" / "report" / "published" / "pixelpick.csv"
 BUDGETS = ("20", "60", "100", "full")
 SHOWN = ("margin", "random")
 BY = ["experiment", "architecture", "backbone", "strategy"]
-ARCHITECTURES = {"deeplabv3plus": "DeepLabv3+", "fpn": "FPN"}
+ARCHITECTURES = {"deeplabv3plus": "DeepLabv3+", "fpn": "FPN", "mlp": "MLP"}
 BACKBONES = {
     "tf_efficientnet_lite0": "EfficientNet-Lite0",
     "mobilenetv2_100": "MobileNetV2",
