@@ -78,7 +78,8 @@ def results() -> str:
         wanted = (rows.metric == "miou") & (rows.split == "test") & (rows.checkpoint == "last")
         wanted &= rows.strategy.isin(SHOWN) & rows.budget.isin(BUDGETS) & (rows.pretrained != "none")
         for (name, architecture, backbone, strategy), found in rows[wanted].groupby(BY, sort=False):
-            row = f"{architecture} head, frozen {BACKBONES.get(backbone, backbone)}", scales[name], strategy
+            head = ARCHITECTURES.get(architecture, architecture)
+            row = f"{head} head, frozen {BACKBONES.get(backbone, backbone)}", scales[name], strategy
             cells[row] |= {budget: _cell(one) for budget, one in (100 * found.value).groupby(found.budget)}
             if set(found.budget) != {"full"} or row not in links:
                 links[row] = f"results/{path.parent.name}/table.csv"
