@@ -277,7 +277,8 @@ class Mlp(nn.Module):
 
     @classmethod
     def of(cls, spec: MlpSpec, tensors: Mapping[str, Tensor]) -> "Mlp":
-        weights = [tensor for name, tensor in tensors.items() if name.endswith("weight")]
+        names = sorted((int(name.split(".")[1]), name) for name in tensors if name.endswith("weight"))
+        weights = [tensors[name] for _, name in names]  # safetensors gives them in any order
         head = cls(spec, weights[0].shape[1], len(weights[-1]))
         head.load_state_dict(dict(tensors))
         return head.eval()
