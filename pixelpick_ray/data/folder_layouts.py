@@ -282,7 +282,7 @@ def _beside(folder: Path, files: _ImagesByFolder) -> Layout | None:
         "folders",
         _in_order(splits),
         {"suffix": suffix} if suffix else {},
-        recursive=any(len(some) > 1 for some in [*pairs.values(), *alone.values()]),
+        recursive=any(len(some) > 1 for some in pairs.values()) or any(len(some) > 1 for some in alone.values()),
         why="masks with the names of the images",
     )
 
