@@ -98,8 +98,9 @@ class LabelEncoding:
         hint = ""
         if is_counted and found[0] > 0 and len(self.ids) in found:
             hint = "; the file has no 0: if its numbers begin at 1, give classes as a mapping, NAME: 1 and so on"
-        elif is_counted and len(found) == len(self.ids) == 2 and found[0] == 0:
-            hint = f"; if {found[1]} marks the object, give classes as a mapping, NAME: 0 and NAME: {found[1]}"
+        elif is_counted and len(self.ids) == 2 and len(objects := set(found.tolist()) - {0, *self.void_ids}) == 1:
+            (mark,) = objects
+            hint = f"; if {mark} marks the object, give classes as a mapping, NAME: 0 and NAME: {mark}"
         raise DataError(f"{path}: label value {values[y, x]} at (y={y}, x={x}); allowed are {self._allowed}{hint}")
 
     # Colours

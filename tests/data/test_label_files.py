@@ -186,10 +186,13 @@ def test_transparent_pixels_and_channels_that_differ_in_16_bits_are_told(tmp_pat
         described.read_label(labels(tmp_path))
 
 
+@pytest.mark.parametrize("others", [[0, 0], [0, 255]], ids=str)
 @pytest.mark.parametrize("value", [128, 2, 254])
-def test_a_mask_of_two_values_is_told_how_to_say_which_one_is_the_object(tmp_path: Path, value: int) -> None:
+def test_a_mask_of_two_values_is_told_how_to_say_which_one_is_the_object(
+    tmp_path: Path, value: int, others: list[int]
+) -> None:
     described = dataset(tmp_path, classes=["background", "leaf"])
-    save(labels(tmp_path), np.array([[0, value], [0, 0]], np.uint8))
+    save(labels(tmp_path), np.array([[value, value], others], np.uint8))
     hint = (
         f"label value {value} at .*; if {value} marks the object, give classes as a mapping, NAME: 0 and NAME: {value}"
     )
