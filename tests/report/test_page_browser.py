@@ -104,7 +104,8 @@ def test_no_message_and_no_request(started: Browser, path: Path, whole: Path) ->
         started.visit(opened.as_uri())
         assert started.log("browser") == []
         events = [json.loads(one["message"])["message"] for one in started.log("performance")]
-        requests = [one["params"]["request"]["url"] for one in events if one["method"] == "Network.requestWillBeSent"]
+        sent = [one["params"] for one in events if one["method"] == "Network.requestWillBeSent"]
+        requests = {one["request"]["url"] for one in sent if not one["documentURL"].startswith("chrome://")}
         assert {url for url in requests if not url.startswith(("data:", "blob:"))} == {opened.as_uri()}
 
 
