@@ -1,11 +1,11 @@
-"""Distributed experiment runner for PixelPick (Shin, Xie, Albanie 2021) on Ray Tune; `api.py` is what programs use."""
+"""Distributed experiment runner for PixelPick (Shin, Xie and Albanie, 2021) on Ray Tune; `api.py` is the Python API."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-# What programs and third-party packages use, by the module that has it: imported when it is first asked for.
+# Public names and the modules that define them; imported on first access.
 _PUBLIC = {
     **dict.fromkeys(("load", "plan", "register", "results", "run"), "pixelpick_ray.api"),
     **dict.fromkeys(("SpecError", "DataError", "RunError"), "pixelpick_ray.errors"),

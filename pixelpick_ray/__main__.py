@@ -1,4 +1,4 @@
-"""``python -m pixelpick_ray``: the command line."""
+"""Entry point of ``python -m pixelpick_ray`` and of the ``pixelpick-ray`` script."""
 
 import sys
 
@@ -6,7 +6,7 @@ from pixelpick_ray.supervisor import WRONG, settle, supervise, why_unsupported
 
 
 def main() -> None:
-    """Run the command line in a process that is watched; the exit status is 0 to 3, whatever happens."""
+    """Run the command line in a supervised process; the exit status is always 0 to 3."""
     if why := why_unsupported(sys.version_info[:2], sys.platform):
         print(f"error: {why}", file=sys.stderr)
         sys.exit(WRONG)

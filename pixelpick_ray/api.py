@@ -1,4 +1,4 @@
-"""The Python interface: what the command line does, for programs and notebooks.
+"""Python API: what the command line does, for scripts and notebooks.
 
 >>> import pixelpick_ray as pp
 >>> experiment = pp.load("experiments/quickstart-training.yaml", **{"train.epochs": 2})
@@ -37,18 +37,18 @@ __all__ = ["load", "plan", "register", "results", "run"]
 
 
 def load(path: str | Path, **overrides: Any) -> Experiment:
-    """The experiment of a file, or of one that comes with the package, with other values at dotted paths.
+    """Load an experiment file, your own or one shipped with the package, with fields overridden by dotted path.
 
-    These are keywords, such as ``**{"train.epochs": 2}``. SpecError names file and key of what is wrong.
+    Pass overrides as keywords, such as ``**{"train.epochs": 2}``. Raises SpecError naming the offending file and key.
     """
     given = [f"{field}={json.dumps(value)}" for field, value in overrides.items()]
     return load_experiment(experiment_file(Path(path)), given)
 
 
 def plan(experiment: Experiment) -> Plan:
-    """The trials of an experiment, its chains, and what they share; of a search, those of the values in its space.
+    """List the trials and chains of an experiment and what they share; for a search, those of the values in its space.
 
-    SpecError for an unknown data set, split, strategy or network. Needs neither data nor torch.
+    Needs neither data nor torch. Raises SpecError for an unknown data set, split, strategy or network.
     """
     return make_plan(experiment) if experiment.search is None else make_search(experiment).ends_plan
 
@@ -66,11 +66,11 @@ def run(
     verbose: bool = False,
     **options: Any,
 ) -> Outcome:
-    """Run what is missing of an experiment, on Ray or with `local` in this process; says how it ended.
+    """Run what an experiment still lacks, on Ray or, if `local`, in this process, and return how the run ended.
 
-    `on_event` hears of every epoch, stage and pick (`pixelpick_ray.events`). `options` are further fields of
-    `Execution`, such as ``ranks=2`` or ``address="auto"``. An interrupt stops cleanly, with status 3. SpecError and
-    DataError for what the command line refuses.
+    `on_event` is called for every epoch, stage and pick (`pixelpick_ray.events`). `options` are further fields of
+    `Execution`, such as ``ranks=2`` or ``address="auto"``. An interrupt stops the run cleanly, with status 3. Raises
+    SpecError or DataError for whatever the command line would reject.
     """
     if is_executing():
         raise SpecError("run: this is a worker; put what starts a run under `if __name__ == '__main__':`")
@@ -101,9 +101,9 @@ def run(
 
 
 def results(store: str | Path, experiment: Experiment) -> "DataFrame":
-    """Every measurement that is stored of an experiment, with the columns of a report's ``rows.csv``.
+    """Return all stored measurements of an experiment, with the columns of a report's ``rows.csv``.
 
-    Empty where nothing is stored. Needs neither data nor torch.
+    Empty if nothing is stored. Needs neither data nor torch.
     """
     import pandas as pd
 

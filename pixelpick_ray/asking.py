@@ -1,4 +1,4 @@
-"""Making picks: which pixels are asked about, and what the oracle or people answer; on every rank."""
+"""Making picks: choosing pixels and having the oracle or people label them. Runs on every rank."""
 
 import hashlib
 import json
@@ -23,11 +23,11 @@ from pixelpick_ray.store.records import AskRecord
 from pixelpick_ray.tasks import ASKED, PIXELS, QUESTIONS, STATISTICS, Ask, FirstPixels, Pick
 from pixelpick_ray.training import Trainer
 
-REPLACEMENTS = 5  # rounds of pixels for those without a class: an image that shows no class at all must come to an end
+REPLACEMENTS = 5  # rounds of replacement pixels, a limit for images that show no class at all
 
 
 class PeopleAsked(Exception):
-    """People have to answer before the chain can go on: `missing` of the answers to what `ask` records."""
+    """Raised when the chain has to wait for people: `missing` of the `asked` answers that `ask` records."""
 
     def __init__(self, ask: AskRecord, missing: int, asked: int) -> None:
         super().__init__(ask, missing, asked)
@@ -35,17 +35,15 @@ class PeopleAsked(Exception):
 
 
 class Annotator:
-    """Has pixels chosen and labelled. What people are asked is stored before they are asked, and stays while they think
-    about it.
-    """
+    """Chooses pixels and has them labelled; questions for people are stored before they are asked."""
 
     def __init__(self, context: Context, trainer: Trainer) -> None:
         self._context, self._trainer, self._world = context, trainer, context.world
 
     def make(self, task: FirstPixels | Pick, earlier: LabelledPixels | None) -> None:
-        """Choose pixels beside the `earlier` ones, have them labelled, and publish them; the task's lease is held.
+        """Choose pixels in addition to the `earlier` ones, have them labelled, and publish them.
 
-        PeopleAsked, on every rank, when people have not answered yet.
+        The caller holds the task's lease. Raises PeopleAsked on every rank if people have not answered yet.
         """
         context, start = self._context, time.perf_counter()
         asked: list[str] = []
@@ -66,15 +64,15 @@ class Annotator:
             context.publish(task, write, start, **self._facts(task))
 
     def _facts(self, task: FirstPixels | Pick) -> dict[str, str | None]:
-        """What the provenance of a pick tells beside the usual."""
+        """Provenance fields that only picks have."""
         return {"fit_weights": self._trainer.weights_digest} if isinstance(task, Pick) else {}
 
     def _answers(
         self, task: FirstPixels | Pick, earlier: LabelledPixels | None, asked: list[str]
     ) -> tuple[Questions, LabelArray]:
-        """All questions of a pick and their labels (k,): one round, and more where pixels without a class are replaced.
+        """Questions of a pick and their labels (k,), in further rounds while pixels without a class are to be replaced.
 
-        The keys of what people were `asked` are added to that list.
+        Appends the keys of the questions put to people to `asked`.
         """
         oracle, rounds = task.trial.oracle, list[tuple[str, str]]()
         questions = self._questions(Ask(task), earlier, None, asked)
@@ -95,7 +93,7 @@ class Annotator:
         return questions, labels
 
     def _questions(self, ask: Ask, labels: LabelledPixels | None, again: Again | None, asked: list[str]) -> Questions:
-        """The next questions, beside pixels with `labels`; those of people from the store, or into it."""
+        """Next questions, in addition to the pixels in `labels`; those for people are kept in the store."""
 
         def choose() -> Questions:
             with self._context.phase("score", ask.pixels.key):
@@ -119,7 +117,7 @@ class Annotator:
         return replace_initial(context.data, labels, again, seed=seed)
 
     def _publish_questions(self, ask: Ask, choose: Callable[[], Questions]) -> None:
-        """Store what people are asked. DataError for an image that has changed since people were asked about it."""
+        """Store questions for people. Raises DataError if an image has changed since people were asked about it."""
         context, start, questions = self._context, time.perf_counter(), choose()
         if not self._world.is_first:
             return
@@ -131,7 +129,7 @@ class Annotator:
         context.publish(ask, lambda folder: questions.write(folder / QUESTIONS), start, **facts)
 
     def _labels(self, task: FirstPixels | Pick, questions: Questions) -> LabelArray:
-        """What the oracle says of the questions. Unanswered, on every rank, when people have not answered them all."""
+        """The oracle's answers (k,). Raises Unanswered on every rank if people have not answered all questions."""
         context = self._context
         said: LabelArray | Unanswered | None = None
         if self._world.is_first:
@@ -148,6 +146,6 @@ class Annotator:
 
 
 def _per_image(questions: Questions, counted: npt.NDArray[np.bool_]) -> dict[str, int]:
-    """How many of the counted (k,) questions each image has."""
+    """Number of questions per image, of those selected by the mask `counted` (k,)."""
     counts = np.bincount(questions.image[counted], minlength=len(questions.names))
     return dict(zip(questions.names, counts.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""What is refused before anything starts, by the experiment alone or by the data too; imports neither torch nor ray."""
+"""Checks of experiments and their data before anything starts. Imports neither torch nor ray."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -29,11 +29,11 @@ BUILT_IN: dict[str, Mapping[str, Any]] = {
     "oracle": ORACLES,
     "dataset": DATASETS,
 }
-ReportDecoding = Callable[[str, int, int], None]  # what, done, in all
+ReportDecoding = Callable[[str, int, int], None]  # title, images done, images in total
 
 
 def check_trial(experiment: Experiment, trial: Trial) -> None:
-    """SpecError for an unknown data set, split, strategy or network, and for what cannot be trained; needs no data."""
+    """Raise SpecError for an unknown data set, split, strategy or network, or an untrainable one; needs no data."""
     for kind, name in trial.external_parts:
         if name.partition("@")[0] in BUILT_IN[kind]:
             raise SpecError(
@@ -43,14 +43,14 @@ def check_trial(experiment: Experiment, trial: Trial) -> None:
     check_strategy(trial.acquire)
     check_network(trial.model)
     check_pretrained(trial.model)
-    if facts is not None:  # else it is described beside its files, and checked where these are read
+    if facts is not None:  # else it is described next to its files, and checked when they are read
         check_facts(experiment, trial, facts_with_held_out(facts, trial.dataset))
     if trial.training is not None and trial.training.batch_size == 1:
         raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; use 2 or more")
 
 
 def check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> None:
-    """SpecError for a split, a path or a class that the data set of a trial does not have."""
+    """Raise SpecError for a split, path or class that a trial's data set does not have."""
     evaluate = experiment.evaluate
     wanted = [("dataset.split", trial.dataset.split or facts.train_split)]
     wanted += [("evaluate.splits", evaluate.split_of(name)) for name in evaluate.splits]
@@ -65,24 +65,24 @@ def check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> No
 
 
 def check_labels(experiment: Experiment, trials: Iterable[Trial], data_path: Path) -> None:
-    """DataError where labels are needed that a data set does not have, as far as the data sets are here."""
+    """Raise DataError if a data set lacks labels that a trial needs; data sets that are absent are skipped."""
     for trial in {digest(_reads(trial)): trial for trial in trials}.values():
         try:
             dataset = open_dataset(trial.dataset, data_path)
             dataset.names(training_split(dataset, trial.dataset))
         except DataError:
-            continue  # absent: a run fetches it, or says what to put where
+            continue  # absent: a run downloads it, or reports which files it needs
         check_facts(experiment, trial, dataset.facts)
         _check_labels(experiment, trial, dataset)
 
 
 def _reads(trial: Trial) -> list[Any]:
-    """What of a trial decides which labels it needs."""
+    """Fields of a trial that determine which labels it needs."""
     return [trial.dataset.as_input(), trial.oracle.as_input(), trial.is_fully_supervised]
 
 
 def splits_in_use(experiment: Experiment, trial: Trial, training: str) -> list[tuple[str, SizeSpec]]:
-    """Splits of the data set that a trial reads, each with its size; the training split first."""
+    """Return the splits that a trial reads, each with its size, the training split first."""
     evaluate = experiment.evaluate
     evaluated = [(evaluate.split_of(name), evaluation_size(evaluate, trial, name)) for name in evaluate.splits]
     return [(training, trial.dataset), *evaluated]
@@ -91,11 +91,10 @@ def splits_in_use(experiment: Experiment, trial: Trial, training: str) -> list[t
 def check_data(
     experiment: Experiment, trials: Sequence[Trial], execution: Execution, report: ReportDecoding | None = None
 ) -> list[str]:
-    """Prepare and check everything that the trials read; DataError or SpecError before anything starts. What is
-    probably wrong is returned as warnings.
+    """Prepare and check everything that the trials read; return warnings about what is probably wrong.
 
-    Every image of every split is decoded and checked once; every training image must have as many candidates as the
-    largest budget; the pretrained weights must be there.
+    Decodes and checks every image of every split once. Raises SpecError or DataError for what is certainly wrong:
+    for example, missing pretrained weights, or a training image with fewer candidate pixels than the largest budget.
     """
     listen = report or (lambda what, done, total: None)
     checked: set[str] = set()
@@ -117,7 +116,7 @@ def check_data(
 
 
 def data_warnings(experiment: Experiment, trials: Iterable[Trial], execution: Execution) -> list[str]:
-    """What is probably wrong with the data of trials, as far as they are here. DataError for what surely is."""
+    """Return what is probably wrong with the data that are present. Raises DataError for what is certainly wrong."""
     found: dict[str, DataFinding] = {}
     fields = {"name", "path", "split", "held_out"}
     for trial in {str(trial.dataset.model_dump(include=fields)): trial for trial in trials}.values():
@@ -129,7 +128,7 @@ def data_warnings(experiment: Experiment, trials: Iterable[Trial], execution: Ex
         except DataError:
             if (execution.data_path / title).exists():
                 raise
-            continue  # absent: plans are made without data, too
+            continue  # absent: plans can be made without data
         splits = [
             prepared_facts(
                 prepare(dataset, split, size, execution.cache_path),
@@ -146,7 +145,7 @@ def data_warnings(experiment: Experiment, trials: Iterable[Trial], execution: Ex
 
 
 def _check_labels(experiment: Experiment, trial: Trial, dataset: Dataset) -> None:
-    """DataError where labels are needed that the data set does not have."""
+    """Raise DataError if the data set lacks labels that the trial needs."""
     evaluate, training = experiment.evaluate, training_split(dataset, trial.dataset)
     for name in evaluate.splits:
         if not dataset.has_labels(evaluate.split_of(name)):

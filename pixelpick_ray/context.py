@@ -1,4 +1,4 @@
-"""What the tasks of one chain are made with: its data, its results in the store, its record, its events; on every rank.
+"""State that the tasks of one chain share on every rank: its data, stored results, record and events.
 
 >>> picked, is_new = context.cached(task, lambda: compute_and_publish(task))
 """
@@ -36,11 +36,11 @@ from pixelpick_ray.tasks import Describe, Task, answers_key, evaluation_size
 
 T = TypeVar("T")
 DOING = {"evaluate": "measuring", "score": "choosing pixels", "publish": "storing a result"}  # phases in words
-TURN_SECONDS = 0.5  # how long ranks wait for another holder of a lease before they look again
+TURN_SECONDS = 0.5  # interval at which ranks check a lease that is held elsewhere
 
 
 class Context:
-    """One chain on one rank. What is `cached`, held or written here is so by all ranks together."""
+    """One chain on one rank; `cached`, `find` and `hold` are collective: all ranks must call them together."""
 
     def __init__(
         self,
@@ -62,12 +62,12 @@ class Context:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The opened data set."""
+        """The data set, opened."""
         return open_dataset(self.trial.dataset, self.execution.data_path)
 
     @cached_property
     def facts(self) -> DatasetFacts:
-        """What belongs to the data set, with the mean and deviation that images of this trial are normalised with."""
+        """Facts of the data set, with the mean and standard deviation that normalise this trial's images."""
         return normalised_facts(self.dataset.facts, self.trial.model)
 
     @cached_property
@@ -79,7 +79,7 @@ class Context:
         return TrainingData(self.facts, prepared, np.asarray([prepared.index[name] for name in names], dtype=np.int64))
 
     def split(self, split: str) -> PreparedSplit:
-        """An evaluated split, by the name that the experiment gives it."""
+        """Return an evaluated split, prepared, by the name that the experiment gives it."""
         evaluate = self.experiment.evaluate
         size = evaluation_size(evaluate, self.trial, split)
         return self._prepared(evaluate.split_of(split), size)
@@ -88,7 +88,7 @@ class Context:
         return prepare(self.dataset, split, size, self.execution.cache_path, run=self.execution.run or None)
 
     def prepare_features(self) -> None:
-        """Compute the features that the chain reads, if it reads any and they are not there."""
+        """Compute the features that the chain reads, if any, unless they are already in the cache."""
         if self.trial.model.fitted_head is not None:
             for prepared in (self.data.prepared, *map(self.split, self.experiment.evaluate.splits)):
                 self.features(prepared)
@@ -96,12 +96,12 @@ class Context:
 
     @property
     def training_features(self) -> list[Features]:
-        """The features of the training images that a head is fitted to, and those of their views."""
+        """Features of the training images that a head is fitted to, followed by those of their augmented views."""
         views = (None, *(self.trial.model.views or ()))
         return [self.features(self.data.prepared, view) for view in views]
 
     def features(self, prepared: PreparedSplit, view: ViewSpec | None = None) -> Features:
-        """The features of a split by the frozen backbone; made by all ranks and chains of this node together."""
+        """Return the frozen backbone's features of a split, computed jointly by all ranks and chains of this node."""
         key = prepared.fingerprint, prepared.shapes.tobytes(), view
         if key not in self._features:
             self._features[key] = prepare_features(
@@ -119,7 +119,7 @@ class Context:
 
     @cached_property
     def source(self) -> Source:
-        """Contents that keys depend on."""
+        """Fingerprints of the data and the weights, which keys depend on."""
         evaluate, training = self.experiment.evaluate, self.data.prepared
         prints = {evaluate.split_of(name): self.split(name).fingerprint for name in evaluate.splits}
         prints[training.split] = training.fingerprint
@@ -129,13 +129,13 @@ class Context:
 
     @cached_property
     def answers_key(self) -> str | None:
-        """The key of people's answers; None where no people are asked."""
+        """The key of people's answers; None if no people are asked."""
         if not self.trial.asks_people:
             return None
         return answers_key(self.trial, self.dataset.identity(training_split(self.dataset, self.trial.dataset)))
 
     def describe_splits(self) -> None:
-        """Make sure that what a report tells of the images is stored; the first rank's duty."""
+        """Store the descriptions of images that reports need, unless they are stored; acts on the first rank only."""
         if not self.world.is_first:
             return
         evaluate, data = self.experiment.evaluate, self.data
@@ -162,10 +162,10 @@ class Context:
     # Results
 
     def cached(self, task: Task[T], make: Callable[[], None], *, lease: bool = True) -> tuple[T, bool]:
-        """The value of a result, and whether it was made now: found in the store, or made and published by `make`.
+        """Return the value of a result, and whether it is new: read from the store, or made and published by `make`.
 
-        Without a lease two processes may make it at the same time, and the first to publish wins. The value is read
-        from what is published, so that another's result is adopted; ranks that do not need it get None.
+        Without a lease, two processes may make it at the same time, and the first to publish wins. The value is read
+        back from what was published, so another process's result is adopted; ranks that do not need it get None.
         """
         found = self.find(task)
         if found is not None:
@@ -183,7 +183,7 @@ class Context:
         return found[0], True
 
     def find(self, task: Task[T]) -> tuple[T] | None:
-        """The value of a complete result as a tuple of one, None without; damaged results are set aside."""
+        """Return the value of a complete result as a 1-tuple, or None; sets damaged results aside."""
         found = self._read(task) if self.world.is_first else None
         if task.for_all_ranks:
             return cast(tuple[T] | None, self.world.broadcast(found))
@@ -200,17 +200,18 @@ class Context:
         return all(self.store.has(one.kind, one.key) for one in (task, *task.by_training))
 
     def publish(self, task: Task[Any], write: Callable[[Path], None], start: float, **facts: Any) -> None:
-        """Publish a result, with its provenance and further `facts`; the first rank's duty. `start` is when it was
-        begun, of ``time.perf_counter``.
+        """Publish a result with its provenance and further `facts`; for the first rank only.
+
+        `start` is the ``time.perf_counter()`` at which work on it began.
         """
         with self.phase("publish", task.key):
             self.store.publish(task.kind, task.inputs, write, provenance_of(self.world, start) | facts)
 
     @contextlib.contextmanager
     def hold(self, task: Task[Any], is_done: Callable[[], bool]) -> Iterator[None]:
-        """The first rank's lease on a result for all ranks; or none, when another holder has done the work meanwhile.
+        """Hold a lease on a result, taken by the first rank, unless another holder finishes the work meanwhile.
 
-        Ranks wait in short turns, so that a long wait for another driver is no collective that lasts.
+        Ranks poll, so that a long wait for another driver does not become one long-running collective.
         """
         lease = None
         while True:
@@ -222,7 +223,7 @@ class Context:
         with lease or contextlib.nullcontext():
             yield
 
-    # What is told: events, the log of this process, the chain's record
+    # Reporting: events, this process's log, the chain's record
 
     def emit(self, event: Event) -> None:
         """Report an event from the first rank."""
@@ -233,7 +234,7 @@ class Context:
 
     @contextlib.contextmanager
     def phase(self, name: str, key: str = "") -> Iterator[None]:
-        """Write to this process's log that a phase of work on a result begins, and that it has ended well."""
+        """Log the beginning and the successful end of a phase of work on a result."""
         self._log(phase=name, key=key, event="begin")
         before, self._doing = self._doing, name
         self._epoch = 0 if name == "fit" else self._epoch
@@ -243,21 +244,21 @@ class Context:
 
     @property
     def doing(self) -> str:
-        """What this rank does now, in words; after an error, what it did."""
+        """What this rank is doing, in words; after an error, what it was doing."""
         if self._doing == "fit":
             return f"training epoch {self._epoch + 1}"
         return DOING.get(self._doing, "preparing")
 
     def _log(self, **values: str) -> None:
         who = {"time": time.time(), "chain": self.chain, "rank": self.world.rank}
-        with contextlib.suppress(OSError):  # a log that cannot be written stops nobody
+        with contextlib.suppress(OSError):  # a log that cannot be written must not stop the run
             self._log_folder.mkdir(parents=True, exist_ok=True)
             with open(self._log_folder / f"{socket.gethostname()}-{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(who | values) + "\n")
 
     @cached_property
     def record(self) -> ChainRecord:
-        """How far this walk has come."""
+        """The chain's record, as far as this walk has got."""
         shapes = self.data.prepared.shapes[self.data.positions]
         return ChainRecord(
             trial=self.trial.model_dump(mode="json", exclude={"budget"}, exclude_none=True),
@@ -269,28 +270,26 @@ class Context:
         )
 
     def note(self, **reached: Any) -> None:
-        """Put fields into the record, which `write_record` writes."""
+        """Update fields of the record; `write_record` stores it."""
         self.record = self.record.model_copy(update=reached)
 
     def note_stage(self, stage: int, entry: StageRecord) -> None:
-        """Put a stage into the record, and what was known behind it out of it."""
+        """Set a stage of the record and drop all later stages."""
         self.note(stages=(*self.record.stages[:stage], entry))
 
     def note_questions(self, keys: Sequence[str]) -> None:
-        """Put what people were asked into the record."""
+        """Add questions put to people to the record."""
         self.note(book=self.answers_key, questions=tuple(dict.fromkeys((*self.record.questions, *keys))))
 
     def write_record(self) -> None:
-        """Record the keys reached, so that a report needs neither data nor torch; the first rank's duty."""
+        """Store the record, so that reports need neither data nor torch; acts on the first rank only."""
         if self.world.is_first:
             before = read_chain(self.store, self.experiment, self.chain)
             record = self.record if before is None else self._with_kept(before)
             write_chain(self.store, self.experiment, self.chain, record)
 
     def _with_kept(self, before: ChainRecord) -> ChainRecord:
-        """The record, with what stays of an earlier one of the chain that went the same way, perhaps further: its later
-        stages, and what it has asked people.
-        """
+        """The record, plus later stages and questions of the one `before` it if the two agree so far."""
         mine, theirs = self.record, before
         same = all(one.fit == other.fit for one, other in zip(mine.stages, theirs.stages, strict=False))
         if not same or mine.initial != theirs.initial:

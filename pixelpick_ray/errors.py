@@ -1,22 +1,22 @@
-"""Errors that a user can act on; each message says where, what was given, what is allowed and what to do.
+"""Errors that users can act on; each message says where, what was given, what is allowed and what to do.
 
 PixelPickError
 +-- SpecError    the experiment or the command is wrong           (exit status 2)
-+-- DataError    a data set or a weights file is wrong or absent  (exit status 2 before a start)
++-- DataError    a data set or a weights file is wrong or absent  (exit status 2 if found before the start)
 +-- StoreError   the store cannot be read or written
-    +-- DamagedError   a record of the store is not as it was written
-+-- RunError     a chain failed while it ran                      (exit status 1)
-    +-- DivergedError  a training whose numbers are none any more: a result, which every repetition has too
+    +-- DamagedError   a record of the store is damaged
++-- RunError     a chain failed while running                     (exit status 1)
+    +-- DivergedError  training diverged: a result, which every repetition would have too
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-MOST_TOLD = 10  # wrong files in one message
+MOST_TOLD = 10  # problems listed in one message
 
 
 class PixelPickError(Exception):
-    """Root of the errors of this package."""
+    """Base class of this package's errors."""
 
 
 class SpecError(PixelPickError):
@@ -32,7 +32,7 @@ class StoreError(PixelPickError):
 
 
 class DamagedError(StoreError):
-    """A record of the store is not as it was written; `problem` says how."""
+    """A record of the store is damaged; `problem` says how."""
 
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"{where}: is damaged: {problem}; put back the one that was there, or remove it and run again")
@@ -40,16 +40,16 @@ class DamagedError(StoreError):
 
 
 class RunError(PixelPickError):
-    """A chain failed while it ran."""
+    """A chain failed while running."""
 
 
 class DivergedError(RunError):
-    """A training whose loss or weights are no finite numbers any more; repeating it gives the same."""
+    """The loss or weights of a training are no longer finite; repeating it would give the same."""
 
 
 @contextmanager
 def naming(where: object) -> Iterator[None]:
-    """Begin the message of a SpecError with where it is: a field, or the name of a file."""
+    """Prefix the message of any SpecError raised in the block with its place: a field, or the name of a file."""
     try:
         yield
     except SpecError as error:
@@ -57,7 +57,7 @@ def naming(where: object) -> Iterator[None]:
 
 
 class DataErrors:
-    """DataErrors that were kept, to be told together."""
+    """DataErrors collected to be raised as one."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -67,14 +67,14 @@ class DataErrors:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep a DataError and go on behind the block."""
+        """Collect a DataError raised in the block and carry on after it."""
         try:
             yield
         except DataError as error:
             self.messages += str(error).split("\n")
 
     def tell(self) -> None:
-        """DataError with the first ten and the number of the others, if there are any."""
+        """Raise a DataError with the first MOST_TOLD messages and the number of the rest, if there are any."""
         if self.messages:
             more = len(self.messages) - MOST_TOLD
             told = [*self.messages[:MOST_TOLD], f"and {more} more of such problems"] if more > 0 else self.messages
@@ -83,7 +83,7 @@ class DataErrors:
 
 @contextmanager
 def data_errors() -> Iterator[DataErrors]:
-    """What keeps DataErrors of the block, and tells them at its end."""
+    """Yield a collector of DataErrors, and raise those collected when the block ends."""
     wrong = DataErrors()
     yield wrong
     wrong.tell()

@@ -1,4 +1,4 @@
-"""The figures of a plan: what is stored, what a run would train, and what that costs as measured so far."""
+"""Figures of a plan: what is stored, what a run would train, and its cost judging by past measurements."""
 
 import contextlib
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from pixelpick_ray.store.records import FitProvenance
 
 
 def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[str, Any]:
-    """The figures of a plan, as `plan --json` prints them; `stored_*` are None where they cannot be known."""
+    """Return the figures of a plan, as `plan --json` prints them; `stored_*` are None if unknown."""
     seconds = fit_seconds(progress, execution)
     found = progress.to_train.values()
     return {
@@ -48,7 +48,7 @@ def summarise(planned: Plan, progress: Progress, execution: Execution) -> dict[s
 
 
 def normalise_lines(planned: Plan, execution: Execution) -> list[str]:
-    """With which mean and deviation the images of each data set are normalised for each network, in words."""
+    """Say which mean and standard deviation normalise the images of each data set for each network."""
     trials = {(trial.dataset.name, trial.dataset.path, trial.model): trial for trial in planned.trials}
     return list(dict.fromkeys(_normalise_line(trial, execution) for trial in trials.values()))
 
@@ -71,9 +71,7 @@ def _three(values: Sequence[float]) -> str:
 
 
 def features_bytes(planned: Plan, execution: Execution) -> int | None:
-    """Bytes of the features of all frozen backbones of a plan, which are kept in the cache folder; None where the data
-    are absent.
-    """
+    """Bytes that the features of all frozen backbones of a plan take in the cache; None if the data are absent."""
     sizes: dict[str, int] = {}
     for trial in planned.trials:
         if trial.model.fitted_head is None:
@@ -97,12 +95,12 @@ def features_bytes(planned: Plan, execution: Execution) -> int | None:
 
 
 def features_line(size: int | None, execution: Execution) -> str:
-    """What is kept of frozen backbones, and where; empty where there is none."""
+    """Size and place of the features of frozen backbones, as a line; empty if there are none."""
     return f"features of frozen backbones: {size / 1e9:.1f} GB in {execution.cache_path}" if size else ""
 
 
 def fit_seconds(progress: Progress, execution: Execution) -> float | None:
-    """Mean seconds of the plan's stored fits, evaluation included; None before the first."""
+    """Mean seconds per stored fit of the plan, evaluation included; None if no fit is stored."""
     store = Store(execution.store)
     keys = {stage.fit for row in progress.stages.values() for stage in row if stage.fit and stage.fit_stored}
     found = (store.files("fit", key, [PROVENANCE]) for key in sorted(keys))
@@ -111,7 +109,7 @@ def fit_seconds(progress: Progress, execution: Execution) -> float | None:
 
 
 def cost_line(summary: dict[str, Any]) -> str:
-    """What is stored, and what is still to be done, as a sentence."""
+    """Say in one sentence what is stored and what remains to be done."""
     text = stages_line(summary)
     if summary["fits_to_train"]:
         text += f", {counted(summary['epochs_missing'], 'epoch')}"
@@ -122,7 +120,7 @@ def cost_line(summary: dict[str, Any]) -> str:
 
 
 def stages_line(summary: dict[str, Any]) -> str:
-    """How many stages are stored, and how many a run trains, in the words of `plan`, `run` and `status`."""
+    """Say how many stages are stored and how many a run would train, as `plan`, `run` and `status` print it."""
     stored, again, waiting = (summary[name] for name in ("stored_fits", "fits_to_train_again", "fits_after_answers"))
     known = f"{stored} of {counted(summary['fits'], 'stage')} stored, "
     text = f"{known if stored is not None else ''}{summary['fits_to_train']} to train"

@@ -1,6 +1,4 @@
-"""What chains and samples report while they run: one frozen class each. ``chain`` is the identity of the chain, or the
-label of the sample.
-"""
+"""Events that chains and samples report while running; ``chain`` is the chain's identity or the sample's label."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -26,7 +24,7 @@ class StageEvent(Event):
 
 @dataclass(frozen=True)
 class FitResumed(StageEvent):
-    """A training that another process had begun goes on after an epoch, numbered from 1."""
+    """A training begun by another process resumes after this epoch, numbered from 1."""
 
     epoch: int
     epochs: int
@@ -34,8 +32,9 @@ class FitResumed(StageEvent):
 
 @dataclass(frozen=True)
 class EpochDone(StageEvent):
-    """An epoch, numbered from 1, is trained. `miou` is that of the reported split, None where it was not measured;
-    `seconds` are those of the training so far.
+    """An epoch, numbered from 1, has been trained.
+
+    `miou` is for the reported split, None if it was not measured; `seconds` is for the training so far.
     """
 
     epoch: int
@@ -48,16 +47,14 @@ class EpochDone(StageEvent):
 
 @dataclass(frozen=True)
 class FitTrained(StageEvent):
-    """A training is finished and stored, be it the first of its fit, or one for its weights or for measurements."""
+    """A training has finished and is stored: a fit's first one, or a repetition for weights or measurements."""
 
     fit: str
 
 
 @dataclass(frozen=True)
 class StageDone(StageEvent):
-    """A stage is stored and measured. `miou` is that of the reported split after the last epoch; `trained` says whether
-    it was trained now.
-    """
+    """A stage is stored and measured: newly `trained` or not. `miou` is for the reported split after the last epoch."""
 
     trained: bool
     budget: Budget
@@ -70,7 +67,7 @@ class StageDone(StageEvent):
 
 @dataclass(frozen=True)
 class PixelsPicked(StageEvent):
-    """The pixels after a stage are labelled and stored under the key `pick`; `computed` says whether they are new."""
+    """The pixels picked after a stage are labelled and stored under the key `pick`; `computed` if they are new."""
 
     computed: bool
     pick: str
@@ -78,7 +75,7 @@ class PixelsPicked(StageEvent):
 
 @dataclass(frozen=True)
 class AnswersAwaited(StageEvent):
-    """The chain ends here until people have given the `missing` of the `asked` answers."""
+    """The chain pauses until people have given the `missing` of the `asked` answers."""
 
     missing: int
     asked: int
@@ -86,12 +83,12 @@ class AnswersAwaited(StageEvent):
 
 @dataclass(frozen=True)
 class ChainDone(Event):
-    """Everything is stored."""
+    """Everything that the chain asks for is stored."""
 
 
 @dataclass(frozen=True)
 class ChainFailed(Event):
-    """It failed, for good if `final`, else to be tried again."""
+    """The chain or sample failed: for good if `final`; otherwise it will be retried."""
 
     message: str
     final: bool
@@ -99,14 +96,14 @@ class ChainFailed(Event):
 
 @dataclass(frozen=True)
 class Diverged(StageEvent):
-    """The chain or sample ends here for good, for this stage cannot be trained: `message` says how its loss went."""
+    """The chain or sample ends here for good, because the training of this stage diverged as `message` says."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class LevelReached(Event):
-    """A sample was judged at a level; `computed` says whether that is new."""
+    """A sample was scored at a level; `computed` if the score is new."""
 
     level: str
     score: float
@@ -116,7 +113,7 @@ class LevelReached(Event):
 
 @dataclass(frozen=True)
 class SampleStopped(Event):
-    """A scheduler has stopped a sample."""
+    """A scheduler stopped a sample early."""
 
     why: str
 
@@ -131,11 +128,11 @@ _KINDS = {
 
 
 def encode(event: Event) -> str:
-    """An event as text, for another process."""
+    """Serialise an event as JSON, for another process."""
     return json.dumps({"kind": type(event).__name__} | asdict(event))
 
 
 def decode(text: str) -> Event:
-    """The event that `encode` was given."""
+    """Restore the event from the text that `encode` returned."""
     fields = json.loads(text)
     return _KINDS[fields.pop("kind")].validate_python(fields)

@@ -1,7 +1,7 @@
-"""The method: fit, evaluate, pick, until the budget is reached (PixelPick, Shin, Xie and Albanie 2021, section 3).
+"""The method: fit, evaluate and pick until the budget is reached (PixelPick: Shin, Xie and Albanie, 2021, section 3).
 
-One walk serves all: a visitor runs it (`running.py`), another looks at how much of it is stored, and a third names its
-steps without any data (`planning.py`).
+There is one walk and three visitors: one runs it (`running.py`), one checks how much of it is stored, and one names
+its steps without any data (both in `planning.py`).
 """
 
 from typing import Protocol
@@ -12,23 +12,23 @@ from pixelpick_ray.tasks import Evaluate, FirstPixels, Fit, Labels, Pick
 
 
 class Visitor(Protocol):
-    """What a walk does with the tasks of a chain, in order."""
+    """Handler of the tasks of a chain, called in order by `walk`."""
 
     def pixels(self, task: FirstPixels | Pick) -> Labels:
-        """New labelled pixels, on which everything after them depends."""
+        """Return new labelled pixels, on which all later tasks depend."""
 
     def make(self, task: Fit | Evaluate) -> None:
-        """A result that nothing after it depends on."""
+        """Handle a result that no later task depends on."""
 
     def stage_done(self, fit: Fit) -> None:
-        """A stage is trained and measured."""
+        """Handle the end of a stage's training and evaluation."""
 
     def release(self, fit: Fit) -> None:
-        """Nothing needs the model of a fit any more."""
+        """Handle the end of a stage, after which nothing needs the fit's model."""
 
 
 def walk(trial: Trial, source: Source, evaluate: EvaluateSpec, visitor: Visitor) -> None:
-    """Visit the tasks of a trial, and so of all the trials that are prefixes of it."""
+    """Visit the tasks of a trial in order, and thereby those of all trials that are prefixes of it."""
     labels = None if trial.is_fully_supervised else visitor.pixels(FirstPixels(trial, source))
     for stage in range(trial.num_stages):
         fit = Fit(trial, source, evaluate, stage, labels)

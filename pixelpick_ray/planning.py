@@ -1,4 +1,4 @@
-"""Trials to chains: what is shared, what is stored, what a run would train. Imports neither torch nor ray.
+"""Plans: chains of trials, what they share, what is stored and what a run would train. Imports neither torch nor ray.
 
 >>> plan = make_plan(load_experiment(path))
 >>> progress = progress_of(plan, execution)
@@ -42,10 +42,10 @@ IN_LABEL = {"seed", "budget", "acquire.strategy", "model.backbone"}
 
 @dataclass(frozen=True)
 class Chain:
-    """A trial with all the trials that are prefixes of it.
+    """A trial together with all trials that are prefixes of it.
 
-    ``fits`` and ``picks`` identify the tasks by everything that they depend on, as far as that is known without data:
-    two chains share those whose identities are equal. ``picks`` begins with the first pixels.
+    ``fits`` and ``picks`` identify tasks by everything they depend on, as far as it is known without data; chains share
+    tasks with equal identities. ``picks`` begins with the first pixels.
     """
 
     trial: Trial
@@ -57,12 +57,12 @@ class Chain:
 
     @property
     def label(self) -> str:
-        """A short name for people: what varies within most grids."""
+        """Short name for display, made of what most grids vary."""
         kind = "full" if self.trial.is_fully_supervised else self.trial.acquire.strategy
         return f"{self.trial.model.backbone} {kind} seed {self.trial.seed}{self.setting}"
 
     def shared_fits(self, other: "Chain") -> int:
-        """How many fits the two have in common; they are the first ones."""
+        """Number of fits the two chains share; these are always the first ones."""
         pairs = zip(self.fits, other.fits, strict=False)
         return next(
             (at for at, (mine, theirs) in enumerate(pairs) if mine != theirs), min(len(self.fits), len(other.fits))
@@ -71,7 +71,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an experiment asks for, before anything runs."""
+    """The trials and chains of an experiment, before anything runs."""
 
     experiment: Experiment
     trials: tuple[Trial, ...]
@@ -79,22 +79,22 @@ class Plan:
 
     @property
     def num_fits(self) -> int:
-        """Distinct fits of all chains."""
+        """Number of distinct fits over all chains."""
         return len({fit for chain in self.chains for fit in chain.fits})
 
     @property
     def num_fits_unshared(self) -> int:
-        """What the trials would train if each ran alone."""
+        """Number of fits that the trials would train if each ran alone."""
         return sum(trial.num_stages for trial in self.trials)
 
     @property
     def num_picks(self) -> int:
-        """Distinct picks of all chains, the initial pixels included."""
+        """Number of distinct picks over all chains, initial pixels included."""
         return len({pick for chain in self.chains for pick in chain.picks})
 
     @property
     def answers_per_image(self) -> int:
-        """Pixels of each image that people are asked for; fewer where chains happen to ask for the same ones."""
+        """Pixels per image that people are asked to label; fewer if chains happen to ask for the same ones."""
         asked: dict[str, int] = {}
         for chain in self.chains:
             if chain.trial.asks_people:
@@ -105,13 +105,13 @@ class Plan:
 
     @property
     def code(self) -> tuple[str, ...]:
-        """What external code the trials use, a line a part."""
+        """External code that the trials use, one line per part."""
         found = dict.fromkeys(one for chain in self.chains for one in chain.trial.external_parts)
         return tuple(parts.described(kind, name) for kind, name in found)
 
     @property
     def sharing(self) -> str:
-        """What sharing saves, as a sentence."""
+        """One sentence on how much work sharing saves."""
         saved = self.num_fits_unshared - self.num_fits
         return (
             f"{counted(len(self.trials), 'trial')} in {counted(len(self.chains), 'chain')}: "
@@ -120,7 +120,7 @@ class Plan:
         )
 
     def stages_to_keep(self, chain: Chain) -> frozenset[int]:
-        """Stages whose weights another chain may still need: it shares the fit and picks otherwise."""
+        """Return the stages whose weights another chain may need because it shares the fit but picks differently."""
         others = [other for other in self.chains if other.id != chain.id]
         return frozenset(
             stage
@@ -130,9 +130,9 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, trials: Sequence[Trial] | None = None) -> Plan:
-    """Merge trials, those of the grid unless given, into chains.
+    """Merge trials, by default those of the grid, into chains.
 
-    SpecError for an unknown data set, split, strategy or network; needs no data.
+    Needs no data. Raises SpecError for an unknown data set, split, strategy or network.
     """
     trials = tuple(experiment.trials() if trials is None else trials)
     for trial in trials:
@@ -166,14 +166,14 @@ def _chain(experiment: Experiment, trial: Trial, budgets: Sequence[Budget], sett
 
 
 def _setting(trial: Trial, varied: list[str]) -> str:
-    """What the grid varies beside the usual, for a label: ", train.optimizer.lr=0.01"; absent options are left out."""
+    """Label suffix for less common grid fields, such as ", train.optimizer.lr=0.01"; absent options are left out."""
     tree = trial.as_input()
     given = ((path, value_at(tree, path)) for path in varied)
     return "".join(f", {path}={brief(json.dumps(value))}" for path, value in given if value is not None)
 
 
 def value_at(tree: Any, path: str) -> Any:
-    """The value at a dotted path; None where there is none."""
+    """Return the value at a dotted path, or None if there is none."""
     for name in path.split("."):
         tree = (tree or {}).get(name)
     return tree
@@ -181,20 +181,18 @@ def value_at(tree: Any, path: str) -> Any:
 
 @dataclass(frozen=True)
 class _Expected:
-    """Labels as far as they are known: by their pixels, by what identifies them, or only by the picks that will give
-    them.
-    """
+    """Labels as far as they are known: their pixels, their digest, or just the picks that will provide them."""
 
     identity: str
     is_known: bool = False
     pixels: LabelledPixels | None = None
 
     def digest(self) -> str:
-        """What identifies them."""
+        """Return their identity."""
         return self.identity
 
     def add(self, new: "_Expected") -> "_Expected":
-        """These and new ones; what identifies `new` without pixels identifies all labels after it."""
+        """Return these labels joined with `new`; a known `new` without pixels already stands for all labels so far."""
         if self.pixels is not None and new.pixels is not None:
             together = self.pixels.add(new.pixels)
             return _Expected(together.digest(), True, together)
@@ -202,35 +200,36 @@ class _Expected:
 
 
 class _Names:
-    """The visitor that needs no data: it names the tasks of a chain, as far as they are known beforehand."""
+    """Visitor that identifies the tasks of a chain as far as possible without data."""
 
     def __init__(self) -> None:
         self.fits: list[str] = []
         self.picks: list[str] = []
 
     def pixels(self, task: FirstPixels | Pick) -> _Expected:
-        """Promised ones."""
+        """Return a placeholder for the labels."""
         self.picks.append(task.key)
         return _Expected(task.key)
 
     def make(self, task: Fit | Evaluate) -> None:
-        """Note a fit; evaluations are named by it."""
+        """Note the key of a fit; evaluations follow from it."""
         if isinstance(task, Fit):
             self.fits.append(task.key)
 
     def stage_done(self, fit: Fit) -> None:
-        """Nothing to name."""
+        """Do nothing."""
 
     def release(self, fit: Fit) -> None:
-        """Nothing to release."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How far one stage of a chain is stored. ``identity`` names its fit among those of a plan; ``fit`` is the same
-    where it is the key, None where that is not known yet. ``to_train`` says whether a run trains it, for the first
-    time or again, for weights or measurements that only training gives; ``must_wait``, whether people answer first.
-    ``diverged`` says how its training, or that of a stage before it, went that has no result.
+    """How much of one stage of a chain is stored.
+
+    ``identity`` identifies its fit within the plan; ``fit`` is its key, None if not known yet. ``to_train``: a run
+    would train it, perhaps again for weights or measurements that only training yields. ``must_wait``: people have to
+    answer first. ``diverged``: how its training, or that of an earlier stage, diverged.
     """
 
     stage: int
@@ -247,10 +246,10 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is stored of a plan; chains are absent where neither data nor a record gives their keys.
+    """How much of a plan is stored; chains whose keys neither data nor a record gives are absent.
 
-    ``recorded`` are the chains with all that a report needs beside the results; ``damaged`` names records that are
-    damaged. ``known`` is False where no chain's keys are.
+    ``recorded`` are the chains whose records and image descriptions are complete; ``damaged`` lists damaged records.
+    ``known`` is False if no chain's keys are known.
     """
 
     plan: Plan
@@ -261,7 +260,7 @@ class Progress:
     known: bool = True
 
     def row(self, chain: Chain) -> list[StageStatus]:
-        """The stages of a chain; where nothing is known of it, they are all to be trained."""
+        """Return the stages of a chain; if nothing is known about it, all are to be trained."""
         asks = chain.trial.asks_people
         return self.stages.get(chain.id) or [
             StageStatus(stage, identity, None, must_wait=asks) for stage, identity in enumerate(chain.fits)
@@ -269,19 +268,19 @@ class Progress:
 
     @property
     def stored_fits(self) -> int | None:
-        """Distinct fits that are stored."""
+        """Number of distinct stored fits; None if unknown."""
         return len({s.fit for row in self.stages.values() for s in row if s.fit_stored}) if self.known else None
 
     @property
     def stored_picks(self) -> int | None:
-        """Distinct picks that are stored, the first pixels included."""
+        """Number of distinct stored picks, first pixels included; None if unknown."""
         picks = {s.pick for row in self.stages.values() for s in row if s.pick_stored}
         first = {key for key, stored in self.initial.values() if stored}
         return len(picks | first) if self.known else None
 
     @property
     def to_train(self) -> dict[str, tuple[StageStatus, Trial]]:
-        """The distinct fits that are to be trained, each with a stage of a chain that needs it."""
+        """Distinct fits to train by identity, each with a stage that needs it and its trial."""
         found: dict[str, tuple[StageStatus, Trial]] = {}
         for chain in self.plan.chains:
             for stage in self.row(chain):
@@ -291,22 +290,22 @@ class Progress:
         return found
 
     def done(self, chain: Chain) -> bool:
-        """Whether everything of a chain is stored that is asked for, and all that a report needs beside it."""
+        """Whether everything a chain asks for is stored, along with all that a report needs."""
         row, (_, first) = self.stages.get(chain.id, []), self.initial.get(chain.id, ("", True))
         picked = first and all(stage.pick_stored for stage in row if stage.pick)
         stored = all(s.diverged or (s.fit_stored and s.evaluated and not s.to_train) for s in row)
         return bool(row) and picked and stored and chain.id in self.recorded
 
     def diverged(self, chain: Chain) -> str:
-        """How the training went that ends a chain for good; empty where none does."""
+        """How the training that ends the chain for good diverged; empty if none did."""
         return next((stage.diverged for stage in self.stages.get(chain.id, []) if stage.diverged), "")
 
 
 def progress_of(plan: Plan, execution: Execution) -> Progress:
-    """Walk every chain through the store as far as its keys are known. DataError when present data are wrong."""
+    """Look up every chain in the store as far as its keys are known. Raises DataError if data are present but wrong."""
     sources = Sources(plan.experiment, execution)
     store = sources.store
-    described = cache(partial(store.intact, "split"))  # chains share the descriptions of their images
+    described = cache(partial(store.intact, "split"))  # chains share image descriptions
     people = [chain.id for chain in plan.chains if chain.trial.asks_people]
     pending = Waiting(store, plan.experiment).look(people)
     stages, initial, recorded = {}, {}, set()
@@ -329,7 +328,7 @@ def progress_of(plan: Plan, execution: Execution) -> Progress:
 
 
 def _is_whole(record: ChainRecord, stages: list[StageStatus], described: Callable[[str], bool]) -> bool:
-    """Whether a chain's record names the results of every stage, and the descriptions that it names are there."""
+    """Whether a chain's record names the fit of every stage and the descriptions it names are stored."""
     stages = [stage for stage in stages if not stage.diverged]
     named = [stage.fit for stage in record.stages]
     found = record.descriptions
@@ -338,7 +337,7 @@ def _is_whole(record: ChainRecord, stages: list[StageStatus], described: Callabl
 
 
 class Sources:
-    """Fingerprints of the data and the weights of a trial: from the data folder, else as recorded in the store."""
+    """Fingerprints of a trial's data and weights, from the data folder or else as recorded in the store."""
 
     def __init__(self, experiment: Experiment, execution: Execution) -> None:
         self._experiment, self._execution = experiment, execution
@@ -346,7 +345,7 @@ class Sources:
         self._fingerprint = lru_cache(self._prepared_fingerprint)
 
     def of(self, trial: Trial) -> Source | None:
-        """The source of a trial; None when the data are absent and nothing was recorded."""
+        """Return the source of a trial; None if the data are absent and nothing was recorded."""
         try:
             weights = weights_digest(trial.model, self._execution.data_path)
             dataset = open_dataset(trial.dataset, self._execution.data_path)
@@ -365,29 +364,28 @@ class Sources:
         return prepare(dataset, split, size, self._execution.cache_path).fingerprint
 
     def _with_every_split(self, recorded: Source) -> Source:
-        """The recorded source; splits that were not evaluated then have nothing stored."""
+        """The recorded source, with an empty fingerprint for splits not evaluated then, which have nothing stored."""
         splits = map(self._experiment.evaluate.split_of, self._experiment.evaluate.splits)
         return replace(recorded, fingerprints=dict.fromkeys(splits, "") | recorded.fingerprints)
 
 
 class _Look:
-    """The visitor that looks at what is stored: bytes alone, nothing is set aside, a damaged result is none.
+    """Visitor that checks what is stored; it changes nothing and counts damaged results as absent.
 
-    Picks that are lost are made again as they were, so that the stages behind them are those that the chain's record
-    names.
+    Lost picks will be remade identically, so later stages remain those that the chain's record names.
     """
 
     def __init__(self, store: Store, execution: Execution, record: ChainRecord | None) -> None:
         self._store, self._execution, self._record = store, execution, record
         self.stages: list[StageStatus] = []
         self.initial: tuple[str, bool] | None = None
-        self._diverged = ""  # how an earlier stage went, or this one
-        self._is_lost = False  # a pick whose labels nobody can read any more
-        self._missing: list[Task[Any]] = []  # what the stage's model is needed for
+        self._diverged = ""  # message of this or an earlier stage
+        self._is_lost = False  # whether the labels of a pick can no longer be read
+        self._missing: list[Task[Any]] = []  # what this stage still lacks, besides its fit
         self._pick: tuple[str, bool] | None = None
 
     def pixels(self, task: FirstPixels | Pick) -> _Expected:
-        """The stored pixels; else what will identify all labels after them."""
+        """Return the stored pixels, or else what will identify all labels so far."""
         if isinstance(task, Pick) and not _is_known(task.fit):
             return _Expected(task.key)
         new = self._stored_pixels(task)
@@ -408,7 +406,7 @@ class _Look:
         return LabelledPixels.read(io.BytesIO(files[PIXELS])) if files else None
 
     def _recorded_labels(self, task: FirstPixels | Pick) -> str | None:
-        """What identifies the labels that the stage after a pick was trained on, as the record and its fit tell."""
+        """Digest of the labels that the stage after a pick was trained on, according to the record and its fit."""
         record = self._record
         if record is None or len(record.stages) <= task.stage or record.picks[task.stage] != task.key:
             return None
@@ -416,17 +414,17 @@ class _Look:
         return None if files is None else str(json.loads(files[paths.INPUT])["labels"])
 
     def make(self, task: Fit | Evaluate) -> None:
-        """See whether an evaluation is stored."""
+        """Check whether an evaluation is stored."""
         if isinstance(task, Fit):
             self._missing, self._pick = [], None
         elif not (_is_known(task.fit) and self._store.intact(task.kind, task.key)):
             self._missing.append(task)
 
     def stage_done(self, fit: Fit) -> None:
-        """The pick of the stage comes first."""
+        """Do nothing: `release` follows, after the stage's pick."""
 
     def release(self, fit: Fit) -> None:
-        """See whether the stage is stored, and whether it has to be trained."""
+        """Determine whether the stage is stored and whether it has to be trained."""
         if not _is_known(fit) or self._diverged:
             to_train = not self._diverged
             self.stages.append(StageStatus(fit.stage, fit.key, None, to_train=to_train, diverged=self._diverged))
@@ -445,34 +443,32 @@ class _Look:
         evaluated = not any(isinstance(task, Evaluate) for task in self._missing)
         pick, pick_stored = self._pick or (None, False)
         if stored and pick and not pick_stored and (record := read_diverged(self._store, fit.key)) is not None:
-            self._diverged, pick, to_train = record.message, None, False  # nothing can be picked with its model
+            self._diverged, pick, to_train = record.message, None, False  # its model can pick nothing
         self.stages.append(
             StageStatus(fit.stage, fit.key, fit.key, stored, evaluated, pick, pick_stored, to_train=to_train)
         )
 
     def wait_for_people(self, *, has_answers: bool) -> None:
-        """Mark the stages that nobody can train before people have answered; with answers to what is asked now, the
-        next stage is none of them.
-        """
+        """Mark the stages that cannot be trained until people answer; `has_answers` exempts the next stage."""
         unknown = [at for at, stage in enumerate(self.stages) if stage.fit is None and not stage.diverged]
         for at in unknown[int(has_answers) :]:
             self.stages[at] = replace(self.stages[at], must_wait=True)
 
 
 def _is_known(fit: Fit) -> bool:
-    """Whether the key of a fit is what a run stores it under."""
+    """Whether a fit's key is final: the one under which a run would store it."""
     return not isinstance(fit.labels, _Expected) or fit.labels.is_known
 
 
 def _keep_sources(plan: Plan, store: Store) -> None:
-    """Store the sources that trials are made with, beside the results."""
+    """Store the source of external parts along with the results."""
     names = {name for chain in plan.chains for _, name in chain.trial.external_parts}
     for code in {code.digest: code for code in map(parts.code_of, sorted(names)) if code}.values():
         write_source(store, code)
 
 
 def keep_warnings(experiment: Experiment, store: Store, warnings: Sequence[str]) -> None:
-    """Store what is probably wrong with the data, in place of what an earlier run found."""
+    """Store warnings about the data, replacing those of an earlier run."""
     path = paths.data_warnings(paths.experiment_folder(experiment))
     before = store.find_record(path, DataWarnings)
     if tuple(warnings) != (before.warnings if before else ()):
@@ -480,9 +476,9 @@ def keep_warnings(experiment: Experiment, store: Store, warnings: Sequence[str])
 
 
 def claim_name(plan: Plan, store: Store) -> None:
-    """Record the experiment under its name. SpecError when the name belongs to another one, or nothing can be written.
+    """Record the experiment under its name. Raises SpecError if the name is taken or the store is not writable.
 
-    Experiments of one name must be equal or one must extend the other's grid, so that a report never mixes two.
+    Experiments with the same name must be equal, or one must extend the other's grid, so that reports never mix two.
     """
     experiment = plan.experiment
     mine = paths.experiment_folder(experiment)

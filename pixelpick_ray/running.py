@@ -1,4 +1,4 @@
-"""Running a chain: the walk of `loop.py` whose visitor makes what is not stored yet. Every rank of a trial runs it."""
+"""Running a chain: the walk of `loop.py` with a visitor that makes whatever is missing. Runs on every rank."""
 
 import contextlib
 from collections.abc import Callable
@@ -29,11 +29,11 @@ def run_chain(
     keep_stages: frozenset[int] = frozenset(),
     is_leaving: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Run a trial with all the trials that are prefixes of it; what is stored is not computed again.
+    """Run a trial and all trials that are prefixes of it, computing only what is not stored.
 
-    `keep_stages` keep their weights for other chains of this run; while this node `is_leaving`, a fit in training is
-    saved after every epoch. The last event is ChainDone, AnswersAwaited when people have to answer before it can go on,
-    or Diverged. An error has an attribute ``where``: the stage, and what was done in it.
+    `keep_stages` keep their weights for other chains of this run; while the node `is_leaving`, training saves its
+    progress after every epoch. The last event is ChainDone, AnswersAwaited if people have to answer first, or Diverged.
+    Errors get an attribute ``where``: the stage, and what was being done.
     """
     context = Context(experiment, trial, execution, world, on_event, is_leaving)
     visitor = _MakeMissing(context, keep_stages)
@@ -46,7 +46,7 @@ def run_chain(
         context.write_record()
         context.emit(AnswersAwaited(context.chain, visitor.stage, waiting.missing, waiting.asked))
     except DivergedError as error:
-        stage = visitor.stage + int(visitor.is_trained)  # the first one that is not reached
+        stage = visitor.stage + int(visitor.is_trained)  # the first stage without a result
         record = DivergedRecord(fit=visitor.fit, stage=stage, message=str(error))
         if world.is_first and visitor.is_trained:
             write_diverged(context.store, record)
@@ -54,7 +54,7 @@ def run_chain(
         context.write_record()
         context.emit(Diverged(context.chain, visitor.stage, str(error)))
     except Exception as error:
-        with contextlib.suppress(AttributeError):  # of an error that takes none
+        with contextlib.suppress(AttributeError):  # some exceptions accept no attributes
             error.where = f"stage {visitor.stage}, {context.doing}"  # type: ignore[attr-defined]
         raise
     else:
@@ -62,7 +62,7 @@ def run_chain(
 
 
 class _MakeMissing:
-    """Makes every task that is not stored, and tells and records how far the chain has come."""
+    """Visitor that makes every task that is not stored, and reports and records the chain's progress."""
 
     def __init__(self, context: Context, keep_stages: frozenset[int]) -> None:
         self._context, self._keep_stages = context, keep_stages
@@ -70,11 +70,11 @@ class _MakeMissing:
         self._annotator = Annotator(context, self._trainer)
         self.stage, self.fit, self.is_trained = 0, "", False
         self._labels: LabelledPixels | None = None
-        self._trained: tuple[Trained, bool] | None = None  # of this stage, and whether it was trained now
+        self._trained: tuple[Trained, bool] | None = None  # of this stage, and whether it is new
         self._measured: dict[str, dict[int, Counts]] = {}  # of this stage, by split
 
     def pixels(self, task: FirstPixels | Pick) -> LabelledPixels:
-        """New labelled pixels. PeopleAsked when people have to label them first."""
+        """Return new labelled pixels. Raises PeopleAsked if people have to label them first."""
         context = self._context
         if isinstance(task, FirstPixels):
             context.note(initial=task.key)
@@ -90,7 +90,7 @@ class _MakeMissing:
         return picked.pixels
 
     def make(self, task: Fit | Evaluate) -> None:
-        """Train or measure."""
+        """Train or evaluate, unless stored."""
         if isinstance(task, Fit):
             self.stage, self.fit, self.is_trained = task.stage, task.key, False
             self._trained = self._context.cached(task, lambda: self._trainer.make_fit(task))
@@ -99,7 +99,7 @@ class _MakeMissing:
             self._measured[task.split], _ = self._context.cached(task, lambda: make(task), lease=False)
 
     def stage_done(self, fit: Fit) -> None:
-        """Record the stage, and tell of it."""
+        """Record and report the stage."""
         self.is_trained = True
         context = self._context
         entry = StageRecord(budget=fit.budget, fit=fit.key, evaluations={one.split: one.key for one in fit.evaluations})
@@ -113,9 +113,7 @@ class _MakeMissing:
             context.emit(StageDone(context.chain, fit.stage, *told))
 
     def release(self, fit: Fit) -> None:
-        """Drop the model, and weights that nothing needs any more; and what a process that was killed while it
-        published has left of the training.
-        """
+        """Drop the model, weights that nothing needs any more, and leftovers of a process killed while publishing."""
         context, store = self._context, self._context.store
         if context.world.is_first:
             store.drop_unfinished(fit.key)

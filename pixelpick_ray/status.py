@@ -1,4 +1,4 @@
-"""How far an experiment is: stored, running, waiting, missing and failed stages. Imports neither torch nor ray."""
+"""Progress of an experiment: the state of each stage (see STATES). Imports neither torch nor ray."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,9 +14,7 @@ STATES = ("stored", "running", "waiting", "missing", "failed", "diverged")
 
 @dataclass(frozen=True)
 class ChainStatus:
-    """A chain's stages by state, in order; its last error line, what it waits for ("" where nothing), and how many
-    answers of people that is.
-    """
+    """The states of a chain's stages, in order, its last error line, and what it waits for ("" for nothing)."""
 
     label: str
     id: str
@@ -29,9 +27,7 @@ class ChainStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """The state of every stage of an experiment; `stages` counts the distinct ones by state, `line` tells how many are
-    stored and to be trained as `plan` does.
-    """
+    """The state of every stage of an experiment; `stages` counts distinct ones by state, `line` is as in `plan`."""
 
     experiment: str
     chains: tuple[ChainStatus, ...]
@@ -40,17 +36,17 @@ class Status:
     damaged: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the status as JSON-ready values."""
         rows = [asdict(chain) | {"stages": list(chain.stages)} for chain in self.chains]
         return {"experiment": self.experiment, "stages": self.stages, "chains": rows, "damaged": list(self.damaged)}
 
     @property
     def asks_people(self) -> bool:
-        """Whether people have to answer before a chain goes on."""
+        """Whether a chain is waiting for people to answer."""
         return any(chain.missing_answers for chain in self.chains)
 
     def as_text(self) -> str:
-        """One line a chain, then the sums."""
+        """Return one line per chain, then the totals."""
         width = max(len(chain.label) for chain in self.chains)
         lines = [f"{chain.label:<{width}}  {_counted(chain.stages)}" for chain in self.chains]
         lines += [f"WAITING {chain.label}: for {chain.waits_for}" for chain in self.chains if chain.waits_for]
@@ -62,11 +58,11 @@ class Status:
 
 
 def status_of(plan: Plan, execution: Execution) -> Status:
-    """The state of every stage, from the store alone where the data are absent.
+    """Determine the state of every stage, from the store alone if the data are absent.
 
-    A stage runs when its fit is leased, by whichever chain. It waits when an earlier fit or pick of its chain is, when
-    people have to answer, or when a run of the experiment is alive that has not come to its chain yet. It failed when
-    the chain's last attempt left an error; else it is missing.
+    A stage is running if its fit is leased, by whichever chain. It is waiting if an earlier fit or pick of its chain is
+    leased, if people have to answer, or if a live run has yet to reach its chain. It has failed if the chain's last
+    attempt left an error. Otherwise it is missing.
     """
     store = Store(execution.store)
     progress, leased = progress_of(plan, execution), store.leased()
@@ -80,7 +76,7 @@ def status_of(plan: Plan, execution: Execution) -> Status:
 
 
 def _count(plan: Plan, progress: Progress, chains: tuple[ChainStatus, ...]) -> dict[str, int]:
-    """The distinct stages by state; one that chains share is in the first of these states that it has in any."""
+    """Count distinct stages by state; a shared stage has the first state in `order` that it has in any chain."""
     order = ("stored", "diverged", "running", "failed", "waiting", "missing")
     found: dict[str, str] = {}
     for chain, status in zip(plan.chains, chains, strict=True):
@@ -115,7 +111,7 @@ def _chain_status(
     if pending and pending.missing and not waits_for:
         states, error = ["waiting" if state in ("missing", "failed") else state for state in states], ""
         waits_for = f"{pending.missing} of {pending.asked} answers"
-    elif run and not waits_for:  # every error is of an earlier run, or the chain is tried again
+    elif run and not waits_for:  # any error is from an earlier run, or the chain will be retried
         states = ["waiting" if state in ("missing", "failed") else state for state in states]
         waits_for = f"a free place in the run of {run}"
     waits_for, error = waits_for if "waiting" in states else "", "" if waits_for else error

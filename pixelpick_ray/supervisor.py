@@ -1,10 +1,10 @@
-"""The process that a user starts runs the command in a child and ends with a status of 0 to 3, whatever ends the child.
+"""Supervision: the process a user starts runs the command in a child, and always exits with a status of 0 to 3.
 
-Ray's and torch's C++ may end the process they are in, and the system may kill it. Signals are heard from the first
-moment on, which is why this needs nothing but the standard library.
+C++ code in Ray or torch may abort its process, and the system may kill it. This module needs nothing but the standard
+library, so that signals are handled from the very start.
 """
 
-from __future__ import annotations  # an older Python has to come as far as saying that it is too old
+from __future__ import annotations  # an older Python must get far enough to report that it is too old
 
 import contextlib
 import os
@@ -16,14 +16,14 @@ from typing import Any, NoReturn
 
 OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ()
-GRACE_SECONDS = 25.0  # batch systems and containers kill half a minute after they have asked
-REPEAT_SECONDS = 1.0  # the same signal often comes twice, to a process and to its group
+GRACE_SECONDS = 25.0  # batch systems and containers kill about 30 s after asking to stop
+REPEAT_SECONDS = 1.0  # the same signal often arrives twice: for the process and for its group
 GOES_ON = "stopped; run the same command to go on from here"
-_to_supervisor: int | None = None  # a pipe, in the child
+_to_supervisor: int | None = None  # write end of a pipe; set in the child
 
 
 def why_unsupported(version: tuple[int, ...], platform: str) -> str:
-    """Why the program cannot run here, in one line; empty where it can."""
+    """Return one line on why the program cannot run here; empty if it can."""
     if platform in ("win32", "cygwin"):
         return "PixelPick-Ray runs on Linux and macOS; on Windows, run it in WSL"
     if version < (3, 11):
@@ -32,13 +32,13 @@ def why_unsupported(version: tuple[int, ...], platform: str) -> str:
 
 
 def supervise() -> None:
-    """Go on in a child; the process that calls this waits for it and ends as it does.
+    """Fork, and continue in the child; the calling process waits for it and exits with its status.
 
-    The child leads a session of its own: who presses Ctrl+C, or closes the terminal, asks the supervisor, which passes
-    it on, and Ray's processes are not hit beside it. It ends with all that it started when the supervisor is killed.
+    The child leads its own session, so Ctrl+C or closing the terminal reaches only the supervisor, which passes the
+    signal on, and not Ray's processes. If the supervisor is killed, the child and all its processes end too.
     """
     global _to_supervisor
-    while os.open(os.devnull, os.O_RDWR) <= 2:  # no pipe may take the number of a standard stream that is closed
+    while os.open(os.devnull, os.O_RDWR) <= 2:  # no pipe may take the descriptor of a closed standard stream
         pass
     heard = heeded()
     signal.pthread_sigmask(signal.SIG_BLOCK, heard)
@@ -59,36 +59,36 @@ def supervise() -> None:
 
 
 def heeded() -> list[signal.Signals]:
-    """The signals that ask to stop; not those that are ignored, as with nohup."""
+    """Return the signals that request a stop, except ignored ones, as under nohup."""
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def tell(message: str) -> None:
-    """Write a line to standard error, from a signal handler or any thread: a stream may be in use."""
+    """Write a line to standard error; safe in signal handlers and threads, unlike a stream that may be in use."""
     with contextlib.suppress(OSError):
         os.write(2, f"{message}\n".encode())
 
 
 def is_supervised() -> bool:
-    """Whether this process may be ended as a whole, because it is the child that runs a command."""
+    """Whether this process is a supervised child, which may be ended as a whole."""
     return _to_supervisor is not None
 
 
 def end(status: int, message: str) -> NoReturn:
-    """End the command at once, from any thread, with one line on standard error."""
+    """Exit at once, from any thread, with one line on standard error."""
     tell(message)
     settle(status)
     os._exit(status)
 
 
 def lose(why: str) -> NoReturn:
-    """End the command at once, from any thread, as failed: unless it was asked to stop, which may be why."""
+    """Exit at once, from any thread, as failed, or as stopped if a stop was requested, which may be the cause."""
     _tell(f"!{why}\n")
     os._exit(FAILED)
 
 
 def ending(code: int) -> str:
-    """How a process ended, given the status that `subprocess` has for it."""
+    """Describe how a process ended, given its return code as `subprocess` has it."""
     if code >= 0:
         return f"ended with status {code}"
     memory = " (is there too little memory?)" if code == -signal.SIGKILL else ""
@@ -96,12 +96,12 @@ def ending(code: int) -> str:
 
 
 def settle(status: int) -> None:
-    """Tell the supervisor the exit status, should anything end this process in another way from now on."""
+    """Tell the supervisor which exit status to use, however this process ends from now on."""
     _tell(f"{status}\n")
 
 
 def remove_at_end(folder: str) -> None:
-    """Have a folder removed after this process, however it ends."""
+    """Have the supervisor remove a folder after this process, however it ends."""
     _tell(f"{folder}\n")
 
 
@@ -117,7 +117,7 @@ def _end_with(pipe: int) -> None:
 
 
 class _Supervisor:
-    """The parent: passes signals on; a second one, or half a minute later, ends a child that is still busy at once."""
+    """The parent: passes the first signal on; kills the child at a second one, or after GRACE_SECONDS."""
 
     def __init__(self, child: int, told: int, heard: list[signal.Signals]) -> None:
         self._child, self._told = child, told
@@ -144,14 +144,14 @@ class _Supervisor:
     def _pause(self, number: int, frame: Any) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child, signal.SIGSTOP)
-            os.kill(os.getpid(), signal.SIGSTOP)  # until the shell lets it go on
+            os.kill(os.getpid(), signal.SIGSTOP)  # until the shell continues it
             os.killpg(self._child, signal.SIGCONT)
 
     def wait(self) -> NoReturn:
-        """End as the child ends."""
+        """Wait for the child and exit with its status."""
         _, how = os.waitpid(self._child, 0)
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._child, signal.SIGKILL)  # what it has left
+            os.killpg(self._child, signal.SIGKILL)  # leftover processes
         lines = self._heard()
         for folder in lines:
             if folder.startswith("/"):
@@ -163,7 +163,7 @@ class _Supervisor:
         os._exit(statuses[-1])
 
     def _heard(self) -> list[str]:
-        """What the child has told."""
+        """Read the lines that the child has written to the pipe."""
         os.set_blocking(self._told, False)
         content = b""
         with contextlib.suppress(BlockingIOError):
@@ -172,7 +172,7 @@ class _Supervisor:
         return content.decode("utf-8", "replace").splitlines()
 
     def _explain(self, why: str) -> int:
-        """Say why the child did not end by itself; the exit status."""
+        """Print why the child did not exit by itself, and return the exit status."""
         if self._asked is not None:
             tell(GOES_ON)
             return STOPPED

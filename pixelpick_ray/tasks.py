@@ -1,6 +1,6 @@
-"""What each stored result depends on, and how it is read.
+"""Tasks: what each stored result depends on, and how it is read.
 
-A task is an identity: it knows neither torch nor a disk, and does not say how its result is computed.
+A task is only an identity: it needs neither torch nor a disk and does not know how its result is computed.
 
 >>> fit = Fit(trial, source, evaluate, stage=0, labels=labels)
 >>> fit.key, [evaluation.key for evaluation in fit.evaluations], Pick(fit).key
@@ -35,24 +35,24 @@ CONFUSION, PREDICTIONS = "confusion.npz", "predictions"
 
 
 def prediction_file(name: str) -> str:
-    """The file of an evaluation that has the prediction for an image; a name may have folders."""
+    """Return the file of an evaluation that holds the prediction for an image, whose name may contain folders."""
     return f"{PREDICTIONS}/{PurePosixPath(name).with_suffix('').as_posix().replace('/', '%2F')}.png"
 
 
 class Labels(Protocol):
-    """Labelled pixels, or what stands for them where they are not known yet."""
+    """Labelled pixels, or a placeholder for pixels not known yet."""
 
     def digest(self) -> str:
-        """What identifies them."""
+        """Return the identity of the labels."""
 
     def add(self, other: Any) -> Self:
-        """These, and those of a further pick."""
+        """Return these labels joined with those of a further pick."""
 
 
 class Task(ABC, Generic[T]):
-    """One result. `inputs` is what its key is a hash of; `read` makes its value of the contents of its `files`.
+    """One result: its key is a hash of `inputs`, and `read` builds its value from the contents of `files`.
 
-    Every rank of a trial needs the value if `for_all_ranks`, else the first alone.
+    Every rank of a trial needs the value if `for_all_ranks`, otherwise only the first.
     """
 
     kind: ClassVar[str]
@@ -61,41 +61,41 @@ class Task(ABC, Generic[T]):
     @property
     @abstractmethod
     def inputs(self) -> dict[str, Any]:
-        """Everything that decides the result, JSON-ready."""
+        """Everything that determines the result, as JSON-ready values."""
 
     @cached_property
     def key(self) -> str:
-        """What the result is stored under."""
+        """The key under which the result is stored."""
         return digest(self.inputs)
 
     @property
     @abstractmethod
     def files(self) -> tuple[str, ...]:
-        """The files that the value is made of."""
+        """Names of the files that the value is read from."""
 
     @abstractmethod
     def read(self, files: Mapping[str, bytes]) -> T:
-        """The value."""
+        """Build the value from file contents by name."""
 
     @property
     def model_of(self) -> "Fit | None":
-        """The fit whose model the result is computed with."""
+        """The fit whose model computes the result, if any."""
         return None
 
     @property
     def weights_help(self) -> bool:
-        """Whether the stored weights of that fit are enough to compute the result; else only training gives it."""
+        """Whether that fit's stored weights suffice to compute the result; otherwise only training yields it."""
         return True
 
     @property
     def by_training(self) -> tuple["Task[Any]", ...]:
-        """Results that only the computation of this one can give: it is not complete without them."""
+        """Results that only computing this one can yield; it is incomplete without them."""
         return ()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What is told of a training: the loss of each epoch, and seconds, evaluation on the way included."""
+    """Figures of a training: the loss of each epoch, and seconds, including evaluation on the way."""
 
     losses: tuple[float, ...]
     seconds: float
@@ -103,7 +103,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Fit(Task[Trained]):
-    """One training. Strategy, budget, evaluation and ranks are not in its key; `labels` None is full supervision."""
+    """One training. Strategy, budget, evaluation and ranks are not in its key; `labels` is None if fully supervised."""
 
     kind = "fit"
     trial: Trial
@@ -128,7 +128,7 @@ class Fit(Task[Trained]):
 
     @property
     def _model(self) -> dict[str, Any]:
-        """What the network's part of the key is: weights and normalisation by what they are, not as they are named."""
+        """The network's part of the key: weights and normalisation by value, not by name."""
         model, source = self.trial.model, self.source
         fields = model.as_input() | {"weights_digest": source.weights_digest}
         fields.pop("normalise", None)
@@ -146,17 +146,17 @@ class Fit(Task[Trained]):
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing is picked after it."""
+        """Whether this is the last stage, after which nothing is picked."""
         return self.stage + 1 == self.trial.num_stages
 
     @property
     def budget(self) -> Budget:
-        """Pixels per image that are labelled, or "full"."""
+        """Labelled pixels per image, or "full"."""
         return "full" if self.labels is None else self.trial.budget_of(self.stage)
 
     @cached_property
     def evaluations(self) -> tuple["Evaluate", ...]:
-        """What is measured of it, in the order of the experiment."""
+        """Evaluations of the fit, in the experiment's order."""
         return tuple(Evaluate(self, split) for split in self.evaluate.splits)
 
     @property
@@ -166,7 +166,7 @@ class Fit(Task[Trained]):
 
 @dataclass(frozen=True)
 class Evaluate(Task[dict[int, Counts]]):
-    """The confusion matrices of a fit on one split, by epoch; `split` is the name that the experiment gives it."""
+    """Confusion matrices (C, C) of a fit on a split, by epoch; `split` is the experiment's name for it."""
 
     kind = "evaluation"
     fit: Fit
@@ -198,14 +198,14 @@ class Evaluate(Task[dict[int, Counts]]):
 
 @dataclass(frozen=True)
 class Picked:
-    """New labelled pixels; `questions` are the keys of what people were asked for them, in order."""
+    """New labelled pixels; `questions` are the keys of the questions put to people for them, in order."""
 
     pixels: LabelledPixels
     questions: tuple[str, ...] = ()
 
 
 class PixelsTask(Task[Picked]):
-    """New labelled pixels: the first of all, or those after a fit. `stage` trains on them first."""
+    """New labelled pixels, the first ones or those after a fit; `stage` is the first to train on them."""
 
     kind = "pick"
     for_all_ranks = True
@@ -214,7 +214,7 @@ class PixelsTask(Task[Picked]):
 
     @property
     def budget(self) -> int:
-        """Pixels per image that are labelled with them."""
+        """Labelled pixels per image, these included."""
         return self.trial.budget_of(self.stage)
 
     @property
@@ -228,7 +228,7 @@ class PixelsTask(Task[Picked]):
 
 @dataclass(frozen=True)
 class FirstPixels(PixelsTask):
-    """The first pixels, at random; backbones and strategies share them."""
+    """The first pixels, drawn at random and shared by backbones and strategies."""
 
     trial: Trial
     source: Source
@@ -248,7 +248,7 @@ class FirstPixels(PixelsTask):
 
 @dataclass(frozen=True)
 class Pick(PixelsTask):
-    """The choice and labelling of the next pixels after a fit."""
+    """The next pixels after a fit: their choice and their labels."""
 
     fit: Fit
 
@@ -278,10 +278,10 @@ class Pick(PixelsTask):
 
 @dataclass(frozen=True)
 class Ask(Task[Questions]):
-    """The pixels that people are asked about on the way to `pixels`.
+    """A round of questions put to people to make `pixels`.
 
-    `answered` are the keys of the questions before these, each with the digest of the labels that people gave: new
-    pixels replace those that got no class.
+    `answered` lists the keys of earlier rounds, each with the digest of the labels that people gave; a further round
+    replaces pixels that got no class.
     """
 
     kind = "question"
@@ -307,7 +307,7 @@ class Ask(Task[Questions]):
 
 @dataclass(frozen=True)
 class Describe(Task[None]):
-    """What a report tells of a prepared split; `images` are those that it is reduced to, None for all."""
+    """Description of a prepared split for reports; `images` are the selected ones, None for all."""
 
     kind = "split"
     size: SizeSpec
@@ -325,15 +325,15 @@ class Describe(Task[None]):
         return ()
 
     def read(self, files: Mapping[str, bytes]) -> None:
-        """Reports read it (`data/description.py`)."""
+        """Return None: only reports read it (`data/description.py`)."""
 
 
 def answers_key(trial: Trial, identity: list[Any]) -> str:
-    """The key of people's answers: the data set that is trained on, by its `identity`, where its images lie, how they
-    are prepared, and how people are asked.
+    """Return the key of people's answers, for a training data set of this `identity`.
 
-    All chains that ask about these images share it, whatever their seed, network or strategy. What the images show is
-    no part of it, so that some may be added: it is compared when they are asked about.
+    Also in the key: the images' path and preparation, and how people are asked. All chains that ask about these images
+    share it, whatever their seed, network or strategy. Image contents are not in it, so that images may be added; they
+    are compared when people are asked about them.
     """
     suggestions = isinstance(trial.oracle, HumanSpec) and trial.oracle.suggestions
     size, path = trial.dataset.size_spec().as_input(), trial.dataset.path
@@ -341,13 +341,13 @@ def answers_key(trial: Trial, identity: list[Any]) -> str:
 
 
 def evaluation_size(evaluate: EvaluateSpec, trial: Trial, split: str) -> SizeSpec:
-    """The size that a split is evaluated at: its own, or that of training when it gives none."""
+    """Return the size at which a split is evaluated: its own, or the training size if it gives none."""
     own = evaluate.splits[split].size_spec()
     return trial.dataset.size_spec() if own == SizeSpec() else own
 
 
 def _raised(version: int) -> dict[str, int]:
-    """What a part's version adds to a key: nothing while it is 1, as in keys that are older than versions of parts."""
+    """Key fields for a part's version: none for 1, so that keys from before parts had versions remain valid."""
     return {} if version == 1 else {"version": version}
 
 
@@ -357,5 +357,5 @@ def _oracle(trial: Trial) -> dict[str, Any]:
 
 def _data(trial: Trial, source: Source) -> dict[str, Any]:
     fields = trial.dataset.as_input()
-    fields.pop("path", None)  # where the images lie; what they are is the fingerprint
+    fields.pop("path", None)  # a location; the contents are in the fingerprint
     return fields | {"fingerprint": source.fingerprints[source.training_split]}

@@ -1,10 +1,10 @@
-"""What every strategy, head, oracle, data set and format must keep: test classes to inherit from, one a kind.
+"""Contracts of strategies, heads, oracles, data sets and formats: one test class per kind, to inherit from.
 
 >>> from pixelpick_ray.testing import StrategyContract
 >>> class TestMine(StrategyContract):
-...     name = "mine"  # as in an experiment file: a name that an entry point gives, or file:PATH.py:NAME
+...     name = "mine"  # as in an experiment file: an entry point's name, or file:PATH.py:NAME
 
-pytest runs the tests of the class. ``file:`` is relative to the working folder.
+pytest runs the tests of the class. Paths after ``file:`` are relative to the working directory.
 """
 
 import copy
@@ -43,12 +43,12 @@ HERE = Path()
 
 
 class StrategyContract:
-    """A strategy that asks the network: a number for every pixel, whatever the batch."""
+    """A strategy that scores pixels with the network: one finite score per pixel, whatever the batch."""
 
     name: ClassVar[str]
 
     def scores(self, logits: Tensor) -> Tensor:
-        """(N, H, W) scores of logits (N, C, H, W), of three equal passes where the strategy compares some."""
+        """Return scores (N, H, W) of logits (N, C, H, W), of three equal passes if the strategy compares passes."""
         acquire = AcquireSpec(strategy=parts.resolved("strategy", self.name, HERE))
         try:
             check_strategy(acquire)
@@ -58,7 +58,7 @@ class StrategyContract:
         return score_passes(acquire, [logits.clone() for _ in range(3 if acquire.stochastic else 1)])
 
     def logits(self, scale: float = 3.0) -> Tensor:
-        """(4, 5, 6, 7) logits at random."""
+        """Return random logits (4, 5, 6, 7)."""
         return scale * torch.randn(4, 5, 6, 7, generator=torch.Generator().manual_seed(0))
 
     def test_every_pixel_has_a_finite_score(self) -> None:
@@ -71,19 +71,19 @@ class StrategyContract:
         assert torch.equal(self.scores(self.logits()), self.scores(self.logits()))
 
     def test_an_image_has_the_same_scores_in_every_batch(self) -> None:
-        """Else picks would depend on batch sizes and on the number of ranks."""
+        """Otherwise picks would depend on batch sizes and the number of ranks."""
         logits = self.logits()
         alone = torch.cat([self.scores(logits[index : index + 1]) for index in range(len(logits))])
         assert torch.allclose(self.scores(logits), alone, rtol=1e-5, atol=1e-6)
 
     def test_logits_may_be_shifted(self) -> None:
-        """Softmax does not change when a constant is added to all classes of a pixel."""
+        """Softmax is invariant to a constant added to all classes of a pixel."""
         logits = self.logits()
         assert torch.allclose(self.scores(logits), self.scores(logits + 5.0), rtol=1e-3, atol=1e-4)
 
 
 class HeadContract:
-    """A head: logits from the features of a backbone, that train, and are the same in every batch once trained."""
+    """A head: trainable logits from a backbone's features, which do not depend on the batch in evaluation mode."""
 
     name: ClassVar[str]
     backbone: ClassVar[str] = "test_resnet"
@@ -91,7 +91,7 @@ class HeadContract:
     classes: ClassVar[int] = 5
 
     def model(self, seed: int = 0) -> nn.Module:
-        """The whole network, not pretrained."""
+        """Build the whole network, not pretrained."""
         name = parts.resolved("head", self.name, HERE)
         fields = {"architecture": name, "backbone": self.backbone, "pretrained": "none"} | self.options
         spec = ModelSpec(**with_head(fields))
@@ -139,14 +139,14 @@ class HeadContract:
 
 
 class OracleContract:
-    """An oracle: a class for every question, the same whenever it is asked the same."""
+    """An oracle: a class for every question, and always the same one."""
 
     name: ClassVar[str]
     options: ClassVar[dict[str, Any]] = {}
     class_names: ClassVar[tuple[str, ...]] = ("sky", "road", "car", "tree")
 
     def spec(self) -> Any:
-        """The oracle as an experiment has it."""
+        """Return the oracle as an experiment specifies it."""
         built_in = {"ground_truth": GroundTruthSpec, "erring": ErringSpec}
         if self.name in built_in:
             return built_in[self.name](name=self.name, **self.options)
@@ -177,12 +177,12 @@ class OracleContract:
 
 
 class DatasetContract:
-    """A data set: images with label maps, whose names, sizes and classes are as its facts say."""
+    """A data set: images and label maps whose names, sizes and classes agree with its facts."""
 
     name: ClassVar[str]
     fields: ClassVar[dict[str, Any]] = {}  # further fields of `dataset`
     data_path: ClassVar[Path] = Path("data")
-    most_images: ClassVar[int] = 5  # of each split that are read
+    most_images: ClassVar[int] = 5  # read per split
 
     def dataset(self) -> Dataset:
         return open_dataset(DatasetSpec(name=self.name, **self.fields), self.data_path)
@@ -226,10 +226,10 @@ class DatasetContract:
 
 
 class FormatContract:
-    """A format of files: what is written is read back, and files of other kinds are refused, not misread."""
+    """A file format: what is written can be read back, and other files are rejected, not misread."""
 
     name: ClassVar[str]
-    loses: ClassVar[tuple[str, ...]] = ("time", "id", "annotator")  # fields of answers that the format cannot hold
+    loses: ClassVar[tuple[str, ...]] = ("time", "id", "annotator")  # fields of answers that the format cannot store
     class_names: ClassVar[tuple[str, ...]] = ("sky", "a road, wet", "Straße <1> & more")
 
     def points(self) -> tuple[ExchangedPoint, ...]:

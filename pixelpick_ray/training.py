@@ -1,4 +1,4 @@
-"""Making fits and evaluations, and the one model that they and picks are made with; on every rank."""
+"""Making fits and evaluations with the one model that picks use too. Runs on every rank."""
 
 import hashlib
 import json
@@ -29,11 +29,11 @@ from pixelpick_ray.store.paths import WEIGHTS, WEIGHTS_OF_RUN
 from pixelpick_ray.store.records import DivergedRecord, read_diverged, write_diverged
 from pixelpick_ray.tasks import CONFUSION, PREDICTIONS, TRAINING, Evaluate, Fit, prediction_file
 
-SAME = ("torch", "numpy", "device", "world_size", "threads")  # what one fit must be made by from begin to end
+SAME = ("torch", "numpy", "device", "world_size", "threads")  # must stay the same throughout a fit
 
 
 class Trainer:
-    """Trains and measures. At most one model is in memory, that of the fit that was trained or asked for last."""
+    """Trains and evaluates. Holds at most one model in memory: that of the fit trained or requested last."""
 
     def __init__(self, context: Context) -> None:
         self._context, self._world, self._store = context, context.world, context.store
@@ -41,9 +41,9 @@ class Trainer:
         self.weights_digest: str | None = None
 
     def make_fit(self, task: Fit) -> None:
-        """Train, and publish with what only training can measure. The fit's lease is held.
+        """Train, and publish the fit along with what only training can measure; the caller holds the fit's lease.
 
-        DivergedError for a training that has no result, now or when it was done before.
+        Raises DivergedError if the training diverges, or is recorded to have done so.
         """
         is_first = self._world.is_first
         known = self._world.broadcast(read_diverged(self._store, task.key) if is_first else None)
@@ -52,7 +52,7 @@ class Trainer:
         is_trained = self._world.broadcast(is_first and self._store.has(task.kind, task.key))
         missing = []
         for evaluation in task.evaluations:
-            if is_first and not is_trained:  # of a training that was killed; its end is measured anew
+            if is_first and not is_trained:  # left by a killed training; to be measured anew
                 self._store.discard(evaluation.kind, evaluation.key)
             if not is_trained or self._context.find(evaluation) is None:
                 missing.append(evaluation)
@@ -65,13 +65,13 @@ class Trainer:
             raise
 
     def make_evaluation(self, task: Evaluate) -> None:
-        """Measure the trained model on a split."""
+        """Evaluate the trained model on a split, and publish the result."""
         model = self.model(task.fit)
         confusion, examples = self._evaluate(task, model)
         self._publish_evaluation(task, {task.fit.trial.epochs: confusion}, examples)
 
     def model(self, task: Fit) -> nn.Module:
-        """The trained model: in memory, from the stored weights, or trained again when these are gone."""
+        """Return the trained model: from memory, from stored weights, or trained again if these are gone."""
         if self._model is None and not self._load(task):
             with self._context.hold(task, lambda: self._store.weights(task.key) is not None):
                 if not self._load(task):
@@ -81,7 +81,7 @@ class Trainer:
         return self._model
 
     def keep_weights(self, task: Fit) -> None:
-        """Make sure that the weights are stored for good, by another training if they are gone."""
+        """Make sure that the weights are stored for good, training again if they are gone."""
         found = self._store.weights(task.key) if self._world.is_first else None
         if not self._world.broadcast(found is not None):
             self.forget()
@@ -90,11 +90,11 @@ class Trainer:
             self._store.keep_weights(task.key)
 
     def forget(self) -> None:
-        """Release the model, or two would lie on a GPU."""
+        """Release the model, so that a GPU never holds two."""
         self._model = None
 
     def _load(self, task: Fit) -> bool:
-        """Whether the stored weights are there and are now the model; the first rank reads them for all."""
+        """Load the stored weights, read by the first rank for all; return whether there were any."""
         found = self._store.weights(task.key) if self._world.is_first else None
         content, digest = self._world.broadcast((found[0].read_bytes(), found[1]) if found else (None, None))
         if content is None:
@@ -115,12 +115,12 @@ class Trainer:
         return True
 
     def _frozen(self, spec: HeadSpec, tensors: dict[str, Tensor]) -> nn.Module:
-        """A fitted head with the features of this chain, of the tensors that it is stored as."""
+        """Build a fitted head on this chain's features from the tensors it is stored as."""
         named = {name.removeprefix("head."): tensor for name, tensor in tensors.items()}
         return FrozenModel(head_of(spec, named), self._context.features)
 
     def _train(self, task: Fit, missing: list[Evaluate]) -> None:
-        """Train, evaluate what is missing on the way, and publish: the fit last, so that its stage is whole then."""
+        """Train, do the missing evaluations on the way, and publish; the fit comes last, which completes its stage."""
         context, trial, store = self._context, task.trial, self._store
         labels, training = _supervision(task), trial.training
         if training is None:
@@ -159,7 +159,7 @@ class Trainer:
         self._publish(task, missing, labels, progress, examples, start)
 
     def _fit_head(self, task: Fit, labels: LabelledPixels | None, missing: list[Evaluate]) -> None:
-        """Fit a head to frozen features, on the first rank for all, measure what is missing, and publish."""
+        """Fit a head to frozen features, on the first rank for all, do the missing evaluations, and publish."""
         context, trial, head = self._context, task.trial, task.trial.model.fitted_head
         if head is None:
             raise AssertionError("only a head is fitted to features")
@@ -197,7 +197,7 @@ class Trainer:
         examples: dict[str, dict[str, Any]],
         start: float,
     ) -> None:
-        """Publish what is measured of the model, then the fit."""
+        """Publish the model's evaluations, then the fit."""
         context, store, model = self._context, self._store, self._model
         if model is None:
             raise AssertionError("training leaves a model")
@@ -215,9 +215,9 @@ class Trainer:
         return {name: provenance[name] for name in SAME}
 
     def _unfinished(self, task: Fit, missing: list[Evaluate]) -> Unfinished | None:
-        """What an earlier process left of this training, on every rank; None when it cannot be continued as it was.
+        """Progress that an earlier process left of this training, on every rank; None if it cannot be continued.
 
-        It must be made by the same versions, ranks and device, and have measured what is missing.
+        It must come from the same versions, ranks and device, and include the missing evaluations.
         """
         content = self._store.unfinished(task.key) if self._world.is_first else None
         content = self._world.broadcast(content)
@@ -236,7 +236,7 @@ class Trainer:
     def _publish_fit(
         self, task: Fit, labels: LabelledPixels | None, progress: FitProgress, weights: bytes, start: float
     ) -> None:
-        """Publish a fit with its weights; these alone when it was trained again for them, or for measurements."""
+        """Publish a fit with its weights, or only these if the fit is stored and was trained again."""
         store, execution = self._store, self._context.execution
         run = None if execution.keeps_weights(task.trial, task.stage) else execution.run
 
@@ -264,7 +264,7 @@ class Trainer:
         self._context.publish(task, write, start, **told)
 
     def _evaluate(self, task: Evaluate, model: nn.Module) -> tuple[Counts, dict[str, Any]]:
-        """The confusion matrix of a split, and predictions of a few of its images."""
+        """Confusion matrix (C, C) of a split, and predictions for a few of its images."""
         context = self._context
         with context.phase("evaluate", task.key):
             confusion, examples = evaluate(model, context.split(task.split), context.facts, self._world)
@@ -274,7 +274,7 @@ class Trainer:
         return confusion, merged
 
     def _publish_evaluation(self, task: Evaluate, by_epoch: dict[int, Counts], examples: dict[str, Any]) -> None:
-        """Publish confusion matrices by epoch, and the examples of the last; the first rank's duty."""
+        """Publish confusion matrices by epoch, and the last one's examples; acts on the first rank only."""
         if not self._world.is_first:
             return
 
@@ -290,7 +290,7 @@ class Trainer:
 
 
 def _supervision(task: Fit) -> LabelledPixels | None:
-    """The labels that a fit trains on, None for all. DataError when there are none."""
+    """Labels that a fit trains on, None for all. Raises DataError if there are none."""
     if task.labels is None:
         return None
     if not isinstance(task.labels, LabelledPixels):
