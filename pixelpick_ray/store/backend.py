@@ -1,4 +1,4 @@
-"""Where a store keeps its bytes: the interface, and the files of a folder. Paths are relative, with slashes."""
+"""Storage backends: the interface, and local folders. Paths are relative and use slashes."""
 
 import contextlib
 import errno
@@ -32,63 +32,63 @@ ADVICE = {
 
 
 class Storage(Protocol):
-    """Files by path. What is absent is None or empty; what cannot be reached or written is a StoreError.
+    """Files by path. Absent files give None or empty values; raises StoreError if storage is unreachable or unwritable.
 
-    `address` is for messages: it has no credentials. `publishes_whole` says that a published folder appears all at
-    once, so that one without a manifest has been damaged; elsewhere it may be just being written.
+    `address` is for messages and has no credentials. `publishes_whole`: published folders appear atomically, so one
+    without a manifest is damaged rather than still being written.
     """
 
     address: str
     publishes_whole: bool
 
     def read(self, path: str) -> bytes | None:
-        """The content of a file."""
+        """Return the content of a file, or None."""
 
     def read_each(self, paths: Sequence[str]) -> list[bytes | None]:
-        """The contents of files."""
+        """Return the contents of several files."""
 
     def age_seconds(self, path: str) -> float | None:
-        """How long ago a file was written or refreshed."""
+        """Return how long ago a file was written or refreshed, or None."""
 
     def names(self, folder: str) -> list[str]:
-        """Names of what lies in a folder, sorted."""
+        """Return the names of a folder's entries, sorted."""
 
     def put(self, path: str, fill: Callable[[Path], None]) -> None:
-        """Replace a file, all at once, by what `fill` writes to a local path."""
+        """Replace a file atomically by what `fill` writes to a local path."""
 
     def write(self, path: str, *parts: bytes) -> None:
-        """Replace a file, all at once."""
+        """Replace a file atomically."""
 
     def append(self, path: str, lines: Sequence[bytes]) -> None:
-        """Add lines to a journal that this process alone writes; they are safe when this returns."""
+        """Append lines to a journal that only this process writes; they are durable on return."""
 
     def lines(self, path: str, start: int) -> list[bytes]:
-        """The whole lines of a journal, without their ends, from that with the number `start` on."""
+        """Return the complete lines of a journal from line `start` on, without line ends."""
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a file that is not there yet; False when it is there."""
+        """Create a file; return False if it already exists."""
 
     def refresh(self, path: str, content: bytes) -> None:
-        """Make a file young again while it has this content."""
+        """Reset the age of a file if it has this content."""
 
     def remove(self, path: str, content: bytes | None = None) -> None:
-        """Remove a file if it is there, and has this content where one is given."""
+        """Remove a file if it exists and, if `content` is given, has that content."""
 
     def publish(self, path: str, fill: Callable[[Path], None]) -> None:
-        """Publish the folder that `fill` writes, its manifest last; one that is published already stays as it is."""
+        """Publish the folder that `fill` writes, its manifest last; a published one is left as it is."""
 
     def fetch(self, path: str, names: Sequence[str]) -> Path:
-        """A local folder with those of the named files that are there."""
+        """Return a local folder with those of the named files that exist."""
 
     def move(self, source: str, target: str) -> bool:
-        """Move a folder; False when it is not there, or the target is."""
+        """Move a folder; return False if it does not exist or the target does."""
 
     def remove_folder(self, path: str) -> None:
-        """Remove a folder if it is there; what is half removed has no manifest."""
+        """Remove a folder if it exists; a half-removed one has no manifest."""
 
 
 class LocalFiles:
-    """Files of a folder of this machine, or of one that is shared by a network file system."""
+    """Files in a local folder, or in one on a network file system."""
 
     publishes_whole = True
 
@@ -97,9 +97,9 @@ class LocalFiles:
         self._tidied: set[Path] = set()
 
     def read(self, path: str) -> bytes | None:
-        """The content of a file."""
+        """Return the content of a file, or None."""
         try:
-            # Reports read a hundred thousand files, and this is twice as fast as a Path.
+            # Reports read a hundred thousand files, and this is twice as fast as Path.read_bytes.
             with open(f"{self.address}/{path}", "rb", buffering=0) as file:
                 return file.readall()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -108,11 +108,11 @@ class LocalFiles:
             raise explained(error, f"{self.address}/{path}") from error
 
     def read_each(self, paths: Sequence[str]) -> list[bytes | None]:
-        """The contents of files."""
+        """Return the contents of several files."""
         return [self.read(path) for path in paths]
 
     def age_seconds(self, path: str) -> float | None:
-        """How long ago a file was written or refreshed, by the clocks of this machine and of the file system."""
+        """Return how long ago a file was written or refreshed, by the clocks of machine and file system, or None."""
         try:
             return time.time() - os.stat(f"{self.address}/{path}").st_mtime
         except (FileNotFoundError, NotADirectoryError):
@@ -121,7 +121,7 @@ class LocalFiles:
             raise explained(error, f"{self.address}/{path}") from error
 
     def names(self, folder: str) -> list[str]:
-        """Names of what lies in a folder, sorted."""
+        """Return the names of a folder's entries, sorted."""
         try:
             return sorted(name for name in os.listdir(self.root / folder) if not name.startswith(PARTIAL))
         except (FileNotFoundError, NotADirectoryError):
@@ -130,14 +130,14 @@ class LocalFiles:
             raise explained(error, f"{self.address}/{folder}") from error
 
     def put(self, path: str, fill: Callable[[Path], None]) -> None:
-        """Replace a file, all at once and synced, by what `fill` writes to a local path."""
+        """Replace a file atomically, synced, by what `fill` writes to a local path."""
         with self._partial(path) as partial:
             fill(partial)
             _sync_path(partial)
             partial.replace(self.root / path)
 
     def write(self, path: str, *parts: bytes) -> None:
-        """Replace a file, all at once and synced."""
+        """Replace a file atomically, synced."""
 
         def fill(partial: Path) -> None:
             with open(partial, "wb") as file:
@@ -146,9 +146,9 @@ class LocalFiles:
         self.put(path, fill)
 
     def append(self, path: str, lines: Sequence[bytes]) -> None:
-        """Add lines to a journal that this process alone writes, synced; a new one with its name in the folder.
+        """Append lines to a journal that only this process writes, and sync it, and the folder too if it is new.
 
-        An addition that fails is taken back: what is not safe must not be found there either.
+        A failed append is rolled back: readers must not find what is not durable.
         """
         content = b"".join(line + b"\n" for line in lines)
         target = self.root / path
@@ -168,25 +168,25 @@ class LocalFiles:
                 _sync_path(target.parent)
 
     def lines(self, path: str, start: int) -> list[bytes]:
-        """The whole lines of a journal, without their ends, from that with the number `start` on."""
+        """Return the complete lines of a journal from line `start` on, without line ends."""
         return (self.read(path) or b"").split(b"\n")[start:-1]
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a file that is not there yet; False when it is there. Of several at once one succeeds."""
+        """Create a file; return False if it already exists. Of concurrent callers, exactly one succeeds."""
         with self._partial(path) as partial:
             partial.write_bytes(content)
             return _link(partial, self.root / path)
 
     def refresh(self, path: str, content: bytes) -> None:
-        """Make a file young again while it has this content."""
+        """Reset the age of a file if it has this content."""
         if self.read(path) == content:
             with self._told(path), contextlib.suppress(FileNotFoundError):
                 os.utime(self.root / path)
 
     def remove(self, path: str, content: bytes | None = None) -> None:
-        """Remove a file if it is there, and has this content where one is given.
+        """Remove a file if it exists and, if `content` is given, has that content.
 
-        A file that another process puts in its place meanwhile is not removed.
+        A file that another process puts in its place meanwhile is left alone.
         """
         with self._told(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if content is None:
@@ -199,7 +199,7 @@ class LocalFiles:
                 grave.unlink()
 
     def publish(self, path: str, fill: Callable[[Path], None]) -> None:
-        """Publish the folder that `fill` writes: synced, then renamed; one that is published already stays as it is."""
+        """Publish the folder that `fill` writes, synced and then renamed; a published one is left as it is."""
         folder = self.root / path
         with self._partial(path) as partial:
             partial.mkdir()
@@ -211,7 +211,7 @@ class LocalFiles:
             _sync_path(folder.parent)
 
     def _clear(self, path: str) -> None:
-        """Remove what is no result, and not the result that another process puts in its place meanwhile."""
+        """Remove an incomplete result, but not a complete one that another process puts in its place meanwhile."""
         grave = self._partial_path(path)
         with contextlib.suppress(FileNotFoundError):
             (self.root / path).rename(grave)
@@ -220,11 +220,11 @@ class LocalFiles:
         shutil.rmtree(grave, ignore_errors=True)
 
     def fetch(self, path: str, names: Sequence[str]) -> Path:
-        """The folder itself."""
+        """Return the folder itself."""
         return self.root / path
 
     def move(self, source: str, target: str) -> bool:
-        """Move a folder; False when it is not there, or the target is."""
+        """Move a folder; return False if it does not exist or the target does."""
         with self._told(target):
             (self.root / target).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -233,7 +233,7 @@ class LocalFiles:
                 return False
 
     def remove_folder(self, path: str) -> None:
-        """Remove a folder if it is there, at once for every reader."""
+        """Remove a folder if it exists, atomically for readers."""
         grave = self._partial_path(path)
         with self._told(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             (self.root / path).rename(grave)
@@ -241,7 +241,7 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def _partial(self, path: str) -> Iterator[Path]:
-        """A path beside the target for what is not finished, removed at the end if it is still there."""
+        """Yield a temporary path next to the target; remove it at the end if it still exists."""
         with self._told(path):
             partial = self._partial_path(path)
             partial.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +263,7 @@ class LocalFiles:
 
 @contextlib.contextmanager
 def telling(where: str, root: str) -> Iterator[None]:
-    """Turn the errors of the file system at a root into a StoreError; what else goes wrong in the block passes."""
+    """Turn file system errors below `root` into StoreErrors; other errors pass through."""
     try:
         yield
     except Exception as error:
@@ -275,12 +275,12 @@ def telling(where: str, root: str) -> Iterator[None]:
 
 
 def explained(error: Exception, where: str) -> StoreError:
-    """A StoreError that says what happened where, and what to do."""
+    """Return a StoreError that says what happened, where, and what to do."""
     return StoreError(f"{where}: {ADVICE.get(_number(error), f'{error}; check the store, and run again')}")
 
 
 def _number(error: Exception) -> int:
-    """The number of the system's error, 0 for none; a library written in Rust (safetensors) has it in its text only."""
+    """The errno of an error, 0 if none; the Rust library safetensors has it only in the message."""
     if isinstance(error, OSError):
         return error.errno or 0
     found = re.search(r"\(os error (\d+)\)", str(error))
@@ -288,7 +288,7 @@ def _number(error: Exception) -> int:
 
 
 def remove_stale(folder: Path, prefix: str) -> None:
-    """Remove what processes that are known to be dead, or nobody for a day, left unfinished in a folder."""
+    """Remove temporary files in a folder whose process is known to be dead, or that are older than a day."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(prefix):
@@ -299,7 +299,7 @@ def remove_stale(folder: Path, prefix: str) -> None:
 
 
 def remove_quietly(path: Path) -> None:
-    """Remove a file or a folder as far as that is possible."""
+    """Remove a file or folder, ignoring errors."""
     with contextlib.suppress(OSError):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -307,16 +307,16 @@ def remove_quietly(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-# Processes: which one left something, and whether it is known to be dead.
+# Processes: which one left a file, and whether it is known to be dead.
 
 
 def process_stamp() -> str:
-    """This process among all processes of all machines: boot and process namespace, number, start."""
+    """Return an identifier of this process across machines: hash of boot and PID namespace, PID, start time."""
     return f"{_namespace()}.{os.getpid()}.{_started(os.getpid())}"
 
 
 def is_gone(stamp: str) -> bool:
-    """Whether the process of a stamp is known to be dead: it was of this namespace, and is not there."""
+    """Whether the process of a stamp is known to be dead: it was in this PID namespace and no longer exists."""
     namespace, _, rest = stamp.partition(".")
     number, _, started = rest.partition(".")
     if not (namespace == _namespace() != "" and number.isdigit() and len(number) < 10):
@@ -325,14 +325,14 @@ def is_gone(stamp: str) -> bool:
         os.kill(int(number), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # of another user; where it began may be hidden from this one
+    except PermissionError:  # another user's process; its start time may be hidden
         return False
     return _started(int(number)) != started
 
 
 @functools.cache
 def _namespace() -> str:
-    """Machine, boot and process namespace; empty where the system does not tell."""
+    """Hash of the boot ID and the PID namespace; empty if the system does not provide them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         return hashlib.sha256(f"{boot}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:12]
@@ -341,7 +341,7 @@ def _namespace() -> str:
 
 
 def _started(number: int) -> str:
-    """When a process began, in clock ticks; empty when there is none, or only a dead one that is not reaped yet."""
+    """Start time of a process in clock ticks; empty if it does not exist or is a zombie."""
     try:
         fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -350,7 +350,7 @@ def _started(number: int) -> str:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Give a file a name that nothing has yet; False when something has it."""
+    """Give a file a new name; return False if the name is taken."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -365,7 +365,7 @@ def _link(source: Path, target: Path) -> bool:
 
 
 def _rename(source: Path, target: Path) -> bool:
-    """Rename a folder; False when the target is there."""
+    """Rename a folder; return False if the target exists."""
     try:
         source.rename(target)
         return True
@@ -375,12 +375,12 @@ def _rename(source: Path, target: Path) -> bool:
         raise
 
 
-# What file systems say that cannot sync a file, or a folder: old CIFS, shared folders of virtual machines, some FUSE.
+# Errors of file systems that cannot sync a file or folder: old CIFS, shared folders of virtual machines, some FUSE.
 UNSYNCED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EISDIR}
 
 
 def sync(descriptor: int) -> None:
-    """Make a file or folder safe, as far as its file system can."""
+    """Sync a file or folder to disk, as far as its file system supports it."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -392,7 +392,7 @@ def _sync_path(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as error:
-        if path.is_dir() and error.errno in {*UNSYNCED, errno.EACCES}:  # which keeps no file of it from being safe
+        if path.is_dir() and error.errno in {*UNSYNCED, errno.EACCES}:  # its files are durable regardless
             return
         raise
     try:

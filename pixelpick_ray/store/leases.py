@@ -1,4 +1,4 @@
-"""Leases: who computes a result now. One that is not refreshed, or whose holder is known to be dead, is free."""
+"""Leases: who is computing a result. A lease expires if it is not refreshed or its holder is known to be dead."""
 
 import contextlib
 import os
@@ -14,10 +14,10 @@ LEASE_SECONDS = 60.0
 
 
 class Lease:
-    """The right to compute a result, held until the end of the block; a thread refreshes it meanwhile.
+    """The right to compute a result, held until the end of the ``with`` block and refreshed by a thread.
 
-    A process that was stopped for longer than LEASE_SECONDS may have lost it: what it computes is then computed twice,
-    and the first to publish wins.
+    A process that is suspended for longer than LEASE_SECONDS may lose it: the result is then computed twice, and the
+    first to publish wins.
     """
 
     def __init__(self, storage: Storage, path: str, content: bytes) -> None:
@@ -28,7 +28,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(LEASE_SECONDS / 6):
-            with contextlib.suppress(StoreError):  # a store that cannot be reached for a moment
+            with contextlib.suppress(StoreError):  # the store may be unreachable for a moment
                 self._storage.refresh(self._path, self._content)
 
     def __enter__(self) -> "Lease":
@@ -39,12 +39,12 @@ class Lease:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        with contextlib.suppress(StoreError):  # it dies of age, and must not hide the error that ends the block
+        with contextlib.suppress(StoreError):  # the lease will expire; this must not hide the block's error
             self._storage.remove(self._path, self._content)
 
 
 def take(storage: Storage, path: str) -> Lease | None:
-    """The lease at a path; None while another live holder has it, be it a thread of this process."""
+    """Take the lease at a path; return None while it has another live holder, even a thread of this process."""
     content = f"{socket.gethostname()} pid {os.getpid()}\n{process_stamp()} {secrets.token_hex(8)}".encode()
     for _ in range(2):
         if storage.create(path, content):
@@ -58,7 +58,7 @@ def take(storage: Storage, path: str) -> Lease | None:
 
 
 def holder(storage: Storage, path: str) -> str:
-    """Who holds a live lease, as "HOST pid N"; empty when nobody does."""
+    """Return who holds a live lease, as "HOST pid N"; empty if nobody does."""
     age, content = storage.age_seconds(path), storage.read(path)
     if age is None or content is None:
         return ""

@@ -1,9 +1,9 @@
-"""A store on object storage, through the file systems of pyarrow: no rename, no exclusive creation, no folders.
+"""Object storage backend, on pyarrow file systems: no rename, no exclusive creation, no folders.
 
-What holds: one object is replaced all at once; a result is there when its manifest is, which is written last; what is
-read is verified. What does not: two processes that publish one result at the same moment may mix their files, which is
-found when the result is read, and it is made again; two that take one lease at the same moment may both get it, and
-compute the same twice. The age of a lease is told by the clock of the storage.
+Guaranteed: an object is replaced atomically; a result exists once its manifest does, which is written last; reads are
+verified. Not guaranteed: two processes that publish the same result at the same moment may mix their files, which is
+detected on reading, and the result is made again; two that take the same lease at the same moment may both get it and
+duplicate work. A lease's age is measured by the storage's clock.
 """
 
 import atexit
@@ -24,8 +24,8 @@ from pixelpick_ray.store.backend import process_stamp, remove_stale, telling
 from pixelpick_ray.store.paths import MANIFEST
 
 SCRATCH = "pixelpick-ray-"
-CONNECTIONS = 16  # objects that are read or written at the same time
-SETTLE_SECONDS = 0.5  # two that create one object both look again after this
+CONNECTIONS = 16  # objects read or written concurrently
+SETTLE_SECONDS = 0.5  # delay after which concurrent creators of an object check who won
 
 
 class Objects:
@@ -35,12 +35,12 @@ class Objects:
 
     def __init__(self, location: str) -> None:
         self._location = location
-        self._appended: dict[str, int] = {}  # lines by journal, of this process
+        self._appended: dict[str, int] = {}  # lines that this process has appended, by journal
         parts = urlsplit(location)
         self.address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Objects, (self._location,)  # every process connects for itself
+        return Objects, (self._location,)  # every process opens its own connection
 
     @functools.cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -52,7 +52,7 @@ class Objects:
         try:
             system, root = FileSystem.from_uri(self._location)
         except ValueError as error:
-            text = str(error).replace(self._location, self.address)  # which may have credentials
+            text = str(error).replace(self._location, self.address)  # which may contain credentials
             raise SpecError(
                 f"--store {self.address}: {text}; give a folder, or an address such as s3://bucket/prefix"
             ) from error
@@ -68,24 +68,24 @@ class Objects:
         return f"{self._opened[1]}/{path}".rstrip("/")
 
     def read(self, path: str) -> bytes | None:
-        """The content of an object."""
+        """Return the content of an object, or None."""
         with self._told(path), contextlib.suppress(FileNotFoundError):
             with self._opened[0].open_input_stream(self._at(path), compression=None) as stream:
                 return bytes(stream.read())
         return None
 
     def read_each(self, paths: Sequence[str]) -> list[bytes | None]:
-        """The contents of objects, read at the same time."""
+        """Return the contents of several objects, read concurrently."""
         return list(self._pool.map(self.read, paths))
 
     def age_seconds(self, path: str) -> float | None:
-        """How long ago an object was written, by the clock of the storage, often in whole seconds."""
+        """Return how long ago an object was written, by the storage's clock, often in whole seconds, or None."""
         with self._told(path):
             found = self._opened[0].get_file_info(self._at(path))
         return time.time() - found.mtime_ns / 1e9 if found.is_file else None
 
     def names(self, folder: str) -> list[str]:
-        """Names of what lies below a path, sorted."""
+        """Return the names of the entries below a path, sorted."""
         return sorted({name.split("/")[0] for name in self._listed(folder, recursive=False)})
 
     def _listed(self, folder: str, *, recursive: bool) -> list[str]:
@@ -98,39 +98,38 @@ class Objects:
         return [one.path[start:] for one in found if not (recursive and one.type == FileType.Directory)]
 
     def put(self, path: str, fill: Callable[[Path], None]) -> None:
-        """Replace an object by what `fill` writes to a local path."""
+        """Replace an object atomically by what `fill` writes to a local path."""
         with _scratch() as folder:
             with telling(str(folder), str(folder)):
                 fill(folder / "file")
             self._upload(folder / "file", path)
 
     def write(self, path: str, *parts: bytes) -> None:
-        """Replace an object."""
+        """Replace an object atomically."""
         with self._told(path), self._writing(path) as stream:
             for part in parts:
                 stream.write(part)
 
     def append(self, path: str, lines: Sequence[bytes]) -> None:
-        """Add lines to a journal that this process alone writes, as an object of their own.
+        """Append lines to a journal that only this process writes, as a new object named by its first line's number.
 
-        Objects appear whole, and what was written is never touched again. Their names are the numbers of their first
-        lines.
+        Objects appear atomically and are never changed afterwards.
         """
         number = self._appended.get(path, 0)
         self.write(f"{path}/{number:012d}", *(line + b"\n" for line in lines))
         self._appended[path] = number + len(lines)
 
     def lines(self, path: str, start: int) -> list[bytes]:
-        """The whole lines of a journal, without their ends, from that with the number `start` on."""
+        """Return the complete lines of a journal from line `start` on, without line ends."""
         numbers = [int(name) for name in self.names(path) if name.isdigit()]
-        skipped = sum(number <= start for number in numbers[1:])  # objects that end before that line
+        skipped = sum(number <= start for number in numbers[1:])  # objects that end before line `start`
         wanted = numbers[skipped:]
         contents = self.read_each([f"{path}/{number:012d}" for number in wanted])
         found = [line for content in contents for line in (content or b"").split(b"\n")[:-1]]
         return found[max(0, start - wanted[0]) :] if wanted else []
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write an object that is not there yet; False when it is there. Of several at once usually one succeeds."""
+        """Create an object; return False if it already exists. Of concurrent callers, usually one succeeds."""
         if self.read(path) is not None:
             return False
         self.write(path, content)
@@ -138,18 +137,18 @@ class Objects:
         return self.read(path) == content
 
     def refresh(self, path: str, content: bytes) -> None:
-        """Make an object young again while it has this content."""
+        """Reset the age of an object if it has this content."""
         if self.read(path) == content:
             self.write(path, content)
 
     def remove(self, path: str, content: bytes | None = None) -> None:
-        """Remove an object if it is there, and has this content where one is given."""
+        """Remove an object if it exists and, if `content` is given, has that content."""
         if content is None or self.read(path) == content:
             with self._told(path), contextlib.suppress(FileNotFoundError):
                 self._opened[0].delete_file(self._at(path))
 
     def publish(self, path: str, fill: Callable[[Path], None]) -> None:
-        """Publish the folder that `fill` writes, its manifest last; one that is published already stays as it is."""
+        """Publish the folder that `fill` writes, its manifest last; a published one is left as it is."""
         with _scratch() as folder:
             with telling(str(folder), str(folder)):
                 fill(folder)
@@ -161,7 +160,7 @@ class Objects:
             self._upload(folder / MANIFEST, f"{path}/{MANIFEST}")
 
     def fetch(self, path: str, names: Sequence[str]) -> Path:
-        """A local folder with those of the named objects that are there; it lasts as long as this process."""
+        """Return a local folder with those of the named objects that exist, kept for the lifetime of this process."""
         folder = _new_scratch()
 
         def download(name: str) -> None:
@@ -175,7 +174,7 @@ class Objects:
         return folder
 
     def move(self, source: str, target: str) -> bool:
-        """Copy a folder and remove it, its manifest first; False when it is not there, or the target is."""
+        """Copy a folder, then remove the original; return False if it does not exist or the target does."""
         names = self._listed(source, recursive=True)
         if not names or self._listed(target, recursive=True):
             return False
@@ -189,7 +188,7 @@ class Objects:
         return True
 
     def remove_folder(self, path: str) -> None:
-        """Remove a folder if it is there, its manifest first."""
+        """Remove a folder if it exists, its manifest first."""
         self.remove(f"{path}/{MANIFEST}")
         with self._told(path), contextlib.suppress(FileNotFoundError):
             self._opened[0].delete_dir(self._at(path))
@@ -204,7 +203,7 @@ class Objects:
 
     def _writing(self, path: str) -> Any:
         system, where = self._opened[0], self._at(path)
-        if system.type_name != "s3":  # elsewhere a file needs its folder
+        if system.type_name != "s3":  # other file systems need the folder
             system.create_dir(where.rpartition("/")[0], recursive=True)
         return system.open_output_stream(where, compression=None)
 
@@ -226,7 +225,7 @@ class Objects:
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    """A local folder for what is written to the storage at the end of the block."""
+    """Yield a temporary local folder for the duration of the block."""
     folder = _new_scratch()
     try:
         yield folder
@@ -235,7 +234,7 @@ def _scratch() -> Iterator[Path]:
 
 
 def _new_scratch() -> Path:
-    """A local folder that is removed with this process, or after it by the next one."""
+    """Temporary local folder, removed when this process exits, or else by the next one."""
     _prepare_scratch(os.getpid())
     with telling(tempfile.gettempdir(), tempfile.gettempdir()):
         return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{process_stamp()}-"))
@@ -247,7 +246,7 @@ def _prepare_scratch(process: int) -> None:
     remove_stale(folder, SCRATCH)
 
     def remove_mine() -> None:
-        if os.getpid() == process:  # and not a child of it that ends
+        if os.getpid() == process:  # not in a forked child
             for path in folder.glob(f"{SCRATCH}{process_stamp()}-*"):
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Files that are written for people, such as a report: all of them replaced whole, or none touched."""
+"""Writing files for people, such as reports: all are replaced, or none."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ from pixelpick_ray.store.backend import PARTIAL, process_stamp, remove_quietly, 
 
 
 def replace_files(files: Mapping[Path, bytes]) -> None:
-    """Write files and the folders that they lie in: beside the targets first, so that a full disk destroys nothing.
+    """Write files and their parent folders, to temporary files first, so that a full disk destroys nothing.
 
-    What is no regular file, such as ``/dev/stdout``, is written into. OSError with the path when it cannot be done.
+    Targets that are not regular files, such as ``/dev/stdout``, are written to directly. Raises OSError with the path.
     """
     ready: list[tuple[Path, Path]] = []
     try:

@@ -1,4 +1,4 @@
-"""What the parts of the program tell each other through the store: how far chains are, and what experiments asked for.
+"""Records in the store: the progress of chains, and what experiments were run.
 
 >>> record = read_chain(store, experiment, trial.chain_id)
 >>> record.stages[-1].fit
@@ -18,7 +18,7 @@ from pixelpick_ray.store.results import Store
 
 
 class StageRecord(Spec):
-    """The keys of one stage: its fit, the evaluations of it by split, and the pick after it, None before it is made."""
+    """Keys of one stage: its fit, the fit's evaluations by split, and the pick after it, None before it is made."""
 
     budget: Budget
     fit: str
@@ -27,15 +27,16 @@ class StageRecord(Spec):
 
 
 class DescriptionKeys(Spec):
-    """The keys of what is stored of the images of a chain: those that are trained on, and each evaluated split."""
+    """Keys of the descriptions of a chain's images: those of the training set and of each evaluated split."""
 
     training: str
     evaluated: dict[str, str]
 
 
 class AskRecord(Spec):
-    """What a chain has asked people and waits for: the keys of its questions, of the pick that they become, and of the
-    book that the answers are written into. `budget` is that which the answers lead to.
+    """Answers that a chain waits for: the keys of its questions, of the pick they lead to, and of the book of answers.
+
+    `budget` is the number of labelled pixels per image once they are answered.
     """
 
     pick: str
@@ -45,7 +46,7 @@ class AskRecord(Spec):
 
 
 class DivergedRecord(Spec):
-    """A fit, by its key, that has no result, for its loss was no number any more: in which stage, and what was said."""
+    """A fit, by its key, that diverged: its stage, and the error message."""
 
     fit: str
     stage: int
@@ -53,10 +54,10 @@ class DivergedRecord(Spec):
 
 
 class ChainRecord(Spec):
-    """How far a chain has come: enough for a report, which needs neither data nor torch.
+    """Progress of a chain, sufficient for reports, which need neither data nor torch.
 
-    `trial` is the chain's trial without its budget. Where people are asked, `book` is the key of their answers and
-    `questions` are those of all that they were asked.
+    `trial` is the chain's trial without its budget. If people are asked, `book` is the key of their answers and
+    `questions` are the keys of all questions put to them.
     """
 
     trial: dict[str, Any]
@@ -75,42 +76,40 @@ class ChainRecord(Spec):
 
     @property
     def picks(self) -> tuple[str | None, ...]:
-        """The keys of the first pixels, and of the pick after each stage."""
+        """Keys of the first pixels and of the pick after each stage."""
         return (self.initial, *(stage.pick for stage in self.stages))
 
     @property
     def training_description(self) -> str | None:
-        """The key of what is stored of the training images."""
+        """Key of the description of the training images."""
         return None if self.descriptions is None else self.descriptions.training
 
     def evaluated_description(self, split: str) -> str | None:
-        """The key of what is stored of an evaluated split."""
+        """Return the key of the description of an evaluated split."""
         return None if self.descriptions is None else self.descriptions.evaluated.get(split)
 
 
 class FitProvenance(BaseModel):
-    """What is told of where and how a fit was made: here, how long it took."""
+    """The part of a fit's provenance that is read back: how long it took."""
 
     seconds: float
 
 
 class DataWarnings(Spec):
-    """What was probably wrong with the data of an experiment when it was run last, a line each."""
+    """Data warnings of an experiment's last run, one line each."""
 
     warnings: tuple[str, ...]
 
 
 class ExperimentRecord(Spec):
-    """What was run under a name: the effective experiment, and the digests of its trials."""
+    """What was run under a name: the effective experiment and the digests of its trials."""
 
     experiment: dict[str, Any]
     trials: tuple[str, ...]
 
 
 def as_stored(store: Store, experiment: Experiment) -> Experiment:
-    """The experiment as it was begun: one that is stored from before there was `model.normalise`, and whose file says
-    nothing of it, keeps what that meant then.
-    """
+    """Return the experiment as first run: if that was before `model.normalise` existed, keep the old meaning."""
     older = experiment.before_normalise
     if older is None:
         return experiment
@@ -122,20 +121,20 @@ def as_stored(store: Store, experiment: Experiment) -> Experiment:
 
 
 class SourceRecord(Spec):
-    """The source of a part that came from a file: its files by path, and which of them was named."""
+    """Source of a part loaded from a file: its files by path, and the main one."""
 
     main: str
     files: dict[str, str]
 
 
 def write_source(store: Store, code: parts.Code) -> None:
-    """Keep a source beside the results that it made."""
+    """Store the source of a part along with the results made with it."""
     record = SourceRecord(main=code.main, files=dict(code.files))
     store.write_record(paths.source(code.digest), record.model_dump(mode="json"))
 
 
 def read_source(store: Store, name: str) -> None:
-    """Know the source of a part's resolved name again, if it is stored."""
+    """Install the source of a part from the store, by its resolved name, if it is there."""
     record = store.find_record(paths.source(name.rpartition("@")[2]), SourceRecord)
     if record is not None and record.main in record.files:
         first = (record.main, record.files[record.main])
@@ -144,19 +143,17 @@ def read_source(store: Store, name: str) -> None:
 
 
 def read_chain(store: Store, experiment: Experiment, chain: str) -> ChainRecord | None:
-    """The record of a chain of an experiment; None when it never ran, or when its record is damaged (the store's
-    `damaged` names it, and the next run makes it again).
-    """
+    """Return the record of a chain; None if it never ran, or if its record is damaged (see `Store.damaged`)."""
     return store.find_record(paths.chain_record(experiment, chain), ChainRecord)
 
 
 def read_diverged(store: Store, fit_key: str) -> DivergedRecord | None:
-    """What is known of a training that has diverged before; None of any other."""
+    """Return the record of a diverged training, or None."""
     return store.find_record(paths.diverged(fit_key), DivergedRecord)
 
 
 def write_diverged(store: Store, record: DivergedRecord) -> None:
-    """Record that a training has diverged, so that nobody repeats it."""
+    """Record that a training diverged, so that it is not repeated."""
     store.write_record(paths.diverged(record.fit), record.model_dump(mode="json"))
 
 

@@ -1,7 +1,7 @@
-"""Content-addressed results: a folder with a manifest exists, anything else does not.
+"""Content-addressed results: a folder counts as a result only if it has a manifest.
 
-A result holds ``input.json``, the payload, ``provenance.json`` and, written last, ``manifest.json``. Records are small
-JSON files that are replaced whole, with a digest of their own.
+A result holds ``input.json``, its payload, ``provenance.json`` and, written last, ``manifest.json``. Records are small
+JSON files with a digest of their own, which are replaced atomically.
 """
 
 import contextlib
@@ -24,54 +24,54 @@ from pixelpick_ray.store.objects import Objects
 from pixelpick_ray.store.paths import INPUT, MANIFEST, PROVENANCE, WEIGHTS, WEIGHTS_DIGEST, WEIGHTS_OF_RUN
 
 PUBLISH_TRIES = 5
-_WEIGHTS = (WEIGHTS, WEIGHTS_DIGEST, WEIGHTS_OF_RUN)  # no part of a result
+_WEIGHTS = (WEIGHTS, WEIGHTS_DIGEST, WEIGHTS_OF_RUN)  # not part of a result
 PROBLEM = "problem.txt"
-DIGEST = "digest"  # the field of a record that has the digest of the others
+DIGEST = "digest"  # the field of a record that holds the digest of the others
 T = TypeVar("T", bound=BaseModel)
 R = TypeVar("R")
 
 
 class Store:
-    """Results by kind ("fit", "pick", "evaluation", "split") and key; any number of processes may use one store.
+    """Results by kind ("fit", "pick", "evaluation", "split") and key; any number of processes may share a store.
 
-    `location` is a folder, or the address of object storage such as ``s3://bucket/prefix``. What cannot be read or
-    written for lack of space or permission is a StoreError.
+    `location` is a folder, or an object storage address such as ``s3://bucket/prefix``. All methods raise StoreError if
+    storage is full, unreachable or not permitted.
     """
 
     def __init__(self, location: str | Path) -> None:
         self._storage = _open(location)
-        self._damage: dict[str, str] = {}  # problems by path: those that this process has come upon, and left
+        self._damage: dict[str, str] = {}  # problems found by this process and left in place, by path
 
     @property
     def address(self) -> str:
-        """Where it is, for messages: without the credentials that a location may have."""
+        """Location for messages, without credentials."""
         return self._storage.address
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder that this machine sees."""
+        """Whether the store is a folder on this machine."""
         return isinstance(self._storage, LocalFiles)
 
     @property
     def path(self) -> Path:
-        """The folder of a store that is one."""
+        """The folder of the store. Raises StoreError if it is on object storage."""
         if not isinstance(self._storage, LocalFiles):
             raise StoreError(f"{self.address}: is not a folder")
         return self._storage.root
 
     def folder(self, kind: str, key: str) -> Path:
-        """Where a result lies or would lie in a store that is a folder."""
+        """Return the folder that a result has or would have. Raises StoreError if the store is on object storage."""
         return self.path / paths.result(kind, key)
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether the result is published; its files are verified when they are read."""
+        """Whether the result is published; its files are verified only when read."""
         return self._storage.age_seconds(paths.result(kind, key, MANIFEST)) is not None
 
     def read(self, kind: str, inputs: dict[str, Any]) -> Path | None:
-        """A verified local folder of the result of these inputs; None if absent, or damaged and so set aside.
+        """Return a verified local folder of the result of these inputs; None if absent, or damaged and so set aside.
 
-        In a folder, one without a manifest is damaged, because results appear there all at once. On object storage it
-        may be just being written, and is absent.
+        In a folder, a result without a manifest is damaged, because results appear atomically. On object storage it may
+        be in the middle of being written and counts as absent.
         """
         path = paths.result(kind, digest(inputs))
         folder, problem = self._fetched(path)
@@ -87,9 +87,9 @@ class Store:
         return folder
 
     def files(self, kind: str, key: str, names: Sequence[str]) -> dict[str, bytes] | None:
-        """Contents of files of a result by its key; None when the result or one of them is absent or damaged.
+        """Return the contents of named files of a result; None if the result or one of them is absent or damaged.
 
-        What is not asked for is not verified; its input is verified to be that of the key.
+        Only the named files are verified; ``input.json``, if named, is also checked against the key.
         """
         where = [paths.result(kind, key, name) for name in (MANIFEST, *names)]
         manifest, *contents = self._storage.read_each(where)
@@ -98,21 +98,21 @@ class Store:
             problem = self._loss(paths.result(kind, key))
         else:
             problem = _contradiction(manifest, names, found, key)
-        if problem and self.has(kind, key) == (manifest is not None):  # else another process has set it aside meanwhile
+        if problem and self.has(kind, key) == (manifest is not None):  # otherwise another process has just set it aside
             self.note_damage({paths.result(kind, key): problem})
         return found if manifest is not None and not problem and len(found) == len(names) else None
 
     def note_damage(self, problems: Mapping[str, str]) -> None:
-        """Remember what is damaged by its path, for `found_damaged`; nothing is set aside."""
+        """Remember damage by path, for `found_damaged`, without setting anything aside."""
         self._damage |= problems
 
     @property
     def damage(self) -> Mapping[str, str]:
-        """What this process has found damaged, and nobody has set aside: problems by path."""
+        """Problems found by this process and not set aside, by path."""
         return self._damage
 
     def intact(self, kind: str, key: str) -> bool:
-        """Whether a result is published and every file of it is as published."""
+        """Whether a result is published and all its files are unchanged."""
         path = paths.result(kind, key)
         entries, problem = self._entries(path)
         if problem:
@@ -122,11 +122,11 @@ class Store:
     def publish(
         self, kind: str, inputs: dict[str, Any], write: Callable[[Path], None], provenance: dict[str, Any]
     ) -> Path:
-        """Write a result all at once: `write` fills a temporary folder, which is synced and renamed.
+        """Publish a result atomically: `write` fills a temporary folder, which is then synced and renamed.
 
-        Weights that it leaves there appear with the result, and are no part of it. When another process was first its
-        result is kept, and its folder returned. On object storage, which has no rename, the manifest is written last:
-        of two that publish one result at the same time the files may mix, which is found when it is read.
+        Weights among its files appear with the result but are not part of it. If another process was first, its result
+        is kept. Returns the result's folder. On object storage, without rename, the manifest is written last: processes
+        publishing the same result at once may mix their files, which is detected on reading.
         """
         path = paths.result(kind, digest(inputs))
 
@@ -143,23 +143,21 @@ class Store:
             entries, _ = self._entries(path)
             if entries is not None:
                 return self._storage.fetch(path, [MANIFEST, *entries])
-            # Another process has just moved it away, to see whether it is what it had found damaged.
+            # Another process has just moved it away to check it for damage.
         raise StoreError(f"{self.address}/{path}: could not be published; is {self.address} writable and has space?")
 
     def discard(self, kind: str, key: str) -> None:
-        """Remove a result if it is there; what a kill leaves of it does not exist."""
+        """Remove a result if it exists; if the process is killed meanwhile, what is left does not count as a result."""
         self._storage.remove_folder(paths.result(kind, key))
 
     def damaged(self) -> list[str]:
-        """What was found damaged and has been set aside, and what this process has found damaged: a line each, such as
-        "fit/KEY: PROBLEM (set aside as damaged/NAME)".
-        """
+        """List all damage, set aside or just found, such as "fit/KEY: PROBLEM (set aside as damaged/NAME)"."""
         aside = [self._damage_line(name) for name in self._storage.names(paths.DAMAGED) if name.count("-") == 2]
         return [*aside, *self.found_damaged]
 
     @property
     def found_damaged(self) -> list[str]:
-        """What this process has found damaged, and nobody has set aside, a line each."""
+        """Damage found by this process and not set aside, one line each."""
         return [f"{path}: {problem} (the next run makes it again)" for path, problem in self._damage.items()]
 
     def _damage_line(self, name: str) -> str:
@@ -170,7 +168,7 @@ class Store:
         return f"{text if kind == 'record' else f'{kind}/{key}: {text}'} (set aside as {where})"
 
     def _set_aside(self, path: str, problem: str) -> None:
-        """Move a damaged result away, unless another process has done it, or has made it again meanwhile."""
+        """Move a damaged result away, unless another process has done so or has remade it meanwhile."""
         self._damage.pop(path, None)
         name = _new_name(path.replace("/", "-"))
         aside = paths.damaged(name)
@@ -182,7 +180,7 @@ class Store:
             self._storage.remove_folder(aside)
 
     def _fetched(self, path: str) -> tuple[Path | None, str]:
-        """A local folder of what is published at a path, None when nothing is, and what contradicts its manifest."""
+        """Local folder of what is published at a path, None if nothing is, and what contradicts its manifest."""
         entries, problem = self._entries(path)
         if entries is None:
             return None, problem
@@ -190,7 +188,7 @@ class Store:
         return folder, _damage(folder, entries)
 
     def _entries(self, path: str) -> tuple[dict[str, tuple[int, str]] | None, str]:
-        """Size and digest of every file that the manifest of a published folder names, and what is wrong with it."""
+        """Size and digest of every file in the manifest of a published folder, and what is wrong with the manifest."""
         manifest = self._storage.read(f"{path}/{MANIFEST}")
         if manifest is None:
             return None, self._loss(path)
@@ -206,14 +204,14 @@ class Store:
         return entries, ""
 
     def _loss(self, path: str) -> str:
-        """What is wrong with a folder that has no manifest; nothing where there is none, or it may be in writing."""
+        """What is wrong with a path that has no manifest: empty if there is no folder or it may be being written."""
         lost = self._storage.publishes_whole and self._storage.names(path)
         return f"{MANIFEST}: missing" if lost else ""
 
-    # Weights: they live and die beside their fit. A run marks those that it needs only for itself with its name.
+    # Weights have a lifetime of their own, next to their fit. A run marks those that only it needs with its name.
 
     def write_weights(self, fit_key: str, write: Callable[[Path], None], *, run: str | None = None) -> str:
-        """Write the weights of a published fit again, for good or only for a `run`, and return their digest."""
+        """Write the weights of a published fit again, for good or only for a `run`; return their SHA-256."""
         entry: dict[str, Any] = {}
 
         def fill(path: Path) -> None:
@@ -229,7 +227,7 @@ class Store:
         return str(entry["sha256"])
 
     def weights(self, fit_key: str) -> tuple[Path, str] | None:
-        """Local path and digest of a fit's weights; None when they are absent or damaged."""
+        """Return the local path and the SHA-256 of a fit's weights; None if absent or damaged."""
         try:
             entry = json.loads(self._storage.read(paths.result("fit", fit_key, WEIGHTS_DIGEST)) or b"")
             expected = str(entry["sha256"])
@@ -239,25 +237,25 @@ class Store:
             return None
 
     def keep_weights(self, fit_key: str) -> None:
-        """Keep a fit's weights for good: from now on no run removes them."""
+        """Keep a fit's weights for good, so that no run removes them."""
         self._storage.remove(paths.result("fit", fit_key, WEIGHTS_OF_RUN))
 
     def drop_weights(self, fit_key: str, run: str) -> None:
-        """Remove a fit's weights where a run made them only for itself: this `run`, or one that is not alive."""
+        """Remove a fit's weights if they were kept only for this `run`, or for one that is no longer alive."""
         mark = self._storage.read(paths.result("fit", fit_key, WEIGHTS_OF_RUN))
         maker = None if mark is None else mark.decode("utf-8", "replace")
         if maker is not None and (maker == run or not holder(self._storage, paths.lease(f"run-{maker}"))):
             self._storage.remove(paths.result("fit", fit_key, WEIGHTS))
             self._storage.remove(paths.result("fit", fit_key, WEIGHTS_OF_RUN))
 
-    # Unfinished fits: what a training needs to go on, private to it, replaced as it goes.
+    # Unfinished fits: what an interrupted training needs to resume, replaced as it advances.
 
     def write_unfinished(self, fit_key: str, content: bytes) -> None:
-        """Replace what a fit in training needs to go on, all at once and synced."""
+        """Replace the saved progress of a training, atomically and synced."""
         self._storage.write(paths.unfinished(fit_key), _digest(content).encode(), b"\n", content)
 
     def unfinished(self, fit_key: str) -> bytes | None:
-        """What a fit in training needs to go on; None when it is absent, or damaged and therefore removed."""
+        """Return the saved progress of a training; None if absent, or damaged and so removed."""
         stored = self._storage.read(paths.unfinished(fit_key))
         if stored is None:
             return None
@@ -268,13 +266,13 @@ class Store:
         return None
 
     def drop_unfinished(self, fit_key: str) -> None:
-        """Remove what a fit in training needed if it is there."""
+        """Remove the saved progress of a training, if any."""
         self._storage.remove(paths.unfinished(fit_key))
 
-    # Records: small JSON files that are replaced whole.
+    # Records: small JSON files that are replaced atomically.
 
     def write_record(self, path: str, value: Mapping[str, Any]) -> None:
-        """Replace a record, atomically. One that this process has found damaged is set aside first."""
+        """Replace a record atomically; one that this process found damaged is set aside first."""
         if path in self._damage:
             name = _new_name(f"record-{_digest(path.encode())[:16]}")
             self._storage.write(paths.damaged(name, "record.json"), self._storage.read(path) or b"")
@@ -283,7 +281,7 @@ class Store:
         self._storage.write(path, _json({**value, DIGEST: digest(value)}))
 
     def read_record(self, path: str) -> dict[str, Any] | None:
-        """A record, or None when there is none. DamagedError when it is not as it was written."""
+        """Return a record, or None if there is none. Raises DamagedError if it is not as it was written."""
         content = self._storage.read(path)
         if content is None:
             return None
@@ -293,19 +291,17 @@ class Store:
             raise DamagedError(f"{self.address}/{path}", f"is not JSON ({error})") from error
         if not isinstance(value, dict):
             raise DamagedError(f"{self.address}/{path}", "is not a mapping")
-        written = value.pop(DIGEST, None)  # which older records lack
+        written = value.pop(DIGEST, None)  # absent in older records
         if written is not None and written != digest(value):
             raise DamagedError(f"{self.address}/{path}", "other content than was written")
         return value
 
     def find_record(self, path: str, kind: type[T]) -> T | None:
-        """A record as a value of its type; None when there is none, and when it is damaged: `damaged` names it then,
-        and whoever writes it again sets it aside.
-        """
+        """Return a record as its type; None if absent or damaged: then `damaged` lists it until it is written again."""
         return self.parse_record(path, lambda value: kind.model_validate_json(canonical_json(value)))
 
     def parse_record(self, path: str, parse: Callable[[dict[str, Any]], R]) -> R | None:
-        """As `find_record`, by a function that reads the record's fields, whose errors say that it is damaged."""
+        """Like `find_record`, but with a function that parses the fields; its errors mean the record is damaged."""
         try:
             value = self.read_record(path)
             return None if value is None else parse(value)
@@ -320,31 +316,31 @@ class Store:
         return None
 
     def records(self, folder: str) -> list[str]:
-        """Names of the records in a folder, without suffix, sorted."""
+        """Return the names of the records in a folder, without suffix, sorted."""
         return [name.removesuffix(".json") for name in self.names(folder) if name.endswith(".json")]
 
     def names(self, folder: str) -> list[str]:
-        """Names of what lies in a folder, sorted."""
+        """Return the names of a folder's entries, sorted."""
         return self._storage.names(folder)
 
     def write_text(self, path: str, text: str) -> None:
-        """Replace a file that people read, atomically."""
+        """Replace a text file atomically."""
         self._storage.write(path, text.encode())
 
     def remove_record(self, path: str) -> None:
-        """Remove a record if it is there."""
+        """Remove a record if it exists."""
         self._storage.remove(path)
 
-    # Journals: lines that are added and never changed, each journal by one process.
+    # Journals: append-only lines, each journal written by one process.
 
     def append_lines(self, path: str, values: Sequence[Any]) -> None:
-        """Add lines of JSON to a journal that this process alone writes; they are safe when this returns."""
+        """Append JSON lines to a journal that only this process writes; they are durable on return."""
         self._storage.append(path, [canonical_json(value).encode("ascii") for value in values])
 
     def lines(self, path: str, *, start: int = 0) -> list[Any]:
-        """The lines of a journal, from that with the number `start` on.
+        """Return the parsed lines of a journal from line `start` on. Raises StoreError for a damaged line.
 
-        One that a killed process left half written, which nobody was promised, is none.
+        A half-written last line, which a killed process leaves and which was never acknowledged, is ignored.
         """
         found = []
         for number, line in enumerate(self._storage.lines(path, start), start=start + 1):
@@ -359,38 +355,38 @@ class Store:
     # Failures
 
     def record_attempt(self, chain: str, text: str) -> None:
-        """Leave the traceback of a failed attempt at a chain, by its identity; never read as a result.
+        """Store the traceback of a failed attempt at a chain, by the chain's identity.
 
-        A store that cannot take it does not: the failure itself must be told, not that of its record.
+        Errors of the store are ignored, lest they hide the failure itself.
         """
         with contextlib.suppress(StoreError):
             self._storage.write(paths.attempts(chain, f"{time.time_ns()}.txt"), text.encode())
 
     def last_error(self, chain: str) -> str:
-        """The last line of the latest failed attempt at a chain, by its identity; empty when there is none."""
+        """Return the last traceback line of a chain's latest failed attempt; empty if there is none."""
         attempts = [name for name in self.names(paths.attempts(chain)) if name.endswith(".txt")]
         text = self._storage.read(paths.attempts(chain, attempts[-1])) if attempts else None
         lines = [line for line in (text or b"").decode("utf-8", "replace").splitlines() if line.strip()]
         return lines[-1].strip() if lines else ""
 
-    # Leases: who computes a result now.
+    # Leases: who is computing a result.
 
     def take(self, kind: str, key: str) -> Lease | None:
-        """The right to compute a result, to be released by `with`; None while another live holder has it."""
+        """Take the lease on a result, to be released by ``with``; return None while another live holder has it."""
         return take(self._storage, paths.lease(f"{kind}-{key}"))
 
     def leased(self) -> dict[str, str]:
-        """Live leases as "kind-key" -> holder."""
+        """Return the holders of live leases by "kind-key"."""
         names = self.names(paths.LEASES)
         found = {name: holder(self._storage, paths.lease(name)) for name in names}
         return {name: who for name, who in found.items() if who}
 
     def has_lease(self, kind: str, key: str) -> bool:
-        """Whether somebody has taken a lease, alive or not."""
+        """Whether a lease exists, live or expired."""
         return self._storage.age_seconds(paths.lease(f"{kind}-{key}")) is not None
 
     def drop_dead_leases(self) -> None:
-        """Remove the leases that killed processes have left."""
+        """Remove leases left by killed processes."""
         for path in map(paths.lease, self.names(paths.LEASES)):
             content = self._storage.read(path)
             if content is not None and not holder(self._storage, path):
@@ -403,7 +399,7 @@ def _open(location: str | Path) -> Storage:
 
 
 def _new_name(name: str) -> str:
-    """A name that nothing has that was set aside before."""
+    """Name not yet used by anything set aside."""
     return f"{name}-{time.time_ns()}"
 
 
@@ -420,7 +416,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and digest of every file of a result: the weights are none."""
+    """Size and digest of every file of a result, weights excluded."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {str(path.relative_to(folder)): path for path in files}
     return {name: _entry(path) for name, path in names.items() if name not in _WEIGHTS}
@@ -432,7 +428,7 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _contradiction(manifest: bytes, names: Sequence[str], found: Mapping[str, bytes], key: str) -> str:
-    """What contradicts a manifest among the named files, of which these were found; empty when nothing does."""
+    """How the named files, of which these were found, contradict a manifest; empty if they do not."""
     try:
         expected = {name: entry["sha256"] for name, entry in json.loads(manifest).items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
@@ -450,7 +446,7 @@ def _contradiction(manifest: bytes, names: Sequence[str], found: Mapping[str, by
 
 
 def _damage(folder: Path, entries: dict[str, tuple[int, str]]) -> str:
-    """What contradicts the manifest; empty when nothing does."""
+    """How the files contradict the manifest's entries; empty if they do not."""
     for name, (size, sha256) in entries.items():
         found = _measured(folder / name)
         if not found[1]:
@@ -461,9 +457,9 @@ def _damage(folder: Path, entries: dict[str, tuple[int, str]]) -> str:
 
 
 def _measured(path: Path) -> tuple[int, str]:
-    """Size in bytes and digest of a file; the digest is empty when it is not there. StoreError when it cannot be read.
+    """Size in bytes and SHA-256 of a file; the latter is empty if it is absent. Raises StoreError if unreadable.
 
-    It is opened once: another process may set the folder aside at any moment.
+    The file is opened only once, because another process may set the folder aside at any moment.
     """
     try:
         with open(path, "rb") as file:
