@@ -1,1 +1,1 @@
-"""Hyperparameter search: what is tried, what is known of it, and what is chosen. Imports neither torch nor ray."""
+"""Hyperparameter search: design, samples, journal and outcome. Imports neither torch nor ray."""

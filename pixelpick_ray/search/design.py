@@ -1,4 +1,4 @@
-"""From an experiment with a search to its samples: the split they are judged on, their trials, their levels."""
+"""Design of a search: the split that samples are scored on, their trials, and the levels."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ HELD_OUT_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Level:
-    """A point at which a sample is judged: the end of a budget, or an epoch of the first stage.
+    """A point at which samples are scored: the end of a budget, or an epoch of the first stage.
 
-    ``resource`` is what schedulers count: labelled pixels per image in units of those of the first level, where an
-    epoch counts as its share of the first stage.
+    ``resource`` is the unit of schedulers: labelled pixels per image relative to the first level, where an epoch counts
+    as its share of the first stage.
     """
 
     budget: int | str
@@ -37,16 +37,14 @@ class Level:
 
     @property
     def label(self) -> str:
-        """As a person reads it."""
+        """Text for display."""
         at = "full supervision" if self.budget == "full" else f"{self.budget} px"
         return at if self.epoch is None else f"{at}, epoch {self.epoch}"
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search, ready to run: ``judged`` is the experiment that samples are trials of, evaluated on the split of the
-    search alone.
-    """
+    """A search, ready to run; samples are trials of ``judged``, the experiment evaluated on the search's split only."""
 
     experiment: Experiment
     spec: SearchSpec
@@ -54,17 +52,17 @@ class Search:
 
     @property
     def split(self) -> str:
-        """The split that samples are judged on."""
+        """The split that samples are scored on."""
         return self.judged.evaluate.report
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds that each sample is trained for."""
+        """Seeds for which each sample is trained."""
         return tuple(dict.fromkeys(self.experiment.grid[0]["seed"]))
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
-        """Where samples are judged, in order."""
+        """Levels at which samples are scored, in order."""
         last = self.spec.metric.budget
         budgets = sorted({b for b in self.experiment.grid[0]["budget"] if b == "full" or last is None or b <= last})
         first, epochs = budgets[0], self.experiment.trials()[0].epochs
@@ -78,12 +76,12 @@ class Search:
 
     @property
     def metric_text(self) -> str:
-        """What samples are judged by, as a person reads it."""
+        """The metric that scores samples, for display."""
         last = self.levels[-1].label
         return f"mIoU at {last}" if self.spec.metric.name == "miou" else f"area under the budget curve to {last}"
 
     def score(self, mious: Sequence[float]) -> float:
-        """What a sample is judged by after the first levels, given its mIoU at each: the last one, or the area."""
+        """Score a sample from its mIoU (0 to 1) at the first levels: the last value, or the area under the curve."""
         if self.spec.metric.name == "miou":
             return mious[-1]
         ends = [(level.budget, value) for level, value in zip(self.levels, mious, strict=False) if level.epoch is None]
@@ -92,18 +90,18 @@ class Search:
         return area_under_curve([float(budget) for budget, _ in ends], [value for _, value in ends])
 
     def trial(self, values: Mapping[str, Any], *, seed: int, budget: int | str) -> Trial:
-        """The trial of a configuration. SpecError when its values do not fit together."""
+        """Return the trial of a configuration. Raises SpecError if its values are incompatible."""
         trial = self.judged.trial_at({**values, "seed": seed, "budget": budget}, where="")
         check_trial(self.judged, trial)
         return trial
 
     def check(self, values: Mapping[str, Any]) -> None:
-        """SpecError when the values of a configuration do not fit together at some budget of the grid."""
+        """Raise SpecError if the values of a configuration are incompatible at any budget of the grid."""
         for budget in self.experiment.grid[0]["budget"]:
             self.trial(values, seed=self.seeds[0], budget=budget)
 
     def check_images(self, data_path: Path) -> None:
-        """SpecError when an image that samples are judged on is trained on or reported, in whatever split it stands."""
+        """Raise SpecError if an image of the search's split is also in the training split or the reported one."""
         dataset = open_dataset(self.experiment.dataset, data_path)
         if not isinstance(dataset, FileDataset) or self.split == HELD_OUT:
             return
@@ -118,7 +116,7 @@ class Search:
 
     @cached_property
     def own_values(self) -> dict[str, Any] | None:
-        """The values of the file itself as the space has them, if all are in it: the first sample."""
+        """The file's own values, which make the first sample; None unless all of them are in the space."""
         tree = json.loads(canonical_json(self.judged.trials()[0].model_dump(mode="json")))
         found: dict[str, Any] = {}
         for path, domain in self.spec.space.items():
@@ -130,14 +128,15 @@ class Search:
         return found
 
     def _is_own(self, path: str, value: Any) -> bool:
-        """Whether a value makes no other trial than the file's own: it may leave out what is usual."""
+        """Whether a value gives the file's own trial; it may omit defaults."""
         own = self.judged.trials()[0]
         return self.judged.trial_at({"seed": own.seed, "budget": own.budget, path: value}, where="") == own
 
     @cached_property
     def ends_plan(self) -> Plan:
-        """The file's own chains, and one for each value that stands in the space, once every point of a grid
-        fits together: what can be checked beforehand.
+        """The chains that can be checked beforehand: the file's own, and one for each value listed in the space.
+
+        Raises SpecError for incompatible values, of any point if the search is a grid.
         """
         last = self.levels[-1].budget
         trials = []
@@ -162,7 +161,7 @@ class Search:
             ) from None
 
     def drawn(self, index: int) -> dict[str, Any]:
-        """The configuration of a sample by its number: a point of the grid, the file's own, else one by chance."""
+        """Return the configuration of a sample by its number: a grid point, the file's own, or a random one."""
         if self.spec.searcher == "grid":
             return dict(self.spec.point(index))
         if index == 0 and self.own_values is not None:
@@ -172,17 +171,17 @@ class Search:
 
     @property
     def num_stages(self) -> int:
-        """Stages of a chain of the file's own configuration to the last level."""
+        """Number of stages up to the last level in a chain of the file's own configuration."""
         return self.trial({}, seed=self.seeds[0], budget=self.levels[-1].budget).num_stages
 
     @property
     def shares_stages(self) -> bool:
-        """Whether configurations may share their first training, and differ in how they pick."""
+        """Whether configurations may share their first training and differ only in how they pick."""
         return any(path.partition(".")[0] == "acquire" for path in self.spec.space)
 
 
 def make_search(experiment: Experiment) -> Search:
-    """The search of an experiment that has one. SpecError where no split is left to judge on; needs no data."""
+    """Set up the search of an experiment; needs no data. Raises SpecError if there is no usable split to score on."""
     spec = experiment.search
     if spec is None:
         raise AssertionError("the experiment has no search")
@@ -203,11 +202,10 @@ def make_search(experiment: Experiment) -> Search:
 
 
 def check_splits(search: Search, facts: DatasetFacts) -> None:
-    """SpecError for a split that the data set lacks, the one that samples are judged on or one that the file evaluates,
-    and where samples would be judged on what they are trained on.
+    """Raise SpecError if the data set lacks an evaluated split or the search's, or if the latter is trained on.
 
-    `facts` are of the data set with nothing held out; of one that is described beside its files they are known where
-    these are read.
+    `facts` are those of the data set with nothing held out; if it is described next to its files, they are known only
+    once these are read.
     """
     experiment, split = search.experiment, search.split
     check_facts(experiment, experiment.trials()[0], facts_with_held_out(facts, experiment.dataset))
@@ -231,7 +229,7 @@ def check_splits(search: Search, facts: DatasetFacts) -> None:
 
 
 def _judged_on(experiment: Experiment, spec: SearchSpec) -> tuple[str, float | None]:
-    """The split that samples are judged on, and the share of the training images that is held out."""
+    """The split that samples are scored on, and the share of training images held out."""
     evaluate, dataset = experiment.evaluate, experiment.dataset
     reported = evaluate.split_of(evaluate.report)
     if spec.held_out is not None and dataset.held_out is not None:
@@ -249,7 +247,7 @@ def _judged_on(experiment: Experiment, spec: SearchSpec) -> tuple[str, float | N
 
 
 def _usual(experiment: Experiment, reported: str) -> tuple[str, float | None]:
-    """The validation split where it is free, else a share of the training images."""
+    """The default: the validation split if it is free, else a share of the training images."""
     facts = known_facts(experiment.dataset.name)
     if facts is None:
         raise SpecError(

@@ -1,4 +1,4 @@
-"""What a search has chosen, as an experiment of its own."""
+"""The outcome of a search, as an experiment of its own."""
 
 import itertools
 from pathlib import Path
@@ -13,13 +13,13 @@ from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.store import Store, paths
 from pixelpick_ray.store.outputs import replace_files
 
-NUM_SEEDS = 5  # as many as the paper's
+NUM_SEEDS = 5  # as in the paper
 
 
 def found_experiment(search: Search, sample: Sample) -> Experiment:
-    """The experiment with a sample's configuration, with seeds that the search did not use, evaluated as its file says.
+    """Build the experiment with a sample's configuration, seeds unused by the search, and the file's own evaluation.
 
-    Its name tells configurations apart, so that searching further never gives a name two meanings.
+    Its name depends on the configuration, so continuing a search never gives a name two meanings.
     """
     asked = search.experiment
     trial = search.trial(sample.values, seed=0, budget=search.levels[-1].budget)
@@ -39,25 +39,20 @@ def found_experiment(search: Search, sample: Sample) -> Experiment:
 
 
 def found_path(search: Search, sample: Sample, source: Path) -> Path:
-    """Where the experiment of a sample is written, given the file of the search: beside it, or here when that came with
-    the package.
-    """
+    """Return where to write a sample's experiment: next to the search's file, or here if that is a shipped one."""
     folder = Path() if is_shipped(source) else source.parent
     return folder / "found" / f"{found_experiment(search, sample).name}.yaml"
 
 
 def write_found(search: Search, journal: Journal, sample: Sample, source: Path, store: Store) -> str:
-    """Write the experiment of a sample into the store, and its copy; returns where it is in the store.
-
-    StoreError when the store cannot take it.
-    """
+    """Write the experiment of a sample to the store and return its location. Raises StoreError if that fails."""
     path = paths.found(search.experiment, found_experiment(search, sample).name)
     store.write_text(path, found_text(search, journal, sample, source))
     return f"{store.address}/{path}"
 
 
 def copy_found(search: Search, journal: Journal, sample: Sample, source: Path) -> tuple[Path, str]:
-    """Write the experiment of a sample beside the search's file: its path, and why that cannot be done, "" if it is."""
+    """Write the experiment of a sample next to the search's file; return its path and an error message, "" if none."""
     path = found_path(search, sample, source)
     try:
         replace_files({path: found_text(search, journal, sample, source).encode()})
@@ -67,7 +62,7 @@ def copy_found(search: Search, journal: Journal, sample: Sample, source: Path) -
 
 
 def found_text(search: Search, journal: Journal, sample: Sample, source: Path) -> str:
-    """The experiment of a sample as a file that says how it was found."""
+    """Return the experiment file of a sample, with comments on how it was found."""
     spec, experiment = search.spec, found_experiment(search, sample)
     stopped = sum(bool(one.stopped) for one in journal.samples)
     seeds, score = ", ".join(map(str, search.seeds)), f"{100 * sample.reports[-1].score:.2f} %{_own(journal, sample)}"
@@ -85,7 +80,7 @@ def found_text(search: Search, journal: Journal, sample: Sample, source: Path) -
 
 
 def _own(journal: Journal, sample: Sample) -> str:
-    """What the file's own configuration has, if it is another and was judged to the end."""
+    """The score of the file's own configuration, if it is another one and is finished."""
     if sample.is_own:
         return ", the file's own configuration"
     own = next((one for one in journal.samples if one.is_own and journal.is_finished(one)), None)

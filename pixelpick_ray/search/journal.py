@@ -1,4 +1,4 @@
-"""What is known of the samples of a search: a record each in the store, written before anything depends on it."""
+"""Journal of a search: one record per sample in the store, written before anything depends on it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -9,16 +9,16 @@ from pixelpick_ray.errors import StoreError
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.store import Store, paths
 
-NAME_DIGITS = 5  # of a sample's number in the name of its record
-OWN = "file"  # the origin of the file's own configuration, with which others are compared
+NAME_DIGITS = 5  # digits of a sample's number in its record's name
+OWN = "file"  # origin of the file's own configuration, the baseline
 
 
 @dataclass(frozen=True)
 class LevelReport:
-    """What was measured of a sample at a level: the score that it is judged by, and mIoU by seed.
+    """Measurements of a sample at a level: its score, and mIoU (0 to 1) by seed.
 
-    ``fits`` are the keys of the trainings up to there, in order, by seed, at an epoch's level the unfinished one too;
-    ``seconds`` what they took in all.
+    ``fits`` are the keys of the trainings so far, in order, by seed, including the unfinished one at an epoch's level;
+    ``seconds`` is their total time.
     """
 
     score: float
@@ -33,17 +33,17 @@ class LevelReport:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> "LevelReport":
-        """A report from its fields as JSON has them."""
+        """Build a report from its JSON fields."""
         fits = {seed: tuple(keys) for seed, keys in tree["fits"].items()}
         return cls(tree["score"], tree["mious"], fits, tree["seconds"])
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A configuration that was issued, and what became of it.
+    """A configuration being tried, and what became of it.
 
-    ``origin`` says who proposed it. It was stopped by a scheduler after its last report if ``stopped`` says why; it
-    failed if ``error`` says how. If ``diverged`` says how, a training of it has no result: it is worse than all others.
+    ``origin`` says who proposed it. If not empty, ``stopped`` says why a scheduler stopped it after its last report,
+    ``error`` how it failed, and ``diverged`` how a training diverged, which ranks it below all others.
     """
 
     index: int
@@ -56,7 +56,7 @@ class Sample:
 
     @property
     def label(self) -> str:
-        """A short name for people."""
+        """Short name for display."""
         return f"sample {self.index}"
 
     @property
@@ -66,14 +66,14 @@ class Sample:
 
 
 class Journal:
-    """The samples of a search. One process writes it at a time; any number may read.
+    """The samples of a search. One process writes at a time; any number may read.
 
-    `samples` are as the journal was opened, and as this process has gone on with it since. `trouble` is why a record
-    could not be written: who calls may bury the error that says so.
+    `samples` are those read on opening, with this process's changes since. `trouble` is why a record could not be
+    written, in case a caller swallows the error.
     """
 
     def __init__(self, store: Store, search: Search) -> None:
-        """Open it. A sample whose record is damaged or lost is another one, by chance, that nothing is known of yet."""
+        """Read all records. A damaged or lost one is replaced by a drawn configuration without any reports."""
         self._store, self._search = store, search
         self.trouble: StoreError | None = None
         self._folder = paths.samples(search.experiment)
@@ -99,27 +99,27 @@ class Journal:
         return sample
 
     def _place(self, path: str) -> int:
-        """Where a setting stands in the space: records are sorted by name."""
+        """Position of a setting in the space; in records, settings are sorted by name."""
         return self._paths.index(path) if path in self._paths else len(self._paths)
 
     def issue(self, values: Mapping[str, Any], origin: str) -> Sample:
-        """Record a new sample, before anything of it starts."""
+        """Record a new sample before it starts."""
         return self._write(Sample(len(self.samples), dict(values), origin))
 
     def report(self, index: int, report: LevelReport) -> Sample:
-        """Record what was measured at the next level of a sample."""
+        """Record the measurements of a sample's next level."""
         return self._write(replace(self.samples[index], reports=(*self.samples[index].reports, report), error=""))
 
     def stop(self, index: int, why: str) -> Sample:
-        """Record that a scheduler has stopped a sample after its last report."""
+        """Record that a scheduler stopped a sample after its last report."""
         return self._write(replace(self.samples[index], stopped=why))
 
     def diverge(self, index: int, how: str) -> Sample:
-        """Record that a training of a sample has diverged, which repeating it would not change."""
+        """Record that a training of a sample diverged, as it would again if repeated."""
         return self._write(replace(self.samples[index], diverged=how, error=""))
 
     def fail(self, index: int, error: str) -> Sample:
-        """Record that a sample has failed for good."""
+        """Record that a sample failed for good."""
         return self._write(replace(self.samples[index], error=error))
 
     def _write(self, sample: Sample) -> Sample:
@@ -132,27 +132,27 @@ class Journal:
         return sample
 
     def is_finished(self, sample: Sample) -> bool:
-        """Whether a sample was judged at every level."""
+        """Whether a sample was scored at every level."""
         return len(sample.reports) >= self._num_levels
 
     def is_over(self, sample: Sample) -> bool:
-        """Whether nothing is left to do for a sample: it is finished, was stopped, or has diverged."""
+        """Whether a sample needs no more work: it is finished, was stopped, or diverged."""
         return self.is_finished(sample) or bool(sample.stopped or sample.diverged)
 
     def is_complete(self, size: int) -> bool:
-        """Whether as many samples as that are over, and none is not."""
+        """Whether there are at least `size` samples, all of them over."""
         return len(self.samples) >= size and all(map(self.is_over, self.samples))
 
     def is_settled(self, size: int) -> bool:
-        """As `is_complete`, where a sample may have failed for good, too."""
+        """Like `is_complete`, but samples may also have failed for good."""
         return len(self.samples) >= size and all(self.is_over(one) or one.error for one in self.samples)
 
     def best(self) -> Sample | None:
-        """The finished sample with the highest score, the earlier one of equals; None when none is finished."""
+        """Return the finished sample with the highest score, the earliest if tied; None if none is finished."""
         finished = [sample for sample in self.samples if self.is_finished(sample)]
         return max(finished, key=lambda sample: (sample.reports[-1].score, -sample.index), default=None)
 
 
 def _name(index: int) -> str:
-    """Of a sample's record."""
+    """Name of a sample's record."""
     return f"{index:0{NAME_DIGITS}d}"

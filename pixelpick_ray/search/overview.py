@@ -1,4 +1,4 @@
-"""A search in figures: what it asks for, how far it is, and what is best so far."""
+"""Overview of a search: its size, its progress, and the best samples so far."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import Journal, Sample
 from pixelpick_ray.store import Store, run_lease
 
-SHOWN = 5  # best samples that are printed
+SHOWN = 5  # best samples to print
 STATES = ("finished", "stopped", "running", "waiting", "missing", "failed", "diverged")
 
 
 def plan_figures(search: Search, journal: Journal) -> dict[str, Any]:
-    """What `plan --json` prints of a search: the usual figures as if no sample was stopped, and its own."""
+    """Return what `plan --json` prints for a search: the usual figures, without early stopping, and some of its own."""
     size, seeds, stages = search.spec.size, len(search.seeds), search.num_stages
     budgets = [level.budget for level in search.levels if level.epoch is None]
     alone = sum(search.trial({}, seed=search.seeds[0], budget=budget).num_stages for budget in budgets)
@@ -41,7 +41,7 @@ def plan_figures(search: Search, journal: Journal) -> dict[str, Any]:
 
 
 def plan_text(search: Search, journal: Journal) -> str:
-    """What `plan` prints of a search."""
+    """Return what `plan` prints for a search."""
     spec, figures = search.spec, plan_figures(search, journal)
     return "\n".join(
         [
@@ -56,7 +56,7 @@ def plan_text(search: Search, journal: Journal) -> str:
 
 
 def _first(search: Search) -> str:
-    """What the first sample is."""
+    """Say what the first sample is."""
     if search.spec.searcher == "grid":
         return ""
     is_own = search.own_values is not None
@@ -64,12 +64,12 @@ def _first(search: Search) -> str:
 
 
 def fits_of(sample: Sample) -> tuple[str, ...]:
-    """Keys of the trainings of a sample up to its last report."""
+    """Return the keys of a sample's trainings up to its last report."""
     return tuple(key for keys in sample.reports[-1].fits.values() for key in keys) if sample.reports else ()
 
 
 def state_of(journal: Journal, sample: Sample, *, alive: bool) -> str:
-    """Which of STATES a sample is in; one that is not over is running if a run is alive."""
+    """Return the state of a sample (see STATES); unless over, it is running if a run is alive."""
     if journal.is_finished(sample):
         return "finished"
     if sample.stopped:
@@ -80,27 +80,27 @@ def state_of(journal: Journal, sample: Sample, *, alive: bool) -> str:
 
 
 def counts(search: Search, journal: Journal, *, alive: bool = False) -> dict[str, int]:
-    """Samples by state; what was not issued is waiting if a run is alive, else missing."""
+    """Count samples by state; those not yet issued are waiting if a run is alive, else missing."""
     states = [state_of(journal, sample, alive=alive) for sample in journal.samples]
     states += ["waiting" if alive else "missing"] * (search.spec.size - len(states))
     return {state: states.count(state) for state in STATES}
 
 
 def state_line(search: Search, journal: Journal, *, alive: bool = False) -> str:
-    """Samples by state, as a line."""
+    """Return the numbers of samples by state as one line."""
     found = ", ".join(f"{number} {state}" for state, number in counts(search, journal, alive=alive).items() if number)
     return f"samples: {found}"
 
 
 def values_text(values: Mapping[str, Any]) -> str:
-    """A configuration in a line, each path by its last name where that is clear."""
+    """Return a configuration as one line, with paths shortened to their last name if unambiguous."""
     last = [path.rpartition(".")[2] for path in values]
     names = [name if last.count(name) == 1 else path for name, path in zip(last, values, strict=True)]
     return ", ".join(f"{name}={value_text(value)}" for name, value in zip(names, values.values(), strict=True))
 
 
 def best_text(search: Search, journal: Journal) -> str:
-    """The best finished samples, and the file's own configuration among them."""
+    """List the best finished samples, and always the file's own configuration if it is finished."""
     finished = [sample for sample in journal.samples if journal.is_finished(sample)]
     ranked = sorted(finished, key=lambda sample: (-sample.reports[-1].score, sample.index))
     shown = [(rank, one) for rank, one in enumerate(ranked, start=1) if rank <= SHOWN or one.is_own]
@@ -113,7 +113,7 @@ def best_text(search: Search, journal: Journal) -> str:
 
 
 def diverged_lines(journal: Journal) -> list[str]:
-    """The samples whose training has no result, and how it went."""
+    """List the samples whose training diverged, and how."""
     return [
         f"DIVERGED {one.label} ({values_text(one.values)}): {one.diverged}" for one in journal.samples if one.diverged
     ]
@@ -129,7 +129,7 @@ class SearchStatus:
     damaged: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the status as JSON-ready values."""
         best = self.journal.best()
         return {
             "experiment": self.search.experiment.name,
@@ -152,7 +152,7 @@ class SearchStatus:
         }
 
     def as_text(self) -> str:
-        """One line a sample, then the best and the sums."""
+        """Return one line per sample, then the best ones and the totals."""
         lines = [self._line(sample) for sample in self.journal.samples]
         lines += [f"FAILED {one.label}: {one.error}" for one in self.journal.samples if one.error]
         lines += diverged_lines(self.journal)
@@ -168,7 +168,7 @@ class SearchStatus:
 
 
 def search_status(search: Search, store: Store) -> SearchStatus:
-    """The state of every sample, from the store alone."""
+    """Determine the state of every sample, from the store alone."""
     prefix = f"run-{run_lease(search.experiment)}"
     alive = any(name.startswith(prefix) for name in store.leased())
     return SearchStatus(search, Journal(store, search), alive, tuple(store.damaged()))

@@ -1,4 +1,4 @@
-"""One sample: its chains, a seed after the other, from level to level."""
+"""Running one sample: its chains, seed by seed, level by level."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,18 +9,18 @@ from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import LevelReport
 
 OnEvent = Callable[[Event], None]
-# Runs a trial with all the trials that are prefixes of it, and keeps the weights of these stages.
+# Runs a trial and all trials that are prefixes of it, keeping the weights of the given stages.
 RunTrial = Callable[[Trial, frozenset[int], OnEvent], None]
-OnReport = Callable[[int, LevelReport], None]  # the level's position, and what was measured there
+OnReport = Callable[[int, LevelReport], None]  # the level's position, and its measurements
 
 
 def run_sample(
     search: Search, values: Mapping[str, Any], reports: Sequence[LevelReport], *, run: RunTrial, on_report: OnReport
 ) -> bool:
-    """Train a configuration and judge it at every level behind those of `reports`; False where a training diverged.
+    """Train a configuration and score it at every level after those of `reports`; return False if a training diverged.
 
-    All seeds reach a level before any goes on to the next one: `on_report` may not return, and nothing further is
-    trained then. SpecError when the values do not fit together.
+    All seeds reach a level before any starts the next; if `on_report` does not return, nothing more is trained. Raises
+    SpecError if the values are incompatible.
     """
     search.check(values)
     course = _Course(search, reports, on_report)
@@ -39,7 +39,7 @@ def run_sample(
 
 
 class _Course:
-    """What was measured so far: mIoU by seed at the level in training, and the trainings up to there."""
+    """Measurements so far: mIoU by seed at the current level, and the trainings up to it."""
 
     def __init__(self, search: Search, reports: Sequence[LevelReport], on_report: OnReport) -> None:
         self._search, self._on_report = search, on_report
@@ -50,7 +50,7 @@ class _Course:
         self.has_diverged = False
 
     def listener(self, seed: int) -> OnEvent:
-        """What hears the events of a seed's chain."""
+        """Return a listener for the events of a seed's chain."""
 
         def hear(event: Event) -> None:
             self.has_diverged |= isinstance(event, Diverged)
@@ -67,7 +67,7 @@ class _Course:
         return hear
 
     def _reach(self, seed: int, stage: int, miou_by_epoch: Sequence[tuple[int, float | None]]) -> None:
-        """Report the epochs of the first stage that are levels, each once."""
+        """Report each epoch of the first stage that is a level, once."""
         for epoch, miou in miou_by_epoch:
             level = self._search.levels[len(self._means)]
             if stage == 0 and miou is not None and level.epoch == epoch:
@@ -75,7 +75,7 @@ class _Course:
                 self.end_level()
 
     def end_level(self) -> None:
-        """Report the level that every seed has reached."""
+        """Report the level that all seeds have now reached."""
         mious = {str(seed): miou for seed, miou in self._mious.items()}
         self._means.append(sum(mious.values()) / len(mious))
         fits = {str(seed): tuple(keys[stage] for stage in sorted(keys)) for seed, keys in self._fits.items()}
