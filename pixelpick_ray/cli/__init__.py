@@ -1,4 +1,4 @@
-"""The command line: parse, one call, print. torch and ray are imported only by the commands that compute."""
+"""Command line: parse, make one call, print. Only commands that compute import torch and ray."""
 
 import sys
 from typing import Annotated
@@ -49,7 +49,7 @@ app.command()(reading.evaluate)
 
 
 def main() -> None:
-    """Run the command line; errors that a user can act on end with their message and exit status 2 or 1."""
+    """Run the command line; errors that users can act on print a message and exit with status 2 or 1."""
     print_safely()
     try:
         try:

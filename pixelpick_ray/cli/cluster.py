@@ -1,4 +1,4 @@
-"""Commands for clusters: check one, hand a run over to one."""
+"""Commands for clusters: check one, or submit a run to one."""
 
 import json
 import sys
@@ -39,7 +39,7 @@ def submit(
     experiment: ExperimentFile,
     to: Annotated[str, typer.Option("--to", metavar="KIND", help="slurm, kubernetes or ray.", show_default=False)],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be submitted, and submit nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be submitted, without submitting it.")
     ] = False,
     nodes: Annotated[int | None, typer.Option("--nodes", metavar="N", min=1, help="Nodes.", show_default="1")] = None,
     cpus_per_node: Annotated[
@@ -72,8 +72,8 @@ def submit(
         typer.Option(
             "--folder",
             metavar="DIR",
-            help="Folder where relative paths start, which every node sees; on Kubernetes, where the volume is.",
-            show_default="this one; /shared on Kubernetes",
+            help="Base of relative paths, visible to all nodes; on Kubernetes, the volume's mount point.",
+            show_default="the current folder; /shared on Kubernetes",
         ),
     ] = None,
     partition: Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Slurm: partition.")] = None,
@@ -81,15 +81,15 @@ def submit(
     image: Annotated[str | None, typer.Option("--image", metavar="IMAGE", help="Kubernetes: container image.")] = None,
     namespace: Annotated[str | None, typer.Option("--namespace", metavar="NAME", help="Kubernetes: namespace.")] = None,
     claim: Annotated[
-        str | None, typer.Option("--claim", metavar="NAME", help="Kubernetes: volume claim of data and results.")
+        str | None, typer.Option("--claim", metavar="NAME", help="Kubernetes: volume claim for data and results.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option("--address", metavar="ADDRESS", help="Ray: address of its job server.")
+        str | None, typer.Option("--address", metavar="ADDRESS", help="Ray: address of the job server.")
     ] = None,
 ) -> None:
-    """Write, show and submit a batch job that runs an experiment; takes the options of `run` as well.
+    """Write, show and submit a batch job that runs an experiment; also takes the options of `run`.
 
-    EXPERIMENT comes first. The job is one Ray cluster on Slurm or Kubernetes, or joins the one at --address.
+    EXPERIMENT comes first. The job starts a Ray cluster on Slurm or Kubernetes, or joins the one at --address.
     """
     from pixelpick_ray.runner.submit import MAKERS, OPTIONS, Request
 
@@ -126,10 +126,11 @@ def submit(
 
 
 def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution, tuple[str, ...]]:
-    """The plan and the execution of `run EXPERIMENT OPTIONS`, checked as far as the cluster is not needed; and all
-    options, those among them that the environment gives: a job may not have it.
+    """Plan and execution of `run EXPERIMENT OPTIONS`, checked as far as possible without the cluster, and all options.
+
+    Options taken from environment variables are made explicit, because the job may not have these variables.
     """
-    from pixelpick_ray.cli import app  # which has this module's commands
+    from pixelpick_ray.cli import app  # circular import: it registers this module's commands
 
     command = get_command(app).commands["run"]  # type: ignore[attr-defined]
     given_here = command.make_context("run", [str(experiment), *options])
@@ -173,7 +174,7 @@ def doctor(
 ) -> None:
     """Check every node of a cluster before a long run: each line is ok or says what to do.
 
-    Exit status 1 if one is not ok.
+    Exit status 1 if any is not ok.
     """
     planned = planned_of(experiment, overrides, store)
     rank = {"ranks": ranks, "cpus_per_rank": cpus_per_rank, "gpus_per_rank": gpus_per_rank}

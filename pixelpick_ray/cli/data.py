@@ -1,4 +1,4 @@
-"""Commands about data sets: check one, describe a folder."""
+"""Commands for data sets: check one, or describe a folder."""
 
 import json
 import shlex
@@ -33,7 +33,7 @@ Images = list[tuple[str, UInt8Array, UInt8Array]]
 
 @dataclass(frozen=True)
 class _Checked:
-    """What `check` found in a data set: facts of its splits, values in label files by split, findings, examples."""
+    """Outcome of `check`: facts of the splits, values in label files by split, findings, and example images."""
 
     dataset: Dataset
     splits: list[SplitFacts]
@@ -60,9 +60,9 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every file of a data set; print what is in it and what is surely or probably wrong; draw a contact sheet.
+    """Read every file of a data set; print its contents and any certain or likely errors; draw a contact sheet.
 
-    Exit status 2 if something is surely wrong.
+    Exit status 2 if there are certain errors.
     """
     opened = _opened(dataset, data)
     checked = _checked(opened)
@@ -81,7 +81,7 @@ def check(
 
 
 def _opened(name: str, data: Path) -> Dataset:
-    """The data set that a person means: a folder with a description, also in the data folder, or a name."""
+    """Data set that a user means: a folder with a description, perhaps in the data folder, or a name."""
     for folder in (Path(name), data / name):
         if (folder / DESCRIPTION).is_file():
             folder = folder.resolve()
@@ -94,7 +94,7 @@ def _opened(name: str, data: Path) -> Dataset:
 
 
 def _checked(dataset: Dataset) -> _Checked:
-    """Read all splits, the one to train on first; DataError with all files that are wrong."""
+    """Read all splits, the training split first. Raises a DataError that lists all bad files."""
     facts, splits, values, examples = dataset.facts, list[SplitFacts](), dict[str, str](), Images()
     with data_errors() as wrong:
         for split in sorted(facts.splits, key=lambda split: split != facts.train_split):
@@ -120,14 +120,14 @@ def _is_here(dataset: Dataset, split: str) -> bool:
 
 
 class _Reading:
-    """The images of a split with their names and label maps, once; then the values in the label files, and examples.
+    """Names, images and label maps of a split, to iterate over once; then the values in label files, and examples.
 
-    DataError at the end with all files that are wrong.
+    Raises a DataError at the end that lists all bad files.
     """
 
     def __init__(self, dataset: Dataset, split: str) -> None:
         self._dataset, self._split = dataset, split
-        dataset.signature(split)  # files that are missing
+        dataset.signature(split)  # raises DataError for missing files
         self._names = dataset.names(split)
         self._shown = {*np.linspace(0, len(self._names) - 1, num=min(IMAGES, len(self._names)), dtype=int).tolist()}
         self._numbers, self._colours = set[int](), set[int]()
@@ -161,7 +161,7 @@ class _Reading:
 
 
 def _figures(checked: _Checked) -> dict[str, Any]:
-    """Everything that was found, JSON-ready."""
+    """Everything found, as JSON-ready values."""
     facts = checked.dataset.facts
     return {
         "splits": {
@@ -225,7 +225,7 @@ def init(
         typer.Option("--out", dir_okay=False, metavar="FILE", help="Experiment file.", show_default="FOLDER.yaml"),
     ] = None,
 ) -> None:
-    """Propose a dataset.yaml and an experiment for a folder of images; overwrites nothing."""
+    """Propose a dataset.yaml and an experiment for a folder of images; never overwrites a file."""
     folder = folder.resolve()
     experiment, description = out or Path(f"{slug(folder.name)}.yaml"), folder / DESCRIPTION
     for path, remedy in ((description, "`check` reads it; remove it to have one proposed"), (experiment, "give --out")):

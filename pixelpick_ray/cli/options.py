@@ -1,4 +1,4 @@
-"""Options of the command line: those that several commands have, and the reading of their values."""
+"""Command-line options shared by several commands, and parsers of option values."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from pixelpick_ray.store.paths import checked
 
 
 def _at_home(path: Path | None) -> Path | None:
-    """The path, with the home folder for ``~``, which a shell leaves as it is in ``--data=~/images``."""
+    """Expand ``~``, which a shell leaves alone in ``--data=~/images``."""
     return None if path is None else Path(os.path.expanduser(path))
 
 
@@ -20,7 +20,7 @@ ExperimentFile = Annotated[
     Path,
     typer.Argument(
         metavar="EXPERIMENT",
-        help="Experiment file (YAML), or one that comes with the package, such as experiments/quickstart.yaml.",
+        help="Experiment file (YAML), or one shipped with the package, such as experiments/quickstart.yaml.",
         show_default=False,
         callback=experiment_file,
     ),
@@ -34,7 +34,7 @@ Data = Annotated[
         callback=_at_home,
         file_okay=False,
         metavar="DIR",
-        help="Folder that holds camvid, voc, weights, ...",
+        help="Folder that contains camvid, voc, weights, ...",
     ),
 ]
 
@@ -53,7 +53,7 @@ StoreLocation = Annotated[
         envvar="PIXELPICK_STORE",
         callback=_no_file,
         metavar="DIR",
-        help="Folder of the results, or an address such as s3://bucket/prefix.",
+        help="Folder for results, or an address such as s3://bucket/prefix.",
     ),
 ]
 Cache = Annotated[
@@ -63,11 +63,11 @@ Cache = Annotated[
         callback=_at_home,
         file_okay=False,
         metavar="DIR",
-        help="Folder of decoded images.",
+        help="Folder for decoded images.",
         show_default="DATA/.cache",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
 FormatName = Annotated[
     str,
     typer.Option(
@@ -85,7 +85,7 @@ GpusPerRank = Annotated[
         "--gpus-per-rank",
         metavar="N",
         help="GPUs per rank; a fraction puts several one-rank trials on a GPU.",
-        show_default="1 where there are GPUs",
+        show_default="1 if there are GPUs",
     ),
 ]
 KEEP_WEIGHTS = ("needed", "last", "all")
@@ -94,19 +94,19 @@ KeepWeightsOption = Annotated[
     typer.Option(
         "--keep-weights",
         metavar="WHICH",
-        help="needed (none once nothing needs them), last (of each chain) or all. Where people answer, the last "
+        help="needed (only until nothing needs them), last (of each chain) or all. If people answer, the last ones "
         "are always kept.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cuda or cpu.")]
 Address = Annotated[
     str | None,
-    typer.Option("--address", metavar="ADDRESS", help="An existing Ray cluster.", show_default="start one here"),
+    typer.Option("--address", metavar="ADDRESS", help="Running Ray cluster.", show_default="start one here"),
 ]
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) of "360x480". SpecError otherwise."""
+    """Parse a size in pixels such as "360x480" to (height, width). Raises SpecError."""
     height, sign, width = text.partition("x")
     if not (sign and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise SpecError(f"--size: {text!r} is not a size; give HEIGHTxWIDTH in pixels, e.g. 360x480")
@@ -114,7 +114,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_duration(option: str, text: str) -> float:
-    """Seconds of "90", "90s", "30m", "2h" or "1d". SpecError otherwise."""
+    """Parse a duration such as "90", "90s", "30m", "2h" or "1d" to seconds. Raises SpecError."""
     units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     number, unit = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1.0)
     try:
@@ -127,7 +127,7 @@ def parse_duration(option: str, text: str) -> float:
 
 
 def parse_bytes(option: str, text: str) -> int:
-    """Bytes of "500MB", "20GB" or "1.5TB". SpecError otherwise."""
+    """Parse a size such as "500MB", "20GB" or "1.5TB" to bytes. Raises SpecError."""
     units = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
     number, unit = text[:-2].strip(), units.get(text[-2:].upper())
     try:
@@ -140,7 +140,7 @@ def parse_bytes(option: str, text: str) -> int:
 
 
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> Any:
-    """The value if it is allowed. SpecError otherwise."""
+    """Return the value if it is allowed. Raises SpecError otherwise."""
     if value not in allowed:
         raise SpecError(f"{option}: {value!r} given, allowed are {', '.join(allowed)}")
     return value

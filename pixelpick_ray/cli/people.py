@@ -1,4 +1,4 @@
-"""Commands for people who answer: the page, and files of other annotation tools."""
+"""Commands for people who answer: the annotation page, and files of other annotation tools."""
 
 import socket
 import webbrowser
@@ -30,7 +30,7 @@ def annotate(
         typer.Option(
             "--host",
             metavar="ADDRESS",
-            help="Address to listen on; only this machine reaches the page unless you change it.",
+            help="Address to listen on; by default, only this machine can reach the page.",
         ),
     ] = "127.0.0.1",
     port: Annotated[
@@ -41,7 +41,7 @@ def annotate(
             min=0,
             max=65535,
             help="Port; 0 for any free one.",
-            show_default="the same each time for an experiment and its store, if it is free",
+            show_default="always the same for an experiment and its store, if free",
         ),
     ] = None,
     no_browser: Annotated[
@@ -50,7 +50,7 @@ def annotate(
 ) -> None:
     """Open the page where people label the pixels that an experiment asks about: one key, one label.
 
-    Every answer is stored before the page goes on; start it while the experiment runs or later, stop it at any time.
+    Every answer is stored before the page moves on. Start it during a run or later; stop it at any time.
     """
     from pixelpick_ray.annotate.desk import Desk
     from pixelpick_ray.annotate.guard import EVERYWHERE
@@ -73,13 +73,13 @@ def annotate(
 
 
 def _usual_port(name: str, store: Store) -> int:
-    """The same for every page of an experiment: a browser finds there what it has kept when a server was lost."""
+    """Port that stays the same for an experiment, so that a browser finds answers it kept when the server was lost."""
     return 20000 + zlib.crc32(f"{name} {store.address}".encode()) % 10000
 
 
 def export_answers(
     experiment: ExperimentFile,
-    out: Annotated[Path, typer.Option("--out", dir_okay=False, metavar="FILE", help="File.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", dir_okay=False, metavar="FILE", help="Output.", show_default=False)],
     format_name: FormatName,
     overrides: Overrides = [],  # noqa: B006
     data: Data = Path("data"),
@@ -101,13 +101,13 @@ def import_answers(
     ],
     format_name: FormatName,
     annotator: Annotated[
-        str, typer.Option("--annotator", metavar="NAME", help="Annotator of the answers that name none.")
+        str, typer.Option("--annotator", metavar="NAME", help="Annotator for answers that name none.")
     ] = "imported",
     overrides: Overrides = [],  # noqa: B006
     data: Data = Path("data"),
     store: StoreLocation = "store",
 ) -> None:
-    """Import answers from a file of another annotation tool: all of them or, if one is wrong, none."""
+    """Import answers from a file of another annotation tool: all of them, or none if any is wrong."""
     from pixelpick_ray.annotate.transfer import read_answers
 
     planned = planned_of(experiment, overrides, store)

@@ -1,4 +1,4 @@
-"""Commands that read results and weights, and train nothing."""
+"""Commands that read results and weights without training."""
 
 import gc
 import json
@@ -47,18 +47,18 @@ def report(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", file_okay=False, metavar="DIR", help="Folder of the report.")
+        Path | None, typer.Option("--out", file_okay=False, metavar="DIR", help="Folder for the report.")
     ] = None,
     overrides: Overrides = [],  # noqa: B006
     store: StoreLocation = "store",
     costs: Annotated[
         Path | None,
-        typer.Option("--costs", metavar="FILE", help="Cost model (YAML): adds axes and a table of what labels cost."),
+        typer.Option("--costs", metavar="FILE", help="Cost model (YAML): adds annotation cost axes and a table."),
     ] = None,
     pictures: Annotated[
         int,
         typer.Option(
-            "--pictures", min=0, metavar="N", help="Settings shown with pictures of the data set; 0 for none."
+            "--pictures", min=0, metavar="N", help="Settings to illustrate with images of the data set; 0 for none."
         ),
     ] = 3,
     explain: Annotated[
@@ -68,7 +68,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write tables, curves and one HTML page from the store, or explain one number; needs neither data nor torch."""
+    """Write tables, curves and an HTML page from the store, or explain one number; needs neither data nor torch."""
     from pixelpick_ray.report.costs import read_cost_model
     from pixelpick_ray.report.files import explain_cell, write_report  # matplotlib is slow to import
 
@@ -99,7 +99,7 @@ def report(
 
 
 def _conclude(store: Store, out: Path, files: tuple[Path, ...]) -> None:
-    """Say what was written, and what the report lacks because it is damaged, which is no success."""
+    """Print what was written. Raises RunError if damaged results are missing from the report."""
     print(f"written to {out}: {', '.join(path.name for path in files)}")
     for line in store.found_damaged:
         print(f"DAMAGED {line}")
@@ -108,7 +108,7 @@ def _conclude(store: Store, out: Path, files: tuple[Path, ...]) -> None:
 
 
 def _why_nothing(planned: list[Plan], store: Store) -> str:
-    """Why a report has no result, and what to do."""
+    """Say why a report has no results, and what to do."""
     looks = (Waiting(store, one.experiment).look(chain.id for chain in one.chains) for one in planned)
     if any(pending.missing for look in looks for pending in look.values()):
         return "nothing is trained yet: people have to answer first; `status` says how many answers are missing"
@@ -143,22 +143,22 @@ def evaluate(
         float | None, typer.Option("--scale", metavar="FACTOR", help="Prepared size as a factor of the native size.")
     ] = None,
     long_side: Annotated[
-        int | None, typer.Option("--long-side", metavar="PIXELS", help="Prepared size by the longer side.")
+        int | None, typer.Option("--long-side", metavar="PIXELS", help="Prepared size, given by the longer side.")
     ] = None,
     path: Annotated[
         str | None,
-        typer.Option("--path", metavar="DIR", help="Folder of the data set `folder`, inside the data folder."),
+        typer.Option("--path", metavar="DIR", help="With --dataset folder: its folder inside the data folder."),
     ] = None,
     renamed: Annotated[
         list[str],
-        typer.Option("--map", metavar="CLASS=NAME", help="What a class of the weights is called in the data set."),
+        typer.Option("--map", metavar="CLASS=NAME", help="Data set's name for a class of the weights; repeatable."),
     ] = [],  # noqa: B006 (typer copies it)
     data: Data = Path("data"),
     cache: Cache = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure per-class IoU, mIoU and pixel accuracy of a stored or a published checkpoint."""
+    """Measure per-class IoU, mIoU and pixel accuracy of a stored or published checkpoint."""
     from pixelpick_ray.active.metrics import iou, miou, pixel_accuracy
     from pixelpick_ray.engine.checkpoint import evaluate_checkpoint
     from pixelpick_ray.report.published import published_size
@@ -191,7 +191,7 @@ def evaluate(
 
 
 def _pairs(options: list[str]) -> dict[str, str]:
-    """The names of ``--map``. SpecError for one that is none, or a class that is given twice."""
+    """Parse the values of ``--map``. Raises SpecError for a malformed one or a class given twice."""
     found: dict[str, str] = {}
     for option in options:
         old, sign, new = option.partition("=")
@@ -202,7 +202,7 @@ def _pairs(options: list[str]) -> dict[str, str]:
 
 
 def _report_search(asked: list[tuple[Plan, Search | None]], paths: list[Path], store: Store, out: Path | None) -> None:
-    """Write the report of the only experiment, a search."""
+    """Write the report of a search. Raises SpecError unless it is the only experiment."""
     from pixelpick_ray.report.search import write_search_report
 
     search = asked[0][1]
@@ -224,7 +224,7 @@ def _report_search(asked: list[tuple[Plan, Search | None]], paths: list[Path], s
 
 @contextmanager
 def _collector_off() -> Iterator[None]:
-    """No search for garbage among a million values that all live to the end: a fifth of the time of a long report."""
+    """Disable garbage collection, which takes a fifth of a long report's time: its million values live to the end."""
     gc.disable()
     try:
         yield

@@ -55,7 +55,7 @@ def plan(
     keep_weights: KeepWeightsOption = "needed",
     as_json: AsJson = False,
 ) -> None:
-    """Validate an experiment; list its trials, chains and stages, and what is stored, shared and to be trained."""
+    """Validate an experiment; list its chains and stages, and what is stored, shared and still to be trained."""
     planned, search = asked_of(experiment, overrides, store)
     kept = one_of("--keep-weights", keep_weights, KEEP_WEIGHTS)
     execution = Execution(data, store, cache or default_cache_path(data), ranks=ranks, keep_weights=kept)
@@ -111,14 +111,14 @@ def run(
     max_concurrent: Annotated[
         int | None,
         typer.Option(
-            "--max-concurrent", metavar="N", help="Chains to run at the same time.", show_default="as many as fit"
+            "--max-concurrent", metavar="N", help="Chains to run concurrently.", show_default="as many as fit"
         ),
     ] = None,
     address: Address = None,
-    local: Annotated[bool, typer.Option("--local", help="No Ray: chains one after another in this process.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Run chains one by one in this process, without Ray.")] = False,
     time_limit: Annotated[
         str | None,
-        typer.Option("--time-limit", metavar="DURATION", help="Stop cleanly after e.g. 30m; run again to go on."),
+        typer.Option("--time-limit", metavar="DURATION", help="Stop cleanly after e.g. 30m; run again to continue."),
     ] = None,
     keep_weights: KeepWeightsOption = "needed",
     checkpoint_minutes: Annotated[
@@ -127,12 +127,12 @@ def run(
             "--checkpoint-minutes",
             min=0,
             metavar="MINUTES",
-            help="Minutes between saves of a fit in training, at the end of an epoch.",
+            help="Minutes between checkpoints during training, saved at the end of an epoch.",
         ),
     ] = 5.0,
     rank_timeout: Annotated[
         str,
-        typer.Option("--rank-timeout", metavar="DURATION", help="How long ranks wait for one that hangs, e.g. 10m."),
+        typer.Option("--rank-timeout", metavar="DURATION", help="How long to wait for a rank that hangs, e.g. 10m."),
     ] = "10m",
     cache_limit: Annotated[
         str | None,
@@ -140,20 +140,18 @@ def run(
             "--cache-limit",
             envvar="PIXELPICK_CACHE_LIMIT",
             metavar="SIZE",
-            help="Room for features of frozen backbones in the cache, e.g. 20GB; those unused for longest are removed.",
+            help="Limit on cached features of frozen backbones, e.g. 20GB; the least recently used are removed.",
             show_default="no limit",
         ),
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait for people's answers, then go on without being run again.")
-    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for people's answers, then continue.")] = False,
     runs: Annotated[
-        Path, typer.Option("--runs", file_okay=False, metavar="DIR", help="Folder of logs and TensorBoard files.")
+        Path, typer.Option("--runs", file_okay=False, metavar="DIR", help="Folder for logs and TensorBoard files.")
     ] = Path("runs"),
 ) -> None:
     """Run what is missing from an experiment on Ray, with live progress, then print the table of results.
 
-    With a search, print the best configurations and write the experiment of the best one.
+    For a search, print the best configurations and write the experiment of the best one.
     """
     planned, search = asked_of(experiment, overrides, store)
     execution = execution_of(
@@ -213,7 +211,7 @@ def status(
 
 
 def _annotate_command(path: Path, overrides: list[str], data: Path, store: str) -> str:
-    """The command to type for the page where people answer."""
+    """Command to type to open the annotation page."""
     places = [("--data", str(data), "data"), ("--store", without_credentials(store), "store")]
     given = [part for option, value, default in places if value != default for part in (option, value)]
     changed = [part for override in overrides for part in ("--set", override)]

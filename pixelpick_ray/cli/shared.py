@@ -1,4 +1,4 @@
-"""What the commands have in common: the plan of a file, and where and how fast it is to run."""
+"""Helpers shared by commands: the plan of a file, and how to execute it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pixelpick_ray.store.records import as_stored
 
 
 def execution_of(planned: Plan, data: Path, store: str, cache: Path | None, device: str, **options: Any) -> Execution:
-    """Where and how fast the plan is to run, in absolute paths. SpecError for what no run can have."""
+    """Build the execution of a plan, with absolute paths. Raises SpecError for options that no run can have."""
     execution = Execution(
         absolute_path(data),
         absolute(store),
@@ -30,12 +30,12 @@ def execution_of(planned: Plan, data: Path, store: str, cache: Path | None, devi
 
 
 def planned_of(path: Path, overrides: list[str], store: str) -> Plan:
-    """The plan of an experiment; of a search, that of its file's own configuration and of the values in its space."""
+    """Return the plan of an experiment; for a search, that of the file's own values and of those in its space."""
     return asked_of(path, overrides, store)[0]
 
 
 def asked_of(path: Path, overrides: list[str], store: str) -> tuple[Plan, Search | None]:
-    """The plan of an experiment, as it was begun in the store, and its search if it has one."""
+    """Return the plan of an experiment, as first run in the store, and its search, if any."""
     experiment = load_experiment(path, overrides)
     with naming(path.name):
         experiment = as_stored(Store(store), experiment)
