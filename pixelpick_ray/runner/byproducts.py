@@ -1,6 +1,4 @@
-"""What a run leaves beside its results: printed lines, logs, TensorBoard files. None of them can fail it: the first
-failure is told once, then there is silence.
-"""
+"""By-products of a run: printed lines, logs, TensorBoard files. Their failures are reported once and fail no run."""
 
 import codecs
 import io
@@ -16,7 +14,7 @@ PLAIN = {"±": "+-", "×": "x", "·": "*", "…": "...", "–": "-", "—": "-",
 
 
 def print_safely() -> None:
-    """Let both standard streams take every character, and every failure of theirs be told in a line."""
+    """Make both standard streams accept any character and report failures in one line."""
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -28,7 +26,7 @@ def print_safely() -> None:
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
-    """What is written for characters that an encoding does not have: similar ones, or their numbers."""
+    """Codec error handler: replaces unencodable characters by similar ones or escapes."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     found = error.object[error.start : error.end]
@@ -37,19 +35,19 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 class Output:
-    """A text stream whose failures, as of a full disk, are a RunError; a reader may leave.
+    """A text stream that raises RunError on failures such as a full disk; a closed pipe is no failure.
 
-    One that is `expendable` tells the first failure on standard error, and loses what comes after it.
+    If `expendable`, it reports the first failure on standard error instead, and discards further output.
     """
 
     def __init__(self, stream: Any, *, expendable: bool = False) -> None:
         within: TextIO = stream.within if isinstance(stream, Output) else stream
-        self._stream = io.StringIO() if stream is None else within  # a process may have been started without it
+        self._stream = io.StringIO() if stream is None else within  # a process may lack a standard stream
         self._expendable, self._is_lost = expendable, False
 
     @property
     def within(self) -> TextIO:
-        """The stream itself."""
+        """The underlying stream."""
         stream: TextIO = self._stream
         return stream
 
@@ -57,12 +55,12 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write as far as that is possible."""
+        """Write as far as possible. Raises RunError unless expendable."""
         self._attempt(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flush as far as that is possible."""
+        """Flush as far as possible. Raises RunError unless expendable."""
         self._attempt(self._stream.flush)
 
     def _attempt(self, do: Callable[[], object]) -> None:
@@ -77,7 +75,7 @@ class Output:
         _lead_nowhere(self._stream)
         what = f"standard output: cannot be written ({_why(error)})"
         if not self._expendable:
-            if isinstance(error, BrokenPipeError):  # such as `head`, which has seen enough
+            if isinstance(error, BrokenPipeError):  # such as `head`, which has read enough
                 return
             raise RunError(f"{what}; give it a file on a disk with room") from error
         if self._stream not in (sys.stderr, getattr(sys.stderr, "within", None)):
@@ -85,35 +83,35 @@ class Output:
 
 
 def _lead_nowhere(stream: Any) -> None:
-    """Let what is still in the buffers of a stream, and all that is written to it, be lost without an error."""
+    """Redirect a stream to /dev/null, so that buffered and further output is discarded without errors."""
     try:
         number = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, number)
         os.close(nowhere)
-    except (OSError, ValueError):  # it is closed, or has no number
+    except (OSError, ValueError):  # it is closed, or has no descriptor
         return
 
 
 def warn(text: str) -> None:
-    """Say on standard error what is no reason to stop."""
+    """Print a warning to standard error."""
     if sys.stderr is not None:
         print(f"warning: {text}", file=Output(sys.stderr, expendable=True), flush=True)
 
 
 class ByProduct:
-    """A listener whose first failure is told, and is its end."""
+    """A listener that is switched off, with a warning, at its first failure."""
 
     def __init__(self, name: str, listen: Callable[[Event], None]) -> None:
         self._name, self._listen = name, listen
         self._has_failed = False
 
     def __call__(self, event: Event) -> None:
-        """Pass an event on."""
+        """Pass on an event."""
         self.attempt(lambda: self._listen(event))
 
     def attempt(self, do: Callable[[], None]) -> None:
-        """Do it, unless something has failed before."""
+        """Call `do`, unless there was a failure before."""
         if self._has_failed:
             return
         try:
@@ -124,7 +122,7 @@ class ByProduct:
 
 
 def _why(error: Exception) -> str:
-    """An error of the system in its words, with the path if there is one; else as it is."""
+    """Text of an error: for system errors, the message with the path, if any."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

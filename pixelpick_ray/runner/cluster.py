@@ -1,8 +1,8 @@
 """The Ray cluster of a run: joined or started, and left as found.
 
-A cluster that a run starts serves this machine and user alone: its ports listen on loopback, its sockets lie in a
-private folder, the dashboard is off, and whoever connects must have its token, a fresh one unless the user set one.
-Joining one is up to the user's variables.
+A cluster started by a run serves only this machine and user: its ports listen on loopback, its sockets are in a
+private folder, the dashboard is off, and clients need its token, a new one unless the user set one. Joining a cluster
+is controlled by the user's environment variables.
 """
 
 import contextlib
@@ -32,16 +32,16 @@ MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PAT
 CONNECT_SECONDS = 5.0
 START_TRIES = 3
 WATCH_SECONDS = 0.5
-FOLDER, OWNER = "pp-", "owner"  # how the names of private folders begin, and the file that says whose one is
-# What Ray and the folder add to the path of a socket, of at most 103 bytes on macOS and 107 on Linux.
+FOLDER, OWNER = "pp-", "owner"  # prefix of private folders, and the file that names the owner
+# Socket paths, with what Ray and the folder add, may have 103 bytes on macOS and 107 on Linux.
 LONGEST_TEMPORARY = 103 - len(f"/{FOLDER}12345678/r/session_2000-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
 @contextlib.contextmanager
 def joined(execution: Execution) -> Iterator[None]:
-    """Join the cluster at the address, or start one on this machine; left as found.
+    """Join the cluster at the execution's address, or start one on this machine, for the duration of the block.
 
-    SpecError within a minute or so when nothing answers there, or the cluster has another token.
+    Raises SpecError, within about a minute, if nothing answers there or the cluster has a different token.
     """
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "ignore_reinit_error": False}
     with contextlib.ExitStack() as left:
@@ -50,7 +50,7 @@ def joined(execution: Execution) -> Iterator[None]:
         else:
             folder = left.enter_context(private_folder(longest=LONGEST_TEMPORARY))
             options |= {"include_dashboard": False, "num_cpus": local_cpus(), "address": "local"}
-            options["_temp_dir"] = str(folder / "r")  # which Ray opens to everybody
+            options["_temp_dir"] = str(folder / "r")  # Ray makes it accessible to everybody
         left.enter_context(_authenticated(execution.address))
         left.enter_context(_on_loopback(execution.address))
         left.enter_context(_quiet())
@@ -62,7 +62,7 @@ def joined(execution: Execution) -> Iterator[None]:
             raise SpecError(_unauthenticated(execution.address)) from error
         except SpecError:
             raise
-        except Exception as error:  # Ray raises plain ones, too, as when its processes start too slowly
+        except Exception as error:  # Ray raises plain ones too, for example if its processes start too slowly
             raise SpecError(_unreachable(execution.address, error)) from error
         try:
             with contextlib.nullcontext() if execution.address else _watched():
@@ -73,8 +73,9 @@ def joined(execution: Execution) -> Iterator[None]:
 
 @contextlib.contextmanager
 def private_folder(longest: int | None = None) -> Iterator[Path]:
-    """A temporary folder that no other user can look into; removed at the end, or by the next call when this process
-    is killed. Its parent has a path of at most `longest` bytes. SpecError when there can be none.
+    """Yield a temporary folder private to this user, whose parent's path has at most `longest` bytes.
+
+    It is removed at the end or, if this process is killed, by the next call. Raises SpecError if it cannot be made.
     """
     variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "the temporary folder")
     parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()).absolute()
@@ -103,7 +104,7 @@ def private_folder(longest: int | None = None) -> Iterator[Path]:
 
 
 def _remove_left(parent: Path) -> None:
-    """Remove the private folders that killed processes of this user have left."""
+    """Remove private folders left by killed processes of this user."""
     for folder in parent.glob(f"{FOLDER}*"):
         with contextlib.suppress(OSError):
             found = folder.lstat()
@@ -114,9 +115,9 @@ def _remove_left(parent: Path) -> None:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """While the cluster that was started here is in use, the end of its services ends a supervised command.
+    """End a supervised command if the services of the cluster started here end during the block.
 
-    Ray itself takes a minute to notice that, or ends the process without a word of ours.
+    Ray itself takes a minute to notice, or ends the process without one of our messages.
     """
     services_of = worker._global_node.all_processes
     running = {name: services_of[name][0].process for name in ("gcs_server", "raylet") if services_of.get(name)}
@@ -138,9 +139,9 @@ def _watched() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray prints nothing of its own between our lines, as tracebacks of trials that are tried again, and leaves the
-    handlers of signals: it takes SIGTERM for itself when it starts, which asks a run to stop. Beneath `uv run` it
-    would pack the working folder, of any size, unless the user wants that.
+    """Keep Ray from printing, such as tracebacks of retried trials, and from replacing our SIGTERM handler.
+
+    Also keeps it from packing the working directory under `uv run`, unless the user wants that.
     """
     logger = logging.getLogger("ray.tune.execution.tune_controller")
     before, level = (utils.set_sigterm_handler, worker.print_to_stdstream), logger.level
@@ -156,18 +157,18 @@ def _quiet() -> Iterator[None]:
 
 
 def is_draining() -> bool:
-    """Whether Ray has given notice that a node of the cluster is about to be taken; then fits are saved at once."""
+    """Whether Ray has announced that a node will be taken away, so that fits are saved after every epoch."""
     try:
         return bool(state.get_draining_nodes())
-    except Exception:  # whatever is wrong with the cluster, it is no reason to end a fit
+    except Exception:  # a problem of the cluster is no reason to end a fit
         return False
 
 
 def authentication(environment: Mapping[str, str], *, joins: bool, has_token: bool) -> dict[str, str]:
-    """The variables that decide on Ray's token, all explicit; what the user has set stays.
+    """Return the environment variables that control Ray's token, all explicit; the user's settings are kept.
 
-    `has_token`: Ray finds one in a variable or in the user's own file. A cluster that is joined gets it, and a cluster
-    that is started gets a fresh one where no variable gives one. Nothing is ever written to a file.
+    `has_token`: Ray finds one in a variable or in the user's own file, which is used for a cluster that is joined. A
+    cluster that is started gets a new one unless a variable gives one. Nothing is ever written to a file.
     """
     mode = environment.get(MODE) or ("token" if has_token or not joins else "disabled")
     chosen = {MODE: mode}
@@ -179,7 +180,7 @@ def authentication(environment: Mapping[str, str], *, joins: bool, has_token: bo
 
 @contextlib.contextmanager
 def _authenticated(address: str | None) -> Iterator[None]:
-    """Ray's authentication in this process and in those that it starts; as before on leaving."""
+    """Set Ray's authentication for this process and its children during the block."""
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     try:
         has_token = _has_token()
@@ -204,7 +205,7 @@ def _authenticated(address: str | None) -> Iterator[None]:
 
 
 def _start(options: dict[str, Any]) -> None:
-    """Start or join; a start that took Ray's half minute on a busy machine is tried again."""
+    """Start or join, retrying a start that exceeds Ray's 30 s limit on a busy machine."""
     for left in reversed(range(START_TRIES)):
         try:
             ray.init(**options)
@@ -220,17 +221,17 @@ def _has_token() -> bool:
 
 
 def _read_again() -> None:
-    """Ray reads the mode when it is imported and the token once."""
+    """Make Ray read the mode, which it otherwise reads on import, and the token again."""
     ray._raylet.Config.initialize("")
     ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
 def _on_loopback(address: str | None) -> Iterator[None]:
-    """A cluster that is started meanwhile takes 127.0.0.1 as its node's address, and so listens there alone.
+    """Make a cluster that is started in the block use 127.0.0.1 as its node address, and so listen only there.
 
-    Ray has this switch for systems whose firewalls ask about every port; `_node_ip_address` cannot say it, for Ray
-    replaces a loopback address there.
+    Ray has this switch for systems whose firewalls ask about every port; `_node_ip_address` does not work, because
+    Ray replaces loopback addresses there.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = before and bool(address)
@@ -241,7 +242,7 @@ def _on_loopback(address: str | None) -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Raise at once what `ray.init` would only find after many tries, or not tell: no cluster, or another token."""
+    """Raise errors that `ray.init` would find only after many retries or not report: no cluster, or another token."""
     if "://" in address:
         raise ValueError("it is an address of Ray's client; run on a node of the cluster and give HOST:PORT, or auto")
     target = services.canonicalize_bootstrap_address(address)

@@ -1,10 +1,10 @@
-"""Is a cluster fit for an experiment? What its nodes say of themselves becomes lines: ok, or what to do."""
+"""Diagnosis of whether a cluster is fit for an experiment, as lines that say ok or what to do."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 CLOCK_SECONDS = 15.0  # a quarter of what leases tolerate
-FREE_BYTES = 2 * 2**30  # of a disk
+FREE_BYTES = 2 * 2**30  # per disk
 FREE_SHARE = 0.9  # of a GPU's memory
 STORE_CURE = "give --store a folder that every node sees and may write to under one path, or an address such as s3://"
 SAME = "install the versions of requirements.txt, and the same checkout, on every node"
@@ -21,11 +21,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a node says of itself; ``problems`` by question where it has no answer.
+    """Facts about a node, or ``problems`` by question if it could not answer.
 
-    ``contents`` are digests of the parts of the data and of the weights by name, ``absent`` why there is none;
-    ``free`` are folders and bytes by what they are for; ``counted_gpus`` is what Ray believes; ``clock`` is seconds
-    ahead of the driver's, and how exact that is.
+    ``contents`` are digests of data splits and weights by name, or ``absent`` why there is none; ``free`` are folders
+    and free bytes by purpose; ``counted_gpus`` is Ray's count; ``clock`` is the seconds ahead of the driver's clock and
+    their accuracy.
     """
 
     name: str
@@ -41,7 +41,7 @@ class NodeFacts:
 
 @dataclass(frozen=True)
 class Meeting:
-    """An all-reduce between two ranks: where, on what, how long it took, and why it did not work."""
+    """An all-reduce between two ranks: on which nodes and device, its duration, and why it failed, if so."""
 
     nodes: tuple[str, ...]
     device: str
@@ -51,10 +51,10 @@ class Meeting:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found: by the driver itself, by each node, and of the cluster as a whole.
+    """Facts about the driver, each node, and the cluster as a whole.
 
-    ``trial`` is why no node can hold a trial; ``taken_gpus`` are in use by others; ``meeting`` is None where one rank
-    a trial and one node need none.
+    ``trial`` says why the cluster cannot hold a trial, if so; ``taken_gpus`` are in use by others; ``meeting`` is None
+    if it is not needed, with one rank per trial and one node.
     """
 
     driver: NodeFacts
@@ -67,7 +67,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding: about what, where, whether it is well, and the facts or what to do."""
+    """A finding: its subject and place, whether it is ok, and the facts or what to do."""
 
     what: str
     where: str
@@ -79,7 +79,7 @@ class Finding:
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """The findings, of the cluster first and then of each node."""
+    """Return the findings, first on the cluster and then on each node."""
     lines = [*_cluster(facts), *_driver(facts.driver)]
     for node in facts.nodes:
         if "answer" in node.problems:

@@ -1,4 +1,4 @@
-"""What to do about a failure: decisions apart from actions."""
+"""Decisions on failures: whether to retry, and how to explain them."""
 
 import re
 
@@ -8,23 +8,20 @@ LOST = "its process or node was lost"
 
 
 class Stopped(Exception):
-    """Raised inside a chain to leave it cleanly; what is stored stays."""
+    """Raised inside a chain to leave it cleanly; stored results remain."""
 
 
 def gives_up(error: BaseException) -> bool:
-    """Whether trying again would fail the same way: a data, spec or numerical error, or too little memory.
+    """Whether a retry would fail the same way: after a data, spec or numerical error, or for lack of memory.
 
-    Anything else (a lost node, a killed process, a preemption, a store that cannot be reached, an error of a library)
-    is worth a retry.
+    Anything else (a lost node, a killed process, preemption, an unreachable store, a library error) is worth a retry.
     """
     ours = isinstance(error, PixelPickError) and not isinstance(error, StoreError)
     return ours or _is_out_of_memory(error)
 
 
 def explain(error: BaseException) -> str:
-    """One line for people: where it was, the message, with the kind of error where that says more, and what to do about
-    memory.
-    """
+    """Explain an error in one line: its place, its message, its type unless it is ours, and advice on memory."""
     text = str(error).strip().splitlines()
     first, where = text[0] if text else "", getattr(error, "where", "")
     if isinstance(error, PixelPickError):
@@ -37,7 +34,7 @@ def explain(error: BaseException) -> str:
 
 
 def explain_loss(text: str) -> str:
-    """One line about a process that is gone, given what Ray says of it."""
+    """Explain a lost process in one line, given Ray's message."""
     if "running low on memory" in text or "memory monitor" in text.lower():
         sizes = re.search(r"([\d.]+)\s*GB used / ([\d.]+)\s*GB", text)
         used = f", {sizes[1]} of {sizes[2]} GB were in use" if sizes else ""
@@ -50,6 +47,6 @@ def explain_loss(text: str) -> str:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Python's, torch's and Ray's errors have these names; torch on a CPU has none of its own."""
+    """Whether it is an out-of-memory error of Python, torch or Ray; torch on a CPU has no class for it."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "DefaultCPUAllocator: can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""What a process finds out about the node that it runs on: versions, data, disks, GPUs, and the store as it sees it."""
+"""Inspection of the node that a process runs on: versions, data, disks, GPUs, and its view of the store."""
 
 import platform
 import shutil
@@ -25,12 +25,12 @@ from pixelpick_ray.planning import Plan
 from pixelpick_ray.runner.doctor import Gpu
 from pixelpick_ray.store import Store
 
-VISIBLE_SECONDS = 10.0  # network file systems show new files late
+VISIBLE_SECONDS = 10.0  # network file systems show new files with a delay
 GPU_SECONDS = 30.0
 
 
 def versions() -> dict[str, str]:
-    """Versions of what results depend on."""
+    """Return the versions of software that results depend on."""
     found = {"Python": platform.python_version()}
     for package in ("torch", "ray"):
         try:
@@ -42,9 +42,9 @@ def versions() -> dict[str, str]:
 
 
 def contents(plan: Plan, execution: Execution) -> tuple[dict[str, str], dict[str, str]]:
-    """Digests of the data and weights that the trials read, by what they are, and why there is none.
+    """Return digests of the data and weights that trials read, by name, and the reasons for those that are absent.
 
-    Images that no run has decoded on this node are decoded now.
+    Decodes images that no run has yet decoded on this node.
     """
     found: dict[str, str] = {}
     absent: dict[str, str] = {}
@@ -61,7 +61,7 @@ def contents(plan: Plan, execution: Execution) -> tuple[dict[str, str], dict[str
 
 
 def _parts(plan: Plan, trial: Trial, execution: Execution) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    """What a trial reads, each with how its digest is found."""
+    """Names of what a trial reads, with functions that compute digests."""
     for kind, name in trial.external_parts:
         yield f"{kind} {name}", partial(_loaded, kind, name)
     model, spec, data = trial.model, trial.dataset, execution.data_path
@@ -70,20 +70,20 @@ def _parts(plan: Plan, trial: Trial, execution: Execution) -> Iterator[tuple[str
         dataset = open_dataset(spec, data)
         used = splits_in_use(plan.experiment, trial, training_split(dataset, spec))
     except PixelPickError:
-        yield spec.name, lambda: str(open_dataset(spec, data))  # fails again, and is told then
+        yield spec.name, lambda: str(open_dataset(spec, data))  # fails again, and is reported then
         return
     for split, size in used:
         yield f"{spec.name} {split} {_size(size)}", partial(_fingerprint, dataset, split, size, execution.cache_path)
 
 
 def _loaded(kind: str, name: str) -> str:
-    """The name of an external part, which says what code it is, once it could be loaded."""
+    """Load an external part; return its name, which identifies its code."""
     parts.load(kind, name)
     return name
 
 
 def _size(size: SizeSpec) -> str:
-    """A size as a word or two."""
+    """Short text of a size."""
     if size.size is not None:
         return f"{size.size[0]}x{size.size[1]}"
     if size.scale is not None:
@@ -96,7 +96,7 @@ def _fingerprint(dataset: Dataset, split: str, size: SizeSpec, cache_path: Path)
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs; none where there is no driver of them. RuntimeError when it does not work."""
+    """Return the GPUs; none without an NVIDIA driver. Raises RuntimeError if nvidia-smi fails."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=GPU_SECONDS, check=True)
@@ -109,7 +109,7 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def free_disks(execution: Execution) -> dict[str, tuple[str, int]]:
-    """Folder and free bytes of each disk that a run writes to, by what it writes there."""
+    """Return folder and free bytes of each disk that a run writes to, by purpose."""
     folders = {"decoded images": execution.cache_path, "temporary files": Path(tempfile.gettempdir())}
     store = Store(execution.store)
     if store.is_folder:
@@ -122,7 +122,7 @@ def free_disks(execution: Execution) -> dict[str, tuple[str, int]]:
 
 
 def probe(location: str, theirs: str, mine: str, value: str) -> str:
-    """Read the record that another node wrote and write one; what went wrong, empty when nothing did."""
+    """Read a record that another node wrote, and write one; return what went wrong, empty if nothing did."""
     try:
         store = Store(location)
         if not appears(store, theirs, value):
@@ -134,7 +134,7 @@ def probe(location: str, theirs: str, mine: str, value: str) -> str:
 
 
 def appears(store: Store, path: str, value: str) -> bool:
-    """Whether a record has this value, at once or soon."""
+    """Whether a record has this value, now or within VISIBLE_SECONDS."""
     until = time.monotonic() + VISIBLE_SECONDS
     while store.read_record(path) != {"mark": value}:
         if time.monotonic() > until:

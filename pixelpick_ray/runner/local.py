@@ -1,4 +1,4 @@
-"""The runner's contract in this process, one chain after another: for debugging, and where there is no Ray."""
+"""Runner without Ray: chains one after another in this process, for debugging or where Ray is not available."""
 
 import contextlib
 import traceback
@@ -26,9 +26,9 @@ def run(
     stop: Callable[[], bool],
     people: People,
 ) -> dict[str, str]:
-    """Run chains here; returns the error of each chain that failed. Stops between epochs when `stop` says so.
+    """Run chains in this process; return the error of each chain that failed. Stops between epochs if `stop()`.
 
-    Chains that `people` have to answer for come again when they have.
+    Chains that wait for `people` run again once these have answered. Raises SpecError as `check_local` does.
     """
     check_local(execution)
     prepare_process(execution.cpus_per_rank)
@@ -42,7 +42,7 @@ def run(
 
 
 class _Listener:
-    """Passes events on, notes which chains ask people, and leaves a chain at a stop."""
+    """Passes on events, notes which chains ask people, and leaves a chain when stopping."""
 
     def __init__(self, on_event: Callable[[Event], None], stop: Callable[[], bool], asking: set[str]) -> None:
         self.pass_on, self.asking, self._stop = on_event, asking, stop
@@ -53,14 +53,14 @@ class _Listener:
         if isinstance(event, AnswersAwaited):
             self.asking.add(event.chain)
         trained = isinstance(event, EpochDone) and event.epoch == event.epochs
-        if self._stop() and not trained:  # a finished training is published before the chain is left
+        if self._stop() and not trained:  # a finished training is published before leaving the chain
             raise Stopped
 
 
 def _run_once(
     plan: Plan, chains: list[Chain], execution: Execution, listener: _Listener, errors: dict[str, str]
 ) -> None:
-    """Run chains one after another as far as they go; adds to the errors of those that failed."""
+    """Run chains one after another as far as possible; add to `errors` those of failed chains."""
     device = choose_device(execution.device)
     for chain in chains:
         try:
@@ -68,23 +68,23 @@ def _run_once(
             run_chain(plan.experiment, chain.trial, execution, world, listener, keep_stages=kept)
         except Stopped:
             return
-        except Exception as error:  # one chain that fails must not stop the others
+        except Exception as error:  # a failed chain must not stop the others
             errors[chain.id] = explain(error)
             listener.asking.discard(chain.id)
-            with contextlib.suppress(StoreError):  # it may be what failed
+            with contextlib.suppress(StoreError):  # the store may be what failed
                 Store(execution.store).record_attempt(chain.id, f"{traceback.format_exc()}\n{errors[chain.id]}\n")
             listener.pass_on(ChainFailed(chain.id, errors[chain.id], final=True))
 
 
 def check_local(execution: Execution) -> torch.device:
-    """The device of the only rank. SpecError when more ranks, or a device that is not here, are asked for."""
+    """Return the device of the only rank. Raises SpecError for several ranks or an unavailable device."""
     if execution.ranks > 1:
         raise SpecError("--local runs one rank; leave out --ranks, or leave out --local")
     return choose_device(execution.device)
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device of this process. SpecError when cuda is asked for and there is none."""
+    """Return the device of this process. Raises SpecError if cuda is wanted but not available."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise SpecError("--device cuda: torch sees no GPU here; use --device cpu, or auto")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")

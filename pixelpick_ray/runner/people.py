@@ -1,4 +1,4 @@
-"""Waiting for people: which chains their answers let go on."""
+"""Waiting for people: which chains can continue after their answers."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,14 +11,14 @@ from pixelpick_ray.errors import StoreError
 from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.store import Store
 
-LOOK_SECONDS = 1.0  # how often it is looked whether people have answered
-LOOK_SHARE = 0.1  # of the time at most: books may be long
+LOOK_SECONDS = 1.0  # interval at which answers are checked
+LOOK_SHARE = 0.1  # maximum share of time spent checking: books may be long
 
 
 class People:
-    """What the chains of a plan are waiting for that only people can give.
+    """The answers that the chains of a plan are waiting for.
 
-    `command` opens the page where they answer; `tell` gets what a user should read.
+    `command` opens the annotation page; `tell` is called with messages for the user.
     """
 
     def __init__(
@@ -29,23 +29,22 @@ class People:
         self._due, self._is_troubled = 0.0, False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles a run's settings to restore them; we never do, and who listens belongs to this process
+        return {}  # Tune pickles a run's settings to restore them, which we never do; listeners belong to this process
 
     def pending(self, chains: Sequence[Chain]) -> dict[str, Pending]:
-        """What is missing for which of the chains, by its identity; nothing where they can go on. Those that have not
-        asked people are absent. StoreError when the store cannot be read.
+        """Return what is missing by chain identity, for chains that have asked people; possibly nothing.
+
+        Raises StoreError if the store cannot be read.
         """
         return self._waiting.look(chain.id for chain in chains)
 
     def answered_now(self, chains: Sequence[Chain]) -> list[Chain]:
-        """Of chains that have asked people, those that can go on; none where it was looked a moment ago."""
+        """Return which of the chains that asked people can continue; none if this was checked a moment ago."""
         pending = self._look(chains)
         return [] if pending is None else _ready(chains, pending)
 
     def answered(self, chains: Sequence[Chain]) -> list[Chain]:
-        """Of chains that have asked people, those that can go on. Where it is waited for people, it returns when there
-        are some, and at a stop none.
-        """
+        """Return which of the chains that asked people can continue; with `--wait`, block until some can, or a stop."""
         self._due, is_told = 0.0, False
         while chains and not self._stop():
             pending = self._look(chains)
@@ -59,8 +58,9 @@ class People:
         return []
 
     def _look(self, chains: Sequence[Chain]) -> dict[str, Pending] | None:
-        """What is pending now; None a moment after the last look, and where the store cannot be read: that is told
-        once, and looked at again later, for others may be training.
+        """What is pending; None if checked a moment ago, or if the store cannot be read.
+
+        The latter is reported once and retried later, because other chains may be training.
         """
         if not chains or time.monotonic() < self._due:
             return None
@@ -77,7 +77,7 @@ class People:
             self._due = now + max(LOOK_SECONDS, (now - begun) / LOOK_SHARE)
 
     def request(self, pending: dict[str, Pending]) -> str:
-        """How many answers are missing, and the command to type. Chains that make a pick together count once."""
+        """Say how many answers are missing, counting chains that share a pick once, and the command to type."""
         missing = sum({one.pick: one.missing for one in pending.values()}.values())
         return f"waiting for {counted(missing, 'answer')}: {self._command}"
 

@@ -1,4 +1,4 @@
-"""Progress that a person likes: a live table on a terminal, plain lines in a log."""
+"""Progress of a run: a live table on a terminal, plain lines in a log."""
 
 import time
 from abc import ABC, abstractmethod
@@ -31,7 +31,7 @@ from pixelpick_ray.planning import Chain, Plan
 
 @dataclass
 class ChainRow:
-    """What is known of a chain while it runs."""
+    """State of a chain while it runs."""
 
     label: str
     stages: int
@@ -46,7 +46,7 @@ class ChainRow:
 
 
 class Shown(ABC):
-    """What is shown while a run goes on, and how many trainings it has computed; a context manager around it."""
+    """Base of progress displays, a context manager around a run; counts the trainings computed."""
 
     def __init__(self, console: Console) -> None:
         self._console, self._start, self.num_trained = console, time.monotonic(), 0
@@ -63,7 +63,7 @@ class Shown(ABC):
 
     @abstractmethod
     def _render(self) -> Group:
-        """What a terminal shows now."""
+        """What the terminal shows now."""
 
     def _line(self, text: str) -> None:
         if self._console.is_terminal:
@@ -84,16 +84,16 @@ class ChainProgress(Shown):
         self._plan, self._listeners = plan, listeners
         self._fits = {chain.id: chain.fits for chain in chains}
         self._stages = {fit for chain in chains for fit in chain.fits}
-        self._stages_done: set[str] = set()  # by their fits, which chains share
+        self._stages_done: set[str] = set()  # by fit, which chains may share
         self._given_up: set[str] = set()
-        self._ends: list[float] = []  # when trainings ended, on this run's clock
+        self._ends: list[float] = []  # monotonic times at which trainings ended
         self._chains_with: dict[str, set[str]] = {}
         for chain in chains:
             for fit in chain.fits:
                 self._chains_with.setdefault(fit, set()).add(chain.id)
 
     def __call__(self, event: Event) -> None:
-        """Take in one event."""
+        """Process one event."""
         row = self._rows[event.chain]
         row.started = row.started or time.monotonic()
         self._show(row, event)
@@ -133,7 +133,7 @@ class ChainProgress(Shown):
 
     def _show_stage(self, row: ChainRow, event: StageDone) -> None:
         row.state, row.stage, row.budget = "stored", event.stage, event.budget
-        was_shown = event.stage in row.mious  # a chain that people have answered for begins anew
+        was_shown = event.stage in row.mious  # a chain starts anew after people have answered
         row.mious[event.stage] = event.miou
         self._stages_done.add(self._fits[event.chain][event.stage])
         if was_shown and not event.trained:
@@ -143,19 +143,19 @@ class ChainProgress(Shown):
         self._line(f"{row.label}: {budget}: mIoU {100 * event.miou:.1f} % ({how}), {self._left()}")
 
     def _give_up(self, chain: str, stage: int) -> None:
-        """Await no stage from that one on that the chain alone would have reached."""
+        """Stop expecting stages from `stage` on that only this chain would have reached."""
         for fit in self._fits[chain][stage:]:
             self._chains_with[fit].discard(chain)
             if not self._chains_with[fit] and fit not in self._stages_done:
                 self._given_up.add(fit)
 
     def _left(self) -> str:
-        """Distinct stages done, and the time left at the pace of the trainings that ended last."""
+        """Distinct stages done, and the time left at the pace of recent trainings."""
         done, counted = len(self._stages_done), f"{len(self._stages_done)} of {len(self._stages)} stages"
         missing = len(self._stages) - done - len(self._given_up - self._stages_done)
         if not self._ends or missing <= 0:
             return counted
-        # Before the first end nothing is known of the pace: processes start, images are decoded.
+        # Until the first training ends, the pace is unknown: processes start, images are decoded.
         first = max(0, len(self._ends) - 1 - RECENT)
         begun = self._ends[first] if len(self._ends) > 1 else self._start
         trained = len(self._ends) - 1 - first if len(self._ends) > 1 else 1
@@ -176,7 +176,7 @@ class ChainProgress(Shown):
         return Group(table, *more, Text(f"{passed} so far, {self._left()}", style="dim"))
 
     def _shown(self, most: int) -> tuple[list[ChainRow], list[ChainRow]]:
-        """The rows that a terminal has lines for, those that run first, and the others; each in the plan's order."""
+        """Rows that fit on the terminal, running ones first, and the hidden ones; both in the plan's order."""
         rows = list(self._rows.values())
         if len(rows) <= most:
             return rows, []
@@ -184,9 +184,9 @@ class ChainProgress(Shown):
         return [rows[at] for at in sorted(first)], [rows[at] for at in sorted({*range(len(rows))} - {*first})]
 
 
-RECENT = 20  # trainings whose pace tells the time left
-RESERVED_LINES = 4  # of a terminal: title, header, the time left, the cursor
-# What runs is shown before what has failed, what waits, and what is done.
+RECENT = 20  # trainings whose pace gives the time left
+RESERVED_LINES = 4  # of a terminal: title, header, time left, cursor
+# Running chains have priority over failed, waiting and finished ones.
 SHOWN_FIRST = {"failed": 1, "diverged": 1, "asks people": 2, "waiting": 3, "done": 4}
 
 
@@ -219,7 +219,7 @@ def _cells(row: ChainRow) -> list[Text | str]:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Format seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,7 +1,7 @@
-"""A chain on its ranks: in this process, or one actor a rank in the bundles of the trial's placement group.
+"""Running a chain on its ranks: in this process, or as one actor per rank in the trial's placement group.
 
 The actors form a torch.distributed group; the trial's process only watches them, so a rank that fails, dies or hangs
-ends its group within a bounded time.
+ends the group within a bounded time.
 """
 
 import contextlib
@@ -32,19 +32,19 @@ from pixelpick_ray.running import run_chain
 from pixelpick_ray.search.sample import RunTrial
 from pixelpick_ray.store import Store
 
-CAUSE_SECONDS = 2.0  # how long a rank that lost its group lets the one that caused it speak first
-LAST_WORDS_SECONDS = 5.0  # how long a rank may take to say where it is
+CAUSE_SECONDS = 2.0  # delay of ranks that lost their group, so that the cause is reported first
+LAST_WORDS_SECONDS = 5.0  # how long a rank may take to report its stack
 
 
 class RankLost(Exception):
-    """A rank failed in a way that is worth a retry."""
+    """A rank failed in a way worth a retry."""
 
 
 @contextlib.contextmanager
 def ranks_of(experiment: Experiment, execution: Execution) -> Iterator[RunTrial]:
-    """What runs trials of an experiment, with all the trials that are prefixes of each, on the ranks of a Tune trial.
+    """Yield a function that runs trials, with all trials that are prefixes of them, on the ranks of a Tune trial.
 
-    It is given the trial, the stages that keep their weights, and who hears of events.
+    Its arguments are the trial, the stages that keep their weights, and the listener for events.
     """
     if execution.ranks == 1:
         yield partial(_run_rank, experiment, execution, World(0, 1, choose_device(execution.device)))
@@ -73,7 +73,7 @@ def _run_rank(
     keep_stages: frozenset[int],
     on_event: Callable[[Event], None],
 ) -> None:
-    """Take part in a chain as one rank."""
+    """Run a chain as one of its ranks."""
     prepare_process(execution.cpus_per_rank)
     run_chain(experiment, trial, execution, world, on_event, keep_stages=keep_stages, is_leaving=is_draining)
 
@@ -85,7 +85,7 @@ def _run_ranks(
     keep_stages: frozenset[int],
     on_event: Callable[[Event], None],
 ) -> None:
-    """Run a chain on all ranks and watch them until all are done or one fails."""
+    """Run a chain on all ranks, watching them until all are done or one fails."""
     try:
         ray.get([actor.prepare.remote(trial) for actor in actors])
         address = ray.get(actors[0].meeting_point.remote())
@@ -98,7 +98,7 @@ def _run_ranks(
 def _watch(
     actors: list[Any], runs: list[Any], execution: Execution, chain: str, on_event: Callable[[Event], None]
 ) -> None:
-    """Pass the first rank's events on until all ranks are done; raises what ended the first that failed."""
+    """Pass on the first rank's events until all ranks are done; raise the error of the first that fails."""
     asked, news = time.monotonic(), actors[0].events.remote()
     pending = list(runs)
     while pending:
@@ -121,7 +121,7 @@ def _watch(
 
 
 def _hear_others(actors: list[Any], but: int, store: Store, chain: str) -> None:
-    """Record where the other ranks are when one has failed: the one that hangs has no traceback of its own."""
+    """Record the stacks of the other ranks when one has failed, because a rank that hangs leaves no traceback."""
     others = {rank: actor.where.remote() for rank, actor in enumerate(actors) if rank != but}
     heard, _ = ray.wait(list(others.values()), num_returns=len(others), timeout=LAST_WORDS_SECONDS)
     for rank, reference in others.items():
@@ -136,7 +136,7 @@ def _hear_others(actors: list[Any], but: int, store: Store, chain: str) -> None:
 
 
 def free_address() -> str:
-    """A free port on this node, as host:port."""
+    """Find a free port on this node, as host:port."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
@@ -148,7 +148,7 @@ def _share(bundle: dict[str, float]) -> dict[str, float]:
 
 @ray.remote
 class _Rank:
-    """One rank of a chain. `run`, `events` and `where` may be called at the same time."""
+    """One rank of a chain; `run`, `events` and `where` may be called concurrently."""
 
     def __init__(self, experiment: Experiment, execution: Execution, rank: int) -> None:
         self._experiment, self._execution, self._rank = experiment, execution, rank
@@ -157,9 +157,7 @@ class _Rank:
         self._has_ended = False
 
     def prepare(self, trial: Trial) -> None:
-        """Decode and describe the images, and compute their features by a frozen backbone: it may take longer than
-        ranks of a group wait for each other.
-        """
+        """Decode and describe images and compute frozen features, which may exceed the ranks' timeout as a group."""
         self._has_ended = False
         alone = World(
             self._rank, 1, choose_device("cpu" if trial.model.fitted_head is None else self._execution.device)
@@ -170,11 +168,11 @@ class _Rank:
         context.prepare_features()
 
     def meeting_point(self) -> str:
-        """Where the ranks are to meet."""
+        """Return the address for the rendezvous of the ranks."""
         return free_address()
 
     def run(self, trial: Trial, keep_stages: frozenset[int], address: str) -> Exception | None:
-        """Take part in the chain; returns the error instead of raising it, and records its traceback."""
+        """Run the chain; record the traceback of an error and return the error instead of raising it."""
         execution, self._thread = self._execution, threading.get_ident()
         group = {"rank": self._rank, "size": execution.ranks, "address": address}
         try:
@@ -191,7 +189,7 @@ class _Rank:
         return None
 
     def events(self) -> list[Event]:
-        """The events since the last call; waits a moment for the first."""
+        """Return the events since the last call, waiting up to a second for the first."""
         until = time.monotonic() + 1.0
         while not (self._events or self._has_ended) and time.monotonic() < until:
             time.sleep(0.02)
@@ -199,7 +197,7 @@ class _Rank:
         return taken
 
     def where(self) -> str:
-        """The stack of `run` as it is now; empty when it has ended."""
+        """Return the current stack of `run`; empty if it has ended."""
         frame = sys._current_frames().get(self._thread or 0)
         return "".join(traceback.format_stack(frame)) if frame else ""
 

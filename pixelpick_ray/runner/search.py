@@ -1,7 +1,7 @@
-"""A hyperparameter search on Ray Tune: a Tune trial is a sample, and its searchers and schedulers see the journal.
+"""Hyperparameter search on Ray Tune, with one Tune trial per sample, driven by the journal.
 
-What a scheduler decides and a searcher proposes is in the journal before it takes effect. A search that is run again
-plays the journal to fresh ones: samples are handed out in the same order and report what is known of them at once.
+Proposals of searchers and decisions of schedulers are in the journal before they take effect. Resuming a search
+replays the journal to new ones: samples are issued in the same order and report what is known of them at once.
 """
 
 import json
@@ -25,11 +25,11 @@ from pixelpick_ray.search.journal import OWN, Journal, LevelReport, Sample
 from pixelpick_ray.search.sample import RunTrial, run_sample
 from pixelpick_ray.store import Store
 
-WORST = 0.0  # the score of a sample that has diverged
+WORST = 0.0  # the score of a diverged sample
 
 
 def index_of(name: str) -> int:
-    """The number of a sample, by its label."""
+    """Return the number of a sample from its label."""
     return int(name.rpartition(" ")[2])
 
 
@@ -40,10 +40,9 @@ def run(
     on_event: Callable[[Event], None],
     stop: Callable[[], bool],
 ) -> dict[str, str]:
-    """Run what is missing of a search on the cluster that is joined; returns the error of each failed sample by its
-    label.
+    """Run what a search still lacks on the joined cluster; return the error of each failed sample by label.
 
-    SpecError when the cluster can never hold one trial. RunError when the cluster is lost. StoreError when the journal
+    Raises SpecError if the cluster can never hold one trial, RunError if the cluster is lost, StoreError if the journal
     cannot be written.
     """
 
@@ -65,7 +64,7 @@ def run(
         try:
             run_trials(trainable, resources, proposals, samples, relay, stop, scheduler=decisions)
         except Exception:
-            if journal.trouble is not None:  # Tune wraps it in an error of its own
+            if journal.trouble is not None:  # Tune wraps it in its own error
                 raise journal.trouble from None
             raise
         if not relay.lost:
@@ -74,16 +73,16 @@ def run(
 
 
 def _room(execution: Execution) -> int:
-    """How many samples may be handed out at the same time: those that can run, and one to go on with.
+    """How many samples may be issued at the same time: those that can run, and one in reserve.
 
-    More would be proposed without knowing what those that run now will tell.
+    Any more would be proposed without knowing the outcome of those running.
     """
     room = places_here(execution) + 1
     return min(room, execution.max_concurrent or room)
 
 
 class Proposals(Searcher):
-    """Hands out `samples`: those of the journal, then new ones, with room for so many at the same time."""
+    """Issues `samples`, first those of the journal, then new ones, at most `room()` at the same time."""
 
     def __init__(self, search: Search, journal: Journal, samples: int, room: Callable[[], int]) -> None:
         super().__init__(metric=None, mode=None)
@@ -130,16 +129,16 @@ class Proposals(Searcher):
         self._proposer.conclude(trial_id, score, told_last)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the journal is the only state."""
+        """Do nothing: the journal is the only state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+        """Do nothing."""
 
 
 class Decisions(TrialScheduler):
     """A scheduler whose reports and stops are in the journal before they take effect.
 
-    What the journal has decided stays decided: a scheduler that hears the reports in another order may think otherwise.
+    Decisions in the journal are final, even if a scheduler that gets reports in another order would decide otherwise.
     """
 
     def __init__(self, search: Search, journal: Journal, on_event: Callable[[Event], None]) -> None:
@@ -156,7 +155,7 @@ class Decisions(TrialScheduler):
         self._inner.on_trial_error(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Every report is known, and the last result is none."""
+        """Do nothing: all reports are known, and the last result is not a report."""
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         self._inner.on_trial_remove(tune_controller, trial)
@@ -176,7 +175,7 @@ class Decisions(TrialScheduler):
             return str(TrialScheduler.CONTINUE)
         if sample.stopped:
             return str(TrialScheduler.STOP)
-        if decision == TrialScheduler.CONTINUE or sample.is_own:  # what others are compared with
+        if decision == TrialScheduler.CONTINUE or sample.is_own:  # the baseline of the others
             return str(TrialScheduler.CONTINUE)
         self._record_stop(sample)
         return str(TrialScheduler.STOP)
@@ -209,13 +208,13 @@ def _heard(search: Search, sample: Sample, level: int, *, computed: bool) -> Eve
 
 
 def told(sample: Sample, heard: int) -> dict[str, Any]:
-    """What a trial is told of its sample: the reports, and how many of them its scheduler has heard in this run."""
+    """Return a trial's settings from its sample: the reports, and how many the scheduler has received in this run."""
     reports = [asdict(report) for report in sample.reports]
     return {"reports": reports, "heard": heard, "diverged": sample.diverged}
 
 
 def _trial(config: dict[str, Any], search: Search, execution: Execution) -> None:
-    """One sample, in the process of its Tune trial."""
+    """Run one sample, in the process of its Tune trial."""
     name, reports = config["name"], [LevelReport.of(tree) for tree in config["reports"]]
 
     def send(event: Event) -> None:
@@ -238,7 +237,7 @@ def _trial(config: dict[str, Any], search: Search, execution: Execution) -> None
 
 
 def _overheard(run_trial: RunTrial, send: Callable[[Event], None]) -> RunTrial:
-    """The same, where `send` hears of every event first."""
+    """Wrap `run_trial` so that `send` gets every event first."""
 
     def run(trial: TrialSpec, keep_stages: frozenset[int], on_event: Callable[[Event], None]) -> None:
         def hear(event: Event) -> None:
@@ -251,6 +250,6 @@ def _overheard(run_trial: RunTrial, send: Callable[[Event], None]) -> RunTrial:
 
 
 def _tell(search: Search, position: int, report: LevelReport) -> None:
-    """Tell the scheduler what was measured at a level; does not return when that ends the trial."""
+    """Report the measurements of a level to the scheduler; does not return if that ends the trial."""
     resource = search.levels[position].resource
     tune.report({"report": json.dumps(asdict(report)), "level": position, RESOURCE: resource, SCORE: report.score})

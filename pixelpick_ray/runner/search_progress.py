@@ -1,4 +1,4 @@
-"""Progress of a search: its running and its best samples on a terminal, plain lines in a log."""
+"""Progress of a search: running and best samples on a terminal, plain lines in a log."""
 
 import time
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from pixelpick_ray.search.overview import SHOWN, state_line, values_text
 
 @dataclass
 class SampleRow:
-    """What a running sample does now."""
+    """State of a running sample."""
 
     state: str = "starting"
     scores: list[float] = field(default_factory=list)
@@ -44,7 +44,7 @@ class SearchProgress(Shown):
         self._running: dict[str, SampleRow] = {}
 
     def __call__(self, event: Event) -> None:
-        """Take in one event."""
+        """Process one event."""
         row = self._running.setdefault(event.chain, SampleRow())
         match event:
             case EpochDone() | FitResumed():

@@ -1,4 +1,4 @@
-"""Who proposes configurations: chance, the grid, or Optuna through Ray Tune; and the scheduler that stops bad ones."""
+"""Searchers, which propose configurations (random, grid, or Optuna through Ray Tune), and schedulers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,25 +13,25 @@ from pixelpick_ray.config.search import DomainSpec
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.search.design import Search
 
-RESOURCE, SCORE = "resource", "score"  # of a report, for schedulers
+RESOURCE, SCORE = "resource", "score"  # fields of a report, for schedulers
 Values = Mapping[str, Any]
 
 
 class Proposer(Protocol):
-    """Who proposes the configurations of a search, and learns from what becomes of them."""
+    """Proposes the configurations of a search, and learns from their results."""
 
     def propose(self, trial: str, index: int) -> Values | None:
-        """The configuration of sample `index`, tried under the name `trial`; None when it cannot say yet."""
+        """Return the configuration of sample `index`, run as `trial`; None if it cannot be proposed yet."""
 
     def learn(self, trial: str, step: int, result: Mapping[str, Any]) -> None:
-        """Take in what is known of a configuration after a level, which is counted from 0."""
+        """Learn the result of a configuration after a level, counted from 0."""
 
     def conclude(self, trial: str, score: float | None, result: Mapping[str, Any]) -> None:
-        """Take in the final score; None when it was stopped, or has failed if `result` is empty."""
+        """Learn the final score; None if the trial was stopped, or if it failed, when `result` is empty."""
 
 
 def make_proposer(search: Search, known: Sequence[Values]) -> Proposer:
-    """The searcher of a search that proposed `known` before; it proposes these again, in order, before it goes on."""
+    """Make the searcher of a search; it first proposes the `known` configurations again, in order."""
     spec = search.spec
     if spec.searcher in ("random", "grid"):
         return _Plain(search)
@@ -40,7 +40,7 @@ def make_proposer(search: Search, known: Sequence[Values]) -> Proposer:
 
 
 class _Plain:
-    """By chance, addressed by the number of the sample so that no restart draws again; or the points of the grid."""
+    """Random configurations, drawn by sample number so that a restart repeats them, or grid points."""
 
     def __init__(self, search: Search) -> None:
         self._search = search
@@ -49,14 +49,14 @@ class _Plain:
         return self._search.drawn(index)
 
     def learn(self, trial: str, step: int, result: Mapping[str, Any]) -> None:
-        """Chance does not learn."""
+        """Do nothing."""
 
     def conclude(self, trial: str, score: float | None, result: Mapping[str, Any]) -> None:
-        """Chance does not learn."""
+        """Do nothing."""
 
 
 class _Optuna:
-    """Optuna's sampler, as Ray Tune has it. Choices travel as JSON text, since it knows plain values alone."""
+    """Ray Tune's wrapper of Optuna's sampler; choices are passed as JSON text, because it accepts only plain values."""
 
     def __init__(self, search: Search, first: Sequence[Values], *, seed: int) -> None:
         import optuna
@@ -83,14 +83,14 @@ class _Optuna:
         if domain.kind == "randint":
             return int(value)
         number = float(value)
-        return number if number in self._given else domain.rounded(number)  # a file may have more digits
+        return number if number in self._given else domain.rounded(number)  # a file's value may have more digits
 
     def learn(self, trial: str, step: int, result: Mapping[str, Any]) -> None:
         self._searcher.on_trial_result(trial, {**result, "training_iteration": step})
 
     def conclude(self, trial: str, score: float | None, result: Mapping[str, Any]) -> None:
         failed = not result
-        told = None if failed or score is None else dict(result)  # one that was stopped would have got further
+        told = None if failed or score is None else dict(result)  # the score of a stopped one is not final
         self._searcher.on_trial_complete(trial, told, error=failed)
 
 
@@ -104,7 +104,7 @@ def _domain(domain: DomainSpec) -> Any:
 
 
 def make_scheduler(search: Search) -> TrialScheduler:
-    """The scheduler of a search; time is the resource of its levels."""
+    """Make the scheduler of a search, whose time unit is the levels' resource."""
     if search.spec.scheduler == "none":
         return schedulers.FIFOScheduler()
     return schedulers.ASHAScheduler(
@@ -114,5 +114,5 @@ def make_scheduler(search: Search) -> TrialScheduler:
         max_t=search.levels[-1].resource,
         reduction_factor=search.spec.reduction_factor,
         grace_period=1,
-        stop_last_trials=False,  # who comes through the last halving goes to the last level, where the sample ends
+        stop_last_trials=False,  # survivors of the last halving go on to the last level, where samples end
     )

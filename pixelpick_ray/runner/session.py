@@ -1,4 +1,4 @@
-"""One run of an experiment: check everything first, run what is missing, print the table, conclude with a status."""
+"""One run of an experiment: check everything, run what is missing, print the table, and conclude with a status."""
 
 import json
 import os
@@ -43,8 +43,10 @@ Listener = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `status` is 0 when all is stored, 1 when something failed and 3 when it was stopped or waits for
-    people; `missing` says why by the label of each chain or sample; `trained` counts the stages trained now.
+    """How a run ended.
+
+    `status` is 0 if everything is stored, 1 if something failed, and 3 if it was stopped or waits for people. `missing`
+    gives the reasons by label of chain or sample; `trained` counts the stages trained in this run.
     """
 
     status: int
@@ -64,10 +66,10 @@ def begin(
     annotate: str,
     listeners: Sequence[Listener] = (),
 ) -> Outcome:
-    """Check everything, claim the experiment's name in the store, and run what is missing; `source` is its file, and
-    `annotate` the command for people who answer.
+    """Check everything, claim the experiment's name in the store, and run what is missing.
 
-    SpecError and DataError for what no run can have, before anything starts.
+    `source` is the experiment file, `annotate` the command that opens the annotation page. Raises SpecError or
+    DataError before anything starts.
     """
     if local:
         from pixelpick_ray.runner.local import check_local
@@ -98,10 +100,10 @@ def begin(
 
 
 def prepare(planned: Plan, execution: Execution, console: Console) -> list[str]:
-    """Fetch what is absent, check everything that trials read, and build each network once; returns what is probably
-    wrong with the data.
+    """Download what is absent, check all that trials read, and build each network once; return data warnings.
 
-    Networks are built without their weights first: a wrong name must not wait for a download.
+    Networks are first built without weights, so that a wrong name is found before downloads. Raises SpecError or
+    DataError.
     """
     from pixelpick_ray.models.backbones import fetch_weights
     from pixelpick_ray.models.segmentation import check_model
@@ -147,10 +149,10 @@ def run(
     annotate: str,
     listeners: Sequence[Listener] = (),
 ) -> Outcome:
-    """Run what is missing, print the result table, and say how it ended; `listeners` hear every event.
+    """Run what is missing, print the result table, and return how the run ended; `listeners` get every event.
 
-    Chains that people have to answer for, with the command `annotate`, are left, or, with ``execution.wait``, gone on
-    with when they have.
+    Chains that wait for people, who answer with the command `annotate`, are left or, with ``execution.wait``, continued
+    once people have answered.
     """
     store, execution = Store(execution.store), _named(execution, planned.experiment)
     damaged_before = set(store.damaged())
@@ -195,10 +197,10 @@ def run_search(
     source: Path,
     listeners: Sequence[Listener] = (),
 ) -> Outcome:
-    """Run what is missing of a search, whose file is `source`; print its best, write the experiment that it found, and
-    say how it ended; `listeners` hear every event.
+    """Run what a search still lacks, print its best samples, write the experiment it found, and return how it ended.
 
-    RunError when another process runs it: only one may write its journal.
+    `source` is the search's file; `listeners` get every event. Raises RunError if another process is running the
+    search, because only one may write its journal.
     """
     store, execution = Store(execution.store), _named(execution, search.experiment)
     damaged_before = set(store.damaged())
@@ -261,7 +263,7 @@ def _run_samples(
 
 
 def _drop_search_weights(journal: Journal, execution: Execution) -> None:
-    """After the last sample, nothing needs weights, and what a stopped training has left is of no use."""
+    """Drop weights and saved progress of trainings, which nothing needs after the last sample."""
     store = Store(execution.store)
     for key in {key for sample in journal.samples for key in fits_of(sample)}:
         store.drop_unfinished(key)
@@ -281,12 +283,12 @@ def _conclude_search(is_complete: bool, errors: dict[str, str], stop: "StopReque
 
 
 def _named(execution: Execution, experiment: Experiment) -> Execution:
-    """The execution with the name of its run, which its lease has too; several runs of an experiment may be alive."""
+    """The execution with a name for its run, also used for its lease; several runs of an experiment may be alive."""
     return replace(execution, run=execution.run or f"{run_lease(experiment)}{time.time_ns()}")
 
 
 def _announced(execution: Execution, store: Store) -> AbstractContextManager[Any]:
-    """A lease that says that this run is alive."""
+    """Lease that shows that this run is alive."""
     return store.take("run", execution.run) or nullcontext()
 
 
@@ -318,7 +320,7 @@ def _run_chains(
 
 @contextmanager
 def _cluster(execution: Execution) -> Iterator[None]:
-    """The Ray cluster of a run, all of whose nodes see its store."""
+    """Join the Ray cluster of a run, after checking that all its nodes see the store."""
     from pixelpick_ray.runner.cluster import joined
     from pixelpick_ray.runner.survey import check_store
 
@@ -334,7 +336,7 @@ def _conclude(
     stop: "StopRequest",
     console: Console,
 ) -> tuple[int, dict[str, str]]:
-    """The exit status, and why each chain is missing."""
+    """Exit status, and why each chain is missing."""
     whys = {chain: _why(one) for chain, one in asking.items()} | errors
     early = "stopped early" if stop.asked else "not finished"
     by_label = {chain.label: whys.get(chain.id, early) for chain in missing}
@@ -351,7 +353,7 @@ def _conclude(
 
 
 def _all_of(first: Listener, others: Sequence[Listener]) -> Listener:
-    """Who passes an event on to all."""
+    """Listener that passes events on to all."""
 
     def hear(event: Event) -> None:
         for listener in (first, *others):
@@ -361,7 +363,7 @@ def _all_of(first: Listener, others: Sequence[Listener]) -> Listener:
 
 
 def _tell_job(request: str) -> None:
-    """Leave word for a batch job (cluster/slurm) that it need not come back before people have answered."""
+    """Tell a batch job (cluster/slurm) that it need not run again before people have answered."""
     folder = os.environ.get("PIXELPICK_JOB")
     if folder is not None and os.path.isdir(folder):
         try:
@@ -385,7 +387,7 @@ def _print_result(planned: Plan, execution: Execution, console: Console) -> None
 
 
 def _drop_weights(planned: Plan, progress: Progress, execution: Execution) -> None:
-    """After the last chain, weights that this run made for its other chains are needed no more."""
+    """Drop the weights that this run kept for its other chains, after the last chain."""
     store = Store(execution.store)
     for chain in planned.chains:
         for stage in progress.row(chain):
@@ -394,9 +396,9 @@ def _drop_weights(planned: Plan, progress: Progress, execution: Execution) -> No
 
 
 class StopRequest:
-    """Says when to stop: after a time limit, SIGINT, SIGTERM or SIGHUP.
+    """Request to stop, after a time limit or on SIGINT, SIGTERM or SIGHUP.
 
-    While chains run a signal only asks, so that whoever runs them can end them; before and after, it ends the process.
+    While chains run, a signal only sets the request, so that the runner can end them; otherwise it ends the process.
     """
 
     def __init__(self, limit_seconds: float | None) -> None:
@@ -406,7 +408,7 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
-        """Whether to stop."""
+        """Whether a stop was requested."""
         return self._signalled is not None or (self._deadline is not None and time.monotonic() > self._deadline)
 
     def __call__(self) -> bool:
@@ -414,7 +416,7 @@ class StopRequest:
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """Around code that asks whether to stop."""
+        """Mark a block of code that checks for the request."""
         self._is_awaited = True
         try:
             yield
@@ -423,7 +425,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take signals as the request; a second one, a moment later, ends the process at once."""
+        """Treat signals as the request during the block; a second one, a moment later, ends the process at once."""
         before = {number: signal.getsignal(number) for number in supervisor.heeded()}
         for number in before:
             signal.signal(number, self._on_signal)
@@ -440,16 +442,16 @@ class StopRequest:
             return
         self._signalled = time.monotonic()
         if not self._is_awaited and supervisor.is_supervised():
-            supervisor.end(STOPPED, GOES_ON)  # for certain: in C++ that calls Python, an exception may get lost
+            supervisor.end(STOPPED, GOES_ON)  # reliable, whereas C++ code that calls Python may swallow an exception
         supervisor.tell("stopping; interrupt again to stop at once" if self._is_awaited else GOES_ON)
         if not self._is_awaited:
             sys.exit(STOPPED)
 
 
 def _shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
+    """Shortest text of a path, relative to the working directory."""
     try:
         here = absolute_path(Path())
         return str(path.relative_to(here) if path.is_relative_to(here) else path)
-    except OSError:  # this folder was removed meanwhile
+    except OSError:  # the working directory was removed meanwhile
         return str(path)

@@ -1,7 +1,7 @@
-"""Batch jobs: a template of cluster/ filled for one experiment, and the command that submits it.
+"""Batch jobs: a template from cluster/ filled in for one experiment, and the command that submits it.
 
-Every value is quoted for the language that it goes into: words of #SBATCH lines are checked, words of shell scripts
-quoted by shlex, Kubernetes objects written by a YAML emitter.
+Every value is quoted for its target language: words in #SBATCH lines are checked, words in shell scripts are quoted
+with shlex, and Kubernetes objects are written by a YAML emitter.
 """
 
 import importlib.util
@@ -25,13 +25,13 @@ from pixelpick_ray.errors import RunError, SpecError
 
 BLOCK = re.compile(r"(?<=# >>> filled by submit\n).*?(?=^# <<< filled by submit)", flags=re.DOTALL | re.MULTILINE)
 WORD = re.compile(r"[A-Za-z0-9_.,:=@%+/-]+")
-COPIES = SHIPPED / "launch.py", PACKAGE  # what a job runs
+COPIES = SHIPPED / "launch.py", PACKAGE  # the code that a job runs
 DAY, HOUR, MINUTE = 86400, 3600, 60
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a batch job runs, and what it asks for; None leaves the choice to the template or the cluster."""
+    """What a batch job runs and requests; None leaves the choice to the template or the cluster."""
 
     name: str
     experiment: Path
@@ -48,12 +48,12 @@ class Request:
     namespace: str | None = None
     claim: str | None = None
     address: str | None = None
-    sources: Mapping[str, str] = field(default_factory=dict)  # that the experiment needs, by path relative to its file
+    sources: Mapping[str, str] = field(default_factory=dict)  # needed by the experiment, by path relative to its file
 
     def files(self, *, flat: bool = False) -> dict[str, str]:
-        """The experiment and its sources as files of a job's folder, without folders in it if `flat`.
+        """Return the experiment and its sources as files of the job's folder, without subfolders if `flat`.
 
-        SpecError for a source that cannot lie there.
+        Raises SpecError for a source that cannot be placed there.
         """
         for path in self.sources:
             if path.startswith("/") or ".." in Path(path).parts:
@@ -63,7 +63,7 @@ class Request:
         return {"experiment.yaml": whole_text(self.experiment), **self.sources}
 
     def check(self, execution: Execution) -> None:
-        """SpecError when no node, or not all of them together, can hold one trial, or would do nothing but wait."""
+        """Raise SpecError if the nodes cannot hold one trial, or if the job would only wait."""
         if execution.wait:
             raise SpecError("--wait: the job would hold its nodes while people answer; submit it again when they have")
         gpus = execution.gpus_of_rank(are_there=self.gpus_per_node > 0)
@@ -83,9 +83,9 @@ class Request:
 
 @dataclass(frozen=True)
 class BatchJob:
-    """Files of a batch job by name, what is copied beside them into its folder, and the command that submits it.
+    """Files of a batch job by name, paths copied into its folder, and the command that submits it.
 
-    `needs` is a module without which the command cannot work.
+    `needs` is a module that the command requires.
     """
 
     folder: Path
@@ -95,15 +95,15 @@ class BatchJob:
     needs: str = ""
 
     def shown(self) -> str:
-        """Everything that would be submitted, and the command."""
+        """Return everything that would be submitted, and the command, as text."""
         files = [f"# {self.folder / name}\n{text.rstrip()}\n" for name, text in self.files.items()]
         copies = [f"# {self.folder / path.name}: a copy of {path}\n" for path in self.copies]
         return "\n".join([*files, *copies, f"# the command\n{shlex.join(self.command)}"])
 
     def submit(self) -> str:
-        """Write the files and run the command; returns what it said.
+        """Write the files and run the command; return its output.
 
-        SpecError when its program is not here, RunError when it fails.
+        Raises SpecError if the program is not installed, RunError if it fails.
         """
         if shutil.which(self.command[0]) is None or (self.needs and importlib.util.find_spec(self.needs) is None):
             raise SpecError(_absent(self.command[0]))
@@ -132,9 +132,7 @@ def _absent(program: str) -> str:
 
 
 def slurm_job(request: Request) -> BatchJob:
-    """One Ray cluster inside a Slurm allocation; the job has copies of the code and the experiment, which may change
-    here before it begins, or goes on.
-    """
+    """Make a job for a Ray cluster inside a Slurm allocation; it copies code and experiment, which may change here."""
     folder = _job_folder(request)
     directives = {
         "job-name": request.name,
@@ -159,7 +157,7 @@ def slurm_job(request: Request) -> BatchJob:
 
 
 def kubernetes_job(request: Request) -> BatchJob:
-    """A RayJob of the KubeRay operator, with the experiment in a ConfigMap."""
+    """Make a RayJob for the KubeRay operator, with the experiment in a ConfigMap. Raises SpecError without an image."""
     if not (request.image and request.claim):
         raise SpecError(
             "--to kubernetes needs --image, built from cluster/kubernetes/Dockerfile, and --claim, the name of a "
@@ -167,7 +165,7 @@ def kubernetes_job(request: Request) -> BatchJob:
         )
     folder, shared = _job_folder(request), request.folder or "/shared"
     name = f"{re.sub('[^a-z0-9]+', '-', request.name)[:28].strip('-')}-{folder.name}"
-    name = name if name[0].isalpha() else f"p-{name}"  # KubeRay allows 47 characters, a letter first
+    name = name if name[0].isalpha() else f"p-{name}"  # KubeRay allows 47 characters, starting with a letter
     config, job = yaml.safe_load_all(_template("kubernetes/rayjob.yaml"))
     for tree in (config, job):
         tree["metadata"] = {"name": name} | ({"namespace": request.namespace} if request.namespace else {})
@@ -191,7 +189,7 @@ def kubernetes_job(request: Request) -> BatchJob:
 
 
 def ray_job(request: Request) -> BatchJob:
-    """A job on a Ray cluster that runs already; the package travels with it."""
+    """Make a job for a running Ray cluster, which takes the package along. Raises SpecError without an address."""
     if not (request.address and request.folder):
         raise SpecError(
             "--to ray needs --address, such as http://HEAD:8265, and --folder, a folder that every node sees and "
@@ -207,7 +205,7 @@ def ray_job(request: Request) -> BatchJob:
 
 MAKERS: dict[str, Callable[[Request], BatchJob]] = {"slurm": slurm_job, "kubernetes": kubernetes_job, "ray": ray_job}
 SIZES = {"nodes", "cpus_per_node", "gpus_per_node", "memory_gib", "seconds"}
-OPTIONS = {  # fields of Request that a kind of cluster has
+OPTIONS = {  # fields of Request that each kind of cluster supports
     "slurm": SIZES | {"folder", "partition", "account"},
     "kubernetes": SIZES | {"folder", "image", "namespace", "claim"},
     "ray": {"folder", "address"},
@@ -215,13 +213,13 @@ OPTIONS = {  # fields of Request that a kind of cluster has
 
 
 class _KubernetesDumper(yaml.SafeDumper):
-    """Writes text of several lines as a block where YAML can, and no anchors."""
+    """Writes multi-line text as blocks where YAML allows it, and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        """A scalar in literal style when it has several lines."""
+        """Represent text in literal style if it has several lines."""
         return self.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
@@ -246,7 +244,7 @@ def _job_script(folder: str, request: Request) -> str:
 
 
 def _filled(template: str, lines: list[str]) -> str:
-    """The template with other lines between its marks."""
+    """The template with `lines` between its marks."""
     text = "".join(f"{line}\n" for line in lines)
     return BLOCK.sub(lambda _: text, _template(template), count=1)
 
@@ -265,7 +263,7 @@ def _job_folder(request: Request) -> Path:
 
 
 def _word(name: str, value: object) -> str:
-    """A value of an #SBATCH line, where there is no quoting that all versions of Slurm read alike."""
+    """Check a value of an #SBATCH line, since no quoting is read alike by all versions of Slurm. Raises SpecError."""
     if not WORD.fullmatch(str(value)):
         raise SpecError(f"--{name}: {value!r} given; letters, digits and _ . , : = @ % + / - are allowed")
     return str(value)

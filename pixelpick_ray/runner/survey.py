@@ -1,4 +1,4 @@
-"""Every node of a cluster asked through Ray what it is and sees; one that does not answer in time is a finding."""
+"""Survey of all nodes of a cluster through Ray; a node that does not answer in time is a finding."""
 
 import contextlib
 import time
@@ -23,16 +23,16 @@ from pixelpick_ray.runner.tune import placement
 from pixelpick_ray.store import Store, paths
 
 ANSWER_SECONDS = 60.0
-DATA_SECONDS = 300.0  # at least; ten times as long as the driver took where that is more
+DATA_SECONDS = 300.0  # or ten times as long as the driver took, if that is longer
 MEETING_SECONDS = 120.0
 CLOCK_ROUNDS = 5
 Nodes = dict[str, dict[str, Any]]  # by name, as Ray describes them
 
 
 def survey(plan: Plan, execution: Execution, told: Callable[[str], None]) -> Facts:
-    """Ask every node of the cluster at the address, or of one that is started here; `told` hears what goes on.
+    """Inspect all nodes of the cluster at the address, or of one started here; `told` gets progress messages.
 
-    SpecError when no cluster can be joined.
+    Raises SpecError if no cluster can be joined.
     """
     told("reading the data on this machine")
     start = time.monotonic()
@@ -61,7 +61,7 @@ def _name(node: dict[str, Any]) -> str:
 
 
 def _trial(execution: Execution, nodes: Nodes) -> tuple[str, bool]:
-    """Why no trial fits, if so, and whether trials use GPUs."""
+    """Why no trial fits, or empty, and whether trials use GPUs."""
     try:
         bundles = placement(execution, [node["Resources"] for node in nodes.values()]).bundles
     except SpecError as error:
@@ -71,7 +71,7 @@ def _trial(execution: Execution, nodes: Nodes) -> tuple[str, bool]:
 
 @contextlib.contextmanager
 def _inspectors(nodes: Nodes) -> Iterator[dict[str, Any]]:
-    """An actor a node, by the node's name."""
+    """One actor per node, by the node's name."""
     actors = {
         name: _Inspector.options(scheduling_strategy=_there(node)).remote()  # type: ignore[attr-defined]
         for name, node in nodes.items()
@@ -88,7 +88,7 @@ def _there(node: dict[str, Any]) -> Any:
 
 
 def _answers(asked: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """The answers by node, given references to them; an exception stands for none."""
+    """Answers by node, given their references; an exception stands for a missing one."""
     if not asked:
         return {}
     ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=seconds)
@@ -102,7 +102,7 @@ def _answers(asked: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def _explained(error: Exception) -> str:
-    """The last line of what Ray tells, which says most."""
+    """Last line of Ray's message, the most informative one."""
     text = str(getattr(error, "cause", None) or error)
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), type(error).__name__)
 
@@ -112,7 +112,7 @@ def _with_problem(node: NodeFacts, what: str, why: Any) -> NodeFacts:
 
 
 def _about(nodes: Nodes, inspectors: dict[str, Any], execution: Execution) -> dict[str, NodeFacts]:
-    """Facts of every node, or that it does not answer; clocks are read one after another."""
+    """Facts of every node, or that it does not answer; clocks are read one at a time."""
     answers = _answers({name: actor.about.remote(execution) for name, actor in inspectors.items()}, ANSWER_SECONDS)
     facts = {}
     for name, answer in answers.items():
@@ -129,7 +129,7 @@ def _about(nodes: Nodes, inspectors: dict[str, Any], execution: Execution) -> di
 
 
 def _clock(inspector: Any) -> tuple[float, float] | Exception:
-    """Seconds that a node's clock is ahead of this one, and how exact that is: half of the fastest question's time."""
+    """Seconds that a node's clock is ahead of ours, and its accuracy: half of the fastest round trip."""
     rounds = []
     for _ in range(CLOCK_ROUNDS):
         start = time.time()
@@ -145,7 +145,7 @@ def _clock(inspector: Any) -> tuple[float, float] | Exception:
 def _data(
     facts: dict[str, NodeFacts], inspectors: dict[str, Any], seconds: float, plan: Plan, execution: Execution
 ) -> dict[str, NodeFacts]:
-    """The facts of nodes with the contents that they see."""
+    """Facts of nodes, with the contents that they see."""
     told = _answers({name: actor.contents.remote(plan, execution) for name, actor in inspectors.items()}, seconds)
     with_contents = {}
     for name, answer in told.items():
@@ -157,8 +157,9 @@ def _data(
 
 
 def check_store(execution: Execution) -> None:
-    """SpecError when a node of the cluster that is joined does not see the store of this process. One that does not
-    answer in time is let be: its chains look for themselves.
+    """Raise SpecError if a node of the joined cluster does not see this process's store.
+
+    A node that does not answer in time is ignored, because its chains check for themselves.
     """
     nodes = {_name(node): node for node in ray.nodes() if node["Alive"]}
     if len(nodes) > 1:
@@ -171,7 +172,7 @@ def check_store(execution: Execution) -> None:
 
 
 def _store(driver: NodeFacts, inspectors: dict[str, Any], execution: Execution) -> tuple[NodeFacts, dict[str, str]]:
-    """The driver with its own problem, and those of nodes."""
+    """The driver with its own problem, if any, and the nodes' problems."""
     try:
         asked = {name: actor.probe.remote for name, actor in inspectors.items()}
         return driver, {name: str(answer) for name, answer in _store_problems(asked, execution).items()}
@@ -180,9 +181,9 @@ def _store(driver: NodeFacts, inspectors: dict[str, Any], execution: Execution) 
 
 
 def _store_problems(ask: dict[str, Callable[..., Any]], execution: Execution) -> dict[str, str | Exception]:
-    """What is wrong with the store as each node sees it: it reads the driver's record, writes one, and is read.
+    """Problems with the store by node: whether each reads the driver's record, and the driver the node's.
 
-    StoreError when the driver cannot write.
+    Raises StoreError if the driver cannot write.
     """
     mark = uuid.uuid4().hex
     mine, theirs = paths.probe(mark), {name: paths.probe(f"{mark}-{at}") for at, name in enumerate(ask)}
@@ -204,7 +205,7 @@ def _store_problems(ask: dict[str, Callable[..., Any]], execution: Execution) ->
 
 
 def _meet(nodes: Nodes, execution: Execution, needs_gpus: bool) -> Meeting | None:
-    """An all-reduce between ranks on two nodes, or on the only one where trials have several ranks."""
+    """All-reduce between ranks on two nodes, or on the only one if trials have several ranks."""
     able = {name: node for name, node in nodes.items() if not needs_gpus or node["Resources"].get("GPU", 0) >= 1}
     if not able or (len(able) == 1 and execution.ranks == 1):
         return None
@@ -233,10 +234,10 @@ def _meet(nodes: Nodes, execution: Execution, needs_gpus: bool) -> Meeting | Non
 
 @ray.remote(num_cpus=0)
 class _Inspector:
-    """Answers for the node that it runs on."""
+    """Inspects the node that it runs on."""
 
     def about(self, execution: Execution) -> NodeFacts:
-        """All that needs no data."""
+        """Return all facts that need no data."""
         node = NodeFacts("", versions=inspection.versions(), free=inspection.free_disks(execution))
         try:
             return replace(node, gpus=inspection.gpus())
@@ -255,7 +256,7 @@ class _Inspector:
 
 @ray.remote(num_cpus=0)
 class _Partner:
-    """A rank that adds its number plus one."""
+    """A rank that contributes its number plus one to an all-reduce."""
 
     def address(self) -> str:
         return free_address()

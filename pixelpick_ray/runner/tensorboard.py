@@ -1,4 +1,4 @@
-"""TensorBoard files: for each chain a row of settings to compare by, curves, picked pixels and predictions."""
+"""TensorBoard files: hyperparameters, curves, picked pixels and predictions of each chain."""
 
 import io
 import itertools
@@ -35,7 +35,7 @@ from pixelpick_ray.tasks import PIXELS, prediction_file
 
 Picture = npt.NDArray[np.uint8]
 
-# Settings that every chain is compared by, beside those that the grid varies.
+# Settings by which all chains are compared, besides those that the grid varies.
 COMPARED = (
     "dataset.name",
     "model.architecture",
@@ -50,11 +50,11 @@ COMPARED = (
 
 
 class TensorBoard:
-    """Writes what events tell of each chain under ``runs/<experiment>/<chain>``.
+    """Writes the events of each chain to ``runs/<experiment>/<chain>``.
 
-    Against epochs, counted through all stages: ``loss``, and at the end of each stage ``miou_by_epoch`` and
-    ``pixels_per_image``. Against pixels per image: ``miou_by_budget``, at 0 for full supervision. Against stages:
-    ``picked/<image>`` (new pixels that the stage trains with) and ``predicted/<image>`` (image, truth, prediction).
+    By epoch, counted over all stages: ``loss`` and, at the end of each stage, ``miou_by_epoch`` and
+    ``pixels_per_image``. By pixels per image: ``miou_by_budget``, at 0 for full supervision. By stage:
+    ``picked/<image>`` (new pixels that the stage trains on) and ``predicted/<image>`` (image, truth, prediction).
     """
 
     def __init__(self, plan: Plan, execution: Execution) -> None:
@@ -64,7 +64,7 @@ class TensorBoard:
         self._runs: dict[str, _Run] = {}
 
     def __call__(self, event: Event) -> None:
-        """Write what an event carries."""
+        """Write an event."""
         chain = self._chains[event.chain]
         match event:
             case EpochDone():
@@ -108,9 +108,9 @@ class TensorBoard:
 
 
 class _Run:
-    """The event file of a chain. The steps of a tag ascend: what a chain that starts again tells again is left out.
+    """The event file of a chain. Steps of a tag ascend: repetitions by a restarted chain are left out.
 
-    The file is open only while something is written: thousands of chains need neither threads nor descriptors.
+    The file is open only while writing, so that thousands of chains need neither threads nor descriptors.
     """
 
     _numbers = itertools.count()
@@ -119,11 +119,11 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
         self._path = folder / name
-        # TensorBoard would take the experiment's list of columns from any one run for all of them; without such a list
-        # it gathers the columns from all runs, which may be of several experiments.
+        # Without a list of columns, TensorBoard gathers them from all runs, which may be of several experiments; with
+        # one, it would apply a single run's list to all.
         _, start, self._end = hparams(settings, {})  # type: ignore[no-untyped-call]
         self._steps: dict[str, int] = {}
-        # Stored stages are told again, so the file takes the place of all that an earlier process wrote here.
+        # Stored stages are reported again, so this file replaces everything that earlier processes wrote here.
         begin = {"step": 0, "session_log": SessionLog(status=SessionLog.START)}
         self._write({"file_version": "brain.Event:2"}, begin, {"summary": start})
 
@@ -144,7 +144,7 @@ class _Run:
         return new
 
     def finish(self) -> None:
-        """Mark the row of settings as a success."""
+        """Mark the run as a success."""
         self._write({"summary": self._end})
 
     def _write(self, *entries: dict[str, Any]) -> None:
@@ -155,13 +155,13 @@ class _Run:
 
 
 def settings_of(experiment: Experiment, trial: Trial) -> dict[str, str | float]:
-    """What a chain is compared by, by path: the usual settings and what the grid varies, the budget apart.
+    """Return the settings by which a chain is compared, by path: the usual ones and those varied, except the budget.
 
-    Numbers and texts are as they are, anything else is its JSON text; absent options are left out.
+    Numbers and strings are kept, anything else becomes JSON text; absent options are left out.
     """
     tree = trial.as_input()
     if trial.budget == "full":
-        tree["acquire"] = {"strategy": "full supervision"}  # how pixels are picked means nothing to it
+        tree["acquire"] = {"strategy": "full supervision"}  # other fields do not apply
     varied = {path for grid in experiment.grid for path in grid} - {"budget"}
     found = ((path, *lookup(tree, path)) for path in dict.fromkeys((*COMPARED, *sorted(varied))))
     values = {path: _plain(value) for path, known, value in found if known}
@@ -176,9 +176,7 @@ def _plain(value: Any) -> str | float:
 
 
 def picked_pictures(chain: Chain, labels: LabelledPixels, execution: Execution) -> dict[str, Picture]:
-    """A few training images, enlarged, with their picked pixels as dots in the colour of their class, (H, W, 3)
-    uint8 by name.
-    """
+    """Draw picked pixels, coloured by class, on a few enlarged training images; uint8 arrays (H, W, 3) by name."""
     spec = chain.trial.dataset
     dataset = open_dataset(spec, execution.data_path)
     prepared = prepare(dataset, training_split(dataset, spec), spec, execution.cache_path)
@@ -202,8 +200,9 @@ def _dotted(image: Any, labels: LabelledPixels, name: str, facts: DatasetFacts) 
 
 
 def predicted_pictures(store: Store, record: ChainRecord, stage: int, split: str) -> dict[str, Picture]:
-    """The images that a chain's record describes a split by, each beside its truth and the prediction of a stage,
-    (H, 3 W, 3) uint8 by name; images of which something is not stored are left out.
+    """Return a split's example images next to truth and a stage's prediction; uint8 arrays (H, 3 W, 3) by name.
+
+    Images with anything missing from the store are left out.
     """
     description = read_description(store, record.evaluated_description(split))
     if description is None:

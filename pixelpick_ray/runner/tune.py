@@ -1,7 +1,8 @@
-"""Ray Tune: placement, ranks, retries, order. A Tune trial is a chain and owns its resources in one placement group.
+"""Running chains on Ray Tune, one trial each: placement, retries and order.
 
-One rank runs in the trial's own process; more are actors in the bundles of the trial's group (`ranks.py`). A chain
-whose process or node is lost is tried again from the store, as long as it gets further every few tries.
+A trial holds its resources in one placement group. A single rank runs in the trial's own process, several are actors
+in the bundles of its group (`ranks.py`). A chain whose process or node is lost is retried from the store, as long as it
+makes progress every few attempts.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ COORDINATOR_CPUS = 0.01  # taken from the first rank's share, so that N ranks of
 
 @dataclass(frozen=True)
 class Job:
-    """What every trial of a grid is given."""
+    """What every trial of a grid gets."""
 
     plan: Plan
     chains: list[Chain]
@@ -62,12 +63,10 @@ def run(
     stop: Callable[[], bool],
     people: People,
 ) -> dict[str, str]:
-    """Run chains as Tune trials on the cluster that is joined; returns the error of each chain that failed. Ends early
-    when `stop` says so.
+    """Run chains as Tune trials on the joined cluster; return the error of each chain that failed.
 
-    A chain that `people` have to answer for is no trial meanwhile: it holds nothing.
-
-    SpecError when the cluster can never hold one trial. RunError when the cluster is lost.
+    Ends early if `stop()`. A chain that waits for `people` has no trial meanwhile and holds no resources. Raises
+    SpecError if the cluster can never hold one trial, RunError if the cluster is lost.
     """
     resources = placement_here(execution)
     relay, left = Relay(on_event, execution.max_failures, Store(execution.store)), chains
@@ -94,9 +93,9 @@ def run_trials(
     scheduler: TrialScheduler | None = None,
     reuse_actors: bool = True,
 ) -> None:
-    """One Tune experiment; its folder is of no use afterwards, since the store is the only state.
+    """Run one Tune experiment in a temporary folder, since the store is the only state.
 
-    An actor that is kept for the next trial keeps its placement group too. RunError when the cluster is lost.
+    Actors that are reused for the next trial keep their placement group too. Raises RunError if the cluster is lost.
     """
     with private_folder() as folder:
         tuner = tune.Tuner(
@@ -112,7 +111,7 @@ def run_trials(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(folder),
-                failure_config=tune.FailureConfig(max_failures=-1),  # the relay counts
+                failure_config=tune.FailureConfig(max_failures=-1),  # the relay counts failures
                 callbacks=[relay],
                 stop=_StopWhen(stop, relay),
                 verbose=0,
@@ -125,20 +124,20 @@ def run_trials(
 
 
 def places_here(execution: Execution) -> int:
-    """How many trials the cluster that is joined can hold at the same time."""
+    """Return how many trials the joined cluster can hold at the same time."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return _room(_share_of_rank(execution, nodes), nodes) // execution.ranks
 
 
 def placement_here(execution: Execution) -> tune.PlacementGroupFactory:
-    """The placement group of one trial on the cluster that is joined. SpecError when it can never hold one."""
+    """Return the placement group of one trial on the joined cluster. Raises SpecError if it can never hold one."""
     return placement(execution, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
 def placement(execution: Execution, nodes: list[dict[str, float]]) -> tune.PlacementGroupFactory:
-    """The placement group of one trial, given each node's resources.
+    """Return the placement group of one trial, given each node's resources.
 
-    SpecError with the sizes at hand when these nodes can never hold it: every rank must fit on one of them.
+    Raises SpecError, with all sizes, if these nodes can never hold it: every rank must fit on a single node.
     """
     rank = _share_of_rank(execution, nodes)
     if execution.device == "cuda" and "GPU" not in rank:
@@ -163,24 +162,24 @@ def _share_of_rank(execution: Execution, nodes: list[dict[str, float]]) -> dict[
 
 
 def _room(rank: dict[str, float], nodes: list[dict[str, float]]) -> int:
-    """How many ranks fit on the nodes."""
+    """Number of ranks that fit on the nodes."""
     return sum(min(int(node.get(kind, 0.0) / amount) for kind, amount in rank.items()) for node in nodes)
 
 
 def _amounts(resources: dict[str, float]) -> str:
-    """Processors as text: "4 CPUs and 1 GPU"."""
+    """Resources as text, e.g. "4 CPUs and 1 GPU"."""
     return " and ".join(counted(resources[kind], kind) for kind in ("CPU", "GPU") if kind in resources)
 
 
 class ChainOrder(Searcher):
-    """Hands out a chain only when every fit that it shares with a chain handed out before is stored.
+    """Starts a chain only when every fit that it shares with a running chain is stored.
 
-    Waiting holds no resources: Tune asks again about once a second. A chain that waited for people is handed out again
-    once they have answered, as long as others run.
+    Waiting holds no resources, since Tune asks again about once a second. A chain that waited for people is started
+    again once they have answered, as long as others run.
     """
 
     def __init__(self, chains: list[Chain], first: list[Chain], relay: "Relay", people: People) -> None:
-        """The order of `first` among all chains, and of those that wait for people, as the relay says."""
+        """Order the chains `first`, and later those that the relay reports as waiting for people."""
         super().__init__(metric=None, mode=None)
         self._chains = chains
         self._relay, self._people = relay, people
@@ -206,7 +205,7 @@ class ChainOrder(Searcher):
         return None
 
     def _asking(self) -> list[Chain]:
-        """The chains that ended with questions for people, and are not to go on already."""
+        """Chains that ended with questions for people and are neither queued nor running."""
         if not self._relay.asking:
             return []
         taken = {*self._waiting, *self._running.values()}
@@ -220,23 +219,21 @@ class ChainOrder(Searcher):
         self._running.pop(trial_id, None)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the store is the only state."""
+        """Do nothing: the store is the only state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+        """Do nothing."""
 
 
 class Relay(tune.Callback):
-    """Passes the events of trials on; knows which stages are done, what failed, and what to try again.
+    """Passes on the events of trials; tracks which stages are done, what failed, and what to retry.
 
-    Events tell by the name of a trial, which is in its settings, whose they are: in a grid that is the chain's. A trial
-    may be lost `max_failures` times in a row; getting further, by a stage, a pick or a saved epoch, forgives.
+    Events carry the name of their trial, which is in its settings; in a grid, it is the chain's. A trial may be lost
+    `max_failures` times in a row; progress by a stage, a pick or a saved epoch resets the count.
     """
 
     def __init__(self, on_event: Callable[[Event], None], max_failures: int, store: Store, prefix: str = "") -> None:
-        """What is told to `on_event` is in the `store`, as this process sees it; failed attempts are recorded there
-        under the name of a trial after a `prefix`.
-        """
+        """Check that results in events are in the `store`; record failed attempts there by `prefix` and trial name."""
         self._prefix = prefix
         self._on_event, self._max_failures, self._store = on_event, max_failures, store
         self._losses: Counter[str] = Counter()
@@ -248,10 +245,10 @@ class Relay(tune.Callback):
         self.lost: list[str] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles a run's settings to restore them; we never do, and listeners belong to this process
+        return {}  # Tune pickles a run's settings to restore them, which we never do; listeners belong to this process
 
     def begin(self) -> None:
-        """Begin a round of trials, in which none is lost yet."""
+        """Begin a round of trials, none of them lost yet."""
         self.lost = []
 
     def on_trial_result(
@@ -279,7 +276,7 @@ class Relay(tune.Callback):
         self._on_event(event)
 
     def _missing(self, event: Event) -> str:
-        """What a trial says is stored, and this process does not find; empty when all is there."""
+        """What a trial reports as stored but this process does not find; empty if nothing."""
         match event:
             case FitTrained() | StageDone():
                 kind, key = "fit", event.fit
@@ -293,12 +290,12 @@ class Relay(tune.Callback):
                 if time.monotonic() > until:
                     return f"a node says that {kind} {key[:12]} is stored, and the driver does not see it in the store"
                 time.sleep(0.1)
-        except StoreError:  # it cannot be reached for a moment; what is there is seen in the end
+        except StoreError:  # unreachable for a moment; missing results will be noticed in the end
             return ""
         return ""
 
     def _gets_further(self, event: Event) -> bool:
-        """Whether an event says that something is stored that was not, which no retry has to repeat."""
+        """Whether an event reports progress: something newly stored that no retry has to repeat."""
         if not isinstance(event, FitResumed):
             return isinstance(event, FitTrained) or (isinstance(event, PixelsPicked) and event.computed)
         reached = event.stage, event.epoch
@@ -307,16 +304,16 @@ class Relay(tune.Callback):
         return reached > before
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial's process or node was lost and Tune starts it again; one time too many makes it give up.
+        """Handle a trial whose process or node was lost, which Tune restarts; after too many losses it gives up.
 
-        Should not even that be possible, for no process of it can begin, Tune calls `on_trial_error` next.
+        If no process can start even for giving up, Tune calls `on_trial_error` next.
         """
         name = trial.config["name"]
         if not self._may_try_again(trial, name):
             trial.config["give_up"], trial.max_failures = self.errors[name], 0
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial was lost before it began, which Tune does not try again; the next round does."""
+        """Handle a trial that was lost before it began, which Tune does not retry, but the next round does."""
         name = trial.config["name"]
         self.asking.discard(name)
         if self._may_try_again(trial, name):
@@ -325,9 +322,7 @@ class Relay(tune.Callback):
             self._on_event(ChainFailed(name, self.errors[name], final=True))
 
     def _may_try_again(self, trial: Any, name: str) -> bool:
-        """Whether a trial that failed is worth another try; a lost process, which could not say so itself, is told of,
-        and recorded for `status`.
-        """
+        """Whether a failed trial is worth another attempt; report and record a lost process, which could not do so."""
         error = trial.get_pickled_error()
         is_lost = isinstance(error, ray.exceptions.RayActorError)
         if is_lost:
@@ -344,7 +339,7 @@ class Relay(tune.Callback):
 
 
 class _StopWhen(tune.Stopper):
-    """Ends the whole run when a function says so, and a trial that has failed for good."""
+    """Ends the whole run if `stop()`, and any trial that has failed for good."""
 
     def __init__(self, stop: Callable[[], bool], relay: Relay) -> None:
         self._stop, self._relay = stop, relay
@@ -360,7 +355,7 @@ class _StopWhen(tune.Stopper):
 
 
 def _trial(config: dict[str, Any], job: Job) -> None:
-    """One chain, in the process of its Tune trial."""
+    """Run one chain, in the process of its Tune trial."""
     chain, plan = job.chains[config["chain"]], job.plan
 
     def work() -> None:
@@ -377,7 +372,7 @@ def attempt(
     execution: Execution,
     report: Callable[[Event], None],
 ) -> None:
-    """Do the work of a trial; what goes wrong is told, and recorded under `record`. What is worth a retry is raised."""
+    """Do a trial's work; report errors, record them under `record`, and raise those worth a retry."""
     if "give_up" in config:
         report(ChainFailed(config["name"], config["give_up"], final=True))
         return
@@ -385,7 +380,7 @@ def attempt(
         check_sees_run(execution)
         work()
     except Exception as error:
-        with contextlib.suppress(StoreError):  # it may be what failed
+        with contextlib.suppress(StoreError):  # the store may be what failed
             Store(execution.store).record_attempt(record, f"{traceback.format_exc()}\n{explain(error)}\n")
         report(ChainFailed(config["name"], explain(error), final=gives_up(error)))
         if not gives_up(error):
@@ -393,7 +388,7 @@ def attempt(
 
 
 def check_sees_run(execution: Execution) -> None:
-    """SpecError where the store on this node is not the driver's, which holds the lease of its run there."""
+    """Raise SpecError if the store on this node is not the driver's, which would contain the lease of its run."""
     until = time.monotonic() + VISIBLE_SECONDS
     store = Store(execution.store)
     while execution.run and not store.has_lease("run", execution.run):
