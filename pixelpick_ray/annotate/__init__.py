@@ -1,1 +1,1 @@
-"""People label pixels: a local web page, and books of answers in and out. Imports neither torch nor ray."""
+"""Annotation by people: a local web page, and import and export of answers. Imports neither torch nor ray."""

@@ -1,22 +1,22 @@
-"""Who works on what: a table within this process, leases of the store between processes."""
+"""Claims: who works on what, by a table within this process and leases in the store between processes."""
 
 from contextlib import ExitStack
 
 from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.store import Store
 
-Key = tuple[str | int, ...]  # a book with an image, or with a pixel that is asked again
+Key = tuple[str | int, ...]  # a book with an image, or with a repeated pixel
 
 
 class Claims:
-    """What people work on, each thing by one of them."""
+    """Images and repeated pixels claimed by one person each."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._held: dict[Key, tuple[str, ExitStack]] = {}
 
     def take(self, key: Key, who: str) -> bool:
-        """Whether the thing is now theirs, be it that it was before."""
+        """Claim something; return whether `who` has it now, possibly from before."""
         if key in self._held:
             return self._held[key][0] == who
         lease = self._store.take("annotate", digest(list(key)))
@@ -28,15 +28,15 @@ class Claims:
         return True
 
     def of(self, who: str) -> list[Key]:
-        """What somebody has."""
+        """Return somebody's claims."""
         return [key for key, (holder, _) in self._held.items() if holder == who]
 
     def release(self, key: Key) -> None:
-        """Give a thing back if it is held."""
+        """Release a claim if it is held."""
         _, stack = self._held.pop(key, ("", ExitStack()))
         stack.close()
 
     def release_all(self) -> None:
-        """Give everything back."""
+        """Release all claims."""
         for key in list(self._held):
             self.release(key)

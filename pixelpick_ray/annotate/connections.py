@@ -1,4 +1,4 @@
-"""How many connections the page's server holds, and how long a request may take to arrive: nobody can hold them all."""
+"""Limits on the page server's connections and on how slowly requests may arrive, so that nobody can block it."""
 
 import asyncio
 import logging
@@ -8,25 +8,23 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-ARRIVAL_SECONDS = 20.0  # from the first byte of a request, or the beginning of its connection, to its last
+ARRIVAL_SECONDS = 20.0  # from the first byte of a request, or its connection's start, to its last byte
 MOST = 128
 TELL_SECONDS = 60.0
 
 
 def most_connections() -> int:
-    """How many connections are held at the same time: half of the descriptors that this process may have, at most."""
+    """Return the maximum number of connections: at most half of this process's file descriptors."""
     return min(MOST, max(8, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
 
 class BoundedProtocol(H11Protocol):
-    """HTTP/1.1 with an end to waiting: a request that does not arrive in time is dropped, and so is, for a new
-    connection when there are too many, the oldest one that has sent none.
-    """
+    """HTTP/1.1 that drops requests that arrive too slowly and, with too many connections, the oldest idle one."""
 
     _arrival: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection in, and drop another one if there are too many."""
+        """Accept a connection, and drop another one if there are too many."""
         self.began = time.monotonic()
         self.loop.set_exception_handler(_Quiet.of(self.loop))
         super().connection_made(transport)
@@ -36,7 +34,7 @@ class BoundedProtocol(H11Protocol):
             min(idle or [self], key=lambda one: one.began).transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes in."""
+        """Process received bytes."""
         if self._arrival is None:
             self._await_request()
         super().data_received(data)
@@ -44,7 +42,7 @@ class BoundedProtocol(H11Protocol):
             self._stop_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The other side has left, or was dropped."""
+        """Clean up after the other side has left or was dropped."""
         self._stop_waiting()
         super().connection_lost(exc)
 
@@ -61,14 +59,14 @@ class BoundedProtocol(H11Protocol):
 
 
 class _Quiet:
-    """What asyncio meets outside of requests, such as a lack of descriptors, in a line, and not every time."""
+    """Exception handler that logs errors outside requests, such as a lack of descriptors, in one line, rate-limited."""
 
     def __init__(self) -> None:
         self._told = 0.0
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> "_Quiet":
-        """The one of a loop."""
+        """Return the handler of a loop, or a new one."""
         known = loop.get_exception_handler()
         return known if isinstance(known, _Quiet) else cls()
 

@@ -1,4 +1,4 @@
-"""The desk: hands questions out to people and takes their answers. Knows nothing of the web."""
+"""The desk, which hands out questions to people and takes their answers; independent of the web."""
 
 import threading
 import time
@@ -24,8 +24,8 @@ from pixelpick_ray.errors import SpecError
 from pixelpick_ray.planning import Chain, Plan
 from pixelpick_ray.store import Store
 
-SENT = 60  # questions that a page gets at once
-HISTORY = 100  # answers that a page can look back at after a reload
+SENT = 60  # questions sent to a page at once
+HISTORY = 100  # answers that a page can go back to after a reload
 SWEEP_SECONDS = 5.0
 
 AnswerSeconds = Annotated[float, Field(ge=0.0, le=86400.0, allow_inf_nan=False)]
@@ -33,7 +33,7 @@ Value = dict[str, Any]
 
 
 class Reply(Spec):
-    """What a page sends as an answer: `id` is new for each answer, and the same when it is sent again."""
+    """An answer as sent by a page; `id` is unique to the answer, and the same if it is sent again."""
 
     id: OneLine
     annotator: OneLine
@@ -45,13 +45,13 @@ class Reply(Spec):
 
 
 class Desk:
-    """Who is asked what. Any number of threads may call; every answer is in the store when `answer` returns."""
+    """Hands out questions and stores answers; thread-safe. Answers are durable when `answer` returns."""
 
     def __init__(self, plan: Plan, store: Store, data_path: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Open the desk for the chains of a plan that have people answer.
+        """Open the desk for the chains of a plan that ask people.
 
-        SpecError when there are none, when they do not fit together, and for keys that clash. StoreError when the store
-        cannot be read.
+        Raises SpecError if there are none, if their classes differ, or if keys clash; StoreError if the store cannot be
+        read.
         """
         self._spec = plan.experiment.annotation
         self._title = plan.experiment.title or plan.experiment.name
@@ -64,7 +64,7 @@ class Desk:
         self._gallery, self._clock = Gallery(), clock
         self._board = Board(plan.experiment, chains, store, data_path, clock)
         self._rota = Rota(self._board, Claims(store), self._spec, clock)
-        self._images: list[tuple[str, str]] = []  # book and name, by the number that the page knows
+        self._images: list[tuple[str, str]] = []  # book and name, by the number used on the page
         self._numbers: dict[tuple[str, str], int] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._look()
@@ -77,7 +77,7 @@ class Desk:
                 self._rota.sweep()
 
     def close(self) -> None:
-        """Let others have what the people here worked on."""
+        """Release everything that people here were working on."""
         self._closed.set()
         self._sweeper.join()
         with self._lock:
@@ -86,7 +86,7 @@ class Desk:
     # Questions
 
     def begin(self, annotator: str) -> Value:
-        """What a page needs once: the classes with their keys, and what somebody answered of what is still asked."""
+        """Return what a page needs once: classes with keys, and an annotator's answers to current questions."""
         with self._lock:
             person = self._rota.greet(annotator)
             self._look()
@@ -100,10 +100,10 @@ class Desk:
             }
 
     def next(self, annotator: str, have: Sequence[str]) -> Value:
-        """Further questions for somebody, beside those that the page has; of these, those that it has to drop.
+        """Return further questions for an annotator, and which of those the page already has (`have`) it must drop.
 
-        The state is "asking", "elsewhere" while others work on all that is left, "waiting" while nothing is asked, and
-        "done". StoreError when the store cannot be read.
+        The state is "asking", "elsewhere" (others work on all that is left), "waiting" (nothing is asked) or "done".
+        Raises StoreError if the store cannot be read.
         """
         with self._lock:
             person = self._rota.greet(annotator)
@@ -119,15 +119,16 @@ class Desk:
             }
 
     def image(self, number: int) -> bytes:
-        """An image as PNG at native size, by the number that a question has. Refusal when no question has it."""
+        """Return an image as PNG at native size, by its number in questions. Raises Refusal for an unknown number."""
         with self._lock:
             book, name = self._image_at(number)
             read = self._board.piles[book].read_image
         return self._gallery.look(book, name, read).png
 
     def points(self, number: int) -> list[Value]:
-        """All pixels of an image that are asked now, with what was answered: not that of a pixel that is being asked
-        again. Refusal when no question has this image.
+        """Return the current pixels of an image with their answers, hidden for pixels that are being asked about again.
+
+        Raises Refusal for an unknown number.
         """
         with self._lock:
             book, name = self._image_at(number)
@@ -137,7 +138,7 @@ class Desk:
             return [{"y": place[1], "x": place[2], **_told(answer)} for place, answer in told.items()]
 
     def skip(self, annotator: str, question: str) -> Value:
-        """Put a question at the end of somebody's queue. Refusal when it is not theirs."""
+        """Move a question to the end of the annotator's queue. Raises Refusal if it is not theirs."""
         with self._lock:
             person = self._rota.greet(annotator)
             skipped = self._rota.claim(person, question)
@@ -146,7 +147,7 @@ class Desk:
             return self._progress(person)
 
     def _look(self) -> None:
-        """See what is asked now, and drop what is not."""
+        """Update the board, and drop what is no longer asked."""
         if self._board.poll():
             self._rota.tidy()
 
@@ -174,7 +175,7 @@ class Desk:
         ]
 
     def _item(self, question: Question) -> Value:
-        """A question as a page gets it: nothing of a prediction unless it is to be shown."""
+        """A question as sent to a page, with the prediction only if suggestions are shown."""
         item = {"id": question.id, "image": self._number(question), "name": question.image}
         item |= {"y": question.y, "x": question.x, "height": question.height, "width": question.width}
         suggestion = self._suggestion(question)
@@ -199,9 +200,9 @@ class Desk:
     # Answers
 
     def answer(self, reply: Reply) -> Value:
-        """Write an answer; it is safe when this returns. Sent again, it is written once.
+        """Store an answer; it is durable on return. If sent again, it is stored only once.
 
-        Refusal when it is not theirs to answer, StoreError when it cannot be written.
+        Raises Refusal if the question is not theirs to answer, StoreError if it cannot be stored.
         """
         with self._lock:
             person = self._rota.greet(reply.annotator)
@@ -246,9 +247,9 @@ class Desk:
         )
 
     def undo(self, annotator: str, answer: str) -> Value:
-        """Take an answer of somebody back and put its question first; asked again, it is done once.
+        """Take back an annotator's answer and put its question first; if requested again, it is done only once.
 
-        Refusal when a training has gone on with it, or it is not theirs. StoreError when it cannot be written.
+        Raises Refusal if a training has used it or it is not theirs, StoreError if it cannot be stored.
         """
         with self._lock:
             person = self._rota.greet(annotator)
@@ -273,7 +274,7 @@ class Desk:
 
 
 def _asking(plan: Plan) -> list[Chain]:
-    """The chains that ask people. SpecError when there are none."""
+    """Chains that ask people. Raises SpecError if there are none."""
     asking = [chain for chain in plan.chains if isinstance(chain.trial.oracle, HumanSpec)]
     found = [chain for chain in asking if chain.trial.budget != "full"]
     if not found:
@@ -282,7 +283,7 @@ def _asking(plan: Plan) -> list[Chain]:
 
 
 def _common_facts(chains: Sequence[Chain], data_path: Path) -> DatasetFacts:
-    """The facts that the chains share. SpecError when their classes differ: a key must mean one thing."""
+    """Facts that the chains share. Raises SpecError if their classes differ, because a key must mean one class."""
     specs = {(chain.trial.dataset.name, chain.trial.dataset.path): chain.trial.dataset for chain in chains}
     facts = [open_dataset(spec, data_path).facts for spec in specs.values()]
     if len({one.class_names for one in facts}) > 1:
@@ -294,7 +295,7 @@ def _common_facts(chains: Sequence[Chain], data_path: Path) -> DatasetFacts:
 
 
 def _classes(facts: DatasetFacts, spec: AnnotateSpec) -> list[Value]:
-    """Name, key and colour (as #rrggbb) of every class."""
+    """Name, key and colour (#rrggbb) of every class."""
     keys = class_keys(facts.class_names, spec.keys)
     return [
         {"name": name, "key": keys[name], "colour": "#{:02x}{:02x}{:02x}".format(*colour)}

@@ -1,6 +1,6 @@
-"""Exchanging questions and answers with files: our own and those of other tools, by the names in FORMATS.
+"""Exchange of questions and answers with files in our own and other tools' formats, by the names in FORMATS.
 
-Each format's module says what it holds. Reading takes over a file as a whole or not at all.
+Each format's module documents what it holds. A file is imported as a whole or not at all.
 """
 
 import math
@@ -34,7 +34,7 @@ MAX_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Format:
-    """How a format is written and read, and what its files are called."""
+    """File suffix, writer and reader of a format."""
 
     suffix: str
     write: Callable[[Exchanged], bytes]
@@ -51,7 +51,7 @@ FORMATS: dict[str, Format] = {
 
 
 def export(exchanged: Exchanged, format_name: str) -> bytes:
-    """The file of these points. DataError when they contradict each other or the images, SpecError for no format."""
+    """Write points to a file's bytes. Raises DataError for contradictory points, SpecError for an unknown format."""
     chosen, problems = _format(format_name), Problems(format_name)
     points = [(f"points[{number}]", point) for number, point in enumerate(exchanged.points)]
     check_points(points, Known(exchanged.class_names, exchanged.images), problems)
@@ -70,10 +70,10 @@ def read(
     images: Sequence[AskedImage],
     answers: Iterable[Answer] = (),
 ) -> tuple[ExchangedPoint, ...]:
-    """The points of a file, sorted by image, row and column; `answers` are those that are stored.
+    """Read the points of a file, sorted by image, row and column; `answers` are the stored ones.
 
-    DataError lists what is wrong with it, and where, also what it calls by the id of a stored answer that is another;
-    SpecError for no format.
+    Raises DataError listing what is wrong and where, including ids that contradict stored answers; SpecError for an
+    unknown format.
     """
     chosen, problems = _format(format_name), Problems(format_name)
     known = Known(tuple(class_names), tuple(images), {answer.id: answer for answer in answers})
@@ -98,9 +98,9 @@ def _format(name: str) -> Format:
 def points_of(
     questions: Questions, said: Mapping[Place, Answer], class_names: Sequence[str]
 ) -> tuple[ExchangedPoint, ...]:
-    """A point for each question, with the answer that it has, if any.
+    """Return a point for each question, with its answer, if any.
 
-    DataError when an answer names another class. What the network predicts is left out: other tools would show it.
+    Predictions are left out, because other tools would show them. Raises DataError if an answer has an unknown class.
     """
     places = zip(questions.names_per_pixel().tolist(), questions.y.tolist(), questions.x.tolist(), strict=True)
     points = [
@@ -120,12 +120,12 @@ def _answered(answer: Answer) -> ExchangedPoint:
 
 
 def answers_of(points: Iterable[ExchangedPoint], book: Book, *, annotator: str, time: float) -> tuple[Answer, ...]:
-    """The answers among points that a book does not have, each once. Those without annotator or time get the given.
+    """Return the answers among points that are new to a book, with `annotator` and `time` as defaults.
 
-    An answer with an id is new where the book does not have this id; one without where its pixel has another answer, or
-    none: its id is then the digest of what it says and of when, or, where it does not tell when, of what it replaces.
-    One that was taken back is new, with an id of its own, where it would count again. So nothing of a file is new when
-    it is read a second time, and whoever changes their mind twice is heard twice.
+    An answer with an id is new if the book lacks this id. One without is new if its pixel has a different answer or
+    none; its id is then the digest of its content and of its time or, without a time, of the answer it replaces. One
+    that was taken back is new, with an id of its own, if it would count again. Thus reading a file twice adds nothing
+    the second time, and changing one's mind twice gives two answers.
     """
     counting = {(answer.place, answer.repeat): answer for answer in book.answers}
     ids, undone, found = book.ids, book.undone, dict[str, Answer]()
@@ -147,7 +147,7 @@ def answers_of(points: Iterable[ExchangedPoint], book: Book, *, annotator: str, 
 
 
 def _answer(point: ExchangedPoint, before: Answer | None, annotator: str, now: float) -> Answer:
-    """The answer of a point whose pixel has the answer `before`, if any."""
+    """Answer of a point; `before` is the pixel's present answer, if any."""
     who = point.annotator or annotator
     since = before.id if point.time is None and before is not None else point.time
     content = [*point.place, point.kind, point.label, point.repeat, who, since]
@@ -156,16 +156,16 @@ def _answer(point: ExchangedPoint, before: Answer | None, annotator: str, now: f
 
 
 def _time(point: ExchangedPoint, before: Answer | None, now: float) -> float:
-    """When a point was answered: after what it replaces, where the file does not tell, or tells the same time."""
+    """When a point was answered; after the answer it replaces, if the file gives no time or the same one."""
     given = now if point.time is None else point.time
     if before is None or (point.time is not None and (point.id is not None or point.time != before.time)):
         return given
-    # The clock of another machine may be fast.
+    # Another machine's clock may be fast.
     return max(given, math.nextafter(before.time, math.inf))
 
 
 def _renamed(answer: Answer, undone: Collection[str]) -> Answer:
-    """An answer that was taken back, with the first id of a chain from its own on that was not."""
+    """Copy of an answer that was taken back, with the first unused id of a chain that starts at its own."""
     content = [*answer.place, answer.kind, answer.label, answer.repeat, answer.annotator]
     while answer.id in undone:
         answer = answer.model_copy(update={"id": _identity([*content, answer.id])})

@@ -1,4 +1,4 @@
-"""Pictures for the page: images of the training split at native size. Label maps end here."""
+"""Images for the page: those of the training split at native size, without their label maps."""
 
 import io
 from collections import OrderedDict
@@ -13,12 +13,12 @@ from pixelpick_ray.config.trial import DatasetSpec
 from pixelpick_ray.data.dataset import UInt8Array
 from pixelpick_ray.data.datasets import open_dataset, training_split
 
-KEPT = 32  # pictures in memory
+KEPT = 32  # images in memory
 
 
 @dataclass(frozen=True)
 class ShownImage:
-    """A PNG file with its size in pixels."""
+    """A PNG file and its size in pixels."""
 
     png: bytes
     height: int
@@ -26,21 +26,21 @@ class ShownImage:
 
 
 def reader(spec: DatasetSpec, data_path: Path) -> Callable[[str], UInt8Array]:
-    """What reads a training image (H, W, 3) by its name. DataError when it cannot be read."""
+    """Return a function that reads a training image (H, W, 3) by name and raises DataError if it cannot."""
     dataset = open_dataset(spec, data_path)
     split = training_split(dataset, spec)
     return lambda name: dataset.read(split, name)[0]
 
 
 class Gallery:
-    """The last pictures that were looked at; any number of threads may look."""
+    """Thread-safe cache of the images viewed last."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._pictures: OrderedDict[tuple[str, str], ShownImage] = OrderedDict()
 
     def look(self, shelf: str, name: str, read: Callable[[str], UInt8Array]) -> ShownImage:
-        """The picture of a name among those of a shelf, read when it is not in memory."""
+        """Return an image by shelf and name, reading it if it is not in memory."""
         with self._lock:
             picture = self._pictures.get((shelf, name))
         if picture is None:

@@ -1,4 +1,4 @@
-"""What stands before the page's server: who may ask, how much may be sent, what every response says to the browser."""
+"""Middleware that protects the page's server: access control and response headers."""
 
 import ipaddress
 import secrets
@@ -22,30 +22,30 @@ COMMON = {
 
 
 def error(status: int, sentence: str) -> JSONResponse:
-    """What the page shows when something cannot be done."""
+    """Return an error response with a sentence for the page to show."""
     return JSONResponse({"error": sentence}, status)
 
 
 def nothing_here() -> JSONResponse:
-    """The same for everything that is not there, so that nobody learns what is."""
+    """Return the same 404 for everything that does not exist, so as not to reveal what does."""
     return error(404, "There is nothing here.")
 
 
 @dataclass(frozen=True)
 class Names:
-    """What a server is called, and whether every address may lead to it."""
+    """Host names of a server, and whether any IP address may lead to it."""
 
     known: frozenset[str]
     any_address: bool
 
 
 class Guard:
-    """Lets through what comes from our own page.
+    """Lets through only requests from our own page.
 
-    The address of the page has a token that other pages and other users of this machine do not know. A page of another
-    site can reach a server at a loopback address, by a name of its own that resolves to it, too: so the Host must be a
-    name of ours (every address where it is reachable from everywhere), and the Origin that of the Host. `once` is
-    another token, which leads to the page the first time that it is given.
+    The page's address contains a token that other pages and other users of this machine do not know. Because other
+    sites' pages can reach a loopback address, even by their own names (DNS rebinding), the Host must be one of our
+    names (or any IP address, if reachable from everywhere), and the Origin must match the Host. `once` is a
+    single-use token that redirects to the page.
     """
 
     def __init__(self, app: ASGIApp, token: str, host: str, once: str) -> None:
@@ -53,7 +53,7 @@ class Guard:
         self._once = once.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or pass it on without the token."""
+        """Answer a request, or pass it on with the token removed."""
         if scope["type"] != "http":
             return
 
@@ -72,7 +72,7 @@ class Guard:
         await self._app({**scope, "path": path}, receive, send_all)
 
     def _reply(self, scope: Scope) -> Response | None:
-        """What is answered without the application."""
+        """Response that needs no application, if any."""
         headers = Headers(scope=scope)
         if not is_ours(headers.get("host", ""), self._names):
             return error(421, "This server does not answer under that name; open the address that it printed.")
@@ -90,7 +90,7 @@ class Guard:
 
 
 def names_of(host: str) -> Names:
-    """The names of a server that listens at `host`. Where that is everywhere it may ask the network for them."""
+    """Return the names of a server that listens at `host`; if that is everywhere, this may query the network."""
     if host in EVERYWHERE:
         return Names(frozenset((*LOOPBACK, socket.gethostname().lower(), socket.getfqdn().lower())), any_address=True)
     return Names(frozenset((*LOOPBACK, host.lower())), any_address=False)
@@ -99,17 +99,17 @@ def names_of(host: str) -> Names:
 def is_ours(given: str, names: Names) -> bool:
     """Whether the Host of a request is one of our names.
 
-    Where we listen everywhere any address of a machine will do: only names can be made to lead elsewhere.
+    If we listen everywhere, any IP address is accepted: only names can be made to resolve elsewhere.
     """
     name = _name_in(given)
     return name in names.known or (names.any_address and _is_address(name))
 
 
 def _name_in(given: str) -> str:
-    """The name in a Host without its port; empty when it is none."""
+    """Name in a Host header without the port; empty if malformed."""
     try:
         parts = urlsplit(f"//{given}")
-        _ = parts.port  # ValueError when it is no number
+        _ = parts.port  # ValueError if not a number
     except ValueError:
         return ""
     return "" if parts.username is not None or parts.path else (parts.hostname or "")

@@ -1,4 +1,4 @@
-"""In which order questions are asked, and which of them twice: pure functions."""
+"""Order and repetition of questions: pure functions."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,10 @@ from pixelpick_ray.data.questions import Place
 
 @dataclass(frozen=True)
 class Question:
-    """A pixel that somebody is asked about.
+    """A pixel that people are asked about.
 
-    ``height`` and ``width`` are those of the prepared image, ``predicted`` the class that the network would say, -1
-    where none was asked. A ``repeat`` has its answer already.
+    ``height`` and ``width`` are those of the prepared image, ``predicted`` is the network's class, -1 without one. A
+    ``repeat`` is about a pixel that already has an answer.
     """
 
     book: str
@@ -35,22 +35,23 @@ class Question:
 
     @cached_property
     def id(self) -> str:
-        """Its name: the same in every process, so that a page may go on with another one."""
+        """Identifier, the same in every process, so that a page may switch servers."""
         return question_id(self.book, self.place, self.repeat)
 
     def again(self) -> "Question":
-        """The question that repeats this one."""
+        """Return the repeat of this question."""
         return replace(self, repeat=True)
 
 
 def question_id(book: str, place: Place, repeat: bool) -> str:
-    """The name of a question."""
+    """Return the identifier of a question."""
     return digest([book, *place, repeat])[:24]
 
 
 def nearest_path(points: Sequence[tuple[int, int]]) -> list[int]:
-    """Indices of points (y, x) in the order of a walk that begins at the topmost, then leftmost one and goes on to the
-    nearest one each time, the topmost and leftmost of equals.
+    """Return indices of points (y, x) along a nearest-neighbour walk from the topmost, then leftmost one.
+
+    Ties go to the topmost, then leftmost point.
     """
     if not points:
         return []
@@ -67,7 +68,7 @@ def nearest_path(points: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def by_image(questions: Iterable[Question]) -> list[Question]:
-    """Image after image in the given order, each along a path to the nearest pixel."""
+    """Order questions image by image as given, each along a nearest-neighbour path."""
     images: dict[tuple[str, str], list[Question]] = {}
     for question in questions:
         images.setdefault((question.book, question.image), []).append(question)
@@ -75,7 +76,7 @@ def by_image(questions: Iterable[Question]) -> list[Question]:
 
 
 def by_prediction(questions: Iterable[Question]) -> list[Question]:
-    """Those of one predicted class together, and these by image."""
+    """Order questions by predicted class, then by image."""
     classes: dict[int, list[Question]] = {}
     for question in questions:
         classes.setdefault(question.predicted, []).append(question)
@@ -83,16 +84,16 @@ def by_prediction(questions: Iterable[Question]) -> list[Question]:
 
 
 def is_repeated(book: str, place: Place, share: float) -> bool:
-    """Whether a pixel is asked a second time: a hash decides, so every process decides alike."""
+    """Whether to ask about a pixel a second time, decided by a hash, so alike in every process."""
     return _chance(book, place, "repeat") < share
 
 
 def is_for_the_same(book: str, place: Place) -> bool:
-    """Whether a pixel is repeated only to who answered it first: repeats measure people against themselves, too."""
+    """Whether only the first annotator is asked about a pixel again, which measures self-agreement."""
     return _chance(book, place, "same") < 0.5
 
 
 def _chance(book: str, place: Place, purpose: str) -> float:
-    """A number in 0..1 that a pixel always has."""
+    """Pseudo-random number in [0, 1) that is fixed for a pixel and purpose."""
     text = canonical_json([book, *place, purpose]).encode("ascii")
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64

@@ -1,8 +1,8 @@
-"""Plain values out of a pickle, by an interpreter of our own: nothing in the file is run, nothing it names is imported.
+"""Safe reading of plain values from pickles: nothing in the file is run, and nothing it names is imported.
 
-A pickle is a program. The machine here knows the instructions that build plain values, and nothing else: numbers,
-texts, bytes, lists, tuples and dictionaries, and NumPy arrays and numbers in the few forms in which NumPy writes them,
-which it decodes from their bytes. Whatever else a file asks for is refused by name.
+A pickle is a program. The interpreter here knows only the instructions that build plain values: numbers, strings,
+bytes, lists, tuples and dictionaries, and NumPy arrays and scalars in the few forms that NumPy writes, which it decodes
+from their bytes. Anything else is rejected by name.
 """
 
 import math
@@ -17,28 +17,28 @@ import numpy.typing as npt
 
 from pixelpick_ray.errors import DataError
 
-MAX_STEPS = 5_000_000  # instructions, and values where what is shared is counted as often as it is met
-MAX_DEPTH = 32  # of containers in containers
+MAX_STEPS = 5_000_000  # instructions; also values, counting shared ones at every occurrence
+MAX_DEPTH = 32  # of nested containers
 _MAX_DIMENSIONS = 8
-_KEYS = (str, bytes, int, float, type(None))  # hashing a tuple of tuples may take forever
+_KEYS = (str, bytes, int, float, type(None))  # no tuples: hashing nested ones may take forever
 _PLAIN = (str, bytes, bytearray, int, float, type(None), np.generic)
 _NUMBERS = re.compile(r"b1|[iu][1248]|f[248]")
 
 
 class _RefusedError(Exception):
-    """What is wrong with the instruction at hand."""
+    """The current instruction is not allowed, or is malformed."""
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A name of the few that the machine knows how to answer itself."""
+    """One of the few global names that the interpreter handles itself."""
 
     dotted: str
 
 
 @dataclass
 class _Type:
-    """The type of an array's numbers, as far as it is told."""
+    """A NumPy data type, as far as it is known."""
 
     code: str
     order: str | None = None
@@ -49,16 +49,16 @@ class _Type:
 
 @dataclass
 class _Array:
-    """An array that may not be filled yet."""
+    """A NumPy array, possibly not filled yet."""
 
     value: npt.NDArray[Any] | None = None
 
 
 def read_pickle(content: bytes) -> Any:
-    """The plain value of a pickle of any protocol; containers are fresh, none is shared and none holds itself.
+    """Return the plain value of a pickle of any protocol; containers are new, unshared and not recursive.
 
-    DataError, with the byte, for code, for everything that is not plain, and for files that are damaged or pretend to
-    be larger than MAX_STEPS or deeper than MAX_DEPTH.
+    Raises DataError, with the byte offset, for code, for anything that is not plain, and for files that are damaged,
+    larger than MAX_STEPS or deeper than MAX_DEPTH.
     """
     machine, position = _Machine(len(content)), 0
     try:
@@ -70,7 +70,7 @@ def read_pickle(content: bytes) -> Any:
         if position + 1 != len(content):
             raise _RefusedError(f"the pickle ends here, {len(content) - position - 1} bytes follow")
         return _Unfolding().plain(machine.result(), 0)
-    except (_RefusedError, ValueError, OverflowError) as error:  # the latter two are pickletools'
+    except (_RefusedError, ValueError, OverflowError) as error:  # the latter two come from pickletools
         text = str(error) if isinstance(error, _RefusedError) else f"is damaged ({error!s:.100})"
         raise DataError(
             f"byte {position} of the pickle: {text}; nothing of it was run or imported. Read are dictionaries, lists, "
@@ -79,13 +79,13 @@ def read_pickle(content: bytes) -> Any:
 
 
 class _Machine:
-    """The stack and the memo of a pickle while it is read."""
+    """Stack and memo of a pickle being read."""
 
     def __init__(self, size: int) -> None:
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
-        self._bytes_left = size  # what texts may become; each byte of the file becomes bytes once
+        self._bytes_left = size  # limit on text decoded to bytes: the file's size
 
     def push(self, value: Any) -> None:
         self._stack.append(value)
@@ -106,7 +106,7 @@ class _Machine:
         self._marks.append(len(self._stack))
 
     def since_mark(self) -> list[Any]:
-        """Take off what was pushed since the last mark."""
+        """Pop everything since the last mark."""
         if not self._marks:
             raise _RefusedError("needs a mark, there is none")
         start = self._marks.pop()
@@ -115,7 +115,7 @@ class _Machine:
         return values
 
     def keep(self, place: int | None) -> None:
-        """Remember the top, at the next place where none is given."""
+        """Store the top of the stack in the memo, by default at the next place."""
         self._memo[len(self._memo) if place is None else place] = self.top()
 
     def recall(self, place: int) -> None:
@@ -124,7 +124,7 @@ class _Machine:
         self.push(self._memo[place])
 
     def encoded(self, text: str) -> bytes:
-        """The bytes that a text stands for in old protocols."""
+        """Decode the bytes that old protocols write as text."""
         self._bytes_left -= len(text)
         if self._bytes_left < 0:
             raise _RefusedError("makes more bytes than it has")
@@ -137,7 +137,7 @@ class _Machine:
 
 
 class _Unfolding:
-    """The result without the machine's own values, counted."""
+    """Copies the result without the interpreter's own values, counting values and depth."""
 
     def __init__(self) -> None:
         self._left = MAX_STEPS
@@ -162,7 +162,7 @@ class _Unfolding:
 
 
 def _said(value: Any) -> str:
-    """A value in a message: it may be huge, or hold itself."""
+    """Short text of a value for a message, which may be huge or recursive."""
     if isinstance(value, _Name):
         return value.dotted
     if isinstance(value, _Array | _Type):
@@ -306,7 +306,7 @@ def _fill(target: _Array, state: Any) -> None:
 def _decoded(
     data: bytes | bytearray, kind: _Type, shape: tuple[Any, ...], order: Literal["C", "F"]
 ) -> npt.NDArray[Any]:
-    """An array of numbers, a view of its bytes."""
+    """Numeric array, as a view of its bytes."""
     if len(shape) > _MAX_DIMENSIONS or not all(type(side) is int and 0 <= side < 2**31 for side in shape):
         raise _RefusedError("holds an array whose shape is none")
     size = math.prod(shape) * kind.numpy().itemsize

@@ -1,4 +1,4 @@
-"""Who is asked what next: a queue of questions for each person, whole images at a time."""
+"""The rota: a queue of questions for each person, filled by whole images."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,17 +13,17 @@ from pixelpick_ray.data.questions import Place
 from pixelpick_ray.errors import PixelPickError
 from pixelpick_ray.store.leases import LEASE_SECONDS
 
-IMAGES = {"image": 2, "predicted": 8}  # that are handed out together
-LOW = 10  # questions in a queue below which more are fetched
-BETWEEN = 10  # other answers before somebody is asked a pixel again
+IMAGES = {"image": 2, "predicted": 8}  # handed out together
+LOW = 10  # queue length below which more questions are fetched
+BETWEEN = 10  # other answers before somebody is asked about a pixel again
 SILENT_SECONDS = 120.0
 
 
 class Refusal(PixelPickError):
-    """What cannot be done now, in a sentence for the person at the page.
+    """A request that cannot be fulfilled, with a sentence for the person at the page.
 
-    The reason is "wrong" for a request that never fits, "taken" while somebody else has the image, "gone" for what is
-    not asked any more.
+    The reason is "wrong" for an invalid request, "taken" while somebody else has the image, and "gone" for what is no
+    longer asked.
     """
 
     def __init__(self, reason: Literal["wrong", "taken", "gone"], sentence: str) -> None:
@@ -33,7 +33,7 @@ class Refusal(PixelPickError):
 
 @dataclass
 class Person:
-    """Somebody at a page, or at several: what they are asked in turn, and how many answers they gave."""
+    """Somebody at one or more pages: their queue of questions, and their number of answers."""
 
     name: str
     seen: float
@@ -42,16 +42,16 @@ class Person:
 
     @property
     def queued(self) -> set[str]:
-        """The ids of the questions in the queue."""
+        """Ids of the questions in the queue."""
         return {one.id for one in self.queue}
 
     def finds(self, question: str) -> Question | None:
-        """The question of this id in the queue."""
+        """Return the question with this id in the queue, or None."""
         return next((one for one in self.queue if one.id == question), None)
 
 
 class Rota:
-    """The people at the desk of one process; one thread at a time may call."""
+    """The people at the desk of one process; not thread-safe."""
 
     def __init__(self, board: Board, claims: Claims, spec: AnnotateSpec, clock: Callable[[], float]) -> None:
         self._board, self._claims, self._spec, self._clock = board, claims, spec, clock
@@ -62,14 +62,14 @@ class Rota:
     # People
 
     def greet(self, name: str) -> Person:
-        """Somebody who has just asked for something, and so is not silent any more."""
+        """Return the person of a name, and note that they are active."""
         person = self._people.setdefault(name, Person(name, self._clock()))
         person.seen = self._clock()
         self.sweep()
         return person
 
     def sweep(self) -> None:
-        """Let others have what silent people worked on; after a standstill everything, for the leases are dead."""
+        """Release what inactive people were working on; after a standstill everything, because leases have expired."""
         now = self._clock()
         stood_still = now - self._swept > LEASE_SECONDS
         self._swept = now
@@ -80,18 +80,18 @@ class Rota:
                     self._claims.release(key)
 
     def asked_again(self) -> set[Question]:
-        """What somebody is being asked for the second time."""
+        """Return all repeats in queues."""
         return {one for person in self._people.values() for one in person.queue if one.repeat}
 
     def close(self) -> None:
-        """Let others have everything."""
+        """Release everything."""
         self._people.clear()
         self._claims.release_all()
 
     # Queues
 
     def tidy(self) -> None:
-        """Drop what is not asked any more."""
+        """Drop questions that are no longer asked."""
         for person in self._people.values():
             person.queue = [one for one in person.queue if self._board.asks(one)]
             self._release_finished(person)
@@ -104,8 +104,9 @@ class Rota:
                 self._claims.release(key)
 
     def keep(self, person: Person, questions: Iterable[str]) -> None:
-        """Leave somebody the questions that the page has, though they were silent, or it had them from another process:
-        all but what others have taken or answered meanwhile.
+        """Let somebody keep the questions that their page has, unless others have taken or answered them meanwhile.
+
+        They may have been inactive, or the page may have the questions from another process.
         """
         queued = person.queued
         found = [one for question in questions if question not in queued and (one := self._board.find(question))]
@@ -115,7 +116,7 @@ class Rota:
         self._release_finished(person)
 
     def refill(self, person: Person) -> None:
-        """Fetch more for somebody whose queue runs low. StoreError when the store cannot be read."""
+        """Fetch more questions if somebody's queue runs low. Raises StoreError if the store cannot be read."""
         if len(person.queue) >= LOW:
             return
         new: list[Question] = []
@@ -128,12 +129,12 @@ class Rota:
         self._release_finished(person)
 
     def _add(self, person: Person, claimed: Sequence[Question]) -> None:
-        """Put questions whose claims somebody has just got into their queue."""
-        self._board.refresh(one.book for one in claimed)  # what another process answered before it gave them back
+        """Queue questions that somebody has just claimed."""
+        self._board.refresh(one.book for one in claimed)  # answers by other processes before they released them
         person.queue += [one for one in claimed if self._board.asks(one)]
 
     def _take(self, person: Person, new: Sequence[Question]) -> list[Question]:
-        """The open questions of further images that nobody else works on; none when there are none."""
+        """Open questions of further images that nobody else is working on, if any."""
         found: list[Question] = []
         queued, left = person.queued | {one.id for one in new}, IMAGES[self._spec.order]
         for pile in self._board.piles.values():
@@ -147,14 +148,15 @@ class Rota:
         return found
 
     def _take_again(self, person: Person) -> list[Question]:
-        """Pixels that are asked a second time now: half of them only of who answered them, some answers later."""
+        """Due repeats, half of them only for the first annotator, once enough other answers lie in between."""
         recent = {_pixel(pile.key, one.place) for pile, one in self._board.last_answers(person.name, BETWEEN)}
         late = (one for one in self._due(person) if _pixel(one.book, one.place) not in recent)
         return list(islice((one for one in late if self._claims.take(_claim(one), person.name)), LOW))
 
     def _take_sooner(self, person: Person) -> list[Question]:
-        """Pixels that are asked a second time after fewer answers, for somebody who has nothing else to do: what they
-        answered first comes first, and never what they have just answered, which would measure nothing.
+        """Repeats after fewer other answers, for somebody with nothing else to do, earliest answers first.
+
+        Never the pixel answered last, because that would measure nothing.
         """
         due = {_pixel(one.book, one.place): one for one in self._due(person)}
         recent = [_pixel(pile.key, one.place) for pile, one in self._board.last_answers(person.name, BETWEEN)]
@@ -167,9 +169,9 @@ class Rota:
         return (one for pile in piles for one in pile.due(person.name) if one.id not in queued)
 
     def claim(self, person: Person, question: str) -> Question:
-        """The question of an id, for them to answer now: from the queue, or one that the page had before.
+        """Return the question with an id for somebody to answer, from the queue or one that the page had before.
 
-        Refusal says why it is not theirs.
+        Raises Refusal with the reason if it is not theirs.
         """
         found = person.finds(question) or self._board.find(question)
         if found is None:
@@ -185,7 +187,7 @@ class Rota:
     def _take_in(self, person: Person, question: Question) -> None:
         self._check_asked(question)
         self.put_first(person, question)
-        self._board.refresh([question.book])  # what another process answered before it gave the image back
+        self._board.refresh([question.book])  # answers by other processes before they released the image
 
     def _check_asked(self, question: Question) -> None:
         if not self._board.asks(question):
@@ -193,13 +195,13 @@ class Rota:
             raise Refusal("gone", "This question has been answered already.")
 
     def put_first(self, person: Person, question: Question) -> None:
-        """Ask somebody this before anything else. Refusal while somebody else has the image."""
+        """Put a question first in somebody's queue. Raises Refusal while somebody else has the image."""
         if not self._claims.take(_claim(question), person.name):
             raise Refusal("taken", "Somebody else is working on this image now.")
         person.queue.insert(0, question)
 
     def forget(self, question: Question) -> None:
-        """Take a question out of the queues, and give back what is finished with it."""
+        """Remove a question from all queues, and release what is finished with it."""
         for person in self._people.values():
             if question in person.queue:
                 person.queue.remove(question)
@@ -207,7 +209,7 @@ class Rota:
 
 
 def _claim(question: Question) -> Key:
-    """What somebody must have to be asked this."""
+    """Claim needed to be asked a question."""
     return _pixel(question.book, question.place) if question.repeat else (question.book, question.image)
 
 

@@ -1,4 +1,4 @@
-"""The page's server: requests in, calls of the desk, sentences out."""
+"""The page's HTTP server, a thin layer over the desk."""
 
 import base64
 import contextlib
@@ -31,31 +31,31 @@ from pixelpick_ray.errors import DataError, PixelPickError, SpecError, StoreErro
 from pixelpick_ray.supervisor import heeded
 
 SCRIPTS = ("draw.js", "clock.js", "keyboard.js", "memory.js", "wire.js", "page.js")
-STATUS = {"wrong": 400, "taken": 409, "gone": 410}  # by the reason of a refusal
+STATUS = {"wrong": 400, "taken": 409, "gone": 410}  # HTTP status by reason of a refusal
 
 
 class Begin(Spec):
-    """Somebody opens the page."""
+    """Request to open the page."""
 
     annotator: OneLine
 
 
 class Next(Spec):
-    """Somebody wants more than the questions that the page has."""
+    """Request for questions beyond those that the page has."""
 
     annotator: OneLine
     have: Annotated[list[OneLine], Field(max_length=1000)]
 
 
 class Skip(Spec):
-    """Somebody wants a question later."""
+    """Request to postpone a question."""
 
     annotator: OneLine
     question: OneLine
 
 
 class Undone(Spec):
-    """Somebody takes an answer back."""
+    """Request to take back an answer."""
 
     annotator: OneLine
     answer: OneLine
@@ -66,7 +66,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(desk: Desk, token: str, host: str = "127.0.0.1", *, once: str = "") -> Starlette:
-    """The application that serves a desk under ``/TOKEN/``, listening at `host`; ``/ONCE/`` leads there one time."""
+    """Make the application that serves a desk at `host` under ``/TOKEN/``; ``/ONCE/`` redirects there once."""
     page, policy = page_html()
 
     async def show(request: Request) -> Response:
@@ -104,7 +104,7 @@ def _number(request: Request) -> int:
 
 
 def _post(model: type[Body], call: Callable[[Body], dict[str, Any]]) -> Endpoint:
-    """An endpoint that reads a body of this model and calls the desk on a thread."""
+    """Endpoint that parses a body of this model and calls the desk on a thread."""
 
     async def endpoint(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -120,7 +120,7 @@ def _post(model: type[Body], call: Callable[[Body], dict[str, Any]]) -> Endpoint
 
 
 async def _content(request: Request) -> bytes:
-    """The body, of which no more is read than is allowed; its length may be unknown or wrong."""
+    """Read the body up to the allowed size, since its declared length may be absent or wrong."""
     content = b""
     async for chunk in request.stream():
         content += chunk
@@ -130,7 +130,7 @@ async def _content(request: Request) -> bytes:
 
 
 def _told(problem: ValidationError) -> str:
-    """What is wrong with a body, without what was sent."""
+    """What is wrong with a body, without its contents."""
     parts = (f"{'.'.join(map(str, item['loc'])) or 'body'}: {item['msg']}" for item in problem.errors()[:5])
     return f"{'; '.join(parts)}."
 
@@ -160,7 +160,7 @@ def _unexpected(request: Request, problem: Exception) -> Response:
 
 
 def page_html() -> tuple[str, str]:
-    """The page as one document, and the policy under which a browser shows it: nothing but its own script runs."""
+    """Return the page as one document, and its Content-Security-Policy, which allows only its own script."""
     script = "".join(map(_asset, SCRIPTS))
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = (
@@ -179,11 +179,11 @@ def _asset(name: str) -> str:
 
 
 def serve(desk: Desk, *, host: str, ports: Sequence[int], on_ready: Callable[[str, str], None]) -> None:
-    """Serve a desk until SIGINT, SIGTERM or SIGHUP and close it. To be called by the main thread.
+    """Serve a desk until SIGINT, SIGTERM or SIGHUP, then close it. Must be called on the main thread.
 
-    It listens at the first of the `ports` that is not taken; 0 is a free one. `on_ready` gets the address of the page,
-    which has a new secret token, and one that leads there once: programs that are given an address show it to other
-    users of the machine. SpecError when all ports are taken.
+    Listens at the first free port of `ports`; 0 is any free one. `on_ready` gets the page's address, which contains a
+    new secret token, and a single-use address that leads there, for programs whose arguments other users of the machine
+    can see. Raises SpecError if all ports are taken.
     """
     token, once = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
     try:
@@ -210,7 +210,7 @@ def serve(desk: Desk, *, host: str, ports: Sequence[int], on_ready: Callable[[st
 
 @contextlib.contextmanager
 def _stopped_by_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Signals stop the server, also before it runs; at its end uvicorn raises again those that it got itself."""
+    """Stop the server on signals, even before it runs; uvicorn re-raises the signals it received when it ends."""
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -230,7 +230,7 @@ def _listening(host: str, ports: Sequence[int]) -> socket.socket:
         except OSError as error:
             problem = error
             continue
-        # What it accepts inherits this. A body waits for the acknowledgement of its head otherwise, which takes 40 ms.
+        # Accepted connections inherit this. Otherwise, a body waits 40 ms for its head to be acknowledged.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     raise SpecError(

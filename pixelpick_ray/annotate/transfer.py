@@ -1,4 +1,4 @@
-"""The answers of an experiment out to a file and in from one: what other tools did counts as if the page had."""
+"""Export and import of an experiment's answers; answers from other tools count like those from the page."""
 
 import time
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ from pixelpick_ray.store.records import read_chain
 
 
 def write_answers(plan: Plan, store: Store, data_path: Path, format_name: str, out: Path) -> list[str]:
-    """Write what an experiment has asked people so far, with their answers, to a file; lines that say what was written.
+    """Write all questions to people so far, with their answers, to a file; return lines that say what was written.
 
-    Label Studio needs its labelling interface, too, which is written beside it. SpecError as in `_Transfer`, and when
-    the file cannot be written.
+    For Label Studio, its labelling interface is written next to the file. Raises SpecError if nothing was asked, if
+    several sets of images were, or if the file cannot be written.
     """
     transfer = _Transfer(plan, store, data_path)
     exchanged = transfer.exchanged()
@@ -51,10 +51,10 @@ def write_answers(plan: Plan, store: Store, data_path: Path, format_name: str, o
 
 
 def read_answers(plan: Plan, store: Store, data_path: Path, format_name: str, file: Path, *, annotator: str) -> str:
-    """Add the answers of a file to those of an experiment, all or, when one is wrong, none; says how many there were.
+    """Add the answers of a file to those of an experiment, or none if any is wrong; return a sentence with counts.
 
-    `annotator` is the name of who gave those that name nobody. SpecError as in `_Transfer`, and for what is no
-    name; DataError for the file.
+    `annotator` is the name for answers without one. Raises SpecError if nothing was asked, if several sets of images
+    were, or for an invalid name; DataError for an invalid file.
     """
     _check_annotator(annotator)
     transfer = _Transfer(plan, store, data_path)
@@ -69,7 +69,7 @@ def read_answers(plan: Plan, store: Store, data_path: Path, format_name: str, fi
 
 
 def _check_annotator(annotator: str) -> None:
-    """SpecError for a name that no answer can have."""
+    """Raise SpecError for a name that no answer can have."""
     try:
         TypeAdapter(OneLine).validate_python(annotator)
     except ValidationError as error:
@@ -81,9 +81,7 @@ def _check_annotator(annotator: str) -> None:
 
 @dataclass(frozen=True)
 class _Taken:
-    """How many answers of a file were new and how many known, how many of the new ones nobody had asked for, and how
-    many pixels have a later answer that says something else than the file.
-    """
+    """Counts of a file's new and known answers, new ones not asked for, and pixels with a later, other answer."""
 
     new: int
     known: int
@@ -91,7 +89,7 @@ class _Taken:
     overruled: int
 
     def sentence(self) -> str:
-        """What a user is told."""
+        """Return the summary for users."""
         told = (
             f"{self.new} answers imported, {self.known} were there before; {self.unasked} of the new ones are of "
             "pixels not asked for"
@@ -105,10 +103,10 @@ class _Taken:
 
 
 class _Transfer:
-    """All that an experiment has asked people so far, with their answers, as files of other tools hold it."""
+    """All questions to people in an experiment so far, with their answers, for exchange with files."""
 
     def __init__(self, plan: Plan, store: Store, data_path: Path) -> None:
-        """SpecError when nothing was asked, or about several sets of images."""
+        """Read the questions. Raises SpecError if nothing was asked, or about several sets of images."""
         records = ((chain, read_chain(store, plan.experiment, chain.id)) for chain in plan.chains)
         asking = [(chain, record) for chain, record in records if record is not None and record.questions]
         books = {str(record.book) for _, record in asking}
@@ -129,7 +127,7 @@ class _Transfer:
         self._split = training_split(self._dataset, spec)
 
     def exchanged(self) -> Exchanged:
-        """All questions, each with its answer if it has one, and the hidden repeats."""
+        """Return all questions, with their answers, if any, and the hidden repeats."""
         facts, said = self._dataset.facts, self._book.said()
         points: dict[Place, ExchangedPoint] = {}
         for questions in self._questions:
@@ -139,7 +137,7 @@ class _Transfer:
         return Exchanged(facts.class_names, facts.palette, self._pictures(), (*points.values(), *again))
 
     def take(self, content: bytes, format_name: str, *, annotator: str) -> _Taken:
-        """Add the answers of a file that are new, as `answers_of` finds them."""
+        """Add the new answers of a file, as determined by `answers_of`."""
         names, book = self._dataset.facts.class_names, self._book
         points = read(content, format_name, class_names=names, images=self._pictures(), answers=book.answers)
         answers = answers_of(points, book, annotator=annotator, time=time.time())
@@ -151,13 +149,13 @@ class _Transfer:
         return _Taken(len(answers), given - len(answers), unasked, self._overruled(points))
 
     def _overruled(self, points: Sequence[ExchangedPoint]) -> int:
-        """How many pixels have another answer than these points say."""
+        """Number of pixels whose answer differs from these points."""
         told = {point.place: point.said for point in points if point.kind is not None and not point.repeat}
         said = self._book.said()
         return sum(said[place].said != answer for place, answer in told.items())
 
     def _pictures(self) -> tuple[AskedImage, ...]:
-        """The images that are asked about."""
+        """Images that people are asked about."""
         shapes = {
             name: (height, width)
             for questions in self._questions

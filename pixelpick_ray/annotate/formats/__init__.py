@@ -1,1 +1,1 @@
-"""The exchange formats, a module each; `exchange.py` chooses."""
+"""Exchange formats, one module each; `exchange.py` selects one."""

@@ -1,9 +1,8 @@
-"""COCO keypoints: an annotation with one keypoint, ``pixel``, for each point.
+"""COCO keypoints: one annotation with a single keypoint, ``pixel``, per point.
 
-Classes are categories, and so are the answers that are none, and open questions (`Vocabulary`). A keypoint lies at the
-centre of its pixel, in pixels of the image as its file has it, the left edge of the first one at 0; its box is that
-pixel. Visibility is 2, and 1 for an open question. What else is known of a point is in ``attributes``: the format holds
-everything.
+Categories are the classes, the answers without a class, and open questions (`Vocabulary`). A keypoint is at the centre
+of its pixel, in native pixels of the image file with the left edge at 0; its box is that pixel. Visibility is 2, or 1
+for an open question. Everything else known about a point is in ``attributes``, so the format is lossless.
 """
 
 from collections.abc import Mapping
@@ -12,11 +11,11 @@ from typing import Any
 from pixelpick_ray.annotate.formats.points import AskedImage, Exchanged, ExchangedPoint, Known, centre, facts_of
 from pixelpick_ray.annotate.formats.problems import Found, Problems, found_at, json_bytes, json_file
 
-_OPEN, _ANSWERED = 1, 2  # visibility of a keypoint; 0 has no place
+_OPEN, _ANSWERED = 1, 2  # visibility of a keypoint; 0 would have no position
 
 
 def write(exchanged: Exchanged) -> bytes:
-    """The file of these points; images without any are in it, too."""
+    """Write points to a file's bytes, including images without points."""
     known = Known(exchanged.class_names, exchanged.images)
     images = {picture.name: number for number, picture in enumerate(exchanged.images, start=1)}
     categories = {text: number for number, text in enumerate(known.vocabulary.texts, start=1)}
@@ -63,7 +62,7 @@ def _keypoint(point: ExchangedPoint, picture: AskedImage) -> dict[str, Any]:
 
 
 def read(content: bytes, known: Known, problems: Problems) -> list[Found]:
-    """The points of a file. Numbers of images and categories are the file's own; what it says beyond is left alone."""
+    """Read the points of a file, with its own ids of images and categories; unknown fields are ignored."""
     tree = json_file(content, dict, problems)
     if tree is None:
         return []
@@ -83,7 +82,7 @@ def read(content: bytes, known: Known, problems: Problems) -> list[Found]:
 
 
 def _numbered(value: Any, name: str, problems: Problems) -> list[tuple[str, int, dict[str, Any]]]:
-    """Where each entry of a list is, its number, and the entry."""
+    """Entries of a list with their places and ids."""
     rows, seen = [], dict[int, str]()
     for where, entry in problems.mappings(value, name):
         number = problems.identifier(entry.get("id"), f"{where}.id")
@@ -112,7 +111,7 @@ def _read_annotation(
     known: Known,
     problems: Problems,
 ) -> Found | None:
-    """The point of an annotation; None, with no new problem, where its image was already refused."""
+    """Point of an annotation; None, without a new problem, if its image was already rejected."""
     image = problems.identifier(annotation.get("image_id"), f"{where}.image_id")
     category = problems.identifier(annotation.get("category_id"), f"{where}.category_id")
     if image is None or category is None:

@@ -1,8 +1,8 @@
-"""CVAT for images 1.1: an ``<image>`` with an element ``<points>`` for each point.
+"""CVAT for images 1.1: an ``<image>`` element with one ``<points>`` element per point.
 
-Labels are the classes, the answers that are none, and open questions (`Vocabulary`); a project in CVAT needs them as
-labels, and keeps of the attributes those that its labels have. Places are in pixels of the image as its file has it,
-the left edge of the first one at 0. What else is known of a point is in its attributes: the format holds everything.
+Labels are the classes, the answers without a class, and open questions (`Vocabulary`); a CVAT project must define them,
+and keeps only the attributes that its labels define. Positions are in native pixels of the image file, with the left
+edge at 0. Everything else known about a point is in its attributes, so the format is lossless.
 """
 
 import json
@@ -14,12 +14,12 @@ from pixelpick_ray.annotate.formats.points import FACTS, AskedImage, Exchanged, 
 from pixelpick_ray.annotate.formats.problems import Found, Problems, found_at, text_of
 from pixelpick_ray.annotate.formats.xml_text import XmlError, colour_text, xml_bytes, xml_tree
 
-_TEXTS = ("annotator", "suggestion", "id", "of")  # attributes that are texts; the others are JSON
+_TEXTS = ("annotator", "suggestion", "id", "of")  # attributes written as text; the others are JSON
 _NO_COLOUR = (128, 128, 128)
 
 
 def write(exchanged: Exchanged) -> bytes:
-    """The file of these points; images without any are in it, too. DataError when XML cannot hold a name."""
+    """Write points to a file's bytes, including images without points. Raises DataError for a name XML cannot hold."""
     known = Known(exchanged.class_names, exchanged.images)
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
@@ -71,7 +71,7 @@ def _write_point(image: ElementTree.Element, point: ExchangedPoint, known: Known
 
 
 def read(content: bytes, known: Known, problems: Problems) -> list[Found]:
-    """The points of a file; those of one element with several places are as many points with one label."""
+    """Read the points of a file; an element with several positions gives as many points with one label."""
     text = text_of(content, problems)
     if problems.found:
         return []
@@ -124,7 +124,7 @@ def _read_points(
 
 
 def _read_facts(where: str, element: ElementTree.Element, problems: Problems) -> Mapping[str, Any]:
-    """The attributes that are facts; an empty one is what a tool has for none."""
+    """Attributes that are facts about the point; tools write absent ones as empty."""
     facts = dict[str, Any]()
     for attribute in element.iterfind("attribute"):
         name, text = attribute.get("name", ""), attribute.text or ""
@@ -136,7 +136,7 @@ def _read_facts(where: str, element: ElementTree.Element, problems: Problems) ->
 
 
 def _number(text: str | None) -> Any:
-    """The number of a text, and the text itself where it is none, for a message."""
+    """Number in a text, or the text itself, for a message."""
     try:
         return float(text) if text is not None else None
     except ValueError:

@@ -1,6 +1,6 @@
-"""Our own format, JSON lines: a point a line with the fields of an answer. Open questions have no ``kind``.
+"""Our own format, JSON lines: one point per line with the fields of an answer; open questions have no ``kind``.
 
-It holds everything of a point: pixels are those of the prepared images, images and classes go by their names.
+Lossless: pixels are those of prepared images, and images and classes are given by name.
 """
 
 import json
@@ -10,12 +10,12 @@ from pixelpick_ray.annotate.formats.problems import Found, Problems, json_of, te
 
 
 def write(exchanged: Exchanged) -> bytes:
-    """The file of these points."""
+    """Write points to a file's bytes."""
     return b"".join(json.dumps(point.as_input()).encode("ascii") + b"\n" for point in exchanged.points)
 
 
 def read(content: bytes, known: Known, problems: Problems) -> list[Found]:
-    """The points of a file; empty lines count for nothing."""
+    """Read the points of a file, skipping empty lines."""
     found = []
     for number, line in enumerate(text_of(content, problems).split("\n"), start=1):
         if line.strip():

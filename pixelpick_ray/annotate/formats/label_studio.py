@@ -1,9 +1,9 @@
-"""Label Studio: a task for each image, with a keypoint in percent of the image for each point.
+"""Label Studio: one task per image, with one keypoint per point, in percent of the image size.
 
-Answers are in the task's annotation; open questions are a prediction, which Label Studio shows as points that carry the
-label for open questions (`Vocabulary`). What else is known of a point is in the ``meta`` of its region: the format
-holds everything. Label Studio's two exports of JSON are read; the place of an image, ``data.image``, may have got an
-address and the prefix of an upload. Who answered in Label Studio, and when, is not taken over from there.
+Answers are in the task's annotation; open questions are a prediction, shown as points with the label for open questions
+(`Vocabulary`). Everything else known about a point is in the ``meta`` of its region, so the format is lossless. Both
+JSON exports of Label Studio can be read; ``data.image`` may have gained an address and an upload prefix. Label Studio's
+own annotators and times are not imported.
 """
 
 import itertools
@@ -25,15 +25,15 @@ from pixelpick_ray.annotate.formats.xml_text import colour_text, xml_bytes
 from pixelpick_ray.data.dataset import Colour
 
 _CONTROL, _IMAGE, _TYPE = "label", "image", "keypointlabels"
-_HOTKEYS = "1234567890qwertasdfgzxcvb"  # those that Label Studio has for labels
+_HOTKEYS = "1234567890qwertasdfgzxcvb"  # Label Studio's hotkeys for labels
 _OTHER_COLOURS: tuple[Colour, ...] = (128, 128, 128), (192, 192, 192), (255, 255, 255)
 _PERCENT = (100.0, 100.0)
 
 
 def label_config(class_names: Sequence[str], palette: Sequence[Colour]) -> str:
-    """The labelling interface of a project that these tasks are for, to paste into its settings.
+    """Return the labelling interface (XML) of a project for these tasks, to paste into its settings.
 
-    The first 25 labels have hotkeys. DataError when XML cannot hold a name.
+    The first 25 labels have hotkeys. Raises DataError for a name that XML cannot hold.
     """
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", name=_IMAGE, value="$image", zoom="true")
@@ -47,7 +47,7 @@ def label_config(class_names: Sequence[str], palette: Sequence[Colour]) -> str:
 
 
 def write(exchanged: Exchanged) -> bytes:
-    """The tasks of these points, one an image, in the order of the images."""
+    """Write points as tasks, one per image, in the order of the images."""
     known = Known(exchanged.class_names, exchanged.images)
     points: dict[str, list[ExchangedPoint]] = {picture.name: [] for picture in exchanged.images}
     for point in exchanged.points:
@@ -82,7 +82,7 @@ def _region(number: int, point: ExchangedPoint, picture: AskedImage, vocabulary:
 
 
 def read(content: bytes, known: Known, problems: Problems) -> list[Found]:
-    """The points of a file. A prediction counts where nobody has answered its pixel; what was skipped does not."""
+    """Read the points of a file; predictions count only for unanswered pixels, skipped annotations never."""
     found = list[Found]()
     for where, task in problems.mappings(json_file(content, list, problems) or [], "tasks"):
         at, data = (f"{where}.data", task.get("data")) if "data" in task else (where, task)
@@ -125,7 +125,7 @@ def _read_regions(value: Any, where: str, picture: AskedImage, known: Known, pro
 def _read_minimal(
     where: str, task: Mapping[str, Any], picture: AskedImage, known: Known, problems: Problems
 ) -> Iterator[Found]:
-    """The points of a task of JSON-MIN, whose regions stand under the name of the labels."""
+    """Points of a JSON-MIN task, whose regions are under the name of the labels."""
     for at, region in problems.mappings(task.get(_CONTROL, []), f"{where}.{_CONTROL}"):
         yield from _read_region(at, region, region, {}, picture, known, problems)
 

@@ -1,4 +1,4 @@
-"""What the exchange formats have in common: pixels with what was said of them, in the words of other tools."""
+"""Common data of the exchange formats: points, images and the vocabulary of other tools."""
 
 import math
 import re
@@ -16,14 +16,14 @@ KindAndLabel = tuple[Kind | None, str | None]
 FACTS = ("annotator", "time", "seconds", "idle_seconds", "suggestion", "repeat", "id")
 _SEPARATORS = re.compile(r"[/\\=]")
 _UPLOAD_PREFIX = 9  # characters
-_UPLOADED = re.compile(r"[0-9a-f]{8}-")  # Label Studio puts it before the names of uploaded files
+_UPLOADED = re.compile(r"[0-9a-f]{8}-")  # Label Studio prefixes names of uploaded files with it
 
 
 @dataclass(frozen=True)
 class AskedImage:
-    """An image: its name, its size as prepared, and the file's name where it is another one.
+    """An image: its name, its prepared size in pixels, and its file name, if different.
 
-    `native` reads its height and width as the file has them, which is done where a format needs them.
+    `native` reads the file's own height and width, only if a format needs them.
     """
 
     name: str
@@ -38,24 +38,24 @@ class AskedImage:
 
     @property
     def native_height(self) -> int:
-        """Rows of the file. DataError as in `Dataset.native_size`."""
+        """Height of the file in pixels. Raises DataError as `Dataset.native_size` does."""
         return self._native_size[0]
 
     @property
     def native_width(self) -> int:
-        """Columns of the file. DataError as in `Dataset.native_size`."""
+        """Width of the file in pixels. Raises DataError as `Dataset.native_size` does."""
         return self._native_size[1]
 
     @property
     def file_name(self) -> str:
-        """The name that other tools know the image by."""
+        """The image's name in other tools."""
         return self.file or self.name
 
 
 class ExchangedPoint(Said):
-    """A pixel of a prepared image: an answer, or an open question where ``kind`` is None.
+    """A pixel of a prepared image with an answer, or an open question if ``kind`` is None.
 
-    The fields are those of an `Answer`; None where nothing is known.
+    The fields are those of an `Answer`; None if unknown.
     """
 
     annotator: OneLine | None = None
@@ -65,7 +65,7 @@ class ExchangedPoint(Said):
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What is exchanged: points of images, with the classes and their colours (RGB)."""
+    """Points of images to exchange, with the classes and their RGB colours."""
 
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...]
@@ -74,13 +74,13 @@ class Exchanged:
 
 
 class Vocabulary:
-    """What other tools call the classes, the two answers that are no class, and open questions.
+    """Words in other tools for the classes, the two answers without a class, and open questions.
 
-    These three get underscores at their ends where a class has the same name.
+    The last three get trailing underscores if a class has the same name.
     """
 
     def __init__(self, class_names: Sequence[str]) -> None:
-        """The words for these classes."""
+        """Make the words for these classes."""
         self._said: dict[str, KindAndLabel] = {name: ("class", name) for name in class_names}
         others: tuple[tuple[str, Kind | None], ...]
         others = ("none of the classes", "void"), ("cannot tell", "unknown"), ("open question", None)
@@ -92,17 +92,17 @@ class Vocabulary:
         self.texts = tuple(self._said)
 
     def said(self, text: str) -> KindAndLabel | None:
-        """What a word means; None for one that is none."""
+        """Return the meaning of a word; None if it is unknown."""
         return self._said.get(text)
 
     def text(self, said: KindAndLabel) -> str:
-        """The word for what was said."""
+        """Return the word for an answer."""
         return self._texts[said]
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a file may speak of; `answers` are those that are stored, by their ids."""
+    """What a file may refer to; `answers` are the stored ones by id."""
 
     class_names: tuple[str, ...]
     images: tuple[AskedImage, ...]
@@ -110,17 +110,17 @@ class Known:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The words for classes."""
+        """The words for the classes."""
         return Vocabulary(self.class_names)
 
     @cached_property
     def by_name(self) -> dict[str, AskedImage]:
-        """The images."""
+        """The images by name."""
         return {picture.name: picture for picture in self.images}
 
     @property
     def images_text(self) -> str:
-        """The images in a message."""
+        """The images, for a message."""
         names = ", ".join(repr(picture.name) for picture in self.images[:3])
         return f"one of the {len(self.images)} images, as {names}"
 
@@ -142,11 +142,11 @@ class Known:
 
     @cached_property
     def _longest(self) -> int:
-        """How many characters the longest name of an image has."""
+        """Length of the longest image name in characters."""
         return max(map(len, self._uploads), default=0)
 
     def matches(self, reference: str) -> list[AskedImage]:
-        """The images that a path, an address or the name of an upload may mean; a whole name means that image only."""
+        """Return the images that a path, address or upload name may refer to; an exact name means only that image."""
         whole = self._spellings.get(reference)
         names = set(whole or ())
         for text in () if whole else {reference, unquote(reference)}:
@@ -157,38 +157,37 @@ class Known:
         return [self.by_name[name] for name in sorted(names)]
 
     def _ends(self, text: str) -> list[str]:
-        """The parts of a path up to its end that are short enough to be a name."""
+        """Trailing parts of a path that are short enough to be a name."""
         start = max(0, len(text) - self._longest - _UPLOAD_PREFIX - 1)
         starts = [found.end() for found in _SEPARATORS.finditer(text, start)]
         return [text[at:] for at in (starts if start else [0, *starts])]
 
 
 def _as_upload(name: str) -> str:
-    """A file's name as Label Studio stores it: spaces are underscores, most punctuation goes."""
+    """A file name as Label Studio stores it: spaces become underscores, most punctuation is dropped."""
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
 def centre(position: int, prepared: int, extent: float) -> float:
-    """Where the centre of a prepared pixel lies along a side that is `extent` long in another frame."""
+    """Map the centre of a prepared pixel to another frame, in which the side has length `extent`."""
     return (position + 0.5) * extent / prepared
 
 
 def pixel_at(value: float, prepared: int, extent: float) -> int:
-    """The prepared pixel at a place within 0..extent of another frame: `centre` turned round."""
+    """Return the prepared pixel at a position in 0..extent of another frame: the inverse of `centre`."""
     return min(math.floor(value * prepared / extent), prepared - 1)
 
 
 def facts_of(point: ExchangedPoint, vocabulary: Vocabulary) -> dict[str, Any]:
-    """What is known of a point beside its pixel and answer, and under ``of`` which answer that is; empty if nothing."""
+    """Return what else is known of a point, with the answer it is about under ``of``; empty if nothing is."""
     fields = point.model_dump(include=set(FACTS), exclude_defaults=True)
     return fields | {"of": _stamp(vocabulary.text(point.said), point.y, point.x)} if fields else {}
 
 
 def with_facts(fields: Mapping[str, Any], facts: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-    """The fields of a point with those facts that another tool has kept.
+    """Return the fields of a point with the facts that another tool has kept.
 
-    None is taken over once the point was moved or got another label there: they are facts of an answer that was not
-    given.
+    Facts are dropped if the point was moved or relabelled there, because they are about a different answer.
     """
     stamp = _stamp(vocabulary.text((fields["kind"], fields["label"])), fields["y"], fields["x"])
     if facts.get("of", stamp) != stamp:

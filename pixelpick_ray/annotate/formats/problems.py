@@ -1,4 +1,4 @@
-"""Checking a file as a whole: all that is wrong with it is collected, and nothing is taken over unless all is right."""
+"""Checks of a file as a whole: all problems are collected, and nothing is imported unless there are none."""
 
 import json
 import reprlib
@@ -15,7 +15,7 @@ from pixelpick_ray.errors import DataError
 
 Container = TypeVar("Container", dict[str, Any], list[Any])
 SHOWN = 10
-_SHORT = 6  # entries of a list that a message shows
+_SHORT = 6  # list entries shown in a message
 _LONGEST = 4096  # characters of a path or address
 _WRITER = reprlib.Repr()
 _WRITER.maxstring = _WRITER.maxother = 80
@@ -23,72 +23,72 @@ _WRITER.maxstring = _WRITER.maxother = 80
 
 @dataclass(frozen=True)
 class Found:
-    """The fields of a point, and where the file has it."""
+    """The fields of a point, and its place in the file."""
 
     where: str
     fields: Mapping[str, Any]
 
 
 class Problems:
-    """What is wrong with a file; each check adds to it, and answers None where it finds something wrong."""
+    """Collected problems of a file; checks add to it, and return None if they find one."""
 
     def __init__(self, format_name: str) -> None:
-        """Nothing is, yet."""
+        """Start without problems."""
         self._format, self._lines, self._count = format_name, list[str](), 0
 
     @property
     def found(self) -> bool:
-        """Whether there are any."""
+        """Whether there are any problems."""
         return self._count > 0
 
     def add(self, where: str, what: str) -> None:
-        """Note one."""
+        """Add a problem."""
         self._count += 1
         if len(self._lines) < SHOWN:
             self._lines.append(f"  {where}: {what}")
 
     def given(self, where: str, value: Any, allowed: str) -> None:
-        """Note a value that is not allowed."""
+        """Add a value that is not allowed."""
         if len(self._lines) < SHOWN:
             self.add(where, f"is {shown(value)}; allowed is {allowed}")
         else:
             self._count += 1
 
     def refuse_any(self, done: str) -> None:
-        """DataError with the first of the problems, if there are any; `done` is what was not done."""
+        """Raise DataError with the first problems, if there are any; `done` says what was not done."""
         if self._count:
             more = f"\n  and {self._count - SHOWN} more" if self._count > SHOWN else ""
             told = "\n".join(self._lines)
             raise DataError(f"{self._format}: {done}, {self._count} problem(s); correct the file\n{told}{more}")
 
     def mapping(self, value: Any, where: str) -> dict[str, Any] | None:
-        """The value if it is an object."""
+        """Return the value if it is an object."""
         if isinstance(value, dict):
             return value
         self.given(where, value, "an object")
         return None
 
     def items(self, value: Any, where: str) -> list[tuple[str, Any]]:
-        """The entries of a list, each with where it is; none if it is no list."""
+        """Return the entries of a list with their places; none if it is not a list."""
         if isinstance(value, list):
             return [(f"{where}[{number}]", entry) for number, entry in enumerate(value)]
         self.given(where, value, "a list")
         return []
 
     def mappings(self, value: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
-        """Those entries of a list that are objects, as they should be."""
+        """Return the entries of a list that are objects, as all should be, with their places."""
         found = [(at, self.mapping(entry, at)) for at, entry in self.items(value, where)]
         return [(at, entry) for at, entry in found if entry is not None]
 
     def identifier(self, value: Any, where: str) -> int | None:
-        """The value if it is a whole number."""
+        """Return the value if it is an integer."""
         if type(value) is int:
             return value
         self.given(where, value, "a whole number")
         return None
 
     def picture(self, reference: Any, where: str, known: Known) -> AskedImage | None:
-        """The one image that a name, path or address means."""
+        """Return the one image that a name, path or address refers to."""
         text = reference if isinstance(reference, str) and len(reference) <= _LONGEST else ""
         matches = known.matches(text) if text else []
         if len(matches) == 1:
@@ -101,14 +101,14 @@ class Problems:
         return None
 
     def size(self, value: Any, where: str, expected: int) -> None:
-        """Note a height or width that is not the image's."""
+        """Check a height or width against the image's."""
         if not isinstance(value, int | float) or isinstance(value, bool) or value != expected:
             self.given(where, value, f"{expected}, the size of the image")
 
     def pixel(
         self, place: tuple[Any, Any], where: str, picture: AskedImage, extents: tuple[float, float]
     ) -> tuple[int, int] | None:
-        """The prepared pixel (y, x) at a place (x, y) of an image, `extents` (width, height) large in the file."""
+        """Return the prepared pixel (y, x) at (x, y) of an image with `extents` (width, height) in the file."""
         found = [
             self._position(value, f"{where}: {name}", prepared, extent)
             for value, name, prepared, extent in zip(
@@ -124,7 +124,7 @@ class Problems:
         return None
 
     def said(self, word: Any, where: str, known: Known) -> KindAndLabel | None:
-        """What another tool's word means."""
+        """Return the meaning of another tool's word."""
         said = known.vocabulary.said(word) if isinstance(word, str) else None
         if said is None:
             self.given(where, word, f"one of {', '.join(known.vocabulary.texts)}")
@@ -132,7 +132,7 @@ class Problems:
 
 
 def shown(value: Any) -> str:
-    """A short text of a value that may be huge."""
+    """Return a short text of a value that may be huge."""
     if isinstance(value, list | tuple) and not (
         len(value) <= _SHORT and all(isinstance(entry, int | float | str) for entry in value)
     ):
@@ -145,7 +145,7 @@ def shown(value: Any) -> str:
 
 
 def text_of(content: bytes, problems: Problems) -> str:
-    """The text of a file in UTF-8, empty where it is not."""
+    """Decode a UTF-8 file; empty if it is not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -154,19 +154,19 @@ def text_of(content: bytes, problems: Problems) -> str:
 
 
 def json_file(content: bytes, kind: type[Container], problems: Problems) -> Container | None:
-    """The value of a JSON file."""
+    """Parse a JSON file; see `json_of`."""
     text = text_of(content, problems)
     return None if problems.found else json_of(text, "the file", kind, problems)
 
 
 def json_of(text: str, where: str, kind: type[Container], problems: Problems) -> Container | None:
-    """The object (dict) or list of a JSON text; NaN and infinity are no JSON."""
+    """Parse JSON text that must be an object (dict) or a list; NaN and infinity are not allowed."""
     try:
         value = read_json(text)
     except json.JSONDecodeError as error:
         problems.add(where, f"is not JSON (line {error.lineno}, column {error.colno}: {error.msg})")
         return None
-    except ValueError as error:  # a constant, a number of thousands of digits, deep nesting
+    except ValueError as error:  # a constant such as NaN, a number with thousands of digits, or deep nesting
         problems.add(where, f"is not JSON that is read ({error!s:.80})")
         return None
     if isinstance(value, kind):
@@ -176,20 +176,20 @@ def json_of(text: str, where: str, kind: type[Container], problems: Problems) ->
 
 
 def json_bytes(value: Any) -> bytes:
-    """A value as a JSON file; what is not ASCII is escaped."""
+    """Write a value as a JSON file, with non-ASCII characters escaped."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode("ascii")
 
 
 def found_at(
     where: str, picture: AskedImage, pixel: tuple[int, int], said: KindAndLabel, facts: Mapping[str, Any], known: Known
 ) -> Found:
-    """A point of another tool's file, at the pixel (y, x), with what that tool has kept of the facts."""
+    """Make a point of another tool's file, at pixel (y, x), with the facts that the tool has kept."""
     fields = {"image": picture.name, "y": pixel[0], "x": pixel[1], "kind": said[0], "label": said[1]}
     return Found(where, with_facts(fields, facts, known.vocabulary))
 
 
 def checked(found: Iterable[Found], known: Known, problems: Problems) -> tuple[ExchangedPoint, ...]:
-    """The points sorted by image, row and column. What is wrong with them, each or together, goes to `problems`."""
+    """Return the points sorted by image, row and column, adding what is wrong with them to `problems`."""
     points = [(one.where, point) for one in found if (point := _point(one, problems)) is not None]
     check_points(points, known, problems)
     return tuple(sorted((point for _, point in points), key=_order))
@@ -211,7 +211,7 @@ def _order(point: ExchangedPoint) -> tuple[Any, ...]:
 
 
 def check_points(points: Sequence[tuple[str, ExchangedPoint]], known: Known, problems: Problems) -> None:
-    """Note what no point may be, alone and beside the others; each comes with where it is."""
+    """Check points, given with their places, one by one and against each other."""
     for where, point in points:
         _check_alone(where, point, known, problems)
     _check_places(points, problems)
@@ -232,7 +232,7 @@ def _check_alone(where: str, point: ExchangedPoint, known: Known, problems: Prob
 
 
 def _check_places(points: Sequence[tuple[str, ExchangedPoint]], problems: Problems) -> None:
-    """Note pixels that were called two things; a repeat may contradict, that is what it is for."""
+    """Find pixels with contradictory answers; repeats may contradict, which is their purpose."""
     first: dict[tuple[str, int, int], tuple[str, ExchangedPoint]] = {}
     for where, point in points:
         if point.kind is None or point.repeat:
@@ -264,7 +264,7 @@ def _check_ids(points: Sequence[tuple[str, ExchangedPoint]], known: Known, probl
 
 
 def _differences(point: ExchangedPoint, stored: Answer) -> str:
-    """What a point says otherwise than the stored answer that it says it is; empty where it says nothing else."""
+    """How a point differs from the stored answer with its id; empty if it does not."""
     here, there = point.model_dump(), stored.model_dump()
     told = [name for name, value in here.items() if value is not None or name in ("kind", "label")]
     return ", ".join(

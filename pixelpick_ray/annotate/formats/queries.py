@@ -1,11 +1,11 @@
-"""The ``queries.pkl`` of the published code: a pickled dictionary from the path of an image to its pixels.
+"""The ``queries.pkl`` of the published PixelPick code: a pickled dictionary from image paths to pixels.
 
-An entry has ``height`` and ``width`` of the prepared image, ``x_coords`` and ``y_coords``, the columns and rows of its
-pixels, and, once they are labelled, ``category_id``, the numbers of their classes, and maybe ``category``, their names.
-What is written is lists of numbers, in reading order. Entries have all labels or none, as the published code wants
-them: the format holds the pixels that have a class, or, where none has, the open questions; neither who answered nor
-when, nor that a pixel has no class. Lists, tuples and arrays of whole numbers are read, and images known by the ends of
-their paths; the file's code is not run (`pickles.py`).
+An entry has ``height`` and ``width`` of the prepared image, ``x_coords`` and ``y_coords`` (columns and rows of its
+pixels) and, once labelled, ``category_id`` (class numbers) and optionally ``category`` (class names). Lists of numbers
+are written in reading order. As the published code requires, all entries have labels or none do: the format holds the
+pixels with a class or, if there are none, the open questions; it does not hold annotators, times or answers without a
+class. Lists, tuples and integer arrays can be read, and images are identified by the ends of their paths; the file's
+code is not run (`pickles.py`).
 """
 
 import pickle
@@ -23,7 +23,7 @@ MAX_POINTS = 5_000_000
 
 
 def _held(points: tuple[ExchangedPoint, ...]) -> tuple[ExchangedPoint, ...]:
-    """The points that the format holds, each with what it holds of it."""
+    """Points that the format holds, reduced to the fields that it holds."""
     labelled = [point for point in points if point.kind == "class" and not point.repeat]
     kept = labelled or [point for point in points if point.kind is None]
     unique = {point.place: point for point in kept}
@@ -34,7 +34,7 @@ def _held(points: tuple[ExchangedPoint, ...]) -> tuple[ExchangedPoint, ...]:
 
 
 def write(exchanged: Exchanged) -> bytes:
-    """The file of these points; images without any are in it, too."""
+    """Write points to a file's bytes, including images without points."""
     kept = _held(exchanged.points)
     labelled = any(point.kind is not None for point in kept)
     entries: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ def write(exchanged: Exchanged) -> bytes:
 
 
 def read(content: bytes, known: Known, problems: Problems) -> list[Found]:
-    """The points of a file."""
+    """Read the points of a file."""
     try:
         tree = read_pickle(content)
     except DataError as error:
@@ -98,7 +98,7 @@ def _read_entry(
 
 
 def _whole_numbers(value: Any, where: str, picture: AskedImage, problems: Problems) -> list[int] | None:
-    """A column: at most as long as the image has pixels, however large an array pretends to be."""
+    """A column of integers, limited to the image's number of pixels, however long an array claims to be."""
     if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "iu":
         column = value if len(value) > picture.height * picture.width else value.tolist()
     elif isinstance(value, list | tuple) and all(map(_is_whole, value)):
@@ -117,7 +117,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _labels(numbers: list[int], names: Any, where: str, known: Known, problems: Problems) -> list[str | None]:
-    """The classes by name; what `names` calls by the name of another class contradicts them."""
+    """Class names of numbers; a different class name in `names` is a contradiction."""
     listed = list(names) if isinstance(names, list | tuple) and len(names) == len(numbers) else [None] * len(numbers)
     labels = list[str | None]()
     for at, (number, name) in enumerate(zip(numbers, listed, strict=True)):

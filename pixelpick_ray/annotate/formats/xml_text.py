@@ -1,4 +1,4 @@
-"""XML that is written for other tools, and read from strangers."""
+"""Writing XML for other tools, and reading untrusted XML."""
 
 import re
 from xml.etree import ElementTree
@@ -12,11 +12,11 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class XmlError(Exception):
-    """Why a file is not read as XML."""
+    """The reason why a file is not accepted as XML."""
 
 
 def xml_bytes(root: ElementTree.Element, format_name: str) -> bytes:
-    """The text of a tree in UTF-8. DataError when a name in it has a character that XML cannot hold."""
+    """Write a tree as UTF-8. Raises DataError if a name has a character that XML cannot hold."""
     ElementTree.indent(root)
     text = ElementTree.tostring(root, encoding="unicode")
     found = _NO_XML.search(text)
@@ -29,7 +29,7 @@ def xml_bytes(root: ElementTree.Element, format_name: str) -> bytes:
 
 
 def xml_tree(content: bytes) -> ElementTree.Element:
-    """The tree of a text in UTF-8. XmlError for what is damaged, and for a document type: it may declare entities."""
+    """Parse UTF-8 XML. Raises XmlError if it is damaged or has a document type, which could declare entities."""
     builder, depth = ElementTree.TreeBuilder(), 0
 
     def start(tag: str, attributes: dict[str, str]) -> None:
@@ -60,5 +60,5 @@ def _refuse_type(name: str, *_: object) -> None:
 
 
 def colour_text(colour: Colour) -> str:
-    """A colour as #rrggbb."""
+    """Format a colour as #rrggbb."""
     return "#" + "".join(f"{value:02x}" for value in colour)
