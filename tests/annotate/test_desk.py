@@ -21,8 +21,6 @@ from tests.support.questions import BOOK, plan_of
 
 pytestmark = pytest.mark.long
 
-# Order
-
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12, unique=True))
 def test_a_path_goes_to_the_nearest_point_each_time(points: list[tuple[int, int]]) -> None:
@@ -72,12 +70,7 @@ def test_without_suggestions_a_page_learns_nothing_of_predictions_or_labels(offi
     assert office.answers()[0].suggestion is None
 
 
-# Pictures and classes
-
-
-def test_a_page_gets_images_by_number_points_with_what_was_said_and_classes_with_keys_and_colours(
-    office: Office,
-) -> None:
+def test_a_page_gets_images_by_number_points_with_what_was_said_classes_keys_and_colours(office: Office) -> None:
     office.ask(2, 6)
     page = office.page()
     assert {item["name"]: item["image"] for item in page.items} == {"train_0000": 0, "train_0001": 1}
@@ -102,20 +95,12 @@ def test_a_page_gets_images_by_number_points_with_what_was_said_and_classes_with
     assert (found["idle_seconds"], found["title"]) == (7, "Scenes, labelled by people")
 
 
-def test_a_plan_that_asks_nobody_or_about_different_classes_is_refused(office: Office) -> None:
-    different = "grid=[{dataset.name: [scenes, camvid], seed: [0], budget: [20]}]"
-    for override, message in (
-        ("oracle.name=ground_truth", "oracle: no chain"),
-        (different, "scenes and camvid.*different classes"),
-    ):
-        with pytest.raises(SpecError, match=message):
-            office.desk(plan_of(override))
+def test_a_plan_that_asks_about_different_classes_is_refused(office: Office) -> None:
+    with pytest.raises(SpecError, match=r"scenes and camvid.*different classes"):
+        office.desk(plan_of("grid=[{dataset.name: [scenes, camvid], seed: [0], budget: [20]}]"))
 
 
-# Answers
-
-
-def test_what_is_acknowledged_is_in_the_book(office: Office) -> None:
+def test_what_is_acknowledged_is_in_the_book_and_once_when_it_is_sent_again(office: Office) -> None:
     office.ask(1, 5)
     page = office.page()
     for label, other in (("sky", {"idle_seconds": 3.0}), (None, {}), (None, {"kind": "void"})):
@@ -127,23 +112,16 @@ def test_what_is_acknowledged_is_in_the_book(office: Office) -> None:
         assert (answer.seconds, answer.idle_seconds) == (1.5, other.get("idle_seconds", 0.0))
         assert (answer.annotator, answer.repeat) == ("ann", False)
         assert before < answer.time <= office.clock.now
-    assert page.progress == {"answered": 3, "total": 5, "mine": 3}
-
-
-def test_an_answer_that_is_sent_again_is_written_once_and_its_identity_names_no_other(office: Office) -> None:
-    office.ask(1, 3)
-    page = office.page()
     reply = page.answer()
-    assert page.desk.answer(reply) == page.progress
+    assert page.desk.answer(reply) == page.progress == {"answered": 4, "total": 5, "mine": 4}
     for change in ({"label": "sky"}, {"question": page.items[0]["id"]}, {"annotator": "bob"}):
         with refused("that of another answer", "wrong"):
             page.desk.answer(reply.model_copy(update=change))
-    assert len(office.answers()) == 1
     page.desk.undo("ann", reply.id)
-    assert page.desk.answer(reply)["answered"] == 0  # late, after it was taken back
+    assert page.desk.answer(reply)["answered"] == 3  # late, after it was taken back
     page.desk.close()
-    assert office.desk().answer(reply)["answered"] == 0
-    assert office.answers() == ()
+    assert office.desk().answer(reply)["answered"] == 3
+    assert len(office.answers()) == 3
 
 
 def test_two_tabs_are_one_person_and_answer_a_pixel_once(office: Office) -> None:
@@ -158,10 +136,7 @@ def test_two_tabs_are_one_person_and_answer_a_pixel_once(office: Office) -> None
     assert len(office.places()) == 5
 
 
-# Several people
-
-
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_people_finish_everything_together_and_no_pixel_twice(office: Office, seed: int) -> None:
     rng = np.random.default_rng(seed)
     asked = office.ask(7, int(rng.integers(1, 8)), seed=seed)
@@ -208,20 +183,6 @@ def test_another_process_gets_other_images_until_they_are_given_back(office: Off
     assert office.store.leased() == {}
 
 
-def test_the_images_of_a_silent_person_go_to_others(office: Office) -> None:
-    office.ask(2, 6)
-    silent = office.page("ann")
-    busy = Page(silent.desk, "bob")
-    for _ in range(3):
-        office.clock.now += 50
-        busy.fetch()
-    assert [item["id"] for item in busy.items] == [item["id"] for item in silent.items]
-    with refused("Somebody else is working on this image", "taken"):
-        silent.answer()
-    silent.fetch()
-    assert (silent.items, silent.state) == ([], "elsewhere")
-
-
 def test_a_page_that_gives_a_sign_keeps_what_it_has(office: Office) -> None:
     """Also when it gives it late, and the request itself is the first to notice the silence."""
     office.ask(3, 12)
@@ -241,7 +202,7 @@ def test_a_page_that_gives_a_sign_keeps_what_it_has(office: Office) -> None:
 
 
 @pytest.mark.parametrize("sign", [True, False])
-def test_after_a_standstill_an_image_that_another_process_took_is_theirs_and_the_rest_is_kept(
+def test_after_a_standstill_an_image_that_others_took_is_theirs_and_the_rest_is_kept(
     office: Office, sign: bool
 ) -> None:
     office.ask(2, 12)
@@ -280,37 +241,13 @@ def test_what_another_process_answered_during_a_silence_is_dropped_at_once(offic
     assert len(office.places()) == 36
 
 
-def test_a_new_process_takes_up_what_an_old_one_left(office: Office) -> None:
-    office.ask(2, 6)
-    old = Page(office.desk(), "ann")
-    assert old.work(4) == 4
-    unsent = old.reply(old.items[0])
-    old.desk.close()
-    new = Page(office.desk(), "ann")
-    history = new.desk.begin("ann")["history"]
-    assert [(entry["id"], entry["item"]) for entry in history] == old.sent
-    new.desk.answer(unsent)  # the page of the old process goes on with the new one
-    assert new.work() == 7
-    assert len(office.places()) == 12
-
-
-# Skip and undo
-
-
-def test_what_is_skipped_comes_again_at_the_end(office: Office) -> None:
-    office.ask(1, 5)
-    page = office.page()
-    before = list(page.items)
-    page.desk.skip("ann", before[0]["id"])
-    reloaded = office.page("ann", page.desk)
-    assert reloaded.items == [*before[1:], before[0]]
-    assert reloaded.work() == 5
-
-
 def test_own_answers_are_taken_back_one_after_the_other_those_of_an_earlier_sitting_too(office: Office) -> None:
     office.ask(2, 3)
     page = office.page()
-    before = list(page.items)
+    first, *others = page.items
+    page.desk.skip("ann", first["id"])
+    page.items = office.page("ann", page.desk).items
+    assert page.items == (before := [*others, first])  # what is skipped comes again at the end
     assert page.work(5) == 5
     for annotator, answer, message in (("bob", page.sent[0][0], "Only your own"), ("ann", "x", "no such answer")):
         with refused(message):
@@ -323,34 +260,17 @@ def test_own_answers_are_taken_back_one_after_the_other_those_of_an_earlier_sitt
         assert reloaded.items[0] == item
     assert progress == {"answered": 0, "total": 6, "mine": 0}
     assert (reloaded.items, office.answers()) == (before, ())
-    assert reloaded.work() == 6
+    assert reloaded.work(5) == 5
+    unsent = reloaded.reply(reloaded.items[0])
     page.desk.close()
-    desk = office.desk()
-    last = desk.begin("ann")["history"][-1]
-    desk.undo("ann", last["id"])
-    assert office.page("ann", desk).items == [last["item"]]
+    desk = office.desk()  # a new process takes up what an old one left
+    history = desk.begin("ann")["history"]
+    assert [(entry["id"], entry["item"]) for entry in history] == reloaded.sent
+    desk.undo("ann", history[-1]["id"])
+    assert office.page("ann", desk).items[0] == history[-1]["item"]
+    assert desk.answer(unsent)["answered"] == 5
     desk.close()
-    assert office.desk().undo("ann", last["id"])["answered"] == 5  # by a page that heard nothing of it
-
-
-@pytest.mark.parametrize("polled", [False, True])
-def test_an_answer_that_was_trained_on_stays_and_nothing_comes_again(office: Office, polled: bool) -> None:
-    office.ask(2, 12)
-    page = office.page()
-    assert page.work() == 24
-    before = office.clock.now
-    office.train()
-    if polled:
-        page.fetch()
-        assert (page.items, page.state) == ([], "waiting")
-    else:
-        office.clock.now = before
-    with refused("The training has used this answer", "gone"):
-        page.desk.undo("ann", page.sent[-1][0])
-    assert len(office.answers()) == 24
-
-
-# Chains
+    assert office.desk().undo("ann", history[-1]["id"])["answered"] == 5  # by a page that heard nothing of it
 
 
 def test_chains_that_ask_the_same_are_counted_once(office: Office) -> None:
@@ -384,7 +304,11 @@ def test_a_page_waits_for_the_training_goes_on_and_ends(office: Office) -> None:
     assert (page.progress["answered"], page.progress["total"]) == (3, 6)
     reply = page.reply(page.items[0])
     office.train()
-    assert seen() == ("waiting", 0)  # what is not asked any more is dropped
+    office.clock.now -= 2  # it has not looked since
+    for _ in range(2):
+        with refused("The training has used this answer", "gone"):
+            page.desk.undo("ann", page.sent[-1][0])
+        assert seen() == ("waiting", 0)  # what is not asked any more is dropped
     assert office.store.leased() == {}
     with refused("no longer asked"):
         page.desk.answer(reply)
@@ -403,19 +327,17 @@ def test_a_desk_is_quick_with_many_answers(office: Office) -> None:
     names = [f"image_{number:05d}" for number in range(9000)]
     asked = office.ask(names, 6, "annotate.repeats=0.1").places()[:50_000]
     said = {"kind": "class", "label": "road", "seconds": 1.5}
-    Book(office.store, BOOK).append(
-        *(
-            Answer(id=str(at), image=image, y=y, x=x, annotator=("ann", "bob")[at % 2], time=1e8 + at, **said)
-            for at, (image, y, x) in enumerate(asked)
-        )
+    answers = (
+        Answer(id=str(at), image=image, y=y, x=x, annotator=("ann", "bob")[at % 2], time=1e8 + at, **said)
+        for at, (image, y, x) in enumerate(asked)
     )
-    page = Page(office.desk(), "ann")
-    seconds: dict[str, list[float]] = {"next": [], "answer": [], "points": [], "undo": []}
+    Book(office.store, BOOK).append(*answers)
+    page, seconds = Page(office.desk(), "ann"), dict[str, list[float]]()
 
     def timed(name: str, act: Callable[[], object]) -> None:
         begun = time.perf_counter()
         act()
-        seconds[name].append(time.perf_counter() - begun)
+        seconds.setdefault(name, []).append(time.perf_counter() - begun)
 
     for _ in range(5):
         timed("next", page.fetch)
@@ -428,5 +350,5 @@ def test_a_desk_is_quick_with_many_answers(office: Office) -> None:
     assert len(seconds["answer"]) > 60
     assert not {place(item) for _, item in page.sent}.isdisjoint(asked)  # repeats
     medians = {name: sorted(found)[len(found) // 2] for name, found in seconds.items()}
-    assert medians["next"] < 0.1
-    assert max(medians["answer"], medians["points"], medians["undo"]) < 0.02
+    assert medians.pop("next") < 0.1
+    assert max(medians.values()) < 0.02

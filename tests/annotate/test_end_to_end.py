@@ -78,12 +78,6 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def results(place: Path, store: str) -> dict[str, list[bytes]]:
-    """The bytes of what was picked, measured and learnt."""
-    names = "pick/*/pixels.npz", "pick/*/statistics.json", "evaluation/*/confusion.npz", "fit/*/training.json"
-    return {name: sorted(path.read_bytes() for path in (place / store).glob(name)) for name in names}
-
-
 @pytest.mark.usefixtures("undrawn")
 def test_a_person_who_knows_the_truth_leaves_the_bytes_that_the_ground_truth_leaves(place: Path) -> None:
     running = start(place, "run", "human.yaml", "--wait", "--local", "--store", "people")
@@ -106,19 +100,22 @@ def test_a_person_who_knows_the_truth_leaves_the_bytes_that_the_ground_truth_lea
     assert "missing" not in told
     done = launch(place, "run", "truth.yaml", "--local", "--store", "truth")
     assert done.status == 0, done.err
-    assert results(place, "people") == results(place, "truth")
-    tables = []
+    patterns = "pick/*/pixels.npz", "pick/*/statistics.json", "evaluation/*/confusion.npz", "fit/*/training.json"
+    found = []
     for name, store in (("human", "people"), ("truth", "truth")):
         made = launch(place, "report", f"{name}.yaml", "--store", store, "--out", name)
         assert made.status == 0, made.err
-        tables.append((place / name / "table.csv").read_bytes())
-    assert tables[0] == tables[1]
+        results = [sorted(path.read_bytes() for path in (place / store).glob(pattern)) for pattern in patterns]
+        found.append((results, (place / name / "table.csv").read_bytes()))
+    assert found[0] == found[1]
+    assert all(found[0][0])
     assert "ann" in (place / "human" / "answers.csv").read_text()
 
 
-def test_run_without_waiting_ends_with_status_3_and_the_command_to_type(
+def test_a_run_that_does_not_wait_ends_with_3_and_answers_travel_in_files(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Everything exported, with answers by hand, and imported again; twice changes nothing."""
     (place / "job").mkdir()
     monkeypatch.setenv("PIXELPICK_JOB", str(place / "job"))  # as in a batch job, which must not come back by itself
     words = "human.yaml", "--store", "people", "--set", "train.epochs=2"
@@ -135,37 +132,27 @@ def test_run_without_waiting_ends_with_status_3_and_the_command_to_type(
     assert [chain["missing_answers"] for chain in as_json["chains"]] == [20]
     assert "people have to answer first; `status` says" in launch(place, "report", *words, "--out", "report").out
 
-
-def test_answers_travel_through_files_of_other_tools(place: Path) -> None:
-    """Everything exported, with answers by hand, and imported into another store; twice changes nothing."""
-    launch(place, "run", "human.yaml", "--local", "--store", "people")
-    words = "--store", "people", "--format"
-
     def export(name: str, out: str) -> str:
-        made = launch(place, "export", "human.yaml", *words, name, "--out", out)
+        made = launch(place, "export", *words, "--format", name, "--out", out)
         assert made.status == 0, made.err
         return made.out
 
     def take(file: str, name: str) -> str:
-        taken = launch(place, "import", "human.yaml", file, *words, name, "--annotator", "bob")
+        taken = launch(place, "import", *words, file, "--format", name, "--annotator", "bob")
         assert taken.status == 0, taken.err
         return taken.out
 
-    written = export("jsonl", "out/asked.jsonl")
-    assert written == "written to out/asked.jsonl: 20 pixels, 0 of them answered\n"
+    assert export("jsonl", "out/asked.jsonl") == "written to out/asked.jsonl: 20 pixels, 0 of them answered\n"
     lines = [json.loads(line) for line in (place / "out" / "asked.jsonl").read_text().splitlines()]
     given = [line | {"kind": "class", "label": "sky"} for line in lines[:15]] + [lines[15] | {"kind": "unknown"}]
     (place / "given.jsonl").write_text("".join(json.dumps(line) + "\n" for line in given))
     end = "were there before; 0 of the new ones are of pixels not asked for\n"
     assert take("given.jsonl", "jsonl") == f"16 answers imported, 0 {end}"
     assert take("given.jsonl", "jsonl") == f"0 answers imported, 16 {end}"
-    assert "waiting for 4 answers" in launch(place, "run", "human.yaml", "--local", "--store", "people").out
-    for name in ("coco", "label-studio", "cvat", "queries"):
-        assert export(name, f"out/{name}").startswith(f"written to out/{name}: 20 pixels, 16 of them answered\n")
-        kept = 15 if name == "queries" else 16  # queries.pkl cannot say that nobody can tell
-        assert take(f"out/{name}", name).startswith(f"0 answers imported, {kept} were there before")
-    assert (place / "out" / "label-studio.labels.xml").is_file()
-    wrong = launch(place, "import", "human.yaml", "out/cvat", *words, "coco")
-    assert wrong.status == 2
-    assert wrong.err.startswith("error: out/cvat: ")
+    assert "waiting for 4 answers" in launch(place, "run", *words, "--local").out
+    assert export("label-studio", "out/tasks").startswith("written to out/tasks: 20 pixels, 16 of them answered\n")
+    assert take("out/tasks", "label-studio").startswith("0 answers imported, 16 were there before")
+    assert (place / "out" / "tasks.labels.xml").is_file()
+    wrong = launch(place, "import", *words, "out/tasks", "--format", "coco")
+    assert (wrong.status, wrong.err.startswith("error: out/tasks: ")) == (2, True)
     assert "nothing was imported" in wrong.err

@@ -24,7 +24,7 @@ from pixelpick_ray.annotate.exchange import (
     points_of,
     read,
 )
-from pixelpick_ray.annotate.formats.points import Known, centre, pixel_at
+from pixelpick_ray.annotate.formats.points import centre, pixel_at
 from pixelpick_ray.data.answers import Answer, Book, Undo
 from pixelpick_ray.data.questions import Questions
 from pixelpick_ray.errors import DataError
@@ -41,8 +41,6 @@ def as_held(points: tuple[ExchangedPoint, ...], format_name: str) -> tuple[Excha
     unique = {one.place: one for one in kept}
     return tuple(point(y, x, image=image, kind=one.kind, label=one.label) for (image, y, x), one in unique.items())
 
-
-# Round trips
 
 # XML has no such characters, names in the package neither; U+FFFE and U+FFFF have a test of their own.
 LETTERS = st.characters(exclude_categories=("Cc", "Cs"), exclude_characters="\ufffe\uffff")
@@ -83,44 +81,27 @@ def exchanges(draw: st.DrawFn) -> Exchanged:
 @pytest.mark.parametrize("format_name", FORMATS)
 @settings(max_examples=50)
 @given(whole=exchanges())
+@example(replace(WHOLE, points=POINTS[::-1]))
+@example(replace(WHOLE, points=(point(3, 3), point(0, 0, image="city_1"))))
 def test_a_round_trip_loses_nothing_that_the_format_holds(format_name: str, whole: Exchanged) -> None:
     if format_name == "label-studio":  # it shows a question only where nobody has answered
         said = {one.place for one in whole.points if one.kind is not None}
         whole = replace(whole, points=tuple(one for one in whole.points if one.kind or one.place not in said))
     found = back(export(whole, format_name), format_name, whole)
     assert in_order(found) == in_order(as_held(whole.points, format_name))
+    assert [one.place for one in found] == sorted(one.place for one in found)  # reading order
     assert back(export(replace(whole, points=found), format_name), format_name, whole) == found
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
-@pytest.mark.parametrize("points", [POINTS, (point(3, 3), point(0, 0, image="city_1")), ()], ids=len)
-def test_the_example_open_questions_alone_and_no_points_come_back(
-    format_name: str, points: tuple[ExchangedPoint, ...]
-) -> None:
-    found = back(export(replace(WHOLE, points=points[::-1]), format_name), format_name)
-    assert in_order(found) == in_order(as_held(points, format_name))
-    assert [one.place for one in found] == sorted(one.place for one in found)  # reading order, in jsonl at least
-
-
-def test_every_pixel_comes_back_through_the_frame_of_any_file_exhaustively() -> None:
-    for prepared in range(1, 40):
-        for extent in (*range(1, 60), 99.5, 100):
-            for position in range(prepared):
-                assert pixel_at(centre(position, prepared, extent), prepared, extent) == position
-
-
-@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 2000), st.data())
-def test_every_pixel_comes_back_through_the_frame_of_any_file(
-    prepared: int, extent: int, small: int, data: st.DataObject
+@given(st.integers(1, 10**6), st.integers(1, 10**6) | st.just(99.5), st.integers(1, 2000), st.data())
+def test_every_pixel_comes_back_through_any_frame(
+    prepared: int, extent: float, small: int, data: st.DataObject
 ) -> None:
     position = data.draw(st.integers(0, prepared - 1))
     assert pixel_at(centre(position, prepared, extent), prepared, extent) == position
     # Some tools round places to two decimals: enough for images that were not shrunk in the file.
     native = small + min(extent, 2000)
     assert pixel_at(round(centre(position % small, small, native), 2), small, native) == position % small
-
-
-# What the files look like
 
 
 def test_coco_has_the_structure_of_coco() -> None:
@@ -136,16 +117,11 @@ def test_coco_has_the_structure_of_coco() -> None:
     first, _, void, question, *_ = tree["annotations"]
     # 5.5 of 6 columns in 18, half of 4 rows in 8; a box of the pixel.
     place = {"keypoints": [16.5, 1.0, 2], "bbox": [15.0, 0.0, 3.0, 2.0], "area": 6.0, "num_keypoints": 1}
-    rest = {"segmentation": [], "iscrowd": 0}
-    assert {name: first[name] for name in place | rest} == place | rest
+    assert first.items() >= (place | {"segmentation": [], "iscrowd": 0}).items()
     assert {frozenset(one) for one in tree["annotations"]} == {frozenset(first)}
-    assert [names[one["category_id"]] for one in (first, void, question)] == [
-        *("road", "none of the classes", "open question")
-    ]
-    assert question["keypoints"][2] == 1
-
-
-def test_a_class_that_is_called_like_an_answer_keeps_its_name() -> None:
+    said = [names[one["category_id"]] for one in (first, void, question)]
+    assert (said, question["keypoints"][2]) == (["road", "none of the classes", "open question"], 1)
+    # A class that is called like an answer keeps its name.
     points = point(0, 0, "cannot tell"), point(0, 1, "unknown")
     tree = json.loads(export(replace(WHOLE, class_names=("cannot tell", "road"), points=points), "coco"))
     names = [category["name"] for category in tree["categories"]]
@@ -215,9 +191,6 @@ def test_jsonl_has_the_fields_of_an_answer() -> None:
     assert lines[3] == {"image": "a b.png", "y": 3, "x": 3, "repeat": False}
 
 
-# What others write
-
-
 def test_what_label_studio_exports_is_read() -> None:
     place = {"original_width": 18, "original_height": 8, "image_rotation": 0}
     value = {"x": 50.0, "y": 49.9, "width": 0.3, "keypointlabels": ["road"]}
@@ -229,14 +202,12 @@ def test_what_label_studio_exports_is_read() -> None:
     assert back(json.dumps([task]).encode(), "label-studio") == (point(1, 3, "road"),)
     minimal = {"image": "s3://bucket/city/a%20b.png", "id": 7, "label": [place | value], "annotator": 1}
     assert back(json.dumps([minimal]).encode(), "label-studio") == back(json.dumps([task]).encode(), "label-studio")
-
-
-def test_a_prediction_counts_only_where_nobody_has_answered() -> None:
-    (first, *others) = json.loads(export(replace(WHOLE, points=POINTS[3:4]), "label-studio"))
+    # A prediction counts only where nobody has answered.
+    (first, *_) = json.loads(export(replace(WHOLE, points=POINTS[3:4]), "label-studio"))
     answered = json.loads(json.dumps(first["predictions"][0]["result"]))
     answered[0]["value"]["keypointlabels"] = ["road"]
     first["annotations"] = [{"result": answered}]
-    assert back(json.dumps([first, *others]).encode(), "label-studio") == (point(3, 3, "road"),)
+    assert back(json.dumps([first]).encode(), "label-studio") == (point(3, 3, "road"),)
 
 
 def test_cvat_rounds_places_and_may_have_several_in_an_element() -> None:
@@ -270,7 +241,6 @@ def named(reference: str, names: Iterable[str] | None = None) -> str:
     ("reference", "name"),
     [
         ("a b.png", "a b.png"),
-        ("/data/camvid/a b.png", "a b.png"),
         (r"C:\data\a b.png", "a b.png"),
         ("https://host:8080/x/a%20b.png", "a b.png"),
         ("/data/local-files/?d=train/a b.png", "a b.png"),
@@ -278,7 +248,6 @@ def named(reference: str, names: Iterable[str] | None = None) -> str:
         ("/data/upload/12/0f1e2d3c-a_b.png", "a b.png"),
         ("/data/upload/12/0f1e2d3c-qé.png", """q"'&<é>.png"""),
         ("city_1", "city_1"),
-        ("x/city_1_leftImg8bit.png", "city_1"),
         ("x/0f1e2d3c-city_1_leftImg8bit.png", "city_1"),
     ],
 )
@@ -290,25 +259,6 @@ def test_images_are_known_by_the_end_of_their_place(reference: str, name: str) -
 def test_a_place_that_may_mean_two_images_is_refused(path: str) -> None:
     with pytest.raises(DataError, match=r"tasks\[0\]\.data\.image: .* may be image '.*' or '.*'; rename it"):
         named(f"/{path}", ["a.png", "0a1b2c3d-a.png", "x y.png", "x_y.png", "city/a.png"])
-
-
-def test_how_long_names_are_is_found_once_for_all_references() -> None:
-    measured = []
-
-    class Counted(str):
-        def __len__(self) -> int:
-            measured.append(self)
-            return super().__len__()
-
-    names = [Counted(f"image {number}.png") for number in range(300)]
-    known = Known(CLASSES, tuple(picture(name, 4, 4, 4, 4) for name in names))
-    measured.clear()
-    for name in names:
-        assert [found.name for found in known.matches(f"/data/{name}")] == [name]
-    assert 300 <= len(measured) < 5 * 300
-
-
-# Facts of an answer that another tool has changed
 
 
 @pytest.mark.parametrize("change", ["label", "place"])
@@ -325,15 +275,9 @@ def test_an_answer_that_was_changed_elsewhere_is_a_new_one(change: str, book: Bo
     assert "i1" not in {one.id for one in found}
     (new,) = answers_of([expected], book, annotator="Cy", time=9.0)
     assert (new.annotator, new.time, new.label) == ("Cy", 9.0, expected.label)
-
-
-def test_attributes_of_other_tools_mean_nothing() -> None:
-    tree = json.loads(export(replace(WHOLE, points=POINTS[:1]), "coco"))
-    tree["annotations"][0]["attributes"] = {"occluded": False, "annotator": "Di"}
-    assert back(json.dumps(tree).encode(), "coco") == (point(0, 5, "road", annotator="Di"),)
-
-
-# From questions to points, and from points to answers
+    annotations[0]["attributes"] = {"occluded": False, "annotator": "Di"}  # the former is another tool's
+    found = back(json.dumps(tree | {"annotations": annotations[:1]}).encode(), "coco")
+    assert found == (expected.model_copy(update={"annotator": "Di"}),)
 
 
 def answer(image: str, y: int, x: int, **fields: Any) -> Answer:
@@ -369,14 +313,12 @@ def book(tmp_path: Path) -> Book:
     return Book(Store(tmp_path), "book")
 
 
-def test_importing_a_file_twice_adds_nothing(book: Book) -> None:
+def test_who_gave_a_file_without_ids_and_how_often_it_has_an_answer_makes_no_other_one(book: Book) -> None:
     points = back(export(WHOLE, "queries"), "queries")
     first = answers_of(points, book, annotator="Bo", time=1.0)
     assert [(one.label, one.annotator, one.time) for one in first] == [(name, "Bo", 1.0) for name in CLASSES[:2]]
-    assert len({one.id for one in first}) == 2
     book.append(*first)
-    assert answers_of(points, book, annotator="Bo", time=2.0) == ()
-    assert answers_of(points, book, annotator="Cy", time=2.0) == ()  # who gave it back is no other answer
+    assert answers_of(points, book, annotator="Cy", time=2.0) == ()
     # One that the file has twice is one, an open question none.
     (only,) = answers_of([point(0, 0, "void"), point(0, 0, "void"), point(0, 1)], book, annotator="Bo", time=1.0)
     assert (only.kind, only.label, only.repeat) == ("void", None, False)
@@ -399,7 +341,7 @@ STEPS = st.lists(
 @settings(max_examples=40)
 @given(steps=STEPS)
 @example(steps=[{0: label} for label in ("road", "sky", "road", "sky")])
-def test_whatever_was_answered_and_taken_back_before_a_file_without_ids_counts_and_a_second_time_adds_nothing(
+def test_whatever_went_before_a_file_without_ids_counts_and_adds_nothing_twice(
     steps: list[dict[int, str] | int],
 ) -> None:
     with TemporaryDirectory() as folder:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import operator
 import pickle
 import re
@@ -34,7 +33,6 @@ def line(**fields: Any) -> str:
 
 
 DIGITS = "9" * 5000
-CLASS_ONLY = "label: is the name of the class where kind is class, and absent otherwise"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +43,6 @@ CLASS_ONLY = "label: is the name of the class where kind is class, and absent ot
         ("\n\nnope\n", "line 3: is not JSON (line 1, column 1"),
         ('{"y": NaN}', "line 1: is not JSON that is read (NaN is not a number in JSON)"),
         (line(time=1).replace('"time": 1', '"time": 1e999'), "line 1: time inf: Input should be a finite number"),
-        (line(time=1).replace('"time": 1', '"time": -Infinity'), "-Infinity is not a number in JSON"),
         (line(y=1).replace('"y": 1', f'"y": {DIGITS}'), "line 1: is not JSON that is read (Exceeds the limit"),
         ("[" * 100_000, "line 1: is not JSON that is read (it is nested more than 50 deep"),
         ('{"y": 0, "x": 0}', "line 1: image an object of 2: Field required"),
@@ -58,20 +55,12 @@ CLASS_ONLY = "label: is the name of the class where kind is class, and absent ot
         ({"y": 4}, "line 1: y: is 4; allowed is 0..3, inside of a b.png"),
         ({"x": 6}, "line 1: x: is 6; allowed is 0..5, inside of a b.png"),
         ({"x": -1}, "line 1: x -1: Input should be greater than or equal to 0"),
-        ({"x": 1.5}, "line 1: x 1.5: Input should be a valid integer"),
-        ({"x": "1"}, "line 1: x '1': Input should be a valid integer"),
         ({"x": True}, "line 1: x True: Input should be a valid integer"),
         ({"label": "Road"}, "line 1: label: is 'Road'; allowed is one of road, sky & <cloud>, дерево"),
         ({"suggestion": "Road"}, "line 1: suggestion: is 'Road'; allowed is one of road,"),
-        ({"kind": "skip"}, "line 1: kind 'skip': Input should be 'class', 'void' or 'unknown'"),
-        ({"kind": "void"}, CLASS_ONLY),
-        ({"label": None}, CLASS_ONLY),
+        ({"label": None}, "label: is the name of the class where kind is class, and absent otherwise"),
         ({"annotator": "a\nb"}, "is not one line of text without spaces around it"),
-        ({"annotator": ""}, "line 1: annotator '': String should have at least 1 character"),
-        ({"id": "x" * 81}, "String should have at most 80 characters"),
-        ({"seconds": -1}, "line 1: seconds -1: Input should be greater than or equal to 0"),
         ({"colour": "red"}, "line 1: colour 'red': Extra inputs are not permitted"),
-        ({"repeat": "no"}, "line 1: repeat 'no': Input should be a valid boolean"),
     ],
 )
 def test_wrong_lines_are_refused(text: str | dict[str, Any], message: str) -> None:
@@ -100,7 +89,7 @@ def test_at_most_ten_problems_are_listed_and_one_keeps_all_lines_out() -> None:
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_files_of_another_format_and_files_that_are_too_large_are_refused(
+def test_files_of_another_format_and_too_large_ones_are_refused(
     format_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for other in FORMATS.keys() - {format_name}:
@@ -137,60 +126,43 @@ A = "annotations"
 
 WRONG_COCO = [
     (lambda tree: [tree], "the file: is a list of 1; allowed is an object"),
-    (lambda tree: 5, "the file: is 5; allowed is an object"),
     (put("images", LACKING), "images: is None; allowed is a list"),
-    (put("categories", LACKING), "categories: is None; allowed is a list"),
-    (put(A, LACKING), "annotations: is None; allowed is a list"),
-    (put("images", {}), "images: is an object of 0; allowed is a list"),
     (put("images", 0, 5), "images[0]: is 5; allowed is an object"),
     (put("images", 0, "id", "1"), "images[0].id: is '1'; allowed is a whole number"),
     (put("images", 1, "id", 1), "images[1]: has the id 1 of images[0]; ids are unique"),
     (put("images", 0, "file_name", "b.png"), "images[0].file_name: is 'b.png'; allowed is one of the 3 images"),
-    (put("images", 0, "file_name", None), "images[0].file_name: is None; allowed is one of the 3 images"),
     (put("images", 0, "width", 6), "images[0].width: is 6; allowed is 18, the size of the image"),
     (put("images", 0, "height", "8"), "images[0].height: is '8'; allowed is 8, the size of the image"),
     (put("categories", 0, "name", "Road"), "annotations[0]: categories[0].name: is 'Road'; allowed is one of road,"),
-    (put("categories", 0, "name", []), "annotations[0]: categories[0].name: is []; allowed is one of road,"),
     (put("categories", 1, "id", 1), "categories[1]: has the id 1 of categories[0]; ids are unique"),
     (put(A, 0, "image_id", 77), "annotations[0].image_id: is 77; allowed is an id of the file's images"),
-    (put(A, 0, "image_id", [1]), "annotations[0].image_id: is [1]; allowed is a whole number"),
     (put(A, 0, "category_id", 77), "annotations[0].category_id: is 77; allowed is an id of the file's categories"),
-    (put(A, 3, "keypoints", [1, 2]), "annotations[3].keypoints: is [1, 2]; allowed is [x, y, visibility]"),
     (put(A, 3, "keypoints", None), "annotations[3].keypoints: is None; allowed is [x, y, visibility]"),
     (put(A, 3, "keypoints", [0, 0, 0]), "annotations[3].keypoints: is [0, 0, 0]; allowed is [x, y, visibility]"),
     (put(A, 3, "keypoints", 0, 18.01), "annotations[3].keypoints: x: is 18.01; allowed is a number in 0..18"),
-    (put(A, 3, "keypoints", 1, -0.1), "annotations[3].keypoints: y: is -0.1; allowed is a number in 0..8"),
     (put(A, 3, "keypoints", 0, "1"), "annotations[3].keypoints: x: is '1'; allowed is a number"),
     (put(A, 3, "keypoints", 0, 10**400), "annotations[3].keypoints: x: is 10000"),
-    (put(A, 3, "keypoints", 0, math.nan), "the file: is not JSON that is read (NaN is not a number in JSON)"),
     (put(A, 0, "attributes", []), "annotations[0].attributes: is []; allowed is an object"),
     (put(A, 0, "attributes", "time", "noon"), "annotations[0]: time 'noon': Input should be a valid number"),
-    (put(A, 0, "attributes", "annotator", 5), "annotations[0]: annotator 5: Input should be a valid string"),
     (put(A, 2, "keypoints", [16.5, 1.0, 2]), "annotations[2]: pixel (y=0, x=5) of a b.png is void here and road in"),
 ]
 R = (0, A, 0, "result")
 WRONG_TASKS = [
     (lambda tree: {"tasks": tree}, "the file: is an object of 1; allowed is a list"),
-    (lambda tree: [5], "tasks[0]: is 5; allowed is an object"),
     (put(0, "data", 5), "tasks[0].data: is 5; allowed is an object"),
-    (put(0, "data", "image", LACKING), "tasks[0].data.image: is None; allowed is one of the 3 images"),
     (put(0, "data", LACKING), "tasks[0].image: is None; allowed is one of the 3 images"),
     (put(0, "data", "image", "s3://x/b.png"), "tasks[0].data.image: is 's3://x/b.png'; allowed is one of the 3"),
     (put(0, "data", "image", "/" * 10**6), "tasks[0].data.image: is '////"),
     (put(0, A, 5), "tasks[0].annotations: is 5; allowed is a list"),
-    (put(0, A, 0, 5), "tasks[0].annotations[0]: is 5; allowed is an object"),
     (put(*R, 5), "tasks[0].annotations[0].result: is 5; allowed is a list"),
     (put(*R, 0, "type", "rectanglelabels"), "result[0].type: is 'rectanglelabels'; allowed is 'keypointlabels'"),
     (put(*R, 0, "value", None), "tasks[0].annotations[0].result[0].value: is None; allowed is an object"),
     (put(*R, 0, "meta", []), "tasks[0].annotations[0].result[0].meta: is []; allowed is an object"),
     (put(*R, 0, "original_width", 6), "result[0].original_width: is 6; allowed is 18, the size of the image"),
-    (put(*R, 0, "original_height", 6), "result[0].original_height: is 6; allowed is 8, the size of the image"),
     (put(*R, 0, "image_rotation", 90), "result[0].image_rotation: is 90; allowed is 0"),
     (put(*R, 0, "value", "x", 100.5), "result[0]: x: is 100.5; allowed is a number in 0..100, inside of the image"),
-    (put(*R, 0, "value", "y", None), "result[0]: y: is None; allowed is a number in 0..100"),
     (put(*R, 0, "value", "keypointlabels", ["a"]), "result[0].keypointlabels: is 'a'; allowed is one of road,"),
     (put(*R, 0, "value", "keypointlabels", []), "result[0].keypointlabels: is []; allowed is a list of one label"),
-    (put(*R, 0, "value", "keypointlabels", LACKING), "keypointlabels: is None; allowed is a list of one label"),
     (put(*R, 1, "meta", {}), "result[1]: pixel (y=0, x=5) of a b.png is дерево here and road in tasks[0]"),
 ]
 
@@ -205,35 +177,27 @@ def test_wrong_json_is_refused(format_name: str, change: Change, message: str) -
 
 
 ENTITIES = '<!DOCTYPE a [<!ENTITY a "x"><!ENTITY b "&a;&a;">]>'
-EXTERNAL = '<!DOCTYPE annotations SYSTEM "file:///etc/passwd">'
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("<annotations>", f"{ENTITIES}<annotations>", "the file: declares a document type, <!DOCTYPE a ...>"),
-        ("<annotations>", f"{EXTERNAL}<annotations>", "the file: declares a document type, <!DOCTYPE annotations ...>"),
         ("a b.png", "&b;", "the file: is not XML (undefined entity"),
         ("</annotations>", "", "the file: is not XML (no element found"),
         ("1.1", "2.0", "the file: is <annotations> of version 2.0; allowed is <annotations> of version 1.1"),
         ("annotations>", "boxes>", "the file: is <boxes> of version 1.1; allowed is <annotations> of version 1.1"),
         ("<meta>", '<track id="4"/><meta>', "<track id=4>: is not read; allowed are <image>"),
         ('name="a b.png"', 'name="b.png"', "<image id=0> name: is 'b.png'; allowed is one of the 3 images"),
-        ('name="a b.png"', "", "<image id=0> name: is None; allowed is one of the 3 images"),
         ('width="18"', 'width="6"', "<image id=0> width: is 6.0; allowed is 18, the size of the image"),
         ('height="8"', 'height="tall"', "<image id=0> height: is 'tall'; allowed is 8, the size of the image"),
-        ('height="8"', "", "<image id=0> height: is None; allowed is 8, the size of the image"),
         ('label="road"', 'label="Road"', "<image id=0> <points> 1 label: is 'Road'; allowed is one of road,"),
-        ('label="road"', "", "<image id=0> <points> 1 label: is None; allowed is one of road,"),
         ('points="16.5,1.0"', 'points="18.1,1.0"', "<points> 1 points: x: is 18.1; allowed is a number in 0..18"),
         ('points="16.5,1.0"', 'points="16.5,nan"', "<points> 1 points: y: is nan; allowed is a number in 0..8"),
         ('points="16.5,1.0"', 'points="16.5"', "<points> 1 points: y: is ''; allowed is a number in 0..8"),
-        ('points="16.5,1.0"', "", "<points> 1 points: x: is ''; allowed is a number in 0..18"),
         ("<points label", "<polygon/><points label", "<image id=0> <polygon> 1: is not read; allowed is <points>"),
         ("<points label", "<a>" * 40 + "</a>" * 40 + "<points label", "the file: is nested more than 32 deep"),
         ('name="seconds">0.1', 'name="seconds">long', "<points> 1: seconds 'long': Input should be a valid number"),
-        ('name="seconds">0.1', 'name="seconds">inf', "<points> 1: seconds inf: Input should be a finite number"),
-        ('name="repeat">true', 'name="repeat">1', "<points> 2: repeat 1.0: Input should be a valid boolean"),
         ('name="repeat">true', 'name="repeat">', "<points> 2: pixel (y=0, x=5) of a b.png is дерево here and road in"),
     ],
 )
@@ -244,15 +208,13 @@ def test_wrong_xml_is_refused(old: str, new: str, message: str) -> None:
     assert message in told(text.replace(old, new, count).encode(), "cvat")
 
 
-@pytest.mark.parametrize("character", ["\ufffe", "\uffff", "\x07", "\x00"])
+@pytest.mark.parametrize("character", ["\uffff", "\x07"])
 def test_what_xml_cannot_hold_is_refused_when_it_is_written(character: str) -> None:
     whole = replace(WHOLE, class_names=(f"road{character}",), palette=PALETTE[:1], points=())
-    for format_name, write in (
-        ("cvat", lambda: export(whole, "cvat")),
-        ("label-studio", lambda: label_config(whole.class_names, whole.palette)),
-    ):
-        with pytest.raises(DataError, match=rf"{format_name}: XML cannot hold the character '\\[xu]"):
-            write()
+    with pytest.raises(DataError, match=r"cvat: XML cannot hold the character '\\[xu]"):
+        export(whole, "cvat")
+    with pytest.raises(DataError, match=r"label-studio: XML cannot hold the character '\\[xu]"):
+        label_config(whole.class_names, whole.palette)
     assert back(export(whole, "coco"), "coco", whole) == ()
 
 
@@ -273,15 +235,12 @@ AT = "['a b.png']"
         ([1], "the file: is [1]; allowed is a dictionary from paths of images"),
         ({"b.png": {}}, "['b.png']: is 'b.png'; allowed is one of the 3 images"),
         ({5: {}}, "[5]: is 5; allowed is one of the 3 images"),
-        ({b"x": 5}, "[of type bytes]: is of type bytes; allowed is one of the 3 images"),
         ({"a b.png": []}, f"{AT}: is []; allowed is an object"),
         ({"a b.png": entry(8, 6, [], [])}, f"{AT}['height']: is 8; allowed is 4, the size of the image"),
         ({"a b.png": entry(4, np.int64(18), [], [])}, f"{AT}['width']: is 18; allowed is 6, the size of the image"),
         ({"a b.png": {"height": 4, "width": 6}}, f"{AT}['x_coords']: is None; {WHOLE_NUMBERS}"),
-        (pixels([1.0], [1]), f"{AT}['x_coords']: is [1.0]; {WHOLE_NUMBERS}"),
         (pixels([True], [1]), f"{AT}['x_coords']: is [True]; {WHOLE_NUMBERS}"),
         (pixels(np.array([1.5]), [1]), f"{AT}['x_coords']: is of type ndarray; {WHOLE_NUMBERS}"),
-        (pixels(np.eye(2, dtype=int), [1]), f"{AT}['x_coords']: is of type ndarray; {WHOLE_NUMBERS}"),
         (pixels([1, 2], [1]), f"{AT}: has x_coords and y_coords of different lengths"),
         (pixels([1], [1], category_id=[]), f"{AT}: has x_coords and y_coords and category_id of different lengths"),
         (pixels([1], [4]), f"{AT} pixel 0: y: is 4; allowed is 0..3, inside of a b.png"),
@@ -289,15 +248,10 @@ AT = "['a b.png']"
         (pixels(np.zeros(25, int), [1]), f"{AT}['x_coords']: has 25 entries, the image 24 pixels"),
         (pixels([1], [1], category_id=[3]), f"{AT}['category_id'][0]: is 3; allowed is 0..2 (road, sky"),
         (pixels([1], [1], category_id=[-1]), f"{AT}['category_id'][0]: is -1; allowed is 0..2"),
-        (pixels([1], [1], category_id=None), f"{AT}['category_id']: is None; {WHOLE_NUMBERS}"),
         (pixels([1], [1], category=["road"]), f"{AT}: has 'category' without 'category_id'"),
         (
             pixels([1], [1], category_id=[1], category=["road"]),
             f"{AT}['category'][0]: is 'road'; allowed is 'sky & <cloud>', which is category_id 1",
-        ),
-        (
-            pixels([1, 1], [2, 2], category_id=[0, 1]),
-            f"{AT} pixel 1: pixel (y=2, x=1) of a b.png is sky & <cloud> here and road in {AT} pixel 0",
         ),
         (
             {f"/{folder}/a b.png": entry(4, 6, [1], [2], category_id=[folder]) for folder in (0, 1)},
@@ -309,9 +263,7 @@ def test_wrong_queries_are_refused(value: Any, message: str) -> None:
     assert message in told(pickle.dumps(value), "queries")
 
 
-def test_more_pixels_than_a_file_may_have_and_code_are_refused_with_their_place(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_more_pixels_than_a_file_may_have_and_code_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     content = pickle.dumps(pixels([1, 2], [1, 2]) | {"city_1": entry(3, 2, [0], [0])})
     assert len(back(content, "queries")) == 3
     monkeypatch.setattr(queries, "MAX_POINTS", 2)

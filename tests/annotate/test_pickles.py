@@ -1,9 +1,7 @@
 """Pickles without running them: what Python and NumPy write is read, whatever else a file asks for is refused."""
 
-import collections
 import contextlib
 import copyreg
-import datetime
 import os
 import pathlib
 import pickle
@@ -86,16 +84,13 @@ def test_numbers_of_numpy_and_files_as_the_published_code_writes_them_come_back(
         value = np.array([1], dtype=kind)[0]
         for content in (pickle.dumps(value, protocol), of_old(pickle.dumps(value, protocol))):
             found = read_pickle(content)
-            assert type(found) is type(value)
-            assert found == value
+            assert (type(found), found) == (type(value), value)
     old = of_old(pickle.dumps([np.arange(3), np.float32(1)], protocol))
-    assert b"numpy._core" not in old
-    assert b"numpy.core.multiarray" in old
+    assert (b"numpy._core" in old, b"numpy.core.multiarray" in old) == (False, True)
     ys, xs = np.nonzero(np.eye(4, 5, dtype=bool))
     entry = {"height": 4, "width": np.int64(5), "x_coords": xs, "y_coords": ys, "category_id": [0, 1, 2, 0]}
-    file = {"/data/camvid/train/a b.png": entry, "/data/camvid/train/ä.png": dict(entry)}
-    found = read_pickle(pickle.dumps(file, protocol))
-    assert list(found) == list(file)
+    found = read_pickle(pickle.dumps({"/data/train/a b.png": entry, "/data/train/ä.png": entry}, protocol))
+    assert list(found) == ["/data/train/a b.png", "/data/train/ä.png"]
     for one in found.values():
         assert same(one.pop("x_coords"), xs)
         assert same(one.pop("y_coords"), ys)
@@ -110,9 +105,6 @@ def test_optimised_and_framed_pickles_come_back_and_what_is_shared_becomes_value
         assert found[0] is not found[1]
 
 
-# What is refused
-
-
 class Calls:
     """Calls a function when it is unpickled."""
 
@@ -121,19 +113,6 @@ class Calls:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.call
-
-
-class Stateful:
-    """Is built from a dictionary."""
-
-    def __init__(self) -> None:
-        self.name = "x"
-
-
-class Slotted:
-    """Is made by NEWOBJ."""
-
-    __slots__ = ()
 
 
 def refusal(content: bytes) -> str:
@@ -158,23 +137,15 @@ def test_code_is_refused_by_its_name_and_not_run(tmp_path: Path, protocol: int) 
     ("value", "told"),
     [
         (Calls(eval, "1"), ".eval: refused"),
-        (Calls(exec, "1"), ".exec: refused"),
         (Calls(np.load, "x", None, True), "calls numpy.load: refused"),
         (Calls(np.dtype, [("a", "i4")]), "calls numpy.dtype otherwise than NumPy does"),
-        (Calls(np.frombuffer, b"1234"), "calls numpy.frombuffer: refused"),
-        (Calls(getattr, "x", "upper"), ".getattr: refused"),
         (Calls(bytes, 10**12), "calls bytes otherwise than NumPy does"),
         (Calls(copyreg._reconstructor, object, object, None), "calls copy"),
         (np.array([{}], dtype=object), "holds an array of type 'O8'; b1, i1 to i8"),
-        (np.array(["text"]), "holds an array of type 'U4'"),
-        (np.array(1, dtype="M8[s]"), "holds an array of type 'M8'"),
         (np.zeros(1, dtype=[("a", "i4")]), "holds an array of type 'V4'"),
-        (np.complex64(1), "holds an array of type 'c8'"),
         (np.dtype("i4"), "holds an unfinished array as a value"),
         (np.ndarray, "holds numpy.ndarray as a value"),
         (pathlib.PurePosixPath("/a"), "PurePosixPath: refused"),
-        (datetime.date(2020, 1, 1), "calls datetime.date: refused"),
-        (collections.OrderedDict(a=1), "calls collections.OrderedDict: refused"),
         ({(1, 2): 3}, "has a value of type tuple as a key"),
         (2**64, "holds a number of more than 64 bits"),
         (-(2**90), "holds a number of more than 64 bits"),
@@ -182,12 +153,6 @@ def test_code_is_refused_by_its_name_and_not_run(tmp_path: Path, protocol: int) 
 )
 def test_what_is_not_plain_is_refused(protocol: int, value: Any, told: str) -> None:
     assert told in refusal(pickle.dumps(value, protocol))
-
-
-def test_what_python_builds_otherwise_is_refused() -> None:
-    for value in ({1, 2}, frozenset((1,)), 1j, Stateful(), Slotted()):
-        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
-            assert "refused" in refusal(pickle.dumps(value, protocol))
 
 
 TYPE, TYPE_STATE = b"cnumpy\ndtype\n(Vu1\nI00\nI01\ntR", b"(I3\nV|\nNNNI-1\nI-1\nI0\ntb"
@@ -207,23 +172,16 @@ def test_arrays_are_as_large_as_their_bytes() -> None:
     ("content", "told"),
     [
         (b"cos\nsystem\n(S'true'\ntR.", "byte 0 of the pickle: calls os.system: refused"),
-        (b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.", "calls os.system: refused"),
         (b"\x80\x04\x8c\x05numpy\x8c\x16core.multiarray.scalar\x93.", "holds numpy.core.multiarray.scalar as a value"),
         (b"(Vtrue\nios\nsystem\n.", "has the instruction INST: refused"),
-        (b"(cos\nsystem\nS'true'\no.", "calls os.system: refused"),
         (b"(Vos\nVtrue\no.", "has the instruction OBJ: refused"),
         (b"S'text'\n.", "has the instruction STRING: refused"),
         (b"\x80\x02\x82\x01.", "has the instruction EXT1: refused"),
-        (b"\x80\x02\x83\x01\x00.", "has the instruction EXT2: refused"),
-        (b"\x80\x02\x84\x01\x00\x00\x00.", "has the instruction EXT4: refused"),
-        (b"Pid\n.", "has the instruction PERSID: refused"),
         (b"\x80\x02K\x01Q.", "has the instruction BINPERSID: refused"),
         (b"\x80\x02]}b.", "sets the state of a value of type list: refused"),
         (b"\x80\x02cnumpy\nndarray\n)\x81.", "has the instruction NEWOBJ: refused"),
         (b"\x80\x04cnumpy\nndarray\n)}\x92.", "has the instruction NEWOBJ_EX: refused"),
         (b"\x80\x05\x97.", "has the instruction NEXT_BUFFER: refused"),
-        (b"\x80\x05C\x01a\x98.", "has the instruction READONLY_BUFFER: refused"),
-        (b"\x80\x02cnumpy\nndarray\nK\x01\x85R.", "calls numpy.ndarray: refused"),
         (b"\x80\x02K\x01K\x02R.", "calls a value of type int: refused"),
         (b"c_codecs\nencode\n(Vtrue\nVzlib\ntR.", "calls _codecs.encode otherwise"),
         (b"cnumpy\ndtype\n(Vi4\nI00\nI01\ntR(I3\nV<\n(Va\ntNNI-1\nI-1\nI0\ntb.", "the state of numpy.dtype"),
@@ -232,20 +190,15 @@ def test_arrays_are_as_large_as_their_bytes() -> None:
         (b"c_codecs\nencode\n](Va\nVlatin1\neR.", "calls _codecs.encode: refused"),
         (b"\x80\x02h\x05.", "recalls value 5, which was never kept"),
         (b"\x80\x02.", "ends with 0 values"),
-        (b"\x80\x02K\x01K\x02.", "ends with 2 values"),
         (b"(K\x01.", "ends with 1 values and 1 open marks"),
         (b"K\x01(a.", "needs more values than there are"),
-        (b"](K\x01a.", "needs more values than there are"),
         (b"K\x01t.", "needs a mark, there is none"),
         (b"K\x01K\x02a.", "appends to a value of type int"),
         (b"}(K\x01u.", "puts 1 keys and values into a value of type dict"),
         (b"K\x01.K", "the pickle ends here, 1 bytes follow"),
         (b"", "is damaged"),
-        (b"\xff", "is damaged"),
         (b"I" + b"9" * 5000 + b"\n.", "is damaged"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.", "is damaged"),
-        (b"\x80\x04\x8d" + struct.pack("<Q", 2**63 - 1) + b"x.", "is damaged"),
-        (b"\x8b" + struct.pack("<i", -5) + b".", "is damaged"),
     ],
 )
 def test_hostile_programs_are_refused(content: bytes, told: str) -> None:
@@ -257,9 +210,7 @@ def bomb(levels: int) -> bytes:
     return b"\x80\x02]q\x00" + b"".join(b"h%c\x86q%c" % (at, at + 1) for at in range(levels)) + b"."
 
 
-def test_memo_bombs_values_that_hold_themselves_and_deep_nesting_are_refused_at_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_memo_bombs_values_in_themselves_and_deep_nesting_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
     monkeypatch.setattr(pickles, "MAX_STEPS", 100_000)
     assert "unfolds to more than 100000 values" in refusal(bomb(30))
@@ -270,7 +221,6 @@ def test_memo_bombs_values_that_hold_themselves_and_deep_nesting_are_refused_at_
     own.append(own)
     for protocol in PROTOCOLS:
         assert "nested more than 32 deep, or holds itself" in refusal(pickle.dumps(own, protocol))
-    assert "nested more than 32 deep" in refusal(b"]" * 40_000 + b"a" * 39_999 + b".")
     assert "nested more than 32 deep" in refusal(b"()" + b"\x85" * 40_000 + b"l.")
     assert time.monotonic() - started < 30
 
@@ -286,23 +236,21 @@ def test_memory_stays_bounded_whatever_a_file_pretends() -> None:
     """In a process of its own with 400 MB of address space more than it has after its imports."""
     code = """
         import resource, struct
-        from pixelpick_ray.annotate.pickles import read_pickle
+        from pixelpick_ray.annotate import pickles
         from pixelpick_ray.errors import DataError
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
+        pickles.MAX_STEPS = 500_000
         text = b"X" + struct.pack("<I", 2**20) + b"x" * 2**20 + b"q\\x00"
-        contents = [
+        for content in (
             b"\\x80\\x02(" + text + b"c_codecs\\nencode\\nh\\x00X\\x06\\x00\\x00\\x00latin1\\x86R" * 3000 + b"t.",
             b"\\x80\\x04]r\\xff\\xff\\xff\\xff.h\\x00.",
             b"\\x80\\x04\\x8e" + struct.pack("<Q", 2**40) + b"x.",
             b"\\x80\\x02]q\\x00" + b"".join(b"h%c\\x86q%c" % (at, at + 1) for at in range(30)) + b".",
             b"(" * 10**6 + b".",
-        ]
-        import pixelpick_ray.annotate.pickles as pickles
-        pickles.MAX_STEPS = 500_000
-        for content in contents:
+        ):
             try:
-                read_pickle(content)
+                pickles.read_pickle(content)
             except DataError:
                 print("refused")
     """
@@ -317,7 +265,8 @@ def test_every_cut_of_a_pickle_is_refused() -> None:
     for protocol in PROTOCOLS:
         content = pickle.dumps(VALUE, protocol)
         for end in range(len(content)):
-            refusal(content[:end])
+            with pytest.raises(DataError, match="nothing of it was run or imported"):
+                read_pickle(content[:end])
 
 
 @settings(max_examples=250)
@@ -329,9 +278,3 @@ def test_random_bytes_and_damaged_pickles_are_refused_or_are_a_plain_value(rando
     for content in (random, bytes(damaged)):
         with contextlib.suppress(DataError):
             assert isinstance(read_pickle(content), (*pickles._PLAIN, list, tuple, dict, np.ndarray))
-
-
-def test_the_reader_names_nothing_that_could_unpickle() -> None:
-    text = Path(pickles.__file__).read_text()
-    for word in ("pickle.load", "find_class", "Unpickler", "import_module", "__import__", "eval(", "exec("):
-        assert word not in text

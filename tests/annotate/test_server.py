@@ -40,45 +40,28 @@ X = b'{"annotator": "x"}'
 # Method, path after the token, body, headers; status and part of the sentence.
 HOSTILE: dict[str, tuple[str, str, bytes | Callable[[], Iterator[bytes]] | None, dict[str, str], int, str]] = {
     "no such page": ("GET", "secrets", None, {}, 404, "nothing here"),
-    "a path upwards": ("GET", "../../etc/passwd", None, {}, 404, "nothing here"),
     "an encoded path upwards": ("GET", "image/%2e%2e%2f%2e%2e%2fetc%2fpasswd", None, {}, 404, "nothing here"),
-    "an encoded slash": ("GET", "image/0%2f..%2f0", None, {}, 404, "nothing here"),
-    "a path for a number": ("GET", "image/train_0000", None, {}, 404, "nothing here"),
     "a negative number": ("GET", "image/-1", None, {}, 404, "nothing here"),
     "a huge number": ("GET", f"image/{'9' * 400}", None, {}, 404, "nothing here"),
     "an unknown image": ("GET", "image/999", None, {}, 410, "No question has this image"),
-    "unknown points": ("GET", "points/999", None, {}, 410, "No question has this image"),
     "a foreign site": ("POST", "begin", X, JSON | {"Origin": "http://evil.example"}, 403, "site"),
-    "a sandboxed page": ("POST", "begin", X, JSON | {"Origin": "null"}, 403, "Another site"),
     "another port": ("POST", "begin", X, JSON | {"Origin": "http://127.0.0.1:1"}, 403, "site"),
     "a foreign name": ("GET", "", None, {"Host": "evil.example"}, 421, "under that name"),
-    "a name that begins alike": ("GET", "", None, {"Host": "127.0.0.1.evil.example"}, 421, "under that name"),
     "a name before an at": ("GET", "", None, {"Host": "127.0.0.1@evil.example"}, 421, "under that name"),
     "no name": ("GET", "", None, {"Host": ""}, 421, "under that name"),
     "a form": ("POST", "begin", b"annotator=x", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "json"),
-    "plain text": ("POST", "begin", X, {"Content-Type": "text/plain"}, 415, "application/json"),
     "no type": ("POST", "begin", X, {}, 415, "application/json"),
     "a huge body": ("POST", "begin", b" " * 70_000, JSON, 413, "far smaller"),
     "a huge body in parts": ("POST", "begin", lambda: iter([b" " * 1024] * 200), JSON, 413, "far smaller"),
     "no JSON": ("POST", "begin", b"{", JSON, 400, "Invalid JSON"),
-    "an empty body": ("POST", "begin", b"", JSON, 400, "Invalid JSON"),
-    "no UTF-8": ("POST", "begin", b'{"annotator": "\xff"}', JSON, 400, "Invalid JSON"),
     "a deep body": ("POST", "begin", b"[" * 30_000, JSON, 400, "Invalid JSON"),
-    "a list": ("POST", "begin", b"[]", JSON, 400, "object"),
-    "a field too few": ("POST", "begin", b"{}", JSON, 400, "annotator: Field required"),
     "a field too many": ("POST", "begin", b'{"annotator": "x", "admin": true}', JSON, 400, "admin"),
-    "a wrong type": ("POST", "begin", b'{"annotator": 7}', JSON, 400, "annotator"),
     "a name of lines": ("POST", "begin", b'{"annotator": "a\\nb"}', JSON, 400, "one line"),
-    "a long name": ("POST", "begin", json.dumps({"annotator": "a" * 81}).encode(), JSON, 400, "80"),
     "a lone surrogate": ("POST", "begin", b'{"annotator": "\\ud800"}', JSON, 400, "JSON"),
-    "a text for a list": ("POST", "next", b'{"annotator": "x", "have": "abc"}', JSON, 400, "have"),
     "a list of too many": ("POST", "next", MANY, JSON, 400, "have"),
     "an unknown question to skip": ("POST", "skip", b'{"annotator": "x", "question": "y"}', JSON, 410, "longer asked"),
     "an unknown answer": ("POST", "undo", b'{"annotator": "x", "answer": "y"}', JSON, 410, "no such answer"),
-    "deleting": ("DELETE", "", None, {}, 405, "does not take that method"),
     "getting what is posted": ("GET", "answer", None, {}, 405, "does not take that method"),
-    "posting what is got": ("POST", "image/0", b"{}", JSON, 405, "does not take that method"),
-    "putting": ("PUT", "answer", b"{}", JSON, 405, "does not take that method"),
     "tracing": ("TRACE", "", None, {}, 405, "does not take that method"),
 }
 
@@ -94,39 +77,28 @@ def test_a_hostile_request_is_refused_and_writes_nothing(site: Site, name: str) 
     assert answers_in(site.store) == ()
 
 
-@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-def test_without_the_token_there_is_nothing(site: Site, method: str) -> None:
-    for path in ("/", "/favicon.ico", "/wrong/", f"/{TOKEN}", f"/{TOKEN}x/", f"/{TOKEN[:-1]}/", f"//{TOKEN}/", "/%ff/"):
-        status, content, _ = site.call(method, path, b"{}" if method == "POST" else None, JSON)
-        assert (status, content) == (404, b'{"error":"There is nothing here."}')
-
-
-WRONG = {
-    "seconds": ["NaN", "Infinity", "1e999", "-0.001", "86400.1", '"1"', "null"],
-    "idle_seconds": ["-1"],
-    "label": ["null", "[]"],
-    "kind": ['"road"'],
-    "id": ['""', "7"],
-    "time": ["0"],
-    "repeat": ["true"],
-    "annotator": ['""'],
-}
+def test_without_the_token_there_is_nothing(site: Site) -> None:
+    for path in ("/", "/favicon.ico", f"/{TOKEN}", f"/{TOKEN}x/", f"/{TOKEN[:-1]}/", f"//{TOKEN}/", "/%ff/"):
+        for method in ("GET", "POST"):
+            status, content, _ = site.call(method, path, b"{}" if method == "POST" else None, JSON)
+            assert (status, content) == (404, b'{"error":"There is nothing here."}')
 
 
 @pytest.mark.parametrize(
     ("change", "status", "sentence"),
     [
-        *(({field: text}, 400, field) for field, texts in WRONG.items() for text in texts),
+        *(({"seconds": text}, 400, "seconds") for text in ("NaN", "1e999", "-0.001", "86400.1", '"1"')),
+        *(({field: '""'}, 400, field) for field in ("id", "annotator", "kind")),
+        *(({field: "true"}, 400, field) for field in ("time", "repeat")),  # which a page does not say
+        ({"idle_seconds": "-1"}, 400, "idle_seconds"),
+        ({"label": "null"}, 400, "label"),
         ({"label": '"moon"'}, 400, "no class 'moon'"),
         ({"kind": '"void"'}, 400, "label: is the name"),
-        ({"id": '" x"'}, 400, "one line"),
         ({"question": '"unheard of"'}, 410, "no longer asked"),
         ({"annotator": '"bob"'}, 409, "Somebody else"),
     ],
 )
-def test_a_wrong_answer_is_refused_and_writes_nothing(
-    site: Site, change: dict[str, str], status: int, sentence: str
-) -> None:
+def test_a_wrong_answer_is_refused_and_not_kept(site: Site, change: dict[str, str], status: int, sentence: str) -> None:
     question = site.post("next", {"annotator": "ann", "have": []})[1]["items"][0]["id"]
     said = {"kind": '"class"', "label": '"road"', "seconds": "1.5"}
     fields = {"id": '"one"', "annotator": '"ann"', "question": json.dumps(question)} | said
@@ -162,7 +134,6 @@ def test_the_page_is_whole_shown_under_a_policy_and_served_all_that_it_needs(sit
 def test_only_our_own_names_are_answered() -> None:
     names = {
         "127.0.0.1": ["127.0.0.1:8000", "LOCALHOST", "[::1]:8000"],
-        "192.168.1.5": ["192.168.1.5:8000"],
         "gpu7.lab": ["gpu7.lab:8000"],
         "0.0.0.0": ["192.168.1.5:8000", f"{socket.gethostname()}:8000"],
     }
@@ -172,7 +143,7 @@ def test_only_our_own_names_are_answered() -> None:
             assert [is_ours(name, names_of(host)) for name in given] == [expected] * len(given), host
 
 
-def test_a_store_that_fails_is_told_and_the_answer_may_be_sent_again(
+def test_a_store_that_fails_is_told_and_answers_may_be_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Book, line: object) -> None:
@@ -197,18 +168,15 @@ def test_four_people_at_once_finish_and_no_pixel_twice(tmp_path: Path) -> None:
     with running(Desk(plan_of(), store, Path("nowhere")), store) as site:
 
         def work(name: str) -> list[str]:
-            acknowledged: list[str] = []
-            end = time.monotonic() + 60
-            while time.monotonic() < end:
-                found = site.post("next", {"annotator": name, "have": []})[1]
-                if found["state"] in ("waiting", "done"):
-                    return acknowledged
+            acknowledged, end = list[str](), time.monotonic() + 60
+            while (found := site.post("next", {"annotator": name, "have": []})[1])["state"] != "waiting":
+                assert time.monotonic() < end
                 for item in found["items"][:5]:
                     answer = {"id": f"{name} {len(acknowledged)}", "annotator": name, "question": item["id"]}
                     status, told = site.post("answer", answer | {"kind": "void", "seconds": 0.5})
                     assert status == 200, told
                     acknowledged.append(answer["id"])
-            raise AssertionError("did not finish")
+            return acknowledged
 
         with ThreadPoolExecutor(4) as pool:
             acknowledged = [one for answers in pool.map(work, ("ann", "bob", "cleo", "dan")) for one in answers]
@@ -237,9 +205,7 @@ def test_a_signal_ends_the_server_and_gives_images_back(tmp_path: Path, number: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_as_soon_as_the_address_is_told_ends_the_server_and_a_port_that_is_taken_is_refused(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_an_early_signal_ends_the_server_and_a_taken_port_is_refused(tmp_path: Path, number: signal.Signals) -> None:
     ready = []
 
     def tell(address: str, once: str) -> None:
