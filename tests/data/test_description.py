@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from pixelpick_ray.config.trial import DatasetSpec
-from pixelpick_ray.data.cache import PreparedSplit, prepare
+from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.datasets import open_dataset
 from pixelpick_ray.data.description import LONG_SIDE, VOID_COLOUR, shown, write_description, write_label_map
 from tests.support.data_folders import loaded, opened, write_folder
@@ -16,18 +15,9 @@ SPEC = DatasetSpec(name="scenes", size=(48, 64))
 FACTS = open_dataset(SPEC, Path()).facts
 
 
-@pytest.fixture
-def prepared(tmp_path: Path) -> PreparedSplit:
-    return prepare(open_dataset(SPEC, tmp_path), "val", SPEC, tmp_path / "cache")
-
-
-def test_a_few_evenly_spaced_positions_are_shown() -> None:
-    assert shown(range(10)) == [0, 3, 6, 9]
-    assert shown([7, 9]) == [7, 9]
-
-
-def test_a_description_counts_the_labels_and_shows_small_pictures(prepared: PreparedSplit, tmp_path: Path) -> None:
+def test_a_description_counts_the_labels_and_shows_small_pictures(tmp_path: Path) -> None:
     """Equal splits give equal bytes."""
+    prepared = prepare(open_dataset(SPEC, tmp_path), "val", SPEC, tmp_path / "cache")
     folder, positions = tmp_path / "out", list(range(1, len(prepared)))
     for place in (folder, tmp_path / "again"):
         place.mkdir()
@@ -47,6 +37,7 @@ def test_a_description_counts_the_labels_and_shows_small_pictures(prepared: Prep
     files = [path.relative_to(folder) for path in folder.rglob("*.*")]
     assert len(files) == 1 + 2 * len(found["names"])
     assert all((folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
+    assert (shown(range(10)), shown([7, 9])) == ([0, 3, 6, 9], [7, 9])
 
 
 def test_a_large_label_map_is_made_small_and_void_is_grey(tmp_path: Path) -> None:

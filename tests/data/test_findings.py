@@ -1,6 +1,7 @@
 """What is surely or probably wrong with a data set, found before anything starts and told by `check`, `plan`, `run`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pixelpick_ray.errors import DataError
 from pixelpick_ray.planning import keep_warnings, make_plan
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.store import Store
-from tests.support.data_folders import noise, save
+from tests.support.data_folders import loaded, noise, save
 from tests.support.experiments import experiment_text
 from tests.support.launch import launch
 
@@ -40,11 +41,8 @@ def told(*splits: SplitFacts) -> list[str]:
     return [str(one) for one in find("x", FACTS, splits)]
 
 
-def test_nothing_is_found_where_nothing_is_wrong() -> None:
-    assert told(split("t", 0, 1, 2, 255), split("v", 0, 1, seed=9), split("bare", seed=20, has_labels=False)) == []
-
-
 WRONG = {
+    "nothing": ([split("t", 0, 1, 2, 255), split("v", 0, 1, seed=9), split("bare", seed=20, has_labels=False)], []),
     "all void": ([split("t", 255), split("v", 0, 1, 2, seed=9)], ["error: x t: every pixel of 2 label maps is void"]),
     "one class and void": (
         [split("t", 0, 255), split("v", 0, 255, seed=9)],
@@ -54,7 +52,6 @@ WRONG = {
             "error: x v: 'a' is the only class",
         ],
     ),
-    "one class in a split": ([split("t", 0, 1, 2), split("v", 1, seed=9)], ["error: x v: 'b' is the only class in"]),
     "nothing in common": (
         [split("t", 0, 1), split("v", 2, 2, 2, 255, seed=9), split("w", 2, seed=20, has_labels=False)],
         ["error: x v: 'c' is the only class"],
@@ -80,10 +77,6 @@ WRONG = {
         [split("t", 0, 1, 2), split("v", 0, 1, 2)],
         ["warning: x: 2 of 2 images of v are also in t, e.g. v0.png (t0.png), v1.png (t1.png); results measured"],
     ),
-    "one of the same": (
-        [split("t", 0, 1, 2), split("v", 0, 1, 2, seed=1)],
-        ["warning: x: 1 of 2 images of v are also in"],
-    ),
 }
 
 
@@ -97,9 +90,8 @@ def test_what_is_wrong_is_found(case: str) -> None:
 
 
 def test_splits_without_a_class_in_common_are_an_error() -> None:
-    facts = DatasetFacts("x", tuple("abcd"), 255, (0.5,) * 3, (0.5,) * 3, ((0, 0, 0),) * 4, ("t", "v"))
-    splits = [split("t", 0, 1), split("v", 2, 3, seed=9)]
-    assert [str(one) for one in find("x", facts, splits)] == [
+    facts = replace(FACTS, class_names=tuple("abcd"), palette=((0, 0, 0),) * 4)
+    assert [str(one) for one in find("x", facts, [split("t", 0, 1), split("v", 2, 3, seed=9)])] == [
         "error: x: t and v have no class in common: a, b there, c, d here; are their label maps made in the same way?"
     ]
 
@@ -116,23 +108,13 @@ def test_copies_are_found_at_another_size_stored_anew_and_a_little_later(tmp_pat
     train = SplitFacts.of("t", [(str(at), picture(at), label) for at in range(8)], has_labels=True, left_out=())
     smaller = Image.fromarray(picture(3)).resize((80, 60), Image.Resampling.BILINEAR)
     Image.fromarray(picture(4)).save(tmp_path / "a.jpg", quality=70)
-    with Image.open(tmp_path / "a.jpg") as file:
-        lossy = np.asarray(file)
-    later = np.roll(picture(5), 2, axis=1)
-    others = {"smaller": np.asarray(smaller), "lossy": lossy, "later": later, "new": picture(99)}
-    val = SplitFacts.of(
-        "v",
-        [(name, one, label[: len(one), : one.shape[1]]) for name, one in others.items()],
-        has_labels=True,
-        left_out=(),
-    )
-    assert told(train, val) == [
+    lossy = np.asarray(loaded(tmp_path / "a.jpg"))
+    others = {"smaller": np.asarray(smaller), "lossy": lossy, "later": np.roll(picture(5), 2, axis=1)}
+    images = [(name, one, label[: len(one), : one.shape[1]]) for name, one in (others | {"new": picture(99)}).items()]
+    assert told(train, SplitFacts.of("v", images, has_labels=True, left_out=())) == [
         "warning: x: 2 of 4 images of v are also in t, e.g. smaller (3), lossy (4); results measured there flatter",
         "warning: x: 1 of 4 images of v look nearly like images of t, e.g. later (5); results measured there flatter",
     ]
-
-
-# The commands
 
 
 def write_masks(data: Path, values: dict[str, list[int]], same: bool = False, **description: Any) -> None:
@@ -196,8 +178,7 @@ def test_check_says_what_is_there_and_draws_it(tmp_path: Path) -> None:
         "nothing wrong was found",
         "contact sheet: leaves-check.png",
     ]
-    with Image.open(tmp_path / "leaves-check.png") as sheet:
-        pixels = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+    pixels = np.asarray(loaded(tmp_path / "leaves-check.png").convert("RGB")).reshape(-1, 3)
     for colour in ((128, 0, 0), (0, 128, 0), (128, 128, 128)):  # the legend
         assert (pixels == colour).all(axis=1).sum() > 100
     found = json.loads(launch(tmp_path, "check", "leaves", "--json").out)
@@ -207,8 +188,7 @@ def test_check_says_what_is_there_and_draws_it(tmp_path: Path) -> None:
 def test_check_tells_all_that_is_wrong_with_status_2(tmp_path: Path) -> None:
     write_masks(tmp_path / "data", {"train": [0, 255], "val": [0, 0]})
     done = launch(tmp_path, "check", "leaves")
-    assert done.status == 2
-    assert "error: leaves train: 'soil' is the only class in its label maps, and 50.0 % is void" in done.out
+    assert (done.status, "error: leaves train: 'soil' is the only class in its label maps" in done.out) == (2, True)
     for name in ("train", "val"):
         (tmp_path / "data" / "leaves" / name / "images" / "2.png").write_text(
             "version https://git-lfs.github.com/spec/v1"
@@ -216,7 +196,5 @@ def test_check_tells_all_that_is_wrong_with_status_2(tmp_path: Path) -> None:
     done = launch(tmp_path, "check", "leaves")
     assert (done.status, done.err.count("is a pointer of Git LFS")) == (2, 2)
     (tmp_path / "data" / "other").mkdir()
-    assert (
-        "has no dataset.yaml; write one, or have one proposed with `init other`"
-        in launch(tmp_path, "check", "other").err
-    )
+    told = launch(tmp_path, "check", "other").err
+    assert "has no dataset.yaml; write one, or have one proposed with `init other`" in told

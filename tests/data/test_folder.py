@@ -35,23 +35,28 @@ def fingerprint(data: Path, split: str = "train", **description: Any) -> str:
     return prepare(leaves(data), split, SizeSpec(), data / "cache").fingerprint
 
 
-def told(data: Path, message: str, split: str = "train") -> None:
-    with pytest.raises(DataError, match=message):
-        leaves(data).names(split)
+def told(data: Path) -> str:
+    """What is wrong with the files of the training split."""
+    with pytest.raises(DataError) as caught:
+        leaves(data).names("train")
+    return str(caught.value)
 
 
 def test_images_of_every_kind_are_paired_with_labels_by_stem(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path)
-    for part in ("images/.hidden.png", "images/notes.txt", "labels/Thumbs.db"):
-        (folder / "train" / part).write_text("no picture")
-    (folder / "train" / "images" / "leaf.v1.jpg").rename(folder / "train" / "images" / "leaf.v1.JPG")
+    images, labels = (write_folder(tmp_path) / "train" / part for part in ("images", "labels"))
+    (labels / "Thumbs.db").write_text("no picture")
+    (images / "leaf.v1.jpg").rename(images / "leaf.v1.JPG")
+    for at, suffix in enumerate(("webp", "tif", "bmp"), start=3):
+        picture, label = noise((9, 11), (0, 1, 2), seed=at)
+        save(images / f"leaf.v{at}.{suffix}", picture)
+        save(labels / f"leaf.v{at}.png", label)
     dataset = leaves(tmp_path)
-    assert dataset.names("train") == ("leaf.v0.png", "leaf.v1.JPG", "leaf.v2.jpeg")
+    suffixes = ("png", "JPG", "jpeg", "webp", "tif", "bmp")
+    assert dataset.names("train") == tuple(f"leaf.v{at}.{suffix}" for at, suffix in enumerate(suffixes))
     for name in dataset.names("train"):
         image, label = dataset.read("train", name)
-        stem = name.rpartition(".")[0]
-        assert (image == np.asarray(loaded(folder / "train" / "images" / name))).all()
-        assert (label == np.asarray(loaded(folder / "train" / "labels" / f"{stem}.png"))).all()
+        assert (image == np.asarray(loaded(images / name))).all()
+        assert (label == np.asarray(loaded(labels / f"{name.rpartition('.')[0]}.png"))).all()
 
 
 def test_facts_are_those_of_the_description_or_usual(tmp_path: Path) -> None:
@@ -70,9 +75,9 @@ def test_facts_are_those_of_the_description_or_usual(tmp_path: Path) -> None:
     assert (facts.mean, facts.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-@pytest.mark.parametrize(("count", "apart"), [(2, 128), (20, 64), (63, 64), (255, 32)])
+@pytest.mark.parametrize(("count", "apart"), [(20, 64), (255, 32)])
 def test_colours_that_are_not_described_lie_far_apart(tmp_path: Path, count: int, apart: int) -> None:
-    write_folder(tmp_path, classes=[f"class {index}" for index in range(count)])
+    write_folder(tmp_path, classes=numbers(count))
     palette = leaves(tmp_path).facts.palette
     assert len(palette) == count
     assert (0, 0, 0) not in palette
@@ -119,64 +124,59 @@ def test_all_that_is_wrong_with_a_description_is_told_at_once(tmp_path: Path) ->
 
 
 UNREADABLE = {
-    b"classes: [a, b": r"dataset\.yaml: line 1, column 15 is not YAML: .*; correct it",
-    b"classes: !!python/name:os.system": r"line 1, column 10 is not YAML: could not determine a constructor",
-    b"classes: [a, b]\nclasses: [b, a]": r"line 2, column 1 is not YAML: the key 'classes' appears twice",
-    b"- a": r"dataset\.yaml: expected a mapping with classes, void, splits.*; got \['a'\]",
-    b"": r"dataset\.yaml: expected a mapping with classes, void, splits.*; got None",
-    b"classes: &x [*x]": r"dataset\.yaml: holds something that is neither number, text, list nor mapping",
-    b"\xff\xfe\xfd": r"dataset\.yaml: is not text in UTF-8 or UTF-16 \(.*\); store it as UTF-8",
+    b"classes: [a, b": r"dataset.yaml: line 1, column 15 is not YAML: ",
+    b"- a": "dataset.yaml: expected a mapping with classes, void, splits",
+    b"classes: &x [*x]": "dataset.yaml: holds something that is neither number, text, list nor mapping",
 }
 
 
 def test_a_description_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    """More of that is in wrong_inputs.yaml."""
     path = write_folder(tmp_path) / "dataset.yaml"
     for content, message in UNREADABLE.items():
         path.write_bytes(content)
-        told(tmp_path, message)
-    path.unlink()
-    told(tmp_path, r"leaves/dataset\.yaml: cannot be read \(.*No such file.*--data DIR")
+        assert message in told(tmp_path)
 
 
 def test_what_is_wrong_with_the_files_of_a_split_is_told(tmp_path: Path) -> None:
     """What is told of other files is in wrong_inputs.yaml."""
-    images, labels = (write_folder(tmp_path) / "train" / part for part in ("images", "labels"))
+    labels = write_folder(tmp_path) / "train" / "labels"
     with pytest.raises(DataError, match=r"images/new\.png: is not an image of split train \(any more\); put it back"):
         leaves(tmp_path).read("train", "new.png")
     (labels / "leaf.v1.png").rename(labels / "leaf.v1.jpg")
-    told(tmp_path, r"labels/leaf\.v1\.jpg: is no \.png, .*since JPEG and WebP change their values; export it again")
+    assert told(tmp_path).startswith(f"{labels}/leaf.v1.jpg: is no .png, ")
+    assert "since JPEG and WebP change their values; export it again" in told(tmp_path)
     assert len(leaves(tmp_path).names("val")) == 3
-    write_folder(tmp_path)
-    (labels / "leaf.v1.jpg").unlink()
-    (images / "leaf.v1.jpg").rename(images / "leaf.v1.gif")
-    told(
-        tmp_path, rf"{labels}: leaf\.v1\.png has no partner .*in {images} \(\.png, \.jpg, \.jpeg, \.webp, .*\); add it"
-    )
 
 
-@pytest.mark.parametrize("splits", [BARE, BARE | {"train": GOOD}], ids=["bare", "with labels"])
-def test_two_images_of_one_stem_and_no_image_are_told_with_labels_or_without(tmp_path: Path, splits: Any) -> None:
-    images = write_folder(tmp_path, splits=splits) / "train" / "images"
+def test_two_images_of_one_stem_and_no_image_are_told_without_labels_too(tmp_path: Path) -> None:
+    images = write_folder(tmp_path, splits=BARE) / "train" / "images"
     save(images / "leaf.v1.png", noise((9, 11), (0,), seed=0)[0])
-    told(tmp_path, rf"{images}: leaf\.v1\.jpg and leaf\.v1\.png have the same stem; keep one of")
-    for path in (*images.iterdir(), *(images.parent / "labels").iterdir()):
+    assert told(tmp_path) == f"{images}: leaf.v1.jpg and leaf.v1.png have the same stem; keep one of them"
+    for path in images.iterdir():
         path.unlink()
-    told(tmp_path, rf"{images}: holds no image; copy the images of split train there")
+    assert told(tmp_path).startswith(f"{images}: holds no image; copy the images of split train there")
 
 
 def test_the_content_covers_what_results_depend_on(tmp_path: Path) -> None:
-    """Names and order of classes, void, mean and std change what is learnt or measured; colours do not."""
+    """Names and order of classes, void, mean and std change what is learnt or measured; colours and places do not."""
     first = fingerprint(tmp_path, classes=["soil", "stem", "leaf"])
     changes: list[dict[str, Any]] = [
         *({"classes": classes.split()} for classes in ("soil stem twig", "stem soil leaf", "soil stem leaf sky")),
         *({"mean": [0.5, 0.5, 0.5]}, {"std": [0.5, 0.5, 0.5]}),
     ]
-    assert len({first, *(fingerprint(tmp_path, **change) for change in changes)}) == 1 + len(changes)
+    found = {first, *(fingerprint(tmp_path, **change) for change in changes)}
+    assert len(found) == 1 + len(changes)
     colours = [[1, 1, 1], [2, 2, 2], [3, 3, 3]]
     assert fingerprint(tmp_path, palette=colours) == fingerprint(tmp_path, splits={"train": GOOD}, void=255) == first
     write_folder(tmp_path)
-    val = fingerprint(tmp_path, "val")
-    assert val not in {first, *(fingerprint(tmp_path, **change) for change in changes)}
+    assert fingerprint(tmp_path, "val") not in found
+    (tmp_path / "leaves").rename(tmp_path / "plants")
+    (tmp_path / "plants" / "train" / "images").rename(tmp_path / "plants" / "pictures")
+    path = tmp_path / "plants" / "dataset.yaml"
+    path.write_text(path.read_text().replace("train/images", "pictures"))
+    moved = opened("folder", tmp_path, path="plants")
+    assert prepare(moved, "train", SizeSpec(), tmp_path / "cache").fingerprint == first
 
 
 def test_another_void_value_is_another_content_and_counted_anew(tmp_path: Path) -> None:
@@ -193,28 +193,10 @@ def test_another_void_value_is_another_content_and_counted_anew(tmp_path: Path) 
     assert prepared[1].candidates.tolist() == [99, 99, 99]
 
 
-def test_a_folder_that_moved_keeps_its_content(tmp_path: Path) -> None:
-    write_folder(tmp_path)
-    before = fingerprint(tmp_path)
-    (tmp_path / "leaves").rename(tmp_path / "plants")
-    (tmp_path / "plants" / "train" / "images").rename(tmp_path / "plants" / "pictures")
-    path = tmp_path / "plants" / "dataset.yaml"
-    path.write_text(path.read_text().replace("train/images", "pictures"))
-    moved = opened("folder", tmp_path, path="plants")
-    assert prepare(moved, "train", SizeSpec(), tmp_path / "cache").fingerprint == before
-
-
-# Images without label maps
-
-
-@pytest.mark.parametrize(
-    ("classes", "void", "index"), [(3, 255, 254), (3, 254, 255), (3, 3, 255), (253, 254, 255), (254, 255, 254)]
-)
-def test_without_label_maps_every_pixel_has_a_value_of_its_own(
-    tmp_path: Path, classes: int, void: int, index: int
-) -> None:
+@pytest.mark.parametrize(("classes", "void", "index"), [(3, 254, 255), (253, 254, 255), (254, 255, 254)])
+def test_without_label_maps_all_pixels_have_an_own_value(tmp_path: Path, classes: int, void: int, index: int) -> None:
     """And all of them are candidates at every size."""
-    folder = write_folder(tmp_path, classes=[f"class {at}" for at in range(classes)], void=void, splits=BARE)
+    folder = write_folder(tmp_path, classes=numbers(classes), void=void, splits=BARE)
     dataset = leaves(tmp_path)
     assert dataset.facts.unlabelled_index == index
     assert dataset.names("train") == ("leaf.v0.png", "leaf.v1.jpg", "leaf.v2.jpeg")
@@ -234,12 +216,10 @@ def test_without_label_maps_every_pixel_has_a_value_of_its_own(
 def test_the_signature_of_images_without_label_maps_has_the_images_alone(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, splits=BARE)
     shutil.rmtree(folder / "train" / "labels")
+    (folder / "train" / "images" / "leaf.v1.jpg").unlink()
     described, *files = leaves(tmp_path).signature("train")
     assert described == ["leaves", 3, 255]
-    assert [path for path, _, _ in files] == [f"train/images/leaf.v{at}" for at in ("0.png", "1.jpg", "2.jpeg")]
-    (folder / "train" / "images" / "leaf.v1.jpg").unlink()
-    left = [path for path, _, _ in leaves(tmp_path).signature("train")[1:]]
-    assert left == ["train/images/leaf.v0.png", "train/images/leaf.v2.jpeg"]
+    assert [path for path, _, _ in files] == ["train/images/leaf.v0.png", "train/images/leaf.v2.jpeg"]
 
 
 def test_the_content_of_a_split_with_labels_is_as_it_was_before_any_could_lack_them(tmp_path: Path) -> None:
@@ -249,9 +229,6 @@ def test_the_content_of_a_split_with_labels_is_as_it_was_before_any_could_lack_t
             path.unlink()
             save(path.with_suffix(".png"), noise((9, 11), (0,), seed=at)[0])
         assert fingerprint(data) == "47448ace59d63679991c9f5bc1935420ff04ff05ca7a956b2e17072e262ecaed"
-
-
-# Where the files are
 
 
 def lay_out(data: Path, files: Iterable[str], **description: Any) -> Folder:
@@ -277,26 +254,32 @@ def test_label_maps_beside_the_images_by_a_suffix(tmp_path: Path) -> None:
     found = lay_out(tmp_path, files, splits=same, masks={"suffix": "_mask"})
     assert pairs(found) == {"a.png": "train/a_mask.png", "b.png": "train/b_mask.png"}
     (tmp_path / "leaves" / "train" / "b_mask.png").unlink()
-    told(tmp_path, r"train: b\.png has no partner, called \*_mask, in .*/train \(\.png, \.tif")
-
-
-def test_photos_and_label_maps_of_one_stem_in_one_folder_are_told_by_their_suffix(tmp_path: Path) -> None:
+    folder = tmp_path / "leaves" / "train"
+    assert f"{folder}: b.png has no partner, called *_mask, in {folder} (.png, .tif" in told(tmp_path)
+    # Without a suffix photos and label maps of one stem are told apart by theirs.
     same = {"train": {"images": "x/", "labels": "x"}}
     found = lay_out(tmp_path, ["x/a.jpg", "x/a.png", "x/b.jpeg", "x/b.tif"], splits=same)
     assert pairs(found) == {"a.jpg": "x/a.png", "b.jpeg": "x/b.tif"}
     for path in (tmp_path / "leaves" / "x").glob("*.jp*g"):
         path.unlink()
-    told(tmp_path, r"splits\.train: images and labels are the same folder 'x/', and images of which .* masks: \{suffix")
+    assert "splits.train: images and labels are the same folder 'x/', and images of which" in told(tmp_path)
 
 
-def test_label_maps_by_a_pattern_in_folders_inside(tmp_path: Path) -> None:
+def test_label_maps_by_a_pattern_in_folders_inside_and_what_is_left_out(tmp_path: Path) -> None:
     files = [f"{kind}/ulm/{name}_{end}.png" for name in "ab" for kind, end in (("x", "photo"), ("masks", "Ids"))]
-    split = {"train": {"images": "x", "labels": "masks"}}
-    masks = {"image": "*_photo", "label": "*_Ids"}
+    split, masks = {"train": {"images": "x", "labels": "masks"}}, {"image": "*_photo", "label": "*_Ids"}
     found = lay_out(tmp_path, [*files, "x/ulm/other.png"], splits=split, masks=masks, recursive=True)
     assert pairs(found) == {f"ulm/{name}_photo.png": f"masks/ulm/{name}_Ids.png" for name in "ab"}
     assert found.left_out("train") == ("1 file not called *_photo, e.g. other.png",)
     assert found.file_name("train", "ulm/a_photo.png") == "ulm/a_photo.png"
+    found = lay_out(tmp_path, ["x/a.png", "masks/a.png"], splits=split)
+    for name in ("a.heic", "notes.txt", ".hidden.png"):
+        (tmp_path / "leaves" / "x" / name).write_text("x")
+    assert found.names("train") == ("a.png",)
+    assert found.left_out("train") == (
+        "1 file .heic, which is not read, e.g. a.heic",
+        "3 files in folders inside, which recursive: true reads, e.g. a_photo.png",
+    )
 
 
 LISTS = {
@@ -310,40 +293,24 @@ LISTS = {
 
 
 @pytest.mark.parametrize("content", LISTS.values(), ids=LISTS)
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_list_says_which_images_belong_to_a_split(tmp_path: Path, content: str, encoding: str) -> None:
+def test_a_list_says_which_images_belong_to_a_split(tmp_path: Path, content: str) -> None:
     files = [f"{folder}/{name}.png" for name in "abc" for folder in ("photos", "masks")]
-    split = {"images": "photos", "labels": "masks"}
-    splits = {"train": split | {"list": "train.txt"}}
-    found = lay_out(tmp_path, files, splits=splits)
-    (tmp_path / "leaves" / "train.txt").write_bytes(content.encode(encoding))
+    found = lay_out(tmp_path, files, splits={"train": {"images": "photos", "labels": "masks", "list": "train.txt"}})
     first = "b" if content.startswith("a.png b") else "a"
-    assert pairs(found) == {"a.png": f"masks/{first}.png", "c.png": "masks/c.png"}
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "leaves" / "train.txt").write_bytes(content.encode(encoding))
+        assert pairs(found) == {"a.png": f"masks/{first}.png", "c.png": "masks/c.png"}
 
 
 def test_a_list_with_names_of_no_image_is_told_at_once(tmp_path: Path) -> None:
     files = [f"{folder}/{name}.png" for name in "ab" for folder in ("photos", "masks")]
     lay_out(tmp_path, files, splits={"train": {"images": "photos", "labels": "masks", "list": "l.txt"}})
-    told(tmp_path, r"splits\.train\.list: .*l\.txt cannot be read")
+    assert f"splits.train.list: {tmp_path}/leaves/l.txt cannot be read" in told(tmp_path)
     (tmp_path / "leaves" / "l.txt").write_text("a\n" + "".join(f"x{at}\n" for at in range(12)))
-    with pytest.raises(DataError) as caught:
-        leaves(tmp_path).names("train")
-    lines = str(caught.value).splitlines()
+    lines = told(tmp_path).splitlines()
     assert len(lines) == 11
     assert lines[3].endswith("l.txt: the line 'x3' names no image of this split; correct the list, or add the image")
     assert lines[10] == "and 2 more of such problems"
-
-
-def test_what_is_left_out_is_known(tmp_path: Path) -> None:
-    files = ["train/a.png", "train/deep/b.png", "train/deep/c.png", "masks/a.png"]
-    found = lay_out(tmp_path, files, splits={"train": {"images": "train", "labels": "masks"}})
-    for name in ("a.heic", "notes.txt", ".hidden.png"):
-        (tmp_path / "leaves" / "train" / name).write_text("x")
-    assert found.names("train") == ("a.png",)
-    assert found.left_out("train") == (
-        "1 file .heic, which is not read, e.g. a.heic",
-        "2 files in folders inside, which recursive: true reads, e.g. b.png",
-    )
 
 
 def test_links_out_of_the_data_folder_are_followed_where_it_says_so(tmp_path: Path) -> None:
@@ -371,9 +338,8 @@ def test_another_reading_is_another_split_in_the_cache(tmp_path: Path) -> None:
     described = [{"void": [7, 8]}, {"range": 4095}, {"classes": {"soil": 1, "stem": 0, "leaf": 2}}, {"recursive": True}]
     found = [str(write_folder(tmp_path, **one) and leaves(tmp_path).signature("train")[0]) for one in described]
     assert len(set(found)) == len(described)
-    write_folder(tmp_path, classes={"soil": 0, "stem": 1, "leaf": 2})
-    same = fingerprint(tmp_path)
-    assert same == fingerprint(tmp_path, classes=["soil", "stem", "leaf"])
+    values = {"soil": 0, "stem": 1, "leaf": 2}
+    assert fingerprint(tmp_path, classes=values) == fingerprint(tmp_path, classes=[*values])
 
 
 def test_all_wrong_files_of_a_split_are_told_at_once(tmp_path: Path) -> None:

@@ -47,10 +47,7 @@ def coloured(meant: UInt8) -> UInt8:
     return np.array([[by_value[int(value)] for value in row] for row in meant], np.uint8)
 
 
-# Colours and palettes
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2), (2, 3, 0, 1)])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1)])
 @pytest.mark.parametrize("given", ["colours", "palette"])
 def test_the_colours_of_a_palette_win_over_its_indices(tmp_path: Path, order: tuple[int, ...], given: str) -> None:
     """As a program leaves it that makes PNGs smaller, or an image editor that reduces colours."""
@@ -122,9 +119,6 @@ def test_a_colour_mask_without_known_colours_and_a_blurred_one_are_told(tmp_path
         described.read_label(path)
 
 
-# Numbers
-
-
 def test_ids_with_gaps_merged_classes_and_several_voids(tmp_path: Path) -> None:
     described = dataset(tmp_path, classes={"leaf": 7, "soil": [3, 200]}, void=[0, 1, 255])
     save(labels(tmp_path), np.array([[7, 3, 200], [0, 1, 255]], np.uint8))
@@ -166,16 +160,12 @@ def test_numbers_of_every_depth(
             assert described.read_label(labels(tmp_path)).tolist() == expected
 
 
-def test_one_bit_is_0_and_1_or_black_and_white_as_the_classes_say(tmp_path: Path) -> None:
+def test_one_bit_is_0_and_1_or_black_and_white_as_the_classes_say_and_odd_channels_are_told(tmp_path: Path) -> None:
     bits = np.array([[0, 1, 1], [1, 0, 0]], bool)
     for classes in (["soil", "leaf"], {"soil": 0, "leaf": 255}, {"soil": 0, "leaf": 1}):
         described = dataset(tmp_path, classes=classes)
         Image.fromarray(bits).save(labels(tmp_path))
         assert (described.read_label(labels(tmp_path)) == bits).all()
-
-
-def test_transparent_pixels_and_channels_that_differ_in_16_bits_are_told(tmp_path: Path) -> None:
-    described = dataset(tmp_path)
     clear = np.zeros((4, 5, 4), np.uint8)
     clear[:2, :, 3] = 255
     save(labels(tmp_path), clear)
@@ -186,21 +176,13 @@ def test_transparent_pixels_and_channels_that_differ_in_16_bits_are_told(tmp_pat
         described.read_label(labels(tmp_path))
 
 
-@pytest.mark.parametrize("others", [[0, 0], [0, 255]], ids=str)
-@pytest.mark.parametrize("value", [128, 2, 254])
-def test_a_mask_of_two_values_is_told_how_to_say_which_one_is_the_object(
-    tmp_path: Path, value: int, others: list[int]
-) -> None:
+@pytest.mark.parametrize(("value", "other"), [(128, 0), (2, 255)])
+def test_a_mask_of_two_values_is_told_how_to_say_which_is_the_object(tmp_path: Path, value: int, other: int) -> None:
     described = dataset(tmp_path, classes=["background", "leaf"])
-    save(labels(tmp_path), np.array([[value, value], others], np.uint8))
-    hint = (
-        f"label value {value} at .*; if {value} marks the object, give classes as a mapping, NAME: 0 and NAME: {value}"
-    )
-    with pytest.raises(DataError, match=hint):
+    save(labels(tmp_path), np.array([[value, value], [0, other]], np.uint8))
+    told = f"label value {value} at .*; if {value} marks the object, give classes as a mapping, .* and NAME: {value}"
+    with pytest.raises(DataError, match=told):
         described.read_label(labels(tmp_path))
-
-
-# Images
 
 
 def test_images_of_16_bits_are_scaled_by_what_is_white(tmp_path: Path) -> None:
@@ -220,27 +202,12 @@ def test_images_of_16_bits_are_scaled_by_what_is_white(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has the value 4095, above white in dataset\.yaml \(range: 1023\).*4095"):
         read_image(path, white=1023)
     assert read_size(path) == (2, 4)
-
-
-def test_a_12_bit_camera_keeps_its_brightness_and_8_bits_stay(tmp_path: Path) -> None:
-    described = dataset(tmp_path, range=4095)
-    image = tmp_path / "leaves" / "train" / "images" / "leaf.v0.png"
+    described = dataset(tmp_path, range=4095)  # which the description says, and 8 bits stay
     before = described.read("train", "leaf.v1.jpg")[0]
     values = np.random.default_rng(0).integers(0, 4096, (9, 11, 3), dtype=np.uint16)
-    cv2.imwrite(str(image), values)
+    cv2.imwrite(str(tmp_path / "leaves" / "train" / "images" / "leaf.v0.png"), values)
     assert abs(described.read("train", "leaf.v0.png")[0].mean() - values.mean() / 4095 * 255) < 0.1
     assert (described.read("train", "leaf.v1.jpg")[0] == before).all()
-
-
-@pytest.mark.parametrize(("suffix", "options"), [("webp", {"lossless": True}), ("tif", {}), ("bmp", {}), ("TIFF", {})])
-def test_images_of_other_formats(tmp_path: Path, suffix: str, options: dict[str, Any]) -> None:
-    described = dataset(tmp_path)
-    image = tmp_path / "leaves" / "train" / "images" / "leaf.v0.png"
-    pixels = described.read("train", "leaf.v0.png")[0]
-    image.unlink()
-    Image.fromarray(pixels).save(image.with_suffix(f".{suffix}"), **options)
-    assert described.names("train")[0] == f"leaf.v0.{suffix}"
-    assert (described.read("train", f"leaf.v0.{suffix}")[0] == pixels).all()
 
 
 def test_what_opencv_reads_is_what_pillow_reads(tmp_path: Path) -> None:
@@ -292,9 +259,6 @@ def test_a_turned_photo_is_turned_as_its_label_map_or_where_there_is_none(tmp_pa
         described.read("train", "leaf.v0.png")
 
 
-# What a file really is
-
-
 def encoded(format: str) -> bytes:
     file = io.BytesIO()
     Image.fromarray(noise((9, 11), (0,), seed=0)[0]).save(file, format=format)
@@ -305,14 +269,14 @@ NO_PICTURES = [(case["content"].encode("latin-1"), re.escape(case["told"])) for 
 NO_PICTURES += [
     (bytes(4096), "holds nothing but zeros; .*copy it again"),
     (encoded("GIF"), "is a GIF"),
-    (encoded("PNG")[:100], r"cannot be decoded \(.*damaged or cut short, copy it again"),
+    (encoded("PNG")[:30], r"cannot be decoded \(.*damaged or cut short, copy it again"),
 ]
 
 
 @pytest.mark.parametrize(("content", "told"), NO_PICTURES, ids=lambda value: str(value[:14]))
 def test_a_file_that_is_no_picture_is_told_by_what_it_is(tmp_path: Path, content: bytes, told: str) -> None:
     (path := tmp_path / "a.jpg").write_bytes(content)
-    for ask in (read_image, read_label_file):
+    for ask in (read_image, read_size, read_label_file):
         with pytest.raises(DataError, match=f"^{path}: {told}"):
             ask(path)
     path.write_bytes(b"\xff\xd8\xff\xe0" + bytes(20))
@@ -336,7 +300,7 @@ def test_lossy_label_maps_links_to_nothing_and_pages_are_told(tmp_path: Path) ->
             ask(path)
 
 
-def test_a_turned_tiff_and_numbers_with_a_sign_are_told(tmp_path: Path) -> None:
+def test_a_turned_tiff_floats_numbers_with_a_sign_folders_and_nothing_are_told(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     Image.fromarray(noise((9, 11), (0,), seed=0)[0]).save(path, tiffinfo={ORIENTATION: 6})
     for ask in (read_image, read_size, read_label_file):
@@ -345,9 +309,16 @@ def test_a_turned_tiff_and_numbers_with_a_sign_are_told(tmp_path: Path) -> None:
     cv2.imwrite(str(path), np.full((9, 11), -5, np.int16))
     with pytest.raises(DataError, match=r"this file has mode I \(32 bits, or a sign\)"):
         read_image(path, white=4095)
-
-
-# Pictures that say they have more pixels than anybody has memory for
+    Image.fromarray(np.full((8, 10), 0.5, np.float32)).save(tmp_path / "b.tif")
+    (tmp_path / "a.png").mkdir()
+    for name, told in (
+        ("b.tif", r"an image has 8 or 16 bits per channel, this file has mode F \(32 bits, or a sign\); conv"),
+        ("a.png", "cannot be read .*make it a file"),
+        ("b.png", "cannot be decoded .*No such file"),
+    ):
+        for ask in (read_image, read_size):
+            with pytest.raises(DataError, match=rf"^{tmp_path}/{name}: {told}"):
+                ask(tmp_path / name)
 
 
 def png(path: Path, width: int, height: int) -> Path:

@@ -43,15 +43,13 @@ def test_columns_are_the_sorted_rows(rows: list[Row]) -> None:
         assert rows_of(labels)[labels.of_image(name)] == sorted(row for row in rows if row[0] == name)
 
 
-@given(rows=rows_strategy(), data=st.data())
-def test_digest_depends_on_neither_order_nor_stage(rows: list[Row], data: st.DataObject) -> None:
+@given(rows=rows_strategy(max_size=5), others=rows_strategy(max_size=5), data=st.data())
+def test_the_digest_is_of_labels_without_order_and_stage(
+    rows: list[Row], others: list[Row], data: st.DataObject
+) -> None:
     shuffled = data.draw(st.permutations(rows))
     restaged = [(*row[:4], row[4] + 1) for row in shuffled]
     assert of(shuffled).digest() == of(rows).digest() == of(restaged).digest()
-
-
-@given(rows=rows_strategy(max_size=5), others=rows_strategy(max_size=5))
-def test_digest_tells_different_labels_apart(rows: list[Row], others: list[Row]) -> None:
     same = {row[:4] for row in rows} == {row[:4] for row in others}
     assert (of(rows).digest() == of(others).digest()) == same
 

@@ -29,9 +29,10 @@ def release(data: Path) -> Path:
     return data / "voc" / "VOCdevkit" / "VOC2012"
 
 
-def told(message: str, data: Path, ask: str, *arguments: str) -> None:
-    with pytest.raises(DataError, match=message):
+def told(data: Path, ask: str, *arguments: str) -> str:
+    with pytest.raises(DataError) as caught:
         getattr(opened("voc", data), ask)(*arguments)
+    return str(caught.value)
 
 
 def test_classes_and_colours_are_the_official_ones() -> None:
@@ -63,28 +64,28 @@ def test_splits_are_the_official_lists_and_colours_of_a_palette_win(tmp_path: Pa
     assert (image == np.asarray(loaded(release(tmp_path) / "JPEGImages" / "b.jpg"))).all()
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize(
     "line",
     [
-        "{0}",
         "/JPEGImages/{0}.jpg /SegmentationClass/{0}.png",
         "VOC2012/JPEGImages/{0}.jpg\tVOC2012/SegmentationClass/{0}.png",
         "JPEGImages/{0}.jpg",
     ],
 )
-def test_lists_may_have_paths_or_pairs_in_any_encoding(tmp_path: Path, line: str, encoding: str) -> None:
+def test_lists_may_have_paths_or_pairs_in_any_encoding(tmp_path: Path, line: str) -> None:
     write_voc(tmp_path)
     path = release(tmp_path) / "ImageSets" / "Segmentation" / "train.txt"
-    path.write_bytes("".join(f"{line.format(name)}\r\n" for name in "cab").encode(encoding))
-    assert opened("voc", tmp_path).names("train") == ("a", "b", "c")
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_bytes("".join(f"{line.format(name)}\r\n" for name in "cab").encode(encoding))
+        assert opened("voc", tmp_path).names("train") == ("a", "b", "c")
 
 
 @pytest.mark.parametrize("line", ["/JPEGImages/a.jpg /SegmentationClassAug/a.png", "/etc/passwd", "../a", ".", "x/a"])
 def test_lines_that_name_other_files_are_told(tmp_path: Path, line: str) -> None:
     write_voc(tmp_path)
     (release(tmp_path) / "ImageSets" / "Segmentation" / "train.txt").write_text(f"a\n{line}\n")
-    told(rf"train\.txt: the line '{line}' names other files than JPEGImages/NAME\.jpg", tmp_path, "names", "train")
+    expected = f"train.txt: the line '{line}' names other files than JPEGImages/NAME.jpg"
+    assert expected in told(tmp_path, "names", "train")
 
 
 def test_trainaug_is_every_label_of_the_larger_set_that_is_not_in_val(tmp_path: Path) -> None:
@@ -98,28 +99,25 @@ def test_trainaug_is_every_label_of_the_larger_set_that_is_not_in_val(tmp_path: 
 
 
 def test_what_is_wrong_with_the_files_is_told_with_what_to_put_where(tmp_path: Path) -> None:
+    """What is wrong with lists is in wrong_inputs.yaml."""
     write_voc(tmp_path)
-    path = release(tmp_path) / "ImageSets" / "Segmentation" / "val.txt"
-    path.rename(release(tmp_path) / "val.txt")
-    missing = rf"voc: {path} cannot be read .*unpack VOCtrainval_11-May-2012\.tar of http.* in {tmp_path}/voc, or give"
+    (release(tmp_path) / "ImageSets" / "Segmentation" / "val.txt").rename(kept := release(tmp_path) / "val.txt")
     for split in ("val", "trainaug"):
-        told(missing, tmp_path, "names", split)
-    path.write_text("\n")
-    told(rf"voc: {path} names no image; copy the official list there", tmp_path, "names", "val")
-    (release(tmp_path) / "val.txt").rename(path)
-    labels, augmented = (release(tmp_path) / f"SegmentationClass{which}" for which in ("", "Aug"))
-    save(labels / "a.png", np.full((10, 14), 21, np.uint8))
-    told(r"a\.png: label value 21 at \(y=0, x=0\); allowed are 0\.\.20 and 255 \(void", tmp_path, "read", "train", "a")
+        assert "val.txt cannot be read (" in (missing := told(tmp_path, "names", split))
+        assert f"in {tmp_path}/voc, or give" in missing
+    kept.rename(release(tmp_path) / "ImageSets" / "Segmentation" / "val.txt")
+    save(release(tmp_path) / "SegmentationClass" / "a.png", np.full((10, 14), 21, np.uint8))
+    expected = "a.png: label value 21 at (y=0, x=0); allowed are 0..20 and 255 (void"
+    assert expected in told(tmp_path, "read", "train", "a")
     (release(tmp_path) / "JPEGImages" / "g.jpg").unlink()
-    missing = r"image g of split trainaug has no image file .*JPEGImages/g\.jpg; add it"
-    told(missing, tmp_path, "signature", "trainaug")
+    assert "image g of split trainaug has no image file" in told(tmp_path, "signature", "trainaug")
+    augmented = release(tmp_path) / "SegmentationClassAug"
     for file in augmented.iterdir():
         file.unlink()
-    empty = rf"voc: {augmented} holds no \.png label outside val; copy the label maps there"
-    told(empty, tmp_path, "names", "trainaug")
+    expected = f"voc: {augmented} holds no .png label outside val; copy the label maps there"
+    assert expected in told(tmp_path, "names", "trainaug")
     augmented.rmdir()
-    missing = rf"voc: no folder {augmented}; .*NAME\.png \(0\.\.20 and 255\).* use split train"
-    told(missing, tmp_path, "names", "trainaug")
+    assert told(tmp_path, "names", "trainaug").startswith(f"voc: no folder {augmented}; ")
 
 
 def torchvision_whose_download(does: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,24 +164,20 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 if (REAL / "voc").is_dir():  # a machine without the files has fewer tests, not skipped ones
 
-    def test_the_real_subset_has_its_counts_sizes_and_labels() -> None:
+    def test_the_real_subset_has_its_counts_sizes_labels_and_colours() -> None:
         dataset = opened("voc", REAL)
         assert (len(dataset.names("train")), len(dataset.names("val"))) == (50, 30)
         assert not set(dataset.names("train")) & set(dataset.names("val"))
         shapes, values = set(), np.zeros(256, np.int64)
         for name in dataset.names("val"):
             image, label = dataset.read("val", name)
+            picture = loaded(release(REAL) / "SegmentationClass" / f"{name}.png")
             assert image.shape[:2] == label.shape
-            assert (label == np.asarray(loaded(release(REAL) / "SegmentationClass" / f"{name}.png"))).all()
+            assert (label == np.asarray(picture)).all()
             shapes.add(label.shape)
             values += np.bincount(label.reshape(-1), minlength=256)
         assert len(shapes) > 5
         assert values[21:255].sum() == 0
         assert 0.02 < values[255] / values.sum() < 0.15  # the borders of objects
-
-    def test_the_colours_are_those_in_the_real_label_files() -> None:
-        facts = known_facts("voc")
-        assert facts is not None
-        palette = loaded(min((release(REAL) / "SegmentationClass").iterdir())).getpalette()
-        assert palette is not None
-        assert [value for colour in facts.palette for value in colour] == palette[: 3 * 21]
+        colours = [value for colour in dataset.facts.palette for value in colour]
+        assert colours == (picture.getpalette() or [])[: 3 * 21]
