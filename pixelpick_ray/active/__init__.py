@@ -1,1 +1,1 @@
-"""The method as pure functions: scores, selection, oracle, metrics."""
+"""The active-learning method as pure functions: scores, selection, oracles, metrics."""

@@ -1,7 +1,7 @@
-"""Scores: how much a pixel is worth asking about. Dispatch by name is ``STRATEGIES``.
+"""Acquisition scores, by name in ``STRATEGIES``.
 
-A score function takes logits (N, C, H, W) and returns (N, H, W), where **larger is always picked first**; a committee's
-takes the logits of several stochastic passes one after another. All are finite for finite logits. A new score is one
+A score function maps logits (N, C, H, W) to scores (N, H, W), where **larger is always picked first**; a committee's
+takes an iterable of the logits of several stochastic passes. Scores are finite for finite logits. A new score is one
 function and one line in a dict, or an external function (`config/parts.py`). The formulas are those of PixelPick (Shin,
 Xie, Albanie 2021, section 3.1).
 """
@@ -18,7 +18,7 @@ from pixelpick_ray.config import parts
 from pixelpick_ray.config.trial import AcquireSpec
 from pixelpick_ray.errors import SpecError
 
-if TYPE_CHECKING:  # so that planning, which only needs the names, does not import torch
+if TYPE_CHECKING:  # planning only needs the names and must not import torch
     from torch import Tensor
 
     Score = Callable[[Tensor], Tensor]
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # so that planning, which only needs the names, does not impo
 
 
 def margin(logits: Tensor) -> Tensor:
-    """Minus the difference of the two largest class probabilities, in -1..0; of one class alone -1."""
+    """Negative difference of the two largest class probabilities, in -1..0; -1 for a single class."""
     others = _below_best(logits)
     runner_up = others.amax(dim=1)
     return runner_up.expm1_().div_(others.exp_().sum(dim=1).add_(1.0))
@@ -47,18 +47,19 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def _below_best(logits: Tensor) -> Tensor:
-    """How far each class is below the best one (N, C, H, W); the best itself, the first of equal ones, is at -inf.
+    """Logits (N, C, H, W) minus the largest; the best class itself, the first if tied, is set to -inf.
 
-    So with ``rest``, the sum of the exponentials, the best class has probability 1 / (1 + rest): no score has to tell a
-    small rest from 1. No number where a largest logit is none or infinite.
+    With ``rest``, the sum of their exponentials, the best class has probability 1 / (1 + rest), which avoids cancelling
+    a small rest against 1. The result is NaN where the largest logit is NaN or infinite.
     """
     best = logits.max(dim=1, keepdim=True)
     return (logits - best.values).scatter_(1, best.indices, best.values * 0.0 - float("inf"))
 
 
 def bald(passes: Iterable[Tensor]) -> Tensor:
-    """Mutual information of prediction and weights in nats, in 0..ln C up to rounding: the entropy of the mean
-    prediction minus the mean entropy of the predictions (Houlsby et al. 2011, equation 2; Gal et al. 2017).
+    """Mutual information of prediction and weights in nats, in 0..ln C up to rounding.
+
+    Entropy of the mean prediction minus mean entropy (Houlsby et al. 2011, equation 2; Gal et al. 2017).
     """
     mean = MeanPrediction(passes)
     entropies = list(map(entropy, mean))
@@ -66,25 +67,25 @@ def bald(passes: Iterable[Tensor]) -> Tensor:
 
 
 def soft_vote(score: Score, passes: Iterable[Tensor]) -> Tensor:
-    """The mean of the passes' scores: what the published code meant its option to do."""
+    """Mean of the passes' scores, as intended by the option in PixelPick's code."""
     scores = [score(logits) for logits in passes]
     return sum(scores[1:], scores[0]) / len(scores)
 
 
 def hard_vote(score: Score, passes: Iterable[Tensor]) -> Tensor:
-    """The score of the shares of passes that vote for each class; of entropy, vote entropy (Dagan, Engelson 1995)."""
+    """Score of the fractions of passes that predict each class; with entropy, vote entropy (Dagan, Engelson 1995)."""
     votes: Tensor | None = None
     for logits in passes:
         best = logits.max(dim=1, keepdim=True)
         votes = logits.new_zeros(logits.shape) if votes is None else votes
-        votes.scatter_add_(1, best.indices, best.values * 0.0 + 1.0)  # what is no number wins no vote silently
+        votes.scatter_add_(1, best.indices, best.values * 0.0 + 1.0)  # propagates NaN
     if votes is None:
         raise AssertionError("no pass was made")
     return score(_finite(votes.log()))
 
 
 class MeanPrediction:
-    """Passes on logits one after another, and knows the mean of their class probabilities afterwards."""
+    """Iterates over the logits of passes and accumulates the mean of their class probabilities."""
 
     def __init__(self, passes: Iterable[Tensor]) -> None:
         self._passes = passes
@@ -103,25 +104,25 @@ class MeanPrediction:
             yield logits
 
     def logits(self) -> Tensor:
-        """(N, C, H, W) logits of the mean probabilities: of one pass its own, else their logarithms."""
+        """Logits (N, C, H, W) of the mean probabilities: their logarithms, or the pass's own logits if there is one."""
         if self._first is None:
             raise AssertionError("no pass was made")
         return self._first if self._sum is None else _finite((self._sum / self._count).log())
 
 
 def _finite(log_probabilities: Tensor) -> Tensor:
-    """Not -inf, or 0 log 0 would be no number."""
+    """Clamp -inf, so that 0 log 0 is not NaN."""
     return log_probabilities.clamp(min=-1e4)
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """An acquisition function. `score` of a committee takes the logits of several passes, of others those of one; None
-    draws pixels at random from the stream of their image, and the network is not asked. Raise `version` when its scores
-    change: picks are then made again, those of other strategies stay.
+    """An acquisition strategy.
 
-    `bound` gives what no score can be above, of the smallest probability that the likeliest class can have and the
-    number of classes: with it only pixels that may be picked are scored where a head is cheap.
+    `score` takes the logits of one pass, or of several for a committee; None picks pixels at random, without a network.
+    `bound` maps a lower bound on the largest class probability, and the number of classes, to an upper bound on the
+    score, so that with a cheap head only pixels that may be picked are scored. Increment `version` when scores change:
+    its picks, and no others, are then recomputed.
     """
 
     score: Any
@@ -139,7 +140,7 @@ def _least_confidence_bound(least: Tensor, classes: int) -> Tensor:
 
 
 def _entropy_bound(least: Tensor, classes: int) -> Tensor:
-    """The entropy of the likeliest class at its smallest, and all others alike."""
+    """Entropy with the largest class probability at its lower bound and all others equal."""
     share = least.clamp(min=1.0 / classes, max=1.0)
     rest = 1.0 - share
     terms = [-part * part.clamp(min=1e-30).log() for part in (share, rest)]
@@ -157,7 +158,7 @@ VOTES: dict[str, Callable[[Score, Iterable[Tensor]], Tensor]] = {"soft": soft_vo
 
 
 def score_passes(acquire: AcquireSpec, passes: Iterable[Tensor]) -> Tensor:
-    """(N, H, W) scores of a strategy that asks the network, from the logits of its passes (one unless stochastic)."""
+    """Scores (N, H, W) of a strategy that uses the network, from the logits of its passes (one unless stochastic)."""
     strategy = _strategy(acquire.strategy)
     if strategy.is_committee:
         return cast("Tensor", strategy.score(passes))
@@ -167,7 +168,7 @@ def score_passes(acquire: AcquireSpec, passes: Iterable[Tensor]) -> Tensor:
 
 
 def bounded_score(acquire: AcquireSpec) -> tuple[Score, Any] | None:
-    """The score of one pass and what it cannot be above, where only the best-scored pixels matter; else None."""
+    """A strategy's score and its bound if there is one pass and only the best-scoring pixels matter, else None."""
     strategy = _strategy(acquire.strategy)
     if strategy.bound is None or acquire.stochastic is not None or acquire.pool != "score":
         return None
@@ -175,7 +176,7 @@ def bounded_score(acquire: AcquireSpec) -> tuple[Score, Any] | None:
 
 
 def _strategy(name: str) -> Strategy:
-    """The strategy of a name; an external one is a function, or a `Strategy`."""
+    """The strategy of this name; an external one may be a function or a `Strategy`."""
     if name in STRATEGIES:
         return STRATEGIES[name]
     found = parts.load("strategy", name)
@@ -185,7 +186,7 @@ def _strategy(name: str) -> Strategy:
 
 
 def _shaped(score: Score, name: str, logits: Tensor) -> Tensor:
-    """The scores of an external function. SpecError when they are not one number a pixel."""
+    """Scores of an external function. Raises SpecError unless they are floats (N, H, W)."""
     scores = score(logits)
     wanted = (logits.shape[0], *logits.shape[2:])
     shape = tuple(getattr(scores, "shape", ()))
@@ -196,7 +197,7 @@ def _shaped(score: Score, name: str, logits: Tensor) -> Tensor:
 
 
 def check_strategy(acquire: AcquireSpec) -> None:
-    """SpecError with the known strategies for an unknown one, and for one that does not go with the other fields."""
+    """Raise SpecError for an unknown strategy, listing known ones, and for one that conflicts with other fields."""
     name = acquire.strategy
     if name not in STRATEGIES:
         if parts.is_external("strategy", name):
@@ -215,10 +216,10 @@ def check_strategy(acquire: AcquireSpec) -> None:
 
 
 def needs_model(name: str) -> bool:
-    """Whether a strategy scores with the network; an external one does."""
+    """Whether a strategy uses the network; external ones do."""
     return name not in STRATEGIES or STRATEGIES[name].score is not None
 
 
 def strategy_version(name: str) -> int:
-    """The version of a built-in strategy; of an external one its name says what code it is."""
+    """The version of a built-in strategy; 1 for an external one, whose resolved name identifies its code."""
     return STRATEGIES[name].version if name in STRATEGIES else 1

@@ -1,6 +1,4 @@
-"""Metrics derived from confusion matrices: (C, C) integer counts, rows truth, columns prediction, void pixels left
-out; and the area under the budget curve.
-"""
+"""Metrics from confusion matrices (C, C) of pixel counts, rows truth, columns prediction; area under a curve."""
 
 import itertools
 import math
@@ -14,9 +12,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def iou(confusion: Counts) -> Floats:
-    """Intersection over union of each class (..., C); NaN for a class in neither truth nor prediction, 0 if only
-    predicted.
-    """
+    """Intersection over union of each class (..., C), from (..., C, C): NaN if absent from truth and prediction."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     union = confusion.sum(axis=-1) + confusion.sum(axis=-2) - hits
     values: Floats = np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
@@ -24,12 +20,12 @@ def iou(confusion: Counts) -> Floats:
 
 
 def miou(confusion: Counts) -> float:
-    """Mean IoU over the classes that occur; NaN when none does."""
+    """Mean IoU over the classes in truth or prediction; NaN without any."""
     return float(mean_iou(iou(confusion)))
 
 
 def mean_iou(values: Floats) -> Floats:
-    """Mean of the IoU of each class (..., C) over the classes that occur; NaN where none does."""
+    """Mean (...) of IoUs (..., C) over the classes whose IoU is not NaN; NaN without any."""
     occurs = np.isfinite(values)
     number = occurs.sum(axis=-1)
     total = np.where(occurs, values, 0.0).sum(axis=-1)
@@ -38,16 +34,16 @@ def mean_iou(values: Floats) -> Floats:
 
 
 def pixel_accuracy(confusion: Counts) -> Floats:
-    """Share of the pixels that are predicted rightly (...,); NaN without pixels."""
+    """Fraction (...) of correctly predicted pixels, from (..., C, C); NaN without pixels."""
     hits, total = np.trace(confusion, axis1=-2, axis2=-1), confusion.sum(axis=(-2, -1))
     shares: Floats = np.divide(hits, total, out=np.full(np.shape(total), np.nan), where=total > 0)
     return shares
 
 
 def area_under_curve(budgets: Sequence[float], values: Sequence[float]) -> float:
-    """Area under straight lines through the points, divided by the width: the mean height, in the unit of `values`.
+    """Normalised area under the curve by the trapezoidal rule: the mean value, in the unit of `values`.
 
-    One point gives its own height. ValueError when the budgets do not ascend or the lengths differ.
+    A single point gives its own value. Raises ValueError if budgets do not ascend or lengths differ.
     """
     points = list(zip(budgets, values, strict=True))
     if not points or any(right[0] <= left[0] for left, right in itertools.pairwise(points)):

@@ -1,6 +1,6 @@
-"""Who answers: the labels of asked pixels. Dispatch by name is ``ORACLES``.
+"""Oracles, which label queried pixels, by name in ``ORACLES``.
 
-An external oracle is a function of an `OracleRequest`, and of the options that the experiment gives it.
+An external oracle is a function of an `OracleRequest` and of the options that the experiment passes as keywords.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ AnyOracle = GroundTruthSpec | ErringSpec | HumanSpec | ExternalOracleSpec
 
 
 class Unanswered(Exception):
-    """People have not answered all questions yet: `missing` of `asked`."""
+    """Raised while people have not answered all questions: `missing` out of `asked`."""
 
     def __init__(self, missing: int, asked: int) -> None:
         super().__init__(missing, asked)
@@ -32,7 +32,7 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True)
 class OracleRequest:
-    """What is asked of an oracle, and in which names and by which seed it answers; people write into the `book`."""
+    """The questions for an oracle, with class names and seed; people's answers are in `book`."""
 
     questions: Questions
     class_names: Sequence[str]
@@ -41,9 +41,9 @@ class OracleRequest:
 
 
 def answer(oracle: AnyOracle, asked: OracleRequest) -> LabelArray:
-    """What the oracle says of each question: (k,) a class, or of people also VOID or UNKNOWN.
+    """The oracle's labels (k,): class indices, and from people also VOID or UNKNOWN.
 
-    Unanswered when people have not answered them all.
+    Raises Unanswered if people have not answered every question, SpecError for invalid answers of external oracles.
     """
     return ORACLES[oracle.name].answer(oracle, asked) if oracle.name in ORACLES else _external(oracle, asked)
 
@@ -53,7 +53,7 @@ def _ground_truth(oracle: GroundTruthSpec, asked: OracleRequest) -> LabelArray:
 
 
 def _erring(oracle: ErringSpec, asked: OracleRequest) -> LabelArray:
-    """A number in 0..1 for every pixel of the image, asked or not, decides its answer: so it never changes."""
+    """Answers are determined by a random number for every pixel of the image, so they do not depend on the queries."""
     questions = asked.questions
     truth = questions.truth.astype(np.int64)
     if oracle.redrawn or (oracle.starts == "queries" and questions.stage == 0):
@@ -67,7 +67,7 @@ def _erring(oracle: ErringSpec, asked: OracleRequest) -> LabelArray:
 
 @dataclass(frozen=True)
 class ImagePixels:
-    """Labelled pixels of one image of `size` (height, width): places, true classes and the stages that asked (k,)."""
+    """Labelled pixels of one image of `size` (height, width): coordinates, true classes and stages (k,)."""
 
     name: str
     size: tuple[int, int]
@@ -80,9 +80,7 @@ class ImagePixels:
 def redrawn(
     oracle: ErringSpec, pixels: ImagePixels, class_names: Sequence[str], seed: int, rng: np.random.Generator
 ) -> LabelArray:
-    """What pixels are called this time, (k,) classes: `rng` draws it for those that an annotator of this seed errs on,
-    the same ones every time, among the other classes.
-    """
+    """Labels (k,) for one training step: `seed` fixes which pixels are wrong, `rng` draws their classes."""
     truth = pixels.truth
     wrong = _confusion(oracle, class_names)
     np.fill_diagonal(wrong, 0.0)
@@ -94,20 +92,20 @@ def redrawn(
 
 
 def _chance(seed: int, name: str, size: Sequence[int], y: IntArray, x: IntArray) -> npt.NDArray[np.float64]:
-    """The numbers in 0..1 that decide what pixels (k,) of an image (height, width) are called."""
+    """Random numbers (k,) in 0..1 that determine the answers at pixels of an image of `size` (height, width)."""
     draws = stream(seed, "oracle", name).random(size[0] * size[1])
     chosen: npt.NDArray[np.float64] = draws[y * size[1] + x]
     return chosen
 
 
 def _called(confusion: npt.NDArray[np.float64], truth: LabelArray, chance: npt.NDArray[np.float64]) -> LabelArray:
-    """The class (k,) that a number in 0..1 stands for in the row of a true class."""
+    """Classes (k,) by inverse transform sampling from the rows of the true classes, with `chance` (k,) in 0..1."""
     said: LabelArray = (chance[:, None] >= np.cumsum(confusion, axis=1)[truth]).sum(axis=1)
-    return np.minimum(said, len(confusion) - 1)  # a row may end a rounding error below 1
+    return np.minimum(said, len(confusion) - 1)  # a row may sum to slightly less than 1
 
 
 def _confusion(oracle: ErringSpec, class_names: Sequence[str]) -> npt.NDArray[np.float64]:
-    """(C, C) probability of each answer by true class."""
+    """Probability (C, C) of each answer (column) by true class (row)."""
     count = len(class_names)
     wrong = (1 - np.eye(count)) * (oracle.rate or 0.0) / (count - 1)
     for truth, said in (oracle.confusion or {}).items():
@@ -127,7 +125,7 @@ def _human(oracle: HumanSpec, asked: OracleRequest) -> LabelArray:
 
 
 def _external(oracle: Any, asked: OracleRequest) -> LabelArray:
-    """The answers of an external function. SpecError when they are not one class a question."""
+    """Answers of an external function. Raises SpecError unless there is one class index per question."""
     said = np.asarray(parts.load("oracle", oracle.name)(asked, **oracle.options))
     count = len(asked.class_names)
     if said.shape != (len(asked.questions),) or said.dtype.kind not in "iu" or not ((said >= 0) & (said < count)).all():
@@ -140,7 +138,7 @@ def _external(oracle: Any, asked: OracleRequest) -> LabelArray:
 
 @dataclass(frozen=True)
 class Oracle:
-    """How an oracle answers. Raise `version` when its answers change: what it was asked for is then asked again."""
+    """An oracle's function. Increment `version` when its answers change: its picks are then recomputed."""
 
     answer: Callable[[Any, OracleRequest], LabelArray]
     version: int = 1
@@ -154,12 +152,12 @@ ORACLES: Mapping[str, Oracle] = {
 
 
 def oracle_version(name: str) -> int:
-    """The version of a built-in oracle; of an external one its name says what code it is."""
+    """The version of a built-in oracle; 1 for an external one, whose resolved name identifies its code."""
     return ORACLES[name].version if name in ORACLES else 1
 
 
 def check_oracle(oracle: AnyOracle, class_names: Sequence[str]) -> None:
-    """SpecError when an oracle speaks of classes that the data set does not have."""
+    """Raise SpecError if an oracle's confusion matrix names classes that are not in the data set."""
     if isinstance(oracle, ErringSpec):
         for name in [name for truth, said in (oracle.confusion or {}).items() for name in (truth, *said)]:
             if name not in class_names:

@@ -1,4 +1,4 @@
-"""What was asked: statistics of the new pixels of one stage (protocol of PixelPick, section 4), never cumulative."""
+"""Statistics of the newly queried pixels of one stage, not cumulative (PixelPick, section 4)."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pixelpick_ray.data.questions import Questions
 
 @dataclass(frozen=True)
 class Query:
-    """New labelled pixels and statistics of them."""
+    """Newly labelled pixels and their statistics."""
 
     pixels: LabelledPixels
     statistics: dict[str, Any]
@@ -23,7 +23,7 @@ class Query:
 def answered(questions: Questions, labels: npt.NDArray[np.int64], *, num_classes: int) -> Query:
     """The questions with their labels (k,), and statistics of those that got a class.
 
-    ``refused`` is how many got none; it is absent where all did.
+    ``refused`` is the number of questions without a class; it is omitted if zero.
     """
     has_class = labels >= 0
     asked = has_class & ~np.isnan(questions.entropy)
@@ -43,10 +43,10 @@ def query_statistics(
 ) -> dict[str, Any]:
     """JSON-ready statistics of new pixels.
 
-    ``class_counts`` of the answers; ``entropy``: mean entropy of the prediction at the pixels in nats (None: the
-    network was not asked); ``distinct_classes``: mean number of classes an image; ``spread``: mean over images of the
-    mean Euclidean distance between two new pixels of the image, in pixels (None: no image has two);
-    ``border_distance``: mean distance to a border of classes in pixels (`data/borders.py`), as given.
+    ``class_counts``: answers per class; ``entropy``: mean entropy of the predictions there in nats (None: the network
+    was not used); ``distinct_classes``: mean number of classes per image; ``spread``: mean over images of the mean
+    pairwise Euclidean distance of new pixels, in pixels (None: no image has two); ``border_distance``: mean distance to
+    a class border in pixels (`data/borders.py`), as given.
     """
     counts = np.bincount(pixels.image, minlength=len(pixels.names))
     answers = np.unique(pixels.image.astype(np.int64) * num_classes + pixels.label)
@@ -63,7 +63,7 @@ def query_statistics(
 
 
 def _mean_distance(places: npt.NDArray[np.float64]) -> float:
-    """Mean Euclidean distance between two of the places (k, 2)."""
+    """Mean pairwise Euclidean distance of the places (k, 2); k must be at least 2."""
     squares = np.square(places[:, None] - places[None])
     distances = np.sqrt(squares[..., 0] + squares[..., 1])
     return math.fsum(distances.ravel()) / (len(places) * (len(places) - 1))
