@@ -1,1 +1,1 @@
-"""One fit or one pick, on a World of any size."""
+"""Training, evaluation and acquisition of one stage, on a `World` of any size."""

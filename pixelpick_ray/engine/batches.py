@@ -1,4 +1,4 @@
-"""Training batches: images loaded, augmented and normalised on the device, labelled pixels as coordinates."""
+"""Training batches: images are loaded, augmented and normalised on the device; labelled pixels are coordinates."""
 
 import math
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.models.segmentation import FRAME_MULTIPLE
 from pixelpick_ray.models.sparse import spread_points
 
-IGNORED = -100  # the label that torch's cross entropy leaves out
+IGNORED = -100  # torch's default ignore_index
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training images of a trial: a prepared split and the positions used in it."""
+    """The training images of a trial: a prepared split and the positions (n,) used in it."""
 
     facts: DatasetFacts
     prepared: PreparedSplit
@@ -46,9 +46,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class FitJob:
-    """Everything that one training depends on. `labels` None: every pixel is labelled (full supervision). The `oracle`
-    that gave them matters where training draws its mistakes.
-    """
+    """Everything that a training run depends on; `labels` is None in full supervision, `oracle` redraws mistakes."""
 
     model: ModelSpec
     train: TrainSpec
@@ -61,7 +59,7 @@ class FitJob:
 
     @cached_property
     def crop_size(self) -> tuple[int, int]:
-        """Height and width of the training crops: the spec's, or the size that all images share."""
+        """(height, width) of the training crops: the spec's, or the images' common size (DataError if they differ)."""
         if self.train.augment is not None and self.train.augment.crop_size is not None:
             return self.train.augment.crop_size
         shapes = np.unique(self.data.prepared.shapes[self.data.positions], axis=0)
@@ -71,7 +69,7 @@ class FitJob:
 
     @cached_property
     def most_labels(self) -> int:
-        """Labelled pixels of the image that has most, with their copies, at least 1: every batch has as many points."""
+        """Points per image in every batch: the largest number of labelled pixels, including copies, at least 1."""
         if self.labels is None:
             raise AssertionError("full supervision has label maps")
         sizes = (self.labels.of_image(name) for name in self.data.names)
@@ -81,10 +79,10 @@ class FitJob:
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's slice of a global batch: normalised images (n, 3, H, W) in their frame and either points or a label map.
+    """A rank's slice of a global batch: normalised, framed images (n, 3, H, W) and either points or label maps.
 
-    ``points`` (n, P, 2) are (y, x) with ``labels`` (n, P), filled up with places that no one labelled, at label
-    IGNORED; for full supervision ``points`` is None and ``labels`` is (n, h, w), without the frame's margin.
+    ``points`` (n, P, 2) are (y, x) with ``labels`` (n, P), padded with unlabelled points whose label is IGNORED. In
+    full supervision ``points`` is None and ``labels`` is (n, h, w), without the frame's margin.
     """
 
     images: Tensor
@@ -93,12 +91,15 @@ class Batch:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Images, labels and, where there are any, points."""
+        """Images, labels and, if any, points."""
         return [self.images, self.labels, *([] if self.points is None else [self.points])]
 
 
 def num_batches(num_images: int, batch_size: int) -> int:
-    """Steps an epoch: the last batch is left out when it would hold one image (batch norm after pooling needs two)."""
+    """Steps per epoch, without a last batch of one image (batch norm after pooling needs two).
+
+    Raises SpecError for a batch size of 1, DataError for fewer than two images.
+    """
     if batch_size == 1:
         raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; use 2 or more")
     batches, rest = divmod(num_images, batch_size)
@@ -109,16 +110,16 @@ def num_batches(num_images: int, batch_size: int) -> int:
 
 
 def epoch_batches(job: FitJob, epoch: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Positions of the global batches of an epoch: one permutation by the seed, stage and epoch, cut in order."""
+    """Yield the positions (b,) of an epoch's global batches, from one permutation by seed, stage and epoch."""
     order = stream(job.seed, "order", job.stage, epoch).permutation(job.data.positions)
     for index in range(num_batches(len(order), job.train.batch_size)):
         yield order[index * job.train.batch_size : (index + 1) * job.train.batch_size]
 
 
 def rank_batches(job: FitJob, epoch: int, world: World) -> Iterator[Batch]:
-    """This rank's slices of an epoch's batches, each made when it is asked for.
+    """Yield this rank's slices of an epoch's batches.
 
-    On a GPU a batch is made on a stream of its own, beside the training step before it.
+    On a GPU, a batch is prepared on a separate stream, concurrently with the preceding training step.
     """
     for positions in epoch_batches(job, epoch):
         mine = positions[world.slice_of(len(positions))]
@@ -140,9 +141,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def make_batch(job: FitJob, positions: npt.NDArray[np.int64], epoch: int, device: torch.device) -> Batch:
-    """Load, augment and normalise images by position; every labelled pixel inside the crop is there exactly once, or as
-    often as `TrainSpec.exact_labels` says.
-    """
+    """Load, augment and normalise images by position, with the labelled pixels inside the crops (`exact_labels`)."""
     spec, prepared, facts, crop = job.train.augment, job.data.prepared, job.data.facts, job.crop_size
     names = [prepared.names[position] for position in positions]
     draws = [draw(spec, stream(job.seed, "augment", job.stage, epoch, name)) for name in names]
@@ -155,7 +154,7 @@ def make_batch(job: FitJob, positions: npt.NDArray[np.int64], epoch: int, device
 
 @dataclass(frozen=True)
 class _Colours:
-    """The mean, deviation and padding colour of a data set's images, on a device: (1, 3, 1, 1) twice, (3,)."""
+    """Mean and standard deviation (1, 3, 1, 1) and padding colour (3,) of a data set's images, on a device."""
 
     mean: Tensor
     std: Tensor
@@ -169,16 +168,15 @@ def _colours(facts: DatasetFacts, device: torch.device) -> _Colours:
 
 
 def normalised(images: Tensor, facts: DatasetFacts) -> Tensor:
-    """Images (N, 3, H, W) in 0..1 less the mean, divided by the deviation."""
+    """Normalise images (N, 3, H, W) in 0..1: subtract the mean and divide by the standard deviation."""
     colours = _colours(facts, images.device)
     return (images - colours.mean).div_(colours.std)
 
 
 def network_input(images: Tensor, facts: DatasetFacts) -> Tensor:
-    """Normalise images; mirror right and bottom up to the frame; channels last.
+    """Normalise images (N, 3, H, W) and reflect-pad them right and bottom to their frame, in channels-last format.
 
-    The frame is the next size whose sides the network can halve: PixelPick pads VOC so, its other sizes fit as they
-    are.
+    The frame's sides are the next multiples of FRAME_MULTIPLE: PixelPick pads VOC likewise; its other sizes fit.
     """
     framed = normalised(images, facts)
     bottom, right = (-side % FRAME_MULTIPLE for side in images.shape[2:])

@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint outside of an experiment: the weights of a stored fit, or a file of the paper's authors."""
+"""Evaluation of a checkpoint outside an experiment: weights of a stored fit, or a file from the paper's authors."""
 
 import contextlib
 import json
@@ -38,8 +38,9 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class _Stored:
-    """What lies beside the weights of a fit: its network, the digest of the pretrained weights, the seed (0 where it
-    does not matter), and the classes, mean and deviation of its training; None where neither is told.
+    """Metadata of a stored fit: network, digest of pretrained weights, seed (0 if irrelevant), classes, normalisation.
+
+    The last two are None if unknown.
     """
 
     spec: ModelSpec
@@ -60,12 +61,11 @@ def evaluate_checkpoint(
     renamed: Mapping[str, str] = MappingProxyType({}),
     note: Callable[[str], None] = lambda line: None,
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """Class names and confusion matrix (C, C), rows are the truth, of a split at the size of `dataset`.
+    """Evaluate a checkpoint on a split at the size of `dataset`; return class names and confusion matrix (C, C).
 
-    `path` is the weights.safetensors of a stored fit or an authors' checkpoint. Images are normalised as in its
-    training, and its classes are those of the data set by name, or by what they are `renamed` to; `note` hears what had
-    to be assumed, and how it was measured. SpecError for an unknown split, DataError for a file that is neither or for
-    classes that do not fit.
+    `path` is the weights.safetensors of a stored fit or an authors' checkpoint. Images are normalised as in training.
+    Classes are matched by name, after `renamed` is applied. `note` receives assumptions and evaluation conditions as
+    text. Raises SpecError for an unknown split or class, DataError for an invalid file or classes that do not match.
     """
     opened = open_dataset(dataset, data_path)
     facts = opened.facts
@@ -96,7 +96,7 @@ def evaluate_checkpoint(
 
 
 def _how(images: PreparedSplit, facts: DatasetFacts) -> str:
-    """At which sizes and with which normalisation images were measured, and by which rule."""
+    """Text on the evaluation: image sizes, normalisation and metric."""
     sizes = sorted({(height, width) for height, width in images.shapes.tolist()})
     ends = [f"{height} x {width}" for height, width in (sizes[0], sizes[-1])]
     size = ends[0] if len(sizes) == 1 else f"{len(sizes)} sizes from {ends[0]} to {ends[1]}"
@@ -115,7 +115,7 @@ def _renumbered(
     renamed: Mapping[str, str],
     note: Callable[[str], None],
 ) -> list[int]:
-    """The index in the data set of each class of the weights. DataError where that cannot be told."""
+    """The data set's index of each class of the weights. Raises SpecError or DataError if they cannot be matched."""
     wanted = facts.class_names
     if classes is None:
         note(f"{path}: does not say what its classes are called; taken are those of {facts.name}, in their order")
@@ -149,9 +149,7 @@ def _read_head(
     data_path: Path,
     cache_path: Path,
 ) -> nn.Module:
-    """The head of a stored fit, on features of the backbone that it was fitted to. DataError when that has other
-    weights now.
-    """
+    """The head of a stored fit, on features of its backbone. Raises DataError if the backbone's weights differ."""
     spec, seed = stored.spec, stored.seed
     if weights_digest(spec, data_path) != stored.weights:
         raise DataError(
@@ -184,9 +182,7 @@ def _read_fit(path: Path, spec: ModelSpec, num_classes: int) -> nn.Module:
 
 
 def _stored(path: Path) -> _Stored:
-    """What ``input.json`` and ``provenance.json`` beside the weights of a fit say; of a fit that is older than what the
-    latter says, the facts of its data set, where these are known without it.
-    """
+    """Read ``input.json`` and ``provenance.json`` next to a fit's weights; older fits fall back to known data sets."""
     try:
         stored = read_json(file_bytes(path.with_name(INPUT)))
         fields = {name: value for name, value in stored["model"].items() if name not in ("weights_digest", "version")}
@@ -204,7 +200,7 @@ def _stored(path: Path) -> _Stored:
 
 
 def _own_facts(path: Path, dataset: str) -> tuple[tuple[str, ...], NormaliseSpec] | None:
-    """Class names, mean and deviation that a fit was trained with; None where nothing tells them."""
+    """Class names and normalisation that a fit was trained with; None if unknown."""
     provenance = path.with_name(PROVENANCE)
     told = read_json(file_bytes(provenance)) if provenance.is_file() else {}
     if "classes" in told:

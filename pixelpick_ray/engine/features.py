@@ -1,11 +1,10 @@
-"""Features of a frozen backbone, computed once a node and kept in the cache folder as float16.
+"""Features of a frozen backbone, computed once per node and cached as float16.
 
 >>> features = prepare_features(prepared, spec, facts, world, data_path=..., cache_path=..., seed=0)
 >>> features.maps([0, 1])  # (2, D, h, w)
 
-An entry is computed block by block of images; whoever needs it, ranks of a trial, other chains or other drivers,
-takes the blocks that nobody else has. It is whole once every block has its digest, and all are compared when a process
-opens it.
+An entry is computed in blocks of images; all processes that need it (ranks of a trial, other chains, other drivers)
+share the work. It is complete once every block has a digest; a process verifies all of them when it opens the entry.
 """
 
 import contextlib
@@ -37,20 +36,21 @@ from pixelpick_ray.models.extractor import FeatureExtractor, build_extractor
 from pixelpick_ray.store.backend import sync
 
 BLOCK_IMAGES = 16
-DEVICE_SHARE = 0.5  # of a GPU's free memory that the features of one split may take
+DEVICE_SHARE = 0.5  # fraction of a GPU's free memory that the features of one split may take
 HOST = torch.device("cpu")
 FEATURES = "features.bin"
 WAIT_SECONDS = 0.2
-IN_USE_SECONDS = 600.0  # since they were opened or a block was written: features that make no room for others
+IN_USE_SECONDS = 600.0  # features opened or written to within this time are not removed
 TIMES_DAMAGED = 5
-_opened: dict[Path, "Features"] = {}  # by folder: what this process has compared with its digests
+_opened: dict[Path, "Features"] = {}  # verified by this process, by folder
 
 
 @dataclass(frozen=True)
 class Features:
-    """Feature maps of the images of a prepared split: `vectors` (cells, D) float16 and read-only, the cells of an image
-    in rows; `shapes` (N, 2) are their heights and widths, `offsets` (N + 1,) their first cells. `is_flipped` says
-    whether the images were flipped from left to right before.
+    """Feature maps of a prepared split's images: `vectors` (cells, D), read-only float16, image by image, row by row.
+
+    `shapes` (N, 2) are the maps' heights and widths, `offsets` (N + 1,) their first cells. With `is_flipped`, the maps
+    are those of horizontally flipped images.
     """
 
     vectors: npt.NDArray[np.float16]
@@ -60,17 +60,15 @@ class Features:
     on_device: dict[torch.device, Tensor | None] = field(default_factory=dict, compare=False)
 
     def shape(self, position: int) -> tuple[int, int]:
-        """(h, w) of an image's map."""
+        """(h, w) of an image's feature map."""
         return int(self.shapes[position, 0]), int(self.shapes[position, 1])
 
     def of(self, position: int) -> npt.NDArray[np.float16]:
-        """(h * w, D) of an image."""
+        """Features (h * w, D) of an image."""
         return self.vectors[self.offsets[position] : self.offsets[position + 1]]
 
     def maps(self, positions: Sequence[int], device: torch.device = HOST) -> Tensor:
-        """(n, D, h, w) float32 of images of one size, channels last. A GPU keeps all of them where they take at most
-        half of its free memory.
-        """
+        """Feature maps (n, D, h, w) float32, channels last, of images of equal size; a GPU keeps all if they fit."""
         height, width = self.shape(positions[0])
         whole = self._resident(device)
         if whole is not None:
@@ -89,8 +87,9 @@ class Features:
         return self.on_device[device]
 
     def at(self, position: int, y: npt.NDArray[np.int64], x: npt.NDArray[np.int64], size: tuple[int, int]) -> Tensor:
-        """(k, D) float32 at pixels of an image of a `size`, interpolated bilinearly with aligned corners. Features of
-        flipped images are read where the pixels are in these.
+        """Features (k, D) float32 at pixels of an image of `size`, interpolated bilinearly with aligned corners.
+
+        Pixels are given in the unflipped image.
         """
         height, width = self.shape(position)
         x = size[1] - 1 - x if self.is_flipped else x
@@ -103,7 +102,7 @@ class Features:
 
 
 def _between(values: npt.NDArray[np.int64], length: int, coarse: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The coarse positions before and after full-size ones, and how far they are from the first to the second."""
+    """Coarse positions before and after full-size ones, and the interpolation weight of the latter; all (k,)."""
     exact = torch.from_numpy(values.astype(np.float64)) * ((coarse - 1) / max(1, length - 1))
     before = exact.floor().clamp_(max=max(0, coarse - 2)).long()
     return before, (before + 1).clamp_(max=coarse - 1), (exact - before).float()
@@ -121,11 +120,10 @@ def prepare_features(
     limit: int | None = None,
     view: ViewSpec | None = None,
 ) -> Features:
-    """Open the features of a split, or of a view of its images, computing those that are missing together with all who
-    wait for them.
+    """Open the features of a split, or of a view of its images, computing missing ones jointly with other processes.
 
-    `facts` have the mean and deviation that images are normalised with. Damaged features are computed again. With a
-    `limit` in bytes those that were used longest ago make room. DataError when the cache folder cannot be written.
+    `facts` has the mean and standard deviation for normalisation. Damaged features are recomputed. With a `limit` in
+    bytes, the least recently used ones are removed. Raises DataError if the cache folder cannot be written.
     """
     spec, is_flipped = spec.seen_in(view), view is not None and view.flip
     key = _key(prepared, spec, facts, seed, data_path, is_flipped)
@@ -158,10 +156,10 @@ def prepare_features(
 
 
 def make_room(cache_path: Path, folder: Path, size: int, limit: int | None) -> None:
-    """Remove the features that were used longest ago until all, with `size` bytes in `folder`, are within the limit.
+    """Remove least recently used features until all, including `size` bytes for `folder`, are within `limit` bytes.
 
-    Who reads removed ones keeps them until its process ends. DataError when the limit is too small for these and what
-    was opened or computed in the last minutes.
+    Processes that have removed ones open can still read them. Raises DataError if the limit is too small for `folder`
+    and features in use.
     """
     if limit is None:
         return
@@ -190,7 +188,7 @@ def _gigabytes(size: int) -> str:
 def _key(
     prepared: PreparedSplit, spec: ModelSpec, facts: DatasetFacts, seed: int, data_path: Path, is_flipped: bool
 ) -> str:
-    """What identifies features: everything that decides them. A random backbone is one of the seed."""
+    """Digest of everything that determines the features; without pretrained weights, that includes the seed."""
     return digest(
         ({"flip": True} if is_flipped else {})
         | {
@@ -205,7 +203,7 @@ def _key(
 
 @dataclass(frozen=True)
 class _Files:
-    """A folder of the cache: features.bin, and the digest of each block of images in a file of its own."""
+    """A cache folder: features.bin, and a file with the digest of each block of images."""
 
     folder: Path
     shapes: npt.NDArray[np.int64]
@@ -233,7 +231,7 @@ class _Files:
         return self.folder / f"block-{block}.sha256"
 
     def allocate(self) -> None:
-        """Make room for all features, so that a full disk says so before anything is computed."""
+        """Allocate space for all features, so that a full disk is reported before anything is computed."""
         path = self.folder / FEATURES
         with FileLock(self.folder / "allocate.lock"):
             if not path.is_file() or path.stat().st_size != self.size:
@@ -243,7 +241,7 @@ class _Files:
                     os.posix_fallocate(file.fileno(), 0, self.size)
 
     def discard_damaged(self) -> int | None:
-        """How many blocks are not what was written, whose digests are removed; None while some block is absent."""
+        """Remove the digests of damaged blocks and return their number; None while a block is missing."""
         try:
             digests = [self.digest_path(block).read_text(encoding="ascii") for block in self.blocks]
         except FileNotFoundError:
@@ -280,7 +278,7 @@ class _Files:
 def _compute_some(
     entry: _Files, prepared: PreparedSplit, extractor: FeatureExtractor, facts: DatasetFacts, world: World
 ) -> bool:
-    """Compute a block that nobody else computes; whether there was one."""
+    """Compute a block that is neither stored nor in progress elsewhere; return whether there was one."""
     for block in entry.blocks:
         if entry.digest_path(block).is_file():
             continue

@@ -1,4 +1,4 @@
-"""Training one stage: labels to weights."""
+"""Training of one stage."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pixelpick_ray.models.segmentation import FeatureHead, build_model
 
 @dataclass(frozen=True)
 class Epoch:
-    """A finished epoch: 1-based number, mean loss over the supervised pixels, model and optimiser as they are now."""
+    """A finished epoch: 1-based number, mean loss over the labelled pixels, current model and optimiser."""
 
     number: int
     loss: float
@@ -33,9 +33,9 @@ def fit(
 ) -> nn.Module:
     """Train a model for one stage and return it; `on_epoch` is called on every rank after each epoch.
 
-    An unfinished fit, equal on all ranks, goes on after its last epoch. The loss is the cross entropy, averaged over
-    the labelled pixels of the global batch; zero for a batch with none.
-    DivergedError when the loss, or a weight at the end, is no number.
+    An unfinished fit, equal on all ranks, is resumed after its last epoch. The loss is the cross entropy averaged over
+    the labelled pixels of the global batch, or zero without any. Raises DivergedError if the loss or a final weight is
+    not finite.
     """
     model = build_model(
         job.model,
@@ -56,8 +56,8 @@ def fit(
     for epoch in range(unfinished.progress.epoch if unfinished else 0, job.train.epochs):
         model.train()
         if backbone is not None:
-            backbone.eval()  # its batch norm stays as it is, too
-        set_precision(job.train.precision)  # every epoch: an evaluation in between has a precision of its own
+            backbone.eval()  # freezes batch norm too
+        set_precision(job.train.precision)  # every epoch, as evaluations in between change it
         torch.manual_seed(stream_seed(job.seed, "dropout", job.stage, epoch, world.rank))
         step.total.zero_()
         for index, batch in enumerate(rank_batches(job, epoch, world)):
@@ -70,19 +70,19 @@ def fit(
         if epoch + 1 == job.train.epochs and not _is_finite(model, world):
             raise DivergedError(f"{at}: weights are not finite after the last step; lower train.optimizer.lr")
         on_epoch(Epoch(epoch + 1, loss_sum / max(count, 1.0), model, optimizer))
-    model.zero_grad(set_to_none=True)  # gradients would keep the memory of recorded steps
+    model.zero_grad(set_to_none=True)  # gradients would keep the memory of captured steps alive
     return model
 
 
 def _is_finite(model: nn.Module, world: World) -> bool:
-    """Whether all parameters and buffers are numbers, on every rank."""
+    """Whether all parameters and buffers are finite on every rank."""
     floating = (value for value in model.state_dict().values() if value.is_floating_point())
     wrong = torch.stack([(~value.isfinite()).any() for value in floating]).any()
     return not world.sum_(wrong.to(torch.float64))
 
 
 def lr_factor(schedule: ConstantSpec | MultistepSpec | PolySpec, iteration: int, per_epoch: int, epochs: int) -> float:
-    """What the base learning rates are multiplied by at a 0-based iteration of the stage."""
+    """The factor on the base learning rates at a 0-based iteration of the stage."""
     if isinstance(schedule, MultistepSpec):
         reached = sum(iteration // per_epoch >= milestone for milestone in schedule.milestones)
         return float(schedule.gamma**reached)

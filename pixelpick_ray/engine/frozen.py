@@ -1,4 +1,4 @@
-"""A head on the cached features of a frozen backbone: what it is fitted to, and how a split is read for it."""
+"""Heads on cached features of a frozen backbone: their training vectors, and their model for a prepared split."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -14,11 +14,11 @@ from pixelpick_ray.engine.batches import TrainingData
 from pixelpick_ray.engine.features import Features
 from pixelpick_ray.models.heads import LabelledVectors
 
-LOSS_VECTORS = 4096  # labelled vectors that the loss of a fitted head is told of, at most
+LOSS_VECTORS = 4096  # labelled vectors used for the loss of a fitted head, at most
 
 
 class FrozenModel(nn.Module):
-    """A fitted head, and where the features of a prepared split are. Features (n, D, h, w) to logits (n, C, h, w)."""
+    """A fitted head, features (n, D, h, w) to logits (n, C, h, w), with access to the features of prepared splits."""
 
     def __init__(self, head: nn.Module, features_of: Callable[[PreparedSplit], Features]) -> None:
         super().__init__()
@@ -29,10 +29,10 @@ class FrozenModel(nn.Module):
 
 
 def labelled_vectors(data: TrainingData, views: Sequence[Features], labels: LabelledPixels | None) -> LabelledVectors:
-    """What a head is fitted to: the features at labelled pixels in each view, interpolated as logits are.
+    """The training vectors of a head: features at the labelled pixels in each view, interpolated like logits.
 
-    Full supervision takes every place of the features' maps that is nearest to some pixel with a class, with the
-    numbers of these pixels by class.
+    In full supervision (`labels` None), every feature cell that is nearest to some pixel with a class, with the number
+    of these pixels per class.
     """
     one_by_one = [_of_all_pixels(data, one) if labels is None else _of_pixels(data, one, labels) for one in views]
     if len(one_by_one) == 1:
@@ -77,7 +77,7 @@ def _of_all_pixels(data: TrainingData, features: Features) -> LabelledVectors:
 
 @torch.inference_mode()
 def loss_of(head: nn.Module, labelled: LabelledVectors) -> float:
-    """The mean cross entropy of a fitted head at labelled pixels: at 4,096 vectors of them, evenly spaced, or all."""
+    """Mean cross entropy of a fitted head at up to LOSS_VECTORS labelled vectors, evenly spaced."""
     step = -(-len(labelled.vectors) // LOSS_VECTORS)
     vectors = torch.from_numpy(np.array(labelled.vectors[::step])).float()
     counts = torch.from_numpy(np.array(labelled.counts[::step]))

@@ -1,4 +1,4 @@
-"""Settings of a process that trains."""
+"""Process-wide settings for training."""
 
 import ctypes
 
@@ -9,10 +9,10 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
 def prepare_process(threads: int) -> None:
-    """Compute on `threads` threads, and keep freed memory: a CPU step frees and asks for a gigabyte anew.
+    """Set the number of threads, and make glibc keep freed memory: a CPU step frees and reallocates a gigabyte.
 
-    glibc gives large blocks back to the system, which then has to clear every page again, in up to a fifth of a step's
-    time. Other C libraries are left as they are.
+    By default glibc returns large blocks to the system, which then clears every page again, taking up to a fifth of a
+    step's time. Other C libraries are left unchanged.
     """
     torch.set_num_threads(threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,4 +1,4 @@
-"""A prepared split as tensors: on the device where it fits there, else copied batch by batch."""
+"""A prepared split as tensors: resident on a GPU if it fits, else copied batch by batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pixelpick_ray.data.cache import PreparedSplit
 
-DEVICE_SHARE = 0.25  # of a GPU's free memory that one split may take
-DEVICE_SPLITS = 4  # kept at once: those that one trial trains on and evaluates, as a rule
+DEVICE_SHARE = 0.25  # fraction of a GPU's free memory that one split may take
+DEVICE_SPLITS = 4  # resident at once: usually all that a trial trains on and evaluates
 
 _resident: dict[tuple[str, bytes, torch.device], tuple[Tensor, Tensor] | None] = {}
 
@@ -26,13 +26,13 @@ class SplitImages:
 
     @classmethod
     def on(cls, prepared: PreparedSplit, device: torch.device) -> "SplitImages":
-        """The split on a device. A GPU gets all of it once a process, if a quarter of its free memory is enough."""
+        """The split on a device; a GPU gets all of it once per process, if it fits in DEVICE_SHARE of free memory."""
         return cls(prepared, device, _made_resident(prepared, device) if device.type == "cuda" else None)
 
     def images(self, positions: Sequence[int], smallest: tuple[int, int] = (0, 0)) -> Tensor:
-        """(n, 3, H, W) uint8 in channels-last order, smaller images padded right and bottom with zeros; n may be 0.
+        """Images (n, 3, H, W) uint8, channels last, smaller ones zero-padded right and bottom; n may be 0.
 
-        H and W are those of the largest image, at least `smallest`.
+        H and W are the largest height and width; without images they are `smallest`.
         """
         shapes = [self.prepared.shape(position) for position in positions]
         height, width = (max([size[axis] for size in shapes], default=smallest[axis]) for axis in (0, 1))
@@ -48,7 +48,7 @@ class SplitImages:
         return stacked.permute(0, 3, 1, 2)
 
     def labels(self, positions: Sequence[int]) -> Tensor:
-        """(n, H, W) uint8 label maps of images of one size."""
+        """Label maps (n, H, W) uint8 of images of equal size."""
         height, width = self.prepared.shape(positions[0])
         if self.resident is None:
             return moved(torch.from_numpy(np.stack([self.prepared.label(p) for p in positions])), self.device)
@@ -60,7 +60,7 @@ class SplitImages:
 
 
 def stack_images(images: Sequence[npt.NDArray[np.uint8]], size: tuple[int, int]) -> Tensor:
-    """(N, 3, H, W) uint8 in channels-last order, smaller images padded right and bottom with zeros; N may be 0."""
+    """Stack images (h, w, 3) to (N, 3, *size) uint8, channels last, zero-padded right and bottom; N may be 0."""
     stacked = np.zeros((len(images), *size, 3), dtype=np.uint8)
     for index, image in enumerate(images):
         stacked[index, : image.shape[0], : image.shape[1]] = image
@@ -68,14 +68,14 @@ def stack_images(images: Sequence[npt.NDArray[np.uint8]], size: tuple[int, int])
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; a GPU copies it without making the host wait."""
+    """Move a host tensor to the device; the copy to a GPU is asynchronous."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _made_resident(prepared: PreparedSplit, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """The flat images (pixels, 3) and labels (pixels,) on the device, kept for later calls; None: they do not fit."""
+    """Flat images (pixels, 3) and labels (pixels,) on the device, kept for later calls; None if they do not fit."""
     key = prepared.fingerprint, prepared.shapes.tobytes(), device
     if key not in _resident:
         while len(_resident) >= DEVICE_SPLITS:

@@ -1,4 +1,4 @@
-"""Where, with what and how long a result was made; stored beside it, part of no key."""
+"""Provenance of results: code, versions, host and duration; stored with them but in no key."""
 
 import platform
 import time
@@ -13,7 +13,7 @@ from pixelpick_ray.engine.world import World
 
 
 def provenance_of(world: World, start: float) -> dict[str, Any]:
-    """Where, with what and how long a result was made; `start` is of ``time.perf_counter``."""
+    """The provenance of a result; `start` is the ``time.perf_counter()`` at which its computation began."""
     cuda = world.device.type == "cuda"
     return {
         "code": code_commit(),

@@ -1,6 +1,6 @@
-"""A fit in training, as bytes: what another process needs to go on after an epoch as if nothing had happened.
+"""Checkpoints of unfinished fits, as bytes, from which another process can resume after an epoch.
 
-No state of a random generator is among it: every epoch draws from streams of its own.
+They contain no random generator state, since every epoch draws from its own streams.
 """
 
 import json
@@ -20,9 +20,9 @@ PROGRESS = "progress"
 
 @dataclass
 class FitProgress:
-    """What a fit has measured so far: loss by epoch, confusion matrices by evaluation key and epoch, and its cost.
+    """Measurements of a fit so far: losses by epoch, confusion matrices by evaluation key and epoch, and its cost.
 
-    ``made_by`` names the versions, ranks and device; only the same ones may go on, else a result would mix them.
+    ``made_by`` records versions, ranks and device; only identical ones may resume, so that results do not mix them.
     """
 
     made_by: dict[str, Any]
@@ -33,7 +33,7 @@ class FitProgress:
 
     @property
     def epoch(self) -> int:
-        """Epochs that are done."""
+        """Number of finished epochs."""
         return len(self.losses)
 
 
@@ -45,7 +45,7 @@ class Unfinished:
     tensors: Mapping[str, Tensor]
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put model and optimiser into this state, memory formats included: another order could round differently."""
+        """Restore model and optimiser, including memory formats, which could change rounding."""
         model.load_state_dict(_named(self.tensors, "model"))
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
@@ -59,7 +59,7 @@ class Unfinished:
 
 
 def pack(progress: FitProgress, model: nn.Module, optimizer: torch.optim.Optimizer) -> bytes:
-    """The bytes of a fit after an epoch: safetensors, so that reading them runs no code."""
+    """Serialise a fit after an epoch as safetensors, which can be read without running code."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items() if value is not None}
@@ -74,7 +74,7 @@ def pack(progress: FitProgress, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def unpack(content: bytes) -> Unfinished:
-    """What `pack` was given."""
+    """Deserialise the result of `pack`."""
     tensors = load(content)
     numbers = json.loads(tensors.pop(PROGRESS).numpy().tobytes())
     confusions: dict[str, dict[int, Counts]] = {}
@@ -86,6 +86,6 @@ def unpack(content: bytes) -> Unfinished:
 
 
 def _named(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """The tensors of one kind, by the rest of their names."""
+    """The tensors of one kind, by name without its prefix."""
     prefix = f"{kind}."
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

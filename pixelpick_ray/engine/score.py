@@ -1,4 +1,4 @@
-"""Evaluating a split and picking pixels: batched inference."""
+"""Batched inference: evaluating a split and picking pixels."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -33,16 +33,16 @@ from pixelpick_ray.errors import DivergedError
 from pixelpick_ray.models.dropout import stochastic
 from pixelpick_ray.models.segmentation import logits_at, upsample
 
-BATCH_PIXELS = {"cpu": 360 * 480, "cuda": 16 * 360 * 480}  # a CPU keeps what one image needs in its caches
+BATCH_PIXELS = {"cpu": 360 * 480, "cuda": 16 * 360 * 480}  # on a CPU one image, to stay within its caches
 LARGEST_BATCH = 16
 HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """Images of one `size` by their positions in the prepared split, and their `coarse` logits (n, C, h, w) a pass.
+    """Images of one `size`, by position in the prepared split, and their `coarse` logits (n, C, h, w) for each pass.
 
-    At full size these are interpolated to the `frame` and cut to the size.
+    Full-size logits are these interpolated to `frame` and cropped to `size`, both (height, width).
     """
 
     positions: list[int]
@@ -65,10 +65,9 @@ def evaluate(
     world: World,
     numbers: Sequence[int] | None = None,
 ) -> tuple[Counts, dict[str, npt.NDArray[np.uint8]]]:
-    """Confusion matrix (C, C) of a whole split, on every rank, and this rank's predictions of a few images (H, W).
+    """Confusion matrix (C, C) of a whole split, on every rank, and this rank's predictions (H, W) of a few images.
 
-    All of it stays on the device until the split is done. `numbers` has the data set's class for each of the model's,
-    where these are others.
+    Everything stays on the device until the end. `numbers` maps the model's classes to the data set's if they differ.
     """
     renumbered = None if numbers is None else torch.tensor(numbers, device=world.device)
     classes, images = facts.num_classes, SplitImages.on(prepared, world.device)
@@ -79,7 +78,7 @@ def evaluate(
         if _by_cells(model, world):
             predicted = argmax_of_upsampled(next(batch.coarse), batch.size)
         else:
-            predicted = next(batch.passes).max(dim=1).indices  # on a CPU twice as fast as argmax
+            predicted = next(batch.passes).max(dim=1).indices  # twice as fast as argmax on a CPU
         if renumbered is not None:
             predicted = renumbered[predicted.long()]
         confusion += confusion_counts(images.labels(batch.positions), predicted, classes)
@@ -90,17 +89,15 @@ def evaluate(
 
 
 def _by_cells(model: nn.Module, world: World) -> bool:
-    """Whether full-size logits are looked at cell by cell: where a head costs less than interpolating its logits. A GPU
-    interpolates all of them in less time than it takes to choose some.
-    """
+    """Whether to avoid interpolating all logits (`upsampled`): worthwhile for cheap heads, but not on a GPU."""
     return isinstance(model, FrozenModel) and world.device.type == "cpu"
 
 
 def confusion_counts(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
-    """(C, C) int64 counts of pixels by label and prediction; labels from `classes` on are void and do not count."""
+    """Counts (C, C) int64 of pixels by label and prediction; labels of `classes` and above are void, not counted."""
     void = classes * classes
     cells = truth.int().mul_(classes).add_(predicted).masked_fill_(truth >= classes, void).flatten()
-    if cells.device.type == "cuda":  # there bincount waits for the largest value; integers are counted exactly
+    if cells.device.type == "cuda":  # bincount would synchronise; histc counts integers exactly
         counts = torch.histc(cells, bins=void + 1, min=0, max=void + 1)
     else:
         counts = torch.bincount(cells, minlength=void + 1)
@@ -117,15 +114,14 @@ def predict(
     precision: str = "fp32",
     passes: Sequence[Callable[[int], torch.Generator]] | None = None,
 ) -> Iterator[Predicted]:
-    """Full-size logits, batch after batch, images of one size together; call inside ``torch.inference_mode``.
+    """Yield predictions in batches of images of equal size; call inside ``torch.inference_mode``.
 
-    One pass with dropout off, or one for each of `passes`: functions from an image's position to the generator that
-    its dropout draws from.
+    One pass without dropout, or one for each of `passes`, which map an image's position to its dropout generator.
     """
     model.eval()
     set_precision(precision)
     split = SplitImages.on(prepared, world.device)
-    ordered = sorted(positions, key=prepared.shape)  # stable: images of one size stay in order
+    ordered = sorted(positions, key=prepared.shape)  # stable: keeps the order of images of equal size
     for (height, width), group in groupby(ordered, key=prepared.shape):
         members = list(group)
         size = max(1, min(LARGEST_BATCH, BATCH_PIXELS[world.device.type] // (height * width)))
@@ -145,13 +141,14 @@ def _coarse(
     for one in generators:
         with stochastic(model, one) if one else nullcontext(), autocast(precision, inputs.device):
             coarse = model(inputs)
-        yield coarse.float().contiguous()  # class by class: scores go through full-size planes
+        yield coarse.float().contiguous()  # channels first, as scores process full-size planes
 
 
 @dataclass(frozen=True)
 class PickedInImage:
-    """Flat indices (k,) picked in an image, and entropies and classes of the prediction there where the network was
-    asked; `is_finite` where all scores of the image are numbers.
+    """Flat indices (k,) picked in an image, with entropies (k,) in nats and predicted classes (k,) if it was scored.
+
+    `is_finite` is false if a score of the image is NaN or infinite.
     """
 
     position: int
@@ -163,21 +160,21 @@ class PickedInImage:
 
 @dataclass(frozen=True)
 class Again:
-    """Pixels that replace some that got no class: how many in which image, by its name, and which time this is."""
+    """A request to replace pixels that got no class: its number, and the pixels wanted by image name."""
 
     number: int
     wanted: Mapping[str, int]
 
 
 def pick_initial(data: TrainingData, num_pixels: int, *, seed: int) -> Questions:
-    """The first pixels of every training image, uniform over those that are not void."""
+    """Pick the initial pixels of every training image, uniformly among those that are not void."""
     nothing = LabelledPixels.of(names=[], y=[], x=[], label=[], stage=[])
     groups = [(num_pixels, [int(position) for position in data.positions])]
     return _questions(_by_chance(data, nothing, groups, (seed, "initial")), data, stage=0)
 
 
 def replace_initial(data: TrainingData, labels: LabelledPixels, again: Again, *, seed: int) -> Questions:
-    """Further first pixels, in the images where some of the `labels` got no class."""
+    """Pick replacements for initial pixels that got no class; `labels` are those so far."""
     groups = _groups(data, labels, again.wanted)
     return _questions(_by_chance(data, labels, groups, (seed, "initial", "again", again.number)), data, stage=0)
 
@@ -185,7 +182,7 @@ def replace_initial(data: TrainingData, labels: LabelledPixels, again: Again, *,
 def _by_chance(
     data: TrainingData, labels: LabelledPixels, groups: Iterable[tuple[int, Sequence[int]]], purpose: tuple[Any, ...]
 ) -> list[PickedInImage]:
-    """Pixels drawn uniformly from those that are neither void nor labelled: so many in each of these images."""
+    """Draw pixels uniformly from those neither void nor labelled; `groups` are (count, positions of images)."""
     seed, *words = purpose
     names = data.prepared.names
     return [
@@ -205,10 +202,10 @@ def _pick_by_chance(
 
 
 def _groups(data: TrainingData, labels: LabelledPixels, wanted: Mapping[str, int]) -> list[tuple[int, list[int]]]:
-    """How many pixels are wanted in which images, images of one number together.
+    """Positions of images grouped by the number of pixels to pick there.
 
-    An image of which people have refused pixels gives what it has left: others may have replaced them. DataError when
-    another has too few.
+    For images with pixels that people gave no class, the number is limited to the remaining candidates. Raises
+    DataError if any other image has too few.
     """
     found: dict[int, list[int]] = {}
     for name, count in wanted.items():
@@ -235,12 +232,11 @@ def pick(
     stage: int,
     again: Again | None = None,
 ) -> Questions:
-    """The next pixels of every training image, the whole result on the first rank; or those that replace some of them.
+    """Pick the next pixels of every training image, or replacements (`again`); the first rank gets the whole result.
 
-    `model` may be None for a strategy that does not score with it. The pool of an image is its best-scored candidates,
-    of which the picks are drawn by chance, or the other way round. Only what is known of the picks leaves the device,
-    after the last batch. An image of which people have refused pixels may have fewer left, and none; DataError when
-    another has too few candidates; DivergedError, on every rank, names the first image with a score that is no number.
+    `model` may be None for a strategy that does not use it. Pools are as in `AcquireSpec`. Only data on the picks leave
+    the device, after the last batch. Images with pixels that people gave no class may yield fewer picks; DataError if
+    any other image has too few candidates. DivergedError, on every rank, names the first image with a non-finite score.
     """
     names = data.prepared.names
     wanted = again.wanted if again else {names[int(at)]: acquire.pixels_per_stage for at in data.positions}
@@ -270,14 +266,14 @@ def _with_count(acquire: AcquireSpec, count: int) -> AcquireSpec:
 
 
 def _taken(data: TrainingData, labels: LabelledPixels, position: int) -> npt.NDArray[np.int64]:
-    """Flat indices of the labelled pixels of an image; none is void."""
+    """Flat indices (k,) of an image's labelled pixels."""
     at = labels.of_image(data.prepared.names[position])
     return labels.y[at].astype(np.int64) * data.prepared.shape(position)[1] + labels.x[at]
 
 
 @dataclass(frozen=True)
 class _Asking:
-    """The picks of a stage by a network's scores; `labels` are those that there are already."""
+    """Picking by a network's scores in one stage; `labels` are the existing ones."""
 
     data: TrainingData
     labels: LabelledPixels
@@ -287,7 +283,7 @@ class _Asking:
     stage: int
 
     def best(self, model: nn.Module, positions: list[int]) -> list[PickedInImage]:
-        """The picks in these images, image by image."""
+        """The picks in the images at these positions, image by image."""
         prepared, facts, acquire = self.data.prepared, self.data.facts, self.acquire
         passes = range(acquire.stochastic.passes if acquire.stochastic else 0)
         draws = [partial(self._generator, number) for number in passes]
@@ -306,7 +302,7 @@ class _Asking:
         return torch.Generator(device=self.world.device).manual_seed(purpose)
 
     def _choose(self, model: nn.Module, batch: Predicted, truth: Tensor) -> tuple[Tensor, ...]:
-        """On the device: (n,) whether all scores are numbers; (n, k) indices, entropies, classes.
+        """On the device: whether all scores are finite (n,), and indices, entropies and classes (n, k).
 
         `truth` are the label maps (n, H, W).
         """
@@ -329,7 +325,7 @@ class _Asking:
         else:
             mean = MeanPrediction(batch.passes)
             scores = score_passes(self.acquire, mean).flatten(1)
-            finite = scores.sum(dim=1, dtype=torch.float64).isfinite()  # float32 cannot add up to infinity there
+            finite = scores.sum(dim=1, dtype=torch.float64).isfinite()  # finite float32 cannot overflow there
             indices = POOLS[self.acquire.pool](scores, candidates, seeds, count, pool)
             there = _logits_of(mean.logits(), indices)
         return finite, indices, *predictions_at(there)
@@ -347,19 +343,19 @@ class _Asking:
 
 
 def _logits_of(logits: Tensor, indices: Tensor) -> Tensor:
-    """(n, k, C) logits at flat indices (n, k), from full-size ones (n, C, H, W)."""
+    """Logits (n, k, C) at flat indices (n, k), from full-size logits (n, C, H, W)."""
     image = torch.arange(len(indices), device=indices.device)[:, None]
     return logits[image, :, indices // logits.shape[3], indices % logits.shape[3]]
 
 
 def predictions_at(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(n, k) entropies in nats of the predictions with logits (n, k, C), and the predicted classes."""
+    """Entropies in nats and predicted classes, both (n, k), of logits (n, k, C)."""
     entropies = entropy(logits.flatten(0, 1)[:, :, None, None]).view(logits.shape[:2])
     return entropies, logits.max(dim=2).indices
 
 
 def _questions(picked: list[PickedInImage], data: TrainingData, *, stage: int) -> Questions:
-    """The picks of all ranks as questions; empty on ranks other than the first."""
+    """Convert the picks of all ranks to questions; empty except on the first rank."""
     prepared, facts = data.prepared, data.facts
     maps = [prepared.label(one.position) for one in picked]
     counts = [len(one.indices) for one in picked]
@@ -383,6 +379,6 @@ def _questions(picked: list[PickedInImage], data: TrainingData, *, stage: int) -
 
 
 def _column(values: Sequence[npt.NDArray[Any] | None], counts: Sequence[int], absent: float) -> npt.NDArray[Any]:
-    """Values of all picks, `absent` where the network was not asked."""
+    """Concatenate values of all picks, with `absent` for images that were not scored."""
     parts = [np.full(count, absent) if value is None else value for value, count in zip(values, counts, strict=True)]
     return np.concatenate([np.zeros(0, dtype=np.int32), *parts])

@@ -1,4 +1,4 @@
-"""One training step: forward, loss, backward, optimiser. On a GPU it is recorded once and replayed."""
+"""A training step: forward, loss, backward, optimiser. On one GPU it is captured as a CUDA graph and replayed."""
 
 import contextlib
 from collections import Counter, deque
@@ -15,15 +15,15 @@ from pixelpick_ray.engine.batches import IGNORED, Batch
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.models.segmentation import logits_at, parameter_groups, upsample
 
-EAGER_STEPS = 3  # of each shape, before a step is recorded: libraries choose their kernels in them
-STEPS_AHEAD = 4  # the host may be so far ahead of a GPU; what it has prepared occupies memory
+EAGER_STEPS = 3  # of each shape before capture, in which libraries select their kernels
+STEPS_AHEAD = 4  # limit on queued steps: their prepared batches occupy GPU memory
 
 
 class TrainStep:
-    """Steps of one training on this rank. `total` (2,) float64 on the device sums up loss and labelled pixels.
+    """Training steps on this rank; `total` (2,) float64 on the device accumulates loss and labelled pixels.
 
-    One rank on a GPU records the step of each shape of batch as a CUDA graph, because launching its kernels one by one
-    takes longer than the kernels; the learning rate and all batches are then read from fixed memory.
+    A single rank on a GPU captures the step for each batch shape as a CUDA graph, because launching its kernels one by
+    one takes longer than running them; learning rates and batches are then read from fixed memory.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, world: World, train: TrainSpec) -> None:
@@ -53,7 +53,7 @@ def _is_recorded(world: World) -> bool:
 
 @dataclass(frozen=True)
 class _Recording:
-    """A recorded step and the batch in fixed memory that it reads."""
+    """A captured step and the batch in fixed memory that it reads."""
 
     graph: torch.cuda.CUDAGraph
     batch: Batch
@@ -65,7 +65,7 @@ class _Recording:
 
 
 class _Recorder:
-    """Calls a function of a batch on a stream of its own; from the fourth call with a shape on, its recording."""
+    """Calls a function of a batch on its own stream; after EAGER_STEPS calls with a shape, replays its capture."""
 
     def __init__(self, device: torch.device, function: Callable[[Batch], None]) -> None:
         self._function = function
@@ -110,7 +110,7 @@ class _Recorder:
 def train_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, world: World, train: TrainSpec
 ) -> Tensor:
-    """One step on this rank's slice; returns (loss sum, labelled pixels) of the slice, float64, on the device."""
+    """Train on this rank's slice of a batch; return its (loss sum, labelled pixels) (2,), float64 on the device."""
     count = (batch.labels != IGNORED).sum().to(torch.float64)
     everywhere = world.sum_(count.clone()).clamp(min=1.0)
     optimizer.zero_grad(set_to_none=True)
@@ -118,16 +118,16 @@ def train_step(
     with autocast(train.precision, world.device):
         logits = model(*inputs)
     loss = loss_sum(logits, batch)
-    share = (loss * (world.size / everywhere)).to(loss.dtype)  # DDP averages gradients: times the number of ranks
+    share = (loss * (world.size / everywhere)).to(loss.dtype)  # DDP averages gradients over ranks
     share.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return torch.stack([loss.detach().to(torch.float64), count])
 
 
 def loss_sum(logits: Tensor, batch: Batch) -> Tensor:
-    """Summed cross entropy at the labelled pixels, in full supervision all.
+    """Cross entropy summed over the labelled pixels, or all pixels in full supervision.
 
-    `logits` are coarse (n, C, h, w), or those at the points (n, P, C).
+    `logits` are coarse (n, C, h, w), or at the batch's points (n, P, C).
     """
     if batch.labels.numel() == 0:
         return logits.sum() * 0.0
@@ -141,9 +141,9 @@ def loss_sum(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def build_optimizer(spec: AdamSpec | SgdSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser with the backbone in a group of its own; weight decay is L2 on all parameters.
+    """Build the optimiser, with separate parameter groups for the backbone and L2 weight decay on all parameters.
 
-    Learning rates are tensors on the parameters' device, so that a recorded step reads them anew.
+    Learning rates are tensors on the parameters' device, so that a captured step sees changes.
     """
     groups = parameter_groups(
         model, lr=spec.lr, backbone_lr_factor=spec.backbone_lr_factor, layer_decay=spec.layer_decay
@@ -158,13 +158,13 @@ def build_optimizer(spec: AdamSpec | SgdSpec, model: nn.Module) -> torch.optim.O
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The context of the network's forward pass: bfloat16 where asked for."""
+    """The autocast context of the forward pass: bfloat16 for ``bf16``."""
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
 def set_precision(precision: str) -> None:
-    """Allow TensorFloat-32 only where asked for; torch allows it in convolutions by default."""
+    """Allow TensorFloat-32 only for ``tf32``; by default torch allows it in convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"

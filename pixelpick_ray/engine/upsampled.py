@@ -1,10 +1,9 @@
-"""Arg max and highest scores of logits interpolated to full size, without interpolating all of them.
+"""Argmax and highest scores of logits interpolated to full size, without interpolating all of them.
 
-Interpolation is bilinear with aligned corners (`models.segmentation.upsample`). Between four neighbours of the coarse
-grid lies a cell of full-size pixels. Logits inside are convex combinations of those at its corners, so a class that is
-largest at all corners is largest everywhere in the cell, and its probability there is at least the smallest one of the
-corners, for the logarithm of a softmax is concave. Most cells of a segmentation agree; only the others are
-interpolated.
+Interpolation is bilinear with aligned corners (`models.segmentation.upsample`). Four neighbours in the coarse grid
+enclose a cell of full-size pixels, whose logits are convex combinations of those at its corners. So a class that is
+largest at all corners is largest everywhere in the cell, and its probability is at least the smallest of the corners',
+because log-softmax is concave. In a segmentation, the corners of most cells agree; only the others are interpolated.
 """
 
 from collections.abc import Callable
@@ -15,16 +14,14 @@ import torch
 from torch import Tensor
 
 CELLS_AT_ONCE = 1024
-ROUNDING = 1e-4  # how far interpolation may push a score above its bound
-FIRST_SHARE = 4.0  # as many pixels as are wanted, times this, are scored before it is asked whether that is enough,
-# and all of cells whose corners differ: no bound tells these apart
+ROUNDING = 1e-4  # by how much rounding may push a score above its bound
+# The first round scores this many times the wanted pixels, and all cells whose corners differ, which have no bound.
+FIRST_SHARE = 4.0
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One direction: `first` (cells + 1,) full-size positions where cells begin, `cell` (length,) the cell of each
-    position and `weight` (length,) how far it is to the cell's end.
-    """
+    """One axis: first full-size position of each cell (cells + 1,), and cell and weight (length,) of each position."""
 
     first: Tensor
     cell: Tensor
@@ -53,17 +50,18 @@ class Cells:
     @staticmethod
     @lru_cache(maxsize=16)
     def of(grid: tuple[int, int], size: tuple[int, int]) -> "Cells":
-        """Those of a grid and a size."""
+        """The cells of a grid and a full size, cached."""
         return Cells(size, _Axis.of(grid[0], size[0]), _Axis.of(grid[1], size[1]))
 
     @property
     def pixels(self) -> Tensor:
-        """(h - 1, w - 1) pixels in each cell."""
+        """Number of pixels in each cell (h - 1, w - 1)."""
         return self.rows.first.diff()[:, None] * self.columns.first.diff()[None]
 
     def put(self, values: Tensor, logits: Tensor, cells: Tensor, value: Callable[[Tensor], Tensor]) -> None:
-        """Set `values` (H * W,) at the pixels of `cells` (k,), flat in (h - 1, w - 1), to what `value` makes of their
-        full-size logits (C, p), of one image's coarse (C, h, w).
+        """Set `values` (H * W,) at the pixels of `cells` (k,), flat indices into (h - 1, w - 1).
+
+        `value` maps full-size logits (C, p), interpolated from one image's coarse `logits` (C, h, w), to (p,).
         """
         flat, width = logits.flatten(1), logits.shape[2]
         for some in torch.split(cells, CELLS_AT_ONCE):
@@ -80,7 +78,7 @@ class Cells:
 
 
 def _members(axis: _Axis, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(k, m) positions in cells, whether each is one of them, and its weight."""
+    """Positions in cells, a mask of valid ones, and their weights; all (k, m)."""
     positions = axis.first[cells][:, None] + torch.arange(axis.longest)
     inside = positions < axis.first[cells + 1][:, None]
     positions = positions.clamp_(max=len(axis.cell) - 1)
@@ -88,14 +86,14 @@ def _members(axis: _Axis, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _agreeing(best: Tensor) -> Tensor:
-    """(..., h - 1, w - 1) whether the four corners of cells are equal, of (..., h, w)."""
+    """Mask (..., h - 1, w - 1) of cells whose four corners in `best` (..., h, w) are equal."""
     across = best[..., 1:] == best[..., :-1]
     down = best[..., 1:, :] == best[..., :-1, :]
     return across[..., 1:, :] & across[..., :-1, :] & down[..., :-1]
 
 
 def argmax_of_upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, H, W) int64: the class of the largest logit at each pixel, of coarse (N, C, h, w)."""
+    """Argmax (N, H, W) int64 over classes at full `size` (H, W), from coarse logits (N, C, h, w)."""
     cells = Cells.of((logits.shape[2], logits.shape[3]), size)
     coarse = logits.max(dim=1).indices
     agreeing = _agreeing(coarse)
@@ -114,11 +112,10 @@ def highest_of_upsampled(
     score: Callable[[Tensor], Tensor],
     bound: Callable[[Tensor, int], Tensor],
 ) -> Tensor:
-    """(H * W,) scores of one image's coarse logits (C, h, w), -inf at most pixels: those that are surely not among the
-    `count` highest of the `candidates` (H * W,) booleans.
+    """Scores (H * W,) from one image's coarse logits (C, h, w), exact for the `count` highest among `candidates`.
 
-    `score` takes logits (1, C, p, 1); `bound` gives, of the smallest probability that the likeliest class can have and
-    the number of classes, what no score can be above.
+    Other pixels, usually most, may be -inf. `candidates` (H * W,) is boolean; `score` takes logits (1, C, p, 1);
+    `bound` is as in `Strategy`.
     """
     cells = Cells.of((logits.shape[1], logits.shape[2]), size)
     shares = logits.softmax(dim=0)

@@ -1,6 +1,6 @@
-"""Ranks: who takes part in a fit or a pick; the only module that imports torch.distributed.
+"""The ranks of a fit or a pick; the only module that imports torch.distributed.
 
-A world of one rank needs no process group. With more, every rank calls the same functions in the same order.
+A world of one rank needs no process group. With more, all ranks must call the same functions in the same order.
 """
 
 import contextlib
@@ -33,19 +33,19 @@ class World:
         return self.rank == 0
 
     def slice_of(self, count: int) -> slice:
-        """This rank's share of `count` things in order; shares differ by one at most and may be empty."""
+        """This rank's contiguous share of `count` items; shares differ in size by at most one and may be empty."""
         share, extra = divmod(count, self.size)
         start = self.rank * share + min(self.rank, extra)
         return slice(start, start + share + (self.rank < extra))
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Replace a tensor by its sum over all ranks, and return it."""
+        """Sum a tensor over all ranks in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
-        """One value a rank, in the order of ranks, on the first rank; an empty list elsewhere."""
+        """The values of all ranks in order, on the first rank; an empty list on the others."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -61,21 +61,22 @@ class World:
         return box[0]
 
     def place(self, model: nn.Module) -> nn.Module:
-        """The model on this rank's device, convolution weights in channels-last order."""
+        """Move the model to this rank's device, in channels-last memory format."""
         network: Any = model
         return cast(nn.Module, network.to(self.device, memory_format=torch.channels_last))
 
     def distribute(self, model: nn.Module, *, uses_all: bool = True) -> nn.Module:
-        """The model whose gradients are averaged over ranks and whose batch norm uses the global batch.
+        """Wrap the model so that gradients are averaged over ranks.
 
-        A loss must be its share of the global mean times the number of ranks.
+        A rank's loss must be its share of the global mean times the number of ranks. Pass `uses_all` false if some
+        parameters may receive no gradient.
         """
         if self.size == 1:
             return model
         return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=not uses_all)
 
     def share_batch_norm(self, model: nn.Module) -> nn.Module:
-        """The same model with batch norm over the global batch; parameters and their names stay."""
+        """Replace batch norm by batch norm over the global batch, with the same parameters and names."""
         if self.size == 1:
             return model
         if self.device.type == "cuda":
@@ -87,7 +88,7 @@ class World:
 def join(
     *, rank: int, size: int, device: torch.device, address: str, timeout_seconds: float = 600.0
 ) -> Iterator[World]:
-    """A world of `size` ranks meeting at `address` (host:port); the process group is destroyed on leaving."""
+    """Join a world of `size` ranks that meet at `address` (host:port); leaving destroys the process group."""
     if size == 1:
         yield World(0, 1, device)
         return
@@ -107,10 +108,10 @@ def join(
 
 
 def interface_to(host: str) -> str | None:
-    """The network interface of this node from which another is reached; None where the system does not tell.
+    """The network interface of this node that routes to a host; None if unknown.
 
-    Routes say that; host names do not, for ``/etc/hosts`` may have a loopback address of the node's own name, as
-    Debian's installer writes it.
+    It follows from routes, not host names: ``/etc/hosts`` may map the node's own name to a loopback address, as written
+    by Debian's installer.
     """
     try:
         family, _, _, _, target = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
@@ -125,7 +126,7 @@ def interface_to(host: str) -> str | None:
 
 @contextlib.contextmanager
 def _on_interface(name: str | None) -> Iterator[None]:
-    """gloo and NCCL use this interface, unless the user has named one; gloo would ask for the node's own name."""
+    """Make Gloo and NCCL use this interface unless the user chose one; Gloo would resolve the node's own name."""
     chosen = {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"} if name else {}
     added = {variable: value for variable, value in chosen.items() if value and variable not in os.environ}
     os.environ.update(added)
@@ -137,7 +138,7 @@ def _on_interface(name: str | None) -> Iterator[None]:
 
 
 def _store_on_loopback(port: int, rank: int, size: int, timeout: timedelta) -> Any:
-    """Where the ranks of one machine meet; it listens on no other interface, as by default it does."""
+    """The rendezvous store for ranks of one machine, listening on loopback only instead of all interfaces."""
     listening = socket.create_server(("127.0.0.1", port)).detach() if rank == 0 else None
     return dist.TCPStore(  # type: ignore[attr-defined]
         "127.0.0.1", port, size, rank == 0, timeout, master_listen_fd=listening
@@ -145,7 +146,7 @@ def _store_on_loopback(port: int, rank: int, size: int, timeout: timedelta) -> A
 
 
 class _GlobalSum(torch.autograd.Function):
-    """Sum over ranks, differentiable: the gradient of a sum is the sum of the gradients."""
+    """Differentiable sum over ranks: the gradient is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -165,10 +166,10 @@ def _global_sum(tensor: Tensor) -> Tensor:
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the batch of all ranks, for CPU tensors (which torch's SyncBatchNorm refuses).
+    """Batch norm over the global batch for CPU tensors, which torch's SyncBatchNorm does not support.
 
-    Two passes (mean, then squared deviations), so it agrees with one rank to rounding. A rank may hold an empty slice.
-    Keeps the activation of timm's fused layers.
+    Computes the mean and then squared deviations, so it matches a single rank up to rounding. A rank's slice may be
+    empty. The activation of timm's fused layers is kept.
     """
 
     def __init__(self, source: nn.BatchNorm2d) -> None:
