@@ -1,1 +1,1 @@
-"""Segmentation networks on timm backbones."""
+"""Segmentation networks and heads on timm backbones."""

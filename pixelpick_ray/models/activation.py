@@ -1,4 +1,4 @@
-"""ReLU6 that keeps one tensor for its gradient where torch's in-place one keeps two."""
+"""ReLU6 that saves one tensor for its backward pass; torch's in-place version saves two."""
 
 from typing import Any, cast
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 
 class ReLU6(nn.Module):
-    """min(max(x, 0), 6), written over its input."""
+    """min(max(x, 0), 6), in place."""
 
     def forward(self, features: Tensor) -> Tensor:
         return cast(Tensor, _ReLU6.apply(features))  # type: ignore[no-untyped-call]
 
 
 class _ReLU6(torch.autograd.Function):
-    """The result says where the gradient passes, and the next layer keeps it anyway; torch copies the input."""
+    """The output tells where the gradient passes, and the next layer saves it anyway; torch copies the input."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class _ReLU6(torch.autograd.Function):
 
 
 def replace_relu6(network: nn.Module) -> None:
-    """Put this ReLU6 in the place of torch's, everywhere in a network."""
+    """Replace every torch ReLU6 in a network by this one."""
     for module in network.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU6):

@@ -1,4 +1,4 @@
-"""timm feature pyramids at a given output stride; pretrained weights and their identity."""
+"""timm feature pyramids at a given output stride, and their pretrained weights."""
 
 import hashlib
 import importlib.resources
@@ -21,28 +21,28 @@ from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.models.activation import replace_relu6
 from pixelpick_ray.models.tensors import check_tensors, read_tensors
 
-# ResNet-50 after 800 epochs on ImageNet without labels, and the first digits of its checksum as its authors give them.
+# ResNet-50 pretrained for 800 epochs on ImageNet without labels; the first digits of the MD5 published by its authors.
 MOCO_V2_URL = "https://dl.fbaipublicfiles.com/moco/moco_checkpoints/moco_v2_800ep/moco_v2_800ep_pretrain.pth.tar"
 MOCO_V2_MD5 = "a04e12f8"
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """A backbone; its forward gives one (N, channels[i], H/strides[i], W/strides[i]) tensor a level."""
+    """A backbone whose forward returns a tensor (N, channels[i], H/strides[i], W/strides[i]) for each level i."""
 
     network: nn.Module
     channels: tuple[int, ...]
     strides: tuple[int, ...]
 
     def level_at(self, stride: int) -> int:
-        """The deepest level of this stride, which there is (`check_network`)."""
+        """Index of the deepest level at this stride, which must exist (`check_network`)."""
         return max(level for level, value in enumerate(self.strides) if value == stride)
 
 
 def build_pyramid(spec: ModelSpec) -> Pyramid:
-    """A randomly initialised feature pyramid.
+    """Build a randomly initialised feature pyramid.
 
-    SpecError for an unknown backbone, an impossible output stride, or a width that the backbone cannot have.
+    Raises SpecError for an unknown backbone, or an output stride or width that it does not support.
     """
     check_network(spec)
     if spec.width is not None:
@@ -54,7 +54,7 @@ def build_pyramid(spec: ModelSpec) -> Pyramid:
 
 
 def _maps(spec: ModelSpec, maps: Maps) -> Pyramid:
-    """A network that has no output stride; its maps are those of whole images, without prefix tokens."""
+    """Build a network without output stride; its maps have no prefix tokens."""
     options = {"dynamic_img_size": True} if maps.is_dynamic else {}
     network: Any = timm.create_model(spec.backbone, pretrained=False, features_only=True, **options)
     if maps.is_channels_last:
@@ -63,7 +63,7 @@ def _maps(spec: ModelSpec, maps: Maps) -> Pyramid:
 
 
 class _ChannelsFirst(nn.Module):
-    """A network whose maps are (N, h, w, C), with maps (N, C, h, w)."""
+    """Wraps a network with maps (N, h, w, C) to return (N, C, h, w)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _ChannelsFirst(nn.Module):
 
 def _create(spec: ModelSpec, **options: Any) -> Any:
     if spec.architecture == "fpn" and _is_resnet(spec):
-        options["zero_init_last"] = False  # the published random encoder starts with all batch norms at 1
+        options["zero_init_last"] = False  # as published: all batch norm weights start at 1
     return timm.create_model(
         spec.backbone, pretrained=False, features_only=True, output_stride=spec.output_stride, **options
     )
@@ -91,7 +91,7 @@ def _pyramid(network: Any) -> Pyramid:
 
 
 def _widened(spec: ModelSpec, width: float) -> Pyramid:
-    """A ResNet whose stem and stages have `width` times their channels, rounded down, as PixelPick's option means."""
+    """Build a ResNet with `width` times the channels in stem and stages, rounded down, as intended in PixelPick."""
     normal = _create(spec)
     stem, *stages = normal.feature_info.channels()
     expansions = [layer[0].expansion for layer in (normal.layer1, normal.layer2, normal.layer3, normal.layer4)]
@@ -101,7 +101,7 @@ def _widened(spec: ModelSpec, width: float) -> Pyramid:
         raise SpecError(f"model.width: {width} leaves {spec.backbone} no channels; use a larger one")
     if not isinstance(normal.conv1, nn.Conv2d):
         return _pyramid(_create(spec, channels=planes, stem_width=half))
-    # timm's option for the stem's channels is for stems of three convolutions: build one, then put the one in its place
+    # timm's stem_width needs a deep stem of three convolutions: build that, then replace it by a single convolution.
     network = _create(spec, channels=planes, stem_width=half, stem_type="deep")
     network.conv1 = nn.Conv2d(3, 2 * half, 7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -109,7 +109,7 @@ def _widened(spec: ModelSpec, width: float) -> Pyramid:
 
 
 def fetch_weights(spec: ModelSpec, data_path: Path) -> None:
-    """Get the weights from their source if they are absent. DataError says where to put them by hand."""
+    """Fetch missing pretrained weights from their source. DataError tells where to put them manually."""
     path = weights_path(spec, data_path)
     if path is None or path.is_file():
         return
@@ -130,13 +130,13 @@ def fetch_weights(spec: ModelSpec, data_path: Path) -> None:
         partial.rename(path)
     except DataError:
         raise
-    except Exception as error:  # downloading raises many kinds; all mean that the weights cannot be had
+    except Exception as error:  # downloads raise many kinds of errors
         raise DataError(f"model.pretrained: no weights at {path} and none downloaded ({error}); {remedy}") from error
 
 
 @dataclass(frozen=True)
 class _Packaged:
-    """Weights that an installed package brings: a file in it, and what it must be."""
+    """Weights in an installed package: file and expected SHA-256."""
 
     package: str
     file: str
@@ -153,9 +153,7 @@ PACKAGED = {
 
 
 def _from_package(spec: ModelSpec, packaged: _Packaged) -> nn.Module:
-    """A network with the weights of a package, whose tensors stand in timm's order under other names; its classifier is
-    left out.
-    """
+    """A network without classifier and a package's weights, which are in timm's order under other names."""
     path = Path(str(importlib.resources.files(packaged.package))) / packaged.file
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -168,7 +166,7 @@ def _from_package(spec: ModelSpec, packaged: _Packaged) -> nn.Module:
     network.load_state_dict(wanted | dict(zip(names, tensors, strict=False)))
     for layer in network.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.num_batches_tracked = None  # the package has none, and a file of the same tensors has the same digest
+            layer.num_batches_tracked = None  # absent from the package and not to affect the file's digest
     return network
 
 
@@ -178,7 +176,7 @@ def _from_timm(spec: ModelSpec) -> nn.Module:
 
 
 def _moco_v2(folder: Path) -> nn.Module:
-    """ResNet-50 with MoCo v2's query encoder (Chen et al. 2020), from its file in the folder or from its source."""
+    """ResNet-50 with MoCo v2's query encoder (Chen et al. 2020), from its file in `folder` or downloaded."""
     network: nn.Module = timm.create_model("resnet50", pretrained=False, num_classes=0)
     name = MOCO_V2_URL.rpartition("/")[2]
     with tempfile.TemporaryDirectory() as temporary:
@@ -197,9 +195,9 @@ def _moco_v2(folder: Path) -> nn.Module:
 
 
 def load_pretrained(network: nn.Module, spec: ModelSpec, data_path: Path) -> None:
-    """Load the pretrained weights into a pyramid; keys beyond it (classifier, last convolution) are left out.
+    """Load the pretrained weights into a pyramid, ignoring extra tensors (classifier, last convolution).
 
-    DataError when a tensor that the pyramid needs is missing or has another shape.
+    Raises DataError if the file is missing, or a tensor of the pyramid is missing or has another shape.
     """
     path = weights_path(spec, data_path)
     if path is None:
@@ -219,14 +217,12 @@ def _load(network: nn.Module, tensors: dict[str, Tensor], *, path: Path, of: str
 
 
 def _flat(key: str) -> str:
-    """A tensor's name as timm's features and whole networks share it: some pyramids join the first parts by "_", and
-    what gives maps wraps the network.
-    """
+    """A tensor name common to timm's pyramids and whole networks: pyramids may join parts by "_" or add a prefix."""
     return key.removeprefix("network.").removeprefix("model.").replace(".", "_")
 
 
 def he_initialise(module: nn.Module) -> None:
-    """He normal (fan in) for convolutions, 1 and 0 for batch norm: the published initialisation of new layers."""
+    """Initialise convolutions with He normal (fan in) and batch norm with 1 and 0, as published for new layers."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight)

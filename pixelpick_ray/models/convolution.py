@@ -1,4 +1,4 @@
-"""A 3x3 convolution that a CPU trains in channels-last order without being slow at the gradient of its weights."""
+"""A 3x3 convolution with a weight gradient that is fast on CPUs in channels-last format."""
 
 import contextlib
 from typing import Any, cast
@@ -10,13 +10,13 @@ from torch.nn.grad import conv2d_input
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Within it nothing is computed in a lower precision: bilinear weights in bfloat16 would not add up to 1."""
-    known = torch.amp.autocast_mode.is_autocast_available(device.type)  # networks are counted on devices that have none
+    """A context without autocast: bilinear weights in bfloat16 would not sum to 1."""
+    known = torch.amp.autocast_mode.is_autocast_available(device.type)  # the meta device, used for counting, has none
     return torch.autocast(device.type, enabled=False) if known else contextlib.nullcontext()
 
 
 class Conv3x3(nn.Conv2d):
-    """Convolution of kernel 3 without bias that keeps the size."""
+    """A size-preserving 3x3 convolution without bias."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1, bias=False)
@@ -26,14 +26,14 @@ class Conv3x3(nn.Conv2d):
 
 
 def conv3x3(images: Tensor, weight: Tensor) -> Tensor:
-    """Images (N, C, H, W) by a weight (K, C, 3, 3), zeros around the images, to (N, K, H, W)."""
+    """Convolve images (N, C, H, W), zero-padded by 1, with a weight (K, C, 3, 3), to (N, K, H, W)."""
     if images.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         return cast(Tensor, _Conv3x3.apply(images, weight))  # type: ignore[no-untyped-call]
     return F.conv2d(images, weight, padding=1)
 
 
 class _Conv3x3(torch.autograd.Function):
-    """The library's gradient of the weights takes three times as long in channels-last order as in the other."""
+    """The library's weight gradient takes three times as long in channels-last format as in channels-first."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
@@ -50,10 +50,10 @@ class _Conv3x3(torch.autograd.Function):
 
 
 def weight_gradient(images: Tensor, gradient: Tensor) -> Tensor:
-    """(K, C, 3, 3) from images (N, C, H, W) and the gradient (N, K, H, W) of their convolution.
+    """Weight gradient (K, C, 3, 3) from images (N, C, H, W) and the gradient (N, K, H, W) of their convolution.
 
-    With a margin of zeros around the images, and as much behind the gradient, each tap is one product of two matrices:
-    the pixels that it reads lie at one distance in memory from those that it writes.
+    With zero padding around the images, and as much after the gradient, each tap is a single matrix product: the pixels
+    it reads are at a constant offset in memory from those it writes.
     """
     distances = [row * (images.shape[3] + 2) + column for row in range(3) for column in range(3)]
     taps = images.new_zeros(9, gradient.shape[1], images.shape[1])

@@ -1,4 +1,4 @@
-"""Dropout that can be switched on for one pass, each image with a generator of its own."""
+"""Dropout that can be enabled for a single pass, with a separate generator for each image."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """Dropout of single values, or of whole channels, while training and inside `stochastic`."""
+    """Dropout of single values, or of whole channels (``of="channels"``), in training and inside `stochastic`."""
 
     def __init__(self, rate: float, *, of: str = "values") -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Dropout(nn.Module):
             return F.dropout2d(features, self.rate, self.training)
         if not self.training or self.rate == 0:
             return features
-        return torch.native_dropout(features, self.rate, True)[0]  # on a CPU F.dropout keeps its mask as floats
+        return torch.native_dropout(features, self.rate, True)[0]  # on a CPU, F.dropout saves its mask as floats
 
     def _mask(self, features: Tensor, generator: torch.Generator) -> Tensor:
         shape = (len(features), 1, 1) if self.of == "channels" else features.shape
@@ -33,7 +33,7 @@ class Dropout(nn.Module):
 
 @contextlib.contextmanager
 def stochastic(model: nn.Module, generators: list[torch.Generator]) -> Iterator[None]:
-    """Dropout on, batch norm as it is: each image of a batch draws from its own generator, whatever the batch."""
+    """Enable dropout, and nothing else, within the context; each image of a batch draws from its own generator."""
     layers = [layer for layer in model.modules() if isinstance(layer, Dropout)]
     for layer in layers:
         layer.generators = generators

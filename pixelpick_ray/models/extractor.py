@@ -1,4 +1,4 @@
-"""Feature maps of a frozen backbone: some of its layers, brought to one stride and joined."""
+"""Feature extraction from a backbone: selected layers, resampled to one stride and concatenated."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from pixelpick_ray.models.backbones import Pyramid, build_pyramid, load_pretrain
 
 
 class FeatureExtractor(nn.Module):
-    """Normalised images (N, 3, H, W) to features (N, D, h, w).
+    """Maps normalised images (N, 3, H, W) to features (N, D, h, w).
 
-    Images are resized bilinearly to the multiple of the features' stride that is nearest to their size times the spec's
-    ``input_scale``. Finer layers are averaged down to that stride, coarser ones interpolated bilinearly. Raise
-    `FEATURES_VERSION` (`config/keys.py`) when the same weights give other features.
+    Images are resized bilinearly to the multiple of the features' stride nearest to their size times the spec's
+    ``input_scale``. Finer layers are average-pooled to that stride, coarser ones interpolated bilinearly. Increment
+    `FEATURES_VERSION` (`config/keys.py`) when the same weights give different features.
     """
 
     def __init__(self, spec: ModelSpec, pyramid: Pyramid) -> None:
@@ -27,7 +27,7 @@ class FeatureExtractor(nn.Module):
         self.channels = sum(pyramid.channels[layer] for layer in self._layers)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) of the features of an image of (height, width)."""
+        """(h, w) of the features of an image of `size` (height, width)."""
         return feature_grid(self._spec, self._stride, size)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def _brought(level: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def build_extractor(spec: ModelSpec, *, data_path: Path, seed: int) -> FeatureExtractor:
-    """The extractor of a spec, in evaluation mode; a backbone without weights is a random one of the seed."""
+    """Build a spec's extractor in evaluation mode; a backbone without pretrained weights is random, by seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream_seed(seed, "initialise", 0))
         pyramid = build_pyramid(spec)

@@ -1,10 +1,10 @@
-"""Heads that look at one pixel of frozen features: fitted in seconds, most of them exactly. Dispatch is ``HEADS``.
+"""Pixel heads on frozen features, by name in ``HEADS``: fitted in seconds, most of them exactly.
 
 >>> head = fit_head(LinearSpec(), labelled, num_classes=11, seed=0, stage=0)
 >>> logits = head(features)  # (N, D, h, w) to (N, C, h, w)
 
-Every head standardises features by mean and deviation over its labelled vectors. A new head is one class here and one
-spec in ``config/model.py``.
+Every head standardises features by the mean and standard deviation of its labelled vectors. A new head is a class here
+and a spec in ``config/model.py``.
 """
 
 import contextlib
@@ -24,39 +24,37 @@ from pixelpick_ray.config.model import KnnSpec, LinearSpec, MlpSpec, PrototypeSp
 from pixelpick_ray.data.streams import stream, stream_seed
 from pixelpick_ray.models.dropout import Dropout
 
-BLOCK = 65536  # vectors that are float32 at the same time
+BLOCK = 65536  # vectors converted to float32 at once
 FOLDS = 3
-TOLERANCE = 1e-3  # of the slope of softmax regression
+TOLERANCE = 1e-3  # on the gradient of softmax regression
 BASIS_VECTORS = 4096
-CURVATURE = 0.2  # of the cross entropy where a class of a share p is told from others: about this times p (1 - p)
+CURVATURE = 0.2  # the cross entropy's curvature for a class of frequency p is about this times p (1 - p)
 SMALLEST_CURVATURE = 1e-4
 PRODUCT_VECTORS = 1024
-PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.001)  # that cross-validation tries, in this order
-SMALLEST_SHARE = 1e-4  # of the votes of nearest neighbours that a class has at least, so that its logarithm is finite
+PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.001)  # tried by cross-validation, in this order
+SMALLEST_SHARE = 1e-4  # lower bound on a class's share of the nearest neighbours' votes, so that its log is finite
 
 
 @dataclass(frozen=True)
 class LabelledVectors:
-    """What a head is fitted to: vectors (n, D), of float16 or float32; how many pixels of each class a vector stands
-    for, (n, C); and the number of its image, (n,).
-    """
+    """Training data of a head: float16 or float32 vectors (n, D), pixel counts by class (n, C), image indices (n,)."""
 
     vectors: npt.NDArray[Any]
     counts: npt.NDArray[np.float32]
     images: npt.NDArray[np.int64]
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Vectors and counts as float32, some after others."""
+        """Yield vectors and counts as float32, in blocks."""
         for start in range(0, len(self.vectors), BLOCK):
             at = slice(start, start + BLOCK)
             yield torch.from_numpy(np.array(self.vectors[at])).float(), torch.from_numpy(np.array(self.counts[at]))
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> "LabelledVectors":
-        """Some of them."""
+        """The subset given by a mask (n,)."""
         return LabelledVectors(self.vectors[chosen], self.counts[chosen], self.images[chosen])
 
     def standard(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation (D,) of the vectors; the deviation is 1 where a feature does not vary."""
+        """Mean and standard deviation (D,) of the vectors; the latter is 1 for constant features."""
         total = torch.zeros(self.vectors.shape[1], dtype=torch.float64)
         for block, _ in self.blocks():
             total += block.sum(dim=0, dtype=torch.float64)
@@ -68,18 +66,18 @@ class LabelledVectors:
 
 
 class PixelHead(Protocol):
-    """A fitted head: a module whose tensors are buffers or parameters, all in its ``state_dict``."""
+    """A fitted head: a module whose tensors are all in its ``state_dict``."""
 
     @classmethod
     def fit(cls, spec: Any, labelled: LabelledVectors, num_classes: int, seed: int, stage: int) -> Self:
-        """Fit it; what is drawn at random comes from streams of the seed and the stage."""
+        """Fit a head; random numbers come from streams of the seed and stage."""
 
     @classmethod
     def of(cls, spec: Any, tensors: Mapping[str, Tensor]) -> Self:
-        """The fitted head whose ``state_dict`` this is."""
+        """Restore a fitted head from its ``state_dict``."""
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(N, D, h, w) float32 to logits (N, C, h, w); what it makes of an image does not depend on the others."""
+        """Map features (N, D, h, w) float32 to logits (N, C, h, w), each image independently of the others."""
 
 
 class _Fitted(nn.Module):
@@ -97,16 +95,16 @@ class _Fitted(nn.Module):
         return logits.transpose(1, 2).reshape(len(rows), -1, height, width)
 
     def logits(self, vectors: Tensor) -> Tensor:
-        """(n, C) logits of the vectors (n, D) of one image."""
+        """Logits (n, C) of the vectors (n, D) of one image."""
         raise NotImplementedError
 
     def directions(self, vectors: Tensor) -> Tensor:
-        """Standardised vectors (n, D), each of length 1."""
+        """Standardised vectors (n, D), scaled to unit length."""
         return F.normalize((vectors - cast(Tensor, self.mean)) / cast(Tensor, self.deviation), dim=1)
 
 
 class Linear(_Fitted):
-    """Softmax regression."""
+    """Softmax regression (`LinearSpec`), with standardisation folded into its weights."""
 
     @classmethod
     def fit(cls, spec: LinearSpec, labelled: LabelledVectors, num_classes: int, seed: int, stage: int) -> "Linear":
@@ -126,9 +124,10 @@ class Linear(_Fitted):
 
 @dataclass(frozen=True)
 class _Basis:
-    """A change of variables under which all directions are about equally curved, so that L-BFGS takes few steps: the
-    principal axes (D, D) of standardised vectors, and scales (C, D + 1) of each class's weight along them and of its
-    bias. The minimum is the same in any basis.
+    """A change of variables that roughly equalises curvature, so that L-BFGS takes few steps; the minimum is the same.
+
+    `axes` (D, D) are the principal axes of the standardised vectors, `scales` (C, D + 1) those of each class's weight
+    along them and of its bias.
     """
 
     axes: Tensor
@@ -146,23 +145,23 @@ class _Basis:
         return cls(axes, squares.rsqrt_())
 
     def unpacked(self, values: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-        """(C, D) weight over standardised vectors and (C,) bias, of values in this basis."""
+        """Weight (C, D) for standardised vectors and bias (C,), from values in this basis."""
         both = torch.from_numpy(values).view(self.scales.shape).float() * self.scales
         return both[:, :-1] @ self.axes.T, both[:, -1]
 
     def packed(self, weight: Tensor, bias: Tensor) -> npt.NDArray[np.float64]:
-        """Values in this basis."""
+        """Weight and bias as values in this basis."""
         return (torch.cat([weight @ self.axes, bias[:, None]], dim=1) / self.scales).double().flatten().numpy()
 
     def slope(self, weight: Tensor, bias: Tensor) -> npt.NDArray[np.float64]:
-        """The gradient in this basis, of those by weight and bias."""
+        """The gradient in this basis, from the gradients by weight and bias."""
         return (torch.cat([weight @ self.axes, bias[:, None]], dim=1) * self.scales).double().flatten().numpy()
 
 
 def _principal_axes(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances (D,) and axes (D, D) of vectors (n, D); should LAPACK fail, each feature is an axis of its own."""
+    """Variances (D,) along the principal axes (D, D) of vectors (n, D); if LAPACK fails, the axes are the features."""
     covariance = vectors.T @ vectors / len(vectors)
-    with contextlib.suppress(RuntimeError):  # which torch's LinAlgError is; any basis gives the same minimum
+    with contextlib.suppress(RuntimeError):  # torch's LinAlgError; any basis gives the same minimum
         variances, axes = torch.linalg.eigh(covariance)
         return variances, axes
     return covariance.diag(), torch.eye(len(covariance))
@@ -176,8 +175,10 @@ def _regression(
     start: tuple[Tensor, Tensor] | None,
     tolerance: float,
 ) -> tuple[Tensor, Tensor]:
-    """Weight (C, D) and bias (C,) over standardised vectors that minimise the mean cross entropy of the labelled pixels
-    plus `penalty` / 2 times the squared weights: convex, by L-BFGS until no slope is above the `tolerance`.
+    """Weight (C, D) and bias (C,) of softmax regression on standardised vectors.
+
+    Minimises the mean cross entropy plus `penalty` / 2 times the squared weights by L-BFGS, which is convex, until no
+    component of the gradient exceeds `tolerance`; starts from `start`, or zero.
     """
     classes, width = labelled.counts.shape[1], labelled.vectors.shape[1]
     total = float(labelled.counts.sum(dtype=np.float64))
@@ -203,8 +204,9 @@ def _regression(
 
 
 def _transposed(labelled: LabelledVectors, mean: Tensor, deviation: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Standardised vectors (n, D) and across, (D, n), counts (C, n) and numbers of pixels (n,), few at a time. Each of
-    the two products that need the vectors is fast with them in its order only.
+    """Yield standardised vectors (n, D), their transpose (D, n), counts (C, n) and pixels (n,), in small blocks.
+
+    Each of the two matrix products with the vectors is fast in one of the layouts only.
     """
     for vectors, counts in _standardised(labelled, mean, deviation):
         for few, known in zip(*(torch.split(one, PRODUCT_VECTORS) for one in (vectors, counts)), strict=True):
@@ -217,11 +219,11 @@ def _standardised(labelled: LabelledVectors, mean: Tensor, deviation: Tensor) ->
 
 
 def _validated_penalty(labelled: LabelledVectors, mean: Tensor, deviation: Tensor) -> float:
-    """The penalty of largest mean IoU on the pixels of images that were left out, every third image in turn: from the
-    largest down, until a smaller one is worse. The largest where there are too few images to leave some out. Of more
-    than 65,536 vectors, as of full supervision, it looks at as many, evenly spaced.
+    """Select the penalty by mean IoU in cross-validation over images with FOLDS folds.
 
-    The cross entropy would choose larger ones, which give rare classes up.
+    Tries penalties from the largest down until a smaller one is worse. Returns the largest if there are fewer images
+    than folds. Uses at most BLOCK vectors, evenly spaced. Cross entropy would favour larger penalties, which sacrifice
+    rare classes.
     """
     step = -(-len(labelled.vectors) // BLOCK)
     if step > 1:
@@ -248,7 +250,7 @@ def _validated_penalty(labelled: LabelledVectors, mean: Tensor, deviation: Tenso
 
 
 def perceptron(width: int, hidden: tuple[int, ...], num_classes: int, dropout: float) -> nn.Sequential:
-    """1x1 convolutions from `width` channels over `hidden` units, with ReLU and dropout after each, to the classes."""
+    """A perceptron of 1x1 convolutions: `width` channels, `hidden` units with ReLU and dropout after each, classes."""
     layers: list[nn.Module] = []
     for inputs, outputs in zip((width, *hidden), hidden, strict=False):
         layers += [nn.Conv2d(inputs, outputs, 1), nn.ReLU(), Dropout(dropout)]
@@ -256,7 +258,7 @@ def perceptron(width: int, hidden: tuple[int, ...], num_classes: int, dropout: f
 
 
 class Mlp(nn.Module):
-    """A perceptron as 1x1 convolutions; the mean and the deviation of the features are in its first layer."""
+    """Perceptron of 1x1 convolutions (`MlpSpec`), with standardisation folded into its first layer."""
 
     def __init__(self, spec: MlpSpec, width: int, num_classes: int) -> None:
         super().__init__()
@@ -278,7 +280,7 @@ class Mlp(nn.Module):
     @classmethod
     def of(cls, spec: MlpSpec, tensors: Mapping[str, Tensor]) -> "Mlp":
         names = sorted((int(name.split(".")[1]), name) for name in tensors if name.endswith("weight"))
-        weights = [tensors[name] for _, name in names]  # safetensors gives them in any order
+        weights = [tensors[name] for _, name in names]  # safetensors may return them in any order
         head = cls(spec, weights[0].shape[1], len(weights[-1]))
         head.load_state_dict(dict(tensors))
         return head.eval()
@@ -302,7 +304,7 @@ class Mlp(nn.Module):
         for _ in range(spec.epochs):
             shuffled = order.permutation(number)
             for start in range(0, number, spec.batch_size):
-                rows = np.sort(shuffled[start : start + spec.batch_size])  # a memory map is read forwards
+                rows = np.sort(shuffled[start : start + spec.batch_size])  # reads a memory map in order
                 counts = torch.from_numpy(labelled.counts[rows])
                 hidden = torch.from_numpy(labelled.vectors[rows]).float().sub_(mean).div_(deviation)
                 for matrix, bias in zip(matrices[:-1], biases[:-1], strict=True):
@@ -323,13 +325,13 @@ class Mlp(nn.Module):
 
 
 def _kept(shape: torch.Size, dropout: float, rng: np.random.Generator) -> Tensor:
-    """What dropout multiplies values of this shape by; numpy draws it in a fifth of the time that torch takes."""
+    """Scaled dropout mask of this shape; NumPy draws it in a fifth of the time that torch takes."""
     kept = torch.from_numpy(rng.random(shape, dtype=np.float32)) >= dropout
     return kept.float().div_((1.0 - dropout) or 1.0)
 
 
 class Knn(_Fitted):
-    """Nearest labelled pixels; a logit is the logarithm of a class's share of the votes."""
+    """k-nearest-neighbour vote (`KnnSpec`); logits are log shares of the votes."""
 
     def __init__(self, spec: KnnSpec, **tensors: Tensor) -> None:
         super().__init__(**tensors)
@@ -355,7 +357,7 @@ class Knn(_Fitted):
 
 
 class Prototype(_Fitted):
-    """Means of classes; a class that no pixel has is as far from everything as can be."""
+    """Cosine similarity to class means (`PrototypeSpec`); -1 for a class without labelled pixels."""
 
     def __init__(self, spec: PrototypeSpec, **tensors: Tensor) -> None:
         super().__init__(**tensors)
@@ -390,7 +392,7 @@ HEADS: dict[str, type[PixelHead]] = {
 
 
 def fit_head(spec: Any, labelled: LabelledVectors, *, num_classes: int, seed: int, stage: int) -> nn.Module:
-    """A head of this spec, fitted on the CPU in one thread, so that it does not depend on how many there are."""
+    """Fit a head of this spec on the CPU, in one thread, so that results do not depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -401,5 +403,5 @@ def fit_head(spec: Any, labelled: LabelledVectors, *, num_classes: int, seed: in
 
 
 def head_of(spec: Any, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The fitted head of this spec whose ``state_dict`` this is."""
+    """Restore a fitted head of this spec from its ``state_dict``."""
     return cast(nn.Module, HEADS[spec.name].of(spec, tensors))

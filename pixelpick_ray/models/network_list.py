@@ -1,4 +1,4 @@
-"""Write what planning knows of timm's networks: ``python -m pixelpick_ray.models.network_list``."""
+"""Generate the list of timm's networks that planning uses: ``python -m pixelpick_ray.models.network_list``."""
 
 import json
 import warnings
@@ -13,29 +13,30 @@ import pixelpick_ray.config.networks
 from pixelpick_ray.config.networks import OUTPUT_STRIDES
 
 PATH = Path(pixelpick_ray.config.networks.__file__).with_name("networks.json")
-TRIED_SIZES = ((224, 448), (448, 672))  # multiples of all usual patches and windows; no network's own size
-# That maps are tried with: the first makes position embeddings follow the image.
+TRIED_SIZES = ((224, 448), (448, 672))  # multiples of all common patch and window sizes; no network's native size
+# Options to try for maps; the first adapts position embeddings to the image size.
 OPTIONS: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {})
 IMAGENET = "0.485 0.456 0.406, 0.229 0.224 0.225"
 
 
 def pyramids_of(name: str) -> str:
-    """The strides of a network's features by output stride, as in the list: "16: 2 4 8 16 16, 32: 2 4 8 16 32"."""
+    """Strides of a network's features by output stride, in the list's format: "16: 2 4 8 16 16, 32: 2 4 8 16 32"."""
     found = []
     for output_stride in OUTPUT_STRIDES:
         try:
             with torch.device("meta"):
                 network = timm.create_model(name, pretrained=False, features_only=True, output_stride=output_stride)
-        except Exception:  # networks refuse what they cannot do with errors of any kind
+        except Exception:  # networks reject unsupported options with any kind of error
             continue
         found.append(f"{output_stride}: {' '.join(map(str, network.feature_info.reduction()))}")
     return ", ".join(found)
 
 
 def maps_of(name: str) -> str:
-    """The strides of the maps of a network that has no output stride, and their order of dimensions: "NCHW 16 16 16";
-    "NHWC dynamic 4 8 16 32" where position embeddings are told to follow the image. Empty where it takes images of one
-    size only, or gives maps of other sizes than it says.
+    """Dimension order and strides of the maps of a network without output stride, e.g. "NHWC dynamic 4 8 16 32".
+
+    "dynamic" means that it needs ``dynamic_img_size``. Empty if it supports a single image size only, or if its maps'
+    sizes differ from its declared strides.
     """
     for options in OPTIONS:
         try:
@@ -51,7 +52,7 @@ def maps_of(name: str) -> str:
 
 
 def _order(network: Any, size: tuple[int, int]) -> str:
-    """The order of dimensions that all maps of an image of a size have; empty where they have none in common."""
+    """The dimension order shared by all maps of an image of `size` (height, width); empty if there is none."""
     info = network.feature_info
     orders = {"NCHW", "NHWC"}
     for found, channels, stride in zip(
@@ -64,7 +65,7 @@ def _order(network: Any, size: tuple[int, int]) -> str:
 
 
 def channels_of(name: str) -> str:
-    """The channels of a network's features, as in the list: "16 24 40 112 320"; empty where it gives none."""
+    """Channels of a network's features, in the list's format: "16 24 40 112 320"; empty if it has none."""
     try:
         with torch.device("meta"):
             info = timm.create_model(name, pretrained=False, features_only=True).feature_info
@@ -74,14 +75,15 @@ def channels_of(name: str) -> str:
 
 
 def normalisation_of(name: str) -> str:
-    """The mean and deviation that a network's weights were made with: "0.5 0.5 0.5, 0.5 0.5 0.5"."""
+    """Mean and standard deviation that a network's weights were trained with: "0.5 0.5 0.5, 0.5 0.5 0.5"."""
     cfg = timm.get_pretrained_cfg(name)
     return IMAGENET if cfg is None else ", ".join(" ".join(map(str, values)) for values in (cfg.mean, cfg.std))
 
 
 def list_networks(names: Iterable[str]) -> dict[str, Any]:
-    """What planning knows of the networks of these names, networks that give the same features together; of weights
-    with a tag, where they are normalised otherwise than the network's first ones.
+    """The content of the list for these networks, grouped by equal properties.
+
+    Tagged weights are listed if their normalisation differs from that of the network's default weights.
     """
     pyramids: dict[str, list[str]] = {}
     maps: dict[str, list[str]] = {}

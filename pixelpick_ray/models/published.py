@@ -1,7 +1,7 @@
-"""The networks of the authors' checkpoints, and reading these (PixelPick, ``best_miou_model.pt``).
+"""Reading the PixelPick authors' checkpoints (``best_miou_model.pt``), and their networks.
 
-Their FPN is ours under other names. Their DeepLabv3+ has a MobileNetV2 of its own, unlike timm's: blocks pad their
-input and not the depthwise convolution's, and at output stride 16 only the last block is dilated.
+Their FPN equals ours under different names. Their DeepLabv3+ has its own MobileNetV2, which differs from timm's: blocks
+pad their input instead of the depthwise convolution's, and at output stride 16 only the last block is dilated.
 """
 
 from pathlib import Path
@@ -26,16 +26,16 @@ STAGES = (
     (6, 160, 3, 1, 1),
     (6, 320, 1, 1, 2),
 )
-LOW_LEVEL = 3  # the last of the modules at stride 4
+LOW_LEVEL = 3  # the last module at stride 4
 
-# The depth of a ResNet by the blocks of its third stage and whether they are bottlenecks.
+# ResNets by the number of blocks in their third stage and whether these are bottlenecks.
 RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
 
 
 def read_checkpoint(path: Path, num_classes: int) -> nn.Module:
-    """The network of an authors' checkpoint file; its logits are at stride 4 (DeepLabv3+) or at full size (FPN).
+    """Load the network of an authors' checkpoint; its logits are at stride 4 (DeepLabv3+) or full size (FPN).
 
-    DataError when it is no such file, for another number of classes, or contradicts itself.
+    Raises DataError for any other file, a different number of classes, or inconsistent copies of tensors.
     """
     tensors = read_tensors(path)
     if "seg_head.classifier.weight" in tensors:
@@ -51,7 +51,7 @@ def read_checkpoint(path: Path, num_classes: int) -> nn.Module:
 
 
 def _load(model: nn.Module, tensors: dict[str, Tensor], names: list[tuple[str, str]], path: Path) -> nn.Module:
-    """Load tensors by the authors' names; `names` pairs beginnings of ours and theirs, the first that fits counts."""
+    """Load tensors by the authors' names; `names` are (our prefix, their prefix), of which the first match applies."""
 
     def theirs(name: str) -> str:
         return next((new + name.removeprefix(own) for own, new in names if name.startswith(own)), name)
@@ -63,7 +63,7 @@ def _load(model: nn.Module, tensors: dict[str, Tensor], names: list[tuple[str, s
 
 
 class PaddedBlock(nn.Module):
-    """Inverted residual whose input is padded before the expansion: beyond the border lies what zeros expand to."""
+    """Inverted residual block whose input is zero-padded before the expansion instead of after it."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, dilation: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class PaddedBlock(nn.Module):
 
 
 class PaddedMobileNetV2(nn.Module):
-    """The authors' MobileNetV2 without its last convolution: features at stride 4 (24 channels) and 16 (320)."""
+    """The authors' MobileNetV2 without its last convolution: features at strides 4 (24 channels) and 16 (320)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def _deeplab(num_classes: int) -> nn.Module:
 
 
 def _without_copies(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Tensors without the second copy of the backbone's, which must be equal to the first."""
+    """Tensors without the duplicates of the backbone's; DataError if these differ."""
     unique = dict(tensors)
     for name, value in tensors.items():
         for copy in ("backbone.low_level_features.", "backbone.high_level_features."):
@@ -154,7 +154,7 @@ def _fpn(tensors: dict[str, Tensor], num_classes: int, path: Path) -> nn.Module:
 
 
 def _fpn_names() -> list[tuple[str, str]]:
-    """Theirs count levels from the deepest."""
+    """Pairs of prefixes; the authors count levels from the deepest."""
     laterals = [(f"laterals.{level}.", f"decoder.lat_layer_{3 - level}.") for level in range(4)]
     branches = [
         (f"branches.{level}.{2 * step}.", f"decoder.upsample_blocks_{3 - level}.{step}.block.")

@@ -1,4 +1,4 @@
-"""Segmentation networks: a backbone, a decoder, and logits at the decoder's stride. Dispatch by name is ``MODELS``."""
+"""Segmentation networks by name in ``MODELS``: a backbone, a decoder, and logits at the decoder's stride."""
 
 import re
 from collections.abc import Callable
@@ -21,28 +21,27 @@ from pixelpick_ray.models.extractor import FeatureExtractor, build_extractor
 from pixelpick_ray.models.heads import perceptron
 from pixelpick_ray.models.sparse import decode_at
 
-FRAME_MULTIPLE = 8  # the published networks halve an image three times before they dilate
+FRAME_MULTIPLE = 8  # the published networks halve images three times before dilating
 
 
 class SegmentationModel(Protocol):
-    """What the engine needs: logits at some stride, and which parameters are the backbone's (``backbone.*``).
+    """The interface that the engine needs; the backbone's parameters are named ``backbone.*``.
 
-    Full-size logits are those interpolated bilinearly with aligned corners (`upsample`), so training can sample them at
-    labelled pixels (`logits_at`) without ever making them; a network may give them at full size itself. The sides of
-    images are multiples of `FRAME_MULTIPLE`. What is dropped by chance is a `Dropout`, so that `stochastic` can switch
-    it on.
+    Logits may have any stride. Full-size logits are interpolated bilinearly with aligned corners (`upsample`), so that
+    training can sample them at labelled pixels (`logits_at`) without computing all. The sides of images are multiples
+    of `FRAME_MULTIPLE`. Dropout layers must be `Dropout`, so that `stochastic` can enable them.
     """
 
     def __call__(self, images: Tensor, points: Tensor | None = None) -> Tensor:
-        """(N, 3, H, W) normalised images to logits (N, C, h, w), h <= H and w <= W.
+        """Map normalised images (N, 3, H, W) to logits (N, C, h, w), h <= H and w <= W.
 
-        With points (N, P, 2), (y, x) in the images: logits (N, P, C) at them alone, for networks that the spec allows
-        ``train.decoder: sparse``. Batch norm then counts every point, so that each should be a place of its image.
+        With points (N, P, 2), (y, x) in the images, return logits (N, P, C) at these only; needed for networks with
+        ``train.decoder: sparse``. All points must lie in their image, since batch norm includes every one.
         """
 
 
 def conv_norm_act(inputs: int, outputs: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
-    """Convolution without bias that keeps the size, batch norm, ReLU."""
+    """Size-preserving convolution without bias, batch norm, ReLU."""
     padding = dilation * (kernel_size // 2)
     if (kernel_size, dilation) == (3, 1):
         conv: nn.Conv2d = Conv3x3(inputs, outputs)
@@ -52,7 +51,7 @@ def conv_norm_act(inputs: int, outputs: int, kernel_size: int, dilation: int = 1
 
 
 class AtrousPyramid(nn.Module):
-    """Atrous spatial pyramid pooling (Chen et al. 2018, section 3.2): rates 6, 12, 18 at output stride 16."""
+    """Atrous spatial pyramid pooling (Chen et al. 2018, section 3.2) with rates 6, 12, 18 at output stride 16."""
 
     def __init__(self, inputs: int, output_stride: int, dropout: float) -> None:
         super().__init__()
@@ -71,7 +70,7 @@ class AtrousPyramid(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """DeepLabv3+ (Chen et al. 2018) as in PixelPick: 48 low-level channels at stride 4, a 304 -> 256 -> 256 decoder."""
+    """DeepLabv3+ (Chen et al. 2018) as in PixelPick: 48 low-level channels at stride 4, decoder 304 -> 256 -> 256."""
 
     def __init__(self, pyramid: Pyramid, num_classes: int, spec: ModelSpec) -> None:
         super().__init__()
@@ -104,11 +103,11 @@ class DeepLabV3Plus(nn.Module):
 
 
 class FPN(nn.Module):
-    """Feature pyramid network (Kirillov et al. 2019, section 3) as in PixelPick: four levels, group norm, full size.
+    """Semantic FPN (Kirillov et al. 2019, section 3) as in PixelPick: four levels, group norm, full-size logits.
 
-    Every level is brought to the image's size and they are summed and classified there. Here they are classified before
-    the last doubling, which is the same: interpolation commutes with sums and with 1x1 convolutions, and 4 times 128
-    channels never have the image's size.
+    The original upsamples every level to full size, then sums and classifies. Here they are summed and classified
+    before the last doubling, which is equivalent, as interpolation commutes with sums and 1x1 convolutions, and avoids
+    4 x 128 channels at full size.
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int, spec: ModelSpec) -> None:
@@ -124,7 +123,7 @@ class FPN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = self.backbone(images)[-4:]
         levels = [lateral(self.drop_features(level)) for lateral, level in zip(self.laterals, features, strict=True)]
-        for upper in (2, 1, 0):  # from the deepest level up
+        for upper in (2, 1, 0):  # top-down
             size = levels[upper].shape[2:]
             levels[upper] = levels[upper] + F.interpolate(levels[upper + 1], size, mode="bilinear", align_corners=False)
         halves = [branch(level) for branch, level in zip(self.branches, levels, strict=True)]
@@ -133,7 +132,7 @@ class FPN(nn.Module):
 
 
 def doubling_blocks(steps: int) -> nn.Sequential:
-    """Blocks of 3x3 convolution, group norm and ReLU from 256 to 128 channels, the size doubled between them."""
+    """Blocks of 3x3 convolution, group norm and ReLU, from 256 to 128 channels, with 2x upsampling in between."""
     blocks: list[nn.Module] = []
     for step in range(steps):
         if step:
@@ -144,11 +143,11 @@ def doubling_blocks(steps: int) -> nn.Sequential:
 
 
 def conv_of_upsampled(conv: nn.Conv2d, high: Tensor, low: Tensor) -> Tensor:
-    """What a 3x3 convolution without bias makes of `high` (N, C, h, w), interpolated to the size of `low`, and `low`.
+    """Apply a 3x3 convolution without bias to `high` (N, C, h, w), interpolated to the size of `low`, and `low`.
 
-    Interpolation with aligned corners is linear and treats all channels alike, so each tap of the kernel is applied at
-    the size of `high` and its product is interpolated: the same values at an eighth of the cost for the 256 channels of
-    the pyramid. Nothing of `high` is ever interpolated itself.
+    Interpolation with aligned corners is linear and the same for all channels, so each tap of the kernel is applied at
+    the size of `high`, and its result is interpolated: the same values at an eighth of the cost for the pyramid's 256
+    channels. `high` itself is never interpolated.
     """
     channels, (height, width) = high.shape[1], low.shape[2:]
     outputs = conv.out_channels
@@ -167,7 +166,7 @@ def conv_of_upsampled(conv: nn.Conv2d, high: Tensor, low: Tensor) -> Tensor:
 
 
 def _tap_weights(length: int, coarse: int, like: Tensor) -> Tensor:
-    """(length, 3 * coarse): weights of coarse positions at the places that each of three taps reads; 0 outside."""
+    """Weights (length, 3 * coarse) of coarse positions at the positions that each of three taps reads; 0 outside."""
     tap, position, known = (torch.arange(n, device=like.device, dtype=torch.float64) for n in (3, length, coarse))
     read = position[:, None] + tap - 1
     step = (coarse - 1) / max(1, length - 1)
@@ -176,8 +175,10 @@ def _tap_weights(length: int, coarse: int, like: Tensor) -> Tensor:
 
 
 class FeatureHead(nn.Module):
-    """A backbone with an external head: ``head(channels, strides, num_classes, spec)`` makes a module that takes
-    the levels (N, channels[i], H/strides[i], W/strides[i]) and gives logits (N, C, h, w) at any stride.
+    """A backbone with an external head, built by ``head(channels, strides, num_classes, spec)``.
+
+    The head is a module that maps a list of levels (N, channels[i], H/strides[i], W/strides[i]) to logits (N, C, h, w)
+    at any stride. Raises SpecError for anything else.
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int, spec: ModelSpec) -> None:
@@ -199,9 +200,7 @@ class FeatureHead(nn.Module):
 
 
 class PixelNetwork(nn.Module):
-    """A backbone that is trained together with a head that looks at one pixel: batch norm of its features, then a
-    linear layer or a perceptron.
-    """
+    """A trainable backbone with a pixel head: batch norm of its features, then a linear layer or a perceptron."""
 
     def __init__(self, pyramid: Pyramid, num_classes: int, spec: ModelSpec) -> None:
         super().__init__()
@@ -225,7 +224,7 @@ MODELS: dict[str, Callable[[Pyramid, int, ModelSpec], nn.Module]] = {
 
 
 def build_model(spec: ModelSpec, *, num_classes: int, data_path: Path, seed: int, stage: int) -> nn.Module:
-    """A fresh network: pretrained backbone if the spec says so, every other weight from the seed and the stage."""
+    """Build a new network with a pretrained backbone, if specified, and other weights initialised by seed and stage."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream_seed(seed, "initialise", stage))
         pyramid = build_pyramid(spec)
@@ -234,7 +233,7 @@ def build_model(spec: ModelSpec, *, num_classes: int, data_path: Path, seed: int
 
 
 def check_model(spec: ModelSpec, *, num_classes: int, data_path: Path, seed: int) -> None:
-    """Build what trials of a spec use, once. SpecError or DataError when it cannot be."""
+    """Try to build the network or extractor of a spec. Raises SpecError or DataError if that fails."""
     if spec.fitted_head is None:
         build_model(spec, num_classes=num_classes, data_path=data_path, seed=seed, stage=0)
     else:
@@ -244,8 +243,9 @@ def check_model(spec: ModelSpec, *, num_classes: int, data_path: Path, seed: int
 def parameter_groups(
     model: nn.Module, *, lr: float, backbone_lr_factor: float, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Optimiser groups: the backbone's with a learning rate of its own, or one for each of its layers with a
-    `layer_decay`, from the first layer up; then the rest. ``base_lr`` is what schedules multiply.
+    """Optimiser parameter groups: the backbone, or with `layer_decay` each of its layers from the first, then the rest.
+
+    Schedules multiply ``base_lr``.
     """
     backbone = [(name, value) for name, value in model.named_parameters() if name.startswith("backbone.")]
     rest = [value for name, value in model.named_parameters() if not name.startswith("backbone.")]
@@ -257,27 +257,25 @@ def parameter_groups(
 
 
 def _layer_of(name: str) -> str:
-    """The layer of a backbone's parameter: a block, which its name says by the first number that stands alone; what
-    stands between blocks is one, too.
-    """
+    """The layer of a backbone parameter: its name up to the first numeric part (a block), else ""."""
     found = re.match(r"(.*?\.\d+)\.", name)
     return found[1] if found else ""
 
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear interpolation with aligned corners to (height, width), as in the published decoder."""
+    """Interpolate logits bilinearly with aligned corners to `size` (height, width), as in the published decoder."""
     if logits.shape[2:] == size:
         return logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
 
 
 def logits_at(logits: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
-    """Full-size logits at points only: coarse (N, C, h, w), points (N, P, 2) (y, x) in a frame of `size` -> (N, P, C).
+    """Full-size logits (N, P, C) at points (N, P, 2), (y, x) in a frame of `size`, from coarse logits (N, C, h, w).
 
-    Equal to ``upsample(logits, size)`` read at integer points; points between pixels are interpolated.
+    Equal to ``upsample(logits, size)`` at integer points; points between pixels are interpolated.
     """
     x, y = (points[..., axis] * (2.0 / max(1, size[axis] - 1)) - 1.0 for axis in (1, 0))
-    grid = torch.stack([x, y], dim=-1)  # grid_sample wants (x, y) in -1..1
+    grid = torch.stack([x, y], dim=-1)  # grid_sample expects (x, y) in -1..1
     if logits.dtype == torch.bfloat16:
         logits = logits.float()
     grid = grid.unsqueeze(2).to(logits.dtype)

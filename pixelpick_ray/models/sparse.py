@@ -1,11 +1,11 @@
-"""A decoder of two 3x3 convolutions at points only, from patches of its input.
+"""Sparse evaluation of a decoder with two 3x3 convolutions, at points only, from patches of its input.
 
-Bilinear logits at a point are those of the 2x2 positions around it; they need 4x4 positions of the first convolution's
-output, and these 6x6 of its input. All shapes follow from the number of points, and nothing waits for the device.
+Bilinear logits at a point depend on the 2x2 positions around it, these on 4x4 positions of the first convolution's
+output, and those on 6x6 of its input. All shapes follow from the number of points, without device synchronisation.
 
-With batch norm in evaluation and without dropout, values and gradients are those of the dense decoder. In training they
-are not: batch norm takes its statistics from the patches, where a position counts once for every patch that has it and
-none beyond the borders does, and dropout draws anew for every patch.
+With batch norm in evaluation mode and without dropout, values and gradients equal the dense decoder's. In training they
+differ: batch norm takes its statistics from the patches, where a position counts once per patch that contains it and
+positions beyond the borders do not count, and dropout is drawn separately for each patch.
 """
 
 import math
@@ -21,11 +21,11 @@ from pixelpick_ray.models.convolution import without_autocast
 
 
 class SampledAxis(NamedTuple):
-    """Where M patches lie along one axis of a map, (M, *) positions; all but `at` are whole numbers.
+    """Positions (M, *) of M patches along one axis of a map; all but `at` are whole numbers.
 
-    `at` (1) is the point, between the two `corners`. `around` (4) is what the second convolution reads, also beyond the
-    borders; `window` (4, or the whole map) lies within them, holds all of `around` that does, and is where the first
-    convolution is computed; `inputs` (one more on either side) is what that reads.
+    `at` (1) is the point, between the two `corners`. `around` (4) is read by the second convolution and may extend
+    beyond the borders; the first convolution is computed in `window` (4, or the whole map), which lies within them and
+    covers the inner part of `around`, and reads `inputs` (one more on each side).
     """
 
     at: Tensor
@@ -36,11 +36,11 @@ class SampledAxis(NamedTuple):
 
 
 def spread_points(count: int, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    """(count, 2) points (y, x) spread evenly over a frame of `size`, whatever their number.
+    """Points (count, 2), (y, x), spread evenly over a frame of `size` (height, width) for any count.
 
-    They fill up the points of images that have fewer than others, and have no label: so batch norm sees equally many
-    patches of every image. An additive recurrence (Roberts 2018, "The unreasonable effectiveness of quasirandom
-    sequences") in steps of 1/r and 1/r^2, where r^3 = r + 1.
+    They pad images with fewer labelled points, so that batch norm sees equally many patches of every image. An additive
+    recurrence (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences") with steps 1/r and 1/r^2, where
+    r^3 = r + 1.
     """
     root = 1.324717957244746
     fractions = (0.5 + np.arange(count)[:, None] / np.array([root, root**2])) % 1.0
@@ -51,9 +51,10 @@ def spread_points(count: int, size: tuple[int, int]) -> npt.NDArray[np.float32]:
 def decode_at(
     points: Tensor, frame: tuple[int, int], *, high: Tensor, low: Tensor, decoder: nn.Sequential, classifier: nn.Module
 ) -> Tensor:
-    """Logits (n, P, C) at points (n, P, 2) (y, x) of a frame (H, W), in float32 at least; P is 1 or more.
+    """Logits (n, P, C) at points (n, P, 2), (y, x) in a frame (H, W), in float32 or wider; P is at least 1.
 
-    `decoder` is convolution, dropout, convolution, dropout over `high`, interpolated to the size of `low`, and `low`.
+    `decoder` is convolution, dropout, convolution, dropout, on `high` interpolated to the size of `low`, and `low`,
+    concatenated.
     """
     number, size = points.shape[1], (low.shape[2], low.shape[3])
     rows, columns = (_axis(points[..., axis].flatten(), frame[axis], size[axis]) for axis in (0, 1))
@@ -67,7 +68,7 @@ def decode_at(
 
 
 def _axis(points: Tensor, frame: int, length: int) -> SampledAxis:
-    """From coordinates (M,) in a frame of so many pixels whose first and last are those of the map."""
+    """Patch positions for coordinates (M,) in `frame` pixels, whose first and last are those of a map of `length`."""
     steps = torch.arange(6, device=points.device, dtype=points.dtype)
     at = (points * ((length - 1) / max(1, frame - 1))).clamp(0, length - 1).unsqueeze(1)
     first = at.floor().clamp(max=max(0, length - 2))
@@ -79,20 +80,20 @@ def _axis(points: Tensor, frame: int, length: int) -> SampledAxis:
 
 
 def _without_padding(block: nn.Module, patches: Tensor) -> Tensor:
-    """Convolution, norm and activation where the whole kernel lies in the patch."""
+    """Apply convolution, norm and activation where the kernel lies entirely within the patch."""
     conv, norm, activation = cast(nn.Sequential, block)
     return cast(Tensor, activation(norm(F.conv2d(patches, cast(Tensor, conv.weight)))))
 
 
 def _cut(features: Tensor, number: int, rows: SampledAxis, columns: SampledAxis) -> Tensor:
-    """(M, C, I, J) features at the inputs of the first convolution, zero beyond the borders."""
+    """Features (M, C, I, J) at the inputs of the first convolution, zero beyond the borders."""
     inside = [_inside(axis.inputs, length) for axis, length in zip((rows, columns), features.shape[2:], strict=True)]
     mask = (inside[0].unsqueeze(2) & inside[1].unsqueeze(1)).unsqueeze(1)
     return _gather(features, number, rows.inputs, columns.inputs) * mask.to(features.dtype)
 
 
 def _interpolated(high: Tensor, number: int, rows: SampledAxis, columns: SampledAxis, size: tuple[int, int]) -> Tensor:
-    """(M, C, I, J) as `_cut` from `high` after bilinear interpolation with aligned corners to `size`."""
+    """Like `_cut`, from `high` after bilinear interpolation to `size` with aligned corners."""
     near, weights = [], []
     for axis, length, coarse in zip((rows, columns), size, high.shape[2:], strict=True):
         step = (coarse - 1) / max(1, length - 1)
@@ -109,12 +110,12 @@ def _inside(positions: Tensor, length: int) -> Tensor:
 
 
 def _weights(at: Tensor, known: Tensor) -> Tensor:
-    """(M, I, K) bilinear weights of neighbouring known positions (M, K) at positions (M, I); 0 without a neighbour."""
+    """Bilinear weights (M, I, K) of known positions (M, K) at positions (M, I); 0 beyond a distance of 1."""
     return (1 - (at.unsqueeze(2) - known.unsqueeze(1)).abs()).clamp(min=0)
 
 
 def _gather(features: Tensor, number: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """(M, C, I, J) features (n, C, h, w) at rows (M, I) and columns (M, J), clamped; `number` patches an image."""
+    """Gather (M, C, I, J) from (n, C, h, w) at rows (M, I) and columns (M, J), clamped; `number` patches per image."""
     channels, height, width = features.shape[1:]
     image = torch.arange(len(rows), device=rows.device).div(number, rounding_mode="floor")
     row = image.unsqueeze(1) * height + rows.long().clamp(0, height - 1)
@@ -124,7 +125,7 @@ def _gather(features: Tensor, number: int, rows: Tensor, columns: Tensor) -> Ten
 
 
 def _resample(patches: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(M, C, I, J) weighted sums of patches (M, C, K, L), in float32 at least; weights (M, I, K) and (M, J, L)."""
+    """Weighted sums (M, C, I, J) of patches (M, C, K, L), in float32 or wider; weights (M, I, K) and (M, J, L)."""
     dtype = torch.promote_types(patches.dtype, torch.float32)
     weights = rows[:, :, None, :, None] * columns[:, None, :, None, :]
     with without_autocast(patches.device):

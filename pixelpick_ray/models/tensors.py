@@ -1,4 +1,4 @@
-"""Reading files of tensors, and saying what is wrong with them."""
+"""Reading and checking tensor files."""
 
 import io
 import zipfile
@@ -12,23 +12,21 @@ from torch import Tensor
 
 from pixelpick_ray.errors import DataError
 
-# Parts of names that tell how a network was trained, not which tensor it is; the first that occurs is taken off.
+# Prefixes from training wrappers; the first that occurs is removed.
 _PREFIXES = ("module.encoder_q.", "module.")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors or a torch file, or from the only torch file (.pt, .pth) of an archive (.zip);
-    code in a file is never run.
+    """Read tensors by name from a safetensors or torch file, or the only .pt or .pth in a .zip, without running code.
 
-    A dictionary inside under ``state_dict`` or ``model`` is meant. A prefix ``module.encoder_q.`` (MoCo's query
-    encoder) or ``module.`` is removed, and names without it are left out. DataError when the file is absent or
-    unreadable.
+    A nested dictionary ``state_dict`` or ``model`` is unwrapped. A prefix ``module.encoder_q.`` (MoCo's query encoder)
+    or ``module.`` is removed, and names without it are dropped. Raises DataError if the file is missing or unreadable.
     """
     try:
         content = _read(path)
     except DataError:
         raise
-    except Exception as error:  # torch, zipfile, pickle and safetensors each have errors of their own
+    except Exception as error:  # torch, zipfile, pickle and safetensors have their own errors
         raise DataError(
             f"{path}: is not a readable file of tensors ({_first_line(error)}); copy it again, or store its tensors "
             "alone as .safetensors or with torch.save(network.state_dict(), ...)"
@@ -54,7 +52,7 @@ def _read(path: Path) -> Any:
             inside = [name for name in archive.namelist() if name.endswith((".pt", ".pth")) and "__MACOSX" not in name]
             if len(inside) > 1:
                 raise DataError(f"{path}: holds {', '.join(inside)}; unpack it, and give the one that is meant")
-            if inside:  # else it is a torch file itself, which is an archive, too
+            if inside:  # else it is a torch file, which is an archive too
                 file = io.BytesIO(archive.read(inside[0]))
     return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -68,7 +66,7 @@ def _first_line(error: Exception) -> str:
 
 
 def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, path: Path, of: str) -> None:
-    """DataError when a tensor of the network `of` is missing in a file, is not wanted, or has another shape."""
+    """Raise DataError for missing or unexpected tensors, or wrong shapes; `of` names the network in messages."""
     for what, names in (("has no tensor", wanted.keys() - found), ("has an unexpected tensor", found.keys() - wanted)):
         if names:
             first = next(name for name in (*wanted, *found) if name in names)
@@ -80,7 +78,7 @@ def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, 
 
 
 def check_classes(tensors: Mapping[str, Tensor], classifier: str, num_classes: int, *, path: Path) -> None:
-    """DataError when the classifier of this name is there and was made for another number of classes."""
+    """Raise DataError if a tensor named `classifier` exists and has a different number of classes."""
     found = tensors[classifier].shape[0] if classifier in tensors and tensors[classifier].ndim else num_classes
     if found != num_classes:
         raise DataError(
