@@ -1,4 +1,4 @@
-"""A wheel has the experiments and the templates of batch jobs in the package; all else is in pyproject.toml."""
+"""Adds the experiments and batch job templates to wheels; everything else is in pyproject.toml."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithExperiments(build_py):
-    """Copies what a checkout has beside the package to where `config/shipped.py` looks for it."""
+    """Copy the files next to the package to where `config/shipped.py` looks for them."""
 
     def run(self) -> None:
         super().run()

@@ -1,9 +1,9 @@
-"""The frozen baseline: the original's work done in the plain way. It is never tuned, only kept running.
+"""The frozen baseline: the original's computations, implemented plainly. It is kept running but never tuned.
 
-Images are PNG files that are decoded, augmented and normalised one by one on the CPU by Pillow, torchvision and SciPy;
-labels are maps whose unlabelled pixels are ignored; the networks are eager, in fp32 and NCHW, and give logits at full
-size; every step also makes the prediction that a display of progress wants; images are queried and evaluated one by
-one, in NumPy. What the original does in vain is left out: its second upsampling, of an embedding that nobody reads.
+Images are PNG files, decoded, augmented and normalised one by one on the CPU by Pillow, torchvision and SciPy; labels
+are maps whose unlabelled pixels are ignored; networks are eager, in fp32 and NCHW, with full-size logits; every step
+also computes the prediction for a progress display; images are queried and evaluated one by one, in NumPy. The
+original's useless work, a second upsampling of an unused embedding, is left out.
 """
 
 import random
@@ -28,14 +28,14 @@ from pixelpick_ray.models.backbones import build_pyramid
 
 
 def conv_block(inputs: int, outputs: int, kernel_size: int, dilation: int = 1) -> nn.Sequential:
-    """Convolution without bias, batch norm, ReLU; the size stays."""
+    """Size-preserving convolution without bias, batch norm, ReLU."""
     padding = dilation * (kernel_size // 2)
     conv = nn.Conv2d(inputs, outputs, kernel_size, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class PlainDeepLab(nn.Module):
-    """DeepLabv3+ with full-size logits; its parameters have the names of the project's network."""
+    """DeepLabv3+ with full-size logits, and parameters named as in the project's network."""
 
     def __init__(self, spec: ModelSpec, num_classes: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class PlainDeepLab(nn.Module):
         self.classifier = nn.Conv2d(256, num_classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, C, H, W)."""
+        """Map images (N, 3, H, W) to logits (N, C, H, W)."""
         features = self.backbone(images)
         deep, low = features[-1], self.low(features[self.low_level])
         pooled = self.aspp["pooled"](F.adaptive_avg_pool2d(deep, 1))
@@ -66,7 +66,7 @@ class PlainDeepLab(nn.Module):
 
 
 class PlainFPN(nn.Module):
-    """Feature pyramid network that brings 128 channels of every level to full size and classifies their sum there."""
+    """Feature pyramid network that upsamples 128 channels of every level to full size and classifies their sum."""
 
     def __init__(self, spec: ModelSpec, num_classes: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class PlainFPN(nn.Module):
         return nn.Sequential(*blocks)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) to (N, C, H, W)."""
+        """Map images (N, 3, H, W) to logits (N, C, H, W)."""
         features = self.backbone(images)[-4:]
         levels = [lateral(level) for lateral, level in zip(self.laterals, features, strict=True)]
         for upper in (2, 1, 0):
@@ -101,15 +101,15 @@ NETWORKS = {"deeplabv3plus": PlainDeepLab, "fpn": PlainFPN}
 
 
 def plain_network(spec: ModelSpec, num_classes: int) -> nn.Module:
-    """The plain network of an architecture, not pretrained."""
+    """Build the plain network of a spec's architecture."""
     return NETWORKS[spec.architecture](spec, num_classes)
 
 
 @dataclass(frozen=True)
 class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
-    """Training images from PNG files: augmented, normalised (3, h, w) and a label map (h, w), void where not labelled.
+    """Augmented, normalised images (3, h, w) from PNG files, with label maps (h, w) that are void where unlabelled.
 
-    ``labelled`` has a mask (H, W) of the labelled pixels for each of the ``paths`` of (image, label).
+    ``paths`` are (image, label map) files, ``labelled`` the corresponding masks (H, W) of labelled pixels.
     """
 
     paths: list[tuple[Path, Path]]
@@ -130,7 +130,7 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
         return normalised(image, self.facts), target
 
     def _place(self, pictures: list[Any]) -> list[Any]:
-        """Scale, pad right and bottom, crop at random, flip: bilinear for the image, nearest for the maps."""
+        """Scale (bilinear for the image, nearest for maps), pad right and bottom, crop and flip at random."""
         width, height = pictures[0].size
         factor = random.uniform(*self.spec.scale)
         size = int(width * factor), int(height * factor)
@@ -148,7 +148,7 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
         return pictures
 
     def _colour(self, image: Any) -> Any:
-        """Jitter, grayscale and blur, each by chance."""
+        """Apply jitter, grayscale and blur, each at random."""
         jitter, blur = self.spec.jitter, self.spec.blur
         if jitter is not None and random.random() < jitter.probability:
             image = transforms.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)(image)
@@ -161,12 +161,12 @@ class LabelledImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 def read_pair(paths: tuple[Path, Path]) -> tuple[Any, Any]:
-    """The decoded image and label of two PNG files."""
+    """Open the image and label map of two PNG files."""
     return Image.open(paths[0]).convert("RGB"), Image.open(paths[1])
 
 
 def normalised(image: Any, facts: DatasetFacts) -> Tensor:
-    """(3, H, W) floats of a picture, mean and deviation of the data set removed."""
+    """Convert an image to floats (3, H, W), normalised by the data set's mean and standard deviation."""
     pixels: Tensor = transforms.functional.to_tensor(image)
     pixels = transforms.functional.normalize(pixels, list(facts.mean), list(facts.std))
     return pixels
@@ -175,7 +175,7 @@ def normalised(image: Any, facts: DatasetFacts) -> Tensor:
 def plain_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, target: Tensor, void: int
 ) -> tuple[Tensor, Tensor]:
-    """Forward, mean cross entropy over the pixels that are not void, backward, optimizer; returns logits and loss."""
+    """Train on a batch with the mean cross entropy over pixels that are not void; return logits and loss."""
     optimizer.zero_grad()
     logits = model(images)
     loss = F.cross_entropy(logits, target, ignore_index=void)
@@ -187,7 +187,7 @@ def plain_step(
 def train_epoch(
     model: nn.Module, optimizer: torch.optim.Optimizer, batches: Any, facts: DatasetFacts, device: torch.device
 ) -> npt.NDArray[np.int64]:
-    """An epoch as the original trains it; returns the confusion matrix at the labelled pixels."""
+    """Train an epoch like the original; return the confusion matrix (C, C) at the labelled pixels."""
     confusion = np.zeros((facts.num_classes, facts.num_classes), dtype=np.int64)
     for images, target in batches:
         logits, loss = plain_step(model, optimizer, images.to(device), target.to(device), facts.void_index)
@@ -198,7 +198,7 @@ def train_epoch(
 
 
 def margin_of(logits: Tensor) -> Tensor:
-    """Difference of the two largest probabilities, (N, C, H, W) to (N, H, W); the smallest are asked for."""
+    """Difference (N, H, W) of the two largest probabilities, from logits (N, C, H, W); the smallest are queried."""
     best = logits.softmax(dim=1).topk(2, dim=1).values
     return best[:, 0] - best[:, 1]
 
@@ -214,7 +214,7 @@ def query_image(
     pool_fraction: float,
     num_pixels: int,
 ) -> npt.NDArray[np.int64]:
-    """Flat indices of pixels drawn from the best of one image, which are neither void nor taken."""
+    """Draw flat indices (num_pixels,) from the best-scoring pixels of an image that are neither void nor taken."""
     image, label = read_pair(paths)
     score = margin_of(model(normalised(image, facts)[None].to(device)))[0].cpu().numpy()
     score[taken | (np.asarray(label) == facts.void_index)] = 1.0
@@ -226,14 +226,14 @@ def query_image(
 def evaluate_image(
     model: nn.Module, paths: tuple[Path, Path], facts: DatasetFacts, device: torch.device
 ) -> npt.NDArray[np.int64]:
-    """Confusion matrix (C, C) of one image, rows are the truth."""
+    """Confusion matrix (C, C) of an image; rows are the truth."""
     image, label = read_pair(paths)
     predicted = model(normalised(image, facts)[None].to(device)).argmax(dim=1)[0].cpu().numpy()
     return count(np.asarray(label), predicted, facts.num_classes)
 
 
 def count(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
-    """(C, C) counts of truth and prediction where the truth is a class."""
+    """Counts (C, C) of pixels by truth and prediction, where the truth is a class."""
     valid = truth < classes
     flat = truth[valid].astype(np.int64) * classes + predicted[valid]
     return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)

@@ -1,6 +1,6 @@
-"""Time everything: ``python -m benchmarks.bench`` prints one JSON object a line and writes ``RESULTS.md``.
+"""Run all benchmarks: ``python -m benchmarks.bench`` prints one JSON object per line and writes ``RESULTS.md``.
 
-A measurement that fails says so in a line of its own, and the others go on; the exit status is then 1.
+A failed measurement is reported on a line of its own, the others continue, and the exit status is 1.
 """
 
 import argparse
@@ -22,7 +22,7 @@ IMAGES = {"cpu": 8, "cuda": 184}
 
 
 def run(bench: Bench, select: str, folder: Path) -> int:
-    """Measure what the pattern selects, store and print each line at once, render; returns how many failed."""
+    """Run the measurements that match the pattern, printing and storing each line at once; return how many failed."""
     failed = 0
     for name, measurement in measurements(bench).items():
         if not re.search(select, name):
@@ -39,16 +39,16 @@ def run(bench: Bench, select: str, folder: Path) -> int:
 
 
 def main() -> None:
-    """Parse the options and measure."""
+    """Parse the options and run the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--size", type=parse_size, help="HEIGHTxWIDTH; that of the experiments if absent")
-    parser.add_argument("--images", type=int, help=f"of the pool, the split and an epoch; {IMAGES} if absent")
-    parser.add_argument("--rounds", type=int, default=3, help="turns that count")
-    parser.add_argument("--threads", type=int, default=1, help="of a process that computes, as of a trial")
-    parser.add_argument("--data", type=Path, help="folder with camvid/; generated images if absent")
-    parser.add_argument("--only", default="", help="measurements whose name this regular expression finds")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results/ and RESULTS.md")
+    parser.add_argument("--size", type=parse_size, help="HEIGHTxWIDTH; default: the experiments' size")
+    parser.add_argument("--images", type=int, help=f"images in pool, split and epoch; default: {IMAGES}")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds after warming up")
+    parser.add_argument("--threads", type=int, default=1, help="threads per process")
+    parser.add_argument("--data", type=Path, help="folder with camvid/; default: generated images")
+    parser.add_argument("--only", default="", help="regular expression that selects measurements by name")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for results/ and RESULTS.md")
     options = parser.parse_args()
     try:
         device = choose_device(options.device)

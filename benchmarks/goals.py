@@ -1,4 +1,4 @@
-"""What is measured, in which unit, and what is aimed at."""
+"""The measures, with their units and goals."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ KINDS = ("cpu", "cuda")
 
 @dataclass(frozen=True)
 class Measure:
-    """One kind of number: what it tells, its unit, the goal by kind of device, and which kinds it is measured on."""
+    """A measure: its description, unit, goals by kind of device, and the kinds of device it applies to."""
 
     about: str
     unit: str
@@ -17,7 +17,7 @@ class Measure:
     kinds: tuple[str, ...] = KINDS
 
 
-RATIO, FASTER = "ratio", "times faster"  # all goals are upper bounds, but that of a speed
+RATIO, FASTER = "ratio", "times faster"  # goals are upper bounds, except for FASTER
 
 MEASURES = {
     "train_step_over_bare": Measure("train step, all included / bare", RATIO, {"cpu": 1.05, "cuda": 1.10}),

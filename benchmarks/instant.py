@@ -1,4 +1,4 @@
-"""The worker's side of `benchmarks.scale`: a chain that reports all its events at once. Imports no torch."""
+"""The worker side of `benchmarks.scale`: a chain that reports all its events at once. Does not import torch."""
 
 import time
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ KEY = "0" * 64
 
 @dataclass(frozen=True)
 class Work:
-    """What is left of a job for its workers: identity and number of stages of each chain, and a file to wait for."""
+    """The part of a job that workers need: id and number of stages of each chain, and a file to wait for."""
 
     chains: list[tuple[str, int]]
     gate: str
 
 
 def instant_trial(config: dict[str, Any], job: Work) -> None:
-    """Report what a chain with fits of one epoch reports, as fast as Tune takes it."""
+    """Report the events of a chain with one-epoch fits, as fast as Tune accepts them."""
     chain, stages = job.chains[config["chain"]]
     for stage in range(stages):
         report(EpochDone(chain, stage, epoch=1, epochs=1, loss=1.0, miou=None, seconds=0.0, fit=KEY))
@@ -36,5 +36,5 @@ def instant_trial(config: dict[str, Any], job: Work) -> None:
 
 
 def report(event: Event) -> None:
-    """One event, as the runner's trials report it."""
+    """Report an event as the runner's trials do."""
     tune.report({"event": encode(event)})

@@ -1,4 +1,4 @@
-"""The measurements: each is a function of the conditions that yields lines."""
+"""The measurements: functions of the conditions that yield result lines."""
 
 import importlib.util
 import platform
@@ -46,13 +46,13 @@ TF32, BF16, SPARSE = "train.precision=tf32", "train.precision=bf16", "train.deco
 SETTINGS = {"cpu": [FIRST], "cuda": [FIRST, FIRST.but(TF32), FIRST.but(BF16), RESNET.but(BF16)]}
 STEP_GOALS = {FIRST.but(BF16): 5.0, RESNET.but(BF16): 12.0}  # ms on one H200
 FROZEN_IMAGES = {"cpu": 4, "cuda": 32}
-POOLS = (4, 12)  # images, of which picking must need the same memory
-TRAININGS = (1, 2, 4)  # at once on one GPU
+POOLS = (4, 12)  # numbers of images; picking must need the same memory for both
+TRAININGS = (1, 2, 4)  # concurrent on one GPU
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Under which conditions everything is measured: `images` are those of the pool, the split and an epoch."""
+    """The conditions of all measurements; `images` is the number in the pool, the split and an epoch."""
 
     device: torch.device
     size: tuple[int, int] | None
@@ -69,7 +69,7 @@ class Bench:
         return make_work(setting, self.size, self.images, self.device, self.data_path)
 
     def line(self, name: str, setting: str, **fields: Any) -> Line:
-        """One number with its conditions; its goal is the measure's unless given."""
+        """A result with its conditions; the goal is the measure's unless given in `fields`."""
         measure, cuda = MEASURES[name], self.kind == "cuda"
         device = torch.cuda.get_device_name(self.device) if cuda else "cpu"
         known: Line = {"name": name, "setting": setting, "device": device, "kind": self.kind, "unit": measure.unit}
@@ -79,14 +79,14 @@ class Bench:
 
 
 def _processor() -> str:
-    """The model of the CPU, where the system tells it."""
+    """CPU model if known, else machine type."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def training(bench: Bench, setting: Setting) -> Iterator[Line]:
-    """Whole epochs in turns with the bare step, the plain network, the sparse decoder and the baseline."""
+    """Alternate whole epochs with the bare step, the plain network, the sparse decoder and the baseline."""
     work, label = bench.work(setting), setting.label()
     steps = num_batches(bench.images, work.job.train.batch_size)
     others = {"bare": (repeated(bare_train_step(work), steps), steps), "plain": (plain_train_step(work), 1)}
@@ -114,7 +114,7 @@ def training(bench: Bench, setting: Setting) -> Iterator[Line]:
 def comparisons(
     bench: Bench, label: str, seconds: Mapping[str, list[float]], *wanted: tuple[str, str, str]
 ) -> Iterator[Line]:
-    """A line for each (name, these, those) that has been timed."""
+    """Yield a line for each (name, numerator, denominator) of which both were timed."""
     for name, these, those in wanted:
         if these in seconds and those in seconds:
             ratio, medians = compare(seconds[these], seconds[those]), milliseconds(seconds)
@@ -123,7 +123,7 @@ def comparisons(
 
 
 def repeated(action: Action, times: int) -> Action:
-    """The action so many times."""
+    """An action that repeats `action` `times` times."""
 
     def run() -> None:
         for _ in range(times):
@@ -133,9 +133,9 @@ def repeated(action: Action, times: int) -> Action:
 
 
 def train_turns(work: Work, others: dict[str, tuple[Action, int]], rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of whole epochs (``whole``) and, after each of them, of other actions of so many steps.
+    """Seconds per step of whole epochs (``whole``) and of other (action, steps), which run after each epoch.
 
-    An epoch has ended when the device is done and TensorBoard's file has the loss. The first one warms up.
+    An epoch ends when the device is done and the loss is in TensorBoard's file. The first round warms up.
     """
     train, device = work.job.train.model_copy(update={"epochs": rounds + 1}), work.device
     steps = num_batches(len(work.job.data.positions), train.batch_size)
@@ -160,7 +160,7 @@ def train_turns(work: Work, others: dict[str, tuple[Action, int]], rounds: int) 
 
 
 def epoch_logger(work: Work, folder: Path) -> Callable[[Epoch], None]:
-    """What a run does with an epoch that has ended: an event, and from it TensorBoard's file."""
+    """A callback that does what a run does after an epoch: send an event and write it for TensorBoard."""
     plan = make_plan(work.experiment)
     board = TensorBoard(plan, Execution(folder, str(folder / "store"), folder / "cache", folder / "runs"))
 
@@ -172,7 +172,7 @@ def epoch_logger(work: Work, folder: Path) -> Callable[[Epoch], None]:
 
 
 def inference(bench: Bench, setting: Setting) -> Iterator[Line]:
-    """Picking and evaluating in turns with the bare forward of the same images, the plain network and the baseline."""
+    """Alternate picking and evaluation with the bare forward on the same images, the plain network and the baseline."""
     work, label = bench.work(setting), setting.label()
     model, prepared, facts = fresh_model(work), work.job.data.prepared, work.job.data.facts
     pick = picking(work, model)
@@ -201,7 +201,7 @@ def inference(bench: Bench, setting: Setting) -> Iterator[Line]:
 
 
 def memory_of_processes(bench: Bench) -> Iterator[Line]:
-    """Peaks of fresh processes on the CPU."""
+    """Peak memory of fresh processes on the CPU."""
     arguments = FIRST, bench.size, bench.threads
     peak = in_fresh_process(memory.training_peak, *arguments) / 1e9
     yield bench.line("train_memory", FIRST.label(), value=short(peak))
@@ -211,12 +211,12 @@ def memory_of_processes(bench: Bench) -> Iterator[Line]:
 
 
 def data_copies(bench: Bench) -> Iterator[Line]:
-    """How often a prepared split is in memory when two processes use it."""
+    """Number of copies of a prepared split in memory when two processes use it."""
     yield bench.line("data_copies", "a prepared split", value=short(sharing.mapped_copies(2)))
 
 
 def chain_start(bench: Bench) -> Iterator[Line]:
-    """Seconds to a chain's first step, by the real runner."""
+    """Seconds until a chain's first step, in the real runner."""
     if importlib.util.find_spec("ray") is None:
         for name in ("start_fresh", "start_reused"):
             yield bench.line(name, "a short chain", skipped="Ray is not installed")
@@ -232,14 +232,14 @@ def chain_start(bench: Bench) -> Iterator[Line]:
 
 
 def throughput(bench: Bench, setting: Setting) -> Iterator[Line]:
-    """Images a second of one, two and four trainings on one device."""
+    """Images per second of one, two and four concurrent trainings on one device."""
     rates = images_per_second(TRAININGS, setting, bench.size, bench.images, bench.device)
     for count, rate in rates.items():
         yield bench.line("concurrent_throughput", f"{setting.label()}, {count} at once", value=short(rate))
 
 
 def measurements(bench: Bench) -> dict[str, Callable[[], Iterator[Line]]]:
-    """All measurements for a kind of device, by the name that selects them."""
+    """All measurements for the bench's kind of device, by name."""
     found: dict[str, Callable[[], Iterator[Line]]] = {}
     if bench.kind == "cpu":
         found |= {"memory": partial(memory_of_processes, bench), "copies": partial(data_copies, bench)}

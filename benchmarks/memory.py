@@ -1,4 +1,4 @@
-"""What a process has used at most: training and picking on the CPU, each in a process of its own."""
+"""Peak memory of training and picking on the CPU, each measured in its own process."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +13,13 @@ CPU = torch.device("cpu")
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has had (its own: ru_maxrss begins with that of the process it came from)."""
+    """Peak memory of this process alone (ru_maxrss would start from the parent's)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def training_peak(setting: Setting, size: tuple[int, int] | None, threads: int) -> int:
-    """Peak bytes of a process that trains two steps on the CPU."""
+    """Peak bytes after training for two steps on the CPU."""
     prepare_process(threads)
     work = make_work(setting, size, 8, CPU)
     job = replace(work.job, train=work.job.train.model_copy(update={"epochs": 1}))
@@ -28,7 +28,7 @@ def training_peak(setting: Setting, size: tuple[int, int] | None, threads: int) 
 
 
 def picking_peak(setting: Setting, size: tuple[int, int] | None, threads: int, images: int) -> int:
-    """Peak bytes of a process that picks from a pool of so many images on the CPU, less the images themselves."""
+    """Peak bytes after picking from a pool of `images` images on the CPU, minus the images themselves."""
     prepare_process(threads)
     work = make_work(setting, size, images, CPU)
     picking(work, fresh_model(work))()

@@ -1,4 +1,4 @@
-"""``RESULTS.md`` from all stored lines."""
+"""Rendering of ``RESULTS.md`` from all stored lines."""
 
 import json
 import re
@@ -18,7 +18,7 @@ never tuned. What is compared takes turns in one process: medians of the ratios,
 
 
 def holds(line: Line) -> bool | None:
-    """Whether a line's goal is reached; None without a goal or a value."""
+    """Whether a line meets its goal; None without a goal or a value."""
     goal, value = line.get("goal"), line.get("value")
     if goal is None or value is None:
         return None
@@ -26,12 +26,12 @@ def holds(line: Line) -> bool | None:
 
 
 def identity(line: Line) -> tuple[str, str]:
-    """What a newer line replaces: one of the same name and setting."""
+    """Name and setting, which determine the line that a newer one replaces."""
     return line["name"], line["setting"]
 
 
 def update(lines: Iterable[Line], folder: Path) -> None:
-    """Put lines into ``results/`` in the place of those that told the same, and write ``RESULTS.md`` anew."""
+    """Store lines in ``results/``, replacing those of equal `identity`, and rewrite ``RESULTS.md``."""
     for line in lines:
         path = folder / "results" / f"{slug(line['device'])}.jsonl"
         kept = [other for other in read(path) if identity(other) != identity(line)]
@@ -41,7 +41,7 @@ def update(lines: Iterable[Line], folder: Path) -> None:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a file; none when it is not there."""
+    """The lines of a file; none if it is missing."""
     return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
@@ -51,7 +51,7 @@ def slug(device: str) -> str:
 
 
 def render(folder: Path) -> str:
-    """RESULTS.md of all files in a folder: a section a device, then what is measured nowhere."""
+    """The text of RESULTS.md: a section per device, then the measures without a result."""
     devices = [lines for path in sorted(folder.glob("*.jsonl")) if (lines := read(path))]
     sections = [INTRODUCTION, *(_section(lines) for lines in devices)]
     sections += [_unmeasured(kind, [line for lines in devices for line in lines]) for kind in KINDS]
@@ -87,7 +87,7 @@ def _value(line: Line) -> str:
 
 
 def _conditions(line: Line) -> str:
-    """Rounds, threads, software, and the medians that a ratio is of."""
+    """The medians behind a ratio, import times, images, rounds, threads and software."""
     parts = [f"{name} {value:g} ms" for name, value in line.get("milliseconds", {}).items()]
     parts += [f"import {name} {value:g} s" for name, value in line.get("import_seconds", {}).items()]
     parts += [f"{name} {line[name]}" for name in ("images", "rounds", "threads") if name in line]
@@ -95,7 +95,7 @@ def _conditions(line: Line) -> str:
 
 
 def _unmeasured(kind: str, lines: Sequence[Line]) -> str:
-    """What has no value on any device of a kind; empty when all has."""
+    """The measures without a value on any device of a kind; empty if there are none."""
     found = {line["name"] for line in lines if line["kind"] == kind and "value" in line}
     missing = [
         f"- {measure.about} (`{name}`)"

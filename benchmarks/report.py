@@ -1,8 +1,8 @@
-"""Seconds of the default report of many stored CamVid-sized stages: ``python benchmarks/report.py --stages 10000``.
+"""Time the default report on many stored CamVid-sized stages: ``python benchmarks/report.py --stages 10000``.
 
-The store is made by chance with the keys, files and sizes of real ones: the published CamVid experiment (ten stages a
-chain, five budgets reported, every epoch of 50 evaluated on two splits) with ten settings of strategies and as many
-seeds as there must be. Each number is one JSON object a line.
+The store is filled with random results that have the keys, files and sizes of real ones: the published CamVid
+experiment (ten stages per chain, five budgets reported, each of 50 epochs evaluated on two splits) with ten acquisition
+settings and as many seeds as needed. The result is printed as JSON.
 """
 
 import argparse
@@ -50,7 +50,7 @@ PROVENANCE = {
 
 
 def experiment_of(stages: int) -> Experiment:
-    """The published CamVid experiment with ten settings and so many seeds that there are about `stages` stages."""
+    """The published CamVid experiment with ten acquisition settings, and seeds for about `stages` stages."""
     published = load_experiment(ROOT / "experiments" / "camvid-mobilenet.yaml")
     common = {"seed": list(range(max(1, stages // 100))), "budget": list(published.grid[0]["budget"])}
     scored = {"acquire.strategy": ["margin", "entropy", "least_confidence"], "acquire.pool_fraction": [0.01, 0.05, 0.1]}
@@ -60,7 +60,7 @@ def experiment_of(stages: int) -> Experiment:
 
 
 def fill(store: Store, experiment: Experiment) -> int:
-    """Store every stage of the experiment; returns how many there are."""
+    """Store every stage of the experiment; return their number."""
     rng = np.random.default_rng(0)
     stages = 0
     for chain in make_plan(experiment).chains:
@@ -132,13 +132,13 @@ def _text(path: Path, value: Any) -> None:
 
 
 def main() -> None:
-    """Make the store, report it in a process of its own, print the numbers."""
+    """Fill the store, time reports in separate processes, print the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stages", type=int, default=10_000, help="stages to store")
-    parser.add_argument("--repeat", type=int, default=3, help="reports to make")
-    parser.add_argument("--keep", type=Path, help="folder of the store, kept; made only when absent")
+    parser.add_argument("--stages", type=int, default=10_000, help="number of stages to store")
+    parser.add_argument("--repeat", type=int, default=3, help="number of reports to time")
+    parser.add_argument("--keep", type=Path, help="keep the store in this folder, or reuse it")
     arguments = parser.parse_args()
-    os.fsync = lambda descriptor: None  # the store is made to be read once
+    os.fsync = lambda descriptor: None  # the store need not be durable
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.keep or Path(name)
         experiment = experiment_of(arguments.stages)

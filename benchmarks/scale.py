@@ -1,4 +1,4 @@
-"""What many chains cost the runner: its real loop on many fake nodes of this machine, with fits that take no time.
+"""The runner's overhead for many chains: its real loop on many fake nodes of this machine, with instant fits.
 
 ``python -m benchmarks.scale`` runs 2,000 chains of one stage and of three on 64 nodes and writes ``RESULTS.md``.
 """
@@ -34,7 +34,7 @@ from pixelpick_ray.runner.progress import ChainProgress
 from pixelpick_ray.runner.tensorboard import TensorBoard
 
 FOLDER = Path(__file__).resolve().parent
-SETTINGS = {"RAY_AUTH_MODE": "disabled", "REPORTER_UPDATE_INTERVAL_MS": "3600000"}  # else agents alone fill two cores
+SETTINGS = {"RAY_AUTH_MODE": "disabled", "REPORTER_UPDATE_INTERVAL_MS": "3600000"}  # else agents saturate two cores
 STAGES = (1, 3)
 STRATEGIES = ("margin", "random")  # chains of one seed share its first fit
 EXPERIMENT = """
@@ -47,7 +47,7 @@ evaluate: {splits: {val: {}}, report: val}
 
 
 class Job(runner.Job):
-    """A job that leaves the driver without what the workers do not need here, so that they import no torch."""
+    """A job pickled as `Work`, without what these workers do not need, so that they do not import torch."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         gate = str(self.execution.runs_path / GATE)
@@ -56,9 +56,9 @@ class Job(runner.Job):
 
 @dataclass
 class Watch:
-    """What the driver sees of a run: when chains began and were done, and its own processor time and memory then.
+    """Records when chains start and finish, and the driver's CPU time and memory when they finish.
 
-    When `fill` chains have begun, the gate is opened for which they wait.
+    Once `fill` chains have started, it opens the gate that they wait for.
     """
 
     gate: Path
@@ -80,27 +80,27 @@ class Watch:
 
     @property
     def mean_running(self) -> float:
-        """Chains that ran at the same time, once the gate was open."""
+        """Mean number of chains running concurrently after the gate opened."""
         opened, last = self.began[self.fill - 1], self.done[-1]
-        spans = zip(sorted(self.began), sorted(self.done), strict=True)  # which is whose does not matter to the sum
+        spans = zip(sorted(self.began), sorted(self.done), strict=True)  # the pairing does not affect the sum
         return sum(end - max(begin, opened) for begin, end in spans) / (last - opened)
 
     @staticmethod
     def per_chain(values: list[float]) -> float:
-        """How a value grows with a chain, without the first fifth of the chains, when workers are starting."""
+        """Growth of a value per chain, ignoring the first fifth of the chains, while workers start."""
         few = len(values) // 5
         return (values[-1] - values[few]) / (len(values) - 1 - few)
 
 
 def plan_of(chains: int, stages: int) -> Plan:
-    """So many chains of so many stages."""
+    """A plan of `chains` chains with `stages` stages each."""
     seeds, budgets = list(range(chains // len(STRATEGIES))), [10 * (stage + 1) for stage in range(stages)]
     grid = [{"acquire.strategy": list(STRATEGIES), "seed": seeds, "budget": budgets}]
     return make_plan(parse_experiment(f"{EXPERIMENT}grid: {json.dumps(grid)}\n", where="scale"))
 
 
 def run(plan: Plan, address: str, folder: Path, fill: int) -> Watch:
-    """Run a plan with the real runner, its progress and its TensorBoard files; chains wait until `fill` have begun."""
+    """Run a plan in the real runner with progress and TensorBoard files; chains wait until `fill` have started."""
     places = folder, str(folder / "store"), folder / "cache", folder / "runs"
     execution = Execution(*places, device="cpu", address=address)
     watch, chains = Watch(execution.runs_path / GATE, fill), list(plan.chains)
@@ -120,7 +120,7 @@ def run(plan: Plan, address: str, folder: Path, fill: int) -> Watch:
 
 @contextlib.contextmanager
 def fake_nodes(count: int) -> Iterator[tuple[str, float, float]]:
-    """A cluster of so many nodes of one CPU and a head of none: address, seconds to start a node, and its megabytes."""
+    """A cluster of `count` one-CPU nodes and a head without CPUs: address, and seconds and megabytes per node."""
     from ray.cluster_utils import Cluster
 
     with tempfile.TemporaryDirectory(prefix="pixelpick-", ignore_cleanup_errors=True) as folder:
@@ -137,16 +137,16 @@ def fake_nodes(count: int) -> Iterator[tuple[str, float, float]]:
 
 
 def resident_megabytes() -> float:
-    """Memory of this process."""
+    """Resident memory of this process in MB."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:"))) / 1000
 
 
 def family_megabytes(parents: set[int]) -> float:
-    """Memory of processes and their children, what they share counted once."""
+    """Memory of processes and their children in MB, with shared memory counted once."""
     total = 0
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the process has just ended
             parent = int((folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
             if {int(folder.name), parent} & parents:
                 lines = (folder / "smaps_rollup").read_text(encoding="utf-8").splitlines()
@@ -155,7 +155,7 @@ def family_megabytes(parents: set[int]) -> float:
 
 
 def measure(chains: int, nodes: int, address: str, profile: Callable[[], Any]) -> dict[int, Watch]:
-    """Runs of chains of few and of more stages, which take no time once every node has had a chain."""
+    """Run chains for each number of stages; they are instant once every node has started one."""
     runner.Job, runner._trial = Job, instant_trial  # type: ignore[misc]
     watches = {}
     for stages in STAGES:
@@ -165,7 +165,7 @@ def measure(chains: int, nodes: int, address: str, profile: Callable[[], Any]) -
 
 
 def lines_of(watches: dict[int, Watch], chains: int, nodes: int, node: tuple[float, float]) -> Iterator[Line]:
-    """Lines of the results: what a stage takes is told from runs with few and with more."""
+    """Yield result lines; the cost of a stage follows from the runs with fewer and with more stages."""
     bench, of = Bench(torch.device("cpu"), None, 0, 1, 1), f"{chains:,} chains, {nodes} nodes"
     few, more = STAGES
     seconds = {stages: watch.per_chain(watch.done) for stages, watch in watches.items()}
@@ -184,7 +184,7 @@ def lines_of(watches: dict[int, Watch], chains: int, nodes: int, node: tuple[flo
 
 @contextlib.contextmanager
 def profiled() -> Iterator[None]:
-    """Print where the driver's time goes."""
+    """Profile the driver and print the result."""
     profile = cProfile.Profile()
     profile.enable()
     try:
@@ -195,12 +195,12 @@ def profiled() -> Iterator[None]:
 
 
 def main() -> None:
-    """Start the nodes, run, store and print the lines."""
+    """Start the nodes, run the chains, print and store the lines."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chains", type=int, default=2000)
     parser.add_argument("--nodes", type=int, default=64)
-    parser.add_argument("--profile", action="store_true", help="print where the time goes; then nothing is stored")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of results/ and RESULTS.md")
+    parser.add_argument("--profile", action="store_true", help="print a profile of the driver; store nothing")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for results/ and RESULTS.md")
     options = parser.parse_args()
     with fake_nodes(options.nodes) as (address, *node):
         profile = profiled if options.profile else contextlib.nullcontext

@@ -1,4 +1,4 @@
-"""What processes share: a prepared split is in memory once, however many read it. Imports no torch."""
+"""Memory sharing: a prepared split is in memory once, however many processes read it. Does not import torch."""
 
 import tempfile
 from pathlib import Path
@@ -13,7 +13,7 @@ SCENES = DatasetSpec(name="scenes", size=(96, 128))
 
 
 def mapped_copies(processes: int) -> float:
-    """How often a prepared split is in memory while so many processes have read all of it (1: they share it)."""
+    """Number of copies of a prepared split in memory after several processes have read all of it (1: shared)."""
     with tempfile.TemporaryDirectory() as cache:
         size = _prepared(Path(cache)).images.nbytes
         return sum(together(mapped_share, processes, Path(cache))) / size
@@ -24,7 +24,7 @@ def _prepared(cache: Path) -> PreparedSplit:
 
 
 def mapped_share(rank: int, barrier: Barrier, cache: Path) -> int:
-    """This process's share in bytes of the mapped images, once every process has read them all."""
+    """This process's proportional share of the mapped images in bytes, once every process has read them."""
     images = _prepared(cache).images
     images.sum()
     barrier.wait()
@@ -33,5 +33,5 @@ def mapped_share(rank: int, barrier: Barrier, cache: Path) -> int:
         if "-" in line.split()[0]:
             inside = line.endswith("images.bin")
         share += 1024 * int(line.split()[1]) if inside and line.startswith("Pss:") else 0
-    barrier.wait()  # nobody leaves while another still looks
+    barrier.wait()  # no process exits before all have measured
     return share

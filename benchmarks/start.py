@@ -1,4 +1,4 @@
-"""Seconds until a chain's first step, from the real runner: Ray, Tune, one actor, four short chains."""
+"""Time until a chain's first step in the real runner: Ray, Tune, one actor, four short chains."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ _run_trial = runner._trial
 
 
 def timed_trial(config: dict[str, Any], job: Any) -> None:
-    """The runner's trial, in its worker; notes when a network is called first: data and augmentation are done then."""
+    """Run the runner's trial in its worker, recording the first call of a network, after data and augmentation."""
     import torch
 
     began = time.time()
@@ -46,14 +46,14 @@ def timed_trial(config: dict[str, Any], job: Any) -> None:
 
 @dataclass(frozen=True)
 class Start:
-    """Seconds of one chain to its first step, and those of them before its trial's function ran."""
+    """Seconds until a chain's first step, and the part of them before its trial function ran."""
 
     seconds: float
     before_trial: float
 
 
 def measure(device: Literal["cpu", "cuda"]) -> dict[str, list[Start]]:
-    """The ``fresh`` start since Tune was given the chain, the ``reused`` ones since the chain before had ended."""
+    """Measure the ``fresh`` start since Tune got the chain, and ``reused`` ones since the previous chain ended."""
     plan = make_plan(parse_experiment(EXPERIMENT, where="start"))
     handed: dict[int, float] = {}
     ended: list[float] = []
@@ -88,6 +88,6 @@ def measure(device: Literal["cpu", "cuda"]) -> dict[str, list[Start]]:
 
 
 def import_seconds(module: str) -> float:
-    """Seconds that a fresh process needs to import a module."""
+    """Seconds to import a module in a fresh process."""
     code = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
     return float(subprocess.check_output([sys.executable, "-c", code], text=True))

@@ -1,4 +1,4 @@
-"""Images a second of several trainings at once on one device, each in a process of its own."""
+"""Throughput of several concurrent trainings on one device, each in its own process."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from pixelpick_ray.engine.host import prepare_process
 def images_per_second(
     counts: Sequence[int], setting: Setting, size: tuple[int, int] | None, images: int, device: torch.device
 ) -> dict[int, float]:
-    """Images that so many processes train together in a second: an epoch each, all starting at once."""
+    """Total images per second by number of concurrent processes, each training an epoch, all starting together."""
     seconds = together(epochs_together, max(counts), tuple(counts), setting, size, images, device)
     return {count: sum(images / one[count] for one in seconds if count in one) for count in counts}
 
@@ -31,7 +31,7 @@ def epochs_together(
     images: int,
     device: torch.device,
 ) -> dict[int, float]:
-    """Seconds of this process's epoch while so many processes train, for each count that it takes part in."""
+    """Seconds of this process's epoch, by number of concurrent processes, for the counts it takes part in."""
     prepare_process(1)
     work = make_work(setting, size, images, device)
     mine = [count for count in counts if rank < count]

@@ -1,8 +1,8 @@
-"""A whole experiment against its stages alone: ``python -m benchmarks.whole_experiment EXPERIMENT --data DIR``.
+"""A whole experiment against its bare stages: ``python -m benchmarks.whole_experiment EXPERIMENT --data DIR``.
 
-The commands ``run`` and ``report`` compute the experiment into an empty store, with an empty cache. What is bare in it
-is counted from the plan (train steps, images scored and evaluated) and timed before, in as many processes at once as
-trials run at once. For experiments of one network at one size. The line goes to the results of ``make bench``.
+The commands ``run`` and ``report`` run with an empty store and an empty cache. The bare work (train steps, images
+scored and evaluated) is counted from the plan and timed beforehand, in as many concurrent processes as trials. For
+experiments with one network at one size. The line is added to the results of ``make bench``.
 """
 
 import argparse
@@ -34,24 +34,24 @@ from pixelpick_ray.engine.host import prepare_process
 from pixelpick_ray.planning import Plan, make_plan
 
 SAMPLES = 12  # of each bare action
-IMAGES = 16  # of a bare forward
+IMAGES = 16  # in a bare forward
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """What an experiment asks of the network: train steps from labelled pixels and from label maps, images forward."""
+    """An experiment's network work: train steps on labelled pixels, train steps on label maps, images forward."""
 
     steps: int
     full_steps: int
     forwards: int
 
     def seconds(self, step: float, full_step: float, forward: float) -> float:
-        """Of one process, from the seconds of each."""
+        """Total seconds in one process, given those of each action."""
         return self.steps * step + self.full_steps * full_step + self.forwards * forward
 
 
 def amounts(plan: Plan, data_path: Path) -> Amounts:
-    """Counted over the distinct fits and picks of a plan."""
+    """Count the work of a plan's distinct fits and picks."""
     fits: dict[str, bool] = {}
     picks: set[str] = set()
     for chain in plan.chains:
@@ -68,7 +68,7 @@ def amounts(plan: Plan, data_path: Path) -> Amounts:
 
 
 def bare_seconds(rank: int, barrier: Barrier, setting: Setting, device: torch.device) -> tuple[float, float, float]:
-    """Medians of a train step from labelled pixels, of one from label maps, and of an image forward; one thread."""
+    """Median seconds of a train step on labelled pixels, one on label maps, and a forward per image; one thread."""
     prepare_process(1)
     work = make_work(setting, None, IMAGES, device)
     model = fresh_model(work)
@@ -80,14 +80,14 @@ def bare_seconds(rank: int, barrier: Barrier, setting: Setting, device: torch.de
 
 
 def _median(action: Action, device: torch.device, barrier: Barrier) -> float:
-    for _ in range(4):  # warms up; on a GPU a step is recorded in the fourth call
+    for _ in range(4):  # warms up; on a GPU the fourth call captures the step
         action()
     barrier.wait()
     return median(seconds_of(action, device) for _ in range(SAMPLES))
 
 
 def wall_seconds(experiment: Path, folder: Path, how: Sequence[str], overrides: Sequence[str]) -> float:
-    """Seconds of the commands that run and report an experiment in a folder where nothing of it is yet."""
+    """Seconds of the commands that run and report an experiment in an empty folder."""
     launch, store = [sys.executable, str(ROOT / "launch.py")], ["--store", str(folder / "store")]
     places = [*store, "--cache", str(folder / "cache"), "--runs", str(folder / "runs")]
     start = time.perf_counter()
@@ -100,13 +100,13 @@ def wall_seconds(experiment: Path, folder: Path, how: Sequence[str], overrides: 
 
 
 def main() -> None:
-    """Time the bare actions, run the experiment, store and print the line."""
+    """Time the bare actions, run the experiment, print and store the line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("experiment", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="data folder, as for run")
-    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as for run")
-    parser.add_argument("--folder", type=Path, help="new folder that keeps the store and the report")
-    parser.add_argument("--trials", type=int, help="at once; as many as CPUs, on a GPU one, if absent")
+    parser.add_argument("--data", type=Path, required=True, help="data folder, as in run")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="as in run")
+    parser.add_argument("--folder", type=Path, help="new folder in which to keep the store and the report")
+    parser.add_argument("--trials", type=int, help="concurrent trials; default: 1 on a GPU, else the number of CPUs")
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
     device, trials = torch.device("cuda" if cuda else "cpu"), options.trials or (1 if cuda else local_cpus())

@@ -1,4 +1,4 @@
-"""What is timed: a stage's training as the project runs it, and the same network alone on resident data."""
+"""The timed work: a stage's training as the project runs it, and the same network alone on resident data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,8 +26,8 @@ from pixelpick_ray.engine.world import World
 from pixelpick_ray.models.segmentation import build_model, upsample
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTINCT_IMAGES = 16  # that are drawn; a larger pool repeats them
-LABELLED_PIXELS = 50  # an image: the middle of the published budgets
+DISTINCT_IMAGES = 16  # generated; a larger pool repeats them
+LABELLED_PIXELS = 50  # per image: the middle of the published budgets
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,18 @@ class Setting:
     overrides: tuple[str, ...] = ()
 
     def but(self, *overrides: str) -> "Setting":
-        """The setting with more overrides."""
+        """The setting with additional overrides."""
         return Setting(self.experiment, self.overrides + overrides)
 
     def load(self, size: tuple[int, int] | None) -> Experiment:
-        """The experiment without pretrained weights (no duration depends on them), at another size where given."""
+        """Load the experiment without pretrained weights, which do not affect timing, optionally at another size."""
         changes = ["model.pretrained=none", *self.overrides]
         if size is not None:
             changes += [f"dataset.size={list(size)}", f"train.augment.crop_size={list(size)}"]
         return load_experiment(ROOT / "experiments" / f"{self.experiment}.yaml", changes)
 
     def label(self) -> str:
-        """The network, and what is changed in the experiment."""
+        """The network and the overrides."""
         model = self.load(None).model
         changes = (change.rpartition(".")[2].replace("=", " ") for change in self.overrides)
         return ", ".join([f"{model.architecture} {model.backbone}", *changes])
@@ -57,7 +57,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Work:
-    """A stage of an experiment on so many images, on one device."""
+    """The first stage of an experiment, on one device."""
 
     experiment: Experiment
     job: FitJob
@@ -71,7 +71,7 @@ class Work:
 def make_work(
     setting: Setting, size: tuple[int, int] | None, images: int, device: torch.device, data_path: Path | None = None
 ) -> Work:
-    """The first stage of the experiment's first trial with as many images, real ones where a data folder is given."""
+    """Prepare the first stage of the first trial with `images` images, which are real ones if `data_path` is given."""
     experiment = setting.load(size)
     trial = experiment.trials()[0]
     if data_path is None:
@@ -93,7 +93,7 @@ def make_work(
 
 @lru_cache(maxsize=1)
 def synthetic_split(images: int, size: tuple[int, int], num_classes: int, void: int) -> PreparedSplit:
-    """Generated street scenes at a size (height, width), some grain on top; the pictures repeat under other names."""
+    """Generated street scenes at a size (height, width), with added grain; images repeat under different names."""
     drawn = [enlarged(index, size, num_classes, void) for index in range(min(images, DISTINCT_IMAGES))]
     chosen = [drawn[index % len(drawn)] for index in range(images)]
     pixels = size[0] * size[1]
@@ -112,7 +112,7 @@ def synthetic_split(images: int, size: tuple[int, int], num_classes: int, void: 
 def enlarged(
     index: int, size: tuple[int, int], num_classes: int, void: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """A scene and its label at another size."""
+    """A scene and its label map, resized to (height, width)."""
     image, label = scenes.scene("train", index)
     to = size[1], size[0]
     large = np.asarray(Image.fromarray(image).resize(to, Image.Resampling.BICUBIC)).astype(np.float32)
@@ -122,7 +122,7 @@ def enlarged(
 
 
 def first_images(prepared: PreparedSplit, count: int) -> PreparedSplit:
-    """The first images of a split, as many as it has at most."""
+    """The first `count` images of a split, or all if it has fewer."""
     count = min(count, len(prepared))
     return replace(
         prepared,
@@ -135,7 +135,7 @@ def first_images(prepared: PreparedSplit, count: int) -> PreparedSplit:
 
 
 def fresh_model(work: Work) -> nn.Module:
-    """The stage's network as it is before training, on the device."""
+    """The stage's network before training, on the device."""
     job, world = work.job, work.world
     model = build_model(
         job.model, num_classes=job.data.facts.num_classes, data_path=job.data_path, seed=job.seed, stage=job.stage
@@ -144,7 +144,7 @@ def fresh_model(work: Work) -> nn.Module:
 
 
 def bare_train_step(work: Work) -> Action:
-    """The network's train step alone, on one resident batch, in the best way that the project has."""
+    """The project's train step alone, on one resident batch."""
     job, world = work.job, work.world
     model = fresh_model(work).train()
     step = TrainStep(model, build_optimizer(job.train.optimizer, model), world, job.train)
@@ -158,7 +158,7 @@ def bare_train_step(work: Work) -> Action:
 
 
 def plain_train_step(work: Work) -> Action:
-    """The baseline's network on the same resident batch: eager, fp32, NCHW, logits at full size."""
+    """A train step of the baseline's network on the same resident batch: eager, fp32, NCHW, full-size logits."""
     job, facts = work.job, work.job.data.facts
     model = baseline.plain_network(job.model, facts.num_classes).to(work.device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=job.train.optimizer.lr)
@@ -174,7 +174,7 @@ def plain_train_step(work: Work) -> Action:
 
 
 def label_maps(points: Tensor | None, labels: Tensor, size: tuple[int, int], void: int) -> Tensor:
-    """(n, H, W) maps, void but at the labelled points (n, P, 2)."""
+    """Label maps (n, H, W), void except at labelled points (n, P, 2)."""
     if points is None:
         return labels.masked_fill(labels == IGNORED, void)
     maps = torch.full((len(labels), *size), void, device=labels.device)
@@ -186,7 +186,7 @@ def label_maps(points: Tensor | None, labels: Tensor, size: tuple[int, int], voi
 
 
 class Frozen:
-    """The baseline's whole work on the first images of a stage, written as PNG files into a folder."""
+    """The baseline's complete work on the first images of a stage, written as PNG files to a folder."""
 
     def __init__(self, work: Work, images: int, folder: Path) -> None:
         job, prepared = work.job, work.job.data.prepared
@@ -200,19 +200,19 @@ class Frozen:
             mask[job.labels.y[at], job.labels.x[at]] = True
         self.model = baseline.plain_network(job.model, self.facts.num_classes).to(work.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=job.train.optimizer.lr)
-        # As the original beside a GPU; on a CPU they would only take threads from the network.
+        # As in the original on a GPU; on a CPU they would only compete with the network.
         workers: dict[str, Any] = {"num_workers": 4, "persistent_workers": True} if work.device.type == "cuda" else {}
         dataset = baseline.LabelledImages(self.paths, self.taken, self.facts, job.train.augment)
         self.batches = DataLoader(dataset, job.train.batch_size, shuffle=True, drop_last=True, **workers)
 
     def train(self) -> None:
-        """An epoch."""
+        """Train an epoch."""
         set_precision("fp32")
         self.model.train()
         baseline.train_epoch(self.model, self.optimizer, self.batches, self.facts, self.work.device)
 
     def query(self) -> None:
-        """The next pixels of every image."""
+        """Query the next pixels of every image."""
         set_precision("fp32")
         self.model.eval()
         acquire = self.work.experiment.acquire
@@ -228,7 +228,7 @@ class Frozen:
             )
 
     def evaluate(self) -> None:
-        """The confusion matrix of every image."""
+        """Evaluate every image."""
         set_precision("fp32")
         self.model.eval()
         for paths in self.paths:
@@ -243,7 +243,7 @@ def _write_pair(prepared: PreparedSplit, position: int, folder: Path) -> tuple[P
 
 
 def picking(work: Work, model: nn.Module) -> Action:
-    """Scoring and picking of the whole pool, as in a stage."""
+    """Scoring and picking over the whole pool, as in a stage."""
     job, acquire = work.job, work.experiment.acquire
     if job.labels is None:
         raise AssertionError("full supervision picks nothing")
@@ -251,7 +251,7 @@ def picking(work: Work, model: nn.Module) -> Action:
 
 
 def batch_size_of(model: nn.Module, action: Action) -> int:
-    """The largest batch that a network is given while something runs."""
+    """The largest batch passed to a model while an action runs."""
     sizes: list[int] = []
     hook = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     action()
@@ -260,7 +260,7 @@ def batch_size_of(model: nn.Module, action: Action) -> int:
 
 
 def resident_pool(work: Work, batch_size: int) -> list[Tensor]:
-    """Every image of the split as the network's input, in batches, on the device."""
+    """All images of the split as network inputs, in batches, on the device."""
     prepared, pool = work.job.data.prepared, []
     for start in range(0, len(prepared), batch_size):
         positions = range(start, min(start + batch_size, len(prepared)))
@@ -270,7 +270,7 @@ def resident_pool(work: Work, batch_size: int) -> list[Tensor]:
 
 
 def bare_forward(work: Work, model: nn.Module, pool: list[Tensor]) -> Action:
-    """Full-size logits of a resident pool and nothing else."""
+    """Full-size logits of a resident pool, and nothing else."""
     precision = work.experiment.acquire.precision
 
     @torch.inference_mode()
@@ -286,7 +286,7 @@ def bare_forward(work: Work, model: nn.Module, pool: list[Tensor]) -> Action:
 
 
 def plain_forward(work: Work, pool: list[Tensor]) -> Action:
-    """The same by the baseline's network: eager, fp32, NCHW."""
+    """The same with the baseline's network: eager, fp32, NCHW."""
     model: Callable[[Tensor], Tensor]
     model = baseline.plain_network(work.job.model, work.job.data.facts.num_classes).to(work.device).eval()
     plain = [images.contiguous() for images in pool]
