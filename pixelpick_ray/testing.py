@@ -98,6 +98,7 @@ class HeadContract:
         return build_model(spec, num_classes=self.classes, data_path=HERE, seed=seed, stage=0)
 
     def images(self, height: int = 32, width: int = 48) -> Tensor:
+        """Return random images (3, 3, height, width)."""
         return torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(1))
 
     def test_there_are_logits_of_every_class_at_every_size(self) -> None:
@@ -153,6 +154,7 @@ class OracleContract:
         return ExternalOracleSpec(name=parts.resolved("oracle", self.name, HERE), options=self.options)
 
     def request(self, seed: int = 0) -> OracleRequest:
+        """Return a request with 60 random questions on two images."""
         rng = np.random.default_rng(0)
         questions = Questions.of(
             names=np.repeat(["a", "b"], 30).tolist(),
@@ -185,6 +187,7 @@ class DatasetContract:
     most_images: ClassVar[int] = 5  # read per split
 
     def dataset(self) -> Dataset:
+        """Open the data set."""
         return open_dataset(DatasetSpec(name=self.name, **self.fields), self.data_path)
 
     def test_the_facts_fit_together(self) -> None:
@@ -233,11 +236,13 @@ class FormatContract:
     class_names: ClassVar[tuple[str, ...]] = ("sky", "a road, wet", "Straße <1> & more")
 
     def points(self) -> tuple[ExchangedPoint, ...]:
+        """Return three answers and an open question on one image."""
         said = [(0, 0, "sky"), (3, 39, "a road, wet"), (31, 7, "Straße <1> & more")]
         answers = [ExchangedPoint(image="a_1", y=y, x=x, kind="class", label=label) for y, x, label in said]
         return (*answers, ExchangedPoint(image="a_1", y=31, x=39))
 
     def images(self) -> tuple[AskedImage, ...]:
+        """Return the image that the points are on."""
         return (AskedImage("a_1", 32, 40, lambda: (32, 40), "a_1.png"),)
 
     def test_what_is_written_is_read_back(self) -> None:

@@ -32,7 +32,7 @@ class People:
         return {}  # Tune pickles a run's settings to restore them, which we never do; listeners belong to this process
 
     def pending(self, chains: Sequence[Chain]) -> dict[str, Pending]:
-        """Return what is missing by chain identity, for chains that have asked people; possibly nothing.
+        """Return the pending answers, possibly none, of those of the chains that have asked people, by chain identity.
 
         Raises StoreError if the store cannot be read.
         """
