@@ -64,6 +64,7 @@ class AtrousPyramid(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
+        """Map features (N, inputs, h, w) to (N, 256, h, w)."""
         pooled = self.pooled(features.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *features.shape[2:])
         joined = torch.cat([branch(features) for branch in self.branches] + [pooled], dim=1)
         return cast(Tensor, self.dropout(self.project(joined)))
@@ -91,6 +92,7 @@ class DeepLabV3Plus(nn.Module):
             he_initialise(part)
 
     def forward(self, images: Tensor, points: Tensor | None = None) -> Tensor:
+        """Map images (N, 3, H, W) to logits (N, C, H/4, W/4), or (N, P, C) at points (N, P, 2)."""
         features = self.backbone(images)
         low = self.low(self.drop_features(features[self.low_level]))
         high = self.aspp(self.drop_features(features[self.high_level]))
@@ -121,6 +123,7 @@ class FPN(nn.Module):
             he_initialise(part)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to logits (N, C, H, W)."""
         features = self.backbone(images)[-4:]
         levels = [lateral(self.drop_features(level)) for lateral, level in zip(self.laterals, features, strict=True)]
         for upper in (2, 1, 0):  # top-down
@@ -178,7 +181,7 @@ class FeatureHead(nn.Module):
     """A backbone with an external head, built by ``head(channels, strides, num_classes, spec)``.
 
     The head is a module that maps a list of levels (N, channels[i], H/strides[i], W/strides[i]) to logits (N, C, h, w)
-    at any stride. Raises SpecError for anything else.
+    at any stride. Raises SpecError if it is no module.
     """
 
     def __init__(self, pyramid: Pyramid, num_classes: int, spec: ModelSpec) -> None:
@@ -191,6 +194,7 @@ class FeatureHead(nn.Module):
         self._num_classes, self._name = num_classes, spec.architecture
 
     def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to logits (N, C, h, w). Raises SpecError if the head returns another shape."""
         logits = self.head([self.drop_features(level) for level in self.backbone(images)])
         shape = tuple(getattr(logits, "shape", ()))
         if len(shape) != 4 or shape[:2] != (len(images), self._num_classes):
@@ -212,6 +216,7 @@ class PixelNetwork(nn.Module):
         he_initialise(self.layers)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) to logits (N, C, h, w) at the stride of the features."""
         return cast(Tensor, self.layers(self.drop_features(self.norm(self.backbone(images)))))
 
 
