@@ -1,1 +1,1 @@
-"""WHAT to run: experiment files, trials and keys. Imports neither torch nor ray."""
+"""What to run: experiment files, trials and keys. Imports neither torch nor Ray."""

@@ -1,4 +1,4 @@
-"""How people are asked: keys, order, hidden repeats. None of it changes what a label means, so no key depends on it."""
+"""Annotation settings: shortcut keys, order, hidden repeats. None changes what a label means, so none enters a key."""
 
 import json
 import re
@@ -11,18 +11,18 @@ from pixelpick_ray.config.spec import Fraction, Positive, Spec
 from pixelpick_ray.config.yaml_text import read_yaml
 from pixelpick_ray.errors import SpecError
 
-KEYS = "abcdefghijklmnopqrstuvwxyz123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of classes; capitals are typed with Shift
+KEYS = "abcdefghijklmnopqrstuvwxyz123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # for classes; capitals need Shift
 _KEYS_TEXT = "a-z, 1-9 and A-Z"
-_COMMANDS = "0.?+- "  # keys of the page itself
+_COMMANDS = "0.?+- "  # keys with a function on the page
 
 
 class AnnotateSpec(Spec):
-    """How people are asked.
+    """How people are shown the pixels to label.
 
-    ``keys`` gives classes a key by name; the others get a free letter of their names. ``order`` is that of the
-    questions: ``image`` by image, each time to the nearest pixel, or ``predicted``, the pixels of one predicted class
-    together, which needs ``oracle.suggestions``. ``repeats`` is the share of the pixels that are asked a second time
-    later on, unmarked, to measure people; pauses longer than ``idle_seconds`` do not count as work.
+    ``keys`` assigns shortcut keys to classes by name; other classes get a free letter of their names. ``order`` is the
+    order of the pixels: ``image``, image by image and always on to the nearest pixel, or ``predicted``, grouped by
+    predicted class, which needs ``oracle.suggestions``. ``repeats`` is the fraction of pixels shown again later,
+    unmarked, to measure consistency. Pauses longer than ``idle_seconds`` do not count as working time.
     """
 
     keys: dict[str, Annotated[str, Field(min_length=1, max_length=1)]] = Field(default_factory=dict)
@@ -32,11 +32,10 @@ class AnnotateSpec(Spec):
 
 
 def class_keys(class_names: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """The key of every class, in the order of the classes: as wanted, else the first letter of its name that is free.
+    """The shortcut key of every class, in class order: as configured, else the first free letter of its name.
 
-    Letters that words begin with are given first, then the other letters of names; a class whose letters are all taken
-    gets the first key that is left. SpecError with a proposal for keys that clash or may not be used, and for too many
-    classes.
+    Initials of words are assigned first, then other letters of the names; a class whose letters are all taken gets the
+    first free key. Raises SpecError for too many classes and, with a working proposal, for conflicting or invalid keys.
     """
     if len(class_names) > len(KEYS):
         raise SpecError(
@@ -55,7 +54,7 @@ def class_keys(class_names: Sequence[str], wanted: Mapping[str, str]) -> dict[st
 
 
 def _filled(class_names: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
-    """All keys, of which some are given; no class takes what fits another one better."""
+    """Assign keys to the classes without one, initials before other letters, so that no class takes a better match."""
     found = dict(given)
     for candidates in (_starts, _letters, lambda name: KEYS):
         for name in class_names:
@@ -66,7 +65,7 @@ def _filled(class_names: Sequence[str], given: Mapping[str, str]) -> dict[str, s
 
 
 def _starts(name: str) -> str:
-    """The ASCII letters that the words of a name begin with, in lower case."""
+    """The ASCII initials of the words of a name, in lower case."""
     return "".join(_letters(name[at]) for at in range(len(name)) if at == 0 or not name[at - 1].isalpha())
 
 
@@ -92,18 +91,18 @@ def _clashes(given: Mapping[str, str]) -> Iterator[str]:
 
 
 def _first_owners(given: dict[str, str]) -> dict[str, str]:
-    """The keys that may stay: each with the first class that has it."""
+    """The valid keys, each kept by the first class that has it."""
     owners = {given[name]: name for name in reversed(given) if given[name] in KEYS}
     return {name: key for key, name in owners.items()}
 
 
 def _flow_text(keys: Mapping[str, str]) -> str:
-    """The keys as one line of YAML."""
+    """The keys as a YAML flow mapping."""
     pairs = (f"{_scalar(name)}: {_scalar(key)}" for name, key in keys.items())
     return f"{{{', '.join(pairs)}}}"
 
 
 def _scalar(text: str) -> str:
-    """A text as it is where YAML reads it back, else in quotes."""
+    """A YAML scalar for a text, quoted only if necessary."""
     is_plain = re.fullmatch(r"\w[\w -]*", text) is not None and read_yaml(text, text) == text
     return text if is_plain else json.dumps(text, ensure_ascii=False)

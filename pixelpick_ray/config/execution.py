@@ -1,4 +1,4 @@
-"""What changes only where and how fast, never what: not part of any key."""
+"""Options that affect where and how fast experiments run, never their results; in no key."""
 
 import contextlib
 import math
@@ -15,13 +15,12 @@ KeepWeights = Literal["needed", "last", "all"]
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how fast chains run. `gpus_per_rank` None means 1 where there are GPUs, else 0.
+    """Where and how fast chains run.
 
-    `run` is the name of the run's lease, which weights that it needs only for itself are marked with; `max_failures` is
-    how often in a row a chain may be lost without getting further; `checkpoint_seconds` how old the saved state of a
-    fit in training may become, its last epoch apart; `rank_timeout_seconds` how long ranks wait for one that hangs;
-    `cache_limit` how many bytes the features of frozen backbones may take in the cache; `wait` says to wait for people
-    who have to answer.
+    `gpus_per_rank` None means 1 if there are GPUs, else 0. `run` names the run's lease, which marks weights that only
+    this run needs. `max_failures` limits consecutive losses of a chain without progress; `checkpoint_seconds`, the age
+    of a training checkpoint, except in the last epoch; `rank_timeout_seconds`, how long ranks wait for a hanging one;
+    `cache_limit`, the bytes of cached frozen features. With `wait`, runs wait for people's answers.
     """
 
     data_path: Path
@@ -44,20 +43,18 @@ class Execution:
     run: str = ""
 
     def keeps_weights(self, trial: Trial, stage: int) -> bool:
-        """Whether the weights of a stage are asked for: by `keep_weights`, or, of the last stage, by default where
-        people answered.
-        """
+        """Whether to keep a stage's weights: per `keep_weights`; the last stage's also if people answered."""
         is_last = stage + 1 == trial.num_stages
         return self.keep_weights == "all" or (is_last and (self.keep_weights == "last" or trial.asks_people))
 
     def gpus_of_rank(self, *, are_there: bool) -> float:
-        """GPUs that each rank takes, given whether the nodes have any."""
+        """Number of GPUs per rank, given whether the nodes have any."""
         if self.gpus_per_rank is None:
             return 1.0 if are_there and self.device != "cpu" else 0.0
         return self.gpus_per_rank
 
     def check(self, batch_sizes: set[int]) -> None:
-        """SpecError for options that no run can have."""
+        """Raise SpecError for options that no run can have; `batch_sizes` are those of its trials."""
         for name, value in (("--ranks", self.ranks), ("--cpus-per-rank", self.cpus_per_rank)):
             if value < 1:
                 raise SpecError(f"{name}: {value} given, at least 1 is needed")
@@ -82,15 +79,15 @@ class Execution:
 
 
 def local_cpus() -> int:
-    """CPUs that this process may use: those of its affinity, or of its container's quota where that is less."""
+    """Number of CPUs available to this process: the smaller of its affinity and its container's quota, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return max(1, int(min(allowed, cpu_quota(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))))
 
 
 def cpu_quota(membership: Path, root: Path) -> float:
-    """CPUs that the control groups of a process give it, of either version; infinite without a limit.
+    """CPU quota of a process from its control groups (v1 or v2) and their parents; infinite if unlimited.
 
-    `membership` is its ``/proc/PID/cgroup``, and `root` where groups are mounted. A group has its parents' limits, too.
+    `membership` is its ``/proc/PID/cgroup``; `root` is where control groups are mounted.
     """
     quotas = [math.inf]
     with contextlib.suppress(OSError):
@@ -107,7 +104,7 @@ def cpu_quota(membership: Path, root: Path) -> float:
 
 
 def _quota_of(folder: Path) -> float:
-    """CPUs that one control group gives."""
+    """CPU quota of one control group's folder."""
     for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         with contextlib.suppress(OSError, ValueError):
             quota, period = " ".join((folder / name).read_text(encoding="ascii") for name in files).split()

@@ -1,4 +1,4 @@
-"""Experiment files: YAML in, validated values or readable errors out; a grid becomes trials."""
+"""Experiment files: parsing and validation of YAML, and expansion of a grid into trials."""
 
 import itertools
 import json
@@ -41,9 +41,9 @@ OTHER_NAME = {"model.head": "architecture", "model.architecture": "head"}
 
 
 class Experiment(Spec):
-    """An experiment: a description of one trial, and a grid of what varies.
+    """An experiment: the settings of a trial, and a grid of those that vary.
 
-    With a ``search`` the grid has the seeds and budgets of every configuration that is tried.
+    With ``search``, the grid lists the seeds and budgets that every configuration is run with.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
@@ -60,24 +60,23 @@ class Experiment(Spec):
 
     @property
     def annotation(self) -> AnnotateSpec:
-        """How people are asked."""
+        """The annotation settings, or their defaults."""
         return self.annotate or AnnotateSpec()
 
-    _files: dict[str, str] = PrivateAttr(default_factory=dict)  # resolved names of what ``file:`` gives, as read once
-    _normalises_by_default: bool = PrivateAttr(default=False)  # the file does not say it
+    _files: dict[str, str] = PrivateAttr(default_factory=dict)  # resolved names of ``file:`` parts, each read once
+    _normalises_by_default: bool = PrivateAttr(default=False)  # the file does not set model.normalise
 
     @property
     def before_normalise(self) -> "Experiment | None":
-        """What a file meant that says nothing of ``model.normalise`` before there was that field; None where that is
-        what it means.
-        """
+        """The experiment as it was read before ``model.normalise`` existed; None if that is the same."""
         model = self.model.model_copy(update={"normalise": None})
         means_it = not self._normalises_by_default or model.normalised_by == self.model.normalised_by
         return None if means_it else self.model_copy(update={"model": model})
 
     def trials(self) -> tuple[Trial, ...]:
-        """The distinct trials of all grids, in the order of the file; of a search, those of the file's own
-        configuration. Raises SpecError for a wrong point.
+        """The distinct trials of all grids, in file order; for a search, those of the file's own configuration.
+
+        Raises SpecError for an invalid grid point.
         """
         return self._trials
 
@@ -106,10 +105,9 @@ class Experiment(Spec):
         return trials
 
     def trial_at(self, settings: Mapping[str, Any], *, where: str, at: str = "") -> Trial:
-        """The trial with values at dotted paths, a budget among them.
+        """The trial with these values, including a budget, set at dotted paths.
 
-        SpecError for a path that there is not and a value that does not fit: `where` begins the names of these paths,
-        `at` ends the message.
+        Raises SpecError for an unknown path or an invalid value; `where` prefixes the path, `at` ends the message.
         """
         point = json.loads(json.dumps(self._base()))
         if "model.architecture" in settings or "model.head" in settings:
@@ -124,11 +122,11 @@ class Experiment(Spec):
         return _validated(Trial, point, prefixes=dict.fromkeys(settings, where), at=at)
 
     def _base(self) -> dict[str, Any]:
-        """The values of the file that a trial has."""
+        """The fields of the file that belong to a trial."""
         return self.model_dump(mode="json", include={"dataset", "model", "train", "acquire", "oracle"}) | {"seed": 0}
 
     def _resolve(self, point: dict[str, Any], path: str, kind: str) -> None:
-        """Give an external part the name that says what code it is."""
+        """Replace the name of an external part by its resolved name."""
         spec, _, field = path.partition(".")
         name = point[spec].get(field) if isinstance(point[spec], dict) else None
         if isinstance(name, str):
@@ -137,7 +135,7 @@ class Experiment(Spec):
 
     @property
     def sources(self) -> dict[str, str]:
-        """The sources that ``file:`` gives, by path relative to the experiment file."""
+        """The sources of ``file:`` parts, by path relative to the experiment file."""
         found: dict[str, str] = {}
         for name, whole in self._files.items():
             parsed, code = parts.FILE.fullmatch(name), parts.code_of(whole)
@@ -147,11 +145,11 @@ class Experiment(Spec):
         return found
 
     def searchable(self) -> tuple[str, ...]:
-        """The dotted paths that a search of this experiment may vary."""
+        """Dotted paths that a search of this experiment may vary."""
         return tuple(filter(may_vary, _known_paths(self._base())))
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields, and the sources of external parts; thousands of expanded trials would be too much."""
+        """The fields and the sources of external parts, without the trials, of which there may be thousands."""
         return super().__getstate__() | {"__dict__": dict(self), "parts": parts.shipment()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -159,7 +157,7 @@ class Experiment(Spec):
         super().__setstate__({name: value for name, value in state.items() if name != "parts"})
 
     def __copy__(self) -> Self:
-        """The fields alone: a copy may get others, and has other trials then."""
+        """Copy without the cached trials: `model_copy` may change the fields."""
         copied = super().__copy__()
         copied.__dict__.pop("_trials", None)
         return copied
@@ -167,8 +165,8 @@ class Experiment(Spec):
     def identity(self) -> str:
         """Digest of what experiments of one name must share: everything but the grid, the title and ``annotate``.
 
-        A search is one by its grid, too, and by the code of its parts, for its journal holds scores; it may be extended
-        by samples.
+        For a search the grid and the code of external parts count, because its journal stores scores, but not
+        ``num_samples``, which may grow.
         """
         extended: Any = {"title": True, "annotate": True} | (
             {"grid": True} if self.search is None else {"search": {"num_samples"}}
@@ -178,7 +176,7 @@ class Experiment(Spec):
         return digest([fields, code] if code else fields)
 
     def _code_of_parts(self) -> list[str]:
-        """The resolved names of all external parts that the trials of a search may have."""
+        """The resolved names of all external parts that a search may use."""
         point, found = self._base(), set(self._files.values())
         for path, kind in parts.FIELDS.items():
             spec, _, field = path.partition(".")
@@ -189,7 +187,10 @@ class Experiment(Spec):
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file and apply ``dotted.path=value`` overrides; SpecError names file and key."""
+    """Read an experiment file and apply ``dotted.path=value`` overrides.
+
+    Raises SpecError with file and key for whatever is invalid.
+    """
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -198,8 +199,9 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), folder: Path | None = None) -> Experiment:
-    """As `load_experiment`, from YAML text: `where` is the name that messages begin with, ``file:`` and ``extends`` are
-    relative to `folder`.
+    """Like `load_experiment`, from YAML text.
+
+    `where` names the text in messages; ``file:`` and ``extends`` are relative to `folder`.
     """
     whole = merged(text, where, folder)
     tree = whole.tree
@@ -212,7 +214,7 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), fo
         if not sign or not path:
             raise SpecError(f"--set {override}: expected dotted.path=value, e.g. --set train.epochs=5")
         _set(tree, path.strip().split("."), read_yaml(value, f"--set {path}"), where=f"--set {path}")
-        if path.strip() in OTHER_NAME:  # of the same, which the file may have used
+        if path.strip() in OTHER_NAME:  # the synonym, which the file may have used
             tree["model"].pop(OTHER_NAME[path.strip()], None)
         overridden[path.strip()] = read_yaml(value, f"--set {path}")
     says_nothing = isinstance(tree.get("model"), dict) and tree["model"].get("normalise") is None
@@ -235,7 +237,7 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), fo
 
 
 def _check_head(model: Any, where: str) -> None:
-    """SpecError where head and architecture, which name the same, differ."""
+    """Raise SpecError if head and architecture, which are synonyms, differ."""
     if isinstance(model, dict) and {"head", "architecture"} <= model.keys():
         head = model["head"].get("name") if isinstance(model["head"], dict) else model["head"]
         if head is not None and head != model["architecture"]:
@@ -246,7 +248,7 @@ def _check_head(model: Any, where: str) -> None:
 
 
 def _files_in(tree: Any, folder: Path | None, path: str = "") -> dict[str, str]:
-    """The resolved names of all parts that ``file:`` gives in an experiment, each read once."""
+    """Resolved names of all ``file:`` parts in an experiment, each read once."""
     if isinstance(tree, dict):
         inner = [_files_in(value, folder, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
     elif isinstance(tree, (list, tuple)):
@@ -264,7 +266,7 @@ def _files_in(tree: Any, folder: Path | None, path: str = "") -> dict[str, str]:
 
 
 def _check_overrides(experiment: Experiment, overridden: Mapping[str, Any]) -> None:
-    """SpecError for an override that a grid would override again."""
+    """Raise SpecError for an override of a value that the grid varies."""
     for path, value in overridden.items():
         for index, grid in enumerate(experiment.grid):
             for varied in grid:
@@ -278,7 +280,7 @@ def _check_overrides(experiment: Experiment, overridden: Mapping[str, Any]) -> N
 
 
 def _has(tree: Any, path: str) -> bool:
-    """Whether a value of an override says something at a dotted path in it."""
+    """Whether an override's value sets the dotted path within it."""
     for name in path.split(".") if path else ():
         if not isinstance(tree, dict) or name not in tree:
             return False
@@ -287,7 +289,7 @@ def _has(tree: Any, path: str) -> bool:
 
 
 def _check_training(experiment: Experiment) -> None:
-    """SpecError for a training that no trial has."""
+    """Raise SpecError for ``train`` if no trial uses it."""
     if experiment.train is not None and not any(trial.training for trial in experiment.trials()):
         raise SpecError(
             "train: no trial trains a network by gradient descent; a head on frozen features has options of its "
@@ -296,7 +298,7 @@ def _check_training(experiment: Experiment) -> None:
 
 
 def _check_people(experiment: Experiment) -> None:
-    """SpecError for questions that nobody is asked, and for answers that nobody can wait for."""
+    """Raise SpecError for annotation settings without people, and for people in a search."""
     humans = [trial.oracle for trial in experiment.trials() if isinstance(trial.oracle, HumanSpec)]
     if experiment.annotate is not None and not humans:
         raise SpecError("annotate: nobody is asked; add oracle: {name: human}, or leave it out")
@@ -312,7 +314,7 @@ def _check_people(experiment: Experiment) -> None:
 
 
 def check_search(experiment: Experiment, search: SearchSpec, fixed: Sequence[str]) -> None:
-    """SpecError for a search that this experiment cannot have; `fixed` are paths that the command line sets."""
+    """Raise SpecError for a search that does not fit the experiment; `fixed` are the paths that ``--set`` sets."""
     known = experiment.searchable()
     for path in search.space:
         if path not in known:
@@ -334,7 +336,7 @@ def check_search(experiment: Experiment, search: SearchSpec, fixed: Sequence[str
 
 
 def _check_grid(experiment: Experiment, search: SearchSpec) -> None:
-    """SpecError for a grid that says more or less than seeds and budgets."""
+    """Raise SpecError unless there is one grid with exactly seeds and budgets."""
     for index, grid in enumerate(experiment.grid):
         for path, other in itertools.product(search.space, grid):
             if f"{other}.".startswith(f"{path}.") or f"{path}.".startswith(f"{other}."):
@@ -351,7 +353,7 @@ def _check_grid(experiment: Experiment, search: SearchSpec) -> None:
 
 
 def _check_levels(experiment: Experiment, search: SearchSpec) -> None:
-    """SpecError for budgets and epochs that configurations cannot be judged at."""
+    """Raise SpecError for budgets and epochs at which configurations cannot be scored."""
     budgets = experiment.grid[0]["budget"]
     if "full" in budgets and len(set(budgets)) > 1:
         raise SpecError("grid[0].budget: a search judges by budgets in order; give numbers, or [full] alone")
@@ -365,7 +367,7 @@ def _check_levels(experiment: Experiment, search: SearchSpec) -> None:
 
 
 def _check_epochs(experiment: Experiment, search: SearchSpec) -> None:
-    """SpecError for epochs that configurations cannot be judged at."""
+    """Raise SpecError for epochs at which configurations cannot be scored."""
     if len(set(experiment.grid[0]["seed"])) > 1:
         raise SpecError(
             "search.epochs: seeds are trained one after another, so their epochs have no mean; give one seed, or "
@@ -388,12 +390,12 @@ def _check_epochs(experiment: Experiment, search: SearchSpec) -> None:
 
 
 def dataset_of_options(name: str, options: Mapping[str, Any]) -> DatasetSpec:
-    """The data set that options of a command name; SpecError names the option."""
+    """The data set given by command-line options; SpecError names the invalid option."""
     return _validated(DatasetSpec, {"name": name, **options}, prefixes=dict.fromkeys(options, "--"))
 
 
 def dump_experiment(experiment: Experiment) -> str:
-    """The effective experiment as YAML; reading it back gives an equal value."""
+    """The effective experiment as YAML that reads back equal."""
     tree = experiment.model_dump(mode="json", exclude_none=True)
     model = experiment.model
     tree["model"]["normalise"] = model.model_dump(mode="json")["normalise"] or model.normalised_by
@@ -406,13 +408,13 @@ S = TypeVar("S", bound=Spec)
 
 
 def _validated(kind: type[S], tree: Any, *, prefixes: Mapping[str, str] | None = None, at: str = "") -> S:
-    """The checked value; SpecError with a line a problem: prefix (for fields that a grid sets), path, message, `at`."""
+    """Validate a tree; SpecError has one line per problem: prefix of a grid's field, path, message, `at`."""
     if isinstance(tree, dict) and "model" in tree:
         tree = tree | {"model": with_head(tree["model"])}
     try:
         return kind.model_validate_json(json.dumps(tree, allow_nan=False))
     except ValidationError as error:
-        # A default that waits for a wrong field is no problem of its own; of a union, the first kind explains.
+        # Defaults that depend on an invalid field are not problems of their own; of a union, report its first variant.
         items = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
         found = dict(_explain(item) for item in reversed(items))
         problems = list(reversed(found.items()))
@@ -429,7 +431,7 @@ def _validated(kind: type[S], tree: Any, *, prefixes: Mapping[str, str] | None =
 
 
 def _strange(tree: Any, path: str = "") -> tuple[str, Any] | None:
-    """Path and value of the first that JSON does not have, such as a date or NaN."""
+    """Path and value of the first value that JSON cannot represent, such as a date or NaN; None without one."""
     if isinstance(tree, dict):
         inner = [_strange(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items()]
     elif isinstance(tree, list):
@@ -441,7 +443,7 @@ def _strange(tree: Any, path: str = "") -> tuple[str, Any] | None:
 
 
 def _explain(item: Any) -> tuple[str, str]:
-    """Path and message of a problem that pydantic found."""
+    """Path and message for a pydantic error."""
     path = ""
     for part in item["loc"]:
         if isinstance(part, int):
@@ -467,7 +469,7 @@ def _explain(item: Any) -> tuple[str, str]:
     elif item["type"] != "value_error":
         wanted = in_words(item) + (" or 'full'" if path == "budget" else "")
         message = f"{wanted}; got {item['input']!r}"
-    elif field := re.match(r"[a-z_.]+(?=: )", message):  # a check of several fields says which of them is wrong
+    elif field := re.match(r"[a-z_.]+(?=: )", message):  # a check of several fields names the invalid one
         path, message = f"{path}.{field[0]}" if path else field[0], message[field.end() + 2 :]
     return path, message
 
@@ -516,7 +518,7 @@ def _known_paths(tree: Any, prefix: str = "") -> list[str]:
 
 
 def _set_known(tree: Any, path: list[str], value: Any, *, where: str) -> None:
-    """Set a dotted path that exists, or `budget`."""
+    """Set a dotted path that exists, or ``budget``; SpecError for any other."""
     inner = tree
     for part in path:
         if path != ["budget"] and (not isinstance(inner, dict) or part not in inner):
@@ -527,7 +529,7 @@ def _set_known(tree: Any, path: list[str], value: Any, *, where: str) -> None:
 
 
 def _set(tree: Any, path: list[str], value: Any, *, where: str) -> None:
-    """Set a dotted path in nested mappings."""
+    """Set a dotted path in nested mappings, which are created as needed; SpecError inside a list."""
     for part in path[:-1]:
         if isinstance(tree.get(part), list):
             raise SpecError(f"{where}: {part} is a list; lists are replaced whole, e.g. --set {part}=[...]")

@@ -1,7 +1,7 @@
-"""Experiment files that extend others: ``extends: ../base/camvid.yaml``, and then what differs.
+"""Experiment files that extend others: ``extends: ../base/camvid.yaml``, then the differences.
 
-Mappings are merged, key by key; lists and all else are replaced, and so is a mapping that has another ``name``, such as
-another optimiser. The result is what is checked, stored and submitted, so that keys do not depend on how files are cut.
+Mappings are merged key by key; lists and scalars are replaced, and so is a mapping with a different ``name``, such as
+another optimiser. The merged result is validated, stored and submitted, so keys do not depend on the split into files.
 """
 
 from collections.abc import Iterable
@@ -13,36 +13,37 @@ from pixelpick_ray.config.yaml_text import line_of, read_text, read_yaml, write_
 from pixelpick_ray.errors import SpecError
 
 EXTENDS = "extends"
-SAME = ({"head", "architecture"},)  # keys of one mapping that mean the same: a file's own one replaces both
+SAME = ({"head", "architecture"},)  # synonymous keys: the extending file's replaces both
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The value of a file with what it extends, and the file that each value came from, by dotted path."""
+    """The merged value of an experiment file, and the base file that each inherited value came from, by dotted path."""
 
     tree: Any
     origins: dict[str, str] = field(default_factory=dict)
 
     def origin_of(self, path: str, otherwise: str) -> str:
-        """The file that said what is at a dotted path, as far as one did."""
+        """The base file that the value at a dotted path came from, else `otherwise`."""
         path = path.partition("[")[0]
         return next((file for said, file in self.origins.items() if _is_inside(path, said)), otherwise)
 
     def but_for(self, paths: Iterable[str]) -> "Merged":
-        """The same, but for what stands at these paths, which others have said."""
+        """The same without the origins of values at or below these paths, which were overridden."""
         said = {path: file for path, file in self.origins.items() if not any(_is_inside(path, one) for one in paths)}
         return Merged(self.tree, said)
 
 
 def merged(text: str, where: str, folder: Path | None) -> Merged:
-    """The value of an experiment file, whose name in messages is `where`, with all that it extends, relative to its
-    `folder`. SpecError names file and line of a base that is missing, absolute, or extends what extends it.
+    """Parse an experiment file and merge in its bases, whose paths are relative to `folder`.
+
+    `where` names the file in messages. SpecError gives file and line of a missing, absolute or circular base.
     """
     return _merged(text, where, folder, ())
 
 
 def whole_text(path: Path) -> str:
-    """The text of a file that says everything itself: its own, unless it extends another."""
+    """The text of an experiment file with everything it extends merged in; its own text if it extends nothing."""
     text = read_text(path)
     tree = read_yaml(text, path.name)
     if not isinstance(tree, dict) or EXTENDS not in tree:
@@ -79,7 +80,7 @@ def _merged(text: str, where: str, folder: Path | None, extending: tuple[Path, .
 
 
 def _with(base: dict[Any, Any], own: dict[Any, Any], *, is_part: bool = False) -> dict[Any, Any]:
-    """The base, with a file's own values."""
+    """The base updated with a file's own values."""
     if is_part and "name" in own and own["name"] != base.get("name"):
         return own
     stays = dict(base)
@@ -95,7 +96,7 @@ def _with(base: dict[Any, Any], own: dict[Any, Any], *, is_part: bool = False) -
 
 
 def _leaves(tree: dict[Any, Any], prefix: str = "") -> list[str]:
-    """The dotted paths of what is no mapping."""
+    """The dotted paths of all values that are not non-empty mappings."""
     found = []
     for key, value in tree.items():
         path = f"{prefix}{key}"

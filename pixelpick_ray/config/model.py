@@ -10,24 +10,22 @@ from pixelpick_ray.config.spec import Count, Fraction, NonNegative, Positive, Sp
 
 
 class PixelHeadSpec(Spec):
-    """What all heads that look at one pixel say of themselves. ``trainable`` are the fields that it has when it is
-    trained with its backbone, by the options of ``train``; None where it cannot be.
-    """
+    """Base of the heads that classify each pixel by its own feature vector."""
 
-    trainable: ClassVar[frozenset[str] | None] = None
-    is_random: ClassVar[bool] = False  # whether a fit draws something at random
-    keeps_vectors: ClassVar[bool] = False  # whether it keeps every labelled vector
+    trainable: ClassVar[frozenset[str] | None] = None  # fields used when trained with the backbone; None: cannot be
+    is_random: ClassVar[bool] = False  # whether fitting uses random numbers
+    keeps_vectors: ClassVar[bool] = False  # whether it stores every labelled vector
 
     @property
     def has_dropout(self) -> bool:
-        """Whether it drops something at random, so that stochastic passes differ."""
+        """Whether it has dropout, so that stochastic passes differ."""
         return False
 
 
 class LinearSpec(PixelHeadSpec):
-    """Softmax regression on standardised features with L2 penalty ``l2`` / 2 times the squared weights.
+    """Softmax regression on standardised features with an L2 penalty of ``l2`` / 2 times the squared weights.
 
-    ``cv`` chooses the penalty by cross-validation over the labelled pixels, leaving out whole images.
+    ``cv`` selects ``l2`` by cross-validation over the labelled pixels, holding out whole images.
     """
 
     name: Literal["linear"] = "linear"
@@ -37,7 +35,7 @@ class LinearSpec(PixelHeadSpec):
 
 
 class MlpSpec(PixelHeadSpec):
-    """A perceptron with ReLU layers of ``hidden`` units and dropout after each, trained with Adam and cosine decay."""
+    """Multilayer perceptron: ReLU layers of ``hidden`` units with dropout, trained with AdamW and cosine decay."""
 
     name: Literal["mlp"] = "mlp"
     hidden: tuple[Count, ...] = (256,)
@@ -56,8 +54,9 @@ class MlpSpec(PixelHeadSpec):
 
 
 class KnnSpec(PixelHeadSpec):
-    """Votes of the ``k`` labelled pixels of largest cosine similarity s, each with weight exp(s / ``temperature``) (Wu
-    et al. 2018, section 3.4).
+    """Vote of the ``k`` labelled pixels of highest cosine similarity s (Wu et al. 2018, section 3.4).
+
+    Votes are weighted by exp(s / ``temperature``).
     """
 
     name: Literal["knn"] = "knn"
@@ -68,9 +67,7 @@ class KnnSpec(PixelHeadSpec):
 
 
 class PrototypeSpec(PixelHeadSpec):
-    """Cosine similarity to the mean of each class's features of length 1, divided by ``temperature`` (Snell et al.
-    2017).
-    """
+    """Cosine similarity to each class's mean unit-length feature, over ``temperature`` (after Snell et al. 2017)."""
 
     name: Literal["prototype"] = "prototype"
     temperature: Positive = 0.07
@@ -85,19 +82,19 @@ PIXEL_HEADS: dict[str, type[PixelHeadSpec]] = {
 }
 
 
-# What of a model decides the features of its frozen backbone, beside its weights and the values of normalisation.
+# Fields that, with the weights and the normalisation, determine the features of a frozen backbone.
 FEATURE_FIELDS = {"backbone", "width", "output_stride", "layers", "feature_stride", "input_scale"}
 
 
 class NormaliseSpec(Spec):
-    """What images (values in 0..1) are normalised with, for red, green and blue."""
+    """Mean and standard deviation that RGB images (values in 0..1) are normalised with."""
 
     mean: tuple[float, float, float]
     std: tuple[Positive, Positive, Positive]
 
 
 class ViewSpec(Spec):
-    """Another view of an image: enlarged ``scale`` times, and flipped from left to right."""
+    """An additional view of an image: resized by ``scale``, optionally flipped horizontally."""
 
     scale: Positive = 1.0
     flip: bool = False
@@ -109,7 +106,7 @@ class ViewSpec(Spec):
         return self
 
 
-# What a network with a decoder has unless its spec says otherwise; other heads have no dropout rates of their own here.
+# Defaults by architecture; a pixel head's own dropout is a field of the head.
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "deeplabv3plus": {"output_stride": 16, "dropout": (0.5, 0.5, 0.2)},
     "fpn": {"output_stride": 8, "dropout": ()},
@@ -119,7 +116,7 @@ _EXTERNAL = {"output_stride": 16, "dropout": ()}
 
 
 def _of_the_architecture(field: str) -> Any:
-    """A field whose default depends on the architecture (the usual one where that is wrong itself)."""
+    """A field whose default depends on the architecture; an unknown architecture is rejected elsewhere."""
 
     def default(given: dict[str, Any]) -> Any:
         name = given.get("architecture")
@@ -129,8 +126,9 @@ def _of_the_architecture(field: str) -> Any:
 
 
 def with_head(fields: Any) -> Any:
-    """JSON fields of a model in which a pixel head stands under both of its names: ``head: linear`` and ``head: {name:
-    linear}`` mean ``architecture: linear`` too, and the other way round. Another head is an architecture alone.
+    """The JSON fields of a model with a pixel head given as both ``head`` and ``architecture``.
+
+    ``head: linear``, ``head: {name: linear}`` and ``architecture: linear`` are equivalent.
     """
     if not isinstance(fields, dict):
         return fields
@@ -150,22 +148,23 @@ def _without_choice(spec: "ModelSpec") -> Literal["weights", "dataset"]:
 
 
 class ModelSpec(Spec):
-    """The network. ``head`` and ``architecture`` are two words for the same: what is placed on the backbone.
+    """The network: a backbone, and a head on it, which ``head`` and ``architecture`` both name.
 
-    ``width`` multiplies the channels of a ResNet's stages. ``dropout`` has the rates after ASPP, in the decoder and
+    ``width`` scales the channels of a ResNet's stages. ``dropout`` lists the rates after ASPP, in the decoder and
     before the classifier of DeepLabv3+; the FPN has none. ``feature_dropout`` is the rate at which whole channels of
     the backbone's features are dropped, for Monte Carlo dropout.
 
-    A ``frozen`` backbone stays as it is, batch norm included. The heads that look at one pixel (``linear``, ``mlp``,
-    ``knn``, ``prototype``) are then fitted to features that are computed once; ``linear`` and ``mlp`` can also be
-    trained with their backbone. They use the backbone's ``layers``: negative numbers count from the last one, positive
-    ones are strides of a feature pyramid; by default all of a pyramid, or the last of a network with maps of one
-    stride. All are brought to ``feature_stride`` (8 for pyramids) and joined. ``input_scale`` enlarges the images
-    first. A head on frozen features is also fitted to labelled pixels in ``views`` of their image.
+    A ``frozen`` backbone is not trained, batch norm included. The pixel heads (``linear``, ``mlp``, ``knn``,
+    ``prototype``) are then fitted to features that are computed once; ``linear`` and ``mlp`` can also be trained with
+    their backbone. They use the backbone's ``layers``: negative numbers count from the last layer, positive ones are
+    strides of a feature pyramid; the default is every level of a pyramid, or the last map of a network whose maps all
+    have one stride. The layers are resampled to ``feature_stride`` (default 8 for pyramids) and concatenated.
+    ``input_scale`` resizes the images first. A head on frozen features is also fitted to the labelled pixels in
+    ``views`` of their image.
 
-    ``normalise`` says with which mean and deviation images are normalised: those that the pretrained weights were made
-    with (the default of an experiment file), the data set's, or these values. What was stored before there was a choice
-    has the weights' where the backbone is frozen, and the data set's elsewhere.
+    ``normalise`` selects the mean and standard deviation that images are normalised with: those of the pretrained
+    weights (default in an experiment file), those of the data set, or given values. Results stored before this option
+    existed used those of the weights for a frozen backbone, and those of the data set otherwise.
     """
 
     architecture: str = "deeplabv3plus"
@@ -187,7 +186,7 @@ class ModelSpec(Spec):
     def _older_meaning_is_absent(
         self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, Any]:
-        """Keys and records are older than these options."""
+        """Omit values that mean what was fixed before these options existed: keys and records stay as they were."""
         fields: dict[str, Any] = serialise(self)
         if info.exclude_none and not fields.get("frozen"):
             fields.pop("frozen", None)
@@ -197,13 +196,13 @@ class ModelSpec(Spec):
 
     @property
     def normalised_by(self) -> Literal["weights", "dataset"] | NormaliseSpec:
-        """What `normalise` says or, where it says nothing, has always meant; weights that are none have no values."""
+        """`normalise` or, if absent, its meaning before the option existed; ``dataset`` without pretrained weights."""
         said = self.normalise or _without_choice(self)
         return "dataset" if said == "weights" and self.pretrained == "none" else said
 
     @model_validator(mode="after")
     def _fits_the_architecture(self) -> Self:
-        for field in ("backbone", "pretrained"):  # both are in the name of a file
+        for field in ("backbone", "pretrained"):  # both are part of a file name
             name = getattr(self, field)
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and not name.startswith("file:"):
                 raise ValueError(f"{field}: {name!r} is not a valid name; letters, digits, _, . and - are allowed")
@@ -241,7 +240,7 @@ class ModelSpec(Spec):
         return self
 
     def _check_trained(self, head: PixelHeadSpec) -> None:
-        """ValueError for what a head that is trained with its backbone cannot have."""
+        """Raise ValueError for options that a head trained with its backbone cannot have."""
         trainable = [name for name, spec in PIXEL_HEADS.items() if spec.trainable is not None]
         if head.trainable is None:
             raise ValueError(
@@ -255,22 +254,22 @@ class ModelSpec(Spec):
             raise ValueError("views: need a frozen backbone; train.augment varies the images that are trained on")
 
     def seen_in(self, view: ViewSpec | None) -> Self:
-        """The model whose features are those of a view of the images, but for flipping; None is the image itself."""
+        """The model that computes the features of a view, flipping aside; None is the image itself."""
         scale = self.input_scale if view is None else (self.input_scale or 1.0) * view.scale
         return self.model_copy(update={"input_scale": scale, "views": None})
 
     @property
     def fitted_head(self) -> HeadSpec | None:
-        """The head that is fitted to features of a frozen backbone; None where a network is trained."""
+        """The head that is fitted to frozen features; None if a network is trained."""
         return self.head if self.frozen else None
 
     @property
     def has_dropout(self) -> bool:
-        """Whether something is dropped at random, so that stochastic passes differ."""
+        """Whether there is any dropout, so that stochastic passes differ."""
         return any((*self.dropout, self.feature_dropout)) or (self.head is not None and self.head.has_dropout)
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether its fits draw nothing at random, so that they are the same for every seed and stage."""
+        """Whether fits use no random numbers, so that they are the same for every seed and stage."""
         head = self.fitted_head
         return self.pretrained != "none" and head is not None and not head.is_random

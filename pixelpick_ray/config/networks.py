@@ -1,6 +1,6 @@
-"""What planning must know of timm's networks without importing it: a generated list, `networks.json`.
+"""Properties of timm's networks for planning without importing timm: a generated list, `networks.json`.
 
-`python -m pixelpick_ray.models.network_list` writes the list anew from the installed timm; a test compares the two.
+`python -m pixelpick_ray.models.network_list` regenerates it from the installed timm; a test compares the two.
 """
 
 import difflib
@@ -16,15 +16,16 @@ from pixelpick_ray.config.model import PIXEL_HEADS, ModelSpec, NormaliseSpec
 from pixelpick_ray.errors import SpecError
 
 OUTPUT_STRIDES = (8, 16, 32)
-PYRAMID_STRIDE = 8  # that the levels of a pyramid are brought to unless the spec says otherwise
+PYRAMID_STRIDE = 8  # default feature_stride of pyramids
 IMAGENET = NormaliseSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 Strides = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Maps:
-    """The feature maps of a network that has no output stride, such as a ViT: their strides, whether channels are their
-    last dimension, and whether position embeddings have to be told to follow the image.
+    """The feature maps of a network without an output stride, such as a ViT.
+
+    `is_dynamic`: position embeddings adapt to the image size only with timm's ``dynamic_img_size``.
     """
 
     strides: Strides
@@ -34,9 +35,9 @@ class Maps:
 
 @dataclass(frozen=True)
 class Network:
-    """A network of timm: the strides of its feature levels by output stride (absent where it gives no such pyramid),
-    its maps where it has no output stride at all and takes images of any size, the channels of its levels or maps, and
-    whether it is a ResNet, whose width may be changed.
+    """A timm network: strides of its feature levels by supported output stride, and channels of its levels or maps.
+
+    `maps` is set if it has no output stride and takes images of any size. Only ResNets support ``width``.
     """
 
     strides: Mapping[int, Strides]
@@ -45,14 +46,15 @@ class Network:
     is_resnet: bool
 
     def strides_of(self, spec: ModelSpec) -> Strides:
-        """The strides of what a model takes of it, which there is (`check_network`)."""
+        """The strides of the levels or maps that a model uses; it must have passed `check_network`."""
         return self.strides.get(spec.output_stride) or (self.maps.strides if self.maps else ())
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a head needs of the strides of a pyramid, how that is said, and which networks have it. Raise `version` when
-    the network that it makes of the same weights computes something else: its fits are then made again.
+    """A head's requirement on pyramid strides, its text in messages, and networks that meet it.
+
+    Increment `version` when the head computes something else from the same weights: its fits are then recomputed.
     """
 
     has: Callable[[Strides], bool]
@@ -71,12 +73,12 @@ HEADS = {
 }
 
 
-_ANY = Head(bool, "features", "mobilenetv2_100 or resnet50")  # what an external head needs
+_ANY = Head(bool, "features", "mobilenetv2_100 or resnet50")  # requirement of pixel heads and external heads
 HEADS |= dict.fromkeys(PIXEL_HEADS, _ANY) | {"mlp": replace(_ANY, version=3)}
 
 
 def head_version(name: str) -> int:
-    """The version of a built-in head; of an external one its name says what code it is."""
+    """The version of a built-in head; 1 for an external one, whose resolved name identifies its code."""
     return HEADS[name].version if name in HEADS else 1
 
 
@@ -88,7 +90,7 @@ def _listed() -> dict[str, Any]:
 
 @cache
 def networks() -> dict[str, Network]:
-    """Every network of the timm that the list was made with, by name."""
+    """Every network in the list, by timm name."""
     tree = _listed()
     resnets = set(tree["resnets"])
     maps = {name: _parsed_maps(text) for text, names in tree["maps"].items() for name in names}
@@ -102,12 +104,12 @@ def networks() -> dict[str, Network]:
 
 @cache
 def _normalisations() -> dict[str, NormaliseSpec]:
-    """What weights are normalised with, by network or by network and tag, where that is not ImageNet's usual one."""
+    """Normalisation by network, or by network and tag, where it differs from ImageNet's."""
     return {name: _parsed_values(text) for text, names in _listed()["normalise"].items() for name in names}
 
 
 def weights_normalisation(spec: ModelSpec) -> NormaliseSpec | None:
-    """The mean and deviation that the pretrained weights of a model were made with; None where it has none."""
+    """The mean and standard deviation that a model's pretrained weights were trained with; None without weights."""
     if spec.pretrained == "none":
         return None
     known = _normalisations()
@@ -116,26 +118,26 @@ def weights_normalisation(spec: ModelSpec) -> NormaliseSpec | None:
 
 
 def _parsed_values(text: str) -> NormaliseSpec:
-    """Mean and deviation, of "0.5 0.5 0.5, 0.5 0.5 0.5"."""
+    """Parse mean and standard deviation: "0.5 0.5 0.5, 0.5 0.5 0.5"."""
     mean, std = ([float(value) for value in part.split()] for part in text.split(", "))
     return NormaliseSpec(mean=tuple(mean), std=tuple(std))  # type: ignore[arg-type]
 
 
 def _parsed_maps(text: str) -> Maps:
-    """Maps, of "NHWC dynamic 4 8 16 32"."""
+    """Parse maps: "NHWC dynamic 4 8 16 32"."""
     order, *rest = text.split()
     strides = tuple(int(word) for word in rest if word != "dynamic")
     return Maps(strides, order == "NHWC", "dynamic" in rest)
 
 
 def _parsed(pyramids: str) -> dict[int, Strides]:
-    """Strides by output stride, of "16: 2 4 8 16 16, 32: 2 4 8 16 32"."""
+    """Parse strides by output stride: "16: 2 4 8 16 16, 32: 2 4 8 16 32"."""
     pairs = (part.split(": ") for part in pyramids.split(", ") if part)
     return {int(output_stride): tuple(map(int, strides.split())) for output_stride, strides in pairs}
 
 
 def check_network(spec: ModelSpec) -> None:
-    """SpecError for an unknown backbone, and for one that does not give what the head needs."""
+    """Raise SpecError for an unknown backbone, or one that does not meet the head's requirements."""
     network, name = networks().get(spec.backbone), spec.backbone
     if network is None:
         near = difflib.get_close_matches(name, networks(), n=5)
@@ -172,7 +174,7 @@ def check_network(spec: ModelSpec) -> None:
 
 
 def _check_maps(spec: ModelSpec, maps: Maps) -> None:
-    """SpecError for what a network without an output stride cannot have."""
+    """Raise SpecError for options that a network without an output stride does not support."""
     chosen_layers(spec, maps.strides)
     for field, value in (("output_stride", spec.output_stride != 32), ("width", spec.width is not None)):
         if value:
@@ -180,8 +182,9 @@ def _check_maps(spec: ModelSpec, maps: Maps) -> None:
 
 
 def chosen_layers(spec: ModelSpec, strides: Strides) -> tuple[int, ...]:
-    """The indices of the layers that a head on frozen features takes, of a network with these strides: all of a
-    pyramid, the last of several maps of one stride, or what the spec says. SpecError for layers that there are not.
+    """Ascending indices of the layers that a pixel head uses, of a network with these strides.
+
+    The default is all of a pyramid, else the last map. Raises SpecError for missing or repeated layers.
     """
     is_pyramid = len(set(strides)) > 1
     if spec.layers is None:
@@ -204,18 +207,18 @@ def chosen_layers(spec: ModelSpec, strides: Strides) -> tuple[int, ...]:
 
 
 def feature_stride(spec: ModelSpec, strides: Strides) -> int:
-    """The stride of the features that a head on a frozen backbone with these strides takes."""
+    """The stride of a pixel head's features, from a backbone with these strides."""
     return spec.feature_stride or (PYRAMID_STRIDE if len(set(strides)) > 1 else strides[0])
 
 
 def feature_grid(spec: ModelSpec, stride: int, size: tuple[int, int]) -> tuple[int, int]:
-    """(h, w) of features of a stride, of an image of (height, width): the nearest whole number, at least 2."""
+    """(h, w) of the features of an image of (height, width): sides / stride, rounded, at least 2."""
     height, width = (max(2, round(side * (spec.input_scale or 1.0) / stride)) for side in size)
     return height, width
 
 
 def features_bytes(spec: ModelSpec, sizes: Iterable[tuple[int, int]]) -> int:
-    """Bytes of the float16 features of images of these (height, width)."""
+    """Total bytes of the float16 features of images with these (height, width)."""
     network = networks()[spec.backbone]
     strides = network.strides_of(spec)
     channels = sum(network.channels[layer] for layer in chosen_layers(spec, strides))
@@ -224,7 +227,7 @@ def features_bytes(spec: ModelSpec, sizes: Iterable[tuple[int, int]]) -> int:
 
 
 def _ways_out(network: Network, need: Head) -> str:
-    """What to do where a network gives no pyramid at the output stride."""
+    """Advice for a network without a pyramid at the output stride."""
     fine = [output_stride for output_stride, strides in network.strides.items() if need.has(strides)]
     if fine:
         return f"set model.output_stride to {' or '.join(map(str, fine))}"
@@ -234,7 +237,7 @@ def _ways_out(network: Network, need: Head) -> str:
 
 
 def _of_other_widths(name: str) -> list[str]:
-    """The networks of a family whose names end with a width in percent."""
+    """Networks of the same family, else MobileNetV2s, whose names end in a width in percent."""
 
     def family(start: str) -> list[str]:
         return [one for one in networks() if one.startswith(f"{start}_") and one[len(start) + 1 :][:3].isdigit()]

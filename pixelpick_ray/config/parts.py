@@ -1,8 +1,8 @@
-"""External strategies, heads, oracles, data sets and formats: from files, installed packages, and `register`.
+"""External strategies, heads, oracles, data sets and formats, from files, installed packages or `register`.
 
-An external part is resolved once, by the driver, to a name that says what code it is, and this name is in keys:
-``file:mine.py:score@<digest of the sources>``, ``score@<distribution>-<version>``, or for what is installed as editable
-or registered ``score@<digest of the sources>``. Sources travel with an experiment to every process that unpickles it.
+The driver resolves an external part once to a name that identifies its code and enters keys:
+``file:mine.py:score@<digest of the sources>``, ``score@<distribution>-<version>``, or, for editable installs and
+registered parts, ``score@<digest of the sources>``. Sources are pickled with an experiment.
 
 >>> resolved("strategy", "file:mine.py:score", Path("experiments"))
 'file:mine.py:score@5f0c3d2e9a1b4c7d'
@@ -29,7 +29,7 @@ from typing import Any
 
 from pixelpick_ray.errors import SpecError
 
-# Entry points of installed packages, by kind of part.
+# Entry point groups by kind of part.
 GROUPS = {
     "strategy": "pixelpick_ray.strategies",
     "head": "pixelpick_ray.heads",
@@ -37,42 +37,40 @@ GROUPS = {
     "dataset": "pixelpick_ray.datasets",
     "format": "pixelpick_ray.formats",
 }
-# Where an experiment names a part, by kind; formats are named on the command line.
+# Fields of an experiment that name a part, with its kind; formats are named on the command line.
 FIELDS = {
     "acquire.strategy": "strategy",
     "model.architecture": "head",
     "oracle.name": "oracle",
     "dataset.name": "dataset",
 }
-BY_FILE = ("strategy", "head", "oracle")  # kinds that ``file:`` may give
+BY_FILE = ("strategy", "head", "oracle")  # kinds that ``file:`` supports
 FILE = re.compile(r"file:(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)")
 MAX_BYTES, MAX_FILES = 2**20, 200
-PACKAGE = "pixelpick_code_"  # of the modules that sources become, followed by their digest
+PACKAGE = "pixelpick_code_"  # package that sources are imported into, followed by their digest
 OWN = __name__.partition(".")[0]
 
 
 @dataclass(frozen=True)
 class Code:
-    """The source of a part, read once: the file that was named and every local module that it imports, by path relative
-    to its folder.
-    """
+    """The source of a part: (path, text) of its file and of every local module imported, relative to its folder."""
 
     files: tuple[tuple[str, str], ...]
 
     @cached_property
     def digest(self) -> str:
-        """What identifies it: 16 hex digits."""
+        """The first 16 hex digits of the SHA-256 of the sources."""
         return hashlib.sha256(json.dumps(sorted(self.files)).encode()).hexdigest()[:16]
 
     @property
     def main(self) -> str:
-        """The file that was named."""
+        """The part's own file."""
         return self.files[0][0]
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A name that `register` gave to what `attribute` is called in a source."""
+    """A part given to `register`: the digest of its source and its name there."""
 
     digest: str
     attribute: str
@@ -80,7 +78,7 @@ class Registered:
 
 @dataclass(frozen=True)
 class Shipment:
-    """The sources that a process knows, for others."""
+    """The sources that a process has read, for transfer to another."""
 
     codes: Mapping[str, Code]
     registered: Mapping[tuple[str, str], Registered]
@@ -88,15 +86,15 @@ class Shipment:
 
 _codes: dict[str, Code] = {}  # by digest
 _registered: dict[tuple[str, str], Registered] = {}  # by kind and resolved name
-_names: dict[tuple[str, str], str] = {}  # resolved names that `register` gave, by kind and name
+_names: dict[tuple[str, str], str] = {}  # resolved names of registered parts, by kind and name
 _loaded: dict[tuple[str, str], Any] = {}  # by kind and resolved name
-_executing: list[str] = []  # sources that are being executed in place of an import
+_executing: list[str] = []  # shipped modules that are being imported
 
 
 def resolved(kind: str, name: str, folder: Path | None = None) -> str:
-    """The name of a part with what identifies its code; names of built-in parts stay as they are.
+    """The name of a part with the identity of its code appended; built-in names are returned unchanged.
 
-    ``file:PATH:NAME`` is relative to `folder`. SpecError for a file that cannot be read or does not define the name.
+    ``file:PATH:NAME`` is relative to `folder`. Raises SpecError if the file cannot be read or does not define the name.
     """
     if "@" in name:
         return name
@@ -109,19 +107,19 @@ def resolved(kind: str, name: str, folder: Path | None = None) -> str:
 
 
 def is_external(kind: str, name: str) -> bool:
-    """Whether a name is that of an external part, resolved or not."""
+    """Whether a name, resolved or not, refers to an external part."""
     return "@" in name or name.startswith("file:") or (kind, name) in _names or name in _entry_points(kind)
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The names of registered parts and of those of installed packages."""
+    """The names of the parts of a kind that are registered or come from installed packages."""
     return (*(name for of, name in _names if of == kind), *_entry_points(kind))
 
 
 def load(kind: str, name: str) -> Any:
-    """The part of a name, resolved or registered or of an installed package.
+    """Load the external part of this name, resolved or not.
 
-    SpecError when this process does not have it, or has other code under its name.
+    Raises SpecError if this process lacks it or has different code under its name.
     """
     whole = resolved(kind, name)
     if (kind, whole) not in _loaded:
@@ -130,10 +128,11 @@ def load(kind: str, name: str) -> Any:
 
 
 def register(kind: str, name: str, value: Any) -> None:
-    """Give a function or class of this program a name that experiments can use, as entry points of packages do.
+    """Make a function or class of this program available to experiments under a name, as an entry point does.
 
-    Its source file travels to Ray's workers, where it is executed as a module: what starts a run belongs under
-    ``if __name__ == "__main__":``. SpecError for a wrong kind or name, and for what no file defines at its top.
+    Its source file is sent to Ray's workers and imported there, so code that starts a run belongs under
+    ``if __name__ == "__main__":``. Raises SpecError for an unknown kind, an invalid name, or a value that is not
+    defined at the top level of a file.
     """
     if _executing:
         return
@@ -162,12 +161,12 @@ def register(kind: str, name: str, value: Any) -> None:
 
 
 def shipment() -> Shipment:
-    """What another process needs to load the parts that this one has read."""
+    """Everything another process needs to load the parts that this one has read."""
     return Shipment(dict(_codes), dict(_registered))
 
 
 def install(shipped: Shipment) -> None:
-    """Know the sources of another process; nothing is executed before it is used."""
+    """Add the sources of another process; each is executed only when its part is first loaded."""
     for digest, code in shipped.codes.items():
         _codes.setdefault(digest, code)
     for key, one in shipped.registered.items():
@@ -175,17 +174,17 @@ def install(shipped: Shipment) -> None:
 
 
 def is_executing() -> bool:
-    """Whether a source is being executed in place of an import, which must not start anything."""
+    """Whether a shipped module is being imported, which must not start a run."""
     return bool(_executing)
 
 
 def code_of(name: str) -> Code | None:
-    """The source of a resolved name; None for built-in parts and those of installed packages."""
+    """The source of a resolved part; None for built-in parts and installed packages."""
     return _codes.get(name.rpartition("@")[2]) if "@" in name else None
 
 
 def described(kind: str, name: str) -> str:
-    """What code a resolved name stands for, for people."""
+    """Human-readable origin of a resolved part."""
     code = code_of(name)
     if code is not None:
         return f"{kind} {name}: {', '.join(path for path, _ in code.files)}"
@@ -197,7 +196,7 @@ def described(kind: str, name: str) -> str:
 
 
 def read_code(path: Path) -> Code:
-    """The file and every local module that it imports. SpecError where that cannot be told."""
+    """Read a file and every local module that it imports; SpecError if they cannot be read or determined."""
     found: dict[str, str] = {}
     _read(path.parent, path.name, found)
     return Code(tuple(found.items()))
@@ -221,7 +220,7 @@ def _of_file(kind: str, name: str, folder: Path | None) -> str:
 
 
 def _read(folder: Path, relative: str, found: dict[str, str]) -> None:
-    """Add a file of the folder and what it imports from there."""
+    """Add a file of the folder and its local imports to `found`."""
     if relative in found:
         return
     path = folder / relative
@@ -247,7 +246,7 @@ def _read(folder: Path, relative: str, found: dict[str, str]) -> None:
 
 
 def _imports(tree: ast.AST, relative: str, path: Path) -> Iterator[tuple[str, int]]:
-    """Absolute names of the modules that may be imported, each with its line."""
+    """(absolute name, line) of every module that a file may import."""
     package = list(PurePosixPath(relative).parent.parts)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -266,7 +265,7 @@ def _imports(tree: ast.AST, relative: str, path: Path) -> Iterator[tuple[str, in
 
 
 def _files_of(folder: Path, module: str) -> list[str]:
-    """The files that an import of a module from the folder executes; none for what is installed or of Python itself."""
+    """The files in the folder that importing a module executes; empty for the standard library and this package."""
     parts = module.split(".")
     if parts[0] in sys.stdlib_module_names or parts[0] == OWN:
         return []
@@ -282,7 +281,7 @@ def _files_of(folder: Path, module: str) -> list[str]:
 
 
 def _defined(text: str) -> list[str]:
-    """The names that a source defines, assigns or imports at its top."""
+    """The names that a source defines, assigns or imports at its top level."""
     found: list[str] = []
     for node in ast.parse(text).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -333,7 +332,7 @@ def _attribute(digest: str, attribute: str, name: str) -> Any:
 
 
 class _Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports sources as modules of a package of their digest; what they import of each other comes from there too."""
+    """Import hook for sources: each set is a package named after its digest, and imports within it stay inside."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         top, _, inner = fullname.partition(".")
@@ -364,7 +363,7 @@ class _Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class _Rename(ast.NodeTransformer):
-    """Lets imports of modules that came along find them in their package."""
+    """Redirect imports of local modules to their package."""
 
     def __init__(self, top: str) -> None:
         self._top = top
@@ -372,7 +371,7 @@ class _Rename(ast.NodeTransformer):
         self._own = {path.parts[0].removesuffix(".py") for path in files}
 
     def visit_Import(self, node: ast.Import) -> list[ast.stmt]:
-        """``import a.b`` binds ``a``, so that ``a`` is imported once more under its name."""
+        """Rewrite imports; ``import a.b`` binds ``a``, so ``a`` is imported separately under that name."""
         made: list[ast.stmt] = []
         for alias in node.names:
             first = alias.name.partition(".")[0]
@@ -398,7 +397,7 @@ sys.meta_path.append(_Sources())
 
 @cache
 def _entry_points(kind: str) -> dict[str, EntryPoint]:
-    """Those of a kind by name. SpecError when two packages give the same name."""
+    """Entry points of a kind by name; SpecError if two packages provide the same name."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUPS[kind]):
         other = found.setdefault(point.name, point)
@@ -418,7 +417,7 @@ def _distribution(point: EntryPoint) -> Distribution:
 
 @cache
 def _identity(point: EntryPoint) -> str:
-    """What identifies the code of an entry point; once a process, for what is imported does not change either."""
+    """The identity of an entry point's code, computed once per process: imported code does not change either."""
     distribution = _distribution(point)
     url = json.loads(distribution.read_text("direct_url.json") or "{}")
     if not url.get("dir_info", {}).get("editable"):

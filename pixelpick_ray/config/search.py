@@ -1,4 +1,4 @@
-"""What a hyperparameter search varies, how it chooses and stops, and what it judges by."""
+"""Specification of a hyperparameter search: space, searcher, scheduler and metric."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from pixelpick_ray.config.spec import Count, Spec
 from pixelpick_ray.config.yaml_text import write_yaml
 from pixelpick_ray.errors import SpecError
 
-SIGNIFICANT_DIGITS = 4  # of a drawn number: enough for any setting, and short enough to read
+SIGNIFICANT_DIGITS = 4  # of sampled numbers: precise enough for any setting, and still readable
 KINDS = ("uniform", "loguniform", "randint", "choice", "grid")
 SEARCHED = ("model", "train", "acquire", "dataset.size", "dataset.scale", "dataset.long_side")
 
@@ -21,15 +21,15 @@ Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
 def may_vary(path: str) -> bool:
-    """Whether a search may vary what is at a dotted path."""
+    """Whether a search may vary the value at a dotted path."""
     return any(f"{path}.".startswith(f"{allowed}.") for allowed in SEARCHED)
 
 
 class DomainSpec(Spec):
-    """The values that one setting may take, as exactly one of: a range of numbers (uniform, or uniform in the
-    logarithm), a range of whole numbers, values to choose from, or values that are all tried.
+    """The values of one setting, as exactly one kind.
 
-    Both ends of a range are included.
+    Ranges include both ends: ``uniform``, ``loguniform`` (uniform in the logarithm) and ``randint`` (whole numbers).
+    ``choice`` lists values to sample from, ``grid`` values that are all tried.
     """
 
     uniform: tuple[float, float] | None = None
@@ -55,19 +55,19 @@ class DomainSpec(Spec):
 
     @model_validator(mode="after")
     def _values_differ(self) -> Self:
-        repeated = any(value in self.values[:position] for position, value in enumerate(self.values))  # 1 is 1.0, too
+        repeated = any(value in self.values[:position] for position, value in enumerate(self.values))  # 1 == 1.0
         if repeated or not self.values:
             raise ValueError(f"{self.kind}: values must be given, each once; got {list(self.values)}")
         return self
 
     @property
     def kind(self) -> str:
-        """Which of KINDS it is."""
+        """The kind given, one of KINDS."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """The two ends of a range, else all values."""
+        """Both ends of a range, else all values."""
         found: tuple[Any, ...] = getattr(self, self.kind)
         return found
 
@@ -77,14 +77,14 @@ class DomainSpec(Spec):
         return self.kind in ("uniform", "loguniform", "randint")
 
     def contains(self, value: Any) -> bool:
-        """Whether a value is in it."""
+        """Whether the domain contains a value."""
         if not self.is_range:
             return value in self.values
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return is_number and self.values[0] <= value <= self.values[1]
 
     def draw(self, chance: np.random.Generator) -> Any:
-        """A value by chance."""
+        """Sample a value."""
         if not self.is_range:
             return self.values[int(chance.integers(len(self.values)))]
         low, high = self.values
@@ -95,20 +95,20 @@ class DomainSpec(Spec):
         return self.rounded(chance.uniform(low, high))
 
     def rounded(self, value: Any) -> Any:
-        """A number of the range with few digits, still in the range; anything else as it is."""
+        """A float rounded to SIGNIFICANT_DIGITS within the range; other values unchanged."""
         if not isinstance(value, float):
             return value
         return min(max(float(f"{value:.{SIGNIFICANT_DIGITS}g}"), self.values[0]), self.values[1])
 
     def in_words(self) -> str:
-        """As a person reads it, e.g. "loguniform 0.0001 to 0.1"."""
+        """Human-readable form, e.g. "loguniform 0.0001 to 0.1"."""
         if self.is_range:
             return f"{self.kind} {self.values[0]:g} to {self.values[1]:g}"
         return f"{self.kind} of {', '.join(map(value_text, self.values))}"
 
 
 def value_text(value: Any) -> str:
-    """A value as YAML has it, on one line."""
+    """A value as one line of YAML."""
     match value:
         case str():
             return " ".join(write_yaml([value]).split())[1:-1]
@@ -121,8 +121,9 @@ def value_text(value: Any) -> str:
 
 
 class MetricSpec(Spec):
-    """What configurations are judged by, on the split of the search: mIoU at a budget, or the normalised area under
-    the budget curve up to it. The budget is by default the largest of the grid.
+    """The score of a configuration on the split of the search.
+
+    Either mIoU at ``budget``, or the normalised area under the budget curve up to it; default: the grid's largest.
     """
 
     name: Literal["miou", "area"] = "miou"
@@ -132,10 +133,10 @@ class MetricSpec(Spec):
 class SearchSpec(Spec):
     """A hyperparameter search: ``num_samples`` configurations from ``space``, each trained for every seed of the grid.
 
-    ``searcher`` proposes configurations, ``scheduler`` stops bad ones at small budgets: it keeps about one in
-    ``reduction_factor`` each time the budget has grown by that factor. With ``epochs`` a configuration is also judged
-    after these epochs of its first stage. ``split`` is what they are judged on, a split that is neither trained on nor
-    reported; ``held_out`` uses that share of the training images instead, which are then not trained on.
+    ``searcher`` proposes configurations; ``scheduler`` stops poor ones at small budgets, keeping about one in
+    ``reduction_factor`` each time the budget grows by that factor. With ``epochs``, configurations are also scored
+    after these epochs of the first stage. They are scored on ``split``, which is neither trained on nor reported, or on
+    the fraction ``held_out`` of the training images, which are then not trained on.
     """
 
     space: dict[str, DomainSpec]
@@ -195,16 +196,16 @@ class SearchSpec(Spec):
 
     @property
     def num_points(self) -> int:
-        """Points of the product of all values that are chosen from."""
+        """Size of the Cartesian product of all listed values."""
         return math.prod(len(domain.values) for domain in self.space.values())
 
     @property
     def size(self) -> int:
-        """How many samples are asked for."""
+        """Number of samples requested."""
         return self.num_points if self.num_samples is None else self.num_samples
 
     def point(self, index: int) -> dict[str, Any]:
-        """A point of the grid, the last setting varying fastest."""
+        """The grid point of this index; the last setting varies fastest."""
         found = {}
         for path, domain in reversed(self.space.items()):
             index, at = divmod(index, len(domain.values))
@@ -212,14 +213,14 @@ class SearchSpec(Spec):
         return dict(reversed(found.items()))
 
     def ends(self) -> Iterator[tuple[str, int, Any]]:
-        """Every value that stands in the space: path, position, value."""
+        """Yield (path, position, value) for every value listed in the space, including ends of ranges."""
         for path, domain in self.space.items():
             for position, value in enumerate(domain.values):
                 yield path, position, value
 
     @contextmanager
     def naming(self, path: str, position: int) -> Iterator[None]:
-        """Tell what is wrong with a value that stands in the space with its place there."""
+        """Prefix SpecErrors about a value of the space with its location there."""
         try:
             yield
         except SpecError as error:

@@ -1,4 +1,4 @@
-"""What the parts of an experiment file are made of."""
+"""Base class and number types of the sections of an experiment file."""
 
 from typing import Annotated, Any
 
@@ -12,10 +12,10 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Spec(BaseModel):
-    """A frozen part of an experiment; unknown keys and wrong types are refused."""
+    """Base of all sections of an experiment: immutable; rejects unknown keys and wrong types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     def as_input(self) -> dict[str, Any]:
-        """JSON-ready fields for a key; absent options are left out, so that new ones do not move old keys."""
+        """JSON-ready fields for a key, without those that are None, so that new options leave old keys unchanged."""
         return self.model_dump(mode="json", exclude_none=True)

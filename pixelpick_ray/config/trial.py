@@ -1,4 +1,4 @@
-"""One point of the grid: every choice that changes the science, and what is measured."""
+"""Trials, the points of the grid: every setting that affects results, and what is evaluated."""
 
 import unicodedata
 from functools import cached_property
@@ -25,7 +25,10 @@ Budget = Annotated[int, Field(ge=1)] | Literal["full"]
 
 
 class SizeSpec(Spec):
-    """The size that images are prepared to: at most one of the three; none means the native size."""
+    """The size that images are resized to: at most one of the three fields; without any, the native size.
+
+    ``size`` is [height, width] in pixels, ``scale`` a factor, ``long_side`` the longer side in pixels.
+    """
 
     size: tuple[Count, Count] | None = None
     scale: Positive | None = None
@@ -39,7 +42,7 @@ class SizeSpec(Spec):
         return self
 
     def size_spec(self) -> "SizeSpec":
-        """The size alone, of a spec that says more."""
+        """The size fields alone."""
         return SizeSpec(size=self.size, scale=self.scale, long_side=self.long_side)
 
     def prepared_size(self, height: int, width: int) -> tuple[int, int]:
@@ -53,12 +56,12 @@ class SizeSpec(Spec):
 
 
 class DatasetSpec(SizeSpec):
-    """The training images: data set, prepared size, and how many of them (a nested random subset by seed).
+    """The training images: data set, prepared size, and their number (a nested random subset drawn by seed).
 
     ``split`` is the split to train on, by default the data set's own training split. ``path`` is for ``folder``, the
-    user's own images: the folder inside the data folder that holds ``dataset.yaml``. ``held_out`` is a share of the
-    training images, the same ones for every seed, that is never trained on and becomes a further split, ``held_out``.
-    ``images`` are drawn from the others.
+    user's own images: the folder inside the data folder that holds ``dataset.yaml``. ``held_out`` is the fraction of
+    the training images, the same for every seed, that is never trained on and forms an extra split, ``held_out``;
+    ``images`` are drawn from the rest.
     """
 
     name: str
@@ -75,20 +78,20 @@ class DatasetSpec(SizeSpec):
 
 
 def escapes(path: str) -> bool:
-    """Whether a path may leave the folder that it is relative to, or is none; links are another matter."""
+    """Whether a path leaves the folder it is relative to, or is invalid; symbolic links are not followed."""
     return PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or not is_line(path)
 
 
 def is_line(text: str) -> bool:
-    """Whether a text is one line that UTF-8 can write: without control characters and lone surrogates."""
+    """Whether a text is a single line that UTF-8 can encode: no control characters or lone surrogates."""
     return not any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 class AdamSpec(Spec):
     """Adam with L2 weight decay, betas (0.9, 0.999), eps 1e-8.
 
-    The backbone learns at ``lr`` times ``backbone_lr_factor``, and each of its layers at ``layer_decay`` times the rate
-    of the one above (Clark et al. 2020, section 3.2).
+    The backbone's learning rate is ``lr`` times ``backbone_lr_factor``; with ``layer_decay``, each of its layers has
+    that multiple of the rate of the layer above (Clark et al. 2020, section 3.2).
     """
 
     name: Literal["adam"]
@@ -99,7 +102,7 @@ class AdamSpec(Spec):
 
 
 class SgdSpec(Spec):
-    """Stochastic gradient descent with momentum and L2 weight decay; rates of the backbone as for ``adam``."""
+    """Stochastic gradient descent with momentum and L2 weight decay; backbone learning rates as for ``adam``."""
 
     name: Literal["sgd"]
     lr: Positive
@@ -110,13 +113,13 @@ class SgdSpec(Spec):
 
 
 class ConstantSpec(Spec):
-    """The learning rate stays the same."""
+    """A constant learning rate."""
 
     name: Literal["constant"] = "constant"
 
 
 class MultistepSpec(Spec):
-    """The learning rate is multiplied by ``gamma`` once each of the ``milestones`` (finished epochs) is reached."""
+    """A learning rate multiplied by ``gamma`` at each of the ``milestones`` (numbers of finished epochs)."""
 
     name: Literal["multistep"]
     milestones: tuple[Count, ...]
@@ -130,14 +133,14 @@ class MultistepSpec(Spec):
 
 
 class PolySpec(Spec):
-    """The learning rate falls as (1 - t/N)^power over the N iterations of a stage."""
+    """A learning rate that decays as (1 - t/N)^power over the N iterations of a stage."""
 
     name: Literal["poly"]
     power: Positive = 0.9
 
 
 class JitterSpec(Spec):
-    """Colour jitter in random order: strengths as in torchvision's ColorJitter."""
+    """Colour jitter in random order, with strengths as in torchvision's ColorJitter."""
 
     probability: Fraction = 0.8
     brightness: NonNegative = 0.8
@@ -147,7 +150,7 @@ class JitterSpec(Spec):
 
 
 class BlurSpec(Spec):
-    """Gaussian blur; the odd kernel size is int(kernel_fraction * short side // 2 * 2 + 1)."""
+    """Gaussian blur with ``sigma`` in pixels; the kernel size is int(kernel_fraction * short side // 2 * 2 + 1)."""
 
     probability: Fraction = 0.5
     sigma: tuple[Positive, Positive] = (0.1, 2.0)
@@ -161,7 +164,10 @@ class BlurSpec(Spec):
 
 
 class AugmentSpec(Spec):
-    """Augmentation in this order: scale, pad and crop, flip, jitter, grayscale, blur."""
+    """Augmentation, in this order: scale, pad and crop, horizontal flip, colour jitter, grayscale, blur.
+
+    ``hflip`` and ``grayscale`` are probabilities; ``crop_size`` is [height, width] in pixels.
+    """
 
     scale: tuple[Positive, Positive] = (0.5, 2.0)
     crop_size: tuple[Count, Count] | None = None
@@ -177,20 +183,20 @@ class AugmentSpec(Spec):
         return self
 
 
-# What of a training means nothing to full supervision, and is not in keys while it is this.
+# Training options without effect in full supervision; these values are left out of keys.
 SPARSE_ONLY: dict[str, Any] = {"decoder": "dense", "exact_labels": True}
 
 
 class TrainSpec(Spec):
     """How one stage is trained; ``batch_size`` is global, over all ranks.
 
-    With ``decoder: sparse`` the decoder of DeepLabv3+ runs around the labelled pixels only. It is the same function
-    except for the statistics that its batch norm trains with: those of these places, not of whole images. Evaluation,
-    picking and full supervision are dense.
+    With ``decoder: sparse``, the decoder of DeepLabv3+ runs only around the labelled pixels. It computes the same
+    function, except that its batch norm's training statistics are over these neighbourhoods, not whole images.
+    Evaluation, acquisition and full supervision are always dense.
 
-    With ``exact_labels`` a labelled pixel keeps its place, usually between pixels, and counts once. Without, labels are
-    resized with the image, to the nearest pixel, as in the original in 2021: enlarging copies some, shrinking loses
-    some.
+    With ``exact_labels``, a labelled pixel keeps its exact position under augmentation, usually between pixels, and
+    counts once. Without, label maps are resized with nearest neighbour, as in the original 2021 code: enlarging
+    duplicates labels, shrinking loses some.
     """
 
     epochs: Count
@@ -204,16 +210,16 @@ class TrainSpec(Spec):
 
     @model_serializer(mode="wrap")
     def _defaults_are_absent(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Keys are older than the options."""
+        """Omit defaults of options that are newer than existing keys."""
         fields: dict[str, Any] = serialise(self)
         absent = SPARSE_ONLY if info.exclude_none else {}
         return {name: value for name, value in fields.items() if name not in absent or value != absent[name]}
 
 
 class StochasticSpec(Spec):
-    """Monte Carlo dropout (Gal and Ghahramani 2016): passes with dropout on, and how they vote.
+    """Monte Carlo dropout (Gal and Ghahramani 2016): number of stochastic passes, and how they are combined.
 
-    ``soft`` is the mean of the passes' scores, ``hard`` the score of the shares of passes that vote for each class.
+    ``soft`` averages the passes' scores; ``hard`` scores the fractions of passes that predict each class.
     """
 
     passes: Annotated[int, Field(ge=2)] = 20
@@ -221,11 +227,11 @@ class StochasticSpec(Spec):
 
 
 class AcquireSpec(Spec):
-    """How pixels are chosen.
+    """How pixels are selected for labelling.
 
-    With ``pool: score`` the pool of an image is its best-scored pixels and the picks are drawn from it at random; with
-    ``pool: chance`` the pool is drawn at random and the picks are its best. ``pool_fraction: 0`` picks the best pixels
-    directly.
+    With ``pool: score``, each image's pool is its ``pool_fraction`` of highest-scoring pixels, and the picks are drawn
+    from it at random; with ``pool: chance``, the pool is drawn at random and the picks are its highest-scoring pixels.
+    ``pool_fraction: 0`` picks the highest-scoring pixels directly. Numbers of pixels are per image.
     """
 
     strategy: str = "margin"
@@ -244,21 +250,21 @@ class AcquireSpec(Spec):
 
 
 class GroundTruthSpec(Spec):
-    """The data set's labels are the answers."""
+    """Answers from the data set's labels."""
 
     name: Literal["ground_truth"] = "ground_truth"
 
 
 class ErringSpec(Spec):
-    """An annotator who makes mistakes: at a rate, evenly among the other classes, or by a confusion matrix.
+    """A simulated annotator who errs at ``rate``, uniformly among the other classes, or by a confusion matrix.
 
-    ``confusion[a][b]`` is the probability that a pixel of class a is called b, both by name; what is not given is 0,
-    and the rest of each class is answered correctly. A pixel gets the same answer whenever, and by whichever strategy,
-    it is asked for.
+    ``confusion[a][b]`` is the probability that a pixel of class a is labelled b, both by name; missing entries are 0,
+    and the remaining probability of each class goes to the correct answer. A pixel always gets the same answer,
+    whenever and by whichever strategy it is queried.
 
-    With ``from: queries`` the first pixels, which no network asked for, are answered correctly. With ``redrawn`` it is
-    still decided once which pixels are wrong, but the wrong class is drawn anew in each training step, as in the
-    original in 2021; the stored labels are then the true ones.
+    With ``from: queries``, the initial random pixels are labelled correctly. With ``redrawn``, the set of mislabelled
+    pixels is still fixed, but their wrong class is drawn anew in each training step, as in the original 2021 code; the
+    stored labels are then the true ones.
     """
 
     name: Literal["erring"]
@@ -269,7 +275,7 @@ class ErringSpec(Spec):
 
     @model_serializer(mode="wrap")
     def _defaults_are_absent(self, serialise: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        """Keys are older than the options; `from` is no name in Python."""
+        """Omit defaults of options that are newer than existing keys, and rename `starts`: `from` is a keyword."""
         fields: dict[str, Any] = serialise(self)
         fields["from"] = fields.pop("starts", fields.get("from"))
         absent = {"redrawn": False, "from": "first"} if info.exclude_none else {}
@@ -286,11 +292,11 @@ class ErringSpec(Spec):
 
 
 class HumanSpec(Spec):
-    """People answer, on the page of the command `annotate`; chains wait for them.
+    """Answers from people, on the page of the command `annotate`; chains wait for them.
 
-    With ``suggestions`` the page proposes the class that the network predicts, which is faster but biases the answers:
-    they are kept apart from those given without. With ``replace`` a pixel that gets no class, because it is none of
-    them or nobody can tell, is replaced by another pixel of its image.
+    With ``suggestions``, the page proposes the predicted class, which is faster but biases the answers; they are kept
+    apart from answers without suggestions. With ``replace``, a pixel without an answer, because it is of no class or
+    cannot be recognised, is replaced by another pixel of its image.
     """
 
     name: Literal["human"]
@@ -299,7 +305,7 @@ class HumanSpec(Spec):
 
 
 class ExternalOracleSpec(Spec):
-    """An oracle from a file or an installed package, and the options it is called with."""
+    """An oracle from a file or an installed package, and the options passed to it."""
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -307,7 +313,7 @@ class ExternalOracleSpec(Spec):
 
 def _oracle_tag(value: Any) -> str | None:
     if not isinstance(value, (dict, Spec)):
-        return "ground_truth"  # which says what is wrong with it
+        return "ground_truth"  # its validation reports the problem
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     return "external" if isinstance(name, str) and parts.is_external("oracle", name) else name
 
@@ -322,13 +328,13 @@ OracleSpec = Annotated[
 
 
 class EvaluatedSpec(SizeSpec):
-    """One evaluated split and its size; ``split`` is only needed to evaluate one split under several names."""
+    """An evaluated split and its image size; ``split`` is only needed to evaluate a split under several names."""
 
     split: str | None = None
 
 
 class EvaluateSpec(Spec):
-    """Which splits are evaluated, at which size, when, and which of them is reported."""
+    """The evaluated splits and their sizes, when they are evaluated, and which one is reported."""
 
     splits: dict[str, EvaluatedSpec]
     when: Literal["last", "every_epoch"] = "last"
@@ -343,17 +349,17 @@ class EvaluateSpec(Spec):
         return self
 
     def split_of(self, name: str) -> str:
-        """The data set's split that is evaluated under a name."""
+        """The data set's split evaluated under a name."""
         return self.splits[name].split or name
 
     @property
     def held_out(self) -> tuple[str, ...]:
-        """Names under which other splits than the reported one are evaluated: epochs may be chosen on them."""
+        """Names of evaluated splits other than the reported one, on which epochs may be selected."""
         return tuple(name for name in self.splits if self.split_of(name) != self.split_of(self.report))
 
 
 class Trial(Spec):
-    """One point of the grid: everything that changes the science."""
+    """One point of the grid: every setting that affects its results."""
 
     dataset: DatasetSpec
     model: ModelSpec
@@ -412,13 +418,13 @@ class Trial(Spec):
 
     @property
     def external_parts(self) -> tuple[tuple[str, str], ...]:
-        """Kind and resolved name of what is not built in."""
+        """(kind, resolved name) of the external parts."""
         tree: Any = self
         named = [(kind, attrgetter(path)(tree)) for path, kind in parts.FIELDS.items()]
         return tuple((kind, name) for kind, name in named if "@" in name)
 
     def as_named(self) -> dict[str, Any]:
-        """JSON-ready fields in which parts have the names that the experiment file gives them, whatever their code."""
+        """JSON-ready fields with external parts named as in the experiment file, without the identity of their code."""
         tree = self.as_input()
         for path in parts.FIELDS:
             spec, _, field = path.partition(".")
@@ -427,23 +433,19 @@ class Trial(Spec):
 
     @property
     def training(self) -> TrainSpec | None:
-        """How its stages are trained: `train`, of which full supervision has no use for what is about few labels, and
-        a head on frozen features none at all.
-        """
+        """The effective `train`: no sparse-label options if fully supervised, None for heads on frozen features."""
         if self.model.fitted_head is not None or self.train is None:
             return None
         return self.train.model_copy(update=SPARSE_ONLY) if self.budget == "full" else self.train
 
     @property
     def epochs(self) -> int:
-        """Epochs of a stage; a head that is fitted to frozen features counts as one."""
+        """Epochs of a stage; 1 for a head on frozen features."""
         return 1 if self.training is None else self.training.epochs
 
     @cached_property
     def chain_id(self) -> str:
-        """Identity of the chain that the trial is a prefix of: everything but the budget; full supervision has no
-        strategy.
-        """
+        """Digest of the chain that the trial is a prefix of: all but the budget and, in full supervision, `acquire`."""
         fields = self.as_input()
         if self.training is None:
             fields.pop("train", None)
@@ -456,26 +458,26 @@ class Trial(Spec):
 
     @property
     def num_stages(self) -> int:
-        """Stages up to the budget; 1 for full supervision."""
+        """Number of stages up to the budget; 1 in full supervision."""
         if self.budget == "full":
             return 1
         return 1 + (self.budget - self.acquire.initial_pixels) // self.acquire.pixels_per_stage
 
     @property
     def is_fully_supervised(self) -> bool:
-        """Whether every pixel is labelled, so that none is picked."""
+        """Whether every pixel is labelled, so that none is selected."""
         return self.budget == "full"
 
     @property
     def redraws(self) -> bool:
-        """Whether training draws the mistakes of its annotator."""
+        """Whether each training step redraws the annotator's mistakes."""
         return isinstance(self.oracle, ErringSpec) and self.oracle.redrawn and not self.is_fully_supervised
 
     @property
     def asks_people(self) -> bool:
-        """Whether people answer for it."""
+        """Whether people answer its questions."""
         return isinstance(self.oracle, HumanSpec) and not self.is_fully_supervised
 
     def budget_of(self, stage: int) -> int:
-        """Pixels per image that a stage of active learning trains on."""
+        """Labelled pixels per image in a stage of active learning (0-based)."""
         return self.acquire.initial_pixels + stage * self.acquire.pixels_per_stage

@@ -1,6 +1,6 @@
-"""Text, YAML and JSON that somebody may have been sent: read within limits of size, depth and aliases.
+"""Reading text, YAML and JSON from untrusted sources, within limits on size, depth and aliases.
 
-Numbers such as 5e-4 are numbers in YAML, repeated keys are refused, nothing is executed.
+Numbers such as 5e-4 are parsed as numbers in YAML, repeated keys are rejected, and nothing is executed.
 """
 
 import codecs
@@ -17,15 +17,15 @@ import yaml
 from pixelpick_ray.errors import SpecError
 
 MAX_BYTES = 2**30  # of a file
-MAX_YAML = 2**20  # characters; a pure Python parser takes seconds for as many
-MAX_DEPTH = 50  # of values in one another
-MAX_VALUES = 100_000  # of a YAML text, in which an alias counts as all that it stands for
-MAX_DIGITS = 100  # characters of a number
+MAX_YAML = 2**20  # characters; a pure Python parser takes seconds for this many
+MAX_DEPTH = 50  # of nesting
+MAX_VALUES = 100_000  # in a YAML text, with aliases expanded
+MAX_DIGITS = 100  # characters in a number
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with numbers such as 5e-4 as numbers, repeated keys refused, and what is nested or repeated too much."""
+    """YAML loader that parses 5e-4 as a number, and rejects repeated keys and too much nesting or repetition."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(inner, deep=True)
             if isinstance(key, list | dict | set):
-                continue  # which is refused below
+                continue  # rejected below as unhashable
             if key in keys:
                 self._refuse(f"the key {key!r} appears twice", inner)
             keys.add(key)
@@ -74,7 +74,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that `_Loader` reads back: text that looks like 5e-4 is quoted."""
+    """YAML dumper matching `_Loader`: quotes text that looks like 5e-4."""
 
 
 for _kind in (_Loader, _Dumper):
@@ -86,8 +86,9 @@ for _kind in (_Loader, _Dumper):
 
 
 def file_bytes(path: Path) -> bytes:
-    """The content of a file; OSError where it is a folder, a device or a pipe, which would be waited for (those that a
-    shell opens under /dev/fd are read), or larger than MAX_BYTES.
+    """Read a regular file, or a pipe opened by a shell under /dev/fd.
+
+    Raises OSError for folders, devices and other pipes, which could block, and for more than MAX_BYTES.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if _is_of_the_shell(path) else os.O_NONBLOCK))
     mode = os.fstat(descriptor).st_mode
@@ -108,8 +109,9 @@ def _is_of_the_shell(path: Path) -> bool:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8 or, where it begins with such a mark, UTF-16; UnicodeError for any other, OSError as
-    in `file_bytes`.
+    """Read a text file in UTF-8 or, if it has a byte order mark for it, UTF-16.
+
+    Raises UnicodeError for other encodings and OSError as `file_bytes` does.
     """
     content = file_bytes(path)
     is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -117,7 +119,7 @@ def read_text(path: Path) -> str:
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text; SpecError says where in it (`where` names it) and what is wrong."""
+    """Parse YAML; SpecError gives the line, column and problem, with `where` as the name of the text."""
     if len(text) > MAX_YAML:
         raise SpecError(f"{where}: has {len(text)} characters, {MAX_YAML} at most are read as YAML")
     try:
@@ -127,20 +129,21 @@ def read_yaml(text: str, where: str) -> Any:
         line = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise SpecError(f"{where}:{line} is not YAML: {getattr(error, 'problem', error)}") from error
     except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
-        # Of constructors: a date that there is not, a tag that does not fit its value.
+        # From constructors: an invalid date, a tag that does not fit its value.
         raise SpecError(f"{where}: has a value that cannot be read ({error!s:.80}); put text in quotes") from error
 
 
 def line_of(text: str, key: str) -> int:
-    """The line of a key of the outermost mapping in a YAML text that can be read, from 1; 1 where it has none."""
+    """The 1-based line of a key of the top-level mapping in valid YAML; 1 if it is absent."""
     root = yaml.compose(text, Loader=_Loader)
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
     return next((inner.start_mark.line + 1 for inner, _ in pairs if inner.value == key), 1)
 
 
 def read_json(text: str | bytes) -> Any:
-    """The value of a JSON text. ValueError where it is none, for NaN and infinity, which are no JSON, for numbers of
-    thousands of digits, and for what is nested more than MAX_DEPTH deep.
+    """Parse JSON strictly.
+
+    Raises ValueError for invalid JSON, NaN, infinity, numbers of thousands of digits, and more than MAX_DEPTH levels.
     """
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
@@ -164,7 +167,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def in_words(problem: Any) -> str:
-    """What should be where pydantic found a wrong value, in the words of YAML."""
+    """The expected value at a pydantic error, in YAML's terms."""
     words = {
         "string_type": "should be text, in quotes where YAML reads something else",
         "tuple_type": "should be a list, e.g. [1, 2]",
@@ -180,5 +183,5 @@ def in_words(problem: Any) -> str:
 
 
 def write_yaml(tree: Any) -> str:
-    """The value as YAML that `read_yaml` gives back."""
+    """The value as YAML that `read_yaml` reads back equal."""
     return str(yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=120))
