@@ -1,1 +1,1 @@
-"""Images, oracle labels and labelled pixels."""
+"""Data sets, prepared images, questions, answers and labelled pixels."""

@@ -1,8 +1,7 @@
-"""Answers of people: the most expensive data of all. A book has them for the pixels of one set of prepared images.
+"""Answers from people, the most expensive data of all, in books: one for each set of prepared images.
 
-A book is a folder of the store. Records in it say what its images looked like when they were asked about first, and
-each process that takes answers adds lines to a journal of its own. Lines are never changed: who takes an answer back
-adds one that says so.
+A book is a folder of the store. Its records hold digests of the images as first shown to people. Each process that
+takes answers appends lines to its own journal. Lines are never changed: an undo is a line of its own.
 """
 
 import os
@@ -31,7 +30,7 @@ from pixelpick_ray.store.records import AskRecord
 
 Kind = Literal["class", "void", "unknown"]
 KINDS: dict[str, int] = {"void": VOID, "unknown": UNKNOWN}
-TURN_SECONDS = 0.1  # how long a process waits for another one before it looks again
+TURN_SECONDS = 0.1  # between attempts to take a lease held by another process
 
 
 def _one_line(text: str) -> str:
@@ -46,10 +45,10 @@ Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class Said(Spec):
-    """A pixel of a prepared image and what was said of it, nothing yet where ``kind`` is None.
+    """A pixel of a prepared image and its answer; ``kind`` is None without one.
 
-    ``label`` is the name of the class where that is what was said. ``seconds`` is how long it took without the
-    ``idle_seconds``, None where it was not measured; ``suggestion`` the class that was proposed, None where none was.
+    ``label`` is the class name if ``kind`` is ``class``. ``seconds`` is the answering time, excluding the
+    ``idle_seconds``, or None if not measured; ``suggestion`` is the class that was proposed, if any.
     """
 
     image: str
@@ -75,15 +74,15 @@ class Said(Spec):
 
     @property
     def said(self) -> tuple[Kind | None, str | None]:
-        """What was said of it: kind and label."""
+        """The answer: kind and label."""
         return self.kind, self.label
 
 
 class Answer(Said):
-    """What somebody said of a pixel: a class by its name, that it is none of the classes, or that they cannot tell.
+    """A person's answer for a pixel: a class by name, none of the classes (void), or unknown.
 
-    ``time`` is in seconds since 1970, UTC. A ``repeat`` is a hidden second question about a pixel that has its answer:
-    it measures people, and labels nothing. ``id`` is unique.
+    ``time`` is Unix time in seconds. A ``repeat`` answers a hidden second question about an answered pixel: it measures
+    consistency and is not used as a label. ``id`` is unique.
     """
 
     id: OneLine
@@ -93,7 +92,7 @@ class Answer(Said):
 
 
 class Undo(Spec):
-    """An answer, by its id, that was taken back."""
+    """The withdrawal of an answer, by its id."""
 
     undone: OneLine
     annotator: OneLine
@@ -101,25 +100,25 @@ class Undo(Spec):
 
 
 class Book:
-    """The answers for one set of prepared images; any number of processes may write at once, each its own journal."""
+    """The answers for one set of prepared images; processes may write concurrently, each to its own journal."""
 
     def __init__(self, store: Store, key: str) -> None:
-        """Open a book, new or not, as far as it is written now."""
+        """Open a new or existing book and read it."""
         self._store, self.key = store, key
         stamp = f"{time.time_ns()}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._journal = paths.answers(key, f"{stamp}.jsonl")
         self._read: dict[str, int] = {}  # lines by journal
         self._given: dict[str, Answer] = {}
         self._undone: set[str] = set()
-        self._at: dict[Place, list[Answer]] = {}  # that were not taken back
+        self._at: dict[Place, list[Answer]] = {}  # not undone
         self._said: dict[Place, Answer] = {}
         self._answers: tuple[Answer, ...] | None = ()
         self.refresh()
 
     def refresh(self) -> list[Answer]:
-        """Read what other processes wrote since: the answers that were given or taken back by it, in the order of time.
+        """Read new lines of other processes; return the answers they gave or undid, ordered by time.
 
-        StoreError names a damaged line; nothing is taken in then.
+        Raises StoreError naming a damaged line, before any new line takes effect.
         """
         names = [name for name in self._store.names(paths.answers(self.key)) if name.endswith(".jsonl")]
         others = [path for name in names if (path := paths.answers(self.key, name)) != self._journal]
@@ -133,12 +132,12 @@ class Book:
         return [_parsed(value, f"{self._store.address}/{path}") for value in values]
 
     def append(self, *lines: Answer | Undo) -> None:
-        """Write answers, or that some are taken back; it is safe when this returns. StoreError when it cannot be."""
+        """Write answers or undos durably. Raises StoreError if that fails."""
         self._store.append_lines(self._journal, [line.as_input() for line in lines])
         self._add(lines)
 
     def _add(self, lines: Sequence[Answer | Undo]) -> list[Answer]:
-        """Take lines in, in whichever order they are read; the answers that they change."""
+        """Apply lines, which may come in any order; return the answers that they change."""
         changed = []
         for line in lines:
             if isinstance(line, Undo):
@@ -153,7 +152,7 @@ class Book:
         return changed
 
     def _count(self, changed: Answer) -> None:
-        """Take in that an answer was given or taken back."""
+        """Update the state of a pixel after an answer was given or undone."""
         place = changed.place
         counting = [one for one in self._at.get(place, ()) if one.id != changed.id]
         if changed.id not in self._undone:
@@ -167,38 +166,38 @@ class Book:
 
     @property
     def ids(self) -> Set[str]:
-        """The identities of all answers that were ever given, taken back or not."""
+        """The ids of all answers ever given, including undone ones."""
         return self._given.keys()
 
     @property
     def undone(self) -> Set[str]:
-        """The identities of the answers that were taken back."""
+        """The ids of undone answers."""
         return self._undone
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """The answers that were not taken back, in the order of time."""
+        """The answers that are not undone, ordered by time."""
         if self._answers is None:
             found = [one for answers in self._at.values() for one in answers]
             self._answers = tuple(sorted(found, key=_moment))
         return self._answers
 
     def find(self, answer: str) -> Answer | None:
-        """The answer of an id; None when there is none, or it was taken back."""
+        """The answer with this id; None if there is none or it was undone."""
         return None if answer in self._undone else self._given.get(answer)
 
     def at(self, place: Place) -> Sequence[Answer]:
-        """The answers to a pixel that were not taken back, repeats among them."""
+        """The answers for a pixel that are not undone, including repeats."""
         return self._at.get(place, ())
 
     def said(self) -> Mapping[Place, Answer]:
-        """The answer that counts for each pixel, the last one that is no repeat: a view that follows the book."""
+        """The valid answer of each pixel, the last that is not a repeat; a live view of the book."""
         return MappingProxyType(self._said)
 
     def labels(self, questions: Questions, class_names: Sequence[str]) -> npt.NDArray[np.int64]:
-        """(k,) the label of each question: a class, VOID, UNKNOWN, or UNSAID where there is no answer yet.
+        """Labels (k,) of the questions: a class index, VOID, UNKNOWN, or UNSAID without an answer.
 
-        StoreError when an answer names a class that the data set does not have.
+        Raises StoreError if an answer names a class that is not in the data set.
         """
         said, index = self.said(), {name: number for number, name in enumerate(class_names)}
         found = np.full(len(questions), UNSAID, dtype=np.int64)
@@ -216,26 +215,26 @@ class Book:
 
 
 def check_images(store: Store, book: str, looks: Mapping[str, str]) -> None:
-    """Note what images look like before people are asked about them: `looks` are digests of their pixels by name.
+    """Record digests of images before people label them: `looks` maps names to digests of their pixels.
 
-    Any number of processes may do so at once. DataError when an image looked otherwise before, for the answers that
-    there are are of that one.
+    Safe in concurrent processes. Raises DataError if the book has a different digest for an image, since its existing
+    answers belong to other pixels.
     """
     if not _unnoted(store, book, looks):
         return
     with _turn(store, book):
         new = _unnoted(store, book, looks)
         if new:
-            # A record of its own, since a lease only saves work: two that hold it must not drop what the other notes.
+            # A separate record, since leases only save work: two holders must not overwrite each other's digests.
             store.write_record(paths.record(paths.answered_images(book), digest(new)), {"images": new})
 
 
 def _unnoted(store: Store, book: str, looks: Mapping[str, str]) -> dict[str, str]:
-    """Those looks that no record has. DataError when one has another."""
+    """The digests that are not recorded yet. Raises DataError if a recorded one differs."""
     folder, rest = paths.answered_images(book), dict(looks)
     for path in [paths.record(*folder.rsplit("/", 1)), *(paths.record(folder, name) for name in store.records(folder))]:
         fields = store.read_record(path) or {}
-        noted = fields.get("images")  # older records have the images alone
+        noted = fields.get("images")  # older records are the mapping itself
         for name, look in (noted if isinstance(noted, dict) else fields).items():
             if looks.get(name, look) != look:
                 raise DataError(
@@ -247,7 +246,7 @@ def _unnoted(store: Store, book: str, looks: Mapping[str, str]) -> dict[str, str
 
 
 def _turn(store: Store, book: str) -> Lease:
-    """The right to note what images of a book look like, when nobody else has it any more."""
+    """Wait for the lease to record digests of a book's images."""
     while (lease := store.take("images", book)) is None:
         time.sleep(TURN_SECONDS)
     return lease
@@ -255,7 +254,7 @@ def _turn(store: Store, book: str) -> Lease:
 
 @dataclass(frozen=True)
 class Pending:
-    """How many answers are missing, of how many that the pick with this key asks for."""
+    """The number of missing answers, out of those asked for by the pick with this key."""
 
     pick: str
     missing: int
@@ -263,7 +262,7 @@ class Pending:
 
 
 class Waiting:
-    """What chains of an experiment wait for that only people can give; looking again costs little."""
+    """Tracks the answers that chains of an experiment are waiting for; repeated looks are cheap."""
 
     def __init__(self, store: Store, experiment: Experiment) -> None:
         self._store, self._experiment = store, experiment
@@ -271,8 +270,9 @@ class Waiting:
         self._places: dict[AskRecord, list[Place]] = {}
 
     def look(self, chains: Iterable[str]) -> dict[str, Pending]:
-        """What is missing now, by the identity of the chain: nothing where it can go on. A chain that has not asked
-        people is absent. StoreError when the store cannot be read.
+        """Missing answers by chain id, zero if the chain can continue; chains that never asked people are absent.
+
+        Raises StoreError if the store cannot be read.
         """
         asks = {chain: ask for chain in chains if (ask := last_ask(self._store, self._experiment, chain))}
         said = {key: self._read(key) for key in {ask.book for ask in asks.values()}}
@@ -286,7 +286,7 @@ class Waiting:
         return self._books[key].said()
 
     def _pending(self, ask: AskRecord, said: Collection[Place]) -> Pending:
-        """Nothing is missing where the pick is stored, or where its questions vanished and have to be made again."""
+        """Nothing is missing if the pick is stored, or if its questions are lost and have to be recreated."""
         if self._store.has("pick", ask.pick) or not is_whole(ask, self._store):
             return Pending(ask.pick, 0, 0)
         if ask not in self._places:
@@ -296,12 +296,12 @@ class Waiting:
 
 
 def _moment(answer: Answer) -> tuple[float, str]:
-    """What orders answers."""
+    """Sort key of answers: time, then id."""
     return answer.time, answer.id
 
 
 def _parsed(value: Any, where: str) -> Answer | Undo:
-    """A line of a journal. StoreError when it is none."""
+    """Parse a line of a journal. Raises StoreError if it is invalid."""
     kind: type[Answer] | type[Undo] = Undo if isinstance(value, dict) and "undone" in value else Answer
     try:
         return kind.model_validate(value)

@@ -1,9 +1,9 @@
-"""Batched augmentation on the device; labelled pixels travel as coordinates.
+"""Batched augmentation on the device, with labelled pixels as coordinates.
 
-The order is the original's: one scale for both axes, pad right and bottom and crop, flip, colour jitter, grayscale,
-blur. Scaling, padding, cropping and flipping are one weighted sum of source rows and one of source columns, with
-antialiased triangle-filter weights (the definition of Pillow's and torchvision's antialiased bilinear resize).
-All random numbers of a batch travel to the device in one small tensor; whatever is large is computed there.
+The order is that of PixelPick's code: one scale for both axes, padding right and bottom and crop, flip, colour jitter,
+grayscale, blur. Scaling, padding, cropping and flipping are one weighted sum of source rows and one of source columns,
+with antialiased triangle-filter weights (as in Pillow's and torchvision's antialiased bilinear resize). All random
+numbers of a batch are sent to the device in one small tensor; everything large is computed there.
 """
 
 import math
@@ -22,17 +22,17 @@ from pixelpick_ray.config.trial import AugmentSpec, BlurSpec, JitterSpec
 
 L = TypeVar("L", np.uint8, np.int64)
 JITTER_OPERATIONS = ("brightness", "contrast", "saturation", "hue")
-CPU_IMAGES = 1  # at once: a CPU is fast on what its cache holds, a GPU on the whole batch in few kernels
+CPU_IMAGES = 1  # processed at once: CPUs are fastest within their caches, GPUs on the whole batch in few kernels
 NO_CHANGE = ("", 1.0)  # in place of an operation and its factor
-NO_BLUR = 1e-3  # a deviation so small that the kernel is 1 in its middle and 0 beside it
-BLUR_REACH = 6  # deviations; what lies beyond is lost in float32
+NO_BLUR = 1e-3  # a standard deviation at which the kernel is an impulse
+BLUR_REACH = 6  # standard deviations; weights beyond vanish in float32
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices for one image: `top` and `left` in 0..1 of the room that the crop has.
+    """The random choices for one image; `top` and `left` are the crop's position as fractions of the available range.
 
-    `jitter` is operations, each once at most, and their factors, in their order.
+    `jitter` lists (operation, factor) in order of application, each operation at most once.
     """
 
     scale: float = 1.0
@@ -45,7 +45,7 @@ class Draw:
 
 
 def draw(spec: AugmentSpec | None, rng: np.random.Generator) -> Draw:
-    """The choices for one image."""
+    """Draw the random choices for one image."""
     if spec is None:
         return Draw()
     scale = float(rng.uniform(*spec.scale))
@@ -69,7 +69,7 @@ def _draw_jitter(spec: JitterSpec, rng: np.random.Generator) -> tuple[tuple[str,
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where a source image (height, width) lands in a crop: scaled size, offset and flip."""
+    """The mapping from a source image (height, width) to a crop: scaled size, offset and flip."""
 
     source: tuple[int, int]
     scaled: tuple[int, int]
@@ -79,7 +79,7 @@ class Geometry:
 
     @classmethod
     def of(cls, choice: Draw, source: tuple[int, int], crop: tuple[int, int]) -> "Geometry":
-        """The geometry of a draw: sizes are floored, the crop's place is uniform over the pixels of its room."""
+        """The geometry of a draw: sizes are floored, and the crop's offset is uniform over its possible pixels."""
         scaled = max(1, int(source[0] * choice.scale)), max(1, int(source[1] * choice.scale))
         room = max(0, scaled[0] - crop[0]), max(0, scaled[1] - crop[1])
         return cls(
@@ -89,9 +89,7 @@ class Geometry:
     def points(
         self, y: npt.NDArray[np.int32], x: npt.NDArray[np.int32]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """Source pixels to (P, 2) positions (y, x) in the crop, between pixels as a rule, and which of them are
-        inside.
-        """
+        """Map source pixels (P,) to exact positions (y, x) in the crop, (P, 2), and a mask (P,) of those inside."""
         position = np.stack([y, x], axis=1) + 0.5
         position = position * self.scaled / self.source - 0.5 - self.offset
         within = (position >= -0.5) & (position < np.asarray(self.crop) - 0.5)
@@ -103,8 +101,9 @@ class Geometry:
     def resized_points(
         self, y: npt.NDArray[np.int32], x: npt.NDArray[np.int32], label: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Source pixels and labels to (P, 2) pixels (y, x) of the crop and theirs, in reading order: those for which
-        nearest resizing takes one of these source pixels. None, one or several for each.
+        """Map labelled source pixels (K,) to crop pixels (y, x), (P, 2), and labels (P,), in row-major order.
+
+        These are the pixels that nearest-neighbour resizing fills from them: none, one or several each.
         """
         number = np.zeros(self.source, dtype=np.int64)
         number[y, x] = np.arange(1, len(y) + 1)
@@ -113,7 +112,7 @@ class Geometry:
         return place, label[resized[place[:, 0], place[:, 1]] - 1]
 
     def label_map(self, label: npt.NDArray[L], void_index: int) -> npt.NDArray[L]:
-        """The label map in the crop: nearest at pixel centres, void in the padding."""
+        """The label map in the crop: nearest neighbour at pixel centres, void in the padding."""
         rows, columns = (_nearest(*axis) for axis in zip(self.source, self.scaled, self.offset, self.crop, strict=True))
         cropped = np.full(self.crop, void_index, dtype=label.dtype)
         cropped[: len(rows), : len(columns)] = label[np.ix_(rows, columns)]
@@ -128,9 +127,9 @@ def _nearest(source: int, scaled: int, offset: int, crop: int) -> npt.NDArray[np
 def augment(
     images: Tensor, draws: Sequence[Draw], geometries: Sequence[Geometry], spec: AugmentSpec | None, fill: Tensor
 ) -> Tensor:
-    """(N, 3, H, W) floats in 0..1, smaller images padded right and bottom, to (N, 3, crop height, crop width) in 0..1.
+    """Augment (N, 3, H, W) floats in 0..1, smaller images padded right and bottom, to (N, 3, *crop size) in 0..1.
 
-    `fill` (3,) is the colour outside the image. The result is on the images' device; the host does not wait for it.
+    `fill` (3,) is the colour outside the image. The result is on the images' device, without synchronising the host.
     """
     if not draws:
         return images.clone()
@@ -150,7 +149,7 @@ def augment(
 def _numbers(
     draws: Sequence[Draw], geometries: Sequence[Geometry], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the device needs: `_axis` numbers (N, 2, 4) and blur deviations (N, 1), float64; colour steps (N, S, 5)."""
+    """On the device: `_axis` parameters (N, 2, 4) and blur deviations (N, 1), float64; colour steps (N, S, 5)."""
     numbers = np.asarray(
         [
             [*_axis(g, 0), *_axis(g, 1), choice.blur_sigma or NO_BLUR, *chain(*starmap(_colour_step, _slots(choice)))]
@@ -165,9 +164,7 @@ def _numbers(
 
 
 def _axis(geometry: Geometry, axis: int) -> tuple[float, ...]:
-    """Of one axis, in source pixels: the first crop pixel's centre, the step to the next, the filter's support and the
-    last pixel.
-    """
+    """For one axis, in source pixels: centre of the first crop pixel, step, filter support, and the last pixel."""
     step = geometry.source[axis] / geometry.scaled[axis]
     flip = geometry.flip and axis == 1
     first = geometry.offset[axis] + (geometry.crop[axis] - 1 if flip else 0)
@@ -175,7 +172,7 @@ def _axis(geometry: Geometry, axis: int) -> tuple[float, ...]:
 
 
 def _place(images: Tensor, axes: Tensor, geometries: Sequence[Geometry], fill: Tensor) -> Tensor:
-    """Images as the geometries say, with `fill` where they do not reach."""
+    """Apply the geometries to the images, with `fill` outside them."""
     if all(g.source == g.scaled == g.crop == images.shape[2:] and not g.flip for g in geometries):
         return images.clone(memory_format=torch.contiguous_format)
     height, width = geometries[0].crop
@@ -190,9 +187,9 @@ def _place(images: Tensor, axes: Tensor, geometries: Sequence[Geometry], fill: T
 
 
 def _filter(axes: Tensor, length: int, taps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Source pixels and their weights (N, 2, length, taps) for the crop's pixels along both axes.
+    """Source indices and weights (N, 2, length, taps) of the crop's pixels along both axes.
 
-    And which of these are in the image (N, 2, length); outside all weights are zero.
+    Also a mask (N, 2, length) of those inside the image; outside, all weights are zero.
     """
     start, step, support, last = axes[..., None].unbind(2)
     centre = torch.addcmul(start, step, torch.arange(length, dtype=axes.dtype, device=axes.device))
@@ -205,17 +202,17 @@ def _filter(axes: Tensor, length: int, taps: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def _weighted_sums(slices: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """(n, L, a, b) to (n, K, a, b): weighted sums of slices along the second dimension, by (n, K, taps)."""
+    """Weighted sums of slices along the second dimension: (n, L, a, b) with `index` (n, K, taps) to (n, K, a, b)."""
     number, length = slices.shape[:2]
     index = index + torch.arange(0, number * length, length, device=index.device)[:, None, None]
-    # An embedding bag is this very sum in one kernel, each slice being a row of its table.
+    # An embedding bag computes this sum in one kernel, with slices as the rows of its table.
     table = slices.reshape(number * length, -1)
     sums = F.embedding_bag(index.flatten(0, 1), table, per_sample_weights=weights.flatten(0, 1), mode="sum")
     return sums.view(number, -1, *slices.shape[2:])
 
 
 def _slots(choice: Draw) -> list[tuple[str, float]]:
-    """The colour changes in order, spread over eight slots. All hues are in the fourth: a batch turns them at once."""
+    """The colour changes in order, in eight slots; hue is always in the fourth, so that a batch shifts hues at once."""
     changes = [*choice.jitter, *[("saturation", 0.0)] * choice.grayscale]
     hue = next((at for at, (operation, _) in enumerate(changes) if operation == "hue"), None)
     before, after = ([], [NO_CHANGE, *changes]) if hue is None else (changes[:hue], changes[hue:])
@@ -223,7 +220,7 @@ def _slots(choice: Draw) -> list[tuple[str, float]]:
 
 
 def _colour_step(operation: str, factor: float) -> tuple[float, ...]:
-    """Shares of the image, of its gray and of its mean gray in the result; whether the hue turns and how far."""
+    """Weights of the image, its gray and its mean gray in the result; whether the hue shifts, and by how much."""
     if operation == "hue":
         return 1.0, 0.0, 0.0, 1.0, factor
     rest = 1.0 - factor
@@ -231,7 +228,7 @@ def _colour_step(operation: str, factor: float) -> tuple[float, ...]:
 
 
 def _change_colours(images: Tensor, steps: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """The draws' changes, slot by slot; writes to `images`."""
+    """Apply the draws' colour changes slot by slot, in place."""
     for slot, changes in enumerate(zip(*map(_slots, draws), strict=True)):
         operations = {operation for operation, _ in changes}
         own, gray, mean, turns, turn = steps[:, slot, :, None, None, None].unbind(1)
@@ -247,17 +244,17 @@ def _change_colours(images: Tensor, steps: Tensor, draws: Sequence[Draw]) -> Ten
 
 
 def _grays(images: Tensor, gray_share: Tensor, mean_share: Tensor) -> Tensor:
-    """(n, 1, H, W): a share of the images' gray and one of its mean."""
+    """Weighted sum (n, 1, H, W) of the images' gray and its mean."""
     red, green, blue = images.chunk(3, dim=1)
     gray = red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
     return torch.addcmul(mean_share * gray.mean(dim=(1, 2, 3), keepdim=True), gray, gray_share)
 
 
 def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Hue in HSV moved by `turn` (n, 1, 1, 1) rounds.
+    """Shift the HSV hue by `turn` (n, 1, 1, 1) turns.
 
-    Written with the distance on the colour circle: a channel is highest within a sixth of a round from its own pure
-    colour, lowest beyond two sixths, linear between.
+    Uses distances on the colour circle: a channel is maximal within a sixth of a turn of its pure colour, minimal
+    beyond two sixths, and linear between.
     """
     red, green, blue = images.chunk(3, dim=1)
     high = torch.maximum(torch.maximum(red, green), blue)
@@ -271,7 +268,7 @@ def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, sigmas: Tensor, draws: Sequence[Draw], spec: BlurSpec) -> Tensor:
-    """Gaussian blur with deviations (n, 1) in pixels; borders mirrored without repeating the edge (reflect 101)."""
+    """Gaussian blur with standard deviations (n, 1) in pixels; borders are reflected without repeating the edge."""
     widest = max(choice.blur_sigma or 0.0 for choice in draws)
     if widest == 0.0:
         return images

@@ -1,4 +1,4 @@
-"""How far pixels lie from the borders of classes."""
+"""Distances of pixels from class borders."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,10 @@ from pixelpick_ray.data.dataset import UInt8Array
 
 
 def border_distances(label: UInt8Array, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Euclidean distance in pixels from each pixel to the nearest border pixel of its label map (H, W): (k,), exact up
-    to 500 pixels, to a millionth beyond; `indices` (k,) are flat positions.
+    """Euclidean distances (k,) in pixels from flat `indices` (k,) to the nearest border pixel of a label map (H, W).
 
-    A border pixel has another label above, below, left or right of it, void included, so its own distance is 0.
-    Infinite where the whole map has one label.
+    A border pixel has a neighbour (4-connected) with another label, void included; its own distance is 0. Infinite if
+    the whole map has one label. Exact up to 500 pixels, within a millionth beyond.
     """
     border = border_mask(label)
     if not border.any():
@@ -26,7 +25,7 @@ def border_distances(label: UInt8Array, indices: npt.NDArray[np.int64]) -> npt.N
 
 
 def border_mask(label: UInt8Array) -> npt.NDArray[np.bool_]:
-    """(H, W): the pixels beside which another label begins."""
+    """Mask (H, W) of the pixels with a 4-connected neighbour of another label."""
     mask = np.zeros(label.shape, dtype=np.bool_)
     down, right = label[1:] != label[:-1], label[:, 1:] != label[:, :-1]
     mask[1:] |= down
@@ -37,7 +36,7 @@ def border_mask(label: UInt8Array) -> npt.NDArray[np.bool_]:
 
 
 def mean_distance(distances: Sequence[npt.NDArray[np.float64]]) -> float | None:
-    """Mean of the finite distances, the same for every order of them; None without any."""
+    """Mean of the finite distances, independent of their order; None without any."""
     known = np.concatenate([np.zeros(0), *distances])
     known = known[np.isfinite(known)]
     return math.fsum(known) / len(known) if len(known) else None

@@ -1,7 +1,7 @@
-"""Prepared splits: decoded and resized once a node into a memory map that every process on the node shares.
+"""Prepared splits: decoded and resized once per node into memory-mapped files that all its processes share.
 
-What is read is verified: the index holds a digest of every image and label map, compared when a process reads it first,
-and one of every source file, compared once a run. What is damaged is named on stderr and made again.
+The index holds digests of every image and label map, verified when a process first reads them, and of every source
+file, verified once per run. Damaged data are reported on stderr and recreated.
 """
 
 import hashlib
@@ -32,26 +32,24 @@ from pixelpick_ray.data.streams import stream
 from pixelpick_ray.errors import DataError, data_errors
 from pixelpick_ray.store.backend import sync
 
-PIXELS_VERSION = 2  # of what is made of a source image; features of frozen backbones depend on it
+PIXELS_VERSION = 2  # of the preparation of images; in the keys of frozen features
 INDEX_VERSION = 3
 SMALLEST_SIDE = 8  # pixels: the networks halve three times
-MOST_PIXELS = 200_000_000  # of images that are decoded at the same time
-COMMIT_IMAGES = 16  # as many are decoded again at most after a kill
+MOST_PIXELS = 200_000_000  # in images being decoded at the same time
+COMMIT_IMAGES = 16  # at most as many are decoded again after a kill
 INDEX, PARTIAL = "index.jsonl", ".partial"
 FILES = (INDEX, "images.bin", "labels.bin")
-COMPARED, RUNS = "compared.txt", 20  # the last runs whose source files were compared
+COMPARED, RUNS = "compared.txt", 20  # the last runs that verified the source files
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """One split at its prepared sizes; images of different sizes may stand side by side.
+    """A split at its prepared sizes, which may differ between images.
 
-    ``shapes`` is (N, 2) height and width; ``offsets`` (N + 1,) are first pixels in the flat arrays ``images``
-    (pixels, 3) RGB and
-    ``labels`` (pixels,), both uint8 and read-only; ``candidates`` (N,) counts the pixels that are not void;
-    ``fingerprint`` is the
-    content of the source at native size, whatever its files' compression.
+    ``shapes`` (N, 2) are heights and widths; ``offsets`` (N + 1,) are first pixels in the flat arrays ``images``
+    (pixels, 3) RGB and ``labels`` (pixels,), both uint8 and read-only; ``candidates`` (N,) counts pixels that are not
+    void; ``fingerprint`` identifies the decoded source at native size, independently of file compression.
     """
 
     split: str
@@ -62,13 +60,13 @@ class PreparedSplit:
     fingerprint: str
     images: UInt8Array
     labels: UInt8Array
-    files: "_CacheFolder | None" = None  # where they lie, if they lie in a cache
+    files: "_CacheFolder | None" = None  # the cache folder, if any
 
     def __len__(self) -> int:
         return len(self.names)
 
     def verify(self) -> None:
-        """Compare everything with its digests, for whoever reads the flat arrays. DataError as for an image."""
+        """Verify all digests before the flat arrays are read. Raises DataError as `image` does."""
         for position in range(len(self)):
             self.image(position), self.label(position)
 
@@ -82,13 +80,13 @@ class PreparedSplit:
         return int(self.shapes[position, 0]), int(self.shapes[position, 1])
 
     def image(self, position: int) -> UInt8Array:
-        """A (H, W, 3) view. DataError when it is damaged and its source is gone."""
+        """A view (H, W, 3) of an image. Raises DataError if it is damaged and cannot be recreated."""
         if self.files is not None:
             self.files.verify(position, "images")
         return self.images[self.offsets[position] : self.offsets[position + 1]].reshape(*self.shape(position), 3)
 
     def label(self, position: int) -> UInt8Array:
-        """A (H, W) view. DataError as for an image."""
+        """A view (H, W) of a label map. Raises DataError as `image` does."""
         if self.files is not None:
             self.files.verify(position, "labels")
         return self.labels[self.offsets[position] : self.offsets[position + 1]].reshape(self.shape(position))
@@ -97,7 +95,7 @@ class PreparedSplit:
 def training_names(names: tuple[str, ...], num_images: int | None, seed: int) -> tuple[str, ...]:
     """The training images of a trial, sorted: all, or the first `num_images` of a permutation by the seed.
 
-    So the images of a smaller number are among those of a larger one. DataError when there are not so many.
+    Smaller numbers thus give subsets of larger ones. Raises DataError if there are fewer images.
     """
     if num_images is None:
         return names
@@ -110,7 +108,7 @@ def training_names(names: tuple[str, ...], num_images: int | None, seed: int) ->
 
 
 def default_cache_path(data_path: Path) -> Path:
-    """``DATA/.cache``, or the user's cache folder when the data folder is missing or read-only."""
+    """``DATA/.cache``, or the user's cache folder if the data folder is missing or read-only."""
     if data_path.is_dir() and os.access(data_path, os.W_OK):
         return data_path / ".cache"
     home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -126,11 +124,11 @@ def prepare(
     *,
     run: str | None = None,
 ) -> PreparedSplit:
-    """Open a prepared split, decoding, checking and resizing its files first if no process has done so.
+    """Open a prepared split, first decoding, checking and resizing its files if no process has done so.
 
-    A preparation that was stopped goes on where it was. `report` gets images done and images in all while it decodes.
-    For a `run` the contents of all source files are compared with those that were decoded, once on a node, so that what
-    changed under the same name, size and time is made again. DataError names the file that is wrong.
+    An interrupted preparation is resumed. `report` receives images done and total images while decoding. With `run`,
+    the contents of all source files are verified once per run and node, which detects changes under the same name, size
+    and time. DataError names the faulty file.
     """
     geometry = size.model_dump(include={"size", "scale", "long_side"}, exclude_none=True)
     source = {"version": INDEX_VERSION, "size": geometry, "source": [*dataset.signature(split), *dataset.code]}
@@ -148,7 +146,7 @@ def prepare(
 
 
 def _made(files: "_CacheFolder", run: str | None, report: ReportBytes) -> PreparedSplit:
-    """The split, decoded where it is absent, damaged or not what its source is any more; its lock is held."""
+    """Open the split, decoding it if it is missing, damaged or outdated; the caller holds its lock."""
     folder = files.folder
     found = files.open() if folder.is_dir() else None
     changed = found.files.changed() if found and found.files and run and not files.is_compared(run) else []
@@ -181,9 +179,7 @@ def _tell(line: str) -> None:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A prepared image in the index: size, pixels that are not void, SHA-256 of its source at native size, of the
-    source's `files` (empty without any), and of the prepared `image` and `label`.
-    """
+    """An index entry: size, candidates, SHA-256 of the native source, its `files` (or ""), prepared image and label."""
 
     name: str
     height: int
@@ -199,13 +195,13 @@ class _Entry:
         return self.height * self.width
 
     def line(self, folder: str, position: int) -> bytes:
-        """The line of the index, with a digest that ties it to its place in this folder."""
+        """The line of the index, with a digest that binds it to its position in this folder."""
         fields = asdict(self)
         return json.dumps(fields | {"line": digest([folder, position, fields])}).encode("ascii") + b"\n"
 
 
 def _entries(path: Path, folder: str) -> Iterator[_Entry]:
-    """The entries of the index of a folder of this name, up to the first line that is not as it was written."""
+    """The entries in the index of a folder of this name, up to the first damaged line."""
     for position, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else ()):
         try:
             fields = json.loads(line)
@@ -218,13 +214,13 @@ def _entries(path: Path, folder: str) -> Iterator[_Entry]:
         yield entry
 
 
-_opened: dict[Path, tuple[object, PreparedSplit]] = {}  # what this process has verified so far, by folder
+_opened: dict[Path, tuple[object, PreparedSplit]] = {}  # by folder, with what this process has verified
 OPENED = 16  # splits, at most
 
 
 @dataclass(frozen=True)
 class _CacheFolder:
-    """The folder of a prepared split and what it is made of; `entries` and `verified` once it is opened."""
+    """The folder of a prepared split and its source; `entries`, `offsets` and `verified` are set once it is opened."""
 
     folder: Path
     dataset: Dataset
@@ -235,9 +231,9 @@ class _CacheFolder:
     verified: dict[str, bytearray] = field(default_factory=dict)
 
     def open(self) -> PreparedSplit | None:
-        """The split; None when its index or the sizes of its files are not what they should be.
+        """The split; None if its index or file sizes are wrong.
 
-        While nothing touches the files, a process opens them once and verifies each image once.
+        A process opens unchanged files once and verifies each image once.
         """
         before, known = self._state(), _opened.get(self.folder)
         if known is not None and known[0] == before:
@@ -273,14 +269,15 @@ class _CacheFolder:
         return prepared
 
     def _state(self) -> object:
-        """What changes whenever a file of the folder, or the description of the data set, does."""
+        """A value that changes with any file of the folder or the description of the data set."""
         files = [(self.folder / name).stat() for name in FILES if (self.folder / name).is_file()]
         stats = [(one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in files]
         return stats, self.dataset.identity(self.split)
 
     def verify(self, position: int, kind: str) -> None:
-        """Compare an image or a label map with its digest when this process reads it first; decode it again where it is
-        damaged. DataError when its source is no longer what it was made of.
+        """Verify an image or label map when this process first reads it, and decode it again if it is damaged.
+
+        Raises DataError if its source has changed.
         """
         if self.verified[kind][position]:
             return
@@ -299,7 +296,7 @@ class _CacheFolder:
         self.verified[kind][position] = 1
 
     def _place(self, position: int, kind: str) -> tuple[int, int]:
-        """First byte and number of bytes in a file."""
+        """First byte and number of bytes of an image in its file."""
         channels = 3 if kind == "images" else 1
         return channels * self.offsets[position], channels * self.entries[position].pixels
 
@@ -319,13 +316,13 @@ class _CacheFolder:
             os.fsync(file.fileno())
 
     def changed(self) -> list[str]:
-        """The images whose files are not those that they were decoded from."""
+        """Names of images whose source files have changed since they were decoded."""
         with ThreadPoolExecutor(min(8, local_cpus())) as pool:
             now = pool.map(lambda entry: _files_digest(self.dataset, self.split, entry.name), self.entries)
             return [entry.name for entry, found in zip(self.entries, now, strict=True) if found != entry.files]
 
     def is_compared(self, run: str) -> bool:
-        """Whether `changed` was asked in a run on this node."""
+        """Whether a run has already verified the source files on this node."""
         path = self.folder / COMPARED
         return path.is_file() and run in path.read_text(encoding="utf-8", errors="replace").splitlines()
 
@@ -336,7 +333,7 @@ class _CacheFolder:
 
 
 def _files_digest(dataset: Dataset, split: str, name: str) -> str:
-    """SHA-256 of the contents of the files of an image; empty without files. DataError for one that is gone."""
+    """SHA-256 of the contents of an image's files; empty without files. Raises DataError for a missing one."""
     content, paths = hashlib.sha256(), dataset.files(split, name)
     with readable():
         for path in paths:
@@ -346,7 +343,7 @@ def _files_digest(dataset: Dataset, split: str, name: str) -> str:
 
 
 def _decode(dataset: Dataset, split: str, size: SizeSpec, folder: Path, report: ReportBytes) -> None:
-    """Fill the folder under another name and rename it: it is whole, or it is not there."""
+    """Fill the folder under a temporary name and rename it, so that it is either complete or absent."""
     names = dataset.names(split)
     partial = folder.with_name(folder.name + PARTIAL)
     workers = min(8, local_cpus())
@@ -366,7 +363,7 @@ def _decode(dataset: Dataset, split: str, size: SizeSpec, folder: Path, report: 
             with wrong.kept():
                 if isinstance(found, DataError):
                     raise found
-                if not wrong:  # else the others are only looked at: all that are wrong are told at once
+                if not wrong:  # after an error the rest is only checked, to report all errors at once
                     files.add(*found)
                     report(files.done, len(names))
     partial.rename(folder)
@@ -376,17 +373,17 @@ _Native = tuple[str, UInt8Array, UInt8Array]
 
 
 def _read(dataset: Dataset, split: str, name: str) -> _Native:
-    """The digest of the files of an image, then the image and its label map at native size."""
+    """Digest of an image's files, image and label map at native size."""
     return _files_digest(dataset, split, name), *dataset.read(split, name)
 
 
 def _prepared(
     dataset: Dataset, split: str, name: str, size: SizeSpec, source: _Native
 ) -> tuple[UInt8Array, UInt8Array, _Entry]:
-    """An image and its label map as they are prepared, and what the index says of them."""
+    """The prepared image, its label map and their index entry. Raises DataError for a side below SMALLEST_SIDE."""
     files, image, label = source
     native = hashlib.sha256(canonical_json([name, *label.shape]).encode("ascii"))
-    native.update(np.ascontiguousarray(image).data)  # which copies nothing where it is in order
+    native.update(np.ascontiguousarray(image).data)  # no copy if contiguous
     native.update(np.ascontiguousarray(label).data)
     height, width = size.prepared_size(*label.shape)
     if min(height, width) < SMALLEST_SIDE:
@@ -402,7 +399,7 @@ def _prepared(
 
 
 def _resize(image: UInt8Array, label: UInt8Array, height: int, width: int) -> tuple[UInt8Array, UInt8Array]:
-    """Image bilinear with antialiasing, label nearest at pixel centres."""
+    """Resize: the image bilinearly with antialiasing, the label map by nearest neighbour at pixel centres."""
     if (height, width) == label.shape:
         return image, label
     small = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
@@ -411,12 +408,12 @@ def _resize(image: UInt8Array, label: UInt8Array, height: int, width: int) -> tu
 
 
 def _pixels(dataset: Dataset, split: str, name: str) -> int:
-    """The pixels of an image, as its file says before it is decoded; 0 where it does not."""
+    """Number of pixels according to the image file's header; 0 if unknown."""
     files = dataset.files(split, name)
     try:
         with Image.open(files[0]) as image:
             return image.width * image.height
-    except Exception:  # what is wrong with it is told when it is decoded
+    except Exception:  # decoding will report the error
         return 0
 
 
@@ -427,8 +424,9 @@ def _in_order(
     ahead: int,
     pixels: Callable[[str], int] = lambda name: 0,
 ) -> Iterator[T]:
-    """As ``pool.map``, never more than `ahead` results, nor images of `MOST_PIXELS` together unless a single one has
-    them, before the one in use: a split may be larger than the memory.
+    """Like ``pool.map``, but with at most `ahead` results and MOST_PIXELS pixels pending, unless one image has more.
+
+    A split may be larger than memory.
     """
     waiting: deque[tuple[Future[T], int]] = deque()
     for name in names:
@@ -441,10 +439,10 @@ def _in_order(
 
 
 class _Appended:
-    """The files of a split in the making, which new images are appended to; `done` images are in them.
+    """The files of a partly prepared split, with `done` images, to which new ones are appended.
 
-    An image counts once its line is in the index, which is written only after its pixels have reached the disk. What
-    a stopped process left beyond that is cut off.
+    An image counts once its line is in the index, which is written only after its pixels are synced to disk. Anything
+    beyond that, left by an interrupted process, is truncated.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
@@ -484,7 +482,7 @@ class _Appended:
 
 
 def _whole(folder: Path, names: Sequence[str]) -> list[_Entry]:
-    """The entries of the first images that a folder has in full."""
+    """The entries of the leading images that are complete in a folder."""
     images, labels = _sizes(folder)
     room, found = min(images // 3, labels), list[_Entry]()
     for entry, name in zip(_entries(folder / INDEX, folder.name.removesuffix(PARTIAL)), names, strict=False):
@@ -504,7 +502,7 @@ def _sizes(folder: Path) -> tuple[int, int]:
 
 
 def _cut(path: Path, size: int) -> BufferedWriter:
-    """The file, cut to a size in bytes, for appending."""
+    """Open a file for appending after truncating it to a size in bytes."""
     path.touch()
     os.truncate(path, size)
     return open(path, "ab")

@@ -1,4 +1,4 @@
-"""CamVid (Brostow et al. 2009) as in the SegNet tutorial (Badrinarayanan et al. 2017)."""
+"""CamVid (Brostow et al. 2009) as distributed with the SegNet tutorial (Badrinarayanan et al. 2017)."""
 
 import io
 import urllib.request
@@ -13,7 +13,7 @@ from pixelpick_ray.errors import DataError
 
 
 class CamVid(FileDataset):
-    """Folders train, val, test with trainannot, valannot, testannot (PNG)."""
+    """CamVid with 11 classes: PNG images in train, val and test, label maps in trainannot, valannot and testannot."""
 
     facts = DatasetFacts(
         name="camvid",
@@ -49,7 +49,7 @@ class CamVid(FileDataset):
         return self.path / split / name, self.path / f"{split}annot" / name
 
     def fetch(self, report: ReportBytes) -> None:
-        """Download and check the folder when it is absent."""
+        """Download and check the folder if it is missing; DataError with instructions if that fails."""
         if self.path.is_dir():
             return
         try:

@@ -1,4 +1,4 @@
-"""A small canvas in numpy, its shapes, and the dice that scenes are rolled with: the same bytes on every machine."""
+"""A small NumPy canvas, its shapes, and random numbers for scenes: the same bytes on every machine."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -18,23 +18,26 @@ T = TypeVar("T")
 
 
 class Dice:
-    """Chance for one scene; every draw is a uniform double, whose making NumPy does not change."""
+    """Random numbers for one scene; every draw is a uniform double, whose generation NumPy keeps stable."""
 
     def __init__(self, name: str) -> None:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
         self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def between(self, low: float, high: float) -> float:
+        """Return a uniform number in [low, high)."""
         return low + (high - low) * float(self._generator.random())
 
     def chance(self, probability: float) -> bool:
+        """Return True with this probability."""
         return self.between(0, 1) < probability
 
     def count(self, low: int, high: int) -> int:
-        """Return a whole number from low to high, both included."""
+        """Return an integer from low to high, both included."""
         return min(int(self.between(low, high + 1)), high)
 
     def pick(self, choices: Sequence[T]) -> T:
+        """Return one of the choices, all equally likely."""
         return choices[self.count(0, len(choices) - 1)]
 
     def side(self) -> int:
@@ -54,14 +57,14 @@ class Dice:
         return bands[:, column // cell] * (1 - right) + bands[:, column // cell + 1] * right
 
     def tint(self, colour: FloatColour, spread: float) -> FloatColour:
-        """Return the colour made lighter or darker, and each channel shifted a little by itself."""
+        """Return the colour made lighter or darker, with each channel varied slightly on its own."""
         gain = self.between(1 - spread, 1 + spread)
         red, green, blue = (level * gain * self.between(1 - spread / 4, 1 + spread / 4) for level in colour)
         return red, green, blue
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels; may lie partly or wholly outside the picture."""
+    """A rectangle in pixels, which may lie partly or wholly outside the image."""
 
     top: float
     left: float
@@ -77,7 +80,7 @@ class Box(NamedTuple):
 
 
 class Ink(NamedTuple):
-    """What a stroke leaves behind: its colour, its class and how near it is."""
+    """What a shape is drawn with: its colour, its class and its nearness."""
 
     colour: FloatColour
     label: int
@@ -85,10 +88,12 @@ class Ink(NamedTuple):
 
 
 def full(v: FloatPlane, u: FloatPlane, grain: FloatPlane) -> Mask:
+    """Return the whole box; as in all shapes, `v` and `u` are fractions of its height and width."""
     return (v >= 0) & (u >= 0) & (grain >= 0)
 
 
 def ellipse(v: FloatPlane, u: FloatPlane, grain: FloatPlane) -> Mask:
+    """Return the inscribed ellipse."""
     return (2 * u - 1) * (2 * u - 1) + (2 * v - 1) * (2 * v - 1) <= 1 + 0 * grain
 
 
@@ -98,15 +103,17 @@ def leafy(v: FloatPlane, u: FloatPlane, grain: FloatPlane) -> Mask:
 
 
 def cabin(v: FloatPlane, u: FloatPlane, grain: FloatPlane) -> Mask:
+    """Return a trapezium that is narrower at the top."""
     return np.abs(2 * u - 1) <= 0.7 + 0.3 * v + 0 * grain
 
 
 def triangle(v: FloatPlane, u: FloatPlane, grain: FloatPlane) -> Mask:
+    """Return a triangle that points upwards."""
     return np.abs(2 * u - 1) <= v + 0.15 + 0 * grain
 
 
 class Canvas:
-    """The picture being drawn: colours (float, before light), classes, and nearness of each pixel."""
+    """The image being drawn: colour (float, before lighting), class and nearness of each pixel."""
 
     def __init__(self, dice: Dice) -> None:
         self.image = np.zeros((HEIGHT, WIDTH, 3))
@@ -117,7 +124,7 @@ class Canvas:
         self.columns = np.arange(WIDTH)[None, :] + np.full(SIZE, 0.5)
 
     def stamp(self, box: Box, ink: Ink, shape: CanvasShape = full) -> None:
-        """Fill a shape that spans the box; what is thinner than a pixel is drawn as one."""
+        """Fill a shape that spans the box, at least one pixel high and wide."""
         window, mask = self._inside(box, shape)
         self.image[window][mask] = ink.colour
         self.label[window][mask] = ink.label

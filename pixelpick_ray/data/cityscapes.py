@@ -8,7 +8,7 @@ from pixelpick_ray.data.label_maps import Colour, LabelEncoding
 from pixelpick_ray.errors import DataError
 
 VOID = 19
-# Of the 34 ids in the label files these are evaluated; their train ids are 0..18 in this order.
+# The label ids that are evaluated, out of 34; their train ids are 0..18 in this order.
 _EVALUATED: tuple[tuple[int, str, Colour], ...] = (
     (7, "road", (128, 64, 128)),
     (8, "sidewalk", (244, 35, 232)),
@@ -32,7 +32,7 @@ _EVALUATED: tuple[tuple[int, str, Colour], ...] = (
 )
 LABEL_IDS = tuple(number for number, _, _ in _EVALUATED)
 _COLOURS = tuple((colour,) for _, _, colour in _EVALUATED)
-# By the end of a label file's name.
+# By the last part of a label file's stem.
 _ENCODINGS = {
     "labelIds": LabelEncoding(
         [[number] for number in LABEL_IDS],
@@ -48,9 +48,9 @@ _ENCODINGS = {
 
 
 class Cityscapes(FileDataset):
-    """leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png with gtFine/SPLIT/CITY/NAME_gtFine_labelIds.png.
+    """Cityscapes with 19 classes: leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png, and label maps in gtFine/SPLIT/CITY.
 
-    Where the latter is absent, NAME_gtFine_labelTrainIds.png is read.
+    These are NAME_gtFine_labelIds.png or, if missing, NAME_gtFine_labelTrainIds.png.
     """
 
     facts = DatasetFacts(
@@ -95,5 +95,5 @@ class Cityscapes(FileDataset):
 
 
 def _city(name: str) -> str:
-    """The first part of CITY_SEQUENCE_FRAME."""
+    """CITY of a name CITY_SEQUENCE_FRAME."""
     return name.rsplit("_", 2)[0]

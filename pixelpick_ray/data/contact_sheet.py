@@ -1,4 +1,4 @@
-"""A picture of some images with their label maps in the colours of the legend."""
+"""A contact sheet: some images with their label maps overlaid, and a legend."""
 
 from collections.abc import Iterable
 
@@ -9,13 +9,13 @@ from PIL import Image, ImageDraw, ImageFont
 from pixelpick_ray.data.dataset import DatasetFacts, UInt8Array
 
 IMAGES = 10
-CELL = (200, 260)  # height and width of a picture, at most
+CELL = (200, 260)  # maximum height and width of an image, in pixels
 GAP, LINE = 6, 18  # pixels
-VOID_COLOURS = ((128, 128, 128), (0, 0, 0), (255, 255, 255), (255, 0, 255))  # the first that no class has
+VOID_COLOURS = ((128, 128, 128), (0, 0, 0), (255, 255, 255), (255, 0, 255))  # the first not used by a class
 
 
 def contact_sheet(facts: DatasetFacts, examples: Iterable[tuple[str, UInt8Array, UInt8Array]]) -> Image.Image:
-    """Rows of two: an image (H, W, 3) by its title beside its label map (H, W) laid over it; below, the classes."""
+    """Draw (title, image (H, W, 3), label map (H, W)) two per row, each image next to its overlay, above a legend."""
     shown = list(examples)
     legend = [*zip(facts.class_names, facts.palette, strict=True), ("void", _void_colour(facts))]
     width = 4 * CELL[1] + 5 * GAP

@@ -1,4 +1,4 @@
-"""What a data set is: facts, names, and reading one image with its label."""
+"""The interface of data sets: facts, image names, and reading an image with its label map."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ ReportBytes = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What belongs to a data set and is no choice: colours are RGB, mean and std are of RGB in 0..1."""
+    """Fixed properties of a data set: colours are RGB in 0..255, mean and std are of RGB in 0..1."""
 
     name: str
     class_names: tuple[str, ...]
@@ -37,47 +37,45 @@ class DatasetFacts:
 
     @property
     def num_classes(self) -> int:
-        """Classes without void."""
+        """Number of classes, without void."""
         return len(self.class_names)
 
     @property
     def unlabelled_index(self) -> int:
-        """What stands in the place of a label where there is no label map: the largest of 0..255 that is neither a
-        class nor void; -1, which no pixel has, when all of these are taken.
-        """
+        """Label value of pixels without a label map: the largest in 0..255 that is free, else -1, which none has."""
         taken = {*range(self.num_classes), self.void_index}
         return max(set(range(256)) - taken, default=-1)
 
 
 class Dataset(ABC):
-    """Images with label maps in splits; an image is known by its name.
+    """Splits of images with label maps; images are identified by name.
 
-    ``facts`` are the class's own, except for data sets that are described beside their files: these have facts once
-    they are opened. Raise `version` when the same files are read otherwise.
+    ``facts`` is a class attribute, except for data sets with a description file, which set it when opened. Increment
+    `version` when the same files are decoded differently.
     """
 
     facts: DatasetFacts
     version: ClassVar[int] = 1
 
     def __init__(self, spec: DatasetSpec, data_path: Path) -> None:
-        """Open the data set of this spec in the data folder; no image is touched yet."""
+        """Open the data set of this spec in the data folder, without reading any image."""
         self.spec, self.data_path = spec, data_path
 
     def fetch(self, report: ReportBytes) -> None:  # noqa: B027 (most have nothing to fetch)
-        """Download what is absent, where that is allowed; `report` gets bytes done and in all (0: unknown).
+        """Download missing files if permitted; `report` receives bytes done and total bytes (0: unknown).
 
-        DataError says what to put where by hand.
+        Raises DataError with instructions for a manual download.
         """
 
     @property
     def code(self) -> list[Any]:
-        """What identifies how files are read, JSON-ready; nothing for version 1 of a built-in data set."""
+        """JSON-ready identity of the reading code; empty for version 1 of a built-in data set."""
         if "@" in self.spec.name:
             return [self.spec.name]
         return [] if self.version == 1 else [self.version]
 
     def identity(self, split: str) -> list[Any]:
-        """What identifies a split beside its images, JSON-ready: part of the fingerprint of its content."""
+        """JSON-ready identity of a split apart from its images; part of the fingerprint of its content."""
         return [self.facts.name, split]
 
     def has_labels(self, split: str) -> bool:
@@ -86,41 +84,39 @@ class Dataset(ABC):
 
     @abstractmethod
     def names(self, split: str) -> tuple[str, ...]:
-        """Sorted image names of a split. DataError when the files are missing."""
+        """Sorted image names of a split. Raises DataError if the files are missing."""
 
     @abstractmethod
     def signature(self, split: str) -> list[list[str | int]]:
-        """Cheap identity of a split's source: changes whenever a file may have changed."""
+        """JSON-ready, cheap identity of a split's source, which changes whenever a file may have changed."""
 
     @abstractmethod
     def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
-        """Checked image (H, W, 3) RGB and label (H, W) at native size. DataError names the file and the remedy.
+        """Read and check an image (H, W, 3) RGB and its label map (H, W), both uint8 at native size.
 
-        Without a label map the label is `DatasetFacts.unlabelled_index` at every pixel.
+        Without a label map, every label is `DatasetFacts.unlabelled_index`. DataError names the file and the remedy.
         """
 
     def files(self, split: str, name: str) -> tuple[Path, ...]:
-        """The files that `read` reads for an image: their contents are compared when a run starts; none where there are
-        no files.
-        """
+        """The files that `read` reads for an image, if any; their contents are compared when a run starts."""
         return ()
 
     def left_out(self, split: str) -> Sequence[str]:
-        """What lies beside the images of a split and is not read, a line a reason."""
+        """Files next to a split's images that are not read: one line per reason."""
         return ()
 
     def file_name(self, split: str, name: str) -> str:
-        """What the file of an image is called, without its folder; the image's own name where it has no file."""
+        """File name of an image without its folder, or the image's name if it has no file."""
         return name
 
     def native_size(self, split: str, name: str) -> tuple[int, int]:
-        """Height and width of an image at native size. DataError names the file and the remedy."""
+        """(height, width) of an image at native size. DataError names the file and the remedy."""
         height, width = self.read(split, name)[1].shape
         return height, width
 
 
 class FileDataset(Dataset):
-    """A data set with an image file and, where a split has labels, a label file a name, in a folder of its name."""
+    """A data set in a folder of its name, with an image file and, in labelled splits, a label file for each name."""
 
     @property
     def path(self) -> Path:
@@ -129,33 +125,31 @@ class FileDataset(Dataset):
 
     @abstractmethod
     def paths(self, split: str, name: str) -> tuple[Path, ...]:
-        """The image file and, where the split has labels, the label file, there or not."""
+        """The image file and, in labelled splits, the label file, whether they exist or not."""
 
     @cached_property
     def encoding(self) -> LabelEncoding:
-        """What the numbers and colours of label files stand for."""
+        """The mapping from values and colours in label files to classes."""
         facts = self.facts
         colours = tuple((colour,) for colour in facts.palette)
         return LabelEncoding([[at] for at in range(facts.num_classes)], [facts.void_index], facts.void_index, colours)
 
     @property
     def white(self) -> int | None:
-        """The value of white in images of 16 bits, if it is known."""
+        """The value of white in 16-bit images, if known."""
         return None
 
     @property
     def follows_links(self) -> bool:
-        """Whether files may be links out of the data folder."""
+        """Whether files may link out of the data folder."""
         return False
 
     def read_label(self, path: Path) -> UInt8Array:
-        """The label map (H, W) of a file."""
+        """Read the label map (H, W) of a file. DataError names the file and the problem."""
         return self.encoding.decode(read_label_file(path), path)
 
     def signature(self, split: str) -> list[list[str | int]]:
-        """Path, size in bytes and time of change of every file. DataError names those that are missing or may not be
-        used.
-        """
+        """Path, size in bytes and modification time in ns of every file. DataError names missing or forbidden ones."""
         with readable():
             files = [(name, self.paths(split, name)) for name in self.names(split)]
             self._check_names(files)
@@ -177,7 +171,7 @@ class FileDataset(Dataset):
         return [path.relative_to(self.path).as_posix(), stat.st_size, stat.st_mtime_ns]
 
     def _check_names(self, files: Sequence[tuple[str, tuple[Path, ...]]]) -> None:
-        """DataError for a file that lies outside of the data folder, or whose name no report could write."""
+        """Raise DataError for files outside the data folder, or with names that are not one line of UTF-8."""
         known: set[Path] = set()
         with data_errors() as wrong:
             for name, paths in files:
@@ -192,7 +186,7 @@ class FileDataset(Dataset):
                             known.add(path.parent)
 
     def check_inside(self, path: Path) -> Path:
-        """The same path. DataError when links lead it out of the data folder, and this data set may not have such."""
+        """Return the path. Raises DataError if links lead it out of the data folder and `follows_links` is false."""
         return path if self.follows_links else check_inside(path, self.data_path)
 
     def read(self, split: str, name: str) -> tuple[UInt8Array, UInt8Array]:
@@ -216,15 +210,15 @@ class FileDataset(Dataset):
         return self.paths(split, name)[0].name
 
     def native_size(self, split: str, name: str) -> tuple[int, int]:
-        """As the beginning of the image file says; neither its pixels nor its label map are read."""
+        """(height, width) from the file headers, without decoding pixels."""
         return read_size(*self.paths(split, name))
 
 
 def check_inside(path: Path, data_path: Path) -> Path:
-    """The same path. DataError when links lead it out of the data folder.
+    """Return the path. Raises DataError if links lead it out of the data folder.
 
-    What lies right in the data folder may itself be a link, made by whoever made the folder; data sets and weights from
-    elsewhere must not bring more of them.
+    Direct children of the data folder may be links, made by its owner; downloaded data sets and weights must not
+    contain any.
     """
     real = Path(os.path.realpath(path))
     allowed = [data_path, *(data_path / part for part in path.relative_to(data_path).parts[:1])]
@@ -238,7 +232,7 @@ def check_inside(path: Path, data_path: Path) -> Path:
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """What the system refuses is a DataError that names the file."""
+    """Convert OSError to a DataError that names the file."""
     try:
         yield
     except OSError as error:
@@ -248,7 +242,7 @@ def readable() -> Iterator[None]:
 
 
 def check_label(label: UInt8Array, image_size: Sequence[int], facts: DatasetFacts, path: Path) -> None:
-    """DataError when a label map has another size than its image or a value that is neither a class nor void."""
+    """Raise DataError if a label map differs in size from its image or has a value that is neither class nor void."""
     if label.shape != tuple(image_size):
         raise DataError(
             f"{path}: the label is {label.shape[0]}x{label.shape[1]} (height x width), its image "
@@ -259,7 +253,7 @@ def check_label(label: UInt8Array, image_size: Sequence[int], facts: DatasetFact
 
 
 def refuse_values(label: UInt8Array, wrong: npt.NDArray[np.bool_], allowed: str, path: Path) -> None:
-    """DataError with the first of the wrong (H, W) pixels, if there are any."""
+    """Raise DataError naming the first pixel where `wrong` (H, W) is true, if any."""
     if wrong.any():
         y, x = (int(at) for at in np.unravel_index(np.argmax(wrong), wrong.shape))
         raise DataError(f"{path}: label value {label[y, x]} at (y={y}, x={x}); allowed are {allowed}")

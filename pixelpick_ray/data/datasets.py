@@ -1,4 +1,4 @@
-"""The data sets by name: ``DATASETS`` is the only place that knows them all."""
+"""Data sets by name, in ``DATASETS``."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Scenes(Dataset):
-    """Generated street scenes, shipped as code: needs no files."""
+    """Generated street scenes, which need no files."""
 
     facts = DatasetFacts(
         name="scenes",
@@ -59,9 +59,9 @@ DATASETS: dict[str, type[Dataset]] = {
 
 
 def open_dataset(spec: DatasetSpec, data_path: Path) -> Dataset:
-    """The data set of a spec under the data folder, without the images that it holds out in the training split.
+    """Open a spec's data set in the data folder, with held-out images moved from the training split to ``held_out``.
 
-    SpecError for an unknown name, and where the split ``held_out`` cannot be made.
+    Raises SpecError for an unknown name, or if the split ``held_out`` cannot be made.
     """
     kind = _kind(spec.name)
     whole = kind(spec.model_copy(update={"name": parts.resolved("dataset", spec.name)}), data_path)
@@ -69,15 +69,12 @@ def open_dataset(spec: DatasetSpec, data_path: Path) -> Dataset:
 
 
 def known_facts(name: str) -> DatasetFacts | None:
-    """The facts of a data set without touching its files; None when they are described beside them.
-
-    SpecError for an unknown name.
-    """
+    """The facts of a data set if known without reading files, else None. Raises SpecError for an unknown name."""
     return getattr(_kind(name), "facts", None)
 
 
 def training_split(dataset: Dataset, spec: DatasetSpec) -> str:
-    """The split that is trained on."""
+    """The name of the split to train on."""
     return spec.split or dataset.facts.train_split
 
 

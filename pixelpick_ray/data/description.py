@@ -1,6 +1,6 @@
-"""What a report tells of a prepared split: small pictures of a few images, and what its labels are like.
+"""Description of a prepared split for reports: thumbnails of a few images, and label statistics.
 
-A description is a folder: ``description.json`` and, numbered like its ``names``, ``images/0.jpg`` and ``labels/0.png``.
+It is a folder with ``description.json`` and, numbered as in its ``names``, ``images/0.jpg`` and ``labels/0.png``.
 """
 
 import json
@@ -20,22 +20,22 @@ from pixelpick_ray.data.streams import stream
 from pixelpick_ray.store import Store
 
 SHOWN_IMAGES = 4
-LONG_SIDE = 256  # pixels, at most
-SAMPLED_IMAGES, SAMPLED_PIXELS = 100, 32  # for the mean distance to a border
+LONG_SIDE = 256  # of thumbnails, at most, in pixels
+SAMPLED_IMAGES, SAMPLED_PIXELS = 100, 32  # for the mean border distance
 VOID_COLOUR = (128, 128, 128)
 
 
 def shown(positions: Sequence[int]) -> list[int]:
-    """A few of the positions, evenly spaced, the first and the last among them."""
+    """Up to SHOWN_IMAGES of the positions, evenly spaced, including the first and the last."""
     at = np.linspace(0, len(positions) - 1, num=min(SHOWN_IMAGES, len(positions)), dtype=int)
     return [int(positions[index]) for index in at]
 
 
 def write_description(folder: Path, prepared: PreparedSplit, positions: Sequence[int], facts: DatasetFacts) -> None:
-    """Describe the images at these positions of a split, written into `folder`.
+    """Write a description of the images at these positions of a split into `folder`.
 
-    ``class_counts`` are pixels of every class in all of them; ``border_distance`` is the mean distance of a labelled
-    pixel to a border in pixels (`borders`), estimated from a sample (None: no image has a border).
+    ``class_counts`` are pixels per class over all of them; ``border_distance`` is the mean distance in pixels from a
+    labelled pixel to a class border (`borders`), estimated from a sample (None: there are no borders).
     """
     examples = shown(positions)
     for name in ("images", "labels"):
@@ -58,7 +58,7 @@ def write_description(folder: Path, prepared: PreparedSplit, positions: Sequence
 
 
 def write_label_map(path: Path, label: UInt8Array, palette: Sequence[Colour]) -> None:
-    """A label map or a prediction (H, W) as a small palette PNG; values beyond the palette are void and grey."""
+    """Write a label map or prediction (H, W) as a small palette PNG; values beyond the palette are shown grey."""
     colours = [*palette, *[VOID_COLOUR] * (256 - len(palette))]
     picture = Image.fromarray(np.asarray(label), mode="P")
     picture.putpalette([value for colour in colours for value in colour])
@@ -66,7 +66,7 @@ def write_label_map(path: Path, label: UInt8Array, palette: Sequence[Colour]) ->
 
 
 def _small(shape: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of a small picture of an image."""
+    """(width, height) of the thumbnail of an image of `shape` (height, width)."""
     factor = min(1.0, LONG_SIDE / max(shape))
     return max(1, int(shape[1] * factor)), max(1, int(shape[0] * factor))
 
@@ -92,7 +92,7 @@ def _border_distance(prepared: PreparedSplit, positions: Sequence[int], facts: D
 
 @dataclass(frozen=True)
 class Description:
-    """What is stored of a split: some images and label maps as files, and its facts."""
+    """A stored description: its JSON fields, and the files of thumbnails and label maps."""
 
     facts: dict[str, Any]
     images: tuple[bytes, ...]
@@ -100,17 +100,17 @@ class Description:
 
     @property
     def names(self) -> list[str]:
-        """Names of the images shown."""
+        """Names of the images with thumbnails."""
         return list(self.facts["names"])
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """Shapes of the prepared images, of which those shown are smaller copies."""
+        """(height, width) of the prepared images with thumbnails."""
         return [(height, width) for height, width in self.facts["shapes"]]
 
 
 def read_description(store: Store, key: str | None) -> Description | None:
-    """A stored description; None when there is none."""
+    """Read a stored description; None if there is none."""
     first = store.files("split", key, ["description.json"]) if key else None
     if key is None or first is None:
         return None

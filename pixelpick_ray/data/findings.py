@@ -1,4 +1,4 @@
-"""What the images and label maps of a data set are like, and what about them is surely or probably wrong."""
+"""Statistics of a data set's images and label maps, and errors and likely mistakes found in them."""
 
 import contextlib
 import hashlib
@@ -18,19 +18,17 @@ from pixelpick_ray.data.cache import PreparedSplit
 from pixelpick_ray.data.dataset import DatasetFacts, UInt8Array
 
 VERSION = 1
-SIDE = 16  # of the small grey pictures that are compared
-# Levels of 255 that small pictures differ by, root mean square, and how they correlate.
+SIDE = 16  # of the grey thumbnails that are compared, in pixels
+# Thresholds for duplicates: root-mean-square difference of thumbnails in grey levels (0..255), and correlation.
 SAME_LEVELS, SAME_CORRELATION = 1.0, 0.9995
 NEAR_LEVELS, NEAR_CORRELATION = 15.0, 0.98
 MUCH_VOID = 0.9
-_NAMED = 3  # images in a message
+_NAMED = 3  # images listed in a message
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """A split in numbers: names, sizes (N, 2) in pixels, pixels by label value (256,), small grey pictures (N, 16 * 16)
-    and what identifies each image's pixels.
-    """
+    """Statistics of a split: sizes (N, 2), pixels by label value (256,), grey thumbnails (N, 256), image digests."""
 
     split: str
     names: tuple[str, ...]
@@ -50,7 +48,7 @@ class SplitFacts:
         has_labels: bool,
         left_out: Sequence[str],
     ) -> Self:
-        """Facts of images (H, W, 3) with names and label maps (H, W)."""
+        """Compute facts from (name, image (H, W, 3), label map (H, W))."""
         names, sizes, small, digests = [], [], [], []
         counts = np.zeros(256, dtype=np.int64)
         for name, image, label in images:
@@ -73,14 +71,14 @@ class SplitFacts:
         )
 
     def shares(self, facts: DatasetFacts) -> npt.NDArray[np.float64]:
-        """The share of each class, and of void as the last, in all pixels."""
+        """The fraction of all pixels in each class and, last, in void: (C + 1,)."""
         kept = [*self.counts[: facts.num_classes], self.counts[facts.void_index]]
         return np.asarray(kept, dtype=np.float64) / max(1, int(self.counts.sum()))
 
 
 @dataclass(frozen=True)
 class DataFinding:
-    """Something wrong with a data set: surely, or only probably."""
+    """An error in a data set, or a warning of a likely one."""
 
     is_error: bool
     text: str
@@ -92,7 +90,7 @@ class DataFinding:
 def prepared_facts(
     prepared: PreparedSplit, cache_path: Path, *, has_labels: bool, left_out: Sequence[str]
 ) -> SplitFacts:
-    """Facts of a prepared split, kept in the cache folder."""
+    """Facts of a prepared split, cached in the cache folder."""
     identity = digest([VERSION, prepared.fingerprint, prepared.shapes.tolist(), prepared.split])
     path = cache_path / f"facts-{identity[:20]}.json"
     if (kept := _kept(path, identity)) is None:
@@ -115,7 +113,7 @@ def prepared_facts(
 
 
 def _kept(path: Path, identity: str) -> dict[str, Any] | None:
-    """What was kept of a split; None where it is absent or damaged."""
+    """The cached facts of a split; None if they are missing or damaged."""
     try:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
         return kept["facts"] if kept["digest"] == digest([identity, kept["facts"]]) else None
@@ -125,13 +123,13 @@ def _kept(path: Path, identity: str) -> dict[str, Any] | None:
 
 def _keep(path: Path, identity: str, facts: dict[str, Any]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):  # the next one counts again
+    with contextlib.suppress(OSError):  # they are computed again next time
         partial.write_text(json.dumps({"digest": digest([identity, facts]), "facts": facts}), encoding="ascii")
         partial.replace(path)
 
 
 def find(name: str, facts: DatasetFacts, splits: Sequence[SplitFacts]) -> list[DataFinding]:
-    """What is wrong with the splits of a data set, the one to train on first; errors before warnings."""
+    """Find problems with the splits of a data set, given with the training split first; errors come before warnings."""
     labelled = [split for split in splits if split.has_labels]
     found = [finding for split in labelled for finding in _of_split(name, facts, split)]
     if not any(finding.is_error for finding in found):
@@ -173,7 +171,7 @@ def _of_split(name: str, facts: DatasetFacts, split: SplitFacts) -> list[DataFin
 def _of_classes(
     name: str, facts: DatasetFacts, splits: Sequence[SplitFacts], labelled: Sequence[SplitFacts]
 ) -> list[DataFinding]:
-    """What is wrong with the classes of all splits together."""
+    """Problems with the classes across splits."""
     found = []
     occur = {split.split: split.counts[: facts.num_classes] > 0 for split in labelled}
     nowhere = [at for at in range(facts.num_classes) if not any(classes[at] for classes in occur.values())]
@@ -206,7 +204,7 @@ def _of_classes(
 
 
 def _of_copies(name: str, one: SplitFacts, other: SplitFacts) -> list[DataFinding]:
-    """Images that are in two splits, or nearly."""
+    """Duplicates and near-duplicates between two splits."""
     if not len(one.names) or not len(other.names) or one.split == other.split:
         return []
     known = {content: at for at, content in enumerate(one.digests)}
@@ -243,7 +241,7 @@ def _of_copies(name: str, one: SplitFacts, other: SplitFacts) -> list[DataFindin
 
 
 def _standardised(small: UInt8Array) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Small pictures of mean 0 and spread 1, and the spreads in levels."""
+    """Thumbnails standardised to mean 0 and deviation 1, and their deviations in grey levels."""
     values = small.astype(np.float32)
     spread = values.std(axis=1)
     return (values - values.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-3)[:, None], spread

@@ -1,4 +1,4 @@
-"""A user's own images and label maps in a folder, described by the file dataset.yaml in it."""
+"""The user's own images and label maps, in a folder described by its file dataset.yaml."""
 
 import glob
 import os
@@ -19,9 +19,9 @@ from pixelpick_ray.data.label_maps import Colour, LabelEncoding
 from pixelpick_ray.data.voc import colour_map
 from pixelpick_ray.errors import DataError, SpecError, data_errors
 
-# Fields that decide how files are read; where they are not given, prepared splits are found as they ever were.
+# Fields that affect decoding; omitted from signatures if not given, so that older prepared splits are still found.
 _READING = {"classes", "void", "colours", "palette", "masks", "recursive", "range"}
-_LOSSY_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in LABEL_SUFFIXES)  # of photos alone
+_LOSSY_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in LABEL_SUFFIXES)  # photos only
 _PICTURES = (
     *(".gif", ".jfif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".pdf", ".npy", ".npz"),
     *(".pgm", ".ppm", ".pbm", ".pnm", ".exr", ".hdr", ".dcm", ".tga", ".dng", ".nef", ".cr2", ".arw", ".ico", ".lfs"),
@@ -30,14 +30,14 @@ _PICTURES = (
 
 @dataclass(frozen=True)
 class _SplitFiles:
-    """The files of a split: by the image's name its path and that of its label map, and what was left out, by why."""
+    """The files of a split: (image, label map) by image name, and a line for each reason why files were left out."""
 
     pairs: Mapping[str, tuple[Path, ...]]
     left_out: tuple[str, ...]
 
 
 class _LeftOut:
-    """Files that are not read, by why: how many, and one of them."""
+    """Counts files that are not read by reason, with an example of each."""
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[int, str]] = {}
@@ -51,12 +51,13 @@ class _LeftOut:
 
 
 class Folder(FileDataset):
-    """Images and, where there are any, label maps of the same stem or after a pattern, in the folders of
-    ``dataset.yaml``. An image's name is its path in the folder of the images.
+    """A data set described by ``dataset.yaml``, with label maps matched to images by stem or by a pattern.
+
+    An image's name is its path relative to the image folder.
     """
 
     def __init__(self, spec: DatasetSpec, data_path: Path) -> None:
-        """Read the description. SpecError without ``path``, DataError for a missing or wrong description."""
+        """Read the description. Raises SpecError without ``path``, DataError for a missing or invalid description."""
         super().__init__(spec, data_path)
         self._found: dict[str, _SplitFiles] = {}
         described = self._description = read_folder_description(check_inside(self.path / DESCRIPTION, data_path))
@@ -67,7 +68,7 @@ class Folder(FileDataset):
             void_index=described.void_index,
             mean=described.mean,
             std=described.std,
-            # The first colour of the map, black, is that of void in pictures.
+            # The map's first colour, black, is used for void.
             palette=_shown_colours(described.class_colours) or tuple(colour_map(at + 1) for at in range(classes)),
             splits=tuple(described.splits),
             train_split=described.train_split,
@@ -103,9 +104,7 @@ class Folder(FileDataset):
             ) from None
 
     def identity(self, split: str) -> list[Any]:
-        """The description counts as content, for results depend on it; colours and the place of files do not, nor do
-        the values of classes in label files.
-        """
+        """Includes what results depend on in the description, not colours, file locations or values in label files."""
         facts = self.facts
         described = {
             "classes": facts.class_names,
@@ -125,11 +124,11 @@ class Folder(FileDataset):
         return [described + ([digest(reading)] if reading else []), *super().signature(split)]
 
     def has_labels(self, split: str) -> bool:
-        """SpecError for a split that is not described."""
+        """Whether a split is described with labels. Raises SpecError if it is not described at all."""
         return self._described(split).labels is not None
 
     def names(self, split: str) -> tuple[str, ...]:
-        """Paths in the folder of the images; SpecError for a split that is not described."""
+        """Paths relative to the image folder. Raises SpecError if the split is not described."""
         self._found[split] = files = self._look(split)
         return tuple(files.pairs)
 
@@ -146,7 +145,7 @@ class Folder(FileDataset):
         return name
 
     def left_out(self, split: str) -> tuple[str, ...]:
-        """What lies in the folders of a split and is not read, a line a reason."""
+        """Files in a split's folders that are not read: one line per reason."""
         if split not in self._found:
             self.names(split)
         return self._found[split].left_out
@@ -162,7 +161,7 @@ class Folder(FileDataset):
         return self.path / str(getattr(self._described(split), what))
 
     def _look(self, split: str) -> _SplitFiles:
-        """The files of a split, paired. DataError names what has no partner, or two."""
+        """Find and pair the files of a split. DataError names files with no partner or several."""
         described = self._described(split)
         image_pattern, label_pattern = self._description.masks.patterns if self._description.masks else ("*", "*")
         left_out = _LeftOut()
@@ -219,7 +218,7 @@ class Folder(FileDataset):
         return _SplitFiles(dict(sorted(pairs.items())), left_out.lines())
 
     def _walk(self, split: str, what: str, suffixes: tuple[str, ...], left_out: _LeftOut) -> Iterator[Path]:
-        """The files of these suffixes; hidden ones do not count, other pictures are left out."""
+        """Yield files with these suffixes, except hidden ones; other image files are added to `left_out`."""
         folder = self._folder(split, what)
         self.check_inside(folder)
         if not folder.is_dir():
@@ -251,7 +250,7 @@ class Folder(FileDataset):
     def _listed(
         self, split: str, images: dict[str, list[Path]], labels: dict[str, list[Path]]
     ) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-        """The images that the list of a split names, and their label maps. DataError names those that are not there."""
+        """The images on a split's list, and their label maps. DataError names missing ones."""
         path = self.path / str(self._described(split).list)
         try:
             lines = [line.strip() for line in read_text(self.check_inside(path)).splitlines()]
@@ -307,12 +306,12 @@ def _raise(error: OSError) -> None:
 
 
 def _shown_colours(colours: tuple[tuple[Colour, ...], ...]) -> tuple[Colour, ...]:
-    """One colour for each class: its first."""
+    """The first colour of each class."""
     return tuple(one[0] for one in colours)
 
 
 def _shared(relative: Path, pattern: str) -> str | None:
-    """What the star of a pattern stands for in a path without its suffix; None where it does not fit."""
+    """The text that matches the ``*`` of a pattern in a path without suffix; None if the pattern does not match."""
     before, _, behind = pattern.partition("*")
     stem = relative.with_suffix("").as_posix()
     fits = stem.startswith(before) and stem.endswith(behind) and len(stem) > len(before) + len(behind)
@@ -320,7 +319,7 @@ def _shared(relative: Path, pattern: str) -> str | None:
 
 
 def _by_path(found: Mapping[str, list[Path]], folder: Path) -> dict[str, tuple[str, list[Path]]]:
-    """What is shared, and the files, by every way to name a file in its folder: with and without its suffix."""
+    """(shared part, files) by relative path, both with and without suffix."""
     named: dict[str, tuple[str, list[Path]]] = {}
     for stem, paths in found.items():
         for path in paths:
@@ -336,9 +335,7 @@ def _of_line(
     labels: Mapping[str, tuple[str, list[Path]]],
     path: Path,
 ) -> tuple[str, list[Path], list[Path]]:
-    """What is shared, the images and the label maps of a line: an image, or an image and its label map, whose paths may
-    begin with folders of another computer.
-    """
+    """Shared part, images and label maps for a line: an image or a pair, whose paths may start with unknown folders."""
     if (found := _at_tail(line, images)) is not None:
         return *found, []
     pair = re.split(r"[\t,; ]+", line)
@@ -349,7 +346,7 @@ def _of_line(
 
 
 def _at_tail(name: str, known: Mapping[str, tuple[str, list[Path]]]) -> tuple[str, list[Path]] | None:
-    """What a path names, without more and more of the folders that it begins with."""
+    """Look up a path, dropping leading folders until it matches; None if nothing does."""
     parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part != "/"]
     tails = ("/".join(parts[at:]) for at in range(len(parts)))
     return next((known[tail] for tail in tails if tail in known), None)

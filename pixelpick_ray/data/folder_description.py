@@ -1,4 +1,4 @@
-"""The file dataset.yaml: what the images and label maps in a user's folder are."""
+"""The file dataset.yaml, which describes the images and label maps in a user's folder."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from pixelpick_ray.data.voc import Voc
 from pixelpick_ray.errors import DataError, SpecError
 
 DESCRIPTION = "dataset.yaml"
-VOID = "void"  # the name of what is no class among colours
+VOID = "void"  # the key of void in `colours`
 USUAL_VOID = 255
 
 
@@ -34,12 +34,12 @@ def _pattern(text: str) -> str:
 
 
 def _several(value: Any) -> Any:
-    """One value as a list of one; pydantic wants tuples here."""
+    """A list or a single value as the tuple that pydantic expects."""
     return tuple(value) if isinstance(value, list) else (value,)
 
 
 def _colours(value: Any) -> Any:
-    """One colour as a list of one."""
+    """A list of colours or a single colour as a tuple of tuples."""
     if not isinstance(value, list):
         return value
     colours = value if any(isinstance(part, list) for part in value) else [value]
@@ -62,10 +62,10 @@ Classes = Annotated[
 
 
 class SplitDescription(Spec):
-    """Where the images and the label maps of a split lie, relative to the folder of the data set.
+    """The folders of a split's images and label maps, relative to the data set's folder.
 
-    A split without ``labels`` has images only: people can say what is in them. ``list`` is a text file of the images
-    that belong to the split, one per line, with or without suffix or folder, or pairs of image and label map.
+    A split without ``labels`` has images only, which people can label. ``list`` is a text file of the images in the
+    split, one per line, with or without suffix or folder, or of pairs of image and label map.
     """
 
     images: Inside
@@ -74,8 +74,9 @@ class SplitDescription(Spec):
 
 
 class MaskNames(Spec):
-    """How a label map is named after its image: by a ``suffix`` after the image's stem, or both by a pattern whose
-    ``*`` they share, without the suffix of the file, such as ``*_leftImg8bit`` and ``*_labelIds``.
+    """How label maps are named: a ``suffix`` appended to the image's stem, or patterns for image and label map.
+
+    The ``*`` of both patterns stands for the same text, without file suffix: ``*_leftImg8bit`` and ``*_labelIds``.
     """
 
     suffix: Annotated[str, Field(min_length=1)] | None = None
@@ -90,17 +91,17 @@ class MaskNames(Spec):
 
     @property
     def patterns(self) -> tuple[str, str]:
-        """Those of the images and of the label maps."""
+        """The patterns of images and of label maps."""
         return self.image or "*", self.label or f"*{self.suffix}"
 
 
 class FolderDescription(Spec):
-    """The content of dataset.yaml: facts of the data set, and its splits by name.
+    """The content of dataset.yaml: properties of the data set, and its splits by name.
 
-    ``classes`` names the label values 0, 1, ..., or gives the values of each class; ``void`` are the values of pixels
-    without a class. ``colours`` are those of each class, and of void, in colour masks and palettes; ``palette`` says
-    the same as a list, for files that may also be read by index. ``range`` is white in images of 16 bits. ``mean`` and
-    ``std`` are of RGB in 0..1.
+    ``classes`` lists the names of label values 0, 1, ..., or maps each name to its values; ``void`` lists the values of
+    pixels without a class. ``colours`` maps each class, and void, to its colours in colour masks and palettes;
+    ``palette`` lists one colour per class, for files that may also be read by index. ``range`` is the value of white in
+    16-bit images. ``mean`` and ``std`` are of RGB in 0..1. ``recursive`` includes subfolders.
     """
 
     classes: Classes
@@ -118,38 +119,38 @@ class FolderDescription(Spec):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of their indices."""
+        """Class names in index order."""
         return tuple(self.classes)
 
     @cached_property
     def ids(self) -> tuple[tuple[int, ...], ...]:
-        """The label values of each class."""
+        """The label values of each class, in index order."""
         if isinstance(self.classes, dict):
             return tuple(self.classes.values())
         return tuple((index,) for index in range(len(self.classes)))
 
     @cached_property
     def void_ids(self) -> tuple[int, ...]:
-        """The label values of void: 255 where nothing is said and no class has it."""
+        """The label values of void; by default 255 unless a class has it."""
         if self.void is not None:
             return self.void
         return () if any(USUAL_VOID in ids for ids in self.ids) else (USUAL_VOID,)
 
     @cached_property
     def void_index(self) -> int:
-        """What void is in prepared label maps: its own value where it has one that is free, else 255."""
+        """The value of void in prepared label maps: its single label value if above all classes, else 255."""
         free = [value for value in self.void_ids if len(self.classes) <= value <= USUAL_VOID]
         return free[0] if len(self.void_ids) == 1 and free else USUAL_VOID
 
     @cached_property
     def class_colours(self) -> tuple[tuple[Colour, ...], ...]:
-        """Those of each class; none where nothing is said."""
+        """The colours of each class, in index order; empty if none are given."""
         if self.colours is not None:
             return tuple(self.colours[name] for name in self.class_names)
         return tuple((colour,) for colour in self.palette or ())
 
     def encoding(self, path: Path) -> LabelEncoding:
-        """What the numbers and colours of label files stand for; `path` is that of the description."""
+        """The encoding of label files; `path` is the description's, for messages."""
         return LabelEncoding(
             self.ids,
             self.void_ids,
@@ -221,7 +222,7 @@ class FolderDescription(Spec):
 
 
 def _check_names(names: tuple[str, ...]) -> None:
-    """ValueError for names that are the same, or that nobody would tell apart."""
+    """Raise ValueError for names that are equal, hard to tell apart, empty or unprintable."""
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"classes: {', '.join(repeated)} given twice; give each class a name of its own")
     known: dict[str, str] = {}
@@ -239,7 +240,7 @@ def _check_names(names: tuple[str, ...]) -> None:
 
 
 def read_folder_description(path: Path) -> FolderDescription:
-    """The checked description; DataError with a line a problem."""
+    """Read and validate a description; DataError has one line per problem."""
     try:
         tree = read_yaml(read_text(path), str(path))
     except UnicodeError as error:
@@ -269,7 +270,7 @@ def read_folder_description(path: Path) -> FolderDescription:
 
 
 def _check_keys(tree: Any, path: Path, where: str = "") -> None:
-    """DataError for a key that YAML reads as something else than text, such as `no` or 1."""
+    """Raise DataError for a key that YAML does not parse as text, such as ``no`` or 1."""
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
         if isinstance(tree, dict) and not isinstance(key, str):
             raise DataError(f"{path}: {where or 'a mapping'}: the key {key!r} should be text; put it in quotes")
@@ -277,7 +278,7 @@ def _check_keys(tree: Any, path: Path, where: str = "") -> None:
 
 
 def _explain(item: Any) -> str:
-    """Key, what is allowed and what was given, of a problem that pydantic found."""
+    """A message for a pydantic error: key, problem or allowed values, and given value."""
     loc = [part for at, part in enumerate(item["loc"]) if not (at == 1 and item["loc"][0] == "classes")]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
     message, given = item["msg"].removeprefix("Value error, "), item["input"]

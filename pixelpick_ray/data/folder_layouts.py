@@ -1,4 +1,4 @@
-"""Layouts in which people have images and masks: recognised, and proposed as a `dataset.yaml`."""
+"""Recognition of common layouts of image and mask folders, for proposing a `dataset.yaml`."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ from pixelpick_ray.data.label_maps import Colour, rgb
 from pixelpick_ray.data.voc import Voc, colour_map
 from pixelpick_ray.errors import DataError
 
-READ_MASKS = 400  # evenly spaced, to see which values there are
+READ_MASKS = 400  # read to find the values that occur, evenly spaced
 SPLIT_NAMES = {
     "train": ("train", "training", "tr"),
     "val": ("val", "valid", "validation", "dev"),
@@ -47,9 +47,9 @@ _NO_MASKS = re.compile(r"SegmentationObject|SegmentationClassVisualization|insta
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout that was recognised: its name, splits with their folders and lists, and what files beside the masks say.
+    """A recognised layout: its name, the folders and lists of its splits, and information from files next to the masks.
 
-    ``names`` are classes by their label value, ``colours`` by their name.
+    ``names`` are class names by label value, ``colours`` are colours by class name; ``why`` says what was recognised.
     """
 
     name: str
@@ -64,11 +64,12 @@ class Layout:
 
     @property
     def has_masks(self) -> bool:
+        """Whether any split has label maps."""
         return any("labels" in split for split in self.splits.values())
 
 
 def recognise(folder: Path) -> Layout:
-    """The layout of a folder. DataError where no image is found."""
+    """Recognise the layout of a folder. Raises DataError if it contains no image."""
     files = _files(folder)
     for look in (_cityscapes, _voc, _roboflow, _camvid, _labelme_folders, _beside, _one_folder, _bare):
         if (found := look(folder, files)) is not None:
@@ -76,7 +77,7 @@ def recognise(folder: Path) -> Layout:
     raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)}); give the folder that holds your images")
 
 
-_ImagesByFolder = Mapping[str, list[str]]  # names of the image files by their folder, relative
+_ImagesByFolder = Mapping[str, list[str]]  # image file names by relative folder
 
 
 def _files(folder: Path) -> _ImagesByFolder:
@@ -89,7 +90,7 @@ def _files(folder: Path) -> _ImagesByFolder:
 
 
 def _split_of(path: str) -> str | None:
-    """The split that a part of a path names, the last one first."""
+    """The split named in a path, looking at its last parts first."""
     for part in reversed(PurePosixPath(path.lower()).parts):
         for word in re.split(r"[\W_]+", part):
             for split, words in SPLIT_NAMES.items():
@@ -145,7 +146,7 @@ def _cityscapes(folder: Path, files: _ImagesByFolder) -> Layout | None:
 
 
 def _voc(folder: Path, files: _ImagesByFolder) -> Layout | None:
-    """The layout of VOC, also as CVAT and labelme export it."""
+    """The VOC layout, also as exported by CVAT and labelme."""
     for place in sorted(folder.rglob("JPEGImages")):
         root = place.parent
         at = root.relative_to(folder)
@@ -176,12 +177,12 @@ def _voc(folder: Path, files: _ImagesByFolder) -> Layout | None:
 
 
 def _class_files(root: Path) -> tuple[dict[int, str], dict[str, list[Colour]]]:
-    """Names by value and colours by name that a file beside the masks says."""
+    """Class names by value and colours by name, from files next to the masks."""
     colours: dict[str, list[Colour]] = {}
-    for line in _text(root / "labelmap.txt").splitlines():  # of CVAT: label:color_rgb:parts:actions
+    for line in _text(root / "labelmap.txt").splitlines():  # CVAT's, label:color_rgb:parts:actions
         if match := re.match(r"([^#:][^:]*):(\d+),(\d+),(\d+)", line.strip()):
             colours.setdefault(match[1].strip(), []).append((int(match[2]), int(match[3]), int(match[4])))
-    for line in _text(root / "label_colors.txt").splitlines():  # of CamVid, and of CVAT in that format
+    for line in _text(root / "label_colors.txt").splitlines():  # CamVid's, and CVAT's in that format
         if match := re.match(r"(\d+)\s+(\d+)\s+(\d+)\s+(\S.*)", line.strip()):
             colours.setdefault(match[4].strip(), []).append((int(match[1]), int(match[2]), int(match[3])))
     lines = [line.strip() for line in _text(root / "class_names.txt").splitlines() if line.strip()]
@@ -231,7 +232,7 @@ def _is_camvid(values: set[int]) -> bool:
 
 
 def _labelme_folders(folder: Path, files: _ImagesByFolder) -> Layout | None:
-    """A folder an image, with img.png, label.png and label_names.txt."""
+    """One folder per image, with img.png, label.png and label_names.txt."""
     places = [place for place, names in files.items() if {"img.png", "label.png"} <= set(names)]
     texts = {_text(folder / place / "label_names.txt") for place in places}
     if not places or len(texts) != 1:
@@ -248,13 +249,13 @@ def _labelme_folders(folder: Path, files: _ImagesByFolder) -> Layout | None:
     )
 
 
-# What has no name
+# Layouts without a name
 
 
 def _beside(folder: Path, files: _ImagesByFolder) -> Layout | None:
-    """Masks in a folder of their own, with the names of the images, or these with a suffix."""
+    """Masks in separate folders, named like the images or with a suffix."""
     pairs, suffix = defaultdict[str, list[tuple[str, str]]](list), ""
-    alone = defaultdict[str, list[str]](list)  # images without masks, of splits that have a name
+    alone = defaultdict[str, list[str]](list)  # images without masks, in named splits
     masks = [place for place in files if _is_of_masks(place)]
     for place in files:
         if place in masks:
@@ -293,7 +294,7 @@ def _is_of_masks(place: str) -> bool:
 
 
 def _one_folder(folder: Path, files: _ImagesByFolder) -> Layout | None:
-    """Images and masks side by side."""
+    """Images and masks in the same folder."""
     splits = {}
     endings = Counter[str]()
     for place, names in files.items():
@@ -326,12 +327,12 @@ def _bare(folder: Path, files: _ImagesByFolder) -> Layout | None:
 
 
 def _common(places: Iterator[str]) -> str:
-    """The deepest folder that all these lie in."""
+    """The deepest common parent folder."""
     return PurePosixPath(os.path.commonpath([*places])).as_posix()
 
 
 def _in_order(splits: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
-    """The split to train on first; it is what there is if none is called so."""
+    """Splits in the usual order; without one called train, the first is renamed to it."""
     if "train" not in splits:
         first = next(iter(splits))
         splits = {"train" if name == first else name: split for name, split in splits.items()}
@@ -339,12 +340,12 @@ def _in_order(splits: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str,
     return {name: splits[name] for name in [*order, *(name for name in splits if name not in order)]}
 
 
-# What is in the masks
+# Content of the masks
 
 
 @dataclass(frozen=True)
 class MaskValues:
-    """What masks hold, by how many pixels: numbers without a palette, colours, and colours of indices of palettes."""
+    """Pixel counts of the values and packed colours in masks, and the colours of palette indices."""
 
     numbers: Counter[int]
     colours: Counter[int]
@@ -352,7 +353,7 @@ class MaskValues:
 
 
 def masks_of(folder: Path, layout: Layout) -> Iterator[Path]:
-    """Some mask files of a layout, evenly spaced."""
+    """A sample of a layout's mask files, evenly spaced."""
     pattern = layout.masks.get("label") or f"*{layout.masks.get('suffix', '')}"
     behind = pattern.partition("*")[2]
     places = [split["labels"] for split in layout.splits.values() if "labels" in split]
@@ -367,7 +368,7 @@ def masks_of(folder: Path, layout: Layout) -> Iterator[Path]:
 
 
 def values_of(paths: Iterator[Path]) -> MaskValues:
-    """What is in mask files; those that cannot be read are left to `check`."""
+    """Count the values in mask files, skipping unreadable ones, which `check` reports."""
     numbers, colours, by_index = Counter[int](), Counter[int](), defaultdict[int, set[int]](set)
     for path in paths:
         try:
@@ -385,20 +386,20 @@ def values_of(paths: Iterator[Path]) -> MaskValues:
             numbers += Counter({value * scale: count for value, count in found.items()})
         else:
             colours += Counter(found)
-    if colours and not by_index:  # a mask of one grey is a colour mask, too, among others
+    if colours and not by_index:  # among colour masks, grey ones are colour masks too
         colours += Counter({value * 0x010101: count for value, count in numbers.items() if value < 256})
         numbers.clear()
     return MaskValues(numbers, colours, {index: frozenset(found) for index, found in by_index.items()})
 
 
 def _counted(values: npt.ArrayLike | None) -> dict[int, int]:
-    """How often each value occurs."""
+    """The number of occurrences of each value."""
     found, counts = np.unique(np.asarray(values), return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def described_classes(layout: Layout, seen: MaskValues) -> dict[str, Any]:
-    """The fields classes, void and colours of a description. DataError where there are too many for classes."""
+    """The fields classes, void and colours of a description. DataError for no readable mask or too many values."""
     if layout.classes is not None:
         return {"classes": dict(layout.classes), "void": list(layout.void or [])}
     if not seen.numbers and not seen.colours:
@@ -433,9 +434,9 @@ def _of_numbers(layout: Layout, seen: MaskValues) -> dict[str, Any]:
 
 def _of_colours(layout: Layout, seen: MaskValues) -> dict[str, Any]:
     known = {int(packed(colour)): name for name, colours in layout.colours.items() for colour in colours}
-    if layout.name == "VOC" and not {*seen.colours} <= {*known}:  # the layout alone, with other classes
+    if layout.name == "VOC" and not {*seen.colours} <= {*known}:  # VOC's layout with other classes
         known = {int(packed(colour_map(255))): VOID} if int(packed(colour_map(255))) in seen.colours else {}
-    elif not known and layout.names:  # a palette whose indices have names
+    elif not known and layout.names:  # a palette with named indices
         known = {next(iter(colours)): layout.names[at] for at, colours in seen.by_index.items() if at in layout.names}
         known |= {int(packed(colour_map(at))): name for at, name in layout.names.items() if name not in known.values()}
     colours: dict[str, list[Colour]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What `init` writes for a folder: its `dataset.yaml`, and an experiment on it, both with comments."""
+"""The files that `init` writes for a folder: a commented `dataset.yaml`, and an experiment on it."""
 
 import re
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _COMMENTS = {
 
 @dataclass(frozen=True)
 class Proposal:
-    """The text of both files, what was recognised, and what a person has to fill in, if anything."""
+    """The text of both files, the recognised layout, and what remains for the user to fill in."""
 
     layout: Layout
     description: str
@@ -37,7 +37,7 @@ class Proposal:
 
 
 def propose(folder: Path, name: str) -> Proposal:
-    """Files for a folder of images; `name` is that of the experiment. DataError where nothing can be recognised."""
+    """Propose files for a folder of images; `name` is the experiment's. DataError without images or readable masks."""
     layout = recognise(folder)
     tree: dict[str, Any] = {}
     missing = []
@@ -67,7 +67,7 @@ def _description(tree: Mapping[str, Any], layout: Layout) -> str:
 
 
 def _entry(key: str, value: Any) -> str:
-    """A field; a mapping has an entry a line."""
+    """A field as YAML; a mapping has one entry per line."""
     if isinstance(value, dict):
         return "\n".join([f"{key}:", *(f"  {_flow(name)}: {_flow(one)}" for name, one in value.items())])
     return f"{key}: {_flow(value)}"
@@ -103,7 +103,7 @@ def _experiment(path: str, name: str, layout: Layout) -> str:
 
 
 def _white(folder: Path, layout: Layout) -> int | None:
-    """The full range of the images of 16 bits, if there are any, by their largest value."""
+    """The value of white in 16-bit images, guessed from the largest value; None without such images."""
     largest = 0
     for where in layout.splits.values():
         place = folder / where["images"]
@@ -126,6 +126,6 @@ def _is_deep(path: Path) -> bool:
 
 
 def slug(text: str) -> str:
-    """A name of an experiment after that of a folder."""
+    """An experiment name made from a folder's name."""
     plain = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
     return plain or "own-images"

@@ -1,4 +1,4 @@
-"""Images held out of training: a fixed share of the training split becomes a split of its own."""
+"""Images held out of training: a fixed fraction of the training split becomes a separate split."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ HELD_OUT = "held_out"
 
 
 class HeldOut(Dataset):
-    """A data set whose training split lacks the images that are held out; these are the split ``held_out``.
+    """A data set with some training images moved to the split ``held_out``; other splits are unchanged.
 
-    Every other split is the data set's own. The images are the first of the training names in the order of their
-    SHA-256, so they do not depend on the seed, and those of a smaller share are among those of a larger one.
+    Those are the first training names in order of SHA-256, so they do not depend on the seed, and those of a smaller
+    share are a subset of those of a larger one.
     """
 
     def __init__(self, whole: Dataset, share: float) -> None:
-        """Divide the training split of `whole`; no image is touched yet. SpecError as in `facts_with_held_out`."""
+        """Divide the training split of `whole`, without reading images. SpecError as in `facts_with_held_out`."""
         super().__init__(whole.spec, whole.data_path)
         self.facts = facts_with_held_out(whole.facts, whole.spec)
         self._whole, self._share = whole, share
@@ -35,7 +35,7 @@ class HeldOut(Dataset):
         return self._whole.code
 
     def identity(self, split: str) -> list[Any]:
-        """The reduced training split needs no mark: which images it has is in the fingerprint."""
+        """As the data set's; only ``held_out`` is marked, since the fingerprint includes the names of a split."""
         if split == HELD_OUT:
             return [*self._whole.identity(self._training), HELD_OUT]
         return self._whole.identity(split)
@@ -44,7 +44,7 @@ class HeldOut(Dataset):
         return self._whole.has_labels(self._source(split))
 
     def names(self, split: str) -> tuple[str, ...]:
-        """DataError also when fewer than two images would be left to train on."""
+        """As the data set's; DataError also if fewer than two images would remain for training."""
         if split not in (self._training, HELD_OUT):
             return self._whole.names(split)
         names = self._whole.names(self._training)
@@ -52,7 +52,7 @@ class HeldOut(Dataset):
         return tuple(name for name in names if (name in held_out) == (split == HELD_OUT))
 
     def signature(self, split: str) -> list[list[str | int]]:
-        """That of the whole training split and the names, so that neither part passes for the whole or the other."""
+        """The signature of the whole training split plus the names, so that whole and parts differ."""
         if split not in (self._training, HELD_OUT):
             return self._whole.signature(split)
         return [*self._whole.signature(self._training), [split, *self.names(split)]]
@@ -73,11 +73,11 @@ class HeldOut(Dataset):
         return self._whole.native_size(self._source(split), name)
 
     def _source(self, split: str) -> str:
-        """The split of the whole data set that has the images of this one."""
+        """The split of the whole data set that contains the images of this one."""
         return self._training if split == HELD_OUT else split
 
     def _first(self, names: tuple[str, ...]) -> frozenset[str]:
-        """The names that are held out."""
+        """The names to hold out."""
         number = max(1, round(self._share * len(names)))
         if len(names) - number < 2:
             raise DataError(
@@ -89,9 +89,9 @@ class HeldOut(Dataset):
 
 
 def facts_with_held_out(facts: DatasetFacts, spec: DatasetSpec) -> DatasetFacts:
-    """The facts of a data set with the split ``held_out``, if its spec holds images out.
+    """The facts of a data set, with the split ``held_out`` added if its spec holds images out.
 
-    SpecError when the data set has a split of this name itself, or when that is the one to train on.
+    Raises SpecError if the data set already has a split of this name, or if that is the split to train on.
     """
     if spec.held_out is None:
         return facts
@@ -109,5 +109,5 @@ def facts_with_held_out(facts: DatasetFacts, spec: DatasetSpec) -> DatasetFacts:
 
 
 def _order(name: str) -> bytes:
-    # A file name that is no text is refused with its path when its split is prepared, not here.
+    # Names that are not valid Unicode are rejected with their paths when the split is prepared, not here.
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()

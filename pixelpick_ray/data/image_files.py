@@ -1,4 +1,4 @@
-"""Image and label files as they are: decoded without a loss, or refused with what the file really is."""
+"""Lossless decoding of image and label files; other files are rejected with what they really are."""
 
 import contextlib
 import os
@@ -17,24 +17,24 @@ from PIL import Image, UnidentifiedImageError
 from pixelpick_ray.errors import DataError, SpecError
 
 UInt8Array = npt.NDArray[np.uint8]
-ORIENTATION = 0x0112  # of a picture, in its EXIF data
-# Pillow runs other programs for some further formats, and JPEG and WebP may change the values of label maps.
+ORIENTATION = 0x0112  # EXIF tag
+# Pillow runs external programs for some other formats, and JPEG and WebP may change the values of label maps.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 LABEL_FORMATS = ("PNG", "TIFF", "BMP")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-DEEP = ";16"  # in Pillow's names of raw data: 16 bits per channel
+DEEP = ";16"  # 16 bits per channel, in Pillow's raw modes
 _RED_GREEN_BLUE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be decoded is told by its file
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors are reported with the file's name
 
 
-Image.MAX_IMAGE_PIXELS = None  # `opened` has a limit of its own, and says what to do
+Image.MAX_IMAGE_PIXELS = None  # `opened` has its own limit, with advice
 MAX_PIXELS = "PIXELPICK_MAX_PIXELS"
 
 
 def max_pixels() -> int:
-    """Pixels that a picture may say it has: 250 million unless the environment says otherwise."""
+    """The largest accepted number of pixels in an image: PIXELPICK_MAX_PIXELS (SpecError if invalid) or 250 million."""
     given = os.environ.get(MAX_PIXELS, "250000000")
     if not re.fullmatch(r"[1-9][0-9]{0,11}", given):
         raise SpecError(f"{MAX_PIXELS}: {given!r} is not a number of pixels; give one, e.g. 250000000")
@@ -43,11 +43,10 @@ def max_pixels() -> int:
 
 @dataclass(frozen=True)
 class LabelFile:
-    """What a label file holds (H, W): numbers in `values`, packed RGB (`packed`) in `colours`, or both where both may
-    be meant.
+    """The content of a label file: `values` (H, W), `colours` (H, W) as packed RGB, or both if ambiguous.
 
-    `palette` are the packed colours of a palette's indices, which are the values then. Grey of less than eight `bits`
-    may mean its numbers, as in `values`, or its brightness.
+    With a palette, `values` are indices into `palette`, (n,) packed colours. Grey of fewer than eight `bits` may mean
+    its raw values, as in `values`, or its brightness.
     """
 
     values: npt.NDArray[np.integer] | None
@@ -57,16 +56,16 @@ class LabelFile:
 
 
 def packed(colour: npt.ArrayLike) -> npt.NDArray[np.int32]:
-    """Colours (..., 3) of 8 bits as one number each, 0xRRGGBB."""
+    """Pack 8-bit RGB colours (..., 3) into integers (...), 0xRRGGBB."""
     red, green, blue = np.moveaxis(np.asarray(colour, dtype=np.int32), -1, 0)
     return np.asarray(red << 16 | green << 8 | blue, dtype=np.int32)
 
 
 def read_image(path: Path, *, label_size: tuple[int, int] | None = None, white: int | None = None) -> UInt8Array:
-    """Decode a file to (H, W, 3) RGB of 8 bits; `white` is the value of white in files of 16 bits.
+    """Decode a file to 8-bit RGB (H, W, 3); `white` is the value of white in 16-bit files.
 
-    A photo that its EXIF data turn is turned if it has no label map, or one of the turned size (`label_size`: height,
-    width). DataError for a damaged or missing file, and for one that may be read in two ways.
+    EXIF orientation is applied if there is no label map, or if `label_size` (height, width) matches the rotated image
+    only. Raises DataError for a missing or damaged file, and for an ambiguous one.
     """
     with opened(path, IMAGE_FORMATS) as image:
         _check_channels(image, path)
@@ -75,18 +74,16 @@ def read_image(path: Path, *, label_size: tuple[int, int] | None = None, white: 
         if is_deep:
             pixels = _of_16_bits(path, white)
         else:
-            # OpenCV multiplies the colours of a TIFF by their opacity, and has its own idea of CMYK.
+            # OpenCV premultiplies alpha in TIFF, and converts CMYK differently.
             plain = image.mode in ("RGB", "L", "P", "1") or image.format in ("PNG", "WEBP", "BMP")
             decoded = cv2.imdecode(_bytes(path), _RED_GREEN_BLUE) if plain else None
-            # Where OpenCV gives nothing, Pillow says what is wrong.
+            # If OpenCV fails, Pillow's error tells why.
             pixels = np.asarray(image.convert("RGB") if decoded is None else decoded, dtype=np.uint8)
     return np.ascontiguousarray(_turned(pixels, turn))
 
 
 def read_size(path: Path, label_path: Path | None = None) -> tuple[int, int]:
-    """Height and width of what `read_image` gives, by the beginnings of the files alone. DataError for what shows
-    there; damaged pixels do not.
-    """
+    """(height, width) of `read_image`'s result, from file headers alone; DataError for problems visible there."""
     with opened(path, IMAGE_FORMATS) as image:
         _check_channels(image, path)
         exif = _exif(image, path)
@@ -99,8 +96,9 @@ def read_size(path: Path, label_path: Path | None = None) -> tuple[int, int]:
 
 
 def read_label_file(path: Path) -> LabelFile:
-    """What a label file holds. DataError for a damaged or missing file, one that its viewers turn, transparent pixels,
-    several pages, and channels that differ in 16 bits.
+    """Read a label file without interpreting its values.
+
+    Raises DataError for a missing or damaged file, an EXIF orientation, transparency, several pages, or 16-bit colours.
     """
     with opened(path, LABEL_FORMATS) as image:
         raw = _raw_mode(image)
@@ -135,7 +133,7 @@ def read_label_file(path: Path) -> LabelFile:
 
 
 def check_whole(path: Path) -> None:
-    """DataError where a file is absent, or a link to one that is."""
+    """Raise DataError for a dangling symbolic link."""
     if path.is_symlink() and not path.exists():
         target = os.readlink(path)
         fetch = "git annex get" if "annex/objects" in target else "dvc pull" if ".dvc" in target else ""
@@ -145,7 +143,7 @@ def check_whole(path: Path) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """An image file, whose pixels are not decoded yet; what fails while it is open is a DataError, too."""
+    """Open an image file without decoding its pixels; later errors within the context become DataErrors too."""
     try:
         check_whole(path)
         with Image.open(path, formats=formats) as image:
@@ -171,7 +169,7 @@ def _damaged(error: Exception, formats: tuple[str, ...]) -> str:
     )
 
 
-# By how a file begins: what it is, and what to do.
+# Patterns at the beginning of other files: what they are, and what to do.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (
         rb"version https://git-lfs",
@@ -209,7 +207,7 @@ _LOSSY = rb"(?s)\xff\xd8\xff|RIFF....WEBP"
 
 
 def _what_it_is(path: Path, formats: tuple[str, ...]) -> str | None:
-    """What a file is that is none of these formats, with the remedy; None where it is absent or may be one."""
+    """What a file in none of these formats is, with a remedy; None if it is missing or unknown."""
     try:
         with open(path, "rb") as file:
             head = file.read(1024)
@@ -239,13 +237,13 @@ def _what_it_is(path: Path, formats: tuple[str, ...]) -> str | None:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How a file that is not decoded yet stores a pixel, in Pillow's names, such as ``RGB;16B``."""
+    """Mode and Pillow raw mode of an image that is not decoded yet, such as ``RGB RGB;16B``."""
     tiles: Any = getattr(image, "tile", None)
     return f"{image.mode} {tiles[0][3] if tiles else ''}"
 
 
 def _exif(image: Image.Image, path: Path) -> Image.Exif:
-    """The EXIF data of a file. Those of a PNG may stand behind its pixels, and to look there decodes these."""
+    """The EXIF data of a file. A PNG is searched first: its EXIF may follow the pixels, which Pillow would decode."""
     marks = (b"eXIf", b"Raw profile", b"XML:com.adobe")
     if image.format == "PNG":
         content = path.read_bytes()
@@ -255,13 +253,13 @@ def _exif(image: Image.Image, path: Path) -> Image.Exif:
 
 
 def _orientation(exif: Image.Exif) -> int:
-    """That of a picture that viewers turn or mirror, 2..8, else 0."""
+    """EXIF orientation 2..8 if viewers rotate or mirror the image, else 0."""
     found: Any = exif.get(ORIENTATION)
     return int(found) if found in range(2, 9) else 0
 
 
 def _turn(exif: Image.Exif, size: tuple[int, int], label_size: tuple[int, int] | None, path: Path) -> int:
-    """The orientation to apply, 0 for none. DataError where the label map may have been drawn either way."""
+    """The orientation to apply, 0 for none. DataError if the label map may have been drawn in either orientation."""
     orientation = _orientation(exif)
     if not orientation or label_size is None or (orientation > 4 and label_size == size[::-1] != size):
         return orientation
@@ -273,7 +271,7 @@ def _turn(exif: Image.Exif, size: tuple[int, int], label_size: tuple[int, int] |
 
 
 def _turned(pixels: UInt8Array, orientation: int) -> UInt8Array:
-    """The picture as viewers show it (EXIF 2.32, tag Orientation)."""
+    """The image as viewers show it (EXIF 2.32, tag Orientation)."""
     if orientation > 4:
         pixels = pixels.transpose(1, 0, 2)
     down = orientation in (3, 4, 7, 8)
@@ -293,7 +291,7 @@ def _check_channels(image: Image.Image, path: Path) -> None:
 
 
 def _check_tiff(image: Image.Image, path: Path) -> None:
-    """DataError for a TIFF that is turned: readers differ in whether they turn it."""
+    """Raise DataError for a TIFF with an orientation, which readers treat differently."""
     tags: Any = getattr(image, "tag_v2", {})
     if image.format == "TIFF" and tags.get(ORIENTATION, 1) != 1:
         raise DataError(
@@ -306,7 +304,7 @@ def _bytes(path: Path) -> UInt8Array:
 
 
 def _unchanged(path: Path) -> npt.NDArray[Any]:
-    """All channels of a file at full depth, colours in the order of OpenCV, blue first."""
+    """All channels of a file at full depth, in OpenCV's BGR order."""
     pixels = cv2.imdecode(_bytes(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise ValueError("its pixels are damaged")
@@ -314,7 +312,7 @@ def _unchanged(path: Path) -> npt.NDArray[Any]:
 
 
 def _of_16_bits(path: Path, white: int | None) -> UInt8Array:
-    """(H, W, 3) RGB of a file of 16 bits per channel, scaled so that `white` becomes 255, rounded half up."""
+    """8-bit RGB (H, W, 3) of a file with 16 bits per channel, scaled so that `white` becomes 255, rounded half up."""
     pixels = _unchanged(path)
     if pixels.dtype != np.uint16:
         raise DataError(f"{path}: has channels of {pixels.dtype}; images have 8 or 16 bits without a sign; convert it")
@@ -336,7 +334,7 @@ def _of_16_bits(path: Path, white: int | None) -> UInt8Array:
 
 
 def _of_channels(pixels: npt.NDArray[np.integer], opaque: int, path: Path) -> LabelFile:
-    """A label file of two to four channels (H, W, C), of which an even number has opacity as the last."""
+    """A label file from two to four channels (H, W, C); the last of two or four is alpha."""
     if pixels.shape[-1] in (2, 4):
         if clear := int((pixels[..., -1] != opaque).sum()):
             raise DataError(

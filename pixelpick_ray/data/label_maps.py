@@ -1,4 +1,4 @@
-"""From what label files hold, numbers or colours, to class indices."""
+"""Conversion of values or colours in label files to class indices."""
 
 import threading
 from collections.abc import Iterable, Sequence
@@ -13,18 +13,18 @@ from pixelpick_ray.data.image_files import LabelFile, UInt8Array, packed
 from pixelpick_ray.errors import DataError
 
 Colour = tuple[int, int, int]
-ClassIndices = npt.NDArray[np.int16]  # class indices and void; _NONE where there is neither
+ClassIndices = npt.NDArray[np.int16]  # class indices, void or _NONE
 _NONE = -1
 _MOST_SHOWN = 5  # colours in a message
 
 
 @dataclass(frozen=True)
 class LabelEncoding:
-    """Which numbers and colours of label files stand for which class.
+    """The mapping from values and colours in label files to classes.
 
-    ``ids`` and ``colours`` have those of each class in order. Where a file has a palette, its colours win over its
-    indices. With ``colours_required`` files are refused whose palette has other colours; without, these files are read
-    by index as long as that contradicts neither a known colour nor another file.
+    ``ids`` and ``colours`` list those of each class, in index order. If a file has a palette, its colours take
+    precedence over its indices. With ``colours_required``, a palette with unknown colours is rejected; otherwise such
+    files are read by index, unless that contradicts a known colour or another file.
     """
 
     ids: Sequence[Sequence[int]]
@@ -33,13 +33,13 @@ class LabelEncoding:
     colours: Sequence[Sequence[Colour]] = ()
     void_colours: Sequence[Colour] = ()
     colours_required: bool = False
-    allowed: str = ""  # what to say of the numbers
+    allowed: str = ""  # text for the allowed values
     remedy: str = "correct the label map"
     _seen: dict[int, tuple[int, Path]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def decode(self, file: LabelFile, path: Path) -> UInt8Array:
-        """Class indices and void (H, W). DataError names the file and what in it is neither."""
+        """Class indices and void (H, W). DataError names the file and the values or colours that are neither."""
         if file.palette is not None and file.values is not None:
             indices = self._of_palette(file.values, file.palette, path)
         elif file.colours is not None and (self.colours or file.values is None):
@@ -68,12 +68,12 @@ class LabelEncoding:
         void = f" and {listed(self.void_ids)} (void)" if self.void_ids else ""
         return f"{listed(one for ids in self.ids for one in ids)}{void}"
 
-    # Numbers
+    # Values
 
     def _of_values(self, values: npt.NDArray[np.integer], bits: int, path: Path) -> ClassIndices:
         indices = self._looked_up(values)
         if bits < 8:
-            # Grey of few bits is brightness, as programs that make PNGs smaller write it; of one bit also a mask.
+            # Grey of few bits is brightness if a PNG optimiser wrote it, or raw values; of one bit, often a mask.
             bright = self._looked_up(values.astype(np.int32) * (255 // (2**bits - 1)))
             if self._doubt(bright) < self._doubt(indices) or (bits > 1 and self._doubt(bright) < 2):
                 return bright
@@ -88,7 +88,7 @@ class LabelEncoding:
         return np.where(is_known, self._by_id[np.where(is_known, values, 0)], np.int16(_NONE))
 
     def _doubt(self, indices: ClassIndices) -> int:
-        """0 where all pixels are classes, 1 where some are void, 2 where some are neither."""
+        """0 if all pixels are classes, 1 if some are void, 2 if some are neither."""
         return 2 if (indices == _NONE).any() else int((indices == self.void_index).any())
 
     def _refuse(self, values: npt.NDArray[np.integer], wrong: npt.NDArray[np.bool_], path: Path) -> None:
@@ -148,7 +148,7 @@ class LabelEncoding:
         return self._of_values(indices, 8, path)
 
     def _check_indices(self, shown: dict[int, int], known: dict[int, int], others: list[int], path: Path) -> None:
-        """DataError where the palette of a file says something else than its indices, or than another file's."""
+        """Raise DataError if a file's palette contradicts its indices or another file's palette."""
         if self.colours_required or any(self._by_id[index] != one for index, one in known.items()):
             some = ", ".join(f"{list(rgb(shown[index]))} (index {index})" for index in others[:_MOST_SHOWN])
             raise DataError(f"{path}: its palette has colours of no class, {some}; {self._known_colours}")
@@ -173,12 +173,12 @@ class LabelEncoding:
 
 
 def rgb(colour: int) -> Colour:
-    """A packed colour as red, green and blue."""
+    """Unpack a colour into red, green and blue."""
     return int(colour) >> 16 & 255, int(colour) >> 8 & 255, int(colour) & 255
 
 
 def listed(values: Iterable[int]) -> str:
-    """Numbers as ranges: 0..2, 7, 9."""
+    """Numbers as text with ranges: 0..2, 7, 9."""
     runs: list[list[int]] = []
     for value in sorted(values):
         if runs and value == runs[-1][1] + 1:

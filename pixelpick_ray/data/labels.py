@@ -1,4 +1,4 @@
-"""Labelled pixels: the one value that grows during active learning."""
+"""Labelled pixels, the value that grows during active learning."""
 
 import hashlib
 import zipfile
@@ -14,11 +14,11 @@ from pixelpick_ray.config.canonical import canonical_json
 from pixelpick_ray.errors import DataError, StoreError
 
 IntArray = npt.NDArray[np.int32]
-VOID, UNKNOWN = -1, -2  # labels of pixels that an annotator gave no class: none of the classes, or cannot tell
+VOID, UNKNOWN = -1, -2  # labels of pixels without a class: it is none of the classes, or the annotator cannot tell
 
 
 def reading_order(image: npt.ArrayLike, y: npt.ArrayLike, x: npt.ArrayLike) -> npt.NDArray[np.intp]:
-    """The order in which pixels are kept: by image, then row, then column; `image` may be names or their ranks."""
+    """Indices that sort pixels by image, row and column; `image` may hold names or their ranks."""
     return np.lexsort((np.asarray(x), np.asarray(y), np.asarray(image)))
 
 
@@ -26,10 +26,10 @@ def reading_order(image: npt.ArrayLike, y: npt.ArrayLike, x: npt.ArrayLike) -> n
 class LabelledPixels:
     """Labels at pixels of prepared images, sorted by (image, y, x), each pixel at most once.
 
-    ``names`` (sorted, unique) are the images that occur; the columns have one entry a labelled pixel: ``image`` indexes
-    ``names``, ``y`` and ``x`` are in the frame of the prepared image, ``label`` is a class, ``stage`` the stage
-    that asked for it. A pixel that was asked for and got no class is there, too, so that it is not asked for again: its
-    label is VOID or UNKNOWN, and nothing is trained on it (`with_class`).
+    ``names`` (sorted, unique) are the images that occur. The columns (k,) have one entry per pixel: ``image`` indexes
+    ``names``, ``y`` and ``x`` are coordinates in the prepared image, ``label`` is a class, ``stage`` the first stage
+    that trains on it. Queried pixels that got no class are included, so that they are not queried again: their label is
+    VOID or UNKNOWN, and they are not trained on (`with_class`).
     """
 
     names: tuple[str, ...]
@@ -49,7 +49,7 @@ class LabelledPixels:
         label: npt.ArrayLike,
         stage: int | npt.ArrayLike,
     ) -> Self:
-        """Sort columns into a value; `names` has one name a pixel. DataError when a pixel occurs twice."""
+        """Sort columns into a value; `names` has one name per pixel. Raises DataError if a pixel occurs twice."""
         columns = np.broadcast_arrays(np.asarray(y), np.asarray(x), np.asarray(label), np.asarray(stage))
         ys, xs, labels, stages = (np.asarray(column, dtype=np.int32).reshape(-1) for column in columns)
         unique, inverse = np.unique(np.asarray(names, dtype=np.str_).reshape(-1), return_inverse=True)
@@ -65,7 +65,7 @@ class LabelledPixels:
         return len(self.image)
 
     def add(self, other: "LabelledPixels") -> "LabelledPixels":
-        """The union; DataError when a pixel is in both."""
+        """The union. Raises DataError if a pixel is in both."""
         return LabelledPixels.of(
             names=np.concatenate([self.names_per_pixel(), other.names_per_pixel()]),
             y=np.concatenate([self.y, other.y]),
@@ -75,7 +75,7 @@ class LabelledPixels:
         )
 
     def with_class(self) -> "LabelledPixels":
-        """The pixels whose label is a class; the same value when all are."""
+        """The pixels whose label is a class; the same object if all are."""
         if (self.label >= 0).all():
             return self
         kept = self.label >= 0
@@ -92,27 +92,27 @@ class LabelledPixels:
         return np.asarray(self.names, dtype=np.str_)[self.image] if len(self) else np.zeros(0, dtype=np.str_)
 
     def of_image(self, name: str) -> slice:
-        """The slice of the columns that belongs to an image; empty when it has no labelled pixel."""
+        """The slice of the columns for an image; empty if it has no labelled pixel."""
         at = bisect_left(self.names, name)
         if at >= len(self.names) or self.names[at] != name:
             return slice(0, 0)
         return slice(int(np.searchsorted(self.image, at)), int(np.searchsorted(self.image, at, side="right")))
 
     def digest(self) -> str:
-        """SHA-256 of which pixels have which labels; the stage that asked does not count."""
+        """SHA-256 of the pixels and their labels; stages do not count."""
         text = hashlib.sha256(canonical_json(list(self.names)).encode("ascii"))
         for column in (self.image, self.y, self.x, self.label):
             text.update(np.ascontiguousarray(column, dtype="<i4").tobytes())
         return text.hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write as .npz; equal values give equal bytes."""
+        """Write as .npz; equal pixels give equal bytes."""
         names = np.asarray(self.names, dtype=np.str_)
         np.savez(path, names=names, image=self.image, y=self.y, x=self.x, label=self.label, stage=self.stage)
 
     @classmethod
     def read(cls, path: Path | BinaryIO) -> Self:
-        """Read what `write` wrote; code in a file is never run. StoreError when it holds something else."""
+        """Read a file from `write` without executing code in it. Raises StoreError for any other content."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 names = tuple(str(name) for name in file["names"])

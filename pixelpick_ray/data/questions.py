@@ -1,4 +1,4 @@
-"""Questions: pixels that are asked about, with what is known of them before anybody has answered."""
+"""Questions: pixels to be labelled, with everything known about them before they are."""
 
 import io
 import zipfile
@@ -17,18 +17,18 @@ from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import AskRecord, read_chain
 
 Place = tuple[str, int, int]  # image, y, x
-UNSAID = -3  # in the place of a label: nobody has said it, and no label map does
+UNSAID = -3  # in place of a label: no answer yet, or no label map
 
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """Pixels of prepared images that somebody is to label, sorted by (image, y, x).
+    """Pixels of prepared images to be labelled, sorted by (image, y, x).
 
-    ``names`` (sorted, unique) are the images that occur and ``shapes`` (n, 2) their heights and widths; the other
-    columns have one entry a pixel: ``image`` indexes ``names``; ``truth`` is what the label map says, UNSAID where the
-    data set has none; ``predicted`` the class that the network would say, -1 where none was asked; ``entropy`` that of
-    its prediction in nats, NaN where none was asked; ``distance`` that to a border of classes in pixels, infinite where
-    there is none. ``stage`` is the stage that trains on the answers first.
+    ``names`` (sorted, unique) are the images that occur and ``shapes`` (n, 2) their heights and widths. The other
+    arrays are (k,), one entry per pixel: ``image`` indexes ``names``; ``truth`` is the label map's class, or UNSAID;
+    ``predicted`` and ``entropy`` are the network's class and the entropy of its prediction in nats, -1 and NaN if it
+    was not used; ``distance`` is the distance to the nearest class border in pixels, infinite if there is none.
+    ``stage`` is the first stage that trains on the answers.
     """
 
     names: tuple[str, ...]
@@ -56,7 +56,7 @@ class Questions:
         distance: npt.ArrayLike,
         stage: int,
     ) -> Self:
-        """Sort columns into a value; `names` and `shapes` have one entry a pixel."""
+        """Sort columns into a value; `names` and `shapes` have one entry per pixel."""
         order = reading_order(np.asarray(names, dtype=np.str_), y, x)
         unique, first, image = np.unique(
             np.asarray(names, dtype=np.str_).reshape(-1), return_index=True, return_inverse=True
@@ -86,11 +86,11 @@ class Questions:
         return np.asarray(self.names, dtype=np.str_)[self.image] if len(self) else np.zeros(0, dtype=np.str_)
 
     def places(self) -> list[Place]:
-        """Image, y and x of every pixel."""
+        """(image, y, x) of every pixel."""
         return list(zip(self.names_per_pixel().tolist(), self.y.tolist(), self.x.tolist(), strict=True))
 
     def add(self, other: "Questions") -> "Questions":
-        """The questions of both, which are of one stage."""
+        """The questions of both, which must be of the same stage."""
         return Questions.of(
             names=[*self.names_per_pixel().tolist(), *other.names_per_pixel().tolist()],
             shapes=np.concatenate([self.shapes[self.image], other.shapes[other.image]]).tolist(),
@@ -102,17 +102,17 @@ class Questions:
         )
 
     def answered(self, labels: npt.ArrayLike) -> LabelledPixels:
-        """The pixels with a label each (k,): a class, VOID or UNKNOWN."""
+        """The pixels with their labels (k,): classes, VOID or UNKNOWN."""
         return LabelledPixels.of(names=self.names_per_pixel(), y=self.y, x=self.x, label=labels, stage=self.stage)
 
     def write(self, path: Path) -> None:
-        """Write as .npz; equal values give equal bytes."""
+        """Write as .npz; equal questions give equal bytes."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         np.savez(path, **(columns | {"names": np.asarray(self.names, dtype=np.str_)}))
 
     @classmethod
     def read(cls, path: Path | BinaryIO) -> Self:
-        """Read what `write` wrote; code in a file is never run. StoreError when it holds something else."""
+        """Read a file from `write` without executing code in it. Raises StoreError for any other content."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 columns = {field.name: file[field.name] for field in fields(cls)}
@@ -126,12 +126,12 @@ class Questions:
 
 
 def is_whole(ask: AskRecord, store: Store) -> bool:
-    """Whether all questions are there; what vanished is asked anew by the next run."""
+    """Whether all questions of an ask are stored; the next run recreates missing ones."""
     return all(store.has("question", key) for key in ask.questions)
 
 
 def all_questions(ask: AskRecord, store: Store) -> Questions:
-    """All questions of an ask. StoreError when they vanished."""
+    """All questions of an ask. Raises StoreError if any are missing."""
     whole, *parts = (read_questions(store, key) for key in ask.questions)
     for part in parts:
         whole = whole.add(part)
@@ -139,7 +139,7 @@ def all_questions(ask: AskRecord, store: Store) -> Questions:
 
 
 def read_questions(store: Store, key: str) -> Questions:
-    """Stored questions by their key. StoreError when they vanished."""
+    """Stored questions by key. Raises StoreError if they are missing or damaged."""
     files = store.files("question", key, ["questions.npz"])
     if files is None:
         raise StoreError(f"{store.address}: the questions {key} vanished or are damaged; run again, to ask anew")
@@ -147,12 +147,12 @@ def read_questions(store: Store, key: str) -> Questions:
 
 
 def last_ask(store: Store, experiment: Experiment, chain: str) -> AskRecord | None:
-    """What a chain of an experiment asked at the end of its last run, answered or not; None when it asked nothing."""
+    """What a chain asked at the end of its last run, answered or not; None if it asked nothing."""
     record = read_chain(store, experiment, chain)
     return None if record is None else record.asks
 
 
 def open_ask(store: Store, experiment: Experiment, chain: str) -> AskRecord | None:
-    """What a chain of an experiment waits for; None when it asks nothing now."""
+    """The ask that a chain is waiting for; None if it is not waiting."""
     ask = last_ask(store, experiment, chain)
     return None if ask is None or store.has("pick", ask.pick) else ask

@@ -1,12 +1,12 @@
-"""Scenes: street pictures and their labels, generated from a name, so that a whole study needs no download.
+"""Scenes: street images with label maps, generated from a name, so that a whole study needs no download.
 
-A scene is drawn back to front as seen by a driver: sky, facades along the street, ground, then everything that stands
-on the ground, the far things first. Distances are metres; `near` is 1 at the lower edge of the picture and 0 at the
-horizon, so that a metre at `near` is `near * Street.metre` pixels.
+A scene is drawn back to front as seen by a driver: sky, facades along the street, ground, then the objects standing on
+it, far ones first. Distances are in metres; `near` is 1 at the lower edge of the image and 0 at the horizon, so that a
+metre at `near` is `near * Street.metre` pixels.
 
-The same bytes come out on every machine: chance is a hash and uniform draws of PCG64, and all else is elementwise
-float64 arithmetic, rounded once at the end. No sums, no transcendental functions, no drawing library, whose last bits
-may differ.
+The bytes are the same on every machine: randomness is a hash and uniform draws of PCG64, and everything else is
+elementwise float64 arithmetic, rounded once at the end, without sums, transcendental functions or drawing libraries,
+whose last bits may differ.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ VERSION = 1
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, CAR, PEDESTRIAN = range(len(CLASS_NAMES))
 CAMERA_METRES = 1.5
-# How strongly fine grain and 4-pixel clumps show on a class, in grey levels, in the order of CLASS_NAMES.
+# Amplitude of fine grain and 4-pixel clumps by class, in grey levels, in the order of CLASS_NAMES.
 GRAIN = np.array([1.0, 5.0, 3.0, 5.0, 8.0, 20.0, 2.0, 3.0, 5.0])
 CLUMPS = np.array([3.0, 7.0, 4.0, 7.0, 7.0, 28.0, 3.0, 4.0, 7.0])
 
@@ -68,7 +68,7 @@ RUBBER: FloatColour = (28, 28, 30)
 
 @dataclass(frozen=True)
 class Street:
-    """Where things are: horizon row, column of the vanishing point, pixels of a metre at near 1, borders in metres."""
+    """Geometry: row of the horizon, column of the vanishing point, pixels per metre at near 1, borders in metres."""
 
     horizon: float
     vanish: float
@@ -77,7 +77,7 @@ class Street:
     walls: tuple[float, float]
 
     def standing(self, near: float, across: float, size: tuple[float, float]) -> Box:
-        """Return the box of an upright thing of `size` (high, wide) metres, `across` metres right of the camera."""
+        """Return the box of an upright object of `size` (high, wide) metres, `across` metres right of the camera."""
         foot, middle = self.horizon + near * (HEIGHT - self.horizon), self.vanish + across * self.metre * near
         high, half = size[0] * self.metre * near, size[1] * self.metre * near / 2
         return Box(foot - high, middle - half, foot, middle + half)
@@ -85,7 +85,7 @@ class Street:
 
 @dataclass(frozen=True)
 class Weather:
-    """The light: levels of the sky at zenith and horizon, gain of each channel, strength of haze, and night or not."""
+    """The light: sky colours at zenith and horizon, gain of each channel, strength of haze, and whether it is night."""
 
     zenith: FloatColour
     skyline: FloatColour
@@ -95,9 +95,9 @@ class Weather:
 
 
 def scene(split: str, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return picture `index` of a split: image (H, W, 3) RGB and label (H, W), a class or VOID.
+    """Return image `index` of a split, (H, W, 3) RGB, and its label map (H, W) of classes and VOID, both uint8.
 
-    Raises KeyError for an unknown split and IndexError for an index outside of it.
+    Raises KeyError for an unknown split and IndexError for an index outside it.
     """
     if split not in SPLIT_SIZES:
         raise KeyError(f"scenes has no split {split!r}; it has {', '.join(SPLIT_SIZES)}")
@@ -142,7 +142,7 @@ def roll_street(dice: Dice) -> Street:
 
 
 def draw_sky(canvas: Canvas, dice: Dice, weather: Weather) -> None:
-    """Fill all with a vertical gradient and, more often than not, clouds; the sky alone ignores the light's gain."""
+    """Fill the image with a vertical gradient and usually clouds; only the sky ignores the light's gain."""
     down = np.clip(canvas.rows / 48, 0, 1)[..., None]
     blue = np.array(weather.zenith) * (1 - down) + np.array(weather.skyline) * down
     cover = dice.clouds(16) + dice.clouds(8) / 2 + dice.between(-1, 0.4)
@@ -152,7 +152,7 @@ def draw_sky(canvas: Canvas, dice: Dice, weather: Weather) -> None:
 
 
 def draw_distance(canvas: Canvas, dice: Dice, street: Street) -> None:
-    """Draw what closes the view at the horizon: blocks and woods."""
+    """Draw buildings and woods along the horizon."""
     left = -dice.between(0, 10)
     while left < WIDTH:
         wide, high = dice.between(6, 22), dice.between(2, 15)
@@ -166,8 +166,8 @@ def draw_distance(canvas: Canvas, dice: Dice, street: Street) -> None:
 
 
 def draw_facades(canvas: Canvas, dice: Dice, street: Street, *, side: int, night: bool) -> None:
-    """Draw one row of houses from the vanishing point towards the camera; now and then a gap opens between two."""
-    # Along a column the facade's nearness is constant: it is where the wall's foot crosses that column.
+    """Draw one row of houses from the vanishing point towards the camera, with occasional gaps between them."""
+    # Along a column a facade's nearness is constant: that of the wall's foot there.
     near = (canvas.columns - street.vanish) / (street.walls[side] * street.metre)
     start = dice.between(0.04, 0.1)
     while start < 1:
@@ -201,13 +201,13 @@ def draw_house(canvas: Canvas, dice: Dice, street: Street, *, plot: Mask, near: 
 
 
 def draw_ground(canvas: Canvas, dice: Dice, street: Street) -> None:
-    """Draw road, markings, kerbs and pavement with its joints, and the shadows that houses throw over them."""
+    """Draw road, markings, kerbs and pavement with its joints, and sometimes a shadow across them."""
     near = (canvas.rows - street.horizon) / (HEIGHT - street.horizon)
     ground = (near > 0) & (canvas.label != BUILDING)
     near = np.where(near > 0, near, 1.0)
     across = (canvas.columns - street.vanish) / (street.metre * near)
     ahead = 3.0 / near
-    # Beyond the walls' feet the ground is seen only through gaps between houses.
+    # Beyond the walls' feet the ground is visible only through gaps between houses.
     road = (near <= 1) & (across > street.road[0]) & (across < street.road[1]) & (canvas.rows > street.horizon)
     stone = dice.tint(dice.pick(((152, 150, 146), (132, 130, 130), (168, 150, 124), (146, 112, 100))), 0.15)
     asphalt = dice.tint(dice.pick(((100, 100, 104), (82, 82, 88), (118, 114, 108), (128, 126, 124))), 0.15)
@@ -229,7 +229,7 @@ def draw_ground(canvas: Canvas, dice: Dice, street: Street) -> None:
 def draw_markings(
     canvas: Canvas, dice: Dice, street: Street, *, road: Mask, across: FloatPlane, ahead: FloatPlane
 ) -> None:
-    """Draw a broken centre line, perhaps lines along the kerbs, a crossing, or a patch of other asphalt."""
+    """Draw a broken centre line, and sometimes lines along the kerbs, a crossing, or a patch of other asphalt."""
     white = dice.tint((206, 204, 196), 0.15)
     if dice.chance(0.4):
         start, middle = dice.between(3, 9), dice.between(-3, 3)
@@ -251,7 +251,7 @@ DrawObject = Callable[[Canvas, Dice, Street, float], None]
 
 
 def draw_things(canvas: Canvas, dice: Dice, street: Street) -> None:
-    """Draw trees, cars, people, poles and signs, the far ones first, each with how many there may be and how near."""
+    """Draw random numbers of trees, cars, people, poles and signs at random distances, far ones first."""
     plan: tuple[tuple[DrawObject, int, int, float, float], ...] = (
         (draw_tree, 0, 4, 0.1, 0.5),
         (draw_car, 1, 5, 0.08, 0.55),
@@ -262,20 +262,21 @@ def draw_things(canvas: Canvas, dice: Dice, street: Street) -> None:
     things: list[tuple[float, int, DrawObject]] = []
     for draw, fewest, most, far, close in plan:
         for _ in range(dice.count(fewest, most)):
-            # Evenly spread in the picture rather than on the ground, else nearly everything were a dot at the horizon.
+            # Spread evenly in the image, not on the ground, where nearly everything would be a dot at the horizon.
             things.append((dice.between(far, close), len(things), draw))
     for near, _, draw in sorted(things, key=lambda thing: thing[:2]):
         draw(canvas, dice, street, near)
 
 
 def kerbside(dice: Dice, street: Street) -> float:
-    """Return a place on a pavement, in metres across, nearer to the kerb than to the wall."""
+    """Return a position on a pavement in metres across, mostly nearer to the kerb than to the wall."""
     side = dice.side()
     share = dice.between(0.08, 0.55)
     return street.road[side] * (1 - share) + street.walls[side] * share
 
 
 def draw_tree(canvas: Canvas, dice: Dice, street: Street, near: float) -> None:
+    """Draw a tree on a pavement: a trunk and a crown of several leafy ellipses."""
     high = dice.between(3.5, 7)
     box = street.standing(near, kerbside(dice, street), (high, high * dice.between(0.5, 0.9)))
     canvas.shade(box.part(0.97, 0, 1.03, 1), 0.65)
@@ -287,7 +288,7 @@ def draw_tree(canvas: Canvas, dice: Dice, street: Street, near: float) -> None:
 
 
 def draw_car(canvas: Canvas, dice: Dice, street: Street, near: float) -> None:
-    """Draw a car: parked or driving, from behind or (seldom) across, sometimes a van."""
+    """Draw a car, sometimes a van: parked or driving, from behind or (rarely) from the side."""
     parked, crossing, van = dice.chance(0.45), dice.chance(0.2), dice.chance(0.15)
     across = street.road[dice.side()] * 0.8 if parked else dice.between(street.road[0] + 1, street.road[1] - 1)
     high = 2.1 if van else dice.between(1.35, 1.6)
@@ -321,7 +322,7 @@ def draw_person(canvas: Canvas, dice: Dice, street: Street, near: float) -> None
 
 
 def draw_pole(canvas: Canvas, dice: Dice, street: Street, near: float) -> None:
-    """Draw a lamp post with an arm over the road, a bare post, or (as in CamVid a sign) a traffic light on its post."""
+    """Draw a lamp post with an arm over the road, a bare post, or one with a traffic light (a sign, as in CamVid)."""
     across = kerbside(dice, street)
     high, kind = dice.between(2.8, 6), dice.between(0, 1)
     ink = Ink(dice.tint(dice.pick(((70, 72, 76), (44, 46, 48), (60, 54, 48))), 0.15), POLE, near)
@@ -339,6 +340,7 @@ def draw_pole(canvas: Canvas, dice: Dice, street: Street, near: float) -> None:
 
 
 def draw_sign(canvas: Canvas, dice: Dice, street: Street, near: float) -> None:
+    """Draw a traffic sign on a pavement: a post, which is a pole, and a plate."""
     across, high, wide = kerbside(dice, street), dice.between(2.1, 3), dice.between(0.65, 1)
     canvas.stamp(street.standing(near, across, (high, 0.09)), Ink(dice.tint((84, 84, 86), 0.2), POLE, near))
     box = street.standing(near, across, (high + wide / 2, wide))
@@ -349,7 +351,7 @@ def draw_sign(canvas: Canvas, dice: Dice, street: Street, near: float) -> None:
 
 
 def develop(canvas: Canvas, dice: Dice, weather: Weather) -> FloatPlane:
-    """Return the photograph: texture, haze, light and its colour, a soft lens, and the sensor's noise."""
+    """Return the photograph: the canvas with texture, lighting, haze, lens blur and sensor noise."""
     texture = GRAIN[canvas.label] * dice.field(HEIGHT, WIDTH) + CLUMPS[canvas.label] * dice.clouds(4)
     unevenness = 1 + 0.2 * dice.clouds(32)
     image = (canvas.image + texture[..., None]) * unevenness[..., None]
@@ -363,7 +365,7 @@ def develop(canvas: Canvas, dice: Dice, weather: Weather) -> FloatPlane:
 
 
 def blank_bonnet(canvas: Canvas, image: FloatPlane, dice: Dice) -> None:
-    """Draw the bonnet of the camera's own car, which no class names, along the lower edge."""
+    """Draw the bonnet of the camera's own car, which is void, along the lower edge."""
     offset = (canvas.columns - WIDTH / 2 - dice.between(-8, 8)) / dice.between(64, 90)
     depth = (canvas.rows - HEIGHT) / dice.between(3.5, 7.5) + 1 - offset * offset
     bonnet = depth > 0
@@ -373,9 +375,9 @@ def blank_bonnet(canvas: Canvas, image: FloatPlane, dice: Dice) -> None:
 
 
 def blank_borders(label: npt.NDArray[np.uint8], dice: Dice) -> None:
-    """Void a line one pixel wide above and left of some kinds of objects, as careful annotators leave one out.
+    """Void a line one pixel wide above and left of some kinds of objects, as careful annotators do.
 
-    Thin classes lose nothing: their pixels are never blanked.
+    Pixels of thin classes are never voided.
     """
     kept = (label == POLE) | (label == SIGN) | (label == PEDESTRIAN)
     before = label.copy()

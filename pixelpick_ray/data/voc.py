@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 segmentation (Everingham et al. 2015), in the official layout."""
+"""PASCAL VOC 2012 segmentation (Everingham et al. 2015) in the official layout."""
 
 import tarfile
 from dataclasses import replace
@@ -17,13 +17,13 @@ ARCHIVE = "VOCtrainval_11-May-2012.tar"
 
 
 def colour_map(index: int) -> Colour:
-    """The RGB colour of an index 0..255 in the colour map of VOC: its bits in turn, the lowest to the highest ones."""
+    """RGB colour of an index 0..255 in VOC's colour map: its bits are dealt in turn to the channels' high bits."""
     red, green, blue = (sum(((index >> 3 * at + channel) & 1) << 7 - at for at in range(8)) for channel in range(3))
     return red, green, blue
 
 
 def _names_in(line: str, path: Path, labels: str) -> list[str]:
-    """The images of a line: names, or the paths of one image and its label map, as some lists have them."""
+    """Image names in a line: plain names, or the paths of one image and its label map. DataError for other paths."""
     parts = [PurePosixPath(part) for part in line.split()]
     if all(len(part.parts) == 1 and not part.name.startswith(".") for part in parts):
         return line.split()
@@ -38,9 +38,9 @@ def _names_in(line: str, path: Path, labels: str) -> list[str]:
 
 
 class Voc(FileDataset):
-    """VOCdevkit/VOC2012 with JPEGImages, SegmentationClass and the lists in ImageSets/Segmentation.
+    """VOC 2012 with 21 classes: JPEGImages, SegmentationClass and lists in ImageSets/Segmentation of VOCdevkit/VOC2012.
 
-    ``trainaug`` are all labels in SegmentationClassAug that are not in the list of val.
+    ``trainaug`` are all images with a label map in SegmentationClassAug (SBD) that are not in val.
     """
 
     facts = DatasetFacts(
@@ -104,7 +104,7 @@ class Voc(FileDataset):
         return self._release / "JPEGImages" / f"{name}.jpg", self._labels(split) / f"{name}.png"
 
     def fetch(self, report: ReportBytes) -> None:
-        """Download the official archive when the folder is absent; torchvision checks it and shows the progress."""
+        """Download the official archive if the folder is missing; torchvision verifies it and shows the progress."""
         if self.path.is_dir():
             return
         try:

@@ -1,4 +1,4 @@
-"""Where pretrained weights lie and which they are; reading them is the models' business."""
+"""Location, identity and normalisation of pretrained weights; `models` reads them."""
 
 import hashlib
 from dataclasses import replace
@@ -12,9 +12,9 @@ from pixelpick_ray.errors import DataError, SpecError
 
 
 def weights_path(spec: ModelSpec, data_path: Path) -> Path | None:
-    """Where the pretrained weights of a model lie or belong; None for ``pretrained: none``.
+    """The path of a model's pretrained weights, present or not; None for ``pretrained: none``.
 
-    SpecError as in `check_pretrained`; DataError for a link that leads out of the data folder.
+    Raises SpecError as `check_pretrained` does, and DataError for a link that leads out of the data folder.
     """
     if spec.pretrained == "none":
         return None
@@ -25,7 +25,7 @@ def weights_path(spec: ModelSpec, data_path: Path) -> Path | None:
 
 
 def check_pretrained(spec: ModelSpec) -> None:
-    """SpecError for a file outside the data folder, and for weights that exist for another backbone only."""
+    """Raise SpecError for a file outside the data folder, and for weights of a different backbone."""
     if spec.pretrained.startswith("file:") and escapes(spec.pretrained.removeprefix("file:")):
         raise SpecError(
             f"model.pretrained: {spec.pretrained!r} leaves the data folder; copy the file into it and give its path "
@@ -39,9 +39,9 @@ def check_pretrained(spec: ModelSpec) -> None:
 
 
 def normalisation(spec: ModelSpec, facts: DatasetFacts | None) -> NormaliseSpec | None:
-    """With which mean and deviation a model's images are normalised; None for those of the data set with these facts.
+    """The mean and standard deviation that a model's images are normalised with; None if equal to the data set's.
 
-    Where the facts are not known yet, only `dataset` is known to be the data set's.
+    If `facts` are not known yet, only ``normalise: dataset`` counts as equal.
     """
     wanted = spec.normalised_by
     own = weights_normalisation(spec) if wanted == "weights" else None
@@ -51,13 +51,13 @@ def normalisation(spec: ModelSpec, facts: DatasetFacts | None) -> NormaliseSpec 
 
 
 def normalised_facts(facts: DatasetFacts, spec: ModelSpec) -> DatasetFacts:
-    """The facts of a data set with the mean and deviation that a model's images are normalised with."""
+    """The facts of a data set, with the mean and standard deviation that the model uses."""
     found = normalisation(spec, facts)
     return facts if found is None else replace(facts, mean=found.mean, std=found.std)
 
 
 def weights_digest(spec: ModelSpec, data_path: Path) -> str | None:
-    """SHA-256 of the pretrained weights file, part of the key of a fit; None for ``pretrained: none``."""
+    """SHA-256 of the pretrained weights file, for keys; None for ``pretrained: none``. DataError if unreadable."""
     path = weights_path(spec, data_path)
     if path is None:
         return None
