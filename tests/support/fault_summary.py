@@ -18,16 +18,18 @@ PARTS = {
 }
 INTRODUCTION = """# Kills
 
-Made by `make faults` from the logs that it leaves in `build/faults`. Each study gives one command, `launch.py run`, in
-an empty folder, kills with SIGKILL what the command has started (or the command itself, or a node of the cluster that
-it has joined), and gives the same command again whenever it has ended, until it ends with exit status 0. Whom, in which
-phase and when is drawn from the study's name; the phase is what the workers' own logs say of the moment of the kill.
-Every epoch of a fit is saved (`--checkpoint-minutes 0.0001`), so that a kill costs at most one.
+`make faults` writes this page from the logs that it leaves in `build/faults`. Each study runs one command,
+`launch.py run`, in an empty folder. SIGKILL ends a process that the command has started, the command itself, or a node
+of the cluster that it has joined. Whenever the command has ended, the study runs it again, until its exit status is 0.
+The study's name determines what is killed, in which phase and when. The phase at the moment of the kill comes from the
+workers' own logs. Every epoch of a fit is saved (`--checkpoint-minutes 0.0001`), so a kill costs at most one epoch.
 
-At the end of every life of a study, all of this is checked against a run without kills, made by as many ranks: picks,
-confusion matrices, `table.md` and `table.csv` are the same bytes; no fit and no pick was begun after it was stored, and
-none by two processes at once; no fit has more than one epoch repeated for each time that it was begun again; no
-process, placement group, lease, unfinished fit or partial folder is left.
+After each life of a study, its results are compared with a run without kills on as many ranks. All of this must hold:
+
+- Picks, confusion matrices, `table.md` and `table.csv` are the same bytes.
+- No fit or pick was started after it was stored, or by two processes at once.
+- No fit repeated more than one epoch each time that it was started again.
+- No process, placement group, lease, unfinished fit or partial folder is left.
 """
 
 
@@ -49,9 +51,9 @@ def summarise(lines: Sequence[dict[str, Any]]) -> str:
             f"{', '.join(sorted(machines))}; {' to '.join(sorted({min(dates), max(dates)}))}.\n",
             "## What was killed, and in which phase\n",
             *_hits(kills),
-            "\n## Until work went on\n",
-            "Seconds from the kill to the first step of a process that took over. A driver has to be started again, to",
-            "join or start a cluster and to place the chains; a lost node is noticed after five seconds.\n",
+            "\n## Time until work resumed\n",
+            "Seconds from the kill to the first step of the process that took over. A driver has to be started again,",
+            "join or start a cluster, and place the chains. A lost node is noticed after five seconds.\n",
             *_recovery(kills),
             "\n## Studies\n",
             *_studies(kills, lives),
