@@ -345,7 +345,8 @@ class EvaluateSpec(Spec):
         if not self.splits:
             raise ValueError("splits: none given; give at least one, e.g. splits: {val: {}}")
         if self.report not in self.splits:
-            raise ValueError(f"report: {self.report!r} is not among the evaluated splits {sorted(self.splits)}")
+            evaluated = ", ".join(sorted(self.splits))
+            raise ValueError(f"report: should be one of the evaluated splits ({evaluated}); got {self.report!r}")
         return self
 
     def split_of(self, name: str) -> str:
