@@ -14,7 +14,7 @@ import socket
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from pixelpick_ray.store.backend import is_gone, process_stamp
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 CONNECT_SECONDS = 5.0
 START_TRIES = 3
-WATCH_SECONDS = 0.5
+WATCH_SECONDS, HEAD_SECONDS = 0.5, 5.0  # between looks at services started here, and at the head of a joined cluster
 FOLDER, OWNER = "pp-", "owner"  # prefix of private folders, and the file that names the owner
 # Socket paths, with what Ray and the folder add, may have 103 bytes on macOS and 107 on Linux.
 LONGEST_TEMPORARY = 103 - len(f"/{FOLDER}12345678/r/session_2000-01-01_00-00-00_000000_1234567/sockets/plasma_store")
@@ -65,7 +65,11 @@ def joined(execution: Execution) -> Iterator[None]:
         except Exception as error:  # Ray raises plain ones too, for example if its processes start too slowly
             raise SpecError(_unreachable(execution.address, error)) from error
         try:
-            with contextlib.nullcontext() if execution.address else _watched():
+            with (
+                _watched(HEAD_SECONDS, head_of(ray.get_runtime_context().gcs_address), supervisor.tell)
+                if execution.address
+                else _watched(WATCH_SECONDS, _services(), supervisor.lose)
+            ):
                 yield
         finally:
             ray.shutdown()
@@ -114,20 +118,14 @@ def _remove_left(parent: Path) -> None:
 
 
 @contextlib.contextmanager
-def _watched() -> Iterator[None]:
-    """End a supervised command if the services of the cluster started here end during the block.
-
-    Ray itself takes a minute to notice, or ends the process without one of our messages.
-    """
-    services_of = worker._global_node.all_processes
-    running = {name: services_of[name][0].process for name in ("gcs_server", "raylet") if services_of.get(name)}
+def _watched(seconds: float, look: Callable[[], str], act: Callable[[str], object]) -> Iterator[None]:
+    """Call `look` every few seconds during the block, and `act` with what it has noticed."""
     is_over = threading.Event()
 
     def watch() -> None:
-        while not is_over.wait(WATCH_SECONDS):
-            for name, process in running.items():
-                if (code := process.poll()) is not None and not is_over.is_set():
-                    supervisor.lose(f"the Ray cluster of this run was lost: its {name} {supervisor.ending(code)}")
+        while not is_over.wait(seconds):
+            if (noticed := look()) and not is_over.is_set():
+                act(noticed)
 
     if supervisor.is_supervised():
         threading.Thread(target=watch, daemon=True).start()
@@ -135,6 +133,45 @@ def _watched() -> Iterator[None]:
         yield
     finally:
         is_over.set()
+
+
+def _services() -> Callable[[], str]:
+    """Return a function that says which service of the cluster started here has ended, if one has.
+
+    Ray itself takes a minute to notice, or ends the process without one of our messages.
+    """
+    services_of = worker._global_node.all_processes
+    running = {name: services_of[name][0].process for name in ("gcs_server", "raylet") if services_of.get(name)}
+
+    def look() -> str:
+        for name, process in running.items():
+            if (code := process.poll()) is not None:
+                return f"the Ray cluster of this run was lost: its {name} {supervisor.ending(code)}"
+        return ""
+
+    return look
+
+
+def head_of(address: str) -> Callable[[], str]:
+    """Return a function that says once when the head at HOST:PORT stops answering, and once when it answers again.
+
+    The run is not ended, because a head with a database is restarted and Ray waits a minute for it.
+    """
+    host, _, port = address.rpartition(":")
+    head, failed = f"the head of the Ray cluster, {address},", 0
+
+    def look() -> str:
+        nonlocal failed
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
+                before, failed = failed, 0
+                return f"{head} answers again" if before > 1 else ""
+        except OSError as error:
+            failed += 1
+            silent = f"{head} does not answer ({error.strerror or error}); Ray waits a minute"
+            return silent if failed == 2 else ""
+
+    return look
 
 
 @contextlib.contextmanager
