@@ -1,7 +1,7 @@
-"""Answers from people, the most expensive data of all, in books: one for each set of prepared images.
+"""Answers from people, the most expensive data of all, kept in a book for each set of prepared images.
 
 A book is a folder of the store. Its records hold digests of the images as first shown to people. Each process that
-takes answers appends lines to its own journal. Lines are never changed: an undo is a line of its own.
+takes answers appends lines to its own journal. Lines are never changed: an undo is a separate line.
 """
 
 import os

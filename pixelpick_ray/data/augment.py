@@ -228,7 +228,7 @@ def _colour_step(operation: str, factor: float) -> tuple[float, ...]:
 
 
 def _change_colours(images: Tensor, steps: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Apply the draws' colour changes slot by slot, in place."""
+    """Apply the draws' colour changes slot by slot; overwrites `images`."""
     for slot, changes in enumerate(zip(*map(_slots, draws), strict=True)):
         operations = {operation for operation, _ in changes}
         own, gray, mean, turns, turn = steps[:, slot, :, None, None, None].unbind(1)

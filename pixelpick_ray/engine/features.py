@@ -158,7 +158,7 @@ def prepare_features(
 def make_room(cache_path: Path, folder: Path, size: int, limit: int | None) -> None:
     """Remove least recently used features until all, including `size` bytes for `folder`, are within `limit` bytes.
 
-    Processes that have removed ones open can still read them. Raises DataError if the limit is too small for `folder`
+    Processes that opened removed features can still read them. Raises DataError if the limit is too small for `folder`
     and features in use.
     """
     if limit is None:

@@ -31,8 +31,8 @@ class FrozenModel(nn.Module):
 def labelled_vectors(data: TrainingData, views: Sequence[Features], labels: LabelledPixels | None) -> LabelledVectors:
     """The training vectors of a head: features at the labelled pixels in each view, interpolated like logits.
 
-    In full supervision (`labels` None), every feature cell that is nearest to some pixel with a class, with the number
-    of these pixels per class.
+    In full supervision (`labels` None), these are all feature cells that are nearest to some pixel with a class, with
+    the numbers of these pixels per class.
     """
     one_by_one = [_of_all_pixels(data, one) if labels is None else _of_pixels(data, one, labels) for one in views]
     if len(one_by_one) == 1:

@@ -153,7 +153,7 @@ PACKAGED = {
 
 
 def _from_package(spec: ModelSpec, packaged: _Packaged) -> nn.Module:
-    """A network without classifier and a package's weights, which are in timm's order under other names."""
+    """A network, without classifier, with weights from a package, which are in timm's order under other names."""
     path = Path(str(importlib.resources.files(packaged.package))) / packaged.file
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -166,7 +166,7 @@ def _from_package(spec: ModelSpec, packaged: _Packaged) -> nn.Module:
     network.load_state_dict(wanted | dict(zip(names, tensors, strict=False)))
     for layer in network.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.num_batches_tracked = None  # absent from the package and not to affect the file's digest
+            layer.num_batches_tracked = None  # absent from the package; None omits it from the saved file
     return network
 
 

@@ -177,7 +177,7 @@ def _regression(
 ) -> tuple[Tensor, Tensor]:
     """Weight (C, D) and bias (C,) of softmax regression on standardised vectors.
 
-    Minimises the mean cross entropy plus `penalty` / 2 times the squared weights by L-BFGS, which is convex, until no
+    Minimises the mean cross entropy plus `penalty` / 2 times the squared weights, a convex problem, by L-BFGS until no
     component of the gradient exceeds `tolerance`; starts from `start`, or zero.
     """
     classes, width = labelled.counts.shape[1], labelled.vectors.shape[1]
