@@ -1,6 +1,5 @@
 """From an experiment to its search: the split that is judged, the levels, the score, what can be checked beforehand."""
 
-import json
 import re
 from contextlib import nullcontext
 from typing import Any
@@ -28,19 +27,13 @@ HELD_OUT = "evaluate={splits: {held_out: {}}, report: held_out}"
     ("overrides", "split", "held_out"),
     [
         ([], "val", None),  # CamVid reports test
-        ([VAL], "held_out", 0.2),
         ([VOC, VAL], "held_out", 0.2),
-        ([CITYSCAPES, VAL], "held_out", 0.2),
-        ([SCENES, TEST], "val", None),
-        ([SCENES, VAL], "held_out", 0.2),
         ([SCENES, "evaluate={splits: {final: {split: val}}, report: final}"], "held_out", 0.2),
         ([SCENES, TEST, "dataset.split=val"], "held_out", 0.2),
         ([SCENES, VAL, "search.split=test"], "test", None),
         ([SCENES, TEST, "search.held_out=0.1"], "held_out", 0.1),
         ([FOLDER, VAL, "search.split=dev"], "dev", None),
         ([FOLDER, VAL, "search.held_out=0.3"], "held_out", 0.3),
-        (["dataset.held_out=0.25"], "held_out", 0.25),
-        ([VOC, VAL, "dataset.held_out=0.25"], "held_out", 0.25),
         (["dataset.held_out=0.25", "search.split=val"], "val", 0.25),
         ([FOLDER, VAL, "dataset.held_out=0.25"], "held_out", 0.25),
         ([SCENES, HELD_OUT, "dataset.held_out=0.25"], "val", 0.25),  # held out to be reported
@@ -58,27 +51,27 @@ def test_samples_are_judged_on_a_split_of_their_own(overrides: list[str], split:
 
 
 def test_samples_are_judged_at_the_size_of_the_report_and_when_it_is_evaluated() -> None:
-    search = search_of(*BY_EPOCH)
-    assert search.judged.evaluate.splits == {"val": EvaluatedSpec(size=(180, 240))}
-    assert search.judged.evaluate.when == "every_epoch"
     alias = search_of("evaluate={splits: {small: {split: test, scale: 0.5}}, report: small}")
     assert alias.judged.evaluate.splits == {"val": EvaluatedSpec(scale=0.5)}
     several = "evaluate={splits: {test: {size: [180, 240]}, val: {size: [90, 120]}, half: {split: test}}, report: test}"
-    search = search_of(several)
-    assert set(search.judged.evaluate.splits) == {"val"}
-    assert {trial.dataset for trial in search.ends_plan.trials} == {search.experiment.dataset}
+    search = search_of(several, "evaluate.when=every_epoch", "dataset.images=20", "oracle={name: erring, rate: 0.1}")
+    assert search.judged.evaluate.splits == {"val": EvaluatedSpec(size=(180, 240))}
+    assert search.judged.evaluate.when == "every_epoch"
     assert search.ends_plan.experiment.evaluate == search.judged.evaluate
-    search = search_of("dataset.images=20", "oracle={name: erring, rate: 0.1}")
     changed = search.judged.model_dump(exclude={"search", "evaluate"})
     assert changed == search.experiment.model_dump(exclude={"search", "evaluate"})
     assert search.judged.search is None
+    search = search_of("search.held_out=0.3")
+    trial = search.trial(OTHER, seed=7, budget=20)
+    assert (trial.train.optimizer.lr, trial.acquire.strategy, trial.seed, trial.budget) == (0.0025, "random", 7, 20)
+    assert trial.dataset.held_out == 0.3
+    assert search.trial({}, seed=0, budget=10) == search.judged.trials()[0]
 
 
 @pytest.mark.parametrize(
     ("overrides", "splits", "told"),
     [
         (["search.split=dev"], "train val dev", None),
-        (["search.held_out=0.3"], "train val", None),
         (["dataset.held_out=0.3"], "train val", None),
         (["search.split=held_out"], "train val held_out", None),
         (["search.split=dev"], "train val", "search.split: folder has no split 'dev'; it has train, val; use one"),
@@ -102,41 +95,24 @@ def test_splits_of_ones_own_images_are_checked_once_known(overrides: list[str], 
 
 
 @pytest.mark.parametrize(
-    ("overrides", "levels"),
+    ("overrides", "levels", "told"),
     [
-        ([], [(10, None, 1), (20, None, 2), (40, None, 4)]),
-        (["grid=[{seed: [0], budget: [40, 20, 40]}]"], [(20, None, 1), (40, None, 2)]),
-        (["search.metric={budget: 20}"], [(10, None, 1), (20, None, 2)]),
-        (["search.metric={budget: 10}"], [(10, None, 1)]),
-        (["grid=[{seed: [0], budget: [full]}]"], [("full", None, 1)]),
-        ([*BY_EPOCH], [(10, 2, 1), (10, 4, 2), (10, None, 4), (20, None, 8), (40, None, 16)]),
+        (["grid=[{seed: [0], budget: [40, 20, 40]}]"], [(20, None, 1), (40, None, 2)], "mIoU at 40 px"),
+        (["search.metric={name: area, budget: 20}"], [(10, None, 1), (20, None, 2)], "area under the budget curve to"),
+        (["search.metric={budget: 10}"], [(10, None, 1)], "mIoU at 10 px"),
+        (["grid=[{seed: [0], budget: [full]}]"], [("full", None, 1)], "mIoU at full supervision"),
+        ([*BY_EPOCH], [(10, 2, 1), (10, 4, 2), (10, None, 4), (20, None, 8), (40, None, 16)], "mIoU at 40 px"),
         # An epoch is of the first stage, which the budgets of the grid need not have.
-        ([*BY_EPOCH, "grid=[{seed: [0], budget: [20]}]"], [(10, 2, 1), (10, 4, 2), (20, None, 8)]),
-        ([*BY_EPOCH, "grid=[{seed: [0], budget: [full]}]"], [("full", 2, 1), ("full", 4, 2), ("full", None, 4)]),
-        ([*BY_EPOCH, "search.epochs=[6]"], [(10, 6, 1), (10, None, 4 / 3), (20, None, 8 / 3), (40, None, 16 / 3)]),
-        ([*BY_EPOCH, "search.metric={budget: 10}"], [(10, 2, 1), (10, 4, 2), (10, None, 4)]),
+        ([*BY_EPOCH, "grid=[{seed: [0], budget: [20]}]"], [(10, 2, 1), (10, 4, 2), (20, None, 8)], "mIoU at 20 px"),
+        ([*BY_EPOCH, "grid=[{seed: [0], budget: [full]}]"], [("full", 2, 1), ("full", 4, 2), ("full", None, 4)], "mI"),
     ],
 )
-def test_samples_are_judged_at_levels_whose_resource_grows(overrides: list[str], levels: list[Any]) -> None:
-    found = search_of(LR_ALONE, *overrides).levels
-    assert [(level.budget, level.epoch) for level in found] == [level[:2] for level in levels]
-    assert [level.resource for level in found] == pytest.approx([level[2] for level in levels], rel=1e-12)
-    assert found[0].resource == 1.0
-
-
-@pytest.mark.parametrize(
-    ("overrides", "text", "stages"),
-    [
-        ([], "mIoU at 40 px", 4),
-        (["search.metric={budget: 20}"], "mIoU at 20 px", 2),
-        (["search.metric={name: area}"], "area under the budget curve to 40 px", 4),
-        (["search.metric={name: area, budget: 20}"], "area under the budget curve to 20 px", 2),
-        (["grid=[{seed: [0], budget: [full]}]"], "mIoU at full supervision", 1),
-    ],
-)
-def test_what_samples_are_judged_by_is_told(overrides: list[str], text: str, stages: int) -> None:
-    search = search_of(*overrides)
-    assert (search.metric_text, search.num_stages) == (text, stages)
+def test_samples_are_judged_at_levels_whose_resource_grows(overrides: Any, levels: list[Any], told: str) -> None:
+    search = search_of(LR_ALONE, *overrides)
+    assert [(level.budget, level.epoch) for level in search.levels] == [level[:2] for level in levels]
+    assert [level.resource for level in search.levels] == pytest.approx([level[2] for level in levels], rel=1e-12)
+    assert search.metric_text.startswith(told)
+    assert search.num_stages == (1 if levels[-1][0] == "full" else levels[-1][0] // 10)
 
 
 def test_levels_have_labels_and_seeds_are_those_of_the_grid_each_once() -> None:
@@ -144,13 +120,9 @@ def test_levels_have_labels_and_seeds_are_those_of_the_grid_each_once() -> None:
     labels = ["20 px", "10 px, epoch 4", "full supervision", "full supervision, epoch 3"]
     assert [level.label for level in levels] == labels
     assert search_of("grid=[{seed: [3, 0, 3], budget: [10]}]").seeds == (3, 0)
-
-
-def test_configurations_that_pick_otherwise_may_share_their_first_training() -> None:
-    assert search_of().shares_stages
-    assert search_of("search.space={acquire: {choice: [{strategy: margin}, {strategy: random}]}}").shares_stages
-    assert not search_of(LR_ALONE).shares_stages
-    assert not search_of("search.space={train.epochs: {choice: [2, 3]}}").shares_stages
+    # Configurations that pick otherwise may share their first training.
+    parts = "search.space={acquire: {choice: [{strategy: margin}, {strategy: random}]}}"
+    assert [search_of(space).shares_stages for space in (parts, LR_ALONE)] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -169,13 +141,7 @@ def test_the_score_is_of_the_last_level_or_the_area_so_far(overrides: list[str],
     assert found == pytest.approx(scores, rel=1e-15)
 
 
-def test_the_trial_of_a_configuration_has_its_values_and_is_judged() -> None:
-    search = search_of("search.held_out=0.3")
-    trial = search.trial(OTHER, seed=7, budget=20)
-    assert (trial.train.optimizer.lr, trial.acquire.strategy, trial.seed, trial.budget) == (0.0025, "random", 7, 20)
-    assert trial.dataset.held_out == 0.3
-    own = search.trial({}, seed=0, budget=10)
-    assert own == search.judged.trials()[0]
+POLY = {"name": "poly", "power": 0.9}
 
 
 @pytest.mark.parametrize(
@@ -183,31 +149,18 @@ def test_the_trial_of_a_configuration_has_its_values_and_is_judged() -> None:
     [
         ("train.optimizer.lr: {uniform: [1e-3, 1e-2]}", "", {"train.optimizer.lr": 0.001}),
         ("train.optimizer.lr: {uniform: [2e-3, 1e-2]}", "", None),
-        (f"{WEIGHT_DECAY}: {{uniform: [0, 1]}}", "weight_decay: 0.123456", {WEIGHT_DECAY: 0.123456}),
-        ("train.batch_size: {randint: [2, 8]}", "", {"train.batch_size": 4}),
-        ("acquire.strategy: {choice: [random, entropy]}", "", None),
         ("train.batch_size: {randint: [2, 8]}, acquire.strategy: {choice: [random]}", "", None),
         ("acquire.stochastic: {choice: [{passes: 2}, null]}", "", {"acquire.stochastic": None}),
         ("dataset.size: {choice: [[90, 120], [360, 480]]}", "", {"dataset.size": [360, 480]}),
+        # As written in the space: a searcher knows the values of a choice by their text.
+        (f"{WEIGHT_DECAY}: {{choice: [0.1, 0]}}", "", {WEIGHT_DECAY: 0}),
+        ("train.schedule: {choice: [{name: poly}]}", "schedule: {name: poly}", {"train.schedule": {"name": "poly"}}),
+        ("train.schedule: {choice: [{name: poly, power: 0.9}]}", "schedule: {name: poly}", {"train.schedule": POLY}),
     ],
 )
 def test_values_of_the_file_are_known_where_the_space_has_them_all(space: str, train: str, values: Any) -> None:
-    text = TEXT.replace("lr: 1e-3}", f"lr: 1e-3, {train}}}")
-    assert search_of(f"search.space={{{space}}}", text=text).own_values == values
-
-
-def test_the_values_of_the_file_are_written_as_in_the_space() -> None:
-    """A searcher knows the values of a choice by their text."""
-    assert search_of().own_values == search_of("search.held_out=0.3").own_values == OWN
-    text = TEXT.replace("lr: 1e-3}", "lr: 1e-3, backbone_lr_factor: 1}, schedule: {name: poly}")
-    space = "{train.optimizer.backbone_lr_factor: {choice: [0.1, 1]}, train.schedule: {choice: [{name: poly}]}}"
-    found = search_of(f"search.space={space}", text=text).own_values
-    assert json.dumps(found) == '{"train.optimizer.backbone_lr_factor": 1, "train.schedule": {"name": "poly"}}'
-    for written in ("{name: poly}", "{name: poly, power: 0.9}"):
-        searched = "{train.schedule: {choice: [{name: constant}, {name: poly, power: 0.9}]}}"
-        text = TEXT.replace("lr: 1e-3}", f"lr: 1e-3}}, schedule: {written}")
-        own = search_of(f"search.space={searched}", text=text).own_values
-        assert own == {"train.schedule": {"name": "poly", "power": 0.9}}
+    text = TEXT.replace("lr: 1e-3}", f"lr: 1e-3}}, {train}")
+    assert repr(search_of(f"search.space={{{space}}}", text=text).own_values) == repr(values)
 
 
 def test_the_plan_of_what_can_be_checked_has_every_value_of_the_space_for_every_seed() -> None:
@@ -217,7 +170,6 @@ def test_the_plan_of_what_can_be_checked_has_every_value_of_the_space_for_every_
     values = [own, *others, *((1e-3, name) for name in ("margin", "random", "entropy"))]
     assert found == [(seed, *each) for seed in (0, 5) for each in values]
     assert {trial.budget for trial in search.ends_plan.trials} == {20}
-    assert len(search.ends_plan.chains) == 10
 
 
 def test_a_value_that_no_trial_can_have_is_told_with_its_place() -> None:
@@ -233,18 +185,12 @@ def test_a_value_that_no_trial_can_have_is_told_with_its_place() -> None:
 def test_a_configuration_is_checked_as_a_trial_at_every_budget() -> None:
     search = search_of()
     search.check(OTHER)
-    for changed, told in (
-        ({"acquire.strategy": "best"}, r"^acquire\.strategy: unknown strategy 'best'"),
-        ({"train.optimizer.lr": -1}, r"^train\.optimizer\.lr: Input should be greater than 0; got -1"),
-        ({"train.epoch": 3}, r"^train\.epoch: no such field"),
-    ):
-        with pytest.raises(SpecError, match=told):
-            search.check(OWN | changed)
+    with pytest.raises(SpecError, match=r"^acquire\.strategy: unknown strategy 'best'"):
+        search.check(OWN | {"acquire.strategy": "best"})
     steps = "search.space={acquire.pixels_per_stage: {choice: [5]}, acquire.initial_pixels: {choice: [5, 10]}}"
     to_twenty, text = "search.metric={budget: 20}", TEXT.replace("pixels_per_stage: 10", "pixels_per_stage: 5")
     search = search_of(steps, to_twenty, text=text)
-    for number in (5, 10):
-        search.check({"acquire.pixels_per_stage": number, "acquire.initial_pixels": number})
+    search.check({"acquire.pixels_per_stage": 5, "acquire.initial_pixels": 5})
     with pytest.raises(SpecError, match="the stages do not reach 10 exactly: they start at 5"):
         search.check({"acquire.pixels_per_stage": 10, "acquire.initial_pixels": 5})
     longer = search_of(steps, "grid=[{seed: [0], budget: [10, 20, 25]}]", to_twenty, text=text)

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from pixelpick_ray.config.command import typed
-from pixelpick_ray.config.experiment import dump_experiment, load_experiment, parse_experiment
-from pixelpick_ray.config.trial import EvaluatedSpec, PolySpec
+from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.found import copy_found, found_experiment, found_path, found_text, write_found
 from pixelpick_ray.search.journal import OWN as BY_FILE
@@ -44,30 +43,10 @@ def test_it_has_the_configuration_and_all_else_of_the_file(tmp_path: Path) -> No
     assert found.search is None
 
 
-@pytest.mark.parametrize(
-    ("overrides", "held_out"),
-    [
-        (["search.held_out=0.3"], None),
-        (["dataset={name: voc, long_side: 400}", "evaluate={splits: {val: {}}, report: val}"], None),  # 0.2 by itself
-        (["dataset.held_out=0.25"], 0.25),
-        (["dataset.held_out=0.25", "search.split=val"], 0.25),
-    ],
-)
-def test_what_the_search_held_out_is_trained_on_again(overrides: list[str], held_out: float | None) -> None:
-    search = search_of(*overrides)
-    assert search.judged.dataset.held_out is not None
-    found = found_experiment(search, sample_of(search))
-    assert found.dataset == search.experiment.dataset
-    assert {trial.dataset.held_out for trial in found.trials()} == {held_out}
-
-
-def test_its_five_seeds_are_the_first_that_the_search_has_not_used() -> None:
-    for seeds, unused in (([0], "12345"), ([0, 1, 2], "34567"), ([7, 3], "01245"), ([2, 2], "01345")):
+def test_its_trials_are_those_of_its_own_grid_with_new_seeds_evaluated_as_the_file_says() -> None:
+    for seeds, unused in (([0, 1, 2], "34567"), ([7, 3], "01245")):
         search = search_of(f"grid=[{{seed: {seeds}, budget: [10, 20, 40]}}]")
         assert found_experiment(search, sample_of(search)).grid[0]["seed"] == tuple(map(int, unused))
-
-
-def test_its_trials_are_those_of_its_own_grid_evaluated_as_the_file_says() -> None:
     search = search_of("search.metric={budget: 20}")
     trials = found_experiment(search, sample_of(search, train__optimizer__lr=0.002)).trials()
     wanted = [(seed, budget) for seed in range(1, 6) for budget in (10, 20, 40)]  # all budgets, not up to the metric's
@@ -75,10 +54,10 @@ def test_its_trials_are_those_of_its_own_grid_evaluated_as_the_file_says() -> No
     assert {trial.train.optimizer.lr for trial in trials} == {0.002}
     search = search_of("search.space={dataset.size: {choice: [[360, 480], [90, 120]]}}", "search.held_out=0.2")
     found = found_experiment(search, sample_of(search, dataset__size=[90, 120]))
-    assert (found.dataset.size, found.dataset.held_out) == ((90, 120), None)
-    evaluate = "evaluate={splits: {test: {size: [180, 240]}, val: {}}, when: every_epoch, report: test}"
-    search = search_of(evaluate)
-    assert search.judged.evaluate.splits == {"val": EvaluatedSpec(size=(180, 240))}
+    assert (found.dataset.size, found.dataset.held_out) == ((90, 120), None)  # what was held out is trained on again
+    search = search_of("dataset.held_out=0.25")
+    assert {trial.dataset.held_out for trial in found_experiment(search, sample_of(search)).trials()} == {0.25}
+    search = search_of("evaluate={splits: {test: {size: [180, 240]}, val: {}}, when: every_epoch, report: test}")
     assert found_experiment(search, sample_of(search)).evaluate == search.experiment.evaluate
 
 
@@ -92,10 +71,8 @@ def test_its_name_tells_configurations_apart_and_nothing_else() -> None:
     assert more == found_experiment(search, Sample(0, OTHER, "optuna"))
     found = found_experiment(search_of(f"name={'a' * 80}"), Sample(0, OTHER, "optuna"))
     assert re.fullmatch(r"a{70}-[0-9a-f]{6}", found.name)
-    assert parse_experiment(dump_experiment(found), where="again") == found
-    search, nameless = search_of(), search_of("title=''")
-    assert found_experiment(search, sample_of(search)).title == "Street scenes, as found"
-    assert found_experiment(nameless, sample_of(nameless)).title == "hunt, as found"
+    titles = [found_experiment(each, Sample(0, OTHER, "optuna")).title for each in (search, search_of("title=''"))]
+    assert titles == ["Street scenes, as found", "hunt, as found"]
 
 
 def test_the_file_says_how_it_was_found(tmp_path: Path) -> None:
@@ -119,75 +96,61 @@ def test_the_file_says_how_it_was_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "told"),
-    [
-        ([(OWN, [0.3, 0.4, 0.5], BY_FILE)], "50.00 %, the file's own configuration.\n"),
-        # Where the own configuration was not judged there is nothing to compare with.
-        ([(OTHER, [0.3, 0.4, 0.5], "optuna")], "50.00 %.\n"),
-        ([(OTHER, [0.3, 0.4, 0.5], "optuna"), (OWN, [0.3], BY_FILE)], "50.00 %.\n"),
-    ],
+    ("scores", "told"),
+    # Where the own configuration was not judged at the end there is nothing to compare with.
+    [([0.3, 0.4, 0.55], "55.00 %, the file's own configuration.\n"), ([0.3], "50.00 %.\n")],
 )
-def test_the_file_says_where_its_own_values_are_the_best(tmp_path: Path, samples: Any, told: str) -> None:
+def test_the_file_says_where_its_own_values_are_the_best(tmp_path: Path, scores: list[float], told: str) -> None:
     search = search_of()
     journal = Journal(Store(tmp_path), search)
-    for values, scores, origin in samples:
-        add(journal, values, scores, origin=origin)
+    add(journal, OTHER, [0.3, 0.4, 0.5])
+    add(journal, OWN, scores, origin=BY_FILE)
     assert f"# mIoU at 40 px on val, seed 0: {told}" in found_text(search, journal, journal.best(), SOURCE)
 
 
+WORDS = (
+    "search.space={train.schedule: {choice: [{name: constant}, {name: poly, power: 2}]}, acquire.stochastic: "
+    '{choice: [null, {passes: 2}]}, model.pretrained: {choice: [none, "file:a: b\\n# c.pt"]}}'
+)
+VALUES = {
+    **{"train.schedule": {"name": "poly", "power": 2}, "acquire.stochastic": None},
+    **{"model.pretrained": "file:a: b # c.pt"},
+}
+
+
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "values", "told"),
     [
-        [],
-        ["search.held_out=0.3"],
-        [LR_ALONE, *BY_EPOCH],
-        ["search.metric={name: area, budget: 20}"],
-        ["dataset.held_out=0.2", "evaluate={splits: {test: {}, held_out: {}}, report: test}"],
+        (["search.held_out=0.3"], OTHER, ["; found random\n"]),
+        ([LR_ALONE, *BY_EPOCH], {"train.optimizer.lr": 0.0025}, ["; found 0.0025\n"]),
+        (["dataset.held_out=0.2", "search.metric={name: area, budget: 20}"], OTHER, ["held_out: 0.2"]),
+        # Values that are no plain words, on one line.
+        ([WORDS], VALUES, [f"; found {value}\n" for value in ("{name: poly, power: 2}", "null", "'file:a: b # c.pt'")]),
     ],
 )
-def test_the_file_is_read_back_as_the_experiment(tmp_path: Path, overrides: list[str]) -> None:
+def test_the_file_is_read_back_as_the_experiment(tmp_path: Path, overrides: Any, values: Any, told: list[str]) -> None:
     search = search_of(*overrides)
     journal = Journal(Store(tmp_path / "store"), search)
-    sample = add(journal, {path: OTHER[path] for path in search.spec.space}, [0.5] * len(search.levels))
+    sample = add(journal, values, [0.5] * len(search.levels))
     path, _ = copy_found(search, journal, sample, tmp_path / "hunt.yaml")
     found, again, text = found_experiment(search, sample), load_experiment(path), path.read_text(encoding="utf-8")
     assert again == found
     assert (again.trials(), again.identity()) == (found.trials(), found.identity())
-    assert again.train.optimizer.lr == 0.0025
     assert not re.search(r"^search:", text, re.MULTILINE)
-    assert ("held_out:" in text) == ("dataset.held_out=0.2" in overrides)
-
-
-def test_values_that_are_no_plain_words_are_read_back(tmp_path: Path) -> None:
-    search = search_of(
-        "search.space={train.schedule: {choice: [{name: constant}, {name: poly, power: 2}]}, acquire.stochastic: "
-        '{choice: [null, {passes: 2}]}, model.pretrained: {choice: [none, "file:a: b\\n# c.pt"]}}'
-    )
-    poly, weights = {"name": "poly", "power": 2}, "file:a: b # c.pt"
-    journal = Journal(Store(tmp_path / "store"), search)
-    values = {"train.schedule": poly, "acquire.stochastic": None, "model.pretrained": weights}
-    path, _ = copy_found(search, journal, add(journal, values, [0.5, 0.5, 0.5]), tmp_path / "hunt.yaml")
-    found, text = load_experiment(path), path.read_text(encoding="utf-8")
-    assert found.train.schedule == PolySpec(name="poly", power=2.0)
-    assert (found.acquire.stochastic, found.model.pretrained) == (None, weights)
-    for told in ("{name: poly, power: 2}", "null", "'file:a: b # c.pt'"):  # on one line
-        assert f"; found {told}\n" in text
+    assert all(words in text for words in told)
 
 
 def test_it_is_written_beside_the_file_of_the_search_and_again_when_more_is_known(tmp_path: Path) -> None:
     search = search_of()
     journal, source = journal_of(search, tmp_path), tmp_path / "mine" / "hunt.yaml"
     source.parent.mkdir()
-    path, problem = copy_found(search, journal, journal.best(), source)
-    assert problem == ""
-    assert path == found_path(search, journal.best(), source)
+    path = found_path(search, journal.best(), source)
+    assert copy_found(search, journal, journal.best(), source) == (path, "")
     assert path.parent == tmp_path / "mine" / "found"
     assert path.read_text(encoding="utf-8") == found_text(search, journal, journal.best(), source)
-    before = load_experiment(path)
     add(journal, OWN, [0.1, 0.1, 0.1])
     assert copy_found(search, journal, journal.best(), source) == (path, "")
     assert "the best of 4" in path.read_text(encoding="utf-8")
-    assert load_experiment(path) == before
     assert [*path.parent.iterdir()] == [path]
 
 
@@ -196,11 +159,11 @@ def test_where_no_copy_can_be_written_it_is_in_the_store(tmp_path: Path, blocked
     search = search_of()
     journal, source = journal_of(search, tmp_path), tmp_path / "mine" / "hunt.yaml"
     path = found_path(search, journal.best(), source)
-    if blocked == "the folder is a file":
-        path.parent.parent.mkdir()
-        path.parent.write_text("")
     if blocked == "the file is a folder":
         path.mkdir(parents=True)
+    else:
+        path.parent.parent.mkdir()
+        path.parent.write_text("")
     assert copy_found(search, journal, journal.best(), source)[1].startswith(f"{path}: cannot be written (")
     store = Store(tmp_path / "store")
     kept = Path(write_found(search, journal, journal.best(), source, store))

@@ -1,12 +1,10 @@
 """The records of samples: what is written before anything depends on it is there when the journal is opened again."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from pixelpick_ray.search.design import Search
-from pixelpick_ray.search.journal import OWN as BY_FILE
 from pixelpick_ray.search.journal import Journal, LevelReport, Sample
 from pixelpick_ray.store import Store, experiment_folder
 from tests.support.searches import OTHER, OWN, add, report_of, search_of
@@ -34,6 +32,8 @@ def records(store: Store) -> dict[str, Path]:
 
 
 def test_what_is_recorded_is_there_when_the_journal_is_opened_again(store: Store, journal: Journal) -> None:
+    assert (journal.samples, journal.best(), journal.is_complete(1)) == ([], None, False)
+    assert not store.path.exists()  # nothing is written before
     schedules = {"train.schedule": {"name": "poly", "power": 0.9}, "train.epochs": 3, "model.width": None}
     report = LevelReport(0.5, {"0": 0.25, "1": 0.75}, {"0": ("a", "b"), "1": ("a", "c")}, 12.5)
     steps = (
@@ -42,35 +42,21 @@ def test_what_is_recorded_is_there_when_the_journal_is_opened_again(store: Store
         *(("stop", 1, "asha: rank 2 of the 2"), ("fail", 0, "OSError: the disk is full")),
     )
     for name, *arguments in steps:
-        getattr(journal, name)(*arguments)
+        changed = getattr(journal, name)(*arguments)
         assert opened(store).samples == journal.samples
+        assert journal.samples[changed.index] == changed
     first, second = journal.samples
     reports = (report, report_of(0.25, stage=1))
     assert first == Sample(0, schedules, "optuna", reports, error="OSError: the disk is full")
     assert second == Sample(1, OTHER, "optuna", (report_of(0.5),), stopped="asha: rank 2 of the 2")
-    assert report.miou == 0.5
-
-
-def test_a_record_is_written_before_the_call_returns_and_others_are_untouched(store: Store, journal: Journal) -> None:
-    journal.issue(OWN, BY_FILE)
-    journal.issue(OTHER, "optuna")
-    before = records(store)["00000.json"].read_bytes()
-    journal.report(1, report_of(0.5))
+    before = records(store)["00001.json"].read_bytes()
+    schedules["train.epochs"] = 9  # does not reach the journal
+    assert journal.report(0, report_of(0.5, stage=2)).values["train.epochs"] == 3
+    assert opened(store).samples[0].error == ""  # a report clears it
     assert list(records(store)) == ["00000.json", "00001.json"]
-    assert records(store)["00000.json"].read_bytes() == before
-    assert json.loads(records(store)["00001.json"].read_bytes())["reports"][0]["score"] == 0.5
-
-
-def test_every_call_returns_the_sample_as_it_is_now(journal: Journal) -> None:
-    values = dict(OWN)
-    own = journal.issue(values, BY_FILE)
-    values["train.optimizer.lr"] = 9  # does not reach the journal
-    assert own == Sample(0, OWN, BY_FILE)
-    assert journal.report(0, report_of(0.5)).reports == (report_of(0.5),)
-    assert journal.stop(0, "why").stopped == "why"
-    assert journal.fail(0, "how").error == "how"
-    assert journal.samples == [Sample(0, OWN, BY_FILE, (report_of(0.5),), "why", "how")]
-    assert (own.is_own, journal.issue(OWN, "optuna").is_own) == (True, False)
+    assert records(store)["00001.json"].read_bytes() == before  # records of others are untouched
+    assert opened(store, search_of("search.seed=1")).samples == []
+    assert opened(store, search_of("search.num_samples=99")).samples == journal.samples
 
 
 def test_samples_are_read_in_the_order_of_issue_and_values_in_that_of_the_space(store: Store, journal: Journal) -> None:
@@ -79,17 +65,8 @@ def test_samples_are_read_in_the_order_of_issue_and_values_in_that_of_the_space(
     found = [(sample.index, sample.values["train.optimizer.lr"]) for sample in opened(store).samples]
     assert found == [(index, index + 1) for index in range(12)]
     assert opened(store).issue(OWN, "random").index == 12
-    assert journal.samples[11].label == "sample 11"
+    assert (journal.samples[11].label, journal.samples[11].is_own) == ("sample 11", False)
     assert list(opened(store).samples[12].values) == list(OWN) == ["train.optimizer.lr", "acquire.strategy"]
-
-
-def test_a_report_clears_an_earlier_error_and_other_searches_are_apart(store: Store, journal: Journal) -> None:
-    journal.issue(OWN, BY_FILE)
-    journal.fail(0, "OSError: once")
-    journal.report(0, report_of(0.5))
-    assert opened(store).samples[0].error == ""
-    assert opened(store, search_of("search.seed=1")).samples == []
-    assert opened(store, search_of("search.num_samples=99")).samples == journal.samples
 
 
 def test_a_record_written_by_hand_is_read(store: Store, journal: Journal) -> None:
@@ -116,10 +93,7 @@ def test_a_record_written_by_hand_is_read(store: Store, journal: Journal) -> Non
     [
         ("[]", "is not a mapping"),
         ("{}", "is not valid (KeyError('values'))"),
-        ('{"values": {}}', "is not valid (KeyError('reports'))"),
         ('{"values": [], "reports": []}', "is not valid (AttributeError"),
-        ('{"values": {}, "reports": []}', "is not valid (TypeError"),
-        ('{"values": {}, "reports": [{"score": 1}]}', "is not valid (KeyError('fits'))"),
         ('{"reports": [], "index": 0, "values": {}, "origin": "file", "more": 1}', "is not valid (TypeError"),
         ("{", "is not JSON"),
         ('{"reports": [], "index": 2, "values": {}, "origin": "file"}', "is not valid (ValueError"),
@@ -159,11 +133,6 @@ def test_a_sample_is_over_when_it_is_finished_or_stopped(journal: Journal) -> No
     assert [journal.is_over(sample) for sample in samples] == [True, False, True, False, False]
 
 
-def test_a_journal_of_an_empty_store_is_empty_and_writes_nothing(store: Store, journal: Journal) -> None:
-    assert (journal.samples, journal.best(), journal.is_complete(1)) == ([], None, False)
-    assert not store.path.exists()
-
-
 def test_a_search_is_complete_when_enough_is_over_and_settled_when_the_rest_failed(
     store: Store, journal: Journal
 ) -> None:
@@ -184,16 +153,9 @@ def test_a_search_is_complete_when_enough_is_over_and_settled_when_the_rest_fail
     assert not journal.is_settled(4)
 
 
-def test_a_sample_that_has_diverged_is_over_and_never_the_best(store: Store, journal: Journal) -> None:
-    last = add(journal, OTHER, [0.9, 0.9]).index
-    journal.fail(last, "the loss is nan")
-    journal.diverge(last, "stage 2: the loss is nan")
-    assert (opened(store).samples[last].diverged, opened(store).samples[last].error) == ("stage 2: the loss is nan", "")
-    assert opened(store).is_complete(1)
-    assert opened(store).best() is None
-
-
-def test_the_best_is_the_finished_sample_with_the_highest_score(store: Store, journal: Journal) -> None:
+def test_the_best_is_the_finished_sample_with_the_highest_score_and_none_that_diverged(
+    store: Store, journal: Journal
+) -> None:
     add(journal, OWN, [0.1, 0.2, 0.3])
     journal.stop(add(journal, OTHER, [0.9, 0.9]).index, "asha")
     journal.fail(add(journal, OTHER, [0.8]).index, "OSError")
@@ -205,3 +167,9 @@ def test_the_best_is_the_finished_sample_with_the_highest_score(store: Store, jo
     add(journal, OTHER, [0.5, 0.5, 0.35])  # was ahead, and is not any more
     add(journal, OTHER, [0.1, 0.1, 0.4])  # of equals the earlier one
     assert journal.best() == opened(store).best() == journal.samples[5]
+    last = add(journal, OTHER, [0.9, 0.9]).index
+    journal.fail(last, "the loss is nan")
+    journal.diverge(last, "stage 2: the loss is nan")
+    diverged = opened(store).samples[last]
+    assert (diverged.diverged, diverged.error) == ("stage 2: the loss is nan", "")
+    assert (journal.is_over(diverged), opened(store).best()) == (True, journal.samples[5])

@@ -1,27 +1,15 @@
 """What `plan` and `status` tell of a search, from an empty store and from journals filled by hand."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pixelpick_ray.search import overview
 from pixelpick_ray.search.design import Search
 from pixelpick_ray.search.journal import OWN as BY_FILE
 from pixelpick_ray.search.journal import Journal
-from pixelpick_ray.search.overview import (
-    STATES,
-    best_text,
-    counts,
-    fits_of,
-    plan_figures,
-    plan_text,
-    search_status,
-    state_of,
-    values_text,
-)
 from pixelpick_ray.store import Store, run_lease
 from tests.support.launch import launch, launch_without_torch
 from tests.support.searches import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, THREE_SEEDS, add, report_of, search_of
@@ -59,13 +47,6 @@ def fill(store: Store, search: Search) -> Journal:
     return journal
 
 
-@contextmanager
-def running(store: Store, search: Search) -> Iterator[None]:
-    """A run of the search is alive."""
-    with store.take("run", f"{run_lease(search.experiment)}1") or pytest.fail("it is free"):
-        yield
-
-
 def answer(place: Path, command: str, *options: str) -> str:
     """What a command that succeeds prints of the search."""
     done = launch(place, command, "hunt.yaml", *options)
@@ -79,70 +60,31 @@ def told(place: Path, command: str) -> dict[str, Any]:
 
 
 def by_state(**numbers: int) -> dict[str, int]:
-    return dict.fromkeys(STATES, 0) | numbers
+    return dict.fromkeys(overview.STATES, 0) | numbers
 
 
-def figures_of(search: Search) -> dict[str, Any]:
-    return plan_figures(search, Journal(Store("nowhere"), search))
-
-
-def test_figures_are_those_of_all_samples_to_the_last_level() -> None:
-    chains = 4 * 3
-    assert figures_of(search_of(THREE_SEEDS)) == {
-        "experiment": "hunt",
-        **{"trials": chains * 3, "chains": chains, "fits": chains * 4, "fits_unshared": chains * (1 + 2 + 4)},
-        **{"picks": chains * 4, "stored_fits": 0, "stored_picks": None, "samples": 4},
-        "levels": ["10 px", "20 px", "40 px"],
-        **{"split": "val", "metric": "mIoU at 40 px", "searcher": "optuna", "scheduler": "asha"},
-        "space": {
-            "train.optimizer.lr": "loguniform 0.0001 to 0.01",
-            "acquire.strategy": "choice of margin, random, entropy",
-        },
-        "samples_by_state": by_state(missing=4),
-    }
+GRID, FILE = "search={searcher: grid, space: {train.epochs: {grid: [2, 4]}}}", "the file's own values"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "numbers"),
+    ("overrides", "numbers", "line"),
     [
-        (["search.metric={budget: 20}"], [4 * 2, 4 * 2, 4 * (1 + 2), 4 * 2]),
-        (["grid=[{seed: [0, 1], budget: [full]}]"], [4 * 2, 4 * 2, 4 * 2, 0]),
-        ([LR_ALONE, *BY_EPOCH], [4 * 3, 4 * 4, 4 * (1 + 2 + 4), 4 * 4]),  # an epoch is no trial
-        (["search={searcher: grid, space: {train.epochs: {grid: [2, 4]}}}"], [2 * 3, 2 * 4, 2 * 7, 2 * 4]),
-    ],
-)
-def test_figures_count_budgets_and_points(overrides: list[str], numbers: list[int]) -> None:
-    figures = figures_of(search_of(*overrides))
-    assert [figures[name] for name in ("trials", "fits", "fits_unshared", "picks")] == numbers
-
-
-def test_stages_that_samples_share_are_stored_once(store: Store) -> None:
-    search = search_of()
-    journal = Journal(store, search)
-    for index in range(2):
-        journal.issue(OWN, "optuna")
-        journal.report(index, report_of(0.5, stage=0))
-    journal.report(1, report_of(0.5, stage=1))
-    journal.issue(OWN, "optuna")
-    assert [fits_of(sample) for sample in journal.samples] == [("fit 0 0",), ("fit 0 0", "fit 0 1"), ()]
-    assert plan_figures(search, journal)["stored_fits"] == 2
-
-
-@pytest.mark.parametrize(
-    ("overrides", "line"),
-    [
-        ([], "4 samples by optuna, first the file's own values; seeds 0"),
-        ([THREE_SEEDS, "search.searcher=random"], "4 samples by random, first the file's own values; seeds 0, 1, 2"),
+        (["search.metric={budget: 20}"], [4 * 2, 4 * 2, 4 * (1 + 2), 4 * 2], f"optuna, first {FILE}; seeds 0"),
         (
-            ["search.space={train.epochs: {choice: [2, 4]}}"],
-            "4 samples by optuna; the file's own values are not all in the space; seeds 0",
+            ["grid=[{seed: [0, 1], budget: [full]}]", "search.space={train.epochs: {choice: [2, 4]}}"],
+            *([4 * 2, 4 * 2, 4 * 2, 0], f"optuna; {FILE} are not all in the space; seeds 0, 1"),
         ),
-        (["search={searcher: grid, space: {train.epochs: {grid: [2, 4, 8]}}}"], "3 samples by grid; seeds 0"),
+        # An epoch is no trial.
+        ([LR_ALONE, *BY_EPOCH], [4 * 3, 4 * 4, 4 * (1 + 2 + 4), 4 * 4], f"optuna, first {FILE}; seeds 0"),
+        ([GRID], [2 * 3, 2 * 4, 2 * 7, 2 * 4], "grid; seeds 0"),
     ],
 )
-def test_the_plan_says_what_the_first_sample_is(overrides: list[str], line: str) -> None:
+def test_figures_count_budgets_and_points(overrides: list[str], numbers: list[int], line: str) -> None:
     search = search_of(*overrides)
-    assert line in plan_text(search, Journal(Store("nowhere"), search)).splitlines()
+    journal = Journal(Store("nowhere"), search)
+    figures = overview.plan_figures(search, journal)
+    assert [figures[name] for name in ("trials", "fits", "fits_unshared", "picks")] == numbers
+    assert f"{search.spec.size} samples by {line}" in overview.plan_text(search, journal).splitlines()
 
 
 PLAN = """\
@@ -158,27 +100,33 @@ samples: {states}
 
 def test_plan_and_status_of_an_empty_store(place: Path) -> None:
     assert answer(place, "plan") == PLAN.format(stored=0, states="4 missing")
-    assert told(place, "plan") == figures_of(search_of())
+    chains = 4  # one a sample and seed
+    assert told(place, "plan") == {
+        "experiment": "hunt",
+        **{"trials": chains * 3, "chains": chains, "fits": chains * 4, "fits_unshared": chains * (1 + 2 + 4)},
+        **{"picks": chains * 4, "stored_fits": 0, "stored_picks": None, "samples": 4},
+        "levels": ["10 px", "20 px", "40 px"],
+        **{"split": "val", "metric": "mIoU at 40 px", "searcher": "optuna", "scheduler": "asha"},
+        "space": {
+            "train.optimizer.lr": "loguniform 0.0001 to 0.01",
+            "acquire.strategy": "choice of margin, random, entropy",
+        },
+        "samples_by_state": by_state(missing=4),
+    }
     assert answer(place, "status") == "samples: 4 missing\n"
     nothing = {"rows": [], "best": None, "damaged": []}
     assert told(place, "status") == {"experiment": "hunt", "samples": by_state(missing=4)} | nothing
     assert [path.name for path in place.iterdir()] == ["hunt.yaml"]
 
 
-def test_plan_of_a_search_that_has_begun(place: Path, begun: Journal) -> None:
+def test_plan_of_a_search_that_has_begun_needs_neither_torch_nor_ray(place: Path, begun: Journal) -> None:
+    begun.report(2, report_of(0.2, stage=1, sample=0))  # samples share stages, which are stored once
     states = "2 finished, 1 stopped, 1 failed"
-    assert answer(place, "plan") == PLAN.format(stored=7, states=states)
-    figures = told(place, "plan")
-    assert (figures["stored_fits"], figures["samples_by_state"]) == (7, by_state(finished=2, stopped=1, failed=1))
+    assert launch_without_torch(place, "plan", "hunt.yaml") == PLAN.format(stored=6, states=states)
     more, fewer = (answer(place, "plan", "--set", f"search.num_samples={number}") for number in (6, 2))
     assert more.endswith("samples: 2 finished, 1 stopped, 2 missing, 1 failed\n")
     assert "24 stages to train" in more
     assert fewer.endswith(f"samples: {states}\n")
-
-
-def test_plan_and_status_need_neither_torch_nor_ray(place: Path, begun: Journal) -> None:
-    for command in ("plan", "status"):
-        assert launch_without_torch(place, command, "hunt.yaml") == answer(place, command)
 
 
 def test_every_sample_is_in_one_state(store: Store) -> None:
@@ -188,29 +136,25 @@ def test_every_sample_is_in_one_state(store: Store) -> None:
     journal.fail(journal.stop(add(journal, OTHER, [0.1]).index, WHY).index, "OSError")  # stays stopped
     journal.fail(add(journal, OTHER, [0.1, 0.2, 0.3]).index, "OSError")  # and finished
     begin, end = ["finished", "finished", "stopped"], ["stopped", "finished"]
-    states = {alive: [state_of(journal, one, alive=alive) for one in journal.samples] for alive in (False, True)}
-    assert states[False] == [*begin, "failed", "missing", *end]
-    assert states[True] == [*begin, "running", "running", *end]  # what failed is tried again
+    states = [[overview.state_of(journal, one, alive=alive) for one in journal.samples] for alive in (False, True)]
+    # What failed is tried again.
+    assert states == [[*begin, "failed", "missing", *end], [*begin, "running", "running", *end]]
     journal.diverge(add(journal, OTHER, [0.1]).index, "the loss is nan")
-    assert [state_of(journal, journal.samples[-1], alive=alive) for alive in (False, True)] == ["diverged"] * 2
-    assert counts(search, journal) == by_state(diverged=1, finished=3, stopped=2, missing=2, failed=1)
-    assert counts(search, journal, alive=True) == by_state(diverged=1, finished=3, stopped=2, running=2, waiting=1)
+    assert [overview.state_of(journal, journal.samples[-1], alive=alive) for alive in (False, True)] == ["diverged"] * 2
+    over = {"diverged": 1, "finished": 3, "stopped": 2}
+    assert overview.counts(search, journal) == by_state(**over, missing=2, failed=1)
+    assert overview.counts(search, journal, alive=True) == by_state(**over, running=2, waiting=1)
 
 
 def test_a_run_of_this_search_makes_it_alive_and_no_other(store: Store, place: Path) -> None:
-    search = search_of()
-    assert not search_status(search, store).alive
-    with running(store, search_of("search.seed=1")):
-        assert not search_status(search, store).alive
-    with running(store, search):
-        assert search_status(search, store).alive
-        assert search_status(search_of("search.num_samples=9"), store).alive
-    assert not search_status(search, store).alive
     search = search_of("search.num_samples=6")
     journal = Journal(store, search)
     add(journal, OWN, [0.3, 0.4], origin=BY_FILE)
     add(journal, OTHER, [])
-    with running(store, search):
+    with store.take("run", f"{run_lease(search_of('search.seed=1').experiment)}1"):
+        assert not overview.search_status(search, store).alive
+    with store.take("run", f"{run_lease(search.experiment)}1"):
+        assert overview.search_status(search_of(), store).alive  # of another number of samples
         assert answer(place, "status", "--set", "search.num_samples=6") == (
             "sample 0: 30.0  40.0 (lr=0.001, strategy=margin) running\n"
             "sample 1: - (lr=0.0025, strategy=random) running\n"
@@ -238,7 +182,7 @@ def row(number: int, origin: str, values: dict[str, Any], state: str, scores: li
 
 
 def test_status_has_a_line_a_sample_then_the_best(place: Path, store: Store, begun: Journal) -> None:
-    assert answer(place, "status") == STATUS
+    assert launch_without_torch(place, "status", "hunt.yaml") == STATUS
     rows = [
         row(0, "file", OWN, "finished", [0.3, 0.4, 0.5]),
         row(1, "optuna", OTHER, "finished", [0.35, 0.45, 0.567]),
@@ -258,39 +202,30 @@ def test_status_has_a_line_a_sample_then_the_best(place: Path, store: Store, beg
 def test_a_damaged_record_is_named_and_its_sample_is_another(place: Path, begun: Journal) -> None:
     (record,) = place.glob("store/experiments/*/samples/00001.json")
     record.write_text("{}")
+    told = f"DAMAGED {record.relative_to(place / 'store')}: is not valid (KeyError('values')) (the next run makes it"
     for command in ("plan", "status"):
-        done = launch(place, command, "hunt.yaml")
-        where = record.relative_to(place / "store")
-        assert (done.status, done.err) == (0, "")
-        assert f"DAMAGED {where}: is not valid (KeyError('values')) (the next run makes it again)" in done.out
+        assert told in answer(place, command)
 
 
 def test_the_best_five_are_shown_and_the_file_wherever_it_stands(store: Store) -> None:
-    search, area = search_of(THREE_SEEDS, "search.num_samples=9"), search_of("search.metric={name: area}")
-    journal, by_area = Journal(store, search), Journal(store, area)
+    search = search_of(THREE_SEEDS, "search.num_samples=9")
+    journal = Journal(store, search)
     add(journal, OWN, [0.1, 0.1, 0.1], origin=BY_FILE)
     for score in (0.3, 0.5, 0.2, 0.5, 0.4, 0.6, 0.15):
         add(journal, OTHER, [0.9, 0.9, score])
     journal.stop(add(journal, OTHER, [0.9, 0.9]).index, WHY)
     best = ((1, "60.0", 6), (2, "50.0", 2), (3, "50.0", 4), (4, "40.0", 5), (5, "30.0", 1))  # the earlier one of equals
-    assert best_text(search, journal).splitlines() == [
+    assert overview.best_text(search, journal).splitlines() == [
         "mIoU at 40 px on val, mean of seeds [0, 1, 2]",
         *(f"  {rank}.  {score} %  sample {index}: lr=0.0025, strategy=random" for rank, score, index in best),
         "  8.  10.0 %  sample 0 (the file): lr=0.001, strategy=margin",
     ]
-    add(by_area, OWN, [0.3, 0.35, 0.4], origin=BY_FILE)
-    assert best_text(area, by_area).splitlines() == [
-        "area under the budget curve to 40 px on val, mean of seeds [0]",
-        "  1.  40.0 %  sample 0 (the file): lr=0.001, strategy=margin",
-    ]
 
 
 def test_a_configuration_is_a_line() -> None:
-    assert values_text({"train.optimizer.lr": 1e-5, "acquire.strategy": "margin"}) == "lr=1e-05, strategy=margin"
-    assert values_text({"train.epochs": 3}) == "epochs=3"
     unclear = {"train.precision": "bf16", "acquire.precision": "fp32"}  # from the last name alone
     text = "train.precision=bf16, acquire.precision=fp32, epochs=3"
-    assert values_text(unclear | {"train.epochs": 3}) == text
+    assert overview.values_text(unclear | {"train.epochs": 3}) == text
     nested = {"model": {"backbone": "resnet50"}, "dataset.size": [90, 120]}
-    assert values_text(nested) == "model={backbone: resnet50}, size=[90, 120]"
-    assert values_text({}) == ""
+    assert overview.values_text(nested) == "model={backbone: resnet50}, size=[90, 120]"
+    assert overview.values_text({}) == ""
