@@ -6,18 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.labels import LabelledPixels
-from pixelpick_ray.report.cells import Line, line_of
+from pixelpick_ray.report.cells import line_of
 from pixelpick_ray.report.overlap import overlap_table
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.points import Point
 from pixelpick_ray.report.queries import (
-    CSV_COLUMNS,
     StageQuery,
     class_share_tables,
     load_queries,
@@ -36,30 +34,20 @@ def tell(trial: Trial, stage: int) -> dict[str, Any]:
     return known | {"distinct_classes": 1.25, "spread": 2.0 * stage, "border_distance": 3.0 + stage}
 
 
-@pytest.fixture
-def spec(study: Study) -> Experiment:
-    """Two strategies, two seeds, three stages, and full supervision; all stored."""
-    spec = experiment(GRID)
-    study.fill(spec, lambda trial: matrix(50))
-    study.ask(spec, tell)
-    return spec
-
-
 def queries_of(study: Study, spec: Experiment) -> tuple[StageQuery, ...]:
     return load_queries(study.store, study.chains(spec))
 
 
-def lines(study: Study, spec: Experiment) -> list[dict[str, str]]:
-    return csv_lines(queries_csv(queries_of(study, spec)))
-
-
-def test_every_stage_of_a_chain_is_there_once(study: Study, spec: Experiment) -> None:
+def test_every_stage_of_a_chain_is_there_once_and_every_value_a_line(study: Study) -> None:
+    spec = experiment(GRID)
+    study.fill(spec, lambda trial: matrix(50))
+    study.ask(spec, tell)
     queries = queries_of(study, spec)
     found = [(one.point.strategy, one.point.seed, one.stage, one.point.budget) for one in queries]
     stages = [(0, 10), (1, 20), (2, 30)]
     assert found == [(name, seed, *stage) for name in ("margin", "random") for seed in (0, 1) for stage in stages]
     shorter = experiment("grid=[{acquire.strategy: [margin], seed: [0], budget: [20]}]")
-    assert {line["budget"] for line in lines(study, shorter)} == {"10", "20"}
+    assert [one.point.budget for one in queries_of(study, shorter)] == [10, 20]
     table = query_table(queries_of(study, spec), {})
     start = table.header.index("strategy")
     assert table.header[start:] == (
@@ -77,13 +65,9 @@ def test_every_stage_of_a_chain_is_there_once(study: Study, spec: Experiment) ->
         notes = [note.split(" pixels from")[0] for note in query_table(queries, distances).notes]
         assert notes == ([f"Any labelled pixel of the training images lies {text}"] if text else [])
 
-
-def test_the_csv_has_a_value_a_row(study: Study, spec: Experiment) -> None:
-    found = lines(study, spec)
-    assert tuple(found[0]) == CSV_COLUMNS
-    assert ",".join(CSV_COLUMNS).startswith(
-        "experiment,dataset,architecture,backbone,strategy,setting,seed,stage,budget,statistic,class_name,value,"
-    )
+    found = csv_lines(queries_csv(queries_of(study, spec)))
+    told = "experiment,dataset,architecture,backbone,strategy,setting,seed,stage,budget,statistic,class_name,value,"
+    assert ",".join(found[0]).startswith(told)
     wanted = {"strategy": "margin", "seed": "1", "stage": "2", "budget": "30"}
     own = [line for line in found if line | wanted == line]
     assert [(line["statistic"], line["class_name"], line["value"]) for line in own] == [
@@ -97,13 +81,11 @@ def test_the_csv_has_a_value_a_row(study: Study, spec: Experiment) -> None:
 
 
 def test_pixels_stored_before_there_were_statistics_are_counted_out(study: Study) -> None:
-    nothing = experiment("name=never-run")
-    assert query_table(queries_of(study, nothing), {}) is None
     spec = experiment(GRID)
+    assert query_table(queries_of(study, spec), {}) is None  # never run
     study.fill(spec, lambda trial: matrix(50))  # records without picks
     queries = queries_of(study, spec)
-    assert query_table(queries, {}) is None
-    assert queries_csv(queries) == ",".join(CSV_COLUMNS) + "\n"
+    assert (query_table(queries, {}), csv_lines(queries_csv(queries))) == (None, [])
     study.ask(spec, lambda trial, stage: None if (trial.seed, stage) == (0, 1) else tell(trial, stage))
     table = query_table(queries_of(study, spec), {})
     assert [row[-1] for row in table.rows] == ["2", "1/2", "2"] * 2
@@ -127,21 +109,11 @@ QUERIES = (
 )
 
 
-def only(queries: Sequence[StageQuery], training: Mapping[Line, Sequence[int]]) -> Table:
-    (table,) = class_share_tables(queries, training)
-    return table
-
-
 def test_shares_are_of_all_stages_and_seeds_beside_those_in_the_training_images() -> None:
-    about = (
-        "study, camvid, deeplabv3plus small, pretrained none: share of each class in percent among the pixels asked "
-        "for at all stages and seeds"
-    )
-    table = only(QUERIES, {})
+    (table,) = class_share_tables(QUERIES, {})
     assert (table.header, table.alignment) == (("class", "margin", "random"), "lrr")
     assert table.rows == (("sky", "20.0", "80.0"), ("road", "55.0", "20.0"), ("car", "25.0", "0.0"))
-    assert table.caption == f"{about}."
-    table = only(QUERIES, {MARGIN: (500, 400, 100), RANDOM: (500, 400, 100)})
+    (table,) = class_share_tables(QUERIES, {MARGIN: (500, 400, 100), RANDOM: (500, 400, 100)})
     assert table.header == ("class", "training images", "margin", "random", "margin, times", "random, times")
     assert table.alignment == "lrrrrr"
     # 0.2 / 0.5, 0.55 / 0.4 and 0.25 / 0.1.
@@ -150,32 +122,27 @@ def test_shares_are_of_all_stages_and_seeds_beside_those_in_the_training_images(
         ("road", "40.0", "55.0", "20.0", "1.38", "0.50"),
         ("car", "10.0", "25.0", "0.0", "2.50", "0.00"),
     )
-    rest = "among all labelled pixels of the training images, and how many times as many."
-    assert table.caption == f"{about}, {rest}"
-    assert only(QUERIES, {RANDOM: (500, 400, 100)}) == only(QUERIES, {MARGIN: (500, 400, 100)})
+    assert table.caption == (
+        "study, camvid, deeplabv3plus small, pretrained none: share of each class in percent among the pixels asked "
+        "for at all stages and seeds, among all labelled pixels of the training images, and how many times as many."
+    )
+    assert class_share_tables(QUERIES, {RANDOM: (500, 400, 100)}) == (table,)
 
 
 def test_what_the_training_images_lack_has_no_ratio_and_no_pixels_have_no_shares() -> None:
-    table = only(QUERIES[-1:], {RANDOM: (1, 1, 0)})
+    (table,) = class_share_tables(QUERIES[-1:], {RANDOM: (1, 1, 0)})
     assert table.rows == (("sky", "50.0", "80.0", "1.60"), ("road", "50.0", "20.0", "0.40"), ("car", "0.0", "0.0", "-"))
-    nothing = only([query(POINT, 0, (0, 0, 0))], {MARGIN: (0, 0, 0)})
+    (nothing,) = class_share_tables([query(POINT, 0, (0, 0, 0))], {MARGIN: (0, 0, 0)})
     assert nothing.rows == tuple((name, "-", "-", "-") for name in NAMES)
     assert class_share_tables([query(POINT, 0, None)], {MARGIN: (1, 1, 1)}) == ()
-
-
-def test_every_setting_has_a_table_with_its_own_training_images() -> None:
     settings = [replace(POINT, setting=f"dataset.images={number}") for number in (5, 9)]
     queries = [query(point, 0, (number, 1, 1)) for number, point in enumerate(settings)]
-    first, second = class_share_tables(queries, {line_of(settings[1]): (1, 1, 2)})
-    assert first.rows == (("sky", "0.0"), ("road", "50.0"), ("car", "50.0"))
-    rest = (("25.0", "33.3", "1.33"), ("25.0", "33.3", "1.33"), ("50.0", "33.3", "0.67"))
-    assert second.rows == tuple((name, *texts) for name, texts in zip(NAMES, rest, strict=True))
-    for table, number in ((first, 5), (second, 9)):
-        begin = f"study, camvid, deeplabv3plus small, pretrained none, dataset.images={number}: share of"
-        assert table.caption.startswith(begin)
+    first, second = class_share_tables(queries, {line_of(settings[1]): (1, 1, 2)})  # each with its own images
+    assert (first.rows[0], second.rows[0]) == (("sky", "0.0"), ("sky", "25.0", "33.3", "1.33"))
+    assert "pretrained none, dataset.images=9: share" in second.caption
 
 
-# Whether strategies and seeds fill for the same pixels, against distances worked out by hand and by brute force
+# Whether strategies and seeds fill for the same pixels, against distances worked out by hand
 
 
 Place = tuple[str, int, int]  # image, y, x
@@ -221,7 +188,6 @@ NINETY_NINE = [f"{number:02d}.png" for number in range(99)]
 @pytest.mark.parametrize(
     ("ours", "theirs", "near", "same"),
     [
-        ([HERE], [HERE], "100.0", "100.00"),
         ([HERE], [("a.png", 43, 54)], "100.0", "0.00"),  # 5 pixels away
         ([HERE], [("a.png", 45, 51)], "0.0", "0.00"),  # the square root of 26
         ([HERE, ("b.png", 1, 1)], [("b.png", 40, 50)], "0.0", "0.00"),
@@ -250,16 +216,16 @@ def test_seeds_of_a_strategy_are_compared_too_of_which_three_are_enough(study: S
     assert overlap_rows(Study(tmp_path / "four"), four) == [("margin", "margin", "different", "100.0", "100.00", "3")]
 
 
-@pytest.mark.parametrize(("budget", "pixels"), [(10, FIRST), (20, [])])
-def test_the_first_pixels_alone_and_none_are_not_compared(study: Study, budget: int, pixels: list[Place]) -> None:
-    spec = experiment(f"grid=[{{acquire.strategy: [margin, random], seed: [0], budget: [{budget}]}}]")
-    study.fill(spec, lambda trial: matrix(50))
-    study.ask(spec, lambda trial, stage: None, lambda trial, stage: labelled(pixels) if pixels else NO_PIXELS)
-    assert overlap_of(study, spec) is None
+def test_the_first_pixels_alone_and_none_are_not_compared(study: Study) -> None:
+    for budget in (10, 20):
+        spec = experiment(f"grid=[{{acquire.strategy: [margin, random], seed: [0], budget: [{budget}]}}]")
+        study.fill(spec, lambda trial: matrix(50))
+        study.ask(spec, lambda trial, stage: None, lambda trial, stage: NO_PIXELS if stage else labelled(FIRST))
+        assert overlap_of(study, spec) is None
     assert overlap_of(study, fill(study, {("margin", 0): [HERE]}, "train.batch_size: [1]")) is None  # one chain alone
 
 
-def test_chains_whose_pixels_are_not_stored_are_left_out(study: Study) -> None:
+def test_chains_whose_pixels_are_not_stored_are_left_out_and_settings_stay_apart(study: Study) -> None:
     spec = fill(study, {(name, seed): [HERE] for name in ("margin", "random", "entropy") for seed in (0, 1)})
     lost = {(trial.acquire.strategy, trial.seed): chain_path(spec, trial) for trial in spec.trials()}
     record = study.store.read_record(lost["margin", 0])
@@ -270,27 +236,6 @@ def test_chains_whose_pixels_are_not_stored_are_left_out(study: Study) -> None:
         ("random", "entropy", "the same", "1"),
         ("entropy", "entropy", "different", "1"),
     ]
-
-
-def test_settings_are_not_compared_with_each_other(study: Study) -> None:
-    asked = {("margin", 0): [HERE], ("random", 0): [HERE]}
+    asked = {("margin", 0): [HERE], ("random", 0): [HERE]}  # settings are not compared with each other
     found = overlap_of(study, fill(study, asked, "acquire.pool_fraction: [0.1, 0.2]"))
-    assert [row[found.header.index("setting") :] for row in found.rows] == [
-        (f"acquire.pool_fraction={fraction}", "margin", "random", "the same", "100.0", "100.00", "1")
-        for fraction in (0.1, 0.2)
-    ]
-
-
-def test_shares_are_those_of_brute_force(study: Study) -> None:
-    rng = np.random.default_rng(0)
-    ours, theirs = (
-        sorted({(f"{image}.png", int(y), int(x)) for image, y, x in rng.integers(0, [3, 40, 40], (count, 3))})
-        for count in (80, 120)
-    )
-    apart = np.asarray(
-        [[np.hypot(y - v, x - u) if name == other else np.inf for other, v, u in theirs] for name, y, x in ours]
-    )
-    near, same = (50 * ((apart <= limit).any(1).mean() + (apart <= limit).any(0).mean()) for limit in (5, 0))
-    assert 0 < same < near < 100
-    asked = {("margin", 0): ours, ("random", 0): theirs}
-    assert overlap_rows(study, asked) == [("margin", "random", "the same", f"{near:.1f}", f"{same:.2f}", "1")]
+    assert [row[2] for row in found.rows] == [f"acquire.pool_fraction={fraction}" for fraction in (0.1, 0.2)]

@@ -3,12 +3,10 @@
 import io
 import math
 import shutil
-from collections import namedtuple
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from pixelpick_ray.config.trial import Trial
@@ -16,44 +14,22 @@ from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.report import evaluations
 from pixelpick_ray.report.cells import Cell, areas, build_cells, reported
 from pixelpick_ray.report.evaluations import Evaluation, read_arrays, read_evaluations
-from pixelpick_ray.report.rows import CSV_COLUMNS, Results, rows_csv
+from pixelpick_ray.report.rows import rows_csv
 from tests.support.study import Matrix, Measure, Study, chain_path, csv_lines, experiment, matrix
-
-THREE = [[6, 2, 0], [1, 1, 0], [0, 0, 0]]
-
-
-Row = namedtuple("Row", "strategy setting seed budget split checkpoint metric class_name value share evaluation_key")
-
-
-def rows_of(results: Results) -> tuple[Row, ...]:
-    """One value a row."""
-    rows = []
-    for one in results.readings:
-        point, asked = one.asked.point, one.asked
-        trial = point.strategy, point.setting, point.seed, point.budget, asked.split, asked.checkpoint
-        rows += [Row(*trial, *metric, value, asked.share, one.evaluation_key) for metric, value in one.values.items()]
-    return tuple(rows)
-
-
-def by_metric(results: Results, seed: int = 0, budget: int | str = 10) -> dict[str, Row]:
-    rows = [row for row in rows_of(results) if (row.seed, row.budget) == (seed, budget)]
-    return {row.class_name or row.metric: row for row in rows}
 
 
 def test_metrics_are_those_calculated_by_hand_and_the_csv_has_every_digit(study: Study) -> None:
-    results = study.filled(lambda trial: THREE)
-    rows = by_metric(results)
-    found = [rows[name].value for name in ("sky", "road", "miou", "pixel_accuracy")]
-    assert found == pytest.approx([6 / 9, 1 / 4, (6 / 9 + 1 / 4) / 2, 0.7])
-    assert rows["miou"].share == 10 / 172800
-    assert math.isnan(rows["car"].value)
+    results = study.filled(lambda trial: [[6, 2, 0], [1, 1, 0], [0, 0, 0]])
+    first = results.readings[0]
+    classes = {("iou", "sky"): 6 / 9, ("iou", "road"): 1 / 4, ("iou", "car"): math.nan}
+    means = {("miou", ""): (6 / 9 + 1 / 4) / 2, ("pixel_accuracy", ""): 0.7}
+    assert first.values == pytest.approx(classes | means, nan_ok=True)
+    assert first.asked.share == 10 / 172800
     lines = csv_lines(rows_csv(results))
     trial, measured = "experiment,dataset,architecture,backbone,strategy,seed,budget", "split,checkpoint,metric"
-    assert ",".join(CSV_COLUMNS).startswith(f"{trial},{measured},class_name,value,fit_key,")
-    assert tuple(lines[0]) == CSV_COLUMNS
-    assert [line["value"] for line in lines if line["class_name"] == "car"] == [""] * 6
-    for line, row in zip(lines, rows_of(results), strict=True):
-        assert line["value"] == "" if math.isnan(row.value) else float(line["value"]) == row.value
+    assert ",".join(lines[0]).startswith(f"{trial},{measured},class_name,value,fit_key,")
+    values = [value for one in results.readings for value in one.values.values()]
+    assert [line["value"] for line in lines] == ["" if math.isnan(value) else repr(value) for value in values]
 
 
 def test_trials_without_results_are_listed_and_those_whose_chain_failed_say_why(study: Study) -> None:
@@ -66,14 +42,10 @@ def test_trials_without_results_are_listed_and_those_whose_chain_failed_say_why(
         folder.mkdir(parents=True)
         (folder / "1700000000000000000.txt").write_text(text)
     results = study.results(experiment())
-    for point, trial in results.trials.items():
-        assert (point.seed, point.budget, point.strategy) == (trial.seed, trial.budget, trial.acquire.strategy)
     failed, other = "failed: RunError: no memory", "failed: DataError: damaged"
     reasons = [(0, 10, failed), (0, 20, failed), (1, 20, other), (2, 10, "not run yet"), (2, 20, "not run yet")]
     found = [(one.point.seed, one.point.budget, one.split, one.reason) for one in results.missing]
     assert found == [(seed, budget, "test", reason) for seed, budget, reason in reasons]
-    assert by_metric(results, 1)["miou"].value == 0.25
-    assert not by_metric(results, 1, 20)
 
 
 def test_what_is_damaged_under_a_wrong_key_or_contradicts_its_trial_is_missing_or_refused(study: Study) -> None:
@@ -82,14 +54,13 @@ def test_what_is_damaged_under_a_wrong_key_or_contradicts_its_trial_is_missing_o
     without = study.results(experiment())
     assert not without.missing
     assert {one["device"] for one in without.evidence.values()} == {"unknown"}
-    damaged, wrong, other = (by_metric(results, seed)["miou"].evaluation_key for seed in (0, 1, 2))
+    damaged, wrong, other = (one.evaluation_key for one in results.readings if one.asked.point.budget == 10)
     path = study.store.folder("evaluation", damaged) / "confusion.npz"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     shutil.rmtree(study.store.folder("evaluation", wrong))
     shutil.copytree(study.store.folder("evaluation", other), study.store.folder("evaluation", wrong))
     reasons = [one.reason for one in study.results(experiment()).missing]
     assert reasons == [f"evaluation {key[:16]} is absent or damaged" for key in (damaged, wrong)]
-    assert path.exists()
     path = chain_path(experiment(), experiment().trials()[0])
     record = study.store.read_record(path)
     record["stages"][0]["budget"] = 15
@@ -106,11 +77,6 @@ UP = (40, 80, 60)  # IoU in percent by epoch, twice the mIoU
     ("splits", "percents", "found"),
     [
         ("test: {}", {"test": UP}, {"test last": 30, "test best": 40}),
-        (
-            TWO,
-            {"test": UP, "val": (10, 20, 30)},
-            {"test last": 30, "test best": 40, "test best_on_val": 30, "val last": 15, "val best": 15},
-        ),
         (  # of equal epochs on the held-out split the first is read
             TWO,
             {"test": (80, 60, 40), "val": (10, 30, 30)},
@@ -129,54 +95,43 @@ def test_epochs_are_chosen_by_every_rule(study: Study, splits: str, percents: An
     evaluate = f"evaluate={{splits: {{{splits}}}, report: {splits[: splits.index(':')]}, when: every_epoch}}"
     measured = {split: [matrix(percent) for percent in by_epoch] for split, by_epoch in percents.items()}
     results = study.filled(lambda trial: measured, "train.epochs=3", evaluate, "grid=[{seed: [0], budget: [10]}]")
-    rows = [row for row in rows_of(results) if row.metric == "miou"]
-    assert {f"{row.split} {row.checkpoint}": 100 * row.value for row in rows} == pytest.approx(found)
+    mious = {f"{one.asked.split} {one.asked.checkpoint}": 100 * one.values["miou", ""] for one in results.readings}
+    assert mious == pytest.approx(found)
     assert {one.split for one in results.missing} == ({"val"} if splits == TWO and "val" not in percents else set())
 
 
 def test_every_trial_counts_once_whatever_is_asked_for_twice(study: Study) -> None:
     varied = "acquire.strategy: [margin, random], acquire.pool_fraction: [0.1]"
     results = study.filled(lambda trial: matrix(40), f"grid=[{{{varied}, seed: [0], budget: [10, full]}}]")
-    full = [row for row in rows_of(results) if row.budget == "full" and row.metric == "miou"]
-    assert [(row.strategy, row.setting, row.share) for row in full] == [("", "", 1.0)]
+    (full,) = [one.asked for one in results.readings if one.asked.point.budget == "full"]
+    assert (full.point.strategy, full.point.setting, full.share) == ("", "", 1.0)
     assert len(results.trials) == 3
     longer = experiment("grid=[{acquire.strategy: [margin], seed: [0, 1, 2, 3], budget: [10, 20]}]")
     assert len(study.results(experiment(), longer).trials) == 8
-    assert len(study.results(experiment(), experiment()).trials) == 6
     with pytest.raises(SpecError, match="'study' is given to experiments that differ in more than their grids"):
         study.results(experiment(), experiment("train.epochs=5"))
     with pytest.raises(SpecError, match="no experiment given"):
         study.results()
 
 
-@pytest.mark.parametrize(
-    ("grids", "settings"),
-    [
-        ("{acquire.pool_fraction: [0.1, 0], budget: [10]}", ["acquire.pool_fraction=0.1", "acquire.pool_fraction=0.0"]),
-        ("{dataset.images: [5, null], budget: [10]}", ["dataset.images=5", "dataset.images=none"]),
-        ("{model.backbone: [a, b], model.pretrained: [none, x], budget: [10]}", [""] * 4),
-        ("{model: [{backbone: a, output_stride: 8}], budget: [10]}", ["model.output_stride=8"]),
-        (
-            "{train.schedule: [{name: constant}, {name: poly, power: 0.5}], budget: [10]}",
-            ["train.schedule.name=constant", "train.schedule.name=poly, train.schedule.power=0.5"],
-        ),
-        ("{train.augment: [null, {hflip: 0.1}], budget: [10]}", ["train.augment=none", "train.augment.hflip=0.1"]),
-        (  # a setting of one grid is told of the others too
-            "{train.optimizer.lr: [0.1], budget: [10]}, {budget: [10]}",
-            ["train.optimizer.lr=0.1", "train.optimizer.lr=0.001"],
-        ),
+SETTINGS = {
+    "acquire.pool_fraction: [0.1, 0]": ["acquire.pool_fraction=0.1", "acquire.pool_fraction=0.0"],
+    "dataset.images: [5, null]": ["dataset.images=5", "dataset.images=none"],
+    "model.backbone: [a, b], model.pretrained: [none, x]": [""] * 4,
+    "model: [{backbone: a, output_stride: 8}]": ["model.output_stride=8"],
+    "train.schedule: [{name: constant}, {name: poly, power: 0.5}]": [
+        *("train.schedule.name=constant", "train.schedule.name=poly, train.schedule.power=0.5")
     ],
-)
-def test_settings_tell_apart_what_a_grid_varies(study: Study, grids: str, settings: list[str]) -> None:
-    assert [point.setting for point in study.results(experiment(f"grid=[{grids}]")).trials] == settings
+    "train.augment: [null, {hflip: 0.1}]": ["train.augment=none", "train.augment.hflip=0.1"],
+    # A setting of one grid is told of the others too.
+    "train.optimizer.lr: [0.1], budget: [10]}, {seed: [0]": ["train.optimizer.lr=0.1", "train.optimizer.lr=0.001"],
+}
 
 
-def test_every_split_has_its_rows_and_its_size(study: Study) -> None:
-    splits = "{test: {scale: 0.5}, val: {}, train: {long_side: 90}, native: {split: val, scale: 1.0}}"
-    results = study.filled(lambda trial: [[5 + trial.seed, 5], [1, 9]], f"evaluate.splits={splits}")
-    assert {row.split for row in rows_of(results)} == {"test", "val", "train", "native"}
-    sizes = {"test": "scale 0.5", "val": "360 x 480 pixels", "train": "long side 90 pixels", "native": "native size"}
-    assert {one.split: one.size for one in results.measurements} == sizes
+@pytest.mark.parametrize("varied", SETTINGS)
+def test_settings_tell_apart_what_a_grid_varies(study: Study, varied: str) -> None:
+    results = study.results(experiment(f"grid=[{{{varied}, budget: [10]}}]"))
+    assert [point.setting for point in results.trials] == SETTINGS[varied]
 
 
 # Cells: grouped by everything but the seed, counted against what was asked for
@@ -193,9 +148,8 @@ def test_mean_and_sample_standard_deviation_over_seeds(study: Study) -> None:
     first, second = shown(study, lambda trial: matrix(40 + 10 * trial.seed))
     assert (first.budget, second.budget) == (10, 20)
     assert (first.summary.mean, first.summary.std) == (pytest.approx(0.25), pytest.approx(0.05))
-    assert (first.summary.n, first.expected, first.seeds) == (3, 3, (0, 1, 2))
+    assert (first.summary.n, first.expected, first.seeds, len(set(first.fit_keys))) == (3, 3, (0, 1, 2), 3)
     assert first.share == pytest.approx(10 / 172800)
-    assert len(set(first.fit_keys)) == 3
 
 
 def test_missing_seeds_are_counted_not_averaged_away_and_an_area_takes_only_seeds_with_every_budget(
@@ -212,7 +166,10 @@ def test_missing_seeds_are_counted_not_averaged_away_and_an_area_takes_only_seed
     assert area.summary.mean == pytest.approx((0.175 + 0.275) / 2)
     (cell,) = shown(study, lambda trial: None, "name=never", "grid=[{seed: [0], budget: [20]}]")
     assert (cell.values, cell.expected, cell.share) == ((), 1, pytest.approx(20 / 172800))
-    assert math.isnan(cell.summary.mean)
+    lacking = "name=lacking", "train.epochs=3", "grid=[{seed: [0, 1], budget: [10]}]"
+    cells = build_cells(study.filled(lambda trial: [[5 + 5 * trial.seed, 5 - 5 * trial.seed], [0, 0]], *lacking))
+    (road,) = [cell for cell in cells if cell.class_name == "road"]  # which occurs for seed 0 alone
+    assert (road.summary.n, len(road.values), road.expected, road.summary.mean) == (1, 2, 2, 0.0)
 
 
 def test_what_is_one_fit_for_all_seeds_counts_once(study: Study) -> None:
@@ -237,27 +194,12 @@ def test_budgets_ascend_as_numbers_full_supervision_is_last_and_settings_are_nev
     ]
 
 
-def test_a_class_that_some_seeds_lack_is_averaged_over_the_others(study: Study) -> None:
-    measured = {0: [[10, 0], [0, 0]], 1: [[5, 5], [0, 0]]}
-    cells = build_cells(study.filled(lambda trial: measured[trial.seed], "grid=[{seed: [0, 1], budget: [10]}]"))
-    (road,) = [cell for cell in cells if cell.class_name == "road"]
-    assert (road.summary.n, len(road.values), road.expected, road.summary.mean) == (1, 2, 2, 0.0)
-
-
-def test_the_reporting_split_and_the_last_epoch_are_shown(study: Study) -> None:
-    evaluate = "evaluate={splits: {test: {}, val: {}}, report: val, when: every_epoch}"
-    results = study.filled(lambda trial: [matrix(80), matrix(60)], evaluate)
-    cells = build_cells(results)
-    rules = {(split, rule) for split in ("test", "val") for rule in ("last", "best")}
-    assert {(cell.split, cell.checkpoint) for cell in cells} == rules | {("val", "best_on_test")}
-    found = {(cell.split, cell.checkpoint, cell.summary.mean) for cell in reported(results, cells)}
-    assert found == {("val", "last", 0.3)}
-
-
-def test_two_experiments_stand_side_by_side(study: Study) -> None:
-    pretrained = experiment("name=other", "model.pretrained=imagenet", "evaluate={splits: {val: {}}, report: val}")
+def test_two_experiments_stand_side_by_side_each_with_the_last_epoch_on_its_reported_split(study: Study) -> None:
+    splits = "{test: {scale: 0.5}, val: {}, train: {long_side: 90}, native: {split: val, scale: 1.0}}"
+    evaluate = f"evaluate={{splits: {splits}, report: val, when: every_epoch}}"
+    pretrained = experiment("name=other", "model.pretrained=imagenet", evaluate)
     study.fill(experiment(), lambda trial: matrix(50))
-    study.fill(pretrained, lambda trial: matrix(80))
+    study.fill(pretrained, lambda trial: [matrix(90), matrix(80)])
     results = study.results(pretrained, experiment())
     cells = reported(results, build_cells(results))
     assert [(cell.line.experiment, cell.line.pretrained, cell.split, cell.budget) for cell in cells] == [
@@ -265,35 +207,35 @@ def test_two_experiments_stand_side_by_side(study: Study) -> None:
         *(("study", "none", "test", budget) for budget in (10, 20)),
     ]
     assert (cells[0].summary.mean, cells[2].summary.mean) == (pytest.approx(0.4), pytest.approx(0.25))
+    sizes = {one.asked.split: one.asked.size for one in results.readings if one.asked.point.experiment == "other"}
+    told = {"test": "scale 0.5", "val": "360 x 480 pixels", "train": "long side 90 pixels", "native": "native size"}
+    assert sizes == told
 
 
 # Reading evaluations: arrays as numpy reads them, and the same from one process and from several
 
-
 ARRAYS = {
     "counts": np.arange(24, dtype=np.int64).reshape(2, 3, 4),
-    "columns first": np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
-    "other byte order": np.array([1.5, -2.0], dtype=">f4"),
-    **{"empty": np.zeros((0, 3)), "one number": np.array(7), "names": np.array(["a", "bcd"])},
+    "columns_first": np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
+    "other_byte_order": np.array([1.5, -2.0], dtype=">f4"),
+    **{"empty": np.zeros((0, 3)), "one_number": np.array(7), "names": np.array(["a", "bcd"])},
     "fields": np.zeros(2, dtype=[("y", "<i4"), ("x", "<i4")]),
 }
 
 
-def npz(**arrays: npt.NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
-    return file.getvalue()
+def test_arrays_are_those_that_numpy_reads() -> None:
+    def npz(**arrays: Any) -> bytes:
+        file = io.BytesIO()
+        np.savez(file, **arrays)
+        return file.getvalue()
 
-
-@pytest.mark.parametrize("kind", ARRAYS)
-def test_arrays_are_those_that_numpy_reads(kind: str) -> None:
-    content = npz(values=ARRAYS[kind], other=np.arange(3))
+    content = npz(**ARRAYS)
     found = read_arrays(content)
     with np.load(io.BytesIO(content), allow_pickle=False) as expected:
         assert list(found) == expected.files
         for name, array in expected.items():
-            assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
-            np.testing.assert_array_equal(found[name], array)
+            assert found[name].dtype == array.dtype
+            np.testing.assert_array_equal(found[name], array, strict=True)
     with pytest.raises(ValueError, match="an array of objects"):
         read_arrays(npz(values=np.array([{}], dtype=object)))
 
@@ -315,7 +257,6 @@ def test_several_processes_read_what_one_reads(study: Study, monkeypatch: pytest
     monkeypatch.setattr(evaluations, "READ_ALONE", 2)
     together, same_fits = read_evaluations(study.store, wanted, processes=2)
     assert list(plain(together).items()) == list(plain(alone).items())
-    assert same_fits == fits
-    assert len(fits) == 6
+    assert same_fits == fits != {}
     absent = {f"evaluation {key[:16]} is absent or damaged" for key in (keys[0], "0" * 64)}
     assert {one for one in alone.values() if isinstance(one, str)} == absent

@@ -8,25 +8,15 @@ import pytest
 
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
-from pixelpick_ray.report.cells import Cell, Line, build_cells, full_line, reported
+from pixelpick_ray.report import tables
+from pixelpick_ray.report.cells import Line, build_cells, full_line, reported
 from pixelpick_ray.report.formats import to_markdown, to_text
 from pixelpick_ray.report.layouts import transposed_table, wide_table
 from pixelpick_ray.report.parts import Table
 from pixelpick_ray.report.rows import Results
-from pixelpick_ray.report.tables import (
-    area_table,
-    cells_csv,
-    class_tables,
-    line_labels,
-    missing_table,
-    protocol_table,
-    result_table,
-    share_text,
-    terminal_table,
-)
 from tests.support.study import Matrix, Study, column, csv_lines, experiment, matrix
 
-ONE = "grid=[{seed: [0], budget: [10]}]"
+ONE, BOTH = "grid=[{seed: [0], budget: [10]}]", "grid=[{seed: [0], budget: [10, full]}]"
 
 
 def most(trial: Trial) -> Matrix | None:
@@ -35,106 +25,69 @@ def most(trial: Trial) -> Matrix | None:
 
 
 def shown(results: Results) -> Table:
-    return result_table(results, build_cells(results))
+    return tables.result_table(results, build_cells(results))
 
 
 def by_class(results: Results) -> Table:
-    (table,) = class_tables(results, build_cells(results))
+    (table,) = tables.class_tables(results, build_cells(results))
     return table
 
 
 def test_every_kind_of_table_says_where_at_which_sizes_and_after_which_epoch(study: Study) -> None:
     results = study.filled(most, "evaluate={splits: {test: {size: [90, 120]}}, report: test}")
-    for table in (shown(results), area_table(results, build_cells(results)), by_class(results)):
+    for table in (shown(results), tables.area_table(results, build_cells(results)), by_class(results)):
         assert "on camvid test (90 x 120 pixels). Training at 360 x 480 pixels; weights after" in table.caption
-    other = experiment("name=other", "evaluate={splits: {val: {}}, report: val}")
-    caption = shown(study.results(experiment(), other)).caption
-    assert "camvid test (360 x 480 pixels) for study; camvid val (360 x 480 pixels) for other" in caption
 
 
-def test_one_seed_has_no_deviation_and_none_is_missing(study: Study) -> None:
+def test_one_seed_has_no_deviation_none_is_missing_and_mixed_ones_are_noted(study: Study) -> None:
     results = study.filled(most, ONE)
     table = shown(results)
-    assert terminal_table(results) == to_text(table)  # the terminal gets the default table
+    assert tables.terminal_table(results) == to_text(table)  # the terminal gets the default table
     assert column(table, "mIoU (%)") == ["20.0"]
     assert table.caption.endswith("; values of one seed.")
     results = study.results(experiment("name=never-run", "grid=[{seed: [0, 1, 2, 3, 4], budget: [10]}]"))
     assert column(shown(results), "mIoU (%)") == ["missing 0/5"]
-    assert class_tables(results, build_cells(results)) == ()
+    assert tables.class_tables(results, build_cells(results)) == ()
     cell = build_cells(results)[0]  # shares read as in the paper
-    shares = (20 / 172800, 40 / 172800, 100 / 172800, 0.00977, 0.0000049, 0.01302, 0.2, 1.0, None)
-    texts = ["0.012", "0.023", "0.058", "0.977", "0.00049", "1.30", "20.0", "100", "-"]
-    assert [share_text(replace(cell, share=share)) for share in shares] == texts
-
-
-def test_mixed_cells_are_noted(study: Study) -> None:
+    shares = {20 / 172800: "0.012", 0.00977: "0.977", 0.0000049: "0.00049", 0.01302: "1.30", 0.2: "20.0", 1.0: "100"}
+    assert {share: tables.share_text(replace(cell, share=share)) for share in shares} == shares
+    assert tables.share_text(replace(cell, share=None)) == "-"
     grid = "grid=[{seed: [0, 1], budget: [10]}]"
-    study.filled(lambda trial: None if trial.seed else matrix(50), grid, torch="2.0")
-    made = study.filled(lambda trial: matrix(50) if trial.seed else None, grid, torch="2.1")
-    assert shown(made).notes == ("Mixed within a cell: margin at 10 of study (torch).",)
+    study.filled(lambda trial: None if trial.seed else matrix(50), "name=mixed", "train.epochs=4", grid, torch="2.0")
+    made = study.filled(lambda trial: matrix(50), "name=mixed", "train.epochs=4", grid, torch="2.1")
+    assert shown(made).notes == ("Mixed within a cell: margin at 10 of mixed (torch).",)
 
 
-def test_a_class_that_never_occurs_is_a_dash_and_without_random_there_is_no_comparison(study: Study) -> None:
+def test_a_class_is_compared_with_random_at_the_same_budget_and_with_nothing_where_there_is_none(study: Study) -> None:
     table = by_class(study.filled(lambda trial: [[1, 1, 0], [1, 1, 0], [0, 0, 0]], ONE))
-    assert table.rows[2] == ("car", "-")
-    assert table.header == ("class", "margin, 10")
-
-
-def test_a_class_is_compared_with_random_at_the_same_budget_over_the_seeds_that_both_have(study: Study) -> None:
-    def compared(percents: Any, *grids: str) -> Table:
-        measured = {place: matrix(percent) for place, percent in percents.items()}
-        return by_class(
-            study.filled(lambda t: measured.get((t.acquire.strategy, t.budget, t.seed)), f"grid=[{', '.join(grids)}]")
-        )
-
-    # mIoU is half of the first class's; seeds that one of the strategies lacks do not count.
-    seeds = "{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10]}"
-    shared = {("margin", 10, 0): 60, ("margin", 10, 1): 90, ("random", 10, 0): 50, ("random", 10, 2): 10}
-    assert column(compared(shared, seeds), "vs random") == ["+10.0", "+0.0", "+5.0"]
-    margin = "{acquire.strategy: [margin], seed: [3], budget: [10]}"
-    random = "{acquire.strategy: [random], seed: [3], budget: [10, 20]}"
-    table = compared({("margin", 10, 3): 30, ("random", 10, 3): 40, ("random", 20, 3): 80}, margin, random)
+    assert (table.header, table.rows[2]) == (("class", "margin, 10"), ("car", "-"))  # which never occurs
+    percents = {("margin", 10): 30, ("random", 10): 40, ("random", 20): 80}
+    margin, random = (
+        f"{{acquire.strategy: [{name}], seed: [3], budget: {budgets}}}"
+        for name, budgets in (("margin", [10]), ("random", [10, 20]))
+    )
+    results = study.filled(lambda t: matrix(percents[t.acquire.strategy, t.budget]), f"grid=[{margin}, {random}]")
+    table = by_class(results)
     assert table.header == ("class", "margin, 10", "vs random", "random, 20")
     assert column(table, "vs random") == ["-10.0", "+0.0", "-5.0"]
-    apart = "{acquire.strategy: [margin, random], seed: [4, 5], budget: [10]}"
-    assert column(compared({("margin", 10, 4): 50, ("random", 10, 5): 50}, apart), "vs random") == ["-"] * 3
-
-
-# mIoU is half of the first class's; seeds that one of the strategies lacks do not count.
+    apart = "grid=[{acquire.strategy: [margin, random], seed: [4, 5], budget: [10]}]"  # no seed of both
+    results = study.filled(lambda t: matrix(50) if (t.acquire.strategy == "margin") == (t.seed == 4) else None, apart)
+    assert column(by_class(results), "vs random") == ["-"] * 3
 
 
 def test_areas_and_missing_trials_have_tables_of_their_own(study: Study) -> None:
     results = study.filled(most)
     cells = build_cells(results)
-    area, missing = area_table(results, cells), missing_table(results, cells)
+    area, missing = tables.area_table(results, cells), tables.missing_table(results, cells)
     found = [column(area, name) for name in ("area (%)", "n", "budgets")]
     assert found == [["25.0 ± 7.1"], ["2/3"], ["10 to 20"]]
     assert missing.rows == (("deeplabv3plus small", "none", "margin", "20", "test", "1", "not run yet"),)
     long = replace(results.missing[0], reason=f"failed: {'out of memory, ' * 20}\nsee the log")
-    (reason,) = column(missing_table(replace(results, missing=(long,)), cells), "why")
-    assert reason.startswith("failed: out of memory")
-    assert len(reason) <= 93
-    assert "\n" not in reason
+    (reason,) = column(tables.missing_table(replace(results, missing=(long,)), cells), "why")
+    assert (reason[:21], len(reason) <= 93, "\n" in reason) == ("failed: out of memory", True, False)
     results = study.filled(most, "grid=[{seed: [0, 1], budget: [10]}]")
-    assert area_table(results, build_cells(results)) is None
-    assert missing_table(results, build_cells(results)) is None
-
-
-def test_full_supervision_of_the_same_training_is_what_other_means_are_a_share_of(study: Study) -> None:
-    grid = "grid=[{acquire.pool_fraction: [0.5, 1.0], seed: [0], budget: [10]}, {seed: [0], budget: [full]}]"
-    percents = {0.5: 20, 1.0: 50}
-    table = shown(study.filled(lambda t: matrix(80 if t.budget == "full" else percents[t.acquire.pool_fraction]), grid))
-    assert column(table, "setting") == ["acquire.pool_fraction=0.5", "acquire.pool_fraction=1.0", ""]
-    assert column(table, "of full (%)") == ["25.0", "62.5", "100.0"]
-    grids = "{model.pretrained: [none], train.batch_size: [2, 4], seed: [0], budget: [10]}"
-    other = f"grid=[{grids}, {{train.batch_size: [4], seed: [0], budget: [full]}}]"
-    assert column(shown(study.filled(lambda trial: matrix(50), "name=other", other)), "of full (%)")[0] == "-"
-    grid = "grid=[{seed: [0], budget: [10, full]}]"
-    results = study.filled(lambda trial: None if trial.budget == "full" else matrix(50), "name=lacking", grid)
-    assert "of full (%)" not in shown(results).header
-    alone = shown(study.filled(most, "train.epochs=3", "grid=[{seed: [0, 1], budget: [full]}]"))
-    assert "of full (%)" not in alone.header
-    assert column(alone, "mIoU (%)") == ["22.5 ± 3.5"]
+    assert tables.area_table(results, build_cells(results)) is None
+    assert tables.missing_table(results, build_cells(results)) is None
 
 
 def test_a_line_is_held_to_the_one_full_supervision_whose_settings_it_has() -> None:
@@ -154,10 +107,9 @@ EPOCHS = [matrix(40), matrix(80), matrix(60)]
 def test_rules_that_choose_an_epoch_stand_side_by_side(study: Study) -> None:
     measured = {0: {"test": EPOCHS, "val": EPOCHS[::-1]}, 1: {"test": EPOCHS}}
     results = study.filled(lambda trial: measured[trial.seed], *TWO_RULES)
-    table = protocol_table(results, build_cells(results))
+    table = tables.protocol_table(results, build_cells(results))
     assert table.header[-4:] == ("pixels per image", "last", "best on test", "best on val")
     assert [row[-4:] for row in table.rows] == [("10", "30.0 ± 0.0", "40.0 ± 0.0", "40.0 (1/2)")]
-    assert "camvid test (360 x 480 pixels)" in table.caption
     assert "flatters" in table.caption
 
 
@@ -165,38 +117,35 @@ def test_sizes_of_one_split_stand_side_by_side_and_one_needs_no_table(study: Stu
     splits = "{val: {size: [720, 960]}, val_small: {split: val, size: [90, 120]}, test: {}}"
     measured = {"val": matrix(60), "val_small": matrix(40), "test": matrix(20)}
     results = study.filled(lambda trial: measured, f"evaluate={{splits: {splits}, report: val}}")
-    table = protocol_table(results, build_cells(results))
+    table = tables.protocol_table(results, build_cells(results))
     assert table.header[-2:] == ("val (720 x 960 pixels), last", "val_small (90 x 120 pixels), last")
     assert [row[-3:] for row in table.rows] == [(budget, "30.0 ± 0.0", "20.0 ± 0.0") for budget in ("10", "20")]
     assert "best" not in table.caption
     results = study.filled(most, "evaluate={splits: {test: {}, val: {}}, report: test}")
-    assert protocol_table(results, build_cells(results)) is None
+    assert tables.protocol_table(results, build_cells(results)) is None
 
 
 def test_the_csv_has_fractions_counts_and_keys_by_every_rule(study: Study) -> None:
-    lines = csv_lines(cells_csv(build_cells(study.filled(most))))
+    lines = csv_lines(tables.cells_csv(build_cells(study.filled(most))))
     metrics = ("miou", "pixel_accuracy")
     assert [(line["budget"], line["metric"]) for line in lines] == [(b, m) for b in ("10", "20") for m in metrics]
-    assert float(lines[0]["mean"]) == pytest.approx(0.25)
-    assert float(lines[0]["std"]) == pytest.approx(0.05)
-    assert float(lines[0]["high"]) == pytest.approx(0.25 + 4.3027 * 0.05 / math.sqrt(3), abs=1e-5)
+    numbers = [float(lines[0][name]) for name in ("mean", "std", "high")]
+    assert numbers == pytest.approx([0.25, 0.05, 0.25 + 4.3027 * 0.05 / math.sqrt(3)], abs=1e-5)
     assert (lines[2]["n"], lines[2]["expected"], lines[2]["seeds"]) == ("2", "3", "0 2")
     assert [len(key) for key in lines[2]["fit_keys"].split()] == [64, 64]
     results = study.filled(lambda trial: EPOCHS, *TWO_RULES)
     wanted = {("test", "last"), ("test", "best"), ("test", "best_on_val"), ("val", "last"), ("val", "best")}
-    lines = csv_lines(cells_csv(build_cells(results)))
+    lines = csv_lines(tables.cells_csv(build_cells(results)))
     assert {(line["split"], line["checkpoint"]) for line in lines} == wanted
 
 
 def test_labels_name_only_what_differs_and_stay_distinct_when_they_are_cut(study: Study) -> None:
     def labels(*overrides: str, beside: bool = True) -> list[str]:
         results = study.results(*([experiment()] * beside), experiment(*overrides))
-        return list(line_labels([cell.line for cell in build_cells(results)]).values())
+        return list(tables.line_labels([cell.line for cell in build_cells(results)]).values())
 
-    assert labels("name=other", "model.pretrained=imagenet") == [
-        "pretrained none, margin",
-        "pretrained imagenet, margin",
-    ]
+    models = labels("name=other", "model.pretrained=imagenet")
+    assert models == ["pretrained none, margin", "pretrained imagenet, margin"]
     assert labels("name=twin", "train.epochs=9") == ["study, margin", "twin, margin"]
     rates = [{name: {"b": rate} for name in "acdefghijklmnopq"} for rate in (0.125, 0.25)]
     oracles = "[" + ", ".join(f"{{name: erring, confusion: {confusion}}}" for confusion in rates) + "]"
@@ -205,7 +154,8 @@ def test_labels_name_only_what_differs_and_stay_distinct_when_they_are_cut(study
     assert all(len(label) <= 100 for label in long)
 
 
-# Whole tables as they are read: the default one, budgets across, lines across, classes
+# Whole tables as they are read: the default one, budgets across, lines across, classes; seeds that one of the
+# strategies lacks do not count in what compares them
 
 SEEDS = "seed: [0, 1, 2]"
 GRIDS = f"grid=[{{acquire.strategy: [margin, random], {SEEDS}, budget: [10, 20]}}, {{{SEEDS}, budget: [full]}}]"
@@ -222,13 +172,6 @@ def measured(trial: Trial) -> Matrix | None:
     return None if percent is None else matrix(percent)
 
 
-@pytest.fixture(scope="module")
-def whole(kept: Study) -> tuple[Results, tuple[Cell, ...]]:
-    """Two strategies with one seed missing, and full supervision."""
-    results = kept.filled(measured, GRIDS)
-    return results, build_cells(results)
-
-
 CAPTION = (
     "mIoU in percent on camvid test (360 x 480 pixels). Training at 360 x 480 pixels; weights after the last epoch of "
     "a stage; mean ± sample standard deviation (n-1) over 3 seeds."
@@ -241,9 +184,11 @@ NOTES = (
 )
 
 
-def test_the_default_table(whole: tuple[Results, tuple[Cell, ...]]) -> None:
+def test_the_default_table_the_other_layouts_and_classes(study: Study) -> None:
+    results = study.filled(measured, GRIDS)
+    whole = results, build_cells(results)
     best = frozenset((cell.line, cell.budget) for cell in reported(*whole)[:2])
-    assert to_markdown(result_table(*whole, strong=best)) == (
+    assert to_markdown(tables.result_table(*whole, strong=best)) == (
         f"{CAPTION}\n\n"
         "| model | pretrained | strategy | pixels per image | share (%) | mIoU (%) | of full (%) | n |\n"
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |\n"
@@ -254,9 +199,6 @@ def test_the_default_table(whole: tuple[Results, tuple[Cell, ...]]) -> None:
         "| deeplabv3plus small | none | full supervision | all | 100 | 42.0 ± 2.0 | 100.0 | 3 |\n\n"
         f"{NOTES}"
     )
-
-
-def test_budgets_across_and_lines_across(whole: tuple[Results, tuple[Cell, ...]]) -> None:
     strong = frozenset({(whole[1][0].line, 20)})
     assert to_markdown(wide_table(*whole, strong=strong)) == (
         f"{CAPTION} Columns: labelled pixels per image, with their share of all pixels where it is the same for all "
@@ -276,10 +218,7 @@ def test_budgets_across_and_lines_across(whole: tuple[Results, tuple[Cell, ...]]
         "| all | 100 | 42.0 ± 2.0 | 42.0 ± 2.0 |\n\n"
         f"{COUNTS}\n\n{NOTES}"
     )
-
-
-def test_classes(whole: tuple[Results, tuple[Cell, ...]]) -> None:
-    (table,) = class_tables(*whole)
+    (table,) = tables.class_tables(*whole)
     assert to_markdown(table) == (
         "study, deeplabv3plus small, pretrained none: IoU of each class in percent, at the largest budget, on camvid "
         "test (360 x 480 pixels). Training at 360 x 480 pixels; weights after the last epoch of a stage; "
@@ -302,6 +241,9 @@ def layouts(study: Study, *specs: Experiment) -> Any:
 
 
 def test_what_was_not_asked_for_is_a_dash_and_what_is_not_stored_is_missing(study: Study) -> None:
+    assert layouts(study, experiment(ONE)) == (None, None)  # one budget needs no other layout, and one line one
+    wide, transposed = layouts(study, experiment(BOTH))
+    assert (wide.header[-2:], len(wide.rows), transposed) == (("10 px (0.0058 %)", "all"), 1, None)
     margin, random = (
         f"{{acquire.strategy: [{name}], seed: [0, 1], budget: {budgets}}}"
         for name, budgets in (("margin", [10, 20]), ("random", [10]))
@@ -311,19 +253,10 @@ def test_what_was_not_asked_for_is_a_dash_and_what_is_not_stored_is_missing(stud
         assert table.notes == ("Missing: 6 of 6 trials.",)
 
 
-def test_one_budget_needs_no_other_layout_and_one_line_is_not_transposed(study: Study) -> None:
-    assert layouts(study, experiment("grid=[{seed: [0], budget: [10]}]")) == (None, None)
-    wide, transposed = layouts(study, experiment("grid=[{seed: [0], budget: [10, full]}]"))
-    assert wide.header == ("model", "pretrained", "strategy", "10 px (0.0058 %)", "all")
-    assert len(wide.rows) == 1
-    assert transposed is None
-
-
 def test_data_sets_have_a_column_and_shares_that_differ_are_left_out(study: Study) -> None:
     other = experiment("name=other", "dataset={name: voc, size: [100, 100]}")
     wide, transposed = layouts(study, experiment(), other)
     assert wide.header == ("experiment", "dataset", "model", "pretrained", "strategy", "10 px", "20 px")
-    assert [row[1] for row in wide.rows] == ["camvid", "voc"]
     assert transposed.header == ("pixels per image", "share (%)", "camvid, margin", "voc, margin")
     assert [row[:2] for row in transposed.rows] == [("10", "-"), ("20", "-")]
     assert "Training at 360 x 480 pixels for study; 100 x 100 pixels for other; weights" in wide.caption
@@ -338,3 +271,7 @@ def test_full_supervision_that_no_strategy_is_held_to_has_a_line_of_its_own(stud
         ("train.batch_size=2", "margin", "25.0", "-"),
         ("train.batch_size=4", "full supervision", "-", "25.0"),
     ]
+    assert column(shown(study.results(spec)), "of full (%)") == ["-", "100.0"]
+    alone = study.filled(lambda trial: matrix(50), "name=alone", "grid=[{seed: [0], budget: [full]}]")
+    lacking = study.filled(lambda trial: None if trial.budget == "full" else matrix(50), "name=lacking", BOTH)
+    assert not any("of full (%)" in shown(results).header for results in (alone, lacking))
