@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,10 @@ from scipy import stats
 
 from pixelpick_ray.config.search import DomainSpec
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.report import search_tables as tables
 from pixelpick_ray.report.search import SearchReportSummary, write_search_report
 from pixelpick_ray.report.search_figures import history, slices
 from pixelpick_ray.report.search_importance import importance, importance_parts
-from pixelpick_ray.report.search_tables import (
-    Findings,
-    best_table,
-    cost_of,
-    cost_table,
-    missing,
-    samples_csv,
-    stopped_table,
-    value_text,
-)
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import Journal, LevelReport
 from pixelpick_ray.store import Store
@@ -62,15 +52,7 @@ class Hunt:
         self.store, self.search = Store(folder), make_search(self.experiment)
         self.journal = Journal(self.store, self.search)
 
-    def add(
-        self,
-        values: Mapping[str, Any],
-        levels: Sequence[Sequence[float]],
-        *,
-        seconds: Sequence[float] = (10, 20, 30),
-        stopped: str = "",
-        error: str = "",
-    ) -> None:
+    def add(self, values: Any, levels: Any, *, seconds: Any = (10, 20, 30), stopped: str = "", error: str = "") -> None:
         """A sample with mIoU by level and seed, and its seconds up to each level."""
         index = self.journal.issue(values, "by hand").index
         for position, mious in enumerate(levels):
@@ -84,28 +66,23 @@ class Hunt:
             self.journal.fail(index, error)
 
     @property
-    def found(self) -> Findings:
-        return Findings(self.search, Journal(self.store, self.search))
+    def found(self) -> tables.Findings:
+        return tables.Findings(self.search, Journal(self.store, self.search))
 
     def write(self, out: Path, **options: str) -> SearchReportSummary:
         return write_search_report(self.store, self.experiment, out, **options)
 
 
-def searched(folder: Path) -> Hunt:
+@pytest.fixture(scope="module")
+def hunt(tmp_path_factory: pytest.TempPathFactory) -> Hunt:
     """One better than the file's own, one stopped after the second level, one that failed at once."""
-    hunt = Hunt(folder)
+    hunt = Hunt(tmp_path_factory.mktemp("hunt") / "store")
     low, high = (OWN | {"train.optimizer.lr": lr} for lr in (0.0001, 0.01))
     hunt.add(OWN, [[0.30, 0.32], [0.40, 0.42], [0.50, 0.52]], seconds=[10, 30, 70])
     hunt.add(OTHER, [[0.35, 0.35], [0.45, 0.47], [0.54, 0.60]], seconds=[12, 34, 76])
     hunt.add(low, [[0.20, 0.22], [0.25, 0.31]], seconds=[8, 26], stopped="asha <rung 2>")
     hunt.add(high, [], error="ValueError: loss\n is NaN")
     return hunt
-
-
-@pytest.fixture(scope="module")
-def hunt(tmp_path_factory: pytest.TempPathFactory) -> Hunt:
-    """What tests read, and do not add to."""
-    return searched(tmp_path_factory.mktemp("hunt") / "store")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +100,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def page(folder: Path) -> str:
@@ -140,29 +117,26 @@ def test_the_best_configurations_are_a_table_and_as_csv_have_every_digit(out: Pa
         "| 2 | 0 | 0.001 | margin | 51.0 | 38.3 to 63.7 | +0.0 |\n\n"
         "Sample 0 is the file's own configuration; vs own: difference to it in points.\n"
     )
-    latex = (out / "table.tex").read_text(encoding="utf-8")
-    assert r"\label{tab:hunt-search}" in latex
-    assert r"1 & 1 & 0.0025 & random & 57.0 & 18.9 to 95.1 & +6.0 \\" in latex
+    assert r"\label{tab:hunt-search}" in (out / "table.tex").read_text(encoding="utf-8")
     first, second = rows(out / "table.csv")
     low, high = stats.t.interval(0.95, 1, loc=0.57, scale=stats.sem([0.54, 0.60]))
     numbers = [float(first[name]) for name in ("score", "n", "low", "high", "difference")]
     assert numbers == pytest.approx([0.57, 2, low, high, 0.06], rel=1e-12)
     texts = [first[name] for name in ("rank", "sample", *OWN, "metric", "split", "budget")]
     assert texts == ["1", "1", "0.0025", "random", "miou", "val", "40"]
-    assert (second["rank"], second["sample"], float(second["difference"])) == ("2", "0", 0.0)
+    assert (second["rank"], second["sample"]) == ("2", "0")
 
 
 def test_one_seed_has_no_interval_and_a_stopped_own_configuration_no_differences(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path, "grid=[{seed: [7], budget: [10]}]")
+    hunt = Hunt(tmp_path, ONE_LEVEL)
     hunt.add(OWN, [[0.5]])
-    table = best_table(hunt.found)
+    table = tables.best_table(hunt.found)
     assert table.header == ("rank", "sample", *OWN, "score (%)", "vs own")
-    assert table.rows == (("1", "0", "0.001", "margin", "50.0", "+0.0"),)
     assert "one seed." in table.caption
     hunt = Hunt(tmp_path)
     hunt.add(OWN, [[0.30, 0.32]], stopped="asha")
     hunt.add(OTHER, [[0.35, 0.35], [0.45, 0.47], [0.54, 0.60]])
-    table = best_table(hunt.found)
+    table = tables.best_table(hunt.found)
     assert "vs own" not in table.header
     assert table.rows[1] == ("-", "0", "0.001", "margin", "-", "-")
     assert table.notes == ("Sample 0 is the file's own configuration; it was stopped, with 31.0 % at 10 px.",)
@@ -176,21 +150,19 @@ def test_an_area_is_taken_seed_by_seed_from_the_first_budget(tmp_path: Path) -> 
     low, high = stats.t.interval(0.95, 1, loc=np.mean(areas), scale=stats.sem(areas))
     summary = hunt.found.summary(hunt.found.ranked[0])
     assert [summary.mean, summary.low, summary.high] == pytest.approx([0.4, low, high], rel=1e-12)
-    assert "normalised area under the curve of mIoU (percent) over 10 to 40 labelled" in best_table(hunt.found).caption
+    assert "normalised area under the curve of mIoU (percent) over 10" in tables.best_table(hunt.found).caption
     overrides = ("search.epochs=[2]", "evaluate.when=every_epoch", "search.metric={name: area}")
     by_epoch = Hunt(tmp_path / "epochs", *overrides, "grid=[{seed: [0], budget: [20, 40]}]")
-    assert "over 20 to 40 labelled pixels per image" in best_table(by_epoch.found).caption
+    assert "over 20 to 40 labelled pixels per image" in tables.best_table(by_epoch.found).caption
 
 
 def test_ten_are_shown_and_the_file_s_own_one_wherever_it_is(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path, ONE_LEVEL, "search.num_samples=13")
     for miou in (0.1, *(0.5 - number / 100 for number in range(11)), 0.4):
         hunt.add(OTHER if hunt.journal.samples else OWN, [[miou]])
-    table = best_table(hunt.found)
+    table = tables.best_table(hunt.found)
     assert [row[:2] for row in table.rows] == [*((str(rank), str(rank)) for rank in range(1, 11)), ("13", "0")]
     assert [sample.index for sample in hunt.found.ranked] == [*range(1, 13), 0]  # of equals the first one issued
-    assert hunt.journal.best().index == hunt.found.ranked[0].index
-    assert table.rows[0][-1] == "+40.0"
     assert table.notes[1] == "Finished and not shown: 2; samples.csv has every sample."
 
 
@@ -204,68 +176,62 @@ def test_every_sample_level_and_seed_is_a_line(out: Path, tmp_path: Path) -> Non
     assert list(lines[16].values()) == ["3", "by hand", "failed", *[""] * 8, "0.01", "margin"]
     hunt = Hunt(tmp_path, "search.epochs=[2, 5]", "evaluate.when=every_epoch", TWO_LEVELS)
     hunt.add(OWN, [[0.1], [0.2], [0.3]])
-    lines = csv_lines(samples_csv(hunt.found))
+    lines = csv_lines(tables.samples_csv(hunt.found))
     found = [(line["level"], line["budget"], line["epoch"], line["state"]) for line in lines]
     assert found == [("1", "10", "2", "open"), ("2", "10", "5", "open"), ("3", "10", "", "open")]
     values = [0.001, 1e-05, True, None, "margin", "5e-4", [0.5, [1]], {"name": "poly", "power": 0.9}]
     texts = ["0.001", "1e-05", "true", "null", "margin", "'5e-4'", "[0.5, [1]]", "{name: poly, power: 0.9}"]
-    assert [value_text(value) for value in values] == texts  # as YAML has them
+    assert [tables.value_text(value) for value in values] == texts  # as YAML has them
 
 
 def test_what_was_stopped_is_a_table_and_the_cost_is_that_by_hand(hunt: Hunt) -> None:
-    table = stopped_table(hunt.found)
+    table = tables.stopped_table(hunt.found)
     assert table.header == ("sample", "stopped after", "score (%)", "why")
     assert table.rows == (("2", "20 px", "28.0", "asha <rung 2>"),)
-    cost = cost_of(hunt.found)
+    cost = tables.cost_of(hunt.found)
     # Stages up to 40 pixels: 4 a seed, 8 a sample. The stopped one trained two of each.
     assert (cost.stages, cost.all_stages, cost.shared) == (8 + 8 + 4, 32, False)
     # Sample 2 lacks the last level, (40 + 42) / 2 s; sample 3 all: (10 + 12 + 8) / 3 + (20 + 22 + 18) / 3 + 41 s.
     assert cost.seconds == 70 + 76 + 26
     assert cost.all_seconds == pytest.approx(172 + 41 + 10 + 20 + 41)
-    table = cost_table(hunt.found, cost)
+    table = tables.cost_table(hunt.found, cost)
     assert table.rows == (("stages trained", "20", "32", "62.5"), ("seconds", "172", "284", "60.6"))
     assert table.notes == ()
     assert "an estimate" in table.caption
 
 
-def test_a_stage_counts_once_and_as_its_share_where_it_was_left_at_an_epoch(tmp_path: Path) -> None:
+def test_a_stage_counts_once_as_its_share_where_it_was_left_and_not_where_it_cannot_be_trained(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path, TWO_LEVELS)
     hunt.add(OWN, [[0.5], [0.6]])
     hunt.add(OWN | {"acquire.strategy": "random"}, [[0.5]], stopped="asha")
-    cost = cost_of(hunt.found)
+    cost = tables.cost_of(hunt.found)
     assert (cost.stages, cost.all_stages, cost.shared) == (2, 3, True)
-    assert len(cost_table(hunt.found, cost).notes) == 1
+    assert len(tables.cost_table(hunt.found, cost).notes) == 1
     hunt = Hunt(tmp_path, "search.epochs=[4]", "evaluate.when=every_epoch", TWO_LEVELS)
     hunt.add(OWN, [[0.5]], stopped="asha")
     hunt.add(OTHER, [[0.5], [0.6]], stopped="asha")
-    cost = cost_of(hunt.found)
+    cost = tables.cost_of(hunt.found)
     assert (cost.stages, cost.all_stages, cost.all_seconds) == (0.4 + 1, 4, None)
-    table = cost_table(hunt.found, cost)
+    table = tables.cost_table(hunt.found, cost)
     assert table.rows[1] == ("seconds", "30", "-", "-")
     assert table.notes == ("No estimate of the seconds: there is a level that no sample has reached.",)
-
-
-def test_a_sample_that_cannot_be_trained_costs_nothing(tmp_path: Path) -> None:
+    # A sample that cannot be trained costs nothing.
     constant, late = {"name": "constant"}, {"name": "multistep", "milestones": [7]}
     schedules = "[{name: constant}, {name: multistep, milestones: [7]}]"
     space = f"{{train.epochs: {{choice: [10, 5]}}, train.schedule: {{choice: {schedules}}}}}"
     hunt = Hunt(tmp_path, f"search.space={space}")
     hunt.add({"train.epochs": 10, "train.schedule": constant}, [[0.1, 0.1], [0.2, 0.2], [0.3, 0.3]])
     hunt.add({"train.epochs": 5, "train.schedule": late}, [], error="SpecError: 7 is never reached")
-    cost = cost_of(hunt.found)
+    cost = tables.cost_of(hunt.found)
     assert (cost.stages, cost.all_stages, cost.seconds, cost.all_seconds) == (8, 8, 30, 30)
-    assert missing(hunt.found)[0] == ("sample 1", "failed before the first level: SpecError: 7 is never reached")
 
 
-def many(hunt: Hunt, number: int, decide: str, *, stop_share: float = 0.0) -> None:
-    """Samples by chance whose mIoU one setting decides."""
+def many(hunt: Hunt, number: int, *, stop_share: float) -> None:
+    """Samples by chance whose mIoU the learning rate decides."""
     chance = np.random.default_rng(5)
     for index in range(number):
         values = {path: domain.draw(chance) for path, domain in hunt.search.spec.space.items()}
-        strength = {
-            "train.optimizer.lr": -abs(math.log10(values["train.optimizer.lr"]) + 2.5) / 10,
-            "acquire.strategy": 0.1 * (values.get("acquire.strategy") == "random"),
-        }[decide] + 0.01 * chance.random()
+        strength = 0.01 * chance.random() - abs(math.log10(values["train.optimizer.lr"]) + 2.5) / 10
         stopped = "asha" if index < stop_share * number else ""
         hunt.add(values, [[0.5 + strength + 0.01 * at] for at in range(1 if stopped else 2)], stopped=stopped)
 
@@ -279,48 +245,50 @@ WIDE = (
 )
 
 
-@pytest.mark.parametrize(("decide", "number"), [("train.optimizer.lr", 40), ("acquire.strategy", 100)])
-def test_the_setting_that_decides_has_much_the_largest_share(tmp_path: Path, decide: str, number: int) -> None:
+def test_the_setting_that_decides_has_much_the_largest_share(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path, *WIDE)
-    many(hunt, number, decide, stop_share=0.2)
+    many(hunt, 40, stop_share=0.2)
     (table,) = importance_parts(hunt.found)
-    assert table.header == ("setting", f"at 10 px ({number} samples)", f"at 20 px ({number * 4 // 5} samples)")
+    assert table.header == ("setting", "at 10 px (40 samples)", "at 20 px (32 samples)")
     for column in (1, 2):
         shares = {row[0]: float(row[column]) for row in table.rows}
         assert sum(shares.values()) == pytest.approx(100, abs=0.3)
-        assert shares.pop(decide) > 60
+        assert shares.pop("train.optimizer.lr") > 60
         assert max(shares.values()) < 25
 
 
-def test_few_samples_one_setting_and_equal_scores_have_no_importance_and_optuna_stays_as_loud_as_it_was(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_few_samples_one_setting_and_equal_scores_have_no_importance(tmp_path: Path) -> None:
     import optuna
 
     before = optuna.logging.get_verbosity()
     hunt = Hunt(tmp_path / "few", *WIDE)
-    many(hunt, 9, "train.optimizer.lr", stop_share=0.3)
+    many(hunt, 9, stop_share=0.3)
     (table,) = importance_parts(hunt.found)
-    assert table.header == ("setting", "at 10 px (9 samples)")
     assert table.notes[0] == "No importance at 20 px (6 samples): fewer than 8."
     (said,) = importance_parts(Hunt(tmp_path, "search.space={train.optimizer.lr: {loguniform: [1e-4, 1e-2]}}").found)
-    told = "Only train.optimizer.lr is searched, so there is nothing to divide the importance among."
-    assert said.sentences == (told,)
+    assert said.sentences[0].startswith("Only train.optimizer.lr is searched")
     space = {name: DomainSpec(uniform=(0.0, 1.0)) for name in "ab"}
     scored = [({"a": number / 10, "b": 1 - number / 10}, 0.5) for number in range(10)]
     assert importance(space, scored) is importance(space, scored[:7]) is None
     assert importance(space, [({"a": number / 10, "b": 0.5}, number) for number in range(10)])
-    assert optuna.logging.get_verbosity() == before
-    assert capfd.readouterr() == ("", "")
+    assert optuna.logging.get_verbosity() == before  # as loud as it was
 
 
 def test_figures_show_the_numbers_that_stand_behind_them(hunt: Hunt) -> None:
-    assert history(hunt.found).data.rows == (
+    figure = history(hunt.found)
+    assert figure.data.rows == (
         ("0", "finished", "40 px", "51.0", "51.0"),
         ("1", "finished", "40 px", "57.0", "57.0"),
         ("2", "stopped", "20 px", "28.0", "57.0"),
         ("3", "failed", "-", "-", "57.0"),
     )
+    (panel,) = figure.make().axes
+    line = next(line for line in panel.lines if line.get_label() == "best finished so far")
+    assert (line.get_drawstyle(), list(line.get_xdata())) == ("steps-post", [0, 1, 2, 3])
+    assert line.get_ydata() == pytest.approx([51, 57, 57, 57])
+    shown = {str(dots.get_label()): dots for dots in panel.collections}
+    assert shown["finished"].get_offsets().tolist() == pytest.approx(np.array([[0, 51], [1, 57]]))
+    assert [len(shown[name].get_facecolor()) for name in ("stopped", "finished")] == [0, 1]  # hollow, filled
     figure = slices(hunt.found)
     assert figure.data.header == ("sample", "state", *OWN, "at 10 px (%)", "at 40 px (%)")
     assert figure.data.rows[1:3] == (
@@ -341,25 +309,8 @@ def test_long_choices_stay_apart_when_they_are_cut(tmp_path: Path) -> None:
     choices = ", ".join(f"{{name: poly, power: 0.{digit}00001}}" for digit in (1, 2))
     hunt = Hunt(tmp_path, f"search.space={{train.schedule: {{choice: [{choices}]}}}}")
     hunt.add({"train.schedule": {"name": "poly", "power": 0.100001}}, [[0.1, 0.2]])
-    (panel,) = slices(hunt.found).make().axes
-    labels = {label.get_text() for label in panel.get_xticklabels()}
-    assert len(labels) == 2
-    assert all(len(label) <= 20 for label in labels)
-
-
-def test_the_best_so_far_is_a_step_line(tmp_path: Path) -> None:
-    hunt = searched(tmp_path)
-    hunt.add(OTHER, [[0.1, 0.1], [0.1, 0.1], [0.2, 0.2]])
-    (panel,) = history(hunt.found).make().axes
-    line = next(line for line in panel.lines if line.get_label() == "best finished so far")
-    assert line.get_drawstyle() == "steps-post"
-    assert list(line.get_xdata()) == [0, 1, 2, 3, 4]
-    assert line.get_ydata() == pytest.approx([51, 57, 57, 57, 57])
-    shown = {str(dots.get_label()): dots for dots in panel.collections}
-    assert shown["finished"].get_offsets().tolist() == pytest.approx(np.array([[0, 51], [1, 57], [4, 20]]))
-    assert shown["stopped"].get_offsets().tolist() == pytest.approx(np.array([[2, 28]]))
-    assert len(shown["stopped"].get_facecolor()) == 0  # hollow
-    assert len(shown["finished"].get_facecolor()) == 1
+    labels = [label.get_text() for label in slices(hunt.found).make().axes[0].get_xticklabels()]
+    assert (len(set(labels)), max(map(len, labels)) <= 20) == (2, True)
 
 
 def test_every_file_is_written_in_place_of_an_earlier_report(hunt: Hunt, out: Path, tmp_path: Path) -> None:
@@ -371,19 +322,6 @@ def test_every_file_is_written_in_place_of_an_earlier_report(hunt: Hunt, out: Pa
     assert contents(out) == contents(fresh) | {"mine.txt": b"kept"}
     with pytest.raises(SpecError, match=r"--out .*mine.txt.*cannot be written"):
         hunt.write(out / "mine.txt")
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_nothing_run_yet_is_said(tmp_path: Path) -> None:
-    hunt, out = Hunt(tmp_path / "store"), tmp_path / "out"
-    summary = hunt.write(out, next_command=COMMAND)
-    assert {path.name for path in summary.files} == FILES
-    assert (summary.num_samples, summary.missing) == (0, ("4 samples: not issued yet",))
-    assert re.findall("<h2>([^<]*)", page(out)) == ["Result", "How it was made"]
-    assert "nothing has been run yet" in page(out)
-    assert "found.yaml" not in page(out)
-    assert "No sample is finished yet." in (out / "table.md").read_text(encoding="utf-8")
-    assert rows(out / "samples.csv") == []
 
 
 def test_the_page_has_every_section_once_asks_for_nothing_and_tells_the_result(hunt: Hunt, out: Path) -> None:
@@ -399,42 +337,36 @@ def test_the_page_has_every_section_once_asks_for_nothing_and_tells_the_result(h
         "The best is sample 1 with 57.0 %: train.optimizer.lr 0.0025, acquire.strategy random. "
         "The file&#x27;s own configuration has 51.0 %: a difference of +6.0 points.",
         "Of 4 samples: 2 finished, 1 stopped early, 1 failed; 1 missing, which running the search again adds.",
-        "To run next, to measure the best configuration on test: launch.py run",
-        "The score of each sample at every level that it reached",
     ):
         assert said in text
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_file_s_own_configuration_may_be_the_best_and_images_be_held_out(tmp_path: Path) -> None:
+def test_what_is_not_there_yet_and_that_none_is_better_is_said(tmp_path: Path) -> None:
+    hunt, out = Hunt(tmp_path / "store"), tmp_path / "out"
+    summary = hunt.write(out, next_command=COMMAND)
+    assert (summary.num_samples, summary.missing) == (0, ("4 samples: not issued yet",))
+    assert re.findall("<h2>([^<]*)", page(out)) == ["Result", "How it was made"]
+    assert "nothing has been run yet" in page(out)
+    assert "found.yaml" not in page(out)
+    assert "No sample is finished yet." in (out / "table.md").read_text(encoding="utf-8")
+    hunt.add(OWN, [[0.30, 0.32], [0.40, 0.42]])
+    hunt.add(OTHER, [])
+    unfinished = ("sample 0: unfinished, judged up to 20 px", "sample 1: unfinished, not judged yet")
+    assert hunt.write(out).missing == (*unfinished, "2 samples: not issued yet")
+    for said in ("so that there is no best one.", f"<td>{unfinished[0][10:]}</td>", "No estimate of the seconds"):
+        assert said in page(out)
     hunt = Hunt(tmp_path / "store", ONE_LEVEL, "search.held_out=0.25")
     hunt.add(OWN, [[0.6]])
     hunt.add(OTHER, [[0.5]])
-    hunt.write(tmp_path / "out")
-    text = page(tmp_path / "out")
-    assert "the search found none better" in text
-    assert "No sample was stopped." in text
-    assert "judged on held_out, 25 % of the training images, which no sample was trained on," in text
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_a_search_half_way_says_what_is_missing(tmp_path: Path) -> None:
-    hunt = Hunt(tmp_path / "store")
-    hunt.add(OWN, [[0.30, 0.32], [0.40, 0.42]])
-    hunt.add(OTHER, [])
-    summary = hunt.write(tmp_path / "out")
-    unfinished = ("sample 0: unfinished, judged up to 20 px", "sample 1: unfinished, not judged yet")
-    assert summary.missing == (*unfinished, "2 samples: not issued yet")
-    text = page(tmp_path / "out")
-    assert re.findall("<h2>([^<]*)", text) == [*SECTIONS, "How it was made"]
-    assert "No sample is finished yet, so that there is no best one." in text
-    assert "<td>unfinished, judged up to 20 px</td>" in text
-    assert "No estimate of the seconds" in text
+    hunt.write(out)
+    for said in ("the search found none better", "No sample was stopped.", "judged on held_out, 25 % of the training"):
+        assert said in page(out)
 
 
 def test_another_process_writes_the_same_bytes_silently_without_torch_and_ray(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path / "store", *WIDE)
-    many(hunt, 16, "train.optimizer.lr", stop_share=0.5)
+    many(hunt, 16, stop_share=0.5)
     (tmp_path / "hunt.yaml").write_text(TEXT)
     hunt.write(tmp_path / "first")
     code = f"""

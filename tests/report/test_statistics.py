@@ -15,8 +15,6 @@ from pixelpick_ray.report.statistics import (
     cohen_kappa,
     holm,
     mean,
-    pairs_needed,
-    smallest_sign_flip_p,
     student_quantile,
     summarise,
     welch_interval,
@@ -99,14 +97,6 @@ def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls() -> None:
     first, second, third = holm([0.02, math.nan, 0.03])
     assert (first, third) == pytest.approx((0.04, 0.04))
     assert math.isnan(second)
-
-
-def test_few_pairs_keep_a_sign_flip_test_from_small_p_values() -> None:
-    smallest = {0: 1.0, 1: 1.0, 2: 0.5, 3: 0.25, 5: 0.0625, 6: 0.03125}
-    assert {n: smallest_sign_flip_p(n) for n in smallest} == smallest
-    # 3 x 2 / 2**7 = 0.047, 45 x 2 / 2**11 = 0.044; five pairs reach 0.0625 but are not below it.
-    assert [pairs_needed(), pairs_needed(3), pairs_needed(45)] == [6, 7, 11]
-    assert [pairs_needed(alpha=0.01), pairs_needed(alpha=0.0625)] == [8, 6]
 
 
 # Paired tests against scipy, brute force and hands
