@@ -10,19 +10,11 @@ import pytest
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.errors import SpecError
+from pixelpick_ray.report import provenance
 from pixelpick_ray.report.cells import build_cells, reported
 from pixelpick_ray.report.chains import load_chains
 from pixelpick_ray.report.costs import Cost, CostModel, Costs, FullCost, cost_table, costs_of, read_cost_model
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.provenance import (
-    Effort,
-    device_hours,
-    devices,
-    effort_table,
-    load_efforts,
-    provenance_table,
-    total_effort,
-)
 from pixelpick_ray.report.queries import load_queries
 from tests.support.study import Study, exact, experiment, matrix
 
@@ -70,23 +62,16 @@ def test_costs_add_up_over_stages_and_are_means_over_seeds(study: Study) -> None
         costs(study, CostModel(seconds_per_pixel=2, seconds_per_class={"raod": 5}))
 
 
-@pytest.mark.parametrize(
-    ("lost", "budgets"), [(lambda trial, stage: trial.seed == stage == 1, {10, "full"}), (lambda *_: True, set())]
-)
-def test_without_statistics_and_a_number_of_images_there_is_no_cost(study: Study, lost: Any, budgets: set[Any]) -> None:
+def test_without_statistics_there_is_no_cost_and_the_number_of_images_is_that_of_the_same_setting(study: Study) -> None:
     def tell(trial: Trial, stage: int) -> dict[str, Any] | None:
-        return None if lost(trial, stage) else asked(trial, stage)
+        images = {"images": trial.dataset.images or 4}
+        return None if trial.seed == stage == 1 else asked(trial, stage) | images
 
-    assert set(by_budget(study, CostModel(seconds_per_pixel=2, full=FULL), tell)) == budgets
-
-
-def test_the_number_of_images_is_that_of_the_same_setting(study: Study) -> None:
-    def tell(trial: Trial, stage: int) -> dict[str, Any]:
-        return asked(trial, stage) | {"images": trial.dataset.images}
-
+    model = CostModel(seconds_per_pixel=2, full=FULL)
+    assert set(by_budget(study, model, tell)) == {10, "full"}
+    assert costs(study, model, experiment(GRID, "train.epochs=3"), lambda *_: None).by_cell == {}
     few, all_of_them = (f"{{dataset.images: [4, 7], seed: [0], budget: [{budget}]}}" for budget in (10, "full"))
-    spec = experiment(f"grid=[{few}, {all_of_them}]")
-    found = costs(study, CostModel(seconds_per_pixel=2, full=FULL), spec, tell)
+    found = costs(study, model, experiment(f"grid=[{few}, {all_of_them}]"), tell)
     full = {line.setting: cost.clicks for (line, budget), cost in found.by_cell.items() if budget == "full"}
     assert full == {"dataset.images=4": 2400.0, "dataset.images=7": 4200.0}
 
@@ -133,14 +118,14 @@ def test_a_file_is_read_with_its_defaults_and_a_wrong_one_is_refused_with_its_na
 EFFORT = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}]"
 
 
-def fill(study: Study, spec: Experiment, of: Any = lambda trial: True, **provenance: Any) -> None:
+def fill(study: Study, spec: Experiment, of: Any = lambda trial: True, **more: Any) -> None:
     """Store what is not stored yet of the trials that `of` chooses."""
-    study.fill(spec, lambda trial: matrix(50) if of(trial) else None, **({"seconds": 3600.0} | provenance))
+    study.fill(spec, lambda trial: matrix(50) if of(trial) else None, **({"seconds": 3600.0} | more))
 
 
-def load(study: Study, *specs: Experiment) -> tuple[Effort, ...]:
+def load(study: Study, *specs: Experiment) -> tuple[provenance.Effort, ...]:
     results = study.results(*specs)
-    return load_efforts(study.store, results, load_chains(study.store, results))
+    return provenance.load_efforts(study.store, results, load_chains(study.store, results))
 
 
 def last_columns(table: Table) -> list[tuple[str, ...]]:
@@ -155,7 +140,7 @@ def test_effort_is_told_by_cell_and_its_sum_counts_every_fit_once(study: Study) 
     fill(study, spec, lambda trial: (trial.budget, trial.seed) == (10, 0), seconds=900.0, world_size=4)
     fill(study, spec, lambda trial: (trial.budget, trial.seed) == (10, 1), seconds=1800.0, device="H100")
     fill(study, spec, lambda trial: trial.budget == 20, world_size=2)
-    table = effort_table(load(study, spec))
+    table = provenance.effort_table(load(study, spec))
     ten, twenty = ("10", "2", "0", "1350.0", "1.5", "H100, cpu"), ("20", "2", "0", "3600.0", "4", "cpu")
     assert last_columns(table) == [(name, *rest) for name in ("margin", "random") for rest in (ten, twenty)]
     assert table.caption == (
@@ -163,36 +148,33 @@ def test_effort_is_told_by_cell_and_its_sum_counts_every_fit_once(study: Study) 
         "times ranks), and how many of them other lines of this table use too. Each fit counted once: "
         "8 fits, 11 device hours."
     )
-    assert [device_hours(made) for made in ({"seconds": 900.0}, {})] == [0.25, 0]
+    assert [provenance.device_hours(made) for made in ({"seconds": 900.0}, {})] == [0.25, 0]
+    grid = "grid=[{seed: [0, 1], budget: [10]}, {seed: [0], budget: [full]}]"
+    spec = experiment("name=full", grid, "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}")
+    study.fill(spec, lambda trial: [matrix(40), matrix(50)])  # other splits and epochs do not count a fit again
+    rows = [row[:4] for row in last_columns(provenance.effort_table(load(study, spec)))]
+    assert rows == [("margin", "10", "2", "0"), ("full supervision", "all", "1", "0")]
 
 
 def test_a_shared_fit_counts_once_in_the_sum_and_a_removed_one_not_at_all(study: Study) -> None:
     spec, asked = experiment(EFFORT), experiment(EFFORT.replace("[10, 20]", "[20]"))
     fill(study, spec)
     assert load(study, asked) == load(study, spec)  # stages at which no trial ends count too
-    assert (total_effort(load(study, asked)), devices(load(study, asked))) == ((8, 8.0), ("cpu",))
+    assert (provenance.total_effort(load(study, asked)), provenance.devices(load(study, asked))) == ((8, 8.0), ("cpu",))
     mine, *others, theirs, last = load(study, spec)
     common, own = next(iter(mine.fits)), list(theirs.fits)[1]
     shared = replace(theirs, fits={common: mine.fits[common], own: theirs.fits[own]})
-    table = effort_table((mine, *others, shared, last))
+    table = provenance.effort_table((mine, *others, shared, last))
     ten, twenty = ("10", "2", "1", "2"), ("20", "2", "0", "2")
     shares = [(name, *rest) for name in ("margin", "random") for rest in (ten, twenty)]
     assert [row[:4] + row[5:6] for row in last_columns(table)] == shares
     assert table.caption.endswith("Each fit counted once: 7 fits, 7 device hours.")
     shutil.rmtree(study.store.folder("fit", common))
-    table = effort_table(load(study, spec))
+    table = provenance.effort_table(load(study, spec))
     assert last_columns(table)[0] == ("margin", "10", "1", "0", "3600.0", "1", "cpu")
     assert table.caption.endswith("Each fit counted once: 7 fits, 7 device hours.")
     shutil.rmtree(study.store.path / "fit")
-    assert effort_table(load(study, spec)) is None
-
-
-def test_other_splits_and_epochs_do_not_count_a_fit_again_and_full_supervision_is_a_stage(study: Study) -> None:
-    grid = "grid=[{seed: [0, 1], budget: [10]}, {seed: [0], budget: [full]}]"
-    spec = experiment(grid, "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}")
-    study.fill(spec, lambda trial: [matrix(40), matrix(50)])
-    rows = [row[:4] for row in last_columns(effort_table(load(study, spec)))]
-    assert rows == [("margin", "10", "2", "0"), ("full supervision", "all", "1", "0")]
+    assert provenance.effort_table(load(study, spec)) is None
 
 
 def test_experiments_stand_side_by_side_with_what_they_were_made_with(study: Study) -> None:
@@ -204,13 +186,13 @@ def test_experiments_stand_side_by_side_with_what_they_were_made_with(study: Stu
     def early(trial: Trial) -> bool:
         return (trial.seed, trial.budget, trial.acquire.strategy) == (0, 10, "margin")
 
-    nothing = rows(provenance_table(study.results(first)))
+    nothing = rows(provenance.provenance_table(study.results(first)))
     assert (nothing["fits"], nothing["code commits"]) == (["0"], ["-"])
     fill(study, first, early, code="abc+", seconds=900.0, world_size=2)
     fill(study, first, lambda trial: not early(trial), code="def", seconds=900.0, threads=4)
     # The same trials under another name: fits that are stored already are not made again.
     fill(study, other, lambda trial: trial.seed == 1, code="ghi")
-    table = provenance_table(study.results(first, other))
+    table = provenance.provenance_table(study.results(first, other))
     assert (table.header, table.alignment) == (("", "study", "other"), "lll")
     assert rows(table) == {
         **{"fits": ["8", "4"], "devices": ["cpu"] * 2, "ranks": ["1 (7 fits), 2 (1 fit)", "1"]},
@@ -218,4 +200,4 @@ def test_experiments_stand_side_by_side_with_what_they_were_made_with(study: Stu
         **{"Python": ["unknown"] * 2, "package": ["1"] * 2, "code commits": ["abc+ (1 fit), def (7 fits)", "def"]},
     }
     shutil.rmtree(study.store.folder("fit", study.results(first).readings[0].fit_key))
-    assert rows(provenance_table(study.results(first)))["code commits"] == ["def (7 fits), unknown (1 fit)"]
+    assert rows(provenance.provenance_table(study.results(first)))["code commits"] == ["def (7 fits), unknown (1 fit)"]

@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from scipy import stats
 
-from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.report.cells import Cell, build_cells, reported
 from pixelpick_ray.report.costs import Cost, CostModel, Costs
@@ -25,28 +24,23 @@ from tests.support.study import Study, exact, experiment
 pytestmark = pytest.mark.whole_report
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1, 2], budget: [10, 20]}, {seed: [0, 1], budget: [full]}]"
-HEIGHTS = {(10, 0): 400, (10, 1): 420, (10, 2): 410, (20, 0): 500, (20, 1): 520, (20, 2): 540}
-
 Drawn = tuple[Results, tuple[Cell, ...]]
 
 
 def height(trial: Trial) -> int:
     """mIoU in thousandths: random is 40 below margin, full supervision has 600 and 620."""
-    if trial.budget == "full":
-        return 600 + 20 * trial.seed
-    return HEIGHTS[trial.budget, trial.seed] - 40 * (trial.acquire.strategy == "random")
+    heights = {10: (400, 420, 410), 20: (500, 520, 540), "full": (600, 620)}[trial.budget]
+    return heights[trial.seed] - 40 * (trial.budget != "full" and trial.acquire.strategy == "random")
 
 
-def load(study: Study, spec: Experiment) -> Drawn:
-    results = study.results(spec)
+def load(results: Results) -> Drawn:
     return results, reported(results, build_cells(results))
 
 
 @pytest.fixture(scope="module")
 def drawn(kept: Study) -> Drawn:
     """Two strategies, two budgets, three seeds and full supervision."""
-    kept.filled(lambda trial: exact(height(trial)), GRID)
-    return load(kept, experiment(GRID))
+    return load(kept.filled(lambda trial: exact(height(trial)), GRID))
 
 
 @pytest.fixture(scope="module")
@@ -111,20 +105,18 @@ def test_seeds_are_dots_unless_there_are_too_many_and_published_numbers_hollow(d
 
 
 def test_missing_seeds_and_a_single_one_are_said_and_budgets_that_are_close_get_fewer_labels(study: Study) -> None:
-    full = experiment("name=full", "grid=[{seed: [0, 1], budget: [full]}]")
-    empty = curves(*load(study, full), {})
+    full = "name=full", "grid=[{seed: [0, 1], budget: [full]}]"
+    empty = curves(*load(study.results(experiment(*full))), {})
     assert {"no results stored" in curve.svg for curve in empty.curves} == {True}
     assert empty.data.rows == ()
-    study.fill(full, lambda trial: exact(600))  # which can be drawn alone
-    found = {(curve.axis, curve.scale) for curve in curves(*load(study, full), {}).curves}
+    alone = load(study.filled(lambda trial: exact(600), *full))
+    found = {(curve.axis, curve.scale) for curve in curves(*alone, {}).curves}
     assert found == {("labelled pixels per image", scale) for scale in ("linear", "log")}
-    spec = experiment()
-    study.fill(spec, lambda trial: None if (trial.seed, trial.budget) == (1, 20) else exact(500))
-    assert list(labelled(panel(load(study, spec)[1])))[-1] == "margin (incomplete)"
+    results = study.filled(lambda trial: None if (trial.seed, trial.budget) == (1, 20) else exact(500))
+    assert list(labelled(panel(load(results)[1])))[-1] == "margin (incomplete)"
     close = "acquire={initial_pixels: 1, pixels_per_stage: 1}", "grid=[{seed: [0], budget: [1, 2, 5, 100]}]"
-    single = experiment("name=single", *close)
-    study.fill(single, lambda trial: exact(500))
-    cells, pixels = load(study, single)[1], "labelled pixels per image"
+    results = study.filled(lambda trial: exact(500), "name=single", *close)
+    cells, pixels = load(results)[1], "labelled pixels per image"
     found = panel(cells, axis(cells, name=pixels))
     assert found.get_legend().get_title().get_text() == "line: one seed"  # neither band nor bar
     assert list(found.get_xticks()) == [5, 100]

@@ -33,12 +33,6 @@ def by_class(results: Results) -> Table:
     return table
 
 
-def test_every_kind_of_table_says_where_at_which_sizes_and_after_which_epoch(study: Study) -> None:
-    results = study.filled(most, "evaluate={splits: {test: {size: [90, 120]}}, report: test}")
-    for table in (shown(results), tables.area_table(results, build_cells(results)), by_class(results)):
-        assert "on camvid test (90 x 120 pixels). Training at 360 x 480 pixels; weights after" in table.caption
-
-
 def test_one_seed_has_no_deviation_none_is_missing_and_mixed_ones_are_noted(study: Study) -> None:
     results = study.filled(most, ONE)
     table = shown(results)
@@ -75,19 +69,25 @@ def test_a_class_is_compared_with_random_at_the_same_budget_and_with_nothing_whe
     assert column(by_class(results), "vs random") == ["-"] * 3
 
 
-def test_areas_and_missing_trials_have_tables_of_their_own(study: Study) -> None:
-    results = study.filled(most)
+def test_areas_missing_trials_and_the_csv_and_that_tables_say_where_and_at_which_sizes(study: Study) -> None:
+    results = study.filled(most, "evaluate={splits: {test: {size: [90, 120]}}, report: test}")
     cells = build_cells(results)
     area, missing = tables.area_table(results, cells), tables.missing_table(results, cells)
+    for table in (shown(results), area, by_class(results)):
+        assert "on camvid test (90 x 120 pixels). Training at 360 x 480 pixels; weights after" in table.caption
     found = [column(area, name) for name in ("area (%)", "n", "budgets")]
     assert found == [["25.0 ± 7.1"], ["2/3"], ["10 to 20"]]
     assert missing.rows == (("deeplabv3plus small", "none", "margin", "20", "test", "1", "not run yet"),)
     long = replace(results.missing[0], reason=f"failed: {'out of memory, ' * 20}\nsee the log")
     (reason,) = column(tables.missing_table(replace(results, missing=(long,)), cells), "why")
     assert (reason[:21], len(reason) <= 93, "\n" in reason) == ("failed: out of memory", True, False)
-    results = study.filled(most, "grid=[{seed: [0, 1], budget: [10]}]")
-    assert tables.area_table(results, build_cells(results)) is None
-    assert tables.missing_table(results, build_cells(results)) is None
+    lines = csv_lines(tables.cells_csv(cells))
+    metrics = ("miou", "pixel_accuracy")
+    assert [(line["budget"], line["metric"]) for line in lines] == [(b, m) for b in ("10", "20") for m in metrics]
+    numbers = [float(lines[0][name]) for name in ("mean", "std", "high")]
+    assert numbers == pytest.approx([0.25, 0.05, 0.25 + 4.3027 * 0.05 / math.sqrt(3)], abs=1e-5)
+    assert (lines[2]["n"], lines[2]["expected"], lines[2]["seeds"]) == ("2", "3", "0 2")
+    assert [len(key) for key in lines[2]["fit_keys"].split()] == [64, 64]
 
 
 def test_a_line_is_held_to_the_one_full_supervision_whose_settings_it_has() -> None:
@@ -99,21 +99,18 @@ def test_a_line_is_held_to_the_one_full_supervision_whose_settings_it_has() -> N
     assert full_line(line, [plain, same]) is None
 
 
-EVERY_EPOCH = "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}"
-TWO_RULES = ("train.epochs=3", "grid=[{seed: [0, 1], budget: [10]}]", EVERY_EPOCH)
-EPOCHS = [matrix(40), matrix(80), matrix(60)]
-
-
-def test_rules_that_choose_an_epoch_stand_side_by_side(study: Study) -> None:
-    measured = {0: {"test": EPOCHS, "val": EPOCHS[::-1]}, 1: {"test": EPOCHS}}
-    results = study.filled(lambda trial: measured[trial.seed], *TWO_RULES)
+def test_rules_that_choose_an_epoch_and_sizes_of_one_split_stand_side_by_side(study: Study) -> None:
+    epochs = [matrix(40), matrix(80), matrix(60)]
+    measured = {0: {"test": epochs, "val": epochs[::-1]}, 1: {"test": epochs}}
+    two_rules = "train.epochs=3", "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}"
+    results = study.filled(lambda trial: measured[trial.seed], *two_rules, "grid=[{seed: [0, 1], budget: [10]}]")
     table = tables.protocol_table(results, build_cells(results))
     assert table.header[-4:] == ("pixels per image", "last", "best on test", "best on val")
     assert [row[-4:] for row in table.rows] == [("10", "30.0 ± 0.0", "40.0 ± 0.0", "40.0 (1/2)")]
     assert "flatters" in table.caption
-
-
-def test_sizes_of_one_split_stand_side_by_side_and_one_needs_no_table(study: Study) -> None:
+    wanted = {("test", "last"), ("test", "best"), ("test", "best_on_val"), ("val", "last"), ("val", "best")}
+    lines = csv_lines(tables.cells_csv(build_cells(results)))
+    assert {(line["split"], line["checkpoint"]) for line in lines} == wanted
     splits = "{val: {size: [720, 960]}, val_small: {split: val, size: [90, 120]}, test: {}}"
     measured = {"val": matrix(60), "val_small": matrix(40), "test": matrix(20)}
     results = study.filled(lambda trial: measured, f"evaluate={{splits: {splits}, report: val}}")
@@ -121,22 +118,10 @@ def test_sizes_of_one_split_stand_side_by_side_and_one_needs_no_table(study: Stu
     assert table.header[-2:] == ("val (720 x 960 pixels), last", "val_small (90 x 120 pixels), last")
     assert [row[-3:] for row in table.rows] == [(budget, "30.0 ± 0.0", "20.0 ± 0.0") for budget in ("10", "20")]
     assert "best" not in table.caption
-    results = study.filled(most, "evaluate={splits: {test: {}, val: {}}, report: test}")
-    assert tables.protocol_table(results, build_cells(results)) is None
-
-
-def test_the_csv_has_fractions_counts_and_keys_by_every_rule(study: Study) -> None:
-    lines = csv_lines(tables.cells_csv(build_cells(study.filled(most))))
-    metrics = ("miou", "pixel_accuracy")
-    assert [(line["budget"], line["metric"]) for line in lines] == [(b, m) for b in ("10", "20") for m in metrics]
-    numbers = [float(lines[0][name]) for name in ("mean", "std", "high")]
-    assert numbers == pytest.approx([0.25, 0.05, 0.25 + 4.3027 * 0.05 / math.sqrt(3)], abs=1e-5)
-    assert (lines[2]["n"], lines[2]["expected"], lines[2]["seeds"]) == ("2", "3", "0 2")
-    assert [len(key) for key in lines[2]["fit_keys"].split()] == [64, 64]
-    results = study.filled(lambda trial: EPOCHS, *TWO_RULES)
-    wanted = {("test", "last"), ("test", "best"), ("test", "best_on_val"), ("val", "last"), ("val", "best")}
-    lines = csv_lines(tables.cells_csv(build_cells(results)))
-    assert {(line["split"], line["checkpoint"]) for line in lines} == wanted
+    results = study.filled(most, "name=plain", "grid=[{seed: [0, 1], budget: [10]}]")
+    cells = build_cells(results)  # one rule, one size, one budget and all stored need no table
+    for make in (tables.protocol_table, tables.area_table, tables.missing_table):
+        assert make(results, cells) is None
 
 
 def test_labels_name_only_what_differs_and_stay_distinct_when_they_are_cut(study: Study) -> None:

@@ -86,6 +86,10 @@ def run(
     return found
 
 
+def scores(found: Sequence[tuple[int, LevelReport]]) -> list[tuple[int, float]]:
+    return [(position, report.score) for position, report in found]
+
+
 def test_a_sample_ends_where_a_training_of_one_seed_diverges_or_its_values_are_wrong() -> None:
     search, found = search_of(THREE_SEEDS), []
     trainer = Trainer(search)
@@ -164,7 +168,7 @@ EPOCH_SCORES = [(0, 0.1 * 2 / 8), (1, 0.1 * 4 / 8), (2, 0.1), (3, 0.2), (4, 0.4)
 WITH_EPOCHS = search_of(LR_ALONE, *BY_EPOCH)
 
 
-def test_epochs_of_the_first_stage_are_reported_when_they_end() -> None:
+def test_epochs_of_the_first_stage_that_are_levels_are_reported_when_they_end() -> None:
     trainer = Trainer(WITH_EPOCHS)
     found = run(WITH_EPOCHS, trainer)
     assert scores(found) == EPOCH_SCORES
@@ -174,10 +178,13 @@ def test_epochs_of_the_first_stage_are_reported_when_they_end() -> None:
         LevelReport(0.1, {"0": 0.1}, fits(0, stages=1), 8.5),
     ]
     assert trainer.runs == [(0, 10, frozenset({0})), (0, 20, frozenset({1})), (0, 40, frozenset())]
-
-
-def scores(found: Sequence[tuple[int, LevelReport]]) -> list[tuple[int, float]]:
-    return [(position, report.score) for position, report in found]
+    # Epochs of later stages and without a level are not reported.
+    search = search_of(LR_ALONE, *BY_EPOCH, "grid=[{seed: [0], budget: [20]}]")
+    found = run(search, Trainer(search))
+    assert [report.score for _, report in found] == pytest.approx([0.025, 0.05, 0.2])
+    assert found[2][1].fits == fits(0, stages=2)
+    search = search_of("evaluate.when=every_epoch")
+    assert [position for position, _ in run(search, Trainer(search))] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("position", [0, 1])
@@ -209,12 +216,3 @@ def test_an_epoch_is_reported_once_however_often_it_is_trained(known: int, store
     whole = run(WITH_EPOCHS, Trainer(WITH_EPOCHS))
     found = run(WITH_EPOCHS, Trainer(WITH_EPOCHS, stored=stored), [report for _, report in whole[:known]])
     assert scores(found) == EPOCH_SCORES[known:]
-
-
-def test_epochs_of_later_stages_and_without_a_level_are_not_reported() -> None:
-    search = search_of(LR_ALONE, *BY_EPOCH, "grid=[{seed: [0], budget: [20]}]")
-    found = run(search, Trainer(search))
-    assert [report.score for _, report in found] == pytest.approx([0.025, 0.05, 0.2])
-    assert found[2][1].fits == fits(0, stages=2)
-    search = search_of("evaluate.when=every_epoch")
-    assert [position for position, _ in run(search, Trainer(search))] == [0, 1, 2]

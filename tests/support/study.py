@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,14 @@ def column(table: Table, name: str) -> list[str]:
     return [row[table.header.index(name)] for row in table.rows]
 
 
+def _write_evaluation(folder: Path, *, confusion: Any, predictions: Mapping[str, LabelMap]) -> None:
+    by_epoch = confusion[None] if confusion.ndim == 2 else confusion
+    np.savez(folder / "confusion.npz", epochs=np.arange(1, len(by_epoch) + 1), confusion=by_epoch)
+    (folder / "predictions").mkdir()
+    for name, predicted in predictions.items():
+        write_label_map(folder / "predictions" / f"{Path(name).stem}.png", predicted, PALETTE)
+
+
 class Study:
     """Fills a store with hand-made results."""
 
@@ -119,40 +128,23 @@ class Study:
         """Store the confusion that `measure` gives for each trial: one matrix or one an epoch, for all splits or for
         each by name; None, or a split that is not named, is left out. `predict` gives predictions by image.
         """
-        for trial in experiment.trials():
-            found = measure(trial)
-            if found is not None:
-                by_split = found if isinstance(found, Mapping) else dict.fromkeys(experiment.evaluate.splits, found)
-                stacks = {split: np.asarray(each, dtype=np.int64) for split, each in by_split.items()}
-                by_epoch = {split: each[None] if each.ndim == 2 else each for split, each in stacks.items()}
-                self.add(experiment, trial, by_epoch, provenance, predict(trial))
-
-    def add(
-        self,
-        experiment: Experiment,
-        trial: Trial,
-        by_split: dict[str, Any],
-        provenance: dict[str, Any],
-        predictions: Mapping[str, LabelMap],
-    ) -> None:
         made = {"device": "cpu", "torch": "2.0", "version": "1", "seconds": 1.5, "world_size": 1} | provenance
-        fit = {"step": "fit", "version": 1, "data": {"fingerprint": "f"}, "trial": trial.as_input()}
-        self.store.publish("fit", fit, lambda folder: None, made)
-        keys = {}
-        for split, confusion in by_split.items():
-            data = {"fingerprint": split}
-            inputs = {"step": "evaluation", "version": 1, "fit": digest(fit), "split": split, "data": data}
-
-            def write(folder: Path, confusion: Any = confusion) -> None:
-                np.savez(folder / "confusion.npz", epochs=np.arange(1, len(confusion) + 1), confusion=confusion)
-                (folder / "predictions").mkdir()
-                for name, predicted in predictions.items():
-                    write_label_map(folder / "predictions" / f"{Path(name).stem}.png", predicted, PALETTE)
-
-            self.store.publish("evaluation", inputs, write, made)
-            keys[split] = digest(inputs)
-        stage = {"budget": trial.budget, "fit": digest(fit), "evaluations": keys}
-        self.record(experiment, trial, stage, next(iter(by_split.values())))
+        for trial in experiment.trials():
+            found, predictions, keys = measure(trial), predict(trial), {}
+            if found is None:
+                continue
+            fit = {"step": "fit", "version": 1, "data": {"fingerprint": "f"}, "trial": trial.as_input()}
+            self.store.publish("fit", fit, lambda folder: None, made)
+            by_split = found if isinstance(found, Mapping) else dict.fromkeys(experiment.evaluate.splits, found)
+            for split, each in by_split.items():
+                confusion = np.asarray(each, dtype=np.int64)
+                inputs = {"step": "evaluation", "version": 1, "fit": digest(fit), "split": split}
+                inputs |= {"data": {"fingerprint": split}}
+                write = partial(_write_evaluation, confusion=confusion, predictions=predictions)
+                self.store.publish("evaluation", inputs, write, made)
+                keys[split] = digest(inputs)
+            stage = {"budget": trial.budget, "fit": digest(fit), "evaluations": keys}
+            self._record(experiment, trial, stage, num_classes=confusion.shape[-1])
 
     def ask(
         self,
@@ -198,11 +190,11 @@ class Study:
         self.store.publish("split", inputs, described.write, {})
         return digest(inputs)
 
-    def record(self, experiment: Experiment, trial: Trial, stage: dict[str, Any], confusion: Any) -> None:
+    def _record(self, experiment: Experiment, trial: Trial, stage: dict[str, Any], num_classes: int) -> None:
         path = chain_path(experiment, trial)
         before = (self.store.read_record(path) or {"stages": []})["stages"]
         between = range(len(before), trial.num_stages)
         stages = before + [{"budget": trial.budget_of(number), "fit": "none", "evaluations": {}} for number in between]
         stages[trial.num_stages - 1] = stage
-        record = record_of(trial, class_names=("sky", "road", "car")[: confusion.shape[-1]])
+        record = record_of(trial, class_names=("sky", "road", "car")[:num_classes])
         self.store.write_record(path, record.model_dump(mode="json") | {"stages": stages})
