@@ -16,26 +16,20 @@ import yaml
 from pixelpick_ray.config.experiment import parse_experiment
 from tests.support.cluster_experiment import AWKWARD, TINY
 from tests.support.kuberay import RAY_JOB
-from tests.support.launch import Outcome, launch
+from tests.support.launch import ROOT, launch
 
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = (ROOT / "cluster" / "kubernetes" / "rayjob.yaml").read_text()
 OPTIONS = ["--to", "kubernetes", "--image", "registry.example.org/p:1", "--claim", "pixels", "--namespace", "lab"]
 
 
 def dry_run(place: Path, *options: str, name: str = "tiny.yaml") -> list[dict[str, Any]]:
     """The objects that would be created."""
-    outcome = submitted(place, "--dry-run", *options, name=name)
-    assert outcome.status == 0, outcome.err
-    text = outcome.out.split("\n# the command\n")[0]
-    return list(yaml.safe_load_all(text))
-
-
-def submitted(place: Path, *options: str, name: str = "tiny.yaml") -> Outcome:
     (place / name).write_text(TINY)
-    return launch(place, "submit", name, *OPTIONS, *options)
+    outcome = launch(place, "submit", name, *OPTIONS, "--dry-run", *options)
+    assert outcome.status == 0, outcome.err
+    return list(yaml.safe_load_all(outcome.out.split("\n# the command\n")[0]))
 
 
 def check(config: dict[str, Any], job: dict[str, Any]) -> None:
@@ -61,45 +55,15 @@ def limits(group: dict[str, Any]) -> dict[str, Any]:
     return amounts
 
 
-def test_the_template_and_filled_jobs_are_valid(tmp_path: Path) -> None:
-    check(*yaml.safe_load_all(TEMPLATE))
-    check(*dry_run(tmp_path))
-    check(*dry_run(tmp_path, "--nodes", "3", "--memory-per-node", "64", "--time", "90m", "--folder", "/my volume"))
-    check(*dry_run(tmp_path, "--device", "cpu"))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda job: job["spec"].update(shutdownAfterJobFinish=True),
-        lambda job: job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update({"num-cpus": 0}),
-        lambda job: templates(job)[1]["spec"]["containers"][0].update(volumeMount=[]),
-        lambda job: templates(job)[0]["spec"]["volumes"][0]["persistentVolumeClaim"].pop("claimName"),
-    ],
-)
-def test_the_schemas_refuse_what_kubernetes_would_refuse(change: Any) -> None:
-    config, job = yaml.safe_load_all(TEMPLATE)
-    change(job)
-    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
-        check(config, job)
-
-
-def test_the_sizes_are_those_of_the_pods(tmp_path: Path) -> None:
-    _, job = dry_run(tmp_path, "--nodes", "3", "--gpus-per-node", "4", "--cpus-per-node", "16", "--time", "2h")
+def test_filled_jobs_are_valid_and_have_the_sizes_the_image_the_volume_and_a_token(tmp_path: Path) -> None:
+    size = ["--nodes", "3", "--gpus-per-node", "4", "--cpus-per-node", "16", "--memory-per-node", "64", "--time", "2h"]
+    config, job = dry_run(tmp_path, *size, "--folder", "/my volume")
+    check(config, job)
     assert groups(job)["gpu"]["replicas"] == groups(job)["gpu"]["maxReplicas"] == 3
     assert groups(job)["cpu"]["replicas"] == 0
     assert limits(groups(job)["gpu"]) == {"cpu": 16, "memory": "64Gi", "nvidia.com/gpu": 4}
     assert job["spec"]["activeDeadlineSeconds"] == 7200
     assert job["metadata"]["namespace"] == "lab"
-    _, job = dry_run(tmp_path, "--device", "cpu", "--memory-per-node", "10")
-    assert groups(job)["gpu"]["replicas"] == 0
-    assert groups(job)["cpu"]["replicas"] == 1
-    assert limits(groups(job)["cpu"]) == {"cpu": 8, "memory": "10Gi"}
-    assert "activeDeadlineSeconds" not in job["spec"]
-
-
-def test_every_pod_has_the_image_the_volume_and_a_token(tmp_path: Path) -> None:
-    config, job = dry_run(tmp_path, "--folder", "/my volume")
     assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     for template in templates(job):
         [container] = template["spec"]["containers"]
@@ -109,6 +73,16 @@ def test_every_pod_has_the_image_the_volume_and_a_token(tmp_path: Path) -> None:
         assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
     head = templates(job)[0]["spec"]
     assert {"name": "job", "configMap": {"name": config["metadata"]["name"]}} in head["volumes"]
+    config, job = dry_run(tmp_path, "--device", "cpu", "--memory-per-node", "10")
+    check(config, job)
+    assert groups(job)["gpu"]["replicas"] == 0
+    assert groups(job)["cpu"]["replicas"] == 1
+    assert limits(groups(job)["cpu"]) == {"cpu": 8, "memory": "10Gi"}
+    assert "activeDeadlineSeconds" not in job["spec"]
+    for name in ("7." + "very_long-" * 7 + "name", "a"):  # which becomes one that Kubernetes allows
+        config, job = dry_run(tmp_path, "--set", f"name={name}")
+        check(config, job)
+        assert config["metadata"] == job["metadata"]
 
 
 def test_awkward_names_and_values_reach_the_run_unchanged(tmp_path: Path) -> None:
@@ -135,63 +109,39 @@ def test_awkward_names_and_values_reach_the_run_unchanged(tmp_path: Path) -> Non
     assert not list(tmp_path.rglob("broken"))
 
 
-@pytest.mark.parametrize(
-    ("run", "status"),
-    [
-        ("sys.exit(3)", 3),  # a time limit: tried again
-        ("sys.exit(1)", 1),
-        ("sys.exit(0)", 0),
-        ("open(os.environ['PIXELPICK_JOB'] + '/people', 'w').write('5 answers'); sys.exit(3)", 0),
-        ("open(os.environ['PIXELPICK_JOB'] + '/people', 'w').write('5 answers'); sys.exit(1)", 1),
-    ],
-)
-def test_a_run_that_waits_for_people_is_not_tried_again(tmp_path: Path, run: str, status: int) -> None:
+def test_a_run_that_waits_for_people_is_not_tried_again(tmp_path: Path) -> None:
     script = (ROOT / "cluster" / "ray" / "job.sh").read_text().replace("folder=/shared", f"folder='{tmp_path}'")
     (tmp_path / "job.sh").write_text(script)
-    (tmp_path / "launch.py").write_text(f"import os, sys; {run}")
     (tmp_path / "python").symlink_to(sys.executable)
     env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
-    before = sorted(tmp_path.iterdir())
-    done = subprocess.run(["bash", "job.sh", ".", "x.yaml"], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    assert ("submit it again then. 5 answers" in done.stdout) == ("5 answers" in run and status == 0)
-    assert sorted(tmp_path.iterdir()) == before
+    asks = "open(os.environ['PIXELPICK_JOB'] + '/people', 'w').write('5 answers'); "
+    for run, status in ((asks + "sys.exit(3)", 0), (asks + "sys.exit(1)", 1), ("sys.exit(3)", 3), ("sys.exit(0)", 0)):
+        (tmp_path / "launch.py").write_text(f"import os, sys; {run}")
+        before = sorted(tmp_path.iterdir())
+        done = subprocess.run(["bash", "job.sh", ".", "x.yaml"], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+        assert ("submit it again then. 5 answers" in done.stdout) == ("5 answers" in run and status == 0)
+        assert sorted(tmp_path.iterdir()) == before
 
 
-def test_long_names_become_names_that_kubernetes_allows(tmp_path: Path) -> None:
-    for name in ("7." + "very_long-" * 7 + "name", "a"):
-        config, job = dry_run(tmp_path, "--set", f"name={name}")
-        check(config, job)
-        assert config["metadata"] == job["metadata"]
-
-
-def test_the_template_runs_the_script_of_the_ray_job_and_a_valid_experiment() -> None:
+def test_the_template_is_valid_and_runs_the_script_of_the_ray_job_and_what_the_image_holds() -> None:
     config, job = yaml.safe_load_all(TEMPLATE)
-    parse_experiment(config["data"]["experiment.yaml"], where="rayjob.yaml")
-
-    def commands(text: str) -> list[str]:
-        return [line for line in text.splitlines() if not line.startswith(("#", "options="))]
-
-    assert commands(config["data"]["job.sh"]) == commands((ROOT / "cluster" / "ray" / "job.sh").read_text())
+    check(config, job)
     assert job["metadata"]["name"] == config["metadata"]["name"]
-
-
-def test_the_versions_of_ray_are_those_of_the_requirements() -> None:
-    [version] = re.findall(r"^ray\[tune\]==(.+)$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)
-    _, job = yaml.safe_load_all(TEMPLATE)
-    assert job["spec"]["rayClusterSpec"]["rayVersion"] == version
-    assert f"ray[default]=={version}" in (ROOT / "cluster" / "ray" / "cluster.yaml").read_text()
-    assert f"ray[default]=={version}" in (ROOT / "requirements-dev.txt").read_text()
-
-
-def test_the_image_holds_what_a_job_calls() -> None:
-    text = (ROOT / "cluster" / "kubernetes" / "Dockerfile").read_text()
-    _, job = yaml.safe_load_all(TEMPLATE)
-    [folder] = re.findall(r"^WORKDIR (.+)$", text, flags=re.MULTILINE)
+    assert parse_experiment(config["data"]["experiment.yaml"], where="rayjob.yaml").name == "my-study"
+    scripts = config["data"]["job.sh"], (ROOT / "cluster" / "ray" / "job.sh").read_text()
+    mine, rays = ([line for line in text.splitlines() if not line.startswith(("#", "options="))] for text in scripts)
+    assert mine == rays
+    image = (ROOT / "cluster" / "kubernetes" / "Dockerfile").read_text()
+    [folder] = re.findall(r"^WORKDIR (.+)$", image, flags=re.MULTILINE)
     assert job["spec"]["entrypoint"].split()[2] == folder
-    copied = [word for line in re.findall(r"^COPY (.+)$", text, flags=re.MULTILINE) for word in line.split()[:-1]]
+    copied = [word for line in re.findall(r"^COPY (.+)$", image, flags=re.MULTILINE) for word in line.split()[:-1]]
     assert {"launch.py", "pixelpick_ray", "requirements.txt"} <= set(copied)
     assert [name for name in copied if not (ROOT / name).exists()] == []
+    [version] = re.findall(r"^ray\[tune\]==(.+)$", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE)
+    assert job["spec"]["rayClusterSpec"]["rayVersion"] == version
+    for file in ("cluster/ray/cluster.yaml", "requirements-dev.txt"):
+        assert f"ray[default]=={version}" in (ROOT / file).read_text()
 
 
 def test_image_and_claim_are_asked_for(tmp_path: Path) -> None:

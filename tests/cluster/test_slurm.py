@@ -18,11 +18,10 @@ from pixelpick_ray.config.shipped import code_commit, code_digest
 from tests.support import fake_slurm
 from tests.support.cluster_experiment import AWKWARD, TINY
 from tests.support.fake_slurm import Node, Slurm
-from tests.support.launch import launch
+from tests.support.launch import ROOT, launch
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.ray  # a stand-in for it, which waits as long
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # Takes the place of ray and does what symmetric-run does: the first node starts Ray and runs the command, the others
 # wait for it and stay as long. FAIL says whose first `ray start` fails; like the real one, it then ends with 0.
@@ -149,27 +148,17 @@ class SlurmJob:
         """Exit status of the whole job."""
         return self.start(does, **environment).wait(timeout=60)
 
-    def stop_when_running(self) -> int:
-        """Send SIGTERM to the batch shell, as at a preemption, and return the exit status of the job."""
-        process = self.start("wait")
-        deadline = time.monotonic() + 30
-        while not (self.place / "running").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-        return process.wait(timeout=60)
+    def requeued(self) -> list[str]:
+        return [call for call in self.slurm.calls("scontrol") if "requeue" in call]
 
 
-def test_awkward_names_and_values_reach_the_run_unchanged(job: SlurmJob) -> None:
+def test_awkward_values_arrive_unchanged_and_all_nodes_get_one_token_that_no_command_line_shows(job: SlurmJob) -> None:
     assert job.run(0) == 0, job.log.read_text()
     arguments = json.loads((job.place / "arguments.json").read_text())
     title = f"title={json.dumps(AWKWARD)}"
     (experiment,) = map(str, job.place.glob("runs/tiny/submit/*/experiment.yaml"))
     assert arguments == ["run", experiment, "--set", title, "--ranks", "2", "--address", "auto"]
     assert not list(job.place.rglob("broken*"))
-
-
-def test_all_nodes_get_one_token_and_one_port_and_no_command_line_shows_the_token(job: SlurmJob) -> None:
-    assert job.run(0) == 0, job.log.read_text()
     first, second = (json.loads((job.place / f"ray-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first["RAY_AUTH_MODE"] == "token"
@@ -185,8 +174,13 @@ def test_all_nodes_get_one_token_and_one_port_and_no_command_line_shows_the_toke
     assert first["RAY_AUTH_TOKEN"] not in job.script.read_text()
 
 
-def test_the_folder_of_a_job_is_private_and_a_second_run_gets_another_token_and_clears_up(job: SlurmJob) -> None:
-    assert job.stop_when_running() == 3
+@pytest.mark.always("Slurm with requeue")
+def test_a_preempted_run_stops_cleanly_goes_back_into_the_queue_once_and_then_gets_another_token(job: SlurmJob) -> None:
+    process = job.start("wait")
+    wait_for((job.place / "running").exists, seconds=30)
+    process.send_signal(signal.SIGTERM)  # to the batch shell
+    assert process.wait(timeout=60) == 3, job.log.read_text()
+    assert job.requeued() == [f"scontrol requeue {job.record['id']}"]
     assert stat.S_IMODE(job.folder.stat().st_mode) == 0o700
     first = json.loads((job.place / "ray-0.json").read_text())["RAY_AUTH_TOKEN"]
     assert job.run(0) == 0
@@ -194,9 +188,16 @@ def test_the_folder_of_a_job_is_private_and_a_second_run_gets_another_token_and_
     assert not job.folder.exists()
 
 
-def test_a_failed_chain_fails_the_job_and_is_not_tried_again(job: SlurmJob) -> None:
-    assert job.run(1) == 1
-    assert not [call for call in job.slurm.calls("scontrol") if "requeue" in call]
+def test_a_run_that_was_stopped_goes_back_into_the_queue_and_no_other(job: SlurmJob) -> None:
+    """Not one that failed, that waits for people, who would find it take its nodes again and again for nothing, or
+    whose job was cancelled.
+    """
+    found = []
+    for does, state in ((1, "RUNNING"), ("ask", "RUNNING"), (3, "RUNNING"), (3, "CANCELLED")):
+        job.slurm.set_state(state)
+        found.append((job.run(does), len(job.requeued())))
+    assert found == [(1, 0), (3, 0), (3, 1), (3, 1)]
+    assert "submit it again then. waiting for 5 answers: the page" in job.log.read_text()
 
 
 def test_a_ray_that_does_not_start_fails_the_job_though_symmetric_run_ends_with_0(job: SlurmJob) -> None:
@@ -209,57 +210,35 @@ def test_a_ray_that_does_not_start_fails_the_job_though_symmetric_run_ends_with_
 
 def test_a_node_whose_ray_does_not_start_at_first_joins_later(job: SlurmJob) -> None:
     process = job.start("wait", FAIL="1")
-    deadline = time.monotonic() + 30
     starts = job.place / "ray-1.starts"
-    while not (starts.exists() and len(starts.read_text()) == 2) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: len(starts.read_text()) == 2, seconds=30)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 3
     assert starts.read_text() == "xx"
 
 
-@pytest.mark.always("Slurm with requeue")
-def test_a_preempted_run_stops_cleanly_and_goes_back_into_the_queue_once(job: SlurmJob) -> None:
-    assert job.stop_when_running() == 3, job.log.read_text()
-    requeued = [call for call in job.slurm.calls("scontrol") if "requeue" in call]
-    assert requeued == [f"scontrol requeue {job.record['id']}"]
-
-
-def test_a_run_that_its_time_limit_stopped_goes_back_into_the_queue(job: SlurmJob) -> None:
-    assert job.run(3) == 3
-    assert [call for call in job.slurm.calls("scontrol") if "requeue" in call]
-
-
-def test_a_run_that_waits_for_people_does_not_come_back_before_they_have_answered(job: SlurmJob) -> None:
-    """Else it would take its nodes again and again, for nothing."""
-    assert job.run("ask") == 3
-    assert not [call for call in job.slurm.calls("scontrol") if "requeue" in call]
-    assert "submit it again then. waiting for 5 answers: the page" in job.log.read_text()
-    assert job.run(3) == 3
-    assert [call for call in job.slurm.calls("scontrol") if "requeue" in call]
-
-
-def test_a_cancelled_job_does_not_come_back(job: SlurmJob) -> None:
-    job.slurm.set_state("CANCELLED")
-    assert job.stop_when_running() == 3
-    assert not [call for call in job.slurm.calls("scontrol") if "requeue" in call]
-
-
-def test_the_job_has_copies_of_code_and_experiment_that_say_what_they_are_of(job: SlurmJob) -> None:
-    (copy,) = job.place.glob("runs/tiny/submit/*")
-    assert (copy / "experiment.yaml").read_text() == (job.place / job.name).read_text()
-    told = "import pixelpick_ray.config.shipped as s; print(s.PACKAGE, s.code_commit(), s.code_digest())"
-    done = subprocess.run([sys.executable, "-c", told], cwd=copy, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"{copy / 'pixelpick_ray'} {code_commit()}, files {code_digest()} {code_digest()}"
-
-
-def test_the_directives_are_what_was_asked_for(job: SlurmJob) -> None:
+def test_the_job_has_directives_as_asked_for_every_line_of_the_template_and_copies_of_code_and_experiment(
+    job: SlurmJob,
+) -> None:
     options = job.record["options"]
     asked = {"job-name": "tiny", "nodes": "2", "cpus-per-task": "8", "gres": "gpu:4", "ntasks-per-node": "1"}
     assert {name: options[name] for name in asked} == asked
     assert "requeue" in options
     assert options["signal"] == "B:TERM@120"
-    assert "time" not in options
+
+    def lines(text: str) -> set[str]:
+        block = text.split("# >>> filled by submit\n")[1].split("# <<< filled by submit")[0]
+        return {line.split("=")[0] for line in block.splitlines() if "=" in line and not line.startswith(" ")}
+
+    template = lines((ROOT / "cluster" / "slurm" / "experiment.sbatch").read_text())
+    filled = lines(job.script.read_text())
+    assert filled - template <= {"and a second line'"}
+    assert template - filled == {"#SBATCH --time"}
+    (copy,) = job.place.glob("runs/tiny/submit/*")
+    assert (copy / "experiment.yaml").read_text() == (job.place / job.name).read_text()
+    told = "import pixelpick_ray.config.shipped as s; print(s.PACKAGE, s.code_commit(), s.code_digest())"
+    done = subprocess.run([sys.executable, "-c", told], cwd=copy, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{copy / 'pixelpick_ray'} {code_commit()}, files {code_digest()} {code_digest()}"
 
 
 def test_what_slurm_would_have_to_quote_is_refused(tmp_path: Path) -> None:
@@ -268,14 +247,3 @@ def test_what_slurm_would_have_to_quote_is_refused(tmp_path: Path) -> None:
     assert outcome.status == 2
     assert "--partition" in outcome.err
     assert not (tmp_path / "runs").exists()
-
-
-def test_the_templates_block_has_every_line_that_submit_fills(job: SlurmJob) -> None:
-    def lines(text: str) -> set[str]:
-        block = text.split("# >>> filled by submit\n")[1].split("# <<< filled by submit")[0]
-        return {line.split("=")[0] for line in block.splitlines() if "=" in line and not line.startswith(" ")}
-
-    template = (ROOT / "cluster" / "slurm" / "experiment.sbatch").read_text()
-    filled = job.script.read_text()
-    assert lines(filled) - lines(template) <= {"and a second line'"}
-    assert lines(template) - lines(filled) == {"#SBATCH --time"}

@@ -10,20 +10,16 @@ import random
 import re
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import pytest
 
 from tests.support.experiments import experiment_text
 from tests.support.fault_cluster import MARK, wait_until_gone
-from tests.support.fault_harness import LAUNCH, ROOT
-from tests.support.launch import launch
+from tests.support.fault_harness import LAUNCH, Life, Setting
+from tests.support.launch import ROOT, launch
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -47,77 +43,34 @@ EXPERIMENTS = {
 }
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command that is disturbed, and how often of ten times."""
-
-    words: tuple[str, ...]
-    share: int
-    is_study: bool = False  # which goes on from what an earlier one has stored
-
-
+# How often of ten times a command is disturbed, and whether it is a study, which goes on from what is stored.
+Command = namedtuple("Command", "words share is_study")
 COMMANDS = (
-    Command(("run", "grid.yaml"), 4, is_study=True),
-    Command(("run", "hunt.yaml"), 2, is_study=True),
-    Command(("report", "grid.yaml", "--out", "report", "--store", "whole"), 1),
-    Command(("import", "human.yaml", "answers.jsonl", "--format", "jsonl", "--store", "asked"), 1),
-    Command(("annotate", "human.yaml", "--no-browser", "--port", "0", "--store", "asked"), 2),
+    Command(("run", "grid.yaml"), 4, True),
+    Command(("run", "hunt.yaml"), 2, True),
+    Command(("report", "grid.yaml", "--out", "report", "--store", "whole"), 1, False),
+    Command(("import", "human.yaml", "answers.jsonl", "--format", "jsonl", "--store", "asked"), 1, False),
+    Command(("annotate", "human.yaml", "--no-browser", "--port", "0", "--store", "asked"), 2, False),
 )
 
 
-@dataclass
-class Place:
-    """Where the commands are given."""
-
-    path: Path
-    scratch: Path
-    mark: str
-    sent: list[tuple[str, str, int]] = field(default_factory=list)
-    seconds: dict[tuple[str, ...], float] = field(default_factory=dict)  # of commands that nothing disturbed
-
-    def start(self, words: tuple[str, ...]) -> "subprocess.Popen[bytes]":
-        with open(self.path / "output.txt", "wb") as output:
-            variables = {MARK: self.mark, "RAY_TMPDIR": str(self.scratch), "XDG_CACHE_HOME": str(self.path / "cache")}
-            return subprocess.Popen(
-                [sys.executable, LAUNCH, *words],
-                cwd=self.path, env=os.environ | variables, stdout=output, stderr=output,
-            )  # fmt: skip
-
-    def finish(self, words: tuple[str, ...]) -> None:
-        """Give a command once without a signal."""
-        began = time.monotonic()
-        assert self.start(words).wait(timeout=600) == 0, self.output()
-        self.seconds.setdefault(words[:2], time.monotonic() - began)
-
-    def output(self) -> str:
-        return (self.path / "output.txt").read_text(errors="replace")
-
-    def disturb(self, command: Command, delay: float, number: signal.Signals) -> bool:
-        """Give a command, send a signal after a while, and check how it ends; whether it had not ended before."""
-        process = self.start(command.words)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            assert process.wait(timeout=delay) == 0, self.output()
-            return False
-        is_heard = hears(process.pid)
-        process.send_signal(number)
-        began = time.monotonic()
-        status = process.wait(timeout=60)
-        left = wait_until_gone(self.mark, services_too=True, seconds=30)
-        self.sent.append((command.words[0], number.name, status))
-        told = f"{command.words} {number.name} after {delay:.2f} s: {status}\n{self.output()}"
-        assert not left, f"{told}\n{left}"
-        assert time.monotonic() - began < 60
-        allowed = {0, 1, 2, 3} if is_heard and number != signal.SIGKILL else {0, 1, 2, 3, -number}
-        assert status in allowed, told
-        assert "Traceback" not in self.output(), told
-        if is_heard and number != signal.SIGKILL:
-            assert status in (0, 3), told
-        return True
-
-    def begin_anew(self) -> None:
-        """Put the results of the studies aside."""
-        for path in (self.path / "store").iterdir():
-            path.rename(self.path / f"{time.time_ns()}-{path.name}")
+def disturb(
+    life: Life, mark: dict[str, str], words: tuple[str, ...], delay: float, number: signal.Signals
+) -> int | None:
+    """Give a command, send a signal after a while, and check how it ends; its status, None when it ended before."""
+    process = life.launch(LAUNCH, *words)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        assert process.wait(timeout=delay) == 0, life.output()
+        return None
+    must_end_well = hears(process.pid) and number != signal.SIGKILL
+    process.send_signal(number)
+    status = process.wait(timeout=60)
+    left = wait_until_gone(mark[MARK], services_too=True, seconds=30)
+    told = f"{words} {number.name} after {delay:.2f} s: {status}\n{life.output()}"
+    assert not left, f"{told}\n{left}"
+    assert status in ((0, 3) if must_end_well else (0, 1, 2, 3, -number)), told
+    assert "Traceback" not in life.output(), told
+    return status
 
 
 def hears(pid: int) -> bool:
@@ -129,10 +82,11 @@ def hears(pid: int) -> bool:
     return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in masks)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    with tempfile.TemporaryDirectory(prefix="sg-", dir="/tmp") as scratch:
-        yield Place(tmp_path, Path(scratch), f"signals-{os.getpid()}")
+def finish(life: Life, words: tuple[str, ...]) -> float:
+    """Give a command once without a signal; how many seconds it takes."""
+    began = time.monotonic()
+    assert life.launch(LAUNCH, *words).wait(timeout=600) == 0, life.output()
+    return time.monotonic() - began
 
 
 def results(folder: Path, *patterns: str) -> dict[str, bytes]:
@@ -144,42 +98,49 @@ STORED = ("pick/*/pixels.npz", "evaluation/*/confusion.npz")
 TABLES = ("table.md", "table.csv", "rows.csv")
 
 
-def prepared(place: Place) -> dict[str, bytes]:
-    """Undisturbed results, and what people are asked and have answered."""
+def prepared(life: Life) -> tuple[dict[str, bytes], dict[tuple[str, ...], float]]:
+    """Undisturbed results, and how long commands take; people are asked and have answered."""
     for name, text in EXPERIMENTS.items():
-        (place.path / f"{name}.yaml").write_text(text)
-    for name in ("grid", "hunt"):
-        place.finish(("run", f"{name}.yaml", "--store", "whole"))
-    place.finish(("report", "grid.yaml", "--out", "expected", "--store", "whole"))
-    assert launch(place.path, "run", "human.yaml", "--local", "--store", "asked").status == 3
-    place.finish(("export", "human.yaml", "--format", "jsonl", "--out", "asked.jsonl", "--store", "asked"))
-    answers = [json.loads(line) for line in (place.path / "asked.jsonl").read_text().splitlines()]
+        (life.place / f"{name}.yaml").write_text(text)
+    seconds = {("run", name): finish(life, ("run", name, "--store", "whole")) for name in ("grid.yaml", "hunt.yaml")}
+    words = ("report", "grid.yaml", "--out", "expected", "--store", "whole")
+    seconds[words[:2]] = finish(life, words)
+    assert launch(life.place, "run", "human.yaml", "--local", "--store", "asked").status == 3
+    finish(life, ("export", "human.yaml", "--format", "jsonl", "--out", "asked.jsonl", "--store", "asked"))
+    answers = [json.loads(line) for line in (life.place / "asked.jsonl").read_text().splitlines()]
     for answer in answers:
         if "y" in answer:
             answer |= {"kind": "void"}
-    (place.path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
-    place.finish(COMMANDS[3].words)
-    return results(place.path / "whole", *STORED) | results(place.path / "expected", *TABLES)
+    (life.place / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    seconds[COMMANDS[3].words[:2]] = finish(life, COMMANDS[3].words)
+    return results(life.place / "whole", *STORED) | results(life.place / "expected", *TABLES), seconds
 
 
-def test_signals_at_random_moments_end_every_command_with_0_to_3_and_lose_nothing(place: Place) -> None:
-    expected = prepared(place)
+def test_signals_at_random_moments_end_every_command_with_0_to_3_and_lose_nothing(
+    tmp_path: Path, mark: dict[str, str]
+) -> None:
+    life = Life(tmp_path / "life", Setting(""), mark, None)
+    (expected, seconds), store = prepared(life), life.place / "store"
     dice = random.Random(f"signals {NUMBER}")
     drawn = [one for one in COMMANDS for _ in range(one.share)]
-    while len(place.sent) < NUMBER:
+    sent = Counter[tuple[str, str, int]]()
+    while sent.total() < NUMBER:
         command, number = dice.choice(drawn), dice.choice(SIGNALS)
-        delay = dice.uniform(0.02, place.seconds.get(command.words[:2], 6.0))  # annotate does not end by itself
-        if not place.disturb(command, delay, number) and command.is_study:
-            assert results(place.path / "store", *STORED).items() <= expected.items()
-            place.begin_anew()
+        delay = dice.uniform(0.02, seconds.get(command.words[:2], 6.0))  # annotate does not end by itself
+        status = disturb(life, mark, command.words, delay, number)
+        if status is not None:
+            sent[command.words[0], number.name, status] += 1
+        elif command.is_study:  # which begins anew
+            assert results(store, *STORED).items() <= expected.items()
+            for path in store.iterdir():
+                path.rename(life.place / f"{time.time_ns()}-{path.name}")
     for command in COMMANDS:
         if command.words[0] != "annotate":
-            place.finish(command.words)
-    assert results(place.path / "store", *STORED) | results(place.path / "report", *TABLES) == expected
-    assert list((place.path / "store" / "leases").iterdir()) == []
-    assert list(place.scratch.iterdir()) == []
-    counted = Counter(place.sent)
-    lines = [f"| {word} | {number} | {status} | {count} |" for (word, number, status), count in sorted(counted.items())]
+            finish(life, command.words)
+    assert results(store, *STORED) | results(life.place / "report", *TABLES) == expected
+    assert list((store / "leases").iterdir()) == []
+    assert list(Path(mark["RAY_TMPDIR"]).iterdir()) == []
+    lines = [f"| {word} | {number} | {status} | {count} |" for (word, number, status), count in sorted(sent.items())]
     table = ["| command | signal | status | times |", "| --- | --- | ---: | ---: |", *lines]
     (ROOT / "build").mkdir(exist_ok=True)
     (ROOT / "build" / "signals.md").write_text("\n".join(table) + "\n")

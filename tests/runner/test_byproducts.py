@@ -5,15 +5,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import RunError
 from pixelpick_ray.events import ChainDone, Event
-from pixelpick_ray.runner.byproducts import ByProduct, Output, print_safely
+from pixelpick_ray.runner.byproducts import ByProduct, Output
 from pixelpick_ray.runner.tensorboard import TensorBoard
 from tests.support.chain_events import epoch_done
 from tests.support.launch import ROOT
@@ -27,16 +26,15 @@ class Full(io.StringIO):
         raise OSError(28, "No space left on device")
 
 
-def test_an_expendable_output_tells_its_first_failure_and_then_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_expendable_output_tells_its_first_failure_and_another_is_an_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     output = Output(Full(), expendable=True)
     for _ in range(3):
         print("a line", file=output, flush=True)
     told = capsys.readouterr().err
     assert told.startswith("warning: standard output: cannot be written (No space left on device)")
     assert (told.count("\n"), "the run goes on" in told) == (1, True)
-
-
-def test_another_output_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(RunError, match=r"standard output: cannot be written \(No space left on device\); give it"):
         print("a line", file=Output(Full()))
 
@@ -57,29 +55,21 @@ def test_a_listener_that_fails_once_hears_no_more(error: Exception, capsys: pyte
     assert capsys.readouterr().err.count("warning: TensorBoard files: cannot be written (") == 1
 
 
-def test_tensorboard_needs_neither_threads_nor_open_files(write_camvid: Callable[..., Path], tmp_path: Path) -> None:
+def test_tensorboard_needs_neither_threads_nor_open_files_and_its_failure_is_a_warning(
+    write_camvid: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan, execution = tiny_plan(), execution_at(tmp_path, write_camvid(splits=("train", "test")))
     before = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
-    board = TensorBoard(plan, execution)
-    for chain in plan.chains:
-        board(epoch_done(chain.id, 0, 1))
+    boards = [
+        ByProduct("TensorBoard files", TensorBoard(plan, replace(execution, runs_path=runs_path)))
+        for runs_path in (execution.runs_path, Path("/dev/null/runs"))
+    ]
+    for board in boards:
+        for chain in plan.chains:
+            board(epoch_done(chain.id, 0, 1))
     assert (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))) == before
     assert len(list(execution.runs_path.rglob("events.out.*"))) == len(plan.chains)
-
-
-@pytest.mark.parametrize("folder", ["/dev/null/runs", "/proc/runs"])
-def test_a_folder_that_takes_no_files_is_a_warning(
-    folder: str, write_camvid: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = tiny_plan()
-    execution = Execution(**vars(execution_at(tmp_path, write_camvid())) | {"runs_path": Path(folder)})
-    board = ByProduct("TensorBoard files", TensorBoard(plan, execution))
-    for chain in plan.chains:
-        board(epoch_done(chain.id, 0, 1))
-    assert capsys.readouterr().err.count(folder) == 1
-
-
-# Whole commands
+    assert capsys.readouterr().err.count("/dev/null/runs") == 1
 
 
 def test_a_full_disk_behind_standard_output_ends_a_command_with_a_line_and_status_1() -> None:
@@ -93,17 +83,15 @@ def test_a_full_disk_behind_standard_output_ends_a_command_with_a_line_and_statu
 
 
 def test_a_character_that_an_output_does_not_have_is_written_in_others() -> None:
-    code = r"from pixelpick_ray.runner.byproducts import print_safely; print_safely(); print('50.8 ± 0.2 … 象 \udcff')"
+    """By print, and by rich."""
+    code = r"""
+import sys
+from rich.console import Console
+from pixelpick_ray.runner.byproducts import Output, print_safely
+print_safely()
+print('50.8 ± 0.2 … 象 \udcff')
+Console(file=Output(sys.stdout, expendable=True), highlight=False).print("50.8 ± 0.2")
+"""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert (done.stdout, done.stderr) == ("50.8 +- 0.2 ... \\u8c61 \\udcff\n", "")
-
-
-def test_rich_prints_to_such_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", file)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    print_safely()
-    Console(file=Output(sys.stdout, expendable=True), highlight=False).print("50.8 ± 0.2")  # type: ignore[arg-type]
-    file.flush()
-    assert file.buffer.getvalue() == b"50.8 +- 0.2\n"  # type: ignore[attr-defined]
+    assert (done.stdout, done.stderr) == ("50.8 +- 0.2 ... \\u8c61 \\udcff\n50.8 +- 0.2\n", "")

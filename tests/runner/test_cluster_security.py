@@ -1,7 +1,7 @@
 """The cluster of a run and strangers: who can connect to it, where it listens, and whose token decides."""
 
+import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray._private import worker
@@ -19,6 +20,7 @@ from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner import cluster
 from pixelpick_ray.runner.cluster import authentication, joined
+from tests.support.ray_cluster import RAY_SETTINGS
 
 pytestmark = pytest.mark.ray
 
@@ -27,6 +29,10 @@ VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 def execution(address: str | None = None) -> Execution:
     return Execution(Path("data"), "store", Path("cache"), address=address)
+
+
+def given_variables() -> dict[str, str]:
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 @contextmanager
@@ -50,15 +56,12 @@ def variables(home: Path, **values: str) -> Iterator[None]:
         ({}, False, False, "token", True),
         ({"RAY_AUTH_MODE": "disabled"}, False, False, "disabled", False),
         ({"RAY_AUTH_MODE": "Token"}, False, False, "Token", True),
-        ({"RAY_AUTH_TOKEN": "mine"}, False, True, "token", False),
         ({"RAY_AUTH_TOKEN_PATH": "file"}, False, True, "token", False),
         ({}, False, True, "token", True),  # a file in the home is for the user's other clusters
         ({"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": ""}, False, False, "token", True),
         ({}, True, False, "disabled", False),
-        ({"RAY_AUTH_TOKEN": "mine"}, True, True, "token", False),
         ({}, True, True, "token", False),
         ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "mine"}, True, True, "disabled", False),
-        ({"RAY_AUTH_MODE": "token"}, True, False, "token", False),
     ],
 )
 def test_the_users_variables_decide_and_a_cluster_that_is_started_gets_a_fresh_token_where_they_say_nothing(
@@ -84,8 +87,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(home: Path) -> Iterator[dict[str, str]]:
     """A cluster as a run starts it; its address and the variables of its processes."""
     with variables(home), joined(execution()):
-        address = ray.get_runtime_context().gcs_address
-        yield {"address": address} | {name: os.environ[name] for name in VARIABLES if name in os.environ}
+        yield {"address": ray.get_runtime_context().gcs_address} | given_variables()
 
 
 STRANGER = """
@@ -105,41 +107,22 @@ for variables in json.loads(sys.argv[2]):
 """
 
 
-def descendants(pid: int) -> set[int]:
-    """A process and all that it has started."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-    found = {pid}
-    while new := {child for child, parent in parents.items() if parent in found} - found:
-        found |= new
+def sockets_of(processes: list[psutil.Process], kind: str) -> list[Any]:
+    found: list[Any] = []
+    for process in processes:
+        with suppress(psutil.Error):  # it has ended
+            found += process.net_connections(kind)
     return found
 
 
-def inodes(pids: set[int]) -> set[str]:
-    """The kernel's numbers of the sockets of these processes."""
-    found = set()
-    for pid in pids:
-        for path in Path(f"/proc/{pid}/fd").glob("*"):
-            with suppress(OSError):
-                found.add(os.readlink(path).removeprefix("socket:[").removesuffix("]"))
-    return found
+def listening(processes: list[psutil.Process]) -> set[str]:
+    """Addresses that these processes listen on."""
+    return {one.laddr.ip for one in sockets_of(processes, "tcp") if one.status == psutil.CONN_LISTEN}
 
 
-def listening(pids: set[int]) -> set[str]:
-    """Addresses that these processes listen on, from the kernel's tables."""
-    mine, found = inodes(pids), set()
-    for family, kind in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
-        for line in Path(f"/proc/net/{family}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in mine:
-                digits = fields[1].partition(":")[0]  # words of four bytes in the machine's order
-                words = [bytes.fromhex(digits[at : at + 8])[::-1] for at in range(0, len(digits), 8)]
-                found.add(socket.inet_ntop(kind, b"".join(words)))
-    return found
+def mine() -> list[psutil.Process]:
+    """This process and all that it has started."""
+    return [psutil.Process(), *psutil.Process().children(recursive=True)]
 
 
 def two_ranks() -> list[Any]:
@@ -151,11 +134,9 @@ def two_ranks() -> list[Any]:
     @ray.remote(num_cpus=0.1)
     class Rank:
         def address(self) -> str:
-            import socket
+            from pixelpick_ray.runner.ranks import free_address
 
-            with socket.socket() as probe:
-                probe.bind(("", 0))
-                return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+            return free_address()
 
         def join(self, rank: int, address: str) -> tuple[int, float]:
             import torch
@@ -178,49 +159,38 @@ class TestStarted:
             {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": started["RAY_AUTH_TOKEN"]},
         ]
         clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-        text = str(attempts).replace("'", '"')
-        command = [sys.executable, "-c", STRANGER, started["address"], text]
+        command = [sys.executable, "-c", STRANGER, started["address"], json.dumps(attempts)]
         done = subprocess.run(command, env=clean | {"HOME": str(home)}, capture_output=True, text=True, timeout=120)
         refused = "AuthenticationError RPC error: InvalidAuthToken: Authentication token is missing or incorrect"
         assert done.stdout.splitlines() == [refused, refused, "connected"], done.stderr
 
-    def test_its_workers_have_the_token_and_no_file_has(self, started: dict[str, str], home: Path) -> None:
-        names = list(VARIABLES)
+    def test_its_workers_have_the_token_which_no_file_has_and_the_priority_of_this_process(
+        self, started: dict[str, str], home: Path
+    ) -> None:
+        names = VARIABLES
 
         @ray.remote
-        def inherited() -> dict[str, str]:
-            return {name: os.environ[name] for name in names if name in os.environ}
+        def inherited() -> tuple[dict[str, str], int]:
+            return {name: os.environ[name] for name in names if name in os.environ}, os.nice(0)
 
-        found = ray.get(inherited.remote(), timeout=60)
-        assert found == {name: started[name] for name in names if name in started}
+        found, niceness = ray.get(inherited.remote(), timeout=60)
+        assert found | {"address": started["address"]} == started
         assert found["RAY_AUTH_MODE"] == "token"
         assert list(home.iterdir()) == []
+        assert niceness == os.nice(0)
 
-    @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs the kernel's tables")
     def test_it_listens_on_loopback_alone_and_so_do_the_ranks_of_a_trial(self, started: dict[str, str]) -> None:
         ranks = two_ranks()
         address = ray.get(ranks[0].address.remote(), timeout=60)
         met = ray.get([actor.join.remote(rank, address) for rank, actor in enumerate(ranks)], timeout=120)
         assert [total for _, total in met] == [3.0, 3.0]
-        assert {pid for pid, _ in met} < descendants(os.getpid())
-        found = listening(descendants(os.getpid()))
-        assert found
-        assert found <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
-        for pid, _ in met:
-            assert len(listening({pid})) >= 1
-
-    def test_its_workers_have_the_priority_of_this_process(self, started: dict[str, str]) -> None:
-        @ray.remote
-        def niceness() -> int:
-            return os.nice(0)
-
-        assert ray.get(niceness.remote(), timeout=60) == os.nice(0)
+        assert {pid for pid, _ in met} < {process.pid for process in mine()}
+        assert listening(mine()) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+        assert all(listening([psutil.Process(pid)]) for pid, _ in met)
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
     def test_another_user_can_neither_see_nor_replace_its_sockets(self, started: dict[str, str]) -> None:
-        mine = inodes(descendants(os.getpid()))
-        lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
-        sockets = {Path(line[7]) for line in lines if len(line) > 7 and line[6] in mine}
+        sockets = {Path(str(one.laddr)) for one in sockets_of(mine(), "unix") if one.laddr}
         assert {"plasma_store", "raylet"} <= {path.name for path in sockets}
         for path in sockets:
             assert path.is_absolute()  # an abstract one has no permissions
@@ -256,90 +226,63 @@ def test_uv_run_does_not_make_ray_pack_the_working_folder(monkeypatch: pytest.Mo
 # A cluster that a run joins
 
 
-HEAD = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-print(cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
+OURS = RAY_SETTINGS["RAY_AUTH_TOKEN"]
+WRONG = [
+    ({}, "it asks for a token, and none is given; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file"),
+    ({"RAY_AUTH_MODE": "token"}, "it asks for a token, and none is given; set RAY_AUTH_TOKEN, "),
+    ({"RAY_AUTH_TOKEN": "theirs"}, "the token of RAY_AUTH_TOKEN is not the cluster's; set RAY_AUTH_TOKEN"),
+    (
+        {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": OURS},
+        "RAY_AUTH_MODE=disabled keeps the token of RAY_AUTH_TOKEN back; set",
+    ),
+]
 
 
-@pytest.fixture(scope="class")
-def shared(home: Path) -> Iterator[str]:
-    """The address of a cluster that its user started with the token `ours`."""
-    with variables(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="ours"):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
-        )
-    assert process.stdin
-    assert process.stdout
-    yield process.stdout.readline().strip()
-    process.stdin.close()
-    process.wait(timeout=60)
+@pytest.mark.parametrize(("given", "told"), WRONG)
+def test_joining_without_the_token_is_refused(ray_cluster: str, home: Path, given: dict[str, str], told: str) -> None:
+    start = time.monotonic()
+    with variables(home, **given):
+        with pytest.raises(SpecError) as caught, joined(execution(ray_cluster)):
+            pass
+        assert given_variables() == given
+    assert f"--address {ray_cluster}: {told}" in str(caught.value)
+    assert str(caught.value).endswith("RAY_AUTH_MODE=token, the same as where the cluster was started")
+    assert time.monotonic() - start < 20
+    assert not ray.is_initialized()
 
 
-class TestJoined:
-    """A cluster that others started."""
-
-    @pytest.mark.parametrize(
-        ("given", "told"),
-        [
-            ({}, "it asks for a token, and none is given; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file"),
-            ({"RAY_AUTH_MODE": "token"}, "it asks for a token, and none is given; set RAY_AUTH_TOKEN, "),
-            ({"RAY_AUTH_TOKEN": "theirs"}, "the token of RAY_AUTH_TOKEN is not the cluster's; set RAY_AUTH_TOKEN"),
-            (
-                {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "ours"},
-                "RAY_AUTH_MODE=disabled keeps the token of RAY_AUTH_TOKEN back; set",
-            ),
-        ],
-    )
-    def test_joining_without_the_token_is_refused(
-        self, shared: str, home: Path, given: dict[str, str], told: str
-    ) -> None:
-        start = time.monotonic()
-        with variables(home, **given):
-            with pytest.raises(SpecError) as caught, joined(execution(shared)):
-                pass
-            assert {name: os.environ[name] for name in VARIABLES if name in os.environ} == given
-        assert f"--address {shared}: {told}" in str(caught.value)
-        assert str(caught.value).endswith("RAY_AUTH_MODE=token, the same as where the cluster was started")
-        assert time.monotonic() - start < 20
-        assert not ray.is_initialized()
-
-    @pytest.mark.parametrize("way", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "the user's file"])
-    def test_joining_works_however_the_token_is_given(self, shared: str, tmp_path: Path, way: str) -> None:
-        file = tmp_path / (".ray/auth_token" if way == "the user's file" else "token")
-        file.parent.mkdir(exist_ok=True)
-        file.write_text("ours")
-        values = {"RAY_AUTH_TOKEN": "ours", "RAY_AUTH_TOKEN_PATH": str(file)}
-        with variables(tmp_path, **({way: values[way]} if way in values else {})), joined(execution(shared)):
-            assert ray.cluster_resources()["CPU"] == 1
-        assert not ray.is_initialized()
+@pytest.mark.parametrize("way", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "the user's file"])
+def test_joining_works_however_the_token_is_given(ray_cluster: str, tmp_path: Path, way: str) -> None:
+    file = tmp_path / (".ray/auth_token" if way == "the user's file" else "token")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(OURS)
+    values = {"RAY_AUTH_TOKEN": OURS, "RAY_AUTH_TOKEN_PATH": str(file)}
+    with variables(tmp_path, **({way: values[way]} if way in values else {})), joined(execution(ray_cluster)):
+        assert ray.cluster_resources()["CPU"] == 2
+    assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "told", "given"),
     [
-        ("127.0.0.1:1", r"no Ray cluster could be joined \(.*refused\); give HOST:PORT of a running one"),
-        ("head", r"no Ray cluster could be joined \(Invalid address format: head\); give HOST:PORT"),
-        ("local", r"no Ray cluster could be joined \(it names no cluster\); give HOST:PORT"),
-        ("ray://127.0.0.1:10001", r"an address of Ray's client; run on a node of the cluster and give HOST:PORT, or"),
+        ("127.0.0.1:1", r"no Ray cluster could be joined \(.*refused\); give HOST:PORT of a running one", {}),
+        ("head", r"no Ray cluster could be joined \(Invalid address format: head\); give HOST:PORT", {}),
+        ("local", r"no Ray cluster could be joined \(it names no cluster\); give HOST:PORT", {}),
+        ("ray://127.0.0.1:10001", r"an address of Ray's client; run on a node of the cluster and give HOST:PORT", {}),
+        (
+            None,
+            "RAY_AUTH_TOKEN_PATH: 'none' cannot be read or is empty; give the file",
+            {"RAY_AUTH_TOKEN_PATH": "none"},
+        ),
     ],
 )
-def test_an_address_where_no_cluster_is_is_refused_at_once(home: Path, address: str, told: str) -> None:
+def test_an_address_without_a_cluster_and_a_token_file_that_is_not_there_are_refused_at_once(
+    home: Path, address: str | None, told: str, given: dict[str, str]
+) -> None:
     start = time.monotonic()
-    with variables(home), pytest.raises(SpecError, match=told), joined(execution(address)):
+    with variables(home, **given), pytest.raises(SpecError, match=told), joined(execution(address)):
         pass
     assert time.monotonic() - start < 10
-
-
-def test_a_token_file_that_is_not_there_is_named(home: Path) -> None:
-    with variables(home, RAY_AUTH_TOKEN_PATH=str(home / "none")):
-        with pytest.raises(SpecError, match=r"RAY_AUTH_TOKEN_PATH: '.*none' cannot be read or is empty; give the file"):
-            with joined(execution()):
-                pass
 
 
 SLOW, OTHER = Exception("The current node timed out during startup."), ValueError("no such thing")

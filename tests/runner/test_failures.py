@@ -32,9 +32,15 @@ TRIED_AGAIN: list[tuple[Exception, str]] = [
 
 
 @pytest.mark.parametrize(("error", "told"), GIVEN_UP + TRIED_AGAIN)
-def test_an_error_is_explained_in_a_line_and_given_up_or_tried_again(error: Exception, told: str) -> None:
+def test_an_error_is_explained_in_a_line_with_where_it_was_and_given_up_or_tried_again(
+    error: Exception, told: str
+) -> None:
     assert gives_up(error) == ((error, told) in GIVEN_UP)
     assert explain(error) == told
+    error = type(error)(*error.args)
+    error.where = "stage 2, training epoch 3"  # type: ignore[attr-defined]
+    assert explain(error) == (told if told.startswith("stage") else f"stage 2, training epoch 3: {told}")
+    assert explain(pickle.loads(pickle.dumps(error))) == explain(error)  # as from another process
 
 
 def test_too_little_memory_on_a_cpu_is_recognised() -> None:
@@ -42,11 +48,3 @@ def test_too_little_memory_on_a_cpu_is_recognised() -> None:
         torch.empty(2**50)
     assert gives_up(raised.value)
     assert explain(raised.value).startswith("out of memory (")
-
-
-@pytest.mark.parametrize(("error", "told"), GIVEN_UP)
-def test_an_error_says_where_it_was(error: Exception, told: str) -> None:
-    error = type(error)(*error.args)
-    error.where = "stage 2, training epoch 3"  # type: ignore[attr-defined]
-    assert explain(error) == (told if told.startswith("stage") else f"stage 2, training epoch 3: {told}")
-    assert explain(pickle.loads(pickle.dumps(error))) == explain(error)  # as from another process

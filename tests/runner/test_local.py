@@ -1,6 +1,8 @@
 """The runner in this process: its contract, stopping between epochs, and chains that fail."""
 
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,41 +76,27 @@ def test_chains_run_one_after_another_and_each_says_when_it_is_done(plan: Plan, 
     ]  # fmt: skip
     assert progress_of(plan, execution).stored_fits == plan.num_fits == 4
     assert torch.get_num_threads() == 1
-
-
-def test_the_threads_are_those_of_the_rank(plan: Plan, execution: Execution) -> None:
-    wanted = Execution(**{**vars(execution), "cpus_per_rank": 2})
-    local.run(plan, [], wanted, lambda event: None, lambda: False, nobody(plan, wanted))
+    wanted = replace(execution, cpus_per_rank=2)
+    assert local.run(plan, [], wanted, events.append, lambda: False, nobody(plan, wanted)) == {}
     assert torch.get_num_threads() == 2
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_path: Path) -> dict[str, bytes]:
-    """What a run without a stop leaves."""
-    place = tmp_path_factory.mktemp("undisturbed")
-    execution = Execution(place / "data", str(place / "store"), cache_path, place / "runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(datasets.DATASETS, "tiny", TinyDataset)
-        run(make_plan(tiny_experiment(GRID, "train.epochs=2")), execution)
-    return results(execution)
-
-
-# asked after the first epoch, the last epoch of a fit (which is published first), a stage, a pick, and a later event
-@pytest.mark.parametrize(("asked", "last"), [(1, 1), (2, 3), (3, 3), (4, 4), (9, 9)])
-def test_a_stop_leaves_a_store_to_go_on_from(
-    plan: Plan, execution: Execution, undisturbed: dict[str, bytes], asked: int, last: int
-) -> None:
-    errors, events = run(plan, execution, lambda events: len(events) >= asked)
-    assert errors == {}
-    assert len(events) == last  # nothing more happened
-    assert Store(execution.store).leased() == {}
-    stages = [stage for chain in status_of(plan, execution).chains for stage in chain.stages]
-    assert set(stages) <= {"stored", "missing"}
-    assert "missing" in stages
-    before = results(execution)
-    assert run(plan, execution)[0] == {}
-    assert results(execution) == undisturbed
-    assert before.items() <= undisturbed.items()
+def test_a_stop_leaves_a_store_to_go_on_from(plan: Plan, execution: Execution, tmp_path: Path) -> None:
+    undisturbed = replace(execution, store=str(tmp_path / "undisturbed"))
+    run(plan, undisturbed)
+    # asked after the first epoch, the last epoch of a fit (which is published first), a stage, a pick
+    for asked, last in ((1, 1), (2, 3), (3, 3), (4, 4)):
+        place = replace(execution, store=str(tmp_path / f"store-{asked}"))
+        errors, events = run(plan, place, lambda events: len(events) >= asked)  # noqa: B023
+        assert errors == {}
+        assert len(events) == last  # nothing more happened
+        assert Store(place.store).leased() == {}
+        stages = [stage for chain in status_of(plan, place).chains for stage in chain.stages]
+        assert set(stages) == {"stored", "missing"} if asked > 1 else {"missing"}
+        before = results(place)
+        assert run(plan, place)[0] == {}
+        assert results(place) == results(undisturbed)
+        assert before.items() <= results(undisturbed).items()
 
 
 def test_a_chain_that_fails_stops_no_other(plan: Plan, execution: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +112,7 @@ def test_a_chain_that_fails_stops_no_other(plan: Plan, execution: Execution, mon
     assert [event.chain for event in events if isinstance(event, ChainDone)] == [other]
     assert {event.chain: event.message for event in events if isinstance(event, ChainFailed)} == errors
     (attempt,) = (Path(execution.store) / "attempts" / margin).iterdir()
-    assert attempt.read_text().startswith("Traceback")
-    assert "in breaks" in attempt.read_text()
+    assert re.match("(?s)Traceback.*in breaks", attempt.read_text())
     assert not (Path(execution.store) / "attempts" / other).exists()
     state = status_of(plan, execution)
     assert [chain.stages for chain in state.chains] == [("stored", "failed"), ("stored", "failed"), ("stored",)]
@@ -139,5 +126,5 @@ def test_a_chain_that_fails_stops_no_other(plan: Plan, execution: Execution, mon
 def test_a_gpu_that_is_not_there_is_refused(plan: Plan, execution: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SpecError, match="--device cuda: torch sees no GPU here; use --device cpu, or auto"):
-        run(plan, Execution(**{**vars(execution), "device": "cuda"}))
+        run(plan, replace(execution, device="cuda"))
     assert not Path(execution.store).exists()

@@ -20,6 +20,14 @@ def plan() -> Plan:
     return tiny_plan("title='A study [of streets] [/]'")  # brackets are markup to rich
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which passes when a test says so."""
+    now = [0.0]
+    monkeypatch.setattr("pixelpick_ray.runner.progress.time.monotonic", lambda: now[0])
+    return now
+
+
 def epoch(plan: Plan, chain: int, stage: int, number: int, loss: float = 1.0) -> Event:
     return epoch_done(plan.chains[chain].id, stage, number, loss=loss)
 
@@ -28,7 +36,7 @@ def stage(plan: Plan, chain: int, number: int, miou: float, trained: bool = True
     return stage_done(plan.chains[chain].id, number, miou, trained=trained, budget=2 + 2 * number)
 
 
-def failed(plan: Plan, chain: int, message: str, final: bool = True) -> Event:
+def failed(plan: Plan, chain: int, message: str = "no", final: bool = True) -> Event:
     return ChainFailed(plan.chains[chain].id, message, final)
 
 
@@ -56,23 +64,16 @@ def test_a_log_gets_a_line_for_each_stage_and_failure_and_no_other(plan: Plan) -
         ChainDone(plan.chains[1].id),
     ]
     lines, progress = shown(plan, events, terminal=False)
-    told = [re.fullmatch(r"\[0:0\d\] (.*)", line) for line in lines]
-    texts = [match[1] for match in told if match]
-    assert [re.sub(r", about 0:0\d left", "", text) for text in texts] == [
+    assert [re.sub(r"^\[0:0\d\] |, about 0:0\d left", "", line) for line in lines] == [
         "test_resnet margin seed 0: 2 px: mIoU 45.7 % (trained), 1 of 5 stages",
         "test_resnet random seed 0: 2 px: mIoU 45.7 % (from the store), 1 of 5 stages",
         "test_resnet random seed 0: FAILED (trying again): OSError: [the disk] is gone",
         "test_resnet margin seed 0: FAILED: the loss is nan",
     ]
-    assert len(texts) == len(lines)
     assert progress.num_trained == 1
-
-
-def test_full_supervision_is_told_as_such() -> None:
-    plan = tiny_plan("grid=[{budget: [full]}]")
-    lines, _ = shown(plan, [stage_done(plan.chains[0].id, 0, 0.5, budget="full")], terminal=False)
-    assert len(lines) == 1
-    assert lines[0].endswith("test_resnet full seed 0: full supervision: mIoU 50.0 % (trained), 1 of 1 stages")
+    full = tiny_plan("grid=[{budget: [full]}]")
+    (line,), _ = shown(full, [stage_done(full.chains[0].id, 0, 0.5, budget="full")], terminal=False)
+    assert line.endswith("test_resnet full seed 0: full supervision: mIoU 50.0 % (trained), 1 of 1 stages")
 
 
 def test_a_terminal_shows_every_chain_as_it_is_now(plan: Plan) -> None:
@@ -86,102 +87,73 @@ def test_a_terminal_shows_every_chain_as_it_is_now(plan: Plan) -> None:
         stage(plan, 1, 2, 0.51),
         ChainDone(plan.chains[1].id),
     ]
-    lines, _ = shown(plan, events, terminal=True)
-    last = lines[-5:]
-    assert last[0].strip() == "A study [of streets] [/]"
-    assert last[1].split("  ")[0] == "chain"
-    assert re.fullmatch(r"test_resnet margin seed 0 +training +2/3 +1/2 +0\.988 +45\.7 +0:0\d", last[2])
-    assert re.fullmatch(r"test_resnet random seed 0 +done +3/3 +45\.7  50\.0  51\.0 +0:0\d", last[3])
-    assert re.fullmatch(r"0:0\d so far, 3 of 5 stages, about 0:0\d left", last[4])
+    title, header, margin, random, rest = shown(plan, events, terminal=True)[0][-5:]
+    assert title.strip() == "A study [of streets] [/]"
+    assert header.split("  ")[0] == "chain"
+    assert re.fullmatch(r"test_resnet margin seed 0 +training +2/3 +1/2 +0\.988 +45\.7 +0:0\d", margin)
+    assert re.fullmatch(r"test_resnet random seed 0 +done +3/3 +45\.7  50\.0  51\.0 +0:0\d", random)
+    assert re.fullmatch(r"0:0\d so far, 3 of 5 stages, about 0:0\d left", rest)
+    margin, random, rest = shown(plan, [failed(plan, 0)], terminal=True)[0][-3:]
+    assert re.fullmatch(r"test_resnet margin seed 0 +failed +1/3 +0:0\d", margin)
+    assert re.fullmatch(r"test_resnet random seed 0 +waiting", random)
+    assert re.fullmatch(r"0:0\d so far, 0 of 5 stages", rest)
 
 
-def test_a_chain_that_has_not_begun_waits_and_one_that_failed_says_so(plan: Plan) -> None:
-    lines, _ = shown(plan, [failed(plan, 0, message="no")], terminal=True)
-    assert re.fullmatch(r"test_resnet margin seed 0 +failed +1/3 +0:0\d", lines[-3])
-    assert re.fullmatch(r"test_resnet random seed 0 +waiting", lines[-2])
-    assert re.fullmatch(r"0:0\d so far, 0 of 5 stages", lines[-1])
-
-
-def test_the_clock_of_a_chain_stops_when_it_is_over(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr("pixelpick_ray.runner.progress.time.monotonic", lambda: now[0])
-
-    def at(second: float, event: Event) -> tuple[float, Event]:
-        return 100.0 + second, event
-
-    events = [
-        at(0, epoch(plan, 0, 0, 1)),
-        at(5, epoch(plan, 1, 0, 1)),
-        at(7, failed(plan, 0, message="no")),
-        at(9, failed(plan, 1, message="lost", final=False)),
-        at(65, epoch(plan, 1, 0, 2)),
-        at(70, ChainDone(plan.chains[1].id)),
-        at(90, epoch(plan, 0, 0, 1)),
-        at(190, failed(plan, 0, message="no")),
+def test_the_clock_of_a_chain_stops_when_it_is_over_and_every_event_reaches_the_listeners(
+    plan: Plan, clock: list[float]
+) -> None:
+    events: list[tuple[float, Event]] = [
+        (100, epoch(plan, 0, 0, 1)),
+        (105, epoch(plan, 1, 0, 1)),
+        (107, failed(plan, 0)),
+        (109, failed(plan, 1, final=False)),
+        (165, epoch(plan, 1, 0, 2)),
+        (170, ChainDone(plan.chains[1].id)),
+        (190, epoch(plan, 0, 0, 1)),
+        (290, failed(plan, 0)),
     ]
-    file = io.StringIO()
-    with ChainProgress(plan, list(plan.chains), Console(file=file, force_terminal=True, width=140), []) as progress:
+    clock[0], file, heard = 100.0, io.StringIO(), list[Event]()
+    console = Console(file=file, force_terminal=True, width=140)
+    with ChainProgress(plan, list(plan.chains), console, [heard.append]) as progress:
         for second, event in events:
-            now[0] = second
+            clock[0] = second
             progress(event)
-        now[0] = 1000.0
+        clock[0] = 1000.0
+    assert heard == [event for _, event in events]
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue()).splitlines()
     assert lines[-3].rstrip().endswith(" 3:10")
     assert lines[-2].rstrip().endswith(" 1:05")
     assert lines[-1].startswith("15:00 so far")
 
 
-def test_every_event_reaches_the_listeners(plan: Plan) -> None:
-    heard: list[Event] = []
-    events = [epoch(plan, 0, 0, 1), stage(plan, 0, 0, 0.5), ChainDone(plan.chains[0].id)]
-    progress = ChainProgress(plan, list(plan.chains), Console(file=io.StringIO()), [heard.append])
-    for event in events:
-        progress(event)
-    assert heard == events
-
-
-def many(number: int) -> Plan:
-    return tiny_plan(f"grid=[{{seed: {list(range(number))}, budget: [2, 4]}}]")
-
-
-def test_a_low_terminal_shows_what_runs_and_counts_the_rest() -> None:
-    plan, file = many(40), io.StringIO()
-    console = Console(file=file, force_terminal=True, width=140, height=12, color_system=None)
-    with ChainProgress(plan, list(plan.chains), console, []) as progress:
-        for chain in range(20):
-            progress(ChainDone(plan.chains[chain].id))
-        for chain in (25, 30):
-            progress(epoch(plan, chain, 0, 1))
-        progress(failed(plan, 39, "no"))
+def test_a_low_terminal_shows_what_runs_and_counts_the_rest_in_no_time() -> None:
+    plan = tiny_plan(f"grid=[{{seed: {list(range(1000))}, budget: [2, 4]}}]")
+    console = Console(file=io.StringIO(), force_terminal=True, width=140, height=12, color_system=None)
+    progress = ChainProgress(plan, list(plan.chains), console, [])
+    for chain in range(20):
+        progress(ChainDone(plan.chains[chain].id))
+    for chain in (25, 30):
+        progress(epoch(plan, chain, 0, 1))
+    progress(failed(plan, 39))
+    begun = time.process_time()
+    for _ in range(10):
         lines = "".join(segment.text for segment in console.render(progress._render())).splitlines()
+    assert time.process_time() - begun < 1.0  # two a second are drawn: a twentieth of a core at most
     assert len(lines) == 11
     shown = [line.split("  ")[0].split()[-1] for line in lines[2:9]]
     assert {"25", "30", "39"} <= set(shown)
     assert shown == sorted(shown, key=int)
-    assert lines[9].startswith("and 33 chains: 20 done, 13 waiting")
-    assert "so far, 0 of" in lines[10]
+    assert lines[9].startswith("and 993 chains: 20 done, 973 waiting")
 
 
-def test_a_thousand_chains_are_drawn_in_no_time() -> None:
-    plan, file = many(1000), io.StringIO()
-    console = Console(file=file, force_terminal=True, width=100, height=40, color_system=None)
-    progress = ChainProgress(plan, list(plan.chains), console, [])
-    begun = time.process_time()
-    for _ in range(10):
-        console.print(progress._render())
-    assert time.process_time() - begun < 1.0  # two a second are drawn: a twentieth of a core at most
-
-
-def test_the_time_left_is_at_the_pace_of_the_last_trainings(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("pixelpick_ray.runner.progress.time.monotonic", lambda: now[0])
+def test_the_time_left_is_at_the_pace_of_the_last_trainings(plan: Plan, clock: list[float]) -> None:
     progress = ChainProgress(plan, list(plan.chains), Console(file=io.StringIO()), [])
     for second, number in ((100, 0), (110, 1)):  # the first one waited for processes to start
-        now[0] = second
+        clock[0] = second
         progress(FitTrained(plan.chains[0].id, number, "f"))
         progress(stage(plan, 0, number, 0.5))
     assert progress._left() == "2 of 5 stages, about 0:30 left"
-    now[0] = 115
+    clock[0] = 115
     assert progress._left() == "2 of 5 stages, about 0:25 left"
-    progress(failed(plan, 1, "no"))  # two stages are its own
+    progress(failed(plan, 1))  # two stages are its own
     assert progress._left() == "2 of 5 stages, about 0:05 left"

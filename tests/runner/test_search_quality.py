@@ -22,7 +22,6 @@ from tests.support.experiments import experiment_of, experiment_text
 
 pytestmark = pytest.mark.long
 
-SEEDS = range(5)
 SAMPLES, WORKERS = 40, 4
 
 
@@ -62,9 +61,9 @@ class Trial(SimpleNamespace):
 class Machine:
     """Runs samples on a few workers, a stage a unit of time, as Ray Tune would; `cost` counts stages."""
 
-    def __init__(self, search: Search, place: Path, *, kill_after: int | None = None, most: float = math.inf) -> None:
+    def __init__(self, search: Search, place: Path, *, kill_after: int | None = None) -> None:
         self.search, self.journal = search, Journal(Store(place), search)
-        self.kill_after, self.most, self.cost, self.steps = kill_after, most, 0, 0
+        self.kill_after, self.cost, self.steps = kill_after, 0, 0
         samples = max(search.spec.size, len(self.journal.samples))
         self.proposals = Proposals(search, self.journal, samples, lambda: WORKERS)
         self.decisions = Decisions(search, self.journal, lambda event: None)
@@ -81,7 +80,7 @@ class Machine:
                 self.decisions.on_trial_add(None, trial)
                 self.start(now, number, trial)
                 number += 1
-            if not self.running or self.cost >= self.most:
+            if not self.running:
                 return self
             now, of, trial = heapq.heappop(self.running)
             self.end_stage(now, of, trial)
@@ -117,47 +116,48 @@ class Machine:
     @property
     def best(self) -> float:
         best = self.journal.best()
-        return -math.inf if best is None else best.reports[-1].score
+        assert best is not None
+        return best.reports[-1].score
 
 
 def test_the_searcher_that_learns_finds_more_than_chance_on_average(tmp_path: Path) -> None:
     found = {
         searcher: [
-            Machine(search_of(searcher, "none", seed), tmp_path / f"{searcher}{seed}").run().best for seed in SEEDS
+            Machine(search_of(searcher, "none", seed, 25), tmp_path / f"{searcher}{seed}").run().best
+            for seed in range(3)
         ]
         for searcher in ("optuna", "random")
     }
     assert statistics.mean(found["optuna"]) > statistics.mean(found["random"])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_asha_reaches_the_best_of_chance_at_less_than_half_of_its_cost(seed: int, tmp_path: Path) -> None:
-    chance = Machine(search_of("random", "none", seed), tmp_path / "chance").run()
+def test_asha_reaches_the_best_of_chance_at_less_than_half_of_its_cost(tmp_path: Path) -> None:
+    """It stops bad samples, and never the file's own."""
+    chance = Machine(search_of("random", "none", 0), tmp_path / "chance").run()
     assert chance.cost == SAMPLES * 9
-    asha = Machine(search_of("random", "asha", seed), tmp_path / "asha", most=chance.cost / 2).run()
+    asha = Machine(search_of("random", "asha", 0), tmp_path / "asha").run()
     assert asha.cost < chance.cost / 2
     assert asha.best >= chance.best
-
-
-def test_asha_stops_bad_samples_and_never_the_files_own(tmp_path: Path) -> None:
-    machine = Machine(search_of("random", "asha", 0), tmp_path).run()
-    stopped = [one for one in machine.journal.samples if one.stopped]
-    finished = [one for one in machine.journal.samples if machine.journal.is_finished(one)]
+    journal = asha.journal
+    stopped = [one for one in journal.samples if one.stopped]
+    finished = [one for one in journal.samples if journal.is_finished(one)]
     assert len(stopped) + len(finished) == SAMPLES
     assert len(stopped) >= SAMPLES / 4
-    assert machine.journal.samples[0].is_own
-    assert machine.journal.samples[0] in finished
-    assert machine.journal.samples[0].reports[-1].score < 0.2  # it would have been stopped
-    middle = statistics.median(miou(dict(one.values), 8) for one in machine.journal.samples)
+    assert journal.samples[0].is_own
+    assert journal.samples[0] in finished
+    assert journal.samples[0].reports[-1].score < 0.2  # it would have been stopped
+    middle = statistics.median(miou(dict(one.values), 8) for one in journal.samples)
     assert statistics.mean(miou(dict(one.values), 8) < middle for one in stopped) > 0.6
     assert all(one.stopped.startswith("asha: rank ") for one in stopped)
 
 
 @pytest.mark.parametrize("searcher", ["random", "optuna"])
-def test_a_search_killed_again_and_again_ends_with_its_samples_none_repeated(searcher: str, tmp_path: Path) -> None:
-    search, cost, lives = search_of(searcher, "asha", 1, samples=14), 0, 0
-    before: dict[int, Any] = {}
-    for kill_after in (3, 17, 30, 41, 56, None):
+def test_a_search_killed_again_and_again_ends_with_its_samples_none_repeated_and_can_be_extended(
+    searcher: str, tmp_path: Path
+) -> None:
+    cost, lives, before = 0, 0, dict[int, Any]()
+    for kill_after, samples in ((3, 14), (17, 14), (30, 14), (41, 14), (56, 14), (None, 14), (None, 18)):
+        search = search_of(searcher, "asha", 1, samples=samples)
         machine = Machine(search, tmp_path, kill_after=kill_after)
         assert {one.index: one for one in machine.journal.samples} == before  # nothing is lost
         try:
@@ -169,12 +169,11 @@ def test_a_search_killed_again_and_again_ends_with_its_samples_none_repeated(sea
             now = machine.journal.samples[old.index]
             assert now.values == old.values
             assert now.reports[: len(old.reports)] == old.reports
-            assert not old.stopped or now == old
+            assert now == old or not machine.journal.is_over(old)
         before = {one.index: one for one in Journal(Store(tmp_path), search).samples}
+        assert kill_after is not None or (len(before) == samples and machine.journal.is_complete(samples))
     assert lives >= 3
-    assert len(before) == 14
-    assert machine.journal.is_complete(14)
-    assert len({json.dumps(dict(one.values)) for one in before.values()}) == 14
+    assert len({json.dumps(dict(one.values)) for one in before.values()}) == 18
     assert cost == sum(len(one.reports) for one in before.values())  # no stage was computed twice
 
 
@@ -200,15 +199,6 @@ def test_what_diverged_is_the_worst_to_the_searcher_and_is_handed_out_only_to_be
         assert isinstance(handed[1], dict)
     assert handed[1]["diverged"] == "the loss is nan"
     assert told == [("trial1", 0.0, {"score": 0.0, "training_iteration": 0})] * 2
-
-
-def test_more_samples_can_be_added_to_a_finished_search(tmp_path: Path) -> None:
-    first = Machine(search_of("optuna", "asha", 2, samples=8), tmp_path).run()
-    assert first.journal.is_complete(8)
-    more = Machine(search_of("optuna", "asha", 2, samples=12), tmp_path).run()
-    assert more.journal.samples[:8] == first.journal.samples
-    assert more.journal.is_complete(12)
-    assert more.cost == sum(len(one.reports) for one in more.journal.samples[8:])
 
 
 def test_a_grid_is_tried_point_by_point(tmp_path: Path) -> None:

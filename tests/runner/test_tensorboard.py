@@ -3,7 +3,6 @@
 import io
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,17 +82,14 @@ def images(board: EventAccumulator, tag: str) -> list[tuple[int, np.ndarray]]:
     return [(step, np.asarray(picture)) for step, picture in read]
 
 
-def test_nothing_is_written_without_events(plan: Plan, execution: Execution) -> None:
-    TensorBoard(plan, execution)
-    assert not execution.runs_path.exists()
-
-
 # Curves
 
 
 @pytest.mark.always("TensorBoard")
 def test_curves_run_through_the_stages_over_epochs_and_over_the_budget(plan: Plan, execution: Execution) -> None:
     margin, random = plan.chains
+    TensorBoard(plan, execution)
+    assert not execution.runs_path.exists()  # nothing is written without events
     events = [
         stage(margin, 0, 0.25, [2.0, 1.0]),
         stage(margin, 1, 0.5, [1.0, 0.5]),
@@ -110,68 +106,39 @@ def test_curves_run_through_the_stages_over_epochs_and_over_the_budget(plan: Pla
     assert first.Tags()["images"] == []  # nothing is stored that could be shown
 
 
-def test_full_supervision_has_its_miou_at_budget_0_and_no_pixels(execution: Execution) -> None:
-    plan = tiny_plan("grid=[{seed: [0], budget: [full]}]")
-    (board,) = written(plan, execution, [stage(plan.chains[0], 0, 0.75, [1.0, 0.5], budget="full")])
-    assert scalars(board, "miou_by_budget") == [(0, 0.75)]
-    assert scalars(board, "miou_by_epoch") == [(2, 0.75)]
-    assert sorted(board.Tags()["scalars"]) == ["loss", "miou_by_budget", "miou_by_epoch"]
-
-
-def test_what_is_told_again_is_written_once(plan: Plan, execution: Execution) -> None:
+def test_what_is_told_again_is_written_once_and_another_run_takes_the_place_of_the_first(
+    plan: Plan, execution: Execution
+) -> None:
     chain = plan.chains[0]
+    first = stage(chain, 0, 0.25, [2.0, 1.0])
+    write(plan, execution, [first, epoch(chain, 1, 8.0, stage=1)])  # stopped in its second stage
     failed = ChainFailed(chain.id, "lost", final=False)
-    stored = [epoch(chain, 1, 2.0), epoch(chain, 2, 1.0), stage(chain, 0, 0.25, [2.0, 1.0])]
-    again = [stage(chain, 0, 0.25, [2.0, 1.0]), epoch(chain, 1, 0.75, stage=1), epoch(chain, 2, 0.5, stage=1)]
+    stored = [epoch(chain, 1, 2.0), epoch(chain, 2, 1.0), first]
+    again = [first, epoch(chain, 1, 0.75, stage=1), epoch(chain, 2, 0.5, stage=1)]
     events = [*stored, epoch(chain, 1, 0.75, stage=1), failed, *again, stage(chain, 1, 0.5, [0.75, 0.5])]
     (board,) = written(plan, execution, events)
-    assert scalars(board, "loss") == [(1, 2.0), (2, 1.0), (3, 0.75), (4, 0.5)]
-    assert scalars(board, "miou_by_budget") == [(2, 0.25), (4, 0.5)]
-
-
-def test_another_run_over_stored_stages_takes_the_place_of_the_first(plan: Plan, execution: Execution) -> None:
-    chain = plan.chains[0]
-    stored = stage(chain, 0, 0.25, [2.0, 1.0])
-    write(plan, execution, [stored, epoch(chain, 1, 8.0, stage=1)])  # stopped in its second stage
-    again = [stored, epoch(chain, 1, 0.75, stage=1), epoch(chain, 2, 0.5, stage=1)]
-    (board,) = written(plan, execution, [*again, stage(chain, 1, 0.5, [0.75, 0.5])])
     assert len(list(Path(board.path).iterdir())) == 2
     assert scalars(board, "loss") == [(1, 2.0), (2, 1.0), (3, 0.75), (4, 0.5)]
-    assert scalars(board, "miou_by_epoch") == [(2, 0.25), (4, 0.5)]
+    assert scalars(board, "miou_by_budget") == [(2, 0.25), (4, 0.5)]
 
 
 # Settings to compare by
 
 
-@dataclass(frozen=True)
-class HparamsTab:
-    """What the HPARAMS tab shows: its columns, and for each run the settings, the metrics and the status."""
-
-    columns: set[str]
-    differing: set[str]
-    metrics: set[str]
-    settings: dict[str, dict[str, Any]]
-    values: dict[str, dict[str, float]]
-    status: dict[str, str]
-
-
-def hparams_tab(runs_path: Path) -> HparamsTab:
+def hparams_tab(runs_path: Path) -> tuple[set[str], set[str], list[Any]]:
+    """What the HPARAMS tab shows: its columns, those that differ, and its rows by name."""
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(runs_path))
     multiplexer.Reload()
     context = Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(runs_path))))
     columns = ColumnsHandler(RequestContext(), context, "", api_pb2.GetExperimentRequest()).run()
     wanted = api_pb2.ListSessionGroupsRequest(slice_size=99, allowed_statuses=api_pb2.Status.values())
     rows = RowsHandler(RequestContext(), context, "", wanted).run().session_groups
-    return HparamsTab(
-        {info.name for info in columns.hparam_infos},
-        {info.name for info in columns.hparam_infos if info.differs},
-        {info.name.tag for info in columns.metric_infos},
-        {row.name: {name: getattr(v, v.WhichOneof("kind")) for name, v in row.hparams.items()} for row in rows},
-        {row.name: {value.name.tag: value.value for value in row.metric_values} for row in rows},
-        {row.name: api_pb2.Status.Name(row.sessions[0].status) for row in rows},
-    )
+    assert {one.name.tag for one in columns.metric_infos} == METRICS
+    names, differing = ({one.name for one in columns.hparam_infos if one.differs or not only} for only in (False, True))
+    return names, differing, sorted(rows, key=lambda row: row.name)
 
 
+METRICS = {"loss", "miou_by_budget", "miou_by_epoch", "pixels_per_image"}
 USUAL = {
     "experiment": "tiny",
     "dataset.name": "camvid",
@@ -184,39 +151,35 @@ USUAL = {
 }
 
 
-def test_each_chain_is_a_row_of_the_hparams_tab(plan: Plan, execution: Execution) -> None:
+def test_each_chain_is_a_row_of_the_hparams_tab_whose_columns_are_those_of_all_experiments(
+    plan: Plan, execution: Execution
+) -> None:
     margin, random = plan.chains
-    events = [
-        stage(margin, 0, 0.25, [2.0, 1.0]),
-        stage(margin, 1, 0.5, [1.0, 0.5]),
-        ChainDone(margin.id),
-        stage(random, 0, 0.125, [3.0, 2.5]),
-    ]
-    write(plan, execution, events)
-    tab = hparams_tab(execution.runs_path)
-    names = [f"tiny/test_resnet-{name}-seed-0-{c.id[:8]}" for name, c in (("margin", margin), ("random", random))]
-    assert tab.settings == {
-        names[0]: USUAL | {"acquire.strategy": "margin", "seed": 0},
-        names[1]: USUAL | {"acquire.strategy": "random", "seed": 0},
-    }
-    assert tab.differing == {"acquire.strategy"}
-    assert tab.metrics == {"loss", "miou_by_budget", "miou_by_epoch", "pixels_per_image"}
-    assert tab.values[names[0]] == {"loss": 0.5, "miou_by_budget": 0.5, "miou_by_epoch": 0.5, "pixels_per_image": 4.0}
-    assert tab.values[names[1]]["miou_by_budget"] == 0.125
-    assert tab.status == {names[0]: "STATUS_SUCCESS", names[1]: "STATUS_UNKNOWN"}
+    ended = [stage(margin, 0, 0.25, [2.0, 1.0]), stage(margin, 1, 0.5, [1.0, 0.5]), ChainDone(margin.id)]
+    write(plan, execution, [*ended, stage(random, 0, 0.125, [3.0, 2.5])])
+    _, differing, rows = hparams_tab(execution.runs_path)
+    assert differing == {"acquire.strategy"}
+    for row, name, chain in zip(rows, ("margin", "random"), plan.chains, strict=True):
+        assert row.name == f"tiny/test_resnet-{name}-seed-0-{chain.id[:8]}"
+        shown = {setting: getattr(value, value.WhichOneof("kind")) for setting, value in row.hparams.items()}
+        assert shown == USUAL | {"acquire.strategy": name, "seed": 0}
+    values = [{one.name.tag: one.value for one in row.metric_values} for row in rows]
+    assert values[0] == {"loss": 0.5, "miou_by_budget": 0.5, "miou_by_epoch": 0.5, "pixels_per_image": 4.0}
+    assert values[1]["miou_by_budget"] == 0.125
+    statuses = [api_pb2.Status.Name(row.sessions[0].status) for row in rows]
+    assert statuses == ["STATUS_SUCCESS", "STATUS_UNKNOWN"]
     write(plan, execution, [stage(random, 0, 0.125, [3.0, 2.5]), ChainDone(random.id)])  # another run, no other row
-    assert hparams_tab(execution.runs_path).status == dict.fromkeys(names, "STATUS_SUCCESS")
-
-
-def test_the_columns_are_those_of_all_experiments(execution: Execution) -> None:
+    rows = hparams_tab(execution.runs_path)[2]
+    assert [row.sessions[0].status for row in rows] == [api_pb2.STATUS_SUCCESS] * 2
     full = tiny_plan("name=full", "grid=[{seed: [1], budget: [full]}]")
     pools = tiny_plan("name=pools", "grid=[{acquire.pool_fraction: [0.05, 0.5], seed: [0], budget: [2]}]")
-    write(full, execution, [stage(full.chains[0], 0, 0.75, [1.0, 0.5], budget="full")])
+    (board,) = written(full, execution, [stage(full.chains[0], 0, 0.75, [1.0, 0.5], budget="full")])
+    assert scalars(board, "miou_by_budget") == [(0, 0.75)]
+    assert sorted(board.Tags()["scalars"]) == ["loss", "miou_by_budget", "miou_by_epoch"]  # no pixels
     write(pools, execution, [stage(chain, 0, 0.5, [1.0, 0.5]) for chain in pools.chains])
-    tab = hparams_tab(execution.runs_path)
-    assert tab.columns == USUAL.keys() | {"acquire.strategy", "acquire.pool_fraction", "seed"}
-    assert tab.differing == {"experiment", "acquire.strategy", "acquire.pool_fraction", "seed"}
-    assert tab.metrics == {"loss", "miou_by_budget", "miou_by_epoch", "pixels_per_image"}
+    columns, differing, _ = hparams_tab(execution.runs_path)
+    assert columns == USUAL.keys() | {"acquire.strategy", "acquire.pool_fraction", "seed"}
+    assert differing == {"experiment", "acquire.strategy", "acquire.pool_fraction", "seed"}
 
 
 def test_settings_are_what_the_grid_varies_beside_the_usual() -> None:
@@ -250,12 +213,15 @@ def test_picked_pixels_are_dots_at_their_places_in_the_colour_of_their_class(pla
         assert {tuple(at) for at in (changed // size).tolist()} == {(2, 0), (2, 1)}  # nothing else is painted
 
 
-def test_predictions_are_beside_their_image_and_truth(plan: Plan, execution: Execution) -> None:
-    prepared = reported_split(plan, execution)
+def test_predictions_are_beside_their_image_and_truth_unless_the_description_is_damaged_or_gone(
+    plan: Plan, execution: Execution
+) -> None:
+    spec, store, chain = plan.chains[0].trial.dataset, Store(execution.store), plan.chains[0]
+    prepared = prepare(open_dataset(spec, execution.data_path), "test", spec, execution.cache_path)
     predicted = {0: {"test_000": 4, "test_002": 7}, 1: {"test_000": 5, "test_001": 6, "test_002": 7}}
-    description = record_predictions(plan, execution, prepared, predicted)
-    chain = plan.chains[0]
-    (board,) = written(plan, execution, [stage(chain, 0, 0.25, [2.0, 1.0]), stage(chain, 1, 0.5, [1.0, 0.5])])
+    description = record_predictions(plan, store, prepared, predicted)
+    events = [stage(chain, 0, 0.25, [2.0, 1.0]), stage(chain, 1, 0.5, [1.0, 0.5])]
+    (board,) = written(plan, execution, events)
     shown = {name: dict(images(board, f"predicted/{name}")) for name in ("test_000", "test_001", "test_002")}
     assert [list(steps) for steps in shown.values()] == [[0, 1], [1], [0, 1]]
     colours = np.asarray([*CamVid.facts.palette, *[(128, 128, 128)] * 256], dtype=np.uint8)
@@ -267,31 +233,17 @@ def test_predictions_are_beside_their_image_and_truth(plan: Plan, execution: Exe
             np.testing.assert_array_equal(picture[:, :10], stored)
             np.testing.assert_array_equal(picture[:, 10:20], colours[prepared.label(position)])
             np.testing.assert_array_equal(picture[:, 20:], np.broadcast_to(colours[label], (8, 10, 3)))
-
-
-def test_without_a_description_or_with_a_damaged_one_there_are_no_predictions(plan: Plan, execution: Execution) -> None:
-    prepared = reported_split(plan, execution)
-    description = record_predictions(plan, execution, prepared, {0: {"test_000": 4}})
     (description / "labels" / "1.png").write_bytes(b"damaged")
-    events = [stage(plan.chains[0], 0, 0.25, [2.0, 1.0])]
-    (board,) = written(plan, execution, events)
-    assert board.Tags()["images"] == []
-    shutil.rmtree(description)
-    (board,) = written(plan, execution, events)
-    assert board.Tags()["images"] == []
-    assert scalars(board, "miou_by_epoch") == [(2, 0.25)]
+    for _ in range(2):
+        (board,) = written(plan, execution, events)
+        assert not any(images(board, tag) for tag in board.Tags()["images"])
+        assert scalars(board, "miou_by_epoch") == [(2, 0.25), (4, 0.5)]
+        shutil.rmtree(description, ignore_errors=True)
 
 
-def reported_split(plan: Plan, execution: Execution) -> PreparedSplit:
-    spec = plan.chains[0].trial.dataset
-    return prepare(open_dataset(spec, execution.data_path), "test", spec, execution.cache_path)
-
-
-def record_predictions(
-    plan: Plan, execution: Execution, prepared: PreparedSplit, predicted: dict[int, dict[str, int]]
-) -> Path:
+def record_predictions(plan: Plan, store: Store, prepared: PreparedSplit, predicted: dict[int, dict[str, int]]) -> Path:
     """Store predictions of one class each, by stage and image, as the first chain's; the description's folder."""
-    store, chain, palette = Store(execution.store), plan.chains[0], CamVid.facts.palette
+    chain, palette = plan.chains[0], CamVid.facts.palette
     description = store.publish(
         "split", {"of": "test"}, lambda folder: write_description(folder, prepared, range(3), CamVid.facts), {}
     )
@@ -304,10 +256,9 @@ def record_predictions(
 
     for number, classes in predicted.items():
         store.publish("evaluation", {"of": number}, lambda folder, c=classes: write_predictions(folder, c), {})
-    keys = [{"test": digest({"of": number})} for number in predicted]
     record = record_of(
         chain.trial,
-        stages=tuple(StageRecord(budget=10, fit="none", evaluations=one) for one in keys),
+        stages=tuple(StageRecord(budget=10, fit="none", evaluations={"test": digest({"of": at})}) for at in predicted),
         descriptions=DescriptionKeys(training="none", evaluated={"test": description.name}),
     )
     write_chain(store, plan.experiment, chain.id, record)

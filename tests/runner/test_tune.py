@@ -1,24 +1,29 @@
-"""The runner on real Ray: sharing between chains that start together, ranks as actors, faults."""
+"""The runner on real Ray: sharing between chains that start together, ranks as actors, a search, faults."""
 
 import json
 import os
-import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
 
 from pixelpick_ray.config.execution import Execution
-from pixelpick_ray.errors import SpecError
+from pixelpick_ray.errors import SpecError, StoreError
+from pixelpick_ray.runner import search as search_runner
+from pixelpick_ray.runner.cluster import joined
 from pixelpick_ray.runner.tune import placement
+from pixelpick_ray.search.journal import Journal
+from pixelpick_ray.store import Store
 from tests.support.documents import write_files
-from tests.support.experiments import experiment_text
-from tests.support.launch import launch, overriding
+from tests.support.experiments import TWO_PIXELS, experiment_text
+from tests.support.launch import launch
 from tests.support.ray_cluster import RAY_SETTINGS
+from tests.support.searches import search_of
 
 pytestmark = pytest.mark.ray
-
 
 TINY = experiment_text(
     dataset="{name: scenes, size: [32, 48], images: 7}",
@@ -40,32 +45,30 @@ def place(tmp_path: Path, ray_cluster: str) -> Path:
     return tmp_path
 
 
-def run(place: Path, *options: str, store: str = "store", status: int = 0) -> str:
+def run(place: Path, *options: str, store: str = "store") -> str:
     """What a run prints, on the cluster of the tests or without Ray."""
     address = () if "--local" in options else ("--address", (place / "address").read_text())
     with patch.dict(os.environ, RAY_SETTINGS):
         done = launch(place, "run", "tiny.yaml", "--store", store, *options, *address)
-    assert done.status == status, done
+    assert done.status == 0, done
     return done.out
 
 
-def finished_times(place: Path) -> dict[str, float]:
-    return {path.parent.name: path.stat().st_mtime for path in (place / "store").glob("fit/*/manifest.json")}
-
-
-def test_strategies_that_start_together_train_the_first_fit_once_and_a_second_run_trains_nothing(place: Path) -> None:
+def test_strategies_train_their_first_fit_once_beside_one_that_diverges_and_a_second_run_trains_nothing(
+    place: Path,
+) -> None:
+    """The learning rate of a third chain is far too high, which stops no other."""
+    (place / "tiny.yaml").write_text(TINY + "  - {train.optimizer.lr: [1e30], seed: [1], budget: [10]}\n")
     output = run(place, "--max-concurrent", "2")
     trained = Counter(line.split(": mIoU")[0].split("] ")[1] for line in output.splitlines() if "(trained)" in line)
     first = [label for label in trained if label.endswith("10 px")]
     assert len(first) == 1, output  # the other strategy found the first fit in the store
     assert sum(trained.values()) == 3
-    assert "2 trials would" not in output
-    assert "trained now: 3" in output
-    before = finished_times(place)
-    again = run(place)
-    assert "trained now: 0" in again
-    assert finished_times(place) == before
-    assert "values of one seed" in again
+    assert "DIVERGED" in output
+    assert "lower train.optimizer.lr" in output
+    finished = {path: path.stat().st_mtime for path in (place / "store").glob("fit/*/manifest.json")}
+    assert "trained now: 0" in run(place)
+    assert {path: path.stat().st_mtime for path in (place / "store").glob("fit/*/manifest.json")} == finished
 
 
 @pytest.mark.always("one rank and two")
@@ -79,113 +82,93 @@ def test_two_ranks_run_as_actors_of_one_trial_and_learn_what_one_rank_learns(pla
     sgd = ("--set", "train.optimizer={name: sgd, lr: 0.001, backbone_lr_factor: 1.0}")
     run(place, *sgd, "--local")
     run(place, *sgd, "--ranks", "2", store="two")
-    one, two = records(place, "store"), records(place, "two")
-    assert one.keys() == two.keys()
-    for chain, stages in one.items():
-        assert stages[0]["fit"] == two[chain][0]["fit"]  # the same initial pixels; ranks are in no key
-        found, expected = losses_of(place, "two", two[chain][0]), losses_of(place, "store", stages[0])
-        assert found == pytest.approx(expected, rel=0.02)  # float64 is compared in test_fit.py
-        assert stages[0]["pick"]
-        assert len(two[chain]) == 2
+    one, two = stages(place, "store"), stages(place, "two")
+    assert len(one) == len(two) == 2
+    assert one[0]["fit"] == two[0]["fit"]  # the same initial pixels; ranks are in no key
+    assert two[0]["pick"]
+    losses = [
+        json.loads((place / store / "fit" / two[0]["fit"] / "training.json").read_text())["losses"]
+        for store in ("store", "two")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
     provenance = [json.loads(path.read_text()) for path in (place / "two").glob("fit/*/provenance.json")]
     assert {entry["world_size"] for entry in provenance} == {2}
 
 
-def test_heads_on_frozen_features_are_the_same_here_on_ray_and_on_two_ranks(place: Path) -> None:
-    """Two chains here one after another, in an actor that is kept for the next one, and as two ranks each."""
-    write_frozen(place, grid="[{acquire.strategy: [margin, random], seed: [0], budget: [2, 4]}]")
-    run(place, "--local", store="here")
-    run(place, "--max-concurrent", "1", store="ray")
-    run(place, "--ranks", "2", store="two")
-    here, ray, two = (
-        {str(path.relative_to(place / name)): path.read_bytes() for path in (place / name).glob("[ep]*/*/*.npz")}
-        for name in ("here", "ray", "two")
-    )
-    assert len(here) == 3 + 3  # evaluations; first pixels, and those after a fit
-    assert here == ray == two
+def stages(place: Path, store: str) -> list[dict[str, str]]:
+    """The stages of the only chain, as recorded."""
+    (record,) = (place / store).glob("experiments/*/chains/*")
+    return json.loads(record.read_text())["stages"]  # type: ignore[no-any-return]
 
 
-@pytest.mark.slow
-def test_a_search_for_the_penalty_of_a_frozen_head_judges_by_what_a_run_measures(place: Path) -> None:
-    search = "{space: {model.head.l2: {loguniform: [1e-3, 1]}}, num_samples: 3}"
-    grid = "[{seed: [0, 1], budget: [2, 4]}]"
-    write_frozen(place, grid=grid, search=search)
-    output = run(place, "--max-concurrent", "1")
-    assert "sample 0 (the file): l2=0.1" in output
-    (best,) = re.findall(r"^  1\.  ([0-9.]+) %", output, re.MULTILINE)
-    (found,) = (place / "store").glob("experiments/*/found/*.yaml")
-    (place / "tiny.yaml").write_text(found.read_text())
-    on_val = overriding("evaluate={splits: {val: {}}, report: val}", "name=on-val", f"grid={grid}")
-    assert f" {best} ± " in run(place, "--local", *on_val)
-
-
-def write_frozen(place: Path, **blocks: str) -> None:
-    """An experiment of linear heads on a frozen network."""
+def test_heads_on_frozen_features_are_the_same_here_and_on_two_ranks(place: Path) -> None:
+    """Two chains, on Ray one after another in an actor that is kept for the next one."""
     text = experiment_text(
         dataset="{name: scenes, size: [32, 48], images: 5}",
         model="{backbone: test_resnet, pretrained: none, frozen: true, head: {name: linear, l2: 0.1}}",
-        acquire="{initial_pixels: 2, pixels_per_stage: 2}",
-        **blocks,
+        train="null",
+        acquire=TWO_PIXELS,
+        grid="[{acquire.strategy: [margin, random], seed: [0], budget: [2, 4]}]",
     )
-    (place / "tiny.yaml").write_text("".join(line for line in text.splitlines(True) if not line.startswith("train:")))
-
-
-def records(place: Path, store: str) -> dict[str, list[dict[str, str]]]:
-    """Stages of every chain, as recorded."""
-    return {
-        path.stem: json.loads(path.read_text())["stages"] for path in (place / store).glob("experiments/*/chains/*")
-    }
-
-
-def losses_of(place: Path, store: str, stage: dict[str, str]) -> list[float]:
-    found: list[float] = json.loads((place / store / "fit" / stage["fit"] / "training.json").read_text())["losses"]
-    return found
-
-
-def test_a_time_limit_stops_cleanly_with_status_3_and_the_next_run_goes_on(place: Path) -> None:
-    output = run(place, "--time-limit", "1s", status=3)
-    assert "go on from here" in output
-    assert "values of one seed" in run(place, "--local")
-
-
-def test_a_training_that_diverges_does_not_stop_the_others(place: Path) -> None:
-    """The learning rate of one chain is far too high; full supervision of the same grid finishes."""
-    text = TINY.replace("budget: [10, 20]}", "budget: [10, 20]}\n  - {seed: [0], budget: [full]}")
-    (place / "tiny.yaml").write_text(
-        text.replace("lr: 1e-3", "lr: 1e30").replace("budget: [full]", "budget: [full], train.optimizer.lr: [1e-3]")
+    (place / "tiny.yaml").write_text(text)
+    run(place, "--local", store="here")
+    run(place, "--ranks", "2", store="two")
+    here, two = (
+        {str(path.relative_to(place / name)): path.read_bytes() for path in (place / name).glob("[ep]*/*/*.npz")}
+        for name in ("here", "two")
     )
-    output = run(place)
-    assert "DIVERGED" in output
-    assert "lower train.optimizer.lr" in output
-    assert "full supervision: mIoU" in output
-    status = json.loads(launch(place, "status", "tiny.yaml", "--json").out)
-    assert status["stages"]["stored"] == 1
-    assert status["stages"]["diverged"] >= 1
-    assert any("lower train.optimizer.lr" in chain["diverged"] for chain in status["chains"])
+    assert len(here) == 3 + 3  # evaluations; first pixels, and those after a fit
+    assert here == two
 
 
-def test_impossible_resources_are_refused_at_once(tmp_path: Path) -> None:
-    where = tmp_path, "store", tmp_path
-    with pytest.raises(SpecError, match="--device cuda: the cluster has no GPU"):
-        placement(Execution(*where, device="cuda"), [{"CPU": 2.0}])
-    for options, told in (({"ranks": 2, "gpus_per_rank": 0.5}, "NCCL"), ({"ranks": 5}, "ranks that fit: 1, 2, 3, 4")):
-        with pytest.raises(SpecError, match=told):
-            Execution(*where, **options).check({4})
+def instant() -> Callable[..., None]:
+    """What takes the place of a sample's work; a function in a function travels to workers whole."""
+
+    def work(config: dict[str, Any], search: Any, execution: Any) -> None:
+        from ray import tune
+
+        for level, one in enumerate(search.levels):
+            report = {"score": 0.5, "mious": {"0": 0.5}, "fits": {"0": [f"key{level}"]}, "seconds": 1.0}
+            tune.report({"report": json.dumps(report), "level": level, "resource": one.resource, "score": 0.5})
+
+    return work
+
+
+def test_a_journal_that_cannot_be_written_ends_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: str
+) -> None:
+    monkeypatch.setattr(search_runner, "_trial", instant())
+    store = str(tmp_path / "store")
+    execution = Execution(tmp_path, store, tmp_path, runs_path=tmp_path, device="cpu", address=ray_cluster)
+    search = search_of("search.searcher=random")
+    journal, write, left = Journal(Store(store), search), Store.write_record, [5]
+
+    def write_record(store: Store, relative: str, value: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise StoreError(f"{relative}: the disk is full")
+        write(store, relative, value)
+
+    monkeypatch.setattr(Store, "write_record", write_record)
+    told = r"samples/0000[0-9].json: the disk is full"
+    with patch.dict(os.environ, RAY_SETTINGS), joined(execution), pytest.raises(StoreError, match=told):
+        search_runner.run(search, journal, execution, lambda event: None, lambda: False)
+    monkeypatch.setattr(Store, "write_record", write)
+    assert Journal(Store(store), search).samples == journal.samples  # what is known is what is stored
 
 
 @pytest.mark.parametrize(
-    ("nodes", "options", "room"),
+    ("options", "nodes", "told"),
     [
-        ([{"CPU": 2.0}, {"CPU": 2.0}], {"cpus_per_rank": 3}, "room for 0: 2 CPUs; 2 CPUs"),  # four in all
-        ([{"CPU": 8.0, "GPU": 1.0}], {"ranks": 2}, "room for 1: 8 CPUs and 1 GPU"),
-        ([{"CPU": 1.0, "GPU": 4.0}, {"CPU": 9.0}], {"ranks": 2}, "room for 1: 1 CPU and 4 GPUs; 9 CPUs"),
+        ({"device": "cuda"}, [{"CPU": 2.0}], "--device cuda: the cluster has no GPU"),
+        ({"cpus_per_rank": 3}, [{"CPU": 2.0}, {"CPU": 2.0}], "room for 0: 2 CPUs; 2 CPUs"),  # four in all
+        ({"ranks": 2}, [{"CPU": 8.0, "GPU": 1.0}], "room for 1: 8 CPUs and 1 GPU"),
+        ({"ranks": 2}, [{"CPU": 1.0, "GPU": 4.0}, {"CPU": 9.0}], "room for 1: 1 CPU and 4 GPUs; 9 CPUs"),
     ],
 )
-def test_every_rank_must_fit_on_one_node(nodes: list[dict[str, float]], options: dict[str, int], room: str) -> None:
-    execution = Execution(Path("data"), "store", Path("cache"), **options)
-    with pytest.raises(SpecError) as error:
-        placement(execution, nodes)
-    assert room in str(error.value)
+def test_every_rank_must_fit_on_one_node(options: dict[str, Any], nodes: list[dict[str, float]], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        placement(Execution(Path("data"), "store", Path("cache"), **options), nodes)
 
 
 def test_ranks_spread_over_nodes_when_they_fit_on_several() -> None:

@@ -37,10 +37,9 @@ class Slurm:
             command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(__file__)} {name} "$@"\n')
             command.chmod(0o755)
 
-    def environment(self, *first: Path) -> dict[str, str]:
-        """Variables of a login shell: the commands of Slurm, after the folders that come first, are on PATH."""
-        path = os.pathsep.join(map(str, [*first, self.commands, os.environ["PATH"]]))
-        return os.environ | {FOLDER: str(self.folder), "PATH": path}
+    def environment(self) -> dict[str, str]:
+        """Variables of a login shell: the commands of Slurm are on PATH."""
+        return os.environ | {FOLDER: str(self.folder), "PATH": f"{self.commands}:{os.environ['PATH']}"}
 
     def job(self) -> dict[str, Any]:
         """What the last sbatch recorded: id, argv of the batch shell, environment, folder."""

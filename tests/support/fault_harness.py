@@ -15,11 +15,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.fault_cluster import Nodes, Process, parent_of, processes
+from tests.support.fault_cluster import MARK, Nodes, Process, parent_of, processes, wait_until_gone
 from tests.support.fault_logs import Line, Logs
+from tests.support.launch import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = str(ROOT / "launch.py")
+# A run of two ranks a trial on counted GPUs, which the command line refuses for ranks on CPUs.
+ON_COUNTED_GPUS = """
+import sys
+import pixelpick_ray as pp
+from pixelpick_ray.config.execution import Execution
+Execution.check = lambda *batch_sizes: None
+options = {"ranks": 2, "gpus_per_rank": 1.0, "device": "cpu", "address": sys.argv[1], "wait": "wait" in sys.argv}
+sys.exit(pp.run(pp.load("faults.yaml"), cache="cache", verbose=True, **options).status)
+"""
 PHASES = ("start", "fit", "evaluate", "score", "publish", "report")
 DELAYS = {"start": 0.2, "fit": 0.4, "evaluate": 0.03, "score": 0.03, "publish": 0.01, "report": 1.0}  # at most, seconds
 START_SECONDS = 12.0  # until a driver's first chain begins
@@ -38,11 +47,8 @@ class Kill:
     """A kill that was done: `phase` is what the log says of that moment, empty between two phases."""
 
     what: str
-    wanted: str
     phase: str
-    pid: int
     at: float
-    seconds_since_start: float
     seconds_to_recovery: float | None = None
 
 
@@ -51,20 +57,16 @@ class Setting:
     """How an experiment is run, and who dies; `nodes` are the CPUs of a cluster's two nodes, None its own cluster."""
 
     experiment: str
-    what: tuple[str, ...]
+    what: tuple[str, ...] = ()
     ranks: int = 1
     options: tuple[str, ...] = ()
     nodes: tuple[int, int] | None = None
 
     def wishes(self) -> list[Wish]:
         """Every part in every phase that it can be killed in."""
-        parts = [Wish(what, phase) for what in self.what for phase in PHASES]
+        wishes = [Wish(what, phase) for what in self.what if what != "report" for phase in PHASES[:-1]]
         after_the_last_chain = ("driver", "raylet", "report")
-        return [
-            wish
-            for wish in parts
-            if (wish.what != "report" if wish.phase != "report" else wish.what in after_the_last_chain)
-        ]
+        return wishes + [Wish(what, "report") for what in self.what if what in after_the_last_chain]
 
 
 class Life:
@@ -79,7 +81,6 @@ class Life:
         self.logs = Logs(place / "runs" / "faults" / "steps")
         self.commands = 0
         self.kills: list[Kill] = []
-        self.began = self.ended = time.time()
 
     def run(self) -> "subprocess.Popen[bytes]":
         ranks = ("--ranks", str(self.setting.ranks)) if self.setting.ranks > 1 else ()
@@ -101,6 +102,12 @@ class Life:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+
+    def ends_well(self, driver: "subprocess.Popen[bytes]", nodes: Nodes) -> None:
+        """A driver that has joined nodes ends with 0 and leaves them nothing."""
+        assert driver.wait(timeout=500) == 0, self.output()
+        assert wait_until_gone(self._variables[MARK], services_too=False) == []
+        assert nodes.placement_groups() == []
 
     def output(self) -> str:
         return (self.place / f"output-{self.commands:02d}.txt").read_text(encoding="utf-8", errors="replace")
@@ -126,13 +133,6 @@ class Life:
         return sorted(path.relative_to(store).as_posix() for path in found)
 
 
-def undisturbed(life: Life) -> Life:
-    for start in (life.run, life.report):
-        assert start().wait(timeout=RUN_SECONDS) == 0, life.output()
-    life.ended = time.time()
-    return life
-
-
 class Study:
     """The wished kills of one setting, in as many lives as that takes; an undisturbed one stores `num_finished`."""
 
@@ -156,15 +156,17 @@ class Study:
             assert usual, f"the commands ended with {statuses}, the last one said\n{life.output()}"
         self._report(life)
         life.logs.read_new()
-        life.ended = time.time()
-        for kill in life.kills:
-            kill.seconds_to_recovery = round(_recovered(life, kill) - kill.at, 2)
+        ended = time.time()
+        for kill in life.kills:  # work went on in a process that had not begun any before, or all was done
+            before = {line.pid for line in life.logs.lines if line.time <= kill.at}
+            begun = (line.time for line in life.logs.lines if line.time > kill.at and line.pid not in before)
+            kill.seconds_to_recovery = round(min(begun, default=ended) - kill.at, 2)
         return life
 
     def _disturb(self, life: Life) -> int:
         """Give the command that runs, kill what is wished for, and return its exit status."""
         run = Run(life.run(), time.time())
-        self._look_around()
+        self._known = {process.pid for process in self._processes()}
         while run.driver.poll() is None and (found := self._find(life, run)):
             self._kill(life, run, *found)
         return run.driver.wait(timeout=RUN_SECONDS)
@@ -242,13 +244,12 @@ class Study:
             run.driver.wait()
         time.sleep(0.02)
         life.logs.read_new()
-        since = round(at - life.began, 2)
-        life.kills.append(Kill(wish.what, wish.phase, self._phase(life, run, victim, at), victim.pid, at, since))
+        life.kills.append(Kill(wish.what, self._phase(life, run, victim, at), at))
         self.wishes.remove(wish)
         if wish.what == "raylet" and self._cluster:
             time.sleep(self._dice.uniform(0, 2))
             self._cluster.join_worker()
-        self._look_around()
+        self._known = {process.pid for process in self._processes()}
 
     def _phase(self, life: Life, run: Run, victim: Victim, at: float) -> str:
         """What the logs say that was going on at a time; empty between two phases."""
@@ -268,26 +269,15 @@ class Study:
             time.sleep(self._dice.uniform(0.05, 0.9) * self._report_seconds)
             if process.poll() is None:
                 process.kill()
-                since = round(time.time() - life.began, 2)
-                life.kills.append(Kill("report", "report", "report", process.pid, time.time(), since))
+                life.kills.append(Kill("report", "report", time.time()))
                 self.wishes.remove(wish)
             process.wait()
         start = time.monotonic()
         assert life.report().wait(timeout=RUN_SECONDS) == 0, life.output()
         self._report_seconds = time.monotonic() - start
 
-    def _look_around(self) -> None:
-        self._known = {process.pid for process in self._processes()}
-
     def _processes(self) -> list[Process]:
         return processes(next(iter(self._mark.values())))
 
     def _raylet(self) -> int:
         return self._cluster.raylet if self._cluster else 0
-
-
-def _recovered(life: Life, kill: Kill) -> float:
-    """When work went on in a process that had not begun any before the kill; else when all was done."""
-    before = {line.pid for line in life.logs.lines if line.time <= kill.at}
-    begun = (line.time for line in life.logs.lines if line.time > kill.at and line.pid not in before)
-    return min(begun, default=life.ended)

@@ -33,11 +33,6 @@ After each life of a study, its results are compared with a run without kills on
 """
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    paths = sorted(folder.glob("*.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def summarise(lines: Sequence[dict[str, Any]]) -> str:
     kills, lives = [line for line in lines if "what" in line], [line for line in lines if "problems" in line]
     problems = [f"- {life['study']}: {text}" for life in lives for text in life["problems"]]
@@ -49,54 +44,28 @@ def summarise(lines: Sequence[dict[str, Any]]) -> str:
             INTRODUCTION,
             f"**{len(kills)} kills in {len(lives)} lives of {studies} studies.** {result}\n",
             f"{', '.join(sorted(machines))}; {' to '.join(sorted({min(dates), max(dates)}))}.\n",
-            "## What was killed, and in which phase\n",
-            *_hits(kills),
-            "\n## Time until work resumed\n",
+            "## What was killed, in which phase, and the time until work resumed\n",
             "Seconds from the kill to the first step of the process that took over. A driver has to be started again,",
             "join or start a cluster, and place the chains. A lost node is noticed after five seconds.\n",
-            *_recovery(kills),
-            "\n## Studies\n",
-            *_studies(kills, lives),
+            *_table(kills),
             "",
         ]
     )
 
 
-def _hits(kills: Sequence[dict[str, Any]]) -> list[str]:
-    counts = Counter((kill["what"], kill["phase"]) for kill in kills)
-    names = [name or "between two" for name in PHASES]
-    rows = [
-        [text, *(str(counts[what, phase] or "") for phase in PHASES), str(sum(kill["what"] == what for kill in kills))]
-        for what, text in PARTS.items()
-    ]
-    total = [str(sum(kill["phase"] == phase for kill in kills) or "") for phase in PHASES]
-    return _table(["killed", *names, "all"], [*rows, ["all", *total, str(len(kills))]])
-
-
-def _recovery(kills: Sequence[dict[str, Any]]) -> list[str]:
-    rows = []
-    for what, text in PARTS.items():
-        seconds = [kill["seconds_to_recovery"] for kill in kills if kill["what"] == what]
-        if seconds:
-            rows.append([text, str(len(seconds)), f"{median(seconds):.1f}", f"{max(seconds):.1f}"])
-    return _table(["killed", "kills", "median", "longest"], rows)
-
-
-def _studies(kills: Sequence[dict[str, Any]], lives: Sequence[dict[str, Any]]) -> list[str]:
-    rows = []
-    for life in lives:
-        mine = [kill for kill in kills if (kill["study"], kill["life"]) == (life["study"], life["life"])]
-        seconds = f"{life['seconds']:.0f}", f"{life['undisturbed_seconds']:.0f}"
-        repeated = str(life["epochs_repeated"])
-        rows.append([life["study"], str(len(mine)), str(life["commands"]), repeated, *seconds])
-    names = ["study", "kills", "commands given", "epochs repeated", "seconds", "seconds without kills"]
-    return _table(names, rows)
-
-
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    align = ["---", *["---:"] * (len(names) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (names, align, *rows)]
+def _table(kills: Sequence[dict[str, Any]]) -> list[str]:
+    names = ["killed", *(phase or "between two" for phase in PHASES), "all", "median", "longest"]
+    lines = [names, ["---", *["---:"] * (len(names) - 1)]]
+    for part, text in PARTS.items():
+        mine = [kill for kill in kills if kill["what"] == part]
+        seconds = [kill["seconds_to_recovery"] for kill in mine]
+        counts = Counter(kill["phase"] for kill in mine)
+        last = [str(len(mine)), f"{median(seconds):.1f}", f"{max(seconds):.1f}"] if mine else ["", "", ""]
+        lines.append([text, *(str(counts[phase] or "") for phase in PHASES), *last])
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(summarise(read(Path(sys.argv[1]))), encoding="utf-8")
+    logs = [path.read_text(encoding="utf-8") for path in sorted(Path(sys.argv[1]).glob("*.jsonl"))]
+    lines = [json.loads(line) for text in logs for line in text.splitlines()]
+    Path(sys.argv[2]).write_text(summarise(lines), encoding="utf-8")

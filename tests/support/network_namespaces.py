@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from tests.support import fake_slurm
 from tests.support.waiting import wait_for
 
@@ -64,11 +66,13 @@ def two_nodes(place: Path, job_folder: Path) -> Iterator[list[list[str]]]:
                     env=os.environ | {"SLURMD_PORT": str(SLURMD_PORT), fake_slurm.FOLDER: str(place)},
                 )
             )  # fmt: skip
-        first, second = map(_only_child, holders)
+        first, second = (str(wait_for(psutil.Process(one.pid).children)[0].pid) for one in holders)
         cable = ["type", "veth", "peer", "name", "eth0", "netns", second]
         subprocess.run(["ip", "link", "add", "eth0", "netns", first, *cable], check=True)
         prefixes = [["nsenter", "--target", node, *kinds] for node in (first, second)]
-        wait_for(lambda: all(_listens(prefixes[0], address) for address in NODES.values()))
+        for address in NODES.values():
+            probe = [*prefixes[0], "bash", "-c", f"exec 3<>/dev/tcp/{address}/{SLURMD_PORT}"]
+            wait_for(lambda: not subprocess.run(probe, capture_output=True).returncode)  # noqa: B023
         yield prefixes
     finally:
         for holder in holders:
@@ -76,14 +80,3 @@ def two_nodes(place: Path, job_folder: Path) -> Iterator[list[list[str]]]:
             holder.wait()
         with contextlib.suppress(OSError):
             job_folder.rmdir()
-
-
-def _only_child(process: "subprocess.Popen[bytes]") -> str:
-    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    wait_for(lambda: bool(path.read_text().strip()))
-    return path.read_text().strip()
-
-
-def _listens(prefix: list[str], address: str) -> bool:
-    connect = f"exec 3<>/dev/tcp/{address}/{SLURMD_PORT}"
-    return subprocess.run([*prefix, "bash", "-c", connect], capture_output=True).returncode == 0

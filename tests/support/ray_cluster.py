@@ -30,11 +30,6 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @contextlib.contextmanager
 def running_cluster(*options: str, **variables: str) -> Iterator[tuple[str, str]]:
     """The addresses of a cluster of two CPUs and of its job server (with ``--include-dashboard=true``)."""
@@ -50,7 +45,8 @@ def running_cluster(*options: str, **variables: str) -> Iterator[tuple[str, str]
         env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_for(lambda: listens(gcs) and list(Path(folder).glob("session_2*/sockets/raylet")))
+        wait_for(lambda: socket.create_connection(("127.0.0.1", gcs)).close() or True)
+        wait_for(lambda: list(Path(folder).glob("session_2*/sockets/raylet")))
         yield f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
     finally:
         process.terminate()  # it ends what it started
