@@ -59,22 +59,13 @@ def test_a_suggestion_is_shown_and_recorded_and_predicted_classes_may_come_toget
     assert {answer.place: answer.suggestion for answer in office.answers()} == expected
 
 
-def test_without_suggestions_a_page_learns_nothing_of_predictions_or_labels(office: Office) -> None:
-    office.ask(1, 8)
-    page = office.page()
-    fields = {"id", "image", "name", "y", "x", "height", "width"}
-    assert {frozenset(item) for item in page.items} == {frozenset(fields)}
-    page.answer()
-    (entry,) = page.desk.begin("ann")["history"]
-    assert (set(entry), set(entry["item"])) == ({"id", "kind", "label", "item"}, fields)
-    assert office.answers()[0].suggestion is None
-
-
 def test_a_page_gets_images_by_number_points_with_what_was_said_classes_keys_and_colours(office: Office) -> None:
     office.ask(2, 6)
     page = office.page()
     assert {item["name"]: item["image"] for item in page.items} == {"train_0000": 0, "train_0001": 1}
     assert {(item["height"], item["width"]) for item in page.items} == {(32, 40)}
+    fields = {"id", "image", "name", "y", "x", "height", "width"}  # nothing of predictions or labels
+    assert {frozenset(item) for item in page.items} == {frozenset(fields)}
     with Image.open(io.BytesIO(page.desk.image(1))) as image:
         np.testing.assert_array_equal(np.asarray(image), scenes.scene("train", 1)[0])  # at native size
     for number in (-1, 2):
@@ -88,6 +79,9 @@ def test_a_page_gets_images_by_number_points_with_what_was_said_classes_keys_and
     assert points.pop((first["y"], first["x"])) == ("class", "sky")
     assert points.pop((second["y"], second["x"])) == ("unknown", None)
     assert set(points.values()) == {(None, None)}
+    _, entry = page.desk.begin("ann")["history"]
+    assert (set(entry), set(entry["item"])) == ({"id", "kind", "label", "item"}, fields)
+    assert [answer.suggestion for answer in office.answers()] == [None, None]
     found = office.desk(plan_of("annotate.keys={sky: z}", "annotate.idle_seconds=7")).begin("ann")
     assert [one["name"] for one in found["classes"]] == list(scenes.CLASS_NAMES)
     assert found["classes"][0] == {"name": "sky", "key": "z", "colour": "#6eaae1"}

@@ -73,10 +73,6 @@ WRONG = {
         [split("t", 0, 1, 2, left_out=["2 files .gif, which is not read, e.g. a.gif"])],
         ["warning: x t: 2 files .gif, which is not read, e.g. a.gif, left out"],
     ),
-    "the same images": (
-        [split("t", 0, 1, 2), split("v", 0, 1, 2)],
-        ["warning: x: 2 of 2 images of v are also in t, e.g. v0.png (t0.png), v1.png (t1.png); results measured"],
-    ),
 }
 
 
