@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pixelpick_ray.report.cells import build_cells, reported
+from pixelpick_ray.config.canonical import brief
 from pixelpick_ray.report.formats import latex_tables, to_html, to_latex, to_markdown, to_text
-from pixelpick_ray.report.layouts import transposed_table, wide_table
 from pixelpick_ray.report.parts import Table
-from pixelpick_ray.report.tables import area_table, class_tables, missing_table, protocol_table, result_table
-from tests.support.study import Study, chain_path, experiment, matrix
 
 SMALL = Table("A & B", ("name", "x_1"), (("a|b", "1.0 ± 0.5"), ("<c>", "10.0")), "lr", ("50 % of $1",))
 BOLD = replace(SMALL, strong=frozenset({(0, 1)}))
@@ -88,48 +85,25 @@ def test_any_text_becomes_latex_in_ascii(text: str, latex: str) -> None:
 # LaTeX that a real TeX sets: awkward names, wide tables, long texts
 
 AWKWARD = 'tree & bush_50% "~^\\{x}$1 #2 <é ü ł> ± × – · … 漢'
-GRIDS = (
-    "grid=[{acquire.strategy: [least_confidence, random], acquire.pool_fraction: [0.05, 1.0], seed: [0, 1],"
-    "budget: [10, 20, 30, 40, 50]}, {seed: [0, 1], budget: [full]}]"
-)
-
-
-def log_of(text: str, folder: Path) -> str:
-    """Set a file of tables as an article's, and give the log."""
-    packages = re.findall(r"\\usepackage\{.*?\}", text.splitlines()[0])
-    document = ("\\documentclass{article}", *packages, "\\begin{document}", text, "\\end{document}", "")
-    (folder / "tables.tex").write_text("\n".join(document), encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120)
-    log = (folder / "tables.log").read_text(encoding="utf-8", errors="replace")
-    assert done.returncode == 0, log[-3000:]
-    return log
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
-def test_every_kind_of_table_is_set_within_the_line(study: Study, tmp_path: Path) -> None:
-    backbone = "model={architecture: deeplabv3plus, backbone: mobilenetv2_100, pretrained: none}"
-    spec = experiment(GRIDS, backbone, "evaluate={splits: {test: {}, val: {}}, report: test, when: every_epoch}")
-    study.fill(spec, lambda trial: None if (trial.seed, trial.budget) == (1, 50) else [matrix(40 + trial.seed)] * 2)
-    for path in {chain_path(spec, trial) for trial in spec.trials()}:
-        record = study.store.read_record(path)
-        study.store.write_record(path, record | {"class_names": [f"sky {AWKWARD}", "tree & bush_50%"]})
-    results = study.results(spec)
-    reason = f"failed: CUDA_ERROR {AWKWARD} in /a/very_long_path/without_any_place/to_break_it/anywhere/at_all"
-    results = replace(results, missing=tuple(replace(one, reason=reason) for one in results.missing))
-    cells = build_cells(results)
-    best = frozenset((cell.line, cell.budget) for cell in reported(results, cells))
-    rows = ((AWKWARD, "1"), ("* a", "[2]"), ("[c]", "*"))
+def test_awkward_wide_and_long_tables_are_set_within_the_line(tmp_path: Path) -> None:
+    reason = brief(f"failed: CUDA_ERROR {AWKWARD} in /a/very_long_path/without_any_place/to_break_it/anywhere", 90)
     made = (
-        result_table(results, cells, strong=best),
-        wide_table(results, cells, strong=best),
-        transposed_table(results, cells, strong=best),
-        *(make(results, cells) for make in (protocol_table, area_table, missing_table)),
-        *class_tables(results, cells),
-        Table(AWKWARD, (AWKWARD, "[b]"), rows, "lr", (AWKWARD,) * 2),
+        Table(AWKWARD, (AWKWARD, "[b]"), ((AWKWARD, "1"), ("* a", "[2]"), ("[c]", "*")), "lr", (AWKWARD,) * 2),
+        Table("Wide", ("pixels per image",) * 14, (("22.0 ± 2.0 (2/3)",) * 14,) * 3, "l" + "r" * 13),
+        Table("Long", ("model", "seeds", "why"), (("deeplabv3plus mobilenetv2_100", "0, 1", reason),), "lll"),
         Table("Nothing", ("a",), (), "l"),
+        BOLD,
     )
-    assert (len(made), None in made) == (11, False)
-    log = log_of(latex_tables({f"tab:{number}": table for number, table in enumerate(made)}), tmp_path)
+    text = latex_tables({f"tab:{number}": table for number, table in enumerate(made)})
+    packages = re.findall(r"\\usepackage\{.*?\}", text.splitlines()[0])
+    document = ("\\documentclass{article}", *packages, "\\begin{document}", text, "\\end{document}", "")
+    (tmp_path / "tables.tex").write_text("\n".join(document), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120)
+    log = (tmp_path / "tables.log").read_text(encoding="utf-8", errors="replace")
+    assert done.returncode == 0, log[-3000:]
     widths = re.findall(r"Overfull \\hbox \(([0-9.]+)pt too wide\)", log)
     assert [width for width in widths if float(width) > 20] == []  # points, where a reader would see it

