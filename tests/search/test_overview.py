@@ -54,9 +54,9 @@ def answer(place: Path, command: str, *options: str) -> str:
     return done.out
 
 
-def told(place: Path, command: str) -> dict[str, Any]:
+def told(place: Path, command: str, *options: str) -> dict[str, Any]:
     """What a command prints of the search as JSON."""
-    return json.loads(answer(place, command, "--json"))
+    return json.loads(answer(place, command, "--json", *options))
 
 
 def by_state(**numbers: int) -> dict[str, int]:
@@ -100,8 +100,8 @@ samples: {states}
 
 def test_plan_and_status_of_an_empty_store(place: Path) -> None:
     assert answer(place, "plan") == PLAN.format(stored=0, states="4 missing")
-    chains = 4  # one a sample and seed
-    assert told(place, "plan") == {
+    chains = 4 * 3
+    assert told(place, "plan", "--set", THREE_SEEDS) == {
         "experiment": "hunt",
         **{"trials": chains * 3, "chains": chains, "fits": chains * 4, "fits_unshared": chains * (1 + 2 + 4)},
         **{"picks": chains * 4, "stored_fits": 0, "stored_picks": None, "samples": 4},
