@@ -40,7 +40,6 @@ LONG = Table(
     "lr",
 )
 
-
 SHEET = f"""
 <label class="stages" hidden>stages: the first <output>3</output> of 3 <input type="range" min="1" max="3" value="3">
 </label><div class="wide"><table class="pictures"><thead><tr><th>image</th><th>picks</th></tr></thead><tbody><tr>

@@ -144,7 +144,6 @@ def test_what_the_training_images_lack_has_no_ratio_and_no_pixels_have_no_shares
 
 # Whether strategies and seeds fill for the same pixels, against distances worked out by hand
 
-
 Place = tuple[str, int, int]  # image, y, x
 Asked = Mapping[tuple[str, int], Sequence[Place]]  # by strategy and seed, after the first stage
 

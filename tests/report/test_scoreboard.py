@@ -53,7 +53,6 @@ def differing(spec: Experiment) -> list[str]:
 
 PUBLISHED = [f"{dataset}-{model}" for dataset in ("camvid", "cityscapes", "voc") for model in ("mobilenet", "resnet50")]
 
-
 # Changes of each field of the spec as overrides, the field first, with what it takes to be valid.
 CHANGES = """
 dataset.size=[90, 120] & dataset.long_side=null; dataset.scale=0.5 & dataset.size=null & dataset.long_side=null;

@@ -101,7 +101,6 @@ def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls() -> None:
 
 # Paired tests against scipy, brute force and hands
 
-
 # Whole numbers below 6 give ties and zeros on purpose.
 DIFFERENCES = st.lists(st.integers(-5, 5), min_size=2, max_size=8)
 

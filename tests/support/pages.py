@@ -72,9 +72,3 @@ def identifiers(root: Element) -> list[str]:
     of_links = {value[1:] for name, value in texts if name.endswith("href") and value.startswith("#")}
     assert set(found) >= of_links | {name for _, value in texts for name in re.findall(r"url\(#(.*?)\)", value)}
     return found
-
-
-def addresses(root: Element) -> list[str]:
-    """What is linked or loaded."""
-    asking = ("href", "src", "xlink:href", "action", "srcset")
-    return [value for one in root.iter() for name, value in one.attrib.items() if name in asking]

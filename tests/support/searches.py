@@ -35,10 +35,10 @@ def search_of(*overrides: str, text: str = TEXT) -> Search:
     return make_search(parse_experiment(text, where="hunt.yaml", overrides=overrides))
 
 
-def report_of(score: float, *, stage: int = 0, sample: int = 0, seconds: float = 1.5) -> LevelReport:
+def report_of(score: float, *, stage: int = 0, sample: int = 0) -> LevelReport:
     """A report of one seed, whose mIoU is the score, after the trainings up to a stage."""
     fits = tuple(f"fit {sample} {at}" for at in range(stage + 1))
-    return LevelReport(score, {"0": score}, {"0": fits}, seconds)
+    return LevelReport(score, {"0": score}, {"0": fits}, 1.5)
 
 
 def add(journal: Journal, values: Mapping[str, Any], scores: Sequence[float], *, origin: str = "optuna") -> Sample:

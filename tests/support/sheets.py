@@ -12,7 +12,6 @@ from tests.support.study import Described, LabelMap, Study, experiment, matrix
 
 GRID = "grid=[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}, {seed: [0], budget: [full]}]"
 
-
 ONE = "grid=[{seed: [0], budget: [10]}]"
 
 
@@ -26,9 +25,7 @@ TRAINING = Described(
     {"a.png": label_map("000111", "000111"), "b.png": label_map("01", "01", "01")},
 )
 
-
 TEST = Described({"t.png": (0, 0, 250)}, {"t.png": label_map("0011", "001.")})
-
 
 PREDICTED = {
     ("margin", 10): label_map("0000", "0000"),  # 3 of 7 wrong
