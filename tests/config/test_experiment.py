@@ -1,13 +1,10 @@
 """Experiment files: what is accepted, what it expands to, and what a wrong one is told."""
 
-import itertools
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pixelpick_ray.config.experiment import Experiment, dump_experiment, load_experiment, parse_experiment
 from pixelpick_ray.config.trial import EvaluatedSpec, MultistepSpec, SizeSpec
@@ -29,16 +26,11 @@ def problem(text: str, *overrides: str) -> str:
 def test_the_file_of_the_interface_is_read_as_written_and_has_30_trials(camvid_yaml: str) -> None:
     experiment = parse(camvid_yaml)
     assert experiment.dataset.size == (360, 480)
-    assert experiment.train.optimizer.lr == 0.0005
-    assert experiment.train.optimizer.weight_decay == 0.0002
-    assert experiment.train.schedule == MultistepSpec(name="multistep", milestones=(21, 41), gamma=0.1)
-    augment = experiment.train.augment
-    assert augment is not None
-    assert augment.jitter is not None
-    assert augment.blur is not None
+    optimizer, schedule, augment = (getattr(experiment.train, name) for name in ("optimizer", "schedule", "augment"))
+    assert (optimizer.lr, optimizer.weight_decay) == (0.0005, 0.0002)
+    assert schedule == MultistepSpec(name="multistep", milestones=(21, 41), gamma=0.1)
     assert (augment.jitter.brightness, augment.jitter.hue, augment.blur.sigma) == (0.8, 0.2, (0.1, 2.0))
     assert experiment.evaluate.splits == {"test": EvaluatedSpec(size=(360, 480)), "val": EvaluatedSpec()}
-
     trials = experiment.trials()
     wanted: list[tuple[int, int | str]] = [(seed, budget) for seed in range(5) for budget in (20, 40, 60, 80, 100)]
     wanted += [(seed, "full") for seed in range(5)]
@@ -61,46 +53,22 @@ def test_what_is_wrong_is_told_in_one_line(camvid_yaml: str, case: dict[str, str
     assert problem(camvid_yaml, case["override"]) == f"camvid.yaml: {case['told']}"
 
 
-def test_fields_that_a_grid_may_vary_are_listed(camvid_yaml: str) -> None:
-    told = problem(camvid_yaml, "grid=[{budget: [10]}, {sed: [0], budget: [10]}]")
-    assert told.startswith("camvid.yaml: grid[1].sed: no such field; allowed: budget, dataset.size, ")
-    assert {"seed", "train.optimizer.lr", "train.optimizer"} <= set(re.split("; |, ", told))
-
-
-def test_all_problems_are_told_at_once_each_with_the_file(camvid_yaml: str) -> None:
-    lines = problem(camvid_yaml, "train.epochs=x", "model.output_stride=7", "acquire.pol=1").splitlines()
-    where = ["model.output_stride", "train.epochs", "acquire.pol"]
-    assert [line[: line.index(": ", 13)] for line in lines] == [f"camvid.yaml: {path}" for path in where]
-    lines = problem("name: x").splitlines()
-    assert lines == [f"camvid.yaml: {key}: is required" for key in ("dataset", "model", "evaluate", "grid")]
-
-
-def test_parts_may_be_shared_by_anchors(camvid_yaml: str) -> None:
-    anchored = camvid_yaml.replace("train:\n", "train:\n  <<: {epochs: 7, batch_size: 8}\n")
-    train = parse(anchored).train
-    assert (train.epochs, train.batch_size) == (50, 4)  # its own keys win, as YAML has it
-    assert parse(anchored.replace("  batch_size: 4 ", "  ")).train.batch_size == 8
-
-
-def test_text_that_is_no_experiment_is_refused_with_the_file(camvid_yaml: str, tmp_path: Path) -> None:
-    recursive, code = "a: &a [*a]", "a: !!python/name:os.system"
-    for text in ("", "[1]", "just words", "a: [", recursive, "? [1]\n: 2\n", "a: \x00", code):
-        assert problem(text).startswith("camvid.yaml: ")
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "mine.yaml").write_text(camvid_yaml.replace("epochs: 50", "epochs: many"), encoding="utf-8")
-    for told in (r"absent\.yaml.*give the path", r"binary\.yaml", r"^mine\.yaml: train\.epochs: "):
-        with pytest.raises(SpecError, match=told):
-            load_experiment(tmp_path / (told[: told.index("\\")].strip("^") + ".yaml"))
-
-
-def test_overrides_replace_values_in_order(camvid_yaml: str) -> None:
-    overrides = ["train.epochs=2", "train.schedule={name: constant}", "train.epochs=3", "train.augment=null"]
-    grid = "grid=[{seed: [0], budget: [10]}]"
-    experiment = parse(camvid_yaml, *overrides, grid, "oracle.name=ground_truth")
-    assert experiment.train.epochs == 3
-    assert experiment.train.schedule.name == "constant"
-    assert experiment.train.augment is None
-    assert [(trial.seed, trial.budget) for trial in experiment.trials()] == [(0, 10)]
+def test_a_file_is_read_as_yaml_has_it_and_overrides_replace_values_in_order(camvid_yaml: str, tmp_path: Path) -> None:
+    """Its own keys win over those of an anchor; code and what is no text are refused, with the name of the file."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(camvid_yaml.replace("train:\n", "train:\n  <<: {epochs: 7, precision: bf16}\n"), encoding="utf-8")
+    overrides = ["train.batch_size=2", "train.schedule={name: constant}", "train.batch_size=3", "train.augment=null"]
+    train = load_experiment(path, overrides).train
+    assert (train.epochs, train.precision, train.batch_size) == (50, "fp32", 3)
+    assert (train.schedule.name, train.augment) == ("constant", None)
+    plain = camvid_yaml.replace("  precision: fp32 ", "  ").replace("train:\n", "train:\n  <<: {precision: bf16}\n")
+    assert parse(plain).train.precision == "bf16"
+    for content in (b"\xff\xfe\x00", b"a: !!python/name:os.system", b"a: \x00"):
+        path.write_bytes(content)
+        with pytest.raises(SpecError, match=r"mine\.yaml: "):
+            load_experiment(path)
+    with pytest.raises(SpecError, match=r"absent\.yaml.*give the path"):
+        load_experiment(tmp_path / "absent.yaml")
 
 
 def test_grids_reach_any_field_and_seeds_default_to_zero(camvid_yaml: str) -> None:
@@ -113,8 +81,9 @@ def test_grids_reach_any_field_and_seeds_default_to_zero(camvid_yaml: str) -> No
     first_grid = [(name, images, 1, 0) for name in ("sgd", "adam") for images in (None, 5)]
     assert seen == [*first_grid, ("adam", None, 3, 0)]
     assert trials[-1].model.backbone == "resnet50"
-    assert trials[-1].train.augment is not None
     assert trials[-1].train.augment.blur is None
+    both = parse(camvid_yaml, "grid=[{budget: [20], train.decoder: [dense, sparse]}]").trials()
+    assert [trial.train.decoder for trial in both] == ["dense", "sparse"]
 
 
 def test_what_is_dumped_is_read_back_equal(camvid_yaml: str) -> None:
@@ -125,6 +94,7 @@ def test_what_is_dumped_is_read_back_equal(camvid_yaml: str) -> None:
         assert again == experiment
         assert again.trials() == experiment.trials()
         assert dump_experiment(again) == dump_experiment(experiment)
+    assert "decoder" not in dump_experiment(parse(camvid_yaml, "train.decoder=dense"))  # the usual one
 
 
 def test_identity_ignores_grid_and_title_only(camvid_yaml: str) -> None:
@@ -138,32 +108,13 @@ def test_identity_ignores_grid_and_title_only(camvid_yaml: str) -> None:
     assert len(identities | {identity}) == len(others) + 1
 
 
-GRIDS = st.lists(
-    st.fixed_dictionaries(
-        {"budget": st.lists(st.sampled_from([10, 20, 30, "full"]), min_size=1, max_size=4)},
-        optional={
-            "seed": st.lists(st.integers(0, 2), min_size=1, max_size=4),
-            "acquire.strategy": st.lists(st.sampled_from(["margin", "random"]), min_size=1, max_size=3),
-            "train.optimizer.lr": st.lists(st.sampled_from([5e-4, 1, 1.0]), min_size=1, max_size=2),
-        },
-    ),
-    min_size=1,
-    max_size=3,
-)
-
-
-@given(grids=GRIDS)
-def test_distinct_points_of_all_grids_are_the_trials(grids: list[dict[str, list[Any]]]) -> None:
-    text = (
-        "name: x\ndataset: {name: scenes}\nmodel: {backbone: b}\nevaluate: {splits: {val: {}}, report: val}\n"
-        "train: {epochs: 1, optimizer: {name: adam, lr: 5e-4}}\n"
-    )
-    default = {"budget": [None], "seed": [0], "acquire.strategy": ["margin"], "train.optimizer.lr": [5e-4]}
-    points = [point for grid in grids for point in itertools.product(*{**default, **grid}.values())]
-    trials = parse(text, f"grid={grids}").trials()
-    found = [(trial.budget, trial.seed, trial.acquire.strategy, trial.train.optimizer.lr) for trial in trials]
-    assert len(found) == len(set(found))
-    assert set(found) == set(points)
+def test_distinct_points_of_all_grids_are_the_trials(camvid_yaml: str) -> None:
+    lr = "train.optimizer.lr: [1, 1.0]"
+    grids = f"grid=[{{budget: [10, 20, 10], {lr}}}, {{seed: [1, 0, 1], budget: [20, full], {lr}}}, {{budget: [10]}}]"
+    trials = parse(camvid_yaml, grids).trials()
+    found = [(trial.seed, trial.budget, trial.train.optimizer.lr) for trial in trials]
+    wanted = [(0, 10, 1.0), (0, 20, 1.0), (1, 20, 1.0), (1, "full", 1.0), (0, "full", 1.0), (0, 10, 5e-4)]
+    assert found == wanted
 
 
 @pytest.mark.parametrize(
@@ -184,42 +135,23 @@ def test_sizes_are_floored_and_never_zero(size: dict[str, Any], native: Any, pre
     assert SizeSpec.model_validate(size).prepared_size(*native) == prepared
 
 
-def test_what_a_network_has_by_default_depends_on_its_architecture(camvid_yaml: str) -> None:
-    deeplab, fpn = (
-        parse(camvid_yaml, f"model={{architecture: {name}, backbone: resnet50}}").model
-        for name in ("deeplabv3plus", "fpn")
-    )
-    assert (deeplab.output_stride, deeplab.dropout) == (16, (0.5, 0.5, 0.2))
-    assert (fpn.output_stride, fpn.dropout) == (8, ())
-    text = dump_experiment(parse(camvid_yaml, "model={architecture: fpn, backbone: resnet50}"))
-    assert parse_experiment(text, where="again").model == fpn
-
-
 FPN = "model={architecture: fpn, backbone: resnet50}"
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (
-            "acquire.stochastic={}",
-            r"acquire\.stochastic: every pass would be the same.*model\.feature_dropout, e\.g\. 0\.2",
-        ),
-        ("train.decoder=sparse", r"train\.decoder: fpn normalises over whole images.*use architecture deeplabv3plus"),
-    ],
-)
-def test_what_fpn_cannot_have_is_refused(camvid_yaml: str, change: str, told: str) -> None:
-    assert re.search(rf"camvid\.yaml: {told}", problem(camvid_yaml, FPN, change, "grid=[{budget: [20]}]"))
-    parse(camvid_yaml, FPN, change, "grid=[{budget: [full]}]")  # which picks nothing and is trained densely
+def test_what_fpn_has_by_default_and_cannot_have(camvid_yaml: str) -> None:
+    deeplab, fpn = parse(camvid_yaml), parse(camvid_yaml, FPN)
+    assert (deeplab.model.output_stride, deeplab.model.dropout) == (16, (0.5, 0.5, 0.2))
+    assert (fpn.model.output_stride, fpn.model.dropout) == (8, ())
+    assert parse(dump_experiment(fpn)).model == fpn.model
+    for change, told in {
+        "acquire.stochastic={}": r"acquire\.stochastic: every pass would be the same.*model\.feature_dropout, e\.g",
+        "train.decoder=sparse": r"train\.decoder: fpn normalises over whole images.*use architecture deeplabv3plus",
+    }.items():
+        assert re.search(rf"camvid\.yaml: {told}", problem(camvid_yaml, FPN, change, "grid=[{budget: [20]}]"))
+        full = parse(camvid_yaml, FPN, change, "grid=[{budget: [full]}]")  # which picks nothing and is trained densely
+        assert len(full.trials()) == 1
     spec = parse(camvid_yaml, FPN, "model.feature_dropout=0.2", "acquire.stochastic={}", "grid=[{budget: [20]}]")
-    assert spec.acquire.stochastic is not None
     assert (spec.acquire.stochastic.passes, spec.acquire.stochastic.vote) == (20, "soft")
-
-
-def test_dense_is_what_an_experiment_without_decoder_is(camvid_yaml: str) -> None:
-    assert "decoder" not in dump_experiment(parse(camvid_yaml, "train.decoder=dense"))
-    both = parse(camvid_yaml, "grid=[{budget: [20], train.decoder: [dense, sparse]}]").trials()
-    assert [trial.train.decoder for trial in both] == ["dense", "sparse"]
 
 
 def test_one_split_can_be_evaluated_under_several_names(camvid_yaml: str) -> None:

@@ -2,20 +2,24 @@
 
 import hashlib
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pixelpick_ray.config import keys
-from pixelpick_ray.config.canonical import canonical_json, digest
+from pixelpick_ray.active import acquisition, oracle
+from pixelpick_ray.config import keys, networks
+from pixelpick_ray.config.canonical import canonical_json
 from pixelpick_ray.config.experiment import Experiment, parse_experiment
 from pixelpick_ray.config.keys import Source
 from pixelpick_ray.config.trial import Trial
+from pixelpick_ray.data.cache import prepare
+from pixelpick_ray.data.datasets import DATASETS, open_dataset
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.tasks import FirstPixels, Fit, evaluation_size
 from tests.support import stores as by_hand
+from tests.support.experiments import experiment_of, experiment_text
 
 SOURCE = Source({"train": "aa", "test": "bb", "val": "cc"}, "train", "dd")
 STEPS = ("initial", "fit", "pick", "evaluation")
@@ -85,43 +89,57 @@ def test_stage_labels_and_split_are_in_the_keys(camvid_yaml: str) -> None:
     same_pictures = Source({**SOURCE.fingerprints, "val": "bb"}, "train", "dd")
     same_size = parse(camvid_yaml, "evaluate.splits.val={size: [360, 480]}")
     assert moved(keys_of(same_size, same_pictures), keys_of(same_size, same_pictures, split="val")) == {"evaluation"}
+    assert keys_of(experiment, split="val") == keys_of(same_size, split="val")  # without a size that of the training
+    assert evaluation_size(experiment.evaluate, experiment.trials()[0], "val").as_input() == {"size": [360, 480]}
 
 
-def test_a_raised_version_moves_the_key_of_its_step(camvid_yaml: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_raised_version_moves_the_keys_of_what_it_decides_alone(
+    camvid_yaml: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a step, of a built-in part, and of a data set, which is prepared anew; only raised ones are in keys."""
+    tables = acquisition.STRATEGIES, oracle.ORACLES, DATASETS, networks.HEADS
+    raised = {name: one.version for table in tables for name, one in table.items() if one.version != 1}
+    assert raised == {"mlp": 3}
     before = keys_of(parse(camvid_yaml))
     for step in STEPS:
         with monkeypatch.context() as patch:
             patch.setitem(keys.VERSIONS, step, keys.VERSIONS[step] + 1)
             assert moved(before, keys_of(parse(camvid_yaml))) == (TRAINED if step == "fit" else {step})
-
-
-def test_a_split_without_size_is_evaluated_at_the_training_size(camvid_yaml: str) -> None:
-    own = keys_of(parse(camvid_yaml, "evaluate.splits.val={size: [360, 480]}"), split="val")
-    inherited = keys_of(parse(camvid_yaml, "dataset.images=100"), split="val")
-    assert keys_of(parse(camvid_yaml), split="val") == own
-    trial, evaluate = parse(camvid_yaml).trials()[0], parse(camvid_yaml).evaluate
-    assert evaluation_size(evaluate, trial, "val").as_input() == {"size": [360, 480]}
-    assert inherited["evaluation"] != own["evaluation"]  # another fit
+    parts: list[tuple[dict[str, Any], str, str, set[str]]] = [
+        (acquisition.STRATEGIES, "entropy", "acquire.strategy=entropy", {"pick"}),
+        (oracle.ORACLES, "erring", "oracle={name: erring, rate: 0.5}", {"initial", "pick"}),
+        (networks.HEADS, "fpn", "model={architecture: fpn, backbone: resnet18}", TRAINED),
+    ]
+    for table, name, override, decides in parts:
+        chosen = keys_of(parse(camvid_yaml, override))
+        with monkeypatch.context() as patch:
+            patch.setitem(table, name, replace(table[name], version=2))
+            assert moved(chosen, keys_of(parse(camvid_yaml, override))) == decides
+            assert keys_of(parse(camvid_yaml)) == before
+    trial, fingerprints = experiment_of(experiment_text()).trials()[0], []
+    for version in (1, 2, 1):
+        monkeypatch.setattr(DATASETS["scenes"], "version", version)
+        dataset = open_dataset(trial.dataset, tmp_path)
+        fingerprints.append(prepare(dataset, "test", trial.dataset, tmp_path).fingerprint)
+    assert fingerprints[0] == fingerprints[2] != fingerprints[1]
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
 
 
 def test_trials_of_one_chain_differ_in_the_budget_only(camvid_yaml: str) -> None:
-    def chains(grid: str) -> list[str]:
-        return [trial.chain_id for trial in parse(camvid_yaml, f"grid=[{grid}]").trials()]
-
-    assert len(set(chains("{budget: [10, 20, 30]}"))) == 1
-    assert len(set(chains("{budget: [10, full]}"))) == 2
-    assert len(set(chains("{budget: [10], seed: [0, 1], acquire.strategy: [margin, random]}"))) == 4
-    assert len(set(chains("{budget: [full], seed: [0, 1], acquire.strategy: [margin, random]}"))) == 2
-    assert len(set(chains("{budget: [full], train.epochs: [50, 60]}"))) == 2
-
-
-@pytest.mark.parametrize("option", ["train.decoder: [dense, sparse]", "train.exact_labels: [true, false]"])
-def test_full_supervision_is_the_same_whatever_is_said_of_few_labels(camvid_yaml: str, option: str) -> None:
-    dense, sparse = parse(camvid_yaml, f"grid=[{{budget: [full], {option}}}]").trials()
-    assert sparse.chain_id == dense.chain_id
-    assert sparse.training == dense.training == dense.train
-    evaluate = parse(camvid_yaml).evaluate
-    assert len({Fit(trial, SOURCE, evaluate, stage=0, labels=None).key for trial in (dense, sparse)}) == 1
+    for grid, number in {
+        "{budget: [10, 20, 30]}": 1,
+        "{budget: [10, full]}": 2,
+        "{budget: [10], seed: [0, 1], acquire.strategy: [margin, random]}": 4,
+        "{budget: [full], seed: [0, 1], acquire.strategy: [margin, random]}": 2,
+        "{budget: [full], train.epochs: [50, 60]}": 2,
+    }.items():
+        assert len({trial.chain_id for trial in parse(camvid_yaml, f"grid=[{grid}]").trials()}) == number, grid
+    for option in ("train.decoder: [dense, sparse]", "train.exact_labels: [true, false]"):  # of few labels alone
+        one, other = parse(camvid_yaml, f"grid=[{{budget: [full], {option}}}]").trials()
+        assert one.chain_id == other.chain_id
+        assert other.training == one.training == one.train
+        evaluate = parse(camvid_yaml).evaluate
+        assert len({Fit(trial, SOURCE, evaluate, stage=0, labels=None).key for trial in (one, other)}) == 1
 
 
 def test_an_annotator_who_errs_on_queries_has_the_first_fit_of_the_truth(camvid_yaml: str) -> None:
@@ -136,20 +154,23 @@ def test_an_annotator_who_errs_on_queries_has_the_first_fit_of_the_truth(camvid_
     assert keys[0][1] != keys[1][1]
 
 
-def test_the_key_is_the_hash_of_the_written_input(camvid_yaml: str) -> None:
-    trial = parse(camvid_yaml).trials()[0]
+def test_keys_are_hashes_of_the_written_input_and_those_of_this_version(camvid_yaml: str) -> None:
+    """If this fails, stored results are lost to everyone: change a digest only together with its version."""
+    experiment = parse(camvid_yaml)
+    trial = experiment.trials()[0]
     written = (
         '{"data":{"fingerprint":"aa","name":"camvid","size":[360,480]},"initial_pixels":10,'
         '"oracle":{"name":"ground_truth"},"seed":3,"step":"initial","version":2}'
     )
-    first = FirstPixels(trial, SOURCE)
-    assert canonical_json(first.inputs) == written
-    assert first.key == hashlib.sha256(written.encode()).hexdigest()
-
-
-def test_keys_are_those_of_this_version(camvid_yaml: str) -> None:
-    """If this fails, stored results are lost to everyone: change a digest only together with its version."""
-    experiment = parse(camvid_yaml)
+    again = Trial.model_validate_json(canonical_json(trial.as_input()))  # as read from a record
+    for first in (FirstPixels(trial, SOURCE), FirstPixels(again, SOURCE)):
+        assert canonical_json(first.inputs) == written
+        assert first.key == hashlib.sha256(written.encode()).hexdigest()
+    assert again.chain_id == trial.chain_id
+    plain = parse(camvid_yaml, "train.augment=null")
+    inputs = Fit(plain.trials()[0], SOURCE, plain.evaluate, stage=0, labels=by_hand.Named("ee")).inputs
+    assert not {"images", "augment", None} & {*inputs["data"], *inputs["train"]}  # so that new options move no keys
+    assert "null" not in canonical_json(inputs)
     assert {**keys_of(experiment), "chain": experiment.trials()[-1].chain_id} == {
         "initial": "aeecfcdf620432aa193d230349e307e298fdf0642d2442a8cb1f5b2fd845203a",
         "fit": "40f8b63945a9984257d1b3da076da23da98f2b7766b7e75d576cfa4af1552056",
@@ -159,35 +180,9 @@ def test_keys_are_those_of_this_version(camvid_yaml: str) -> None:
     }
 
 
-def test_options_that_are_absent_are_not_in_the_key(camvid_yaml: str) -> None:
-    """So that a new option does not move the keys of experiments that do not use it."""
-    trial = parse(camvid_yaml, "train.augment=null").trials()[0]
-    fields = Fit(trial, SOURCE, parse(camvid_yaml).evaluate, stage=0, labels=by_hand.Named("ee")).inputs
-    assert "images" not in fields["data"]
-    assert "augment" not in fields["train"]
-    assert all(value is not None for value in _leaves(fields))
-
-
-def _leaves(tree: Any) -> list[Any]:
-    if isinstance(tree, dict):
-        return [leaf for value in tree.values() for leaf in _leaves(value)]
-    return [leaf for value in tree for leaf in _leaves(value)] if isinstance(tree, list) else [tree]
-
-
-def test_a_trial_read_back_from_its_record_has_the_same_keys(camvid_yaml: str) -> None:
-    trial = parse(camvid_yaml).trials()[0]
-    again = Trial.model_validate_json(canonical_json(trial.as_input()))
-    assert FirstPixels(again, SOURCE).key == FirstPixels(trial, SOURCE).key
-    assert again.chain_id == trial.chain_id
-
-
 def test_canonical_text_is_sorted_ascii_without_spaces_and_without_what_is_no_number() -> None:
-    assert canonical_json({"b": 1, "a": [1.5, None, True, "ü"]}) == '{"a":[1.5,null,true,"\\u00fc"],"b":1}'
+    for value in ({"b": 1, "a": [1.5, None, True, "ü"]}, {"a": [1.5, None, True, "ü"], "b": 1}):
+        assert canonical_json(value) == '{"a":[1.5,null,true,"\\u00fc"],"b":1}'
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(ValueError, match="JSON"):
             canonical_json({"a": [value]})
-
-
-@given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()))
-def test_order_of_insertion_does_not_matter(value: dict[str, Any]) -> None:
-    assert digest(dict(reversed(value.items()))) == digest(value)

@@ -21,10 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test begins without parts."""
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test begins without parts, and leaves no package."""
     for name in ("_codes", "_registered", "_names", "_loaded"):
         monkeypatch.setattr(parts, name, {})
+    yield
+    for cached in (parts._entry_points, parts._identity):
+        cached.cache_clear()
 
 
 def write(folder: Path, files: dict[str, str] | None = None, **more: str) -> Path:
@@ -44,9 +47,6 @@ def experiment(folder: Path, *strategies: str) -> Experiment:
     grid = f"[{{acquire.strategy: {list(strategies)}, seed: [0], budget: [10, 20]}}]"
     (folder / "own.yaml").write_text(experiment_text("own", grid=grid))
     return load_experiment(folder / "own.yaml")
-
-
-# Identity
 
 
 def test_a_name_says_what_code_it_is_wherever_the_file_lies(tmp_path: Path) -> None:
@@ -84,9 +84,6 @@ def test_installed_modules_are_none_of_it(tmp_path: Path) -> None:
     assert [path for path, _ in parts.read_code(tmp_path / "mine.py").files] == ["mine.py"]
 
 
-# Running
-
-
 def test_the_code_runs_as_it_was_read_whatever_becomes_of_the_files(tmp_path: Path) -> None:
     helper = "SIGN = 1\n"
     write(tmp_path, mine="import helper\nimport package.inner\nscore = lambda x: x * helper.SIGN * package.inner.TWO\n")
@@ -106,11 +103,10 @@ def test_an_experiment_keeps_the_code_that_was_read_when_it_was_loaded(tmp_path:
     write(tmp_path, mine=SCORE.replace("sum", "mean"))
     second = experiment(tmp_path, "file:mine.py:score")
     assert first.identity() == second.identity()
-    names = [one.trials()[0].acquire.strategy for one in (first, second)]
-    assert names[0] != names[1]
-    chains = [one.trials()[0].chain_id for one in (first, second)]
-    assert chains[0] != chains[1]
-    assert first.trials()[0].as_named() == second.trials()[0].as_named()
+    one, other = first.trials()[0], second.trials()[0]
+    assert one.acquire.strategy != other.acquire.strategy
+    assert one.chain_id != other.chain_id
+    assert one.as_named() == other.as_named()
 
 
 def test_code_travels_with_an_experiment(tmp_path: Path) -> None:
@@ -133,64 +129,49 @@ def test_code_travels_with_an_experiment(tmp_path: Path) -> None:
     assert done.stdout.decode().strip() == "3.0", done.stderr.decode()
 
 
-# Refusals
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def score(:\n", r"mine\.py, line 1: is not valid Python"),
+        ("from . import helper\n", "line 1: a relative import leaves the folder"),
+        ("import importlib\nimportlib.import_module('helper')\n", "line 2: imports a module by"),
+        ("helper = __import__('helper')\n", "line 1: imports a module by"),
+        ("import helper\n", r"helper\.py.*imported by .*mine\.py"),
+        ("a" * (2**20 + 1), r"bytes, a source may have"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_code_that_cannot_be_identified_is_refused(text: str, told: str, tmp_path: Path) -> None:
+    write(tmp_path, mine=text, helper="1 +\n")
+    with pytest.raises(SpecError, match=told):
+        named(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "files", "told"),
+    ("name", "told"),
     [
-        ("file:other.py:score", {}, r"other\.py: cannot be read"),
-        ("file:mine.py:scores", {}, r"mine\.py has no top-level 'scores'; it defines score"),
-        ("file:mine.py", {}, r"not of the form file:PATH\.py:NAME"),
-        ("file:mine.py:score", {"mine": "def score(:\n"}, r"mine\.py, line 1: is not valid Python"),
-        ("file:mine.py:score", {"mine": "from . import helper\n"}, "line 1: a relative import leaves the folder"),
-        (
-            "file:mine.py:score",
-            {"mine": "import importlib\nimportlib.import_module('helper')\n"},
-            "line 2: imports a module by",
-        ),
-        ("file:mine.py:score", {"mine": "helper = __import__('helper')\n"}, "line 1: imports a module by"),
-        ("file:mine.py:score", {"mine": "import helper\n", "helper": "1 +\n"}, r"helper\.py.*imported by .*mine\.py"),
-        ("file:mine.py:score", {"mine": "a" * (2**20 + 1)}, r"bytes, a source may have"),
+        ("file:other.py:score", r"other\.py: cannot be read"),
+        ("file:mine.py:scores", r"mine\.py has no top-level 'scores'; it defines score"),
+        ("file:mine.py", r"not of the form file:PATH\.py:NAME"),
     ],
 )
-def test_what_cannot_be_identified_is_refused(name: str, files: dict[str, str], told: str, tmp_path: Path) -> None:
-    write(tmp_path, {"mine": SCORE, "helper": ""} | files)
-    with pytest.raises(SpecError, match=told):
-        named(tmp_path, name)
-    with pytest.raises(SpecError, match=r"acquire\.strategy: "):
+def test_a_name_that_leads_to_no_code_is_refused(name: str, told: str, tmp_path: Path) -> None:
+    write(tmp_path, mine=SCORE)
+    with pytest.raises(SpecError, match=rf"acquire\.strategy: .*{told}"):
         experiment(tmp_path, name).trials()
 
 
-def test_what_goes_wrong_inside_names_file_and_line(tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    """An error inside with file and line, a kind that no file gives, and code that did not come along."""
     name = named(write(tmp_path, mine="import helper\nscore = 1\n", helper="\n\n1 / 0\n"))
     with pytest.raises(SpecError, match=r"line 3: cannot be imported: ZeroDivisionError"):
         parts.load("strategy", name)
-
-
-def test_data_sets_and_formats_come_by_no_file(tmp_path: Path) -> None:
-    for kind in ("dataset", "format"):
-        with pytest.raises(SpecError, match="installed package"):
-            named(write(tmp_path, mine=SCORE), kind=kind)
-
-
-def test_code_that_did_not_come_along_is_not_replaced_by_another(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="a dataset comes from an installed package"):
+        named(tmp_path, kind="dataset")
     with pytest.raises(SpecError, match="does not have its source"):
         parts.load("strategy", "file:mine.py:score@0123456789abcdef")
     with pytest.raises(SpecError, match="no installed package provides it"):
         parts.load("strategy", "far@away-1.0")
-
-
-# Registering
-
-
-def test_a_part_called_like_one_that_is_built_in_is_refused(tmp_path: Path) -> None:
-    parts.register("strategy", "margin", module_of(tmp_path, SCORE)["score"])
-    with pytest.raises(
-        SpecError,
-        match=r"strategy 'margin': is the name of a built-in strategy and of margin@[0-9a-f]{16}; rename yours",
-    ):
-        make_plan(experiment(tmp_path, "margin"))
 
 
 def module_of(folder: Path, text: str) -> dict[str, object]:
@@ -204,6 +185,10 @@ def module_of(folder: Path, text: str) -> dict[str, object]:
 
 def test_a_function_of_a_program_can_be_registered(tmp_path: Path) -> None:
     score = module_of(tmp_path, SCORE)["score"]
+    parts.register("strategy", "margin", score)
+    told = r"strategy 'margin': is the name of a built-in strategy and of margin@[0-9a-f]{16}; rename yours"
+    with pytest.raises(SpecError, match=told):
+        make_plan(experiment(tmp_path, "margin"))
     parts.register("strategy", "mine", score)
     (name,) = {trial.acquire.strategy for trial in experiment(tmp_path, "mine").trials()}
     assert name.startswith("mine@")
@@ -216,29 +201,23 @@ def test_a_function_of_a_program_can_be_registered(tmp_path: Path) -> None:
     assert parts.load("strategy", name).__name__ == "score"
 
 
+NOT_THERE = "its code is not at the top level of a file|does not define"
+
+
 @pytest.mark.parametrize(
-    "value", [lambda logits: logits, len, 3, type("Made", (), {})], ids=["lambda", "built-in", "number", "made"]
+    ("kind", "name", "value", "told"),
+    [
+        ("strategy", "mine", lambda logits: logits, NOT_THERE),
+        ("strategy", "mine", len, NOT_THERE),
+        ("strategy", "mine", type("Made", (), {}), NOT_THERE),
+        ("decoder", "mine", write, "unknown kind 'decoder'; known: strategy, head"),
+        ("strategy", "a@b", write, "is not a valid name"),
+    ],
+    ids=["lambda", "built-in", "made", "kind", "name"],
 )
-def test_what_is_in_no_file_is_not_registered(value: object) -> None:
-    with pytest.raises(SpecError, match=r"its code is not at the top level of a file|does not define"):
-        parts.register("strategy", "mine", value)
-
-
-def test_a_wrong_kind_or_name_is_not_registered() -> None:
-    with pytest.raises(SpecError, match="unknown kind 'decoder'; known: strategy, head"):
-        parts.register("decoder", "mine", write)
-    with pytest.raises(SpecError, match="is not a valid name"):
-        parts.register("strategy", "a@b", write)
-
-
-# Installed packages
-
-
-@pytest.fixture(autouse=True)
-def no_package_stays() -> Iterator[None]:
-    yield
-    for cached in (parts._entry_points, parts._identity):
-        cached.cache_clear()
+def test_what_cannot_be_registered_is_told(kind: str, name: str, value: object, told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        parts.register(kind, name, value)
 
 
 def installed(

@@ -31,14 +31,11 @@ IN_ONE_ANOTHER = "a: &a [1]\n" + "".join(f"a{at}: &a{at} [{f'*a{at - 1}' if at e
         (IN_ONE_ANOTHER, r"nested more than 50 deep, aliases"),
         ("[" * 5000, r"line 1, column 51 is not YAML: it is nested more than 50 deep"),
         ("{a: " * 5000, r"nested more than 50 deep"),
-        ("- " * 3000, r"nested more than 50 deep"),
         ("a: " + "9" * 20000, r"line 1, column 4 is not YAML: a number has 20000 characters; put text in quotes"),
         ("a: 0x" + "f" * 20000, r"a number has 20002 characters"),
-        ("a: 0." + "1" * 20000, r"a number has 20002 characters"),
         ("a: " + "b" * 2**20, r"x: has 1048579 characters, 1048576 at most are read as YAML"),
         ("a: 2001-99-99", r"x: has a value that cannot be read \(month must be in"),
         ("a: !!bool what", r"x: has a value that cannot be read"),
-        ("a: !!int what", r"x: has a value that cannot be read"),
         ("? [1, 2]\n: 3", r"line 1, column 3 is not YAML: found unhashable key"),
     ],
 )
@@ -52,8 +49,7 @@ def test_yaml_beyond_the_limits_is_refused_at_once(text: str, told: str) -> None
 def test_yaml_within_the_limits_is_read() -> None:
     assert read_yaml("a: &a [1, 5e-4]\nb: [*a, *a]\nc: '" + "9" * 20000 + "'", "x")["b"] == [[1, 5e-4], [1, 5e-4]]
     assert read_yaml("[" * 49 + "1" + "]" * 49, "x")
-    keys = read_yaml("".join(f"k{at}: {at}\n" for at in range(3000)), "x")
-    assert len(keys) == 3000
+    assert len(read_yaml("".join(f"k{at}: {at}\n" for at in range(3000)), "x")) == 3000
 
 
 @pytest.mark.parametrize(
@@ -73,15 +69,18 @@ def test_json_beyond_the_limits_is_refused(text: str, told: str) -> None:
 
 
 def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
-    """Pipes in the place of a description, an experiment, a list of images, weights; what a shell opens is read."""
+    """Pipes in the place of an experiment, a description, weights; what a shell opens is read."""
     os.mkfifo(tmp_path / "mine.yaml")
     with pytest.raises(SpecError, match=r"mine\.yaml: cannot be read \(it is a pipe or a device, not a file\)"):
         load_experiment(tmp_path / "mine.yaml")
-    for folder in ("pipe", "listed"):
-        (tmp_path / folder / "images").mkdir(parents=True)
+    (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe" / "dataset.yaml")
     with pytest.raises(DataError, match=r"dataset\.yaml: cannot be read \(it is a pipe or"):
         open_dataset(DatasetSpec(name="folder", path="pipe"), tmp_path)
+    (tmp_path / "aliases").mkdir()
+    (tmp_path / "aliases" / "dataset.yaml").write_text(TIMES)
+    with pytest.raises(DataError, match=r"dataset\.yaml: line 6, .* more than 100000 values"):
+        open_dataset(DatasetSpec(name="folder", path="aliases"), tmp_path)
     os.mkfifo(tmp_path / "weights")
     with pytest.raises(DataError, match=r"no weights at .*weights \(it is a folder, a pipe or a device"):
         weights_digest(ModelSpec(backbone="resnet18", pretrained="file:weights"), tmp_path)
@@ -93,10 +92,3 @@ def test_what_is_no_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
     os.close(writer)
     assert read_text(Path(f"/dev/fd/{reader}")) == "a: 1"
     os.close(reader)
-
-
-def test_a_folder_with_aliases_that_repeat_each_other_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "dataset.yaml").write_text(TIMES)
-    with pytest.raises(DataError, match=r"dataset\.yaml: line 6, .* more than 100000 values"):
-        open_dataset(DatasetSpec(name="folder", path="mine"), tmp_path)

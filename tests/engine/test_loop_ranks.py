@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.events import AnswersAwaited, ChainDone, EpochDone, PixelsPicked, StageDone
@@ -44,7 +43,6 @@ def test_two_ranks_resume_what_one_rank_began(ranks: Ranks, tmp_path: Path) -> N
     first, _ = ranks.run(chain, experiment, place)
     stages = [event for event in first if isinstance(event, StageDone)]
     assert [event.trained for event in stages] == [False, False, True]
-    assert np.isfinite(stages[-1].miou)
     after = results(place.results)
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 2  # one pick, one evaluation
@@ -53,33 +51,26 @@ def test_two_ranks_resume_what_one_rank_began(ranks: Ranks, tmp_path: Path) -> N
     (name,) = place.results.records(f"{experiment_folder(experiment)}/chains")
     kept = place.results.read_record(f"{experiment_folder(experiment)}/chains/{name}.json")
     assert len(kept["stages"]) == 3
-    assert torch.get_num_threads() == 1
 
 
-def test_two_ranks_ask_people_as_one_rank_does(ranks: Ranks, tmp_path: Path) -> None:
-    """Whatever people leave open, both ranks stop at the same place, and go on together."""
-    changes = "oracle={name: human, replace: true}", "grid=[{budget: [6]}]", "acquire.strategy=random"
-    human, kinds, picks = tiny_experiment(*changes), dict[str, list[type]](), dict[str, dict[str, bytes]]()
+@pytest.mark.parametrize("strategy", ["random", "margin"])
+def test_two_ranks_ask_people_as_one_rank_does(ranks: Ranks, tmp_path: Path, strategy: str) -> None:
+    """Whatever people leave open, both ranks stop at the same place, and replace it, with a network by its scores."""
+    changes = "oracle={name: human, replace: true}", "grid=[{budget: [6]}]", "train.epochs=1"
+    human, kinds, picks = tiny_experiment(f"acquire.strategy={strategy}", *changes), [], []
     for name in ("one", "two"):
-        place = place_at(tmp_path / name, tmp_path, tmp_path / "cache")
-        person, kinds[name] = Person(place.results, human, refuse_every=5), []
-        while kinds[name][-1:] != [ChainDone]:
+        place, seen = place_at(tmp_path / name, tmp_path, tmp_path / "cache"), list[type]()
+        person = Person(place.results, human, refuse_every=3)
+        while seen[-1:] != [ChainDone]:
             events = chain(ALONE, human, place) if name == "one" else ranks.run(chain, human, place)[0]
-            kinds[name] += [type(event) for event in events if isinstance(event, AnswersAwaited | ChainDone)]
+            seen += [type(event) for event in events if isinstance(event, AnswersAwaited | ChainDone)]
             person.answer_all()
-        picks[name] = {path: content for path, content in results(place.results).items() if path.startswith("pick/")}
-    assert kinds["one"] == kinds["two"]
-    assert len(kinds["one"]) > 3  # two stages, and pixels that replace others
-    assert sorted(picks["one"].values()) == sorted(picks["two"].values())
-
-
-def test_two_ranks_replace_pixels_by_the_scores_of_the_network(ranks: Ranks, tmp_path: Path) -> None:
-    human = tiny_experiment("oracle={name: human, replace: true}", "grid=[{budget: [6]}]", "train.epochs=1")
-    place = place_at(tmp_path / "store", tmp_path, tmp_path / "cache")
-    person, last = Person(place.results, human, refuse_every=3), None
-    while not isinstance(last, ChainDone):
-        last = ranks.run(chain, human, place)[0][-1]
-        person.answer_all()
-    stored = [LabelledPixels.read(path) for path in place.results.path.glob("pick/*/pixels.npz")]
-    assert [np.bincount(pixels.with_class().image).tolist() for pixels in stored] == [[3] * 5] * 2
-    assert max(len(pixels) for pixels in stored) > 15
+        stored = [LabelledPixels.read(path) for path in place.results.path.glob("pick/*/pixels.npz")]
+        assert [np.bincount(pixels.with_class().image).tolist() for pixels in stored] == [[3] * 5] * 2
+        assert max(len(pixels) for pixels in stored) > 15
+        kinds.append(seen)
+        picks.append(sorted(pixels.digest() for pixels in stored))
+    assert len(kinds[0]) > 3  # two stages, and pixels that replace others
+    if strategy == "random":  # in single precision ranks may score otherwise
+        assert kinds[0] == kinds[1]
+        assert picks[0] == picks[1]

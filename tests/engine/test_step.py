@@ -34,8 +34,14 @@ def losses_of(job: FitJob) -> list[float]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"full": True}, {"decoder": "sparse"}, {"precision": "bf16"}],
-    ids=["pixels", "every pixel", "sparse", "bf16"],
+    [
+        {},
+        {"full": True},
+        {"decoder": "sparse"},
+        {"precision": "bf16"},
+        {"optimizer": AdamSpec(name="adam", lr=1e-3)},  # which counts its steps
+    ],
+    ids=["pixels", "every pixel", "sparse", "bf16", "adam"],
 )
 def test_recorded_steps_train_as_launched_ones(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(**options, dropout=(0.5, 0.5, 0.2))
@@ -44,13 +50,6 @@ def test_recorded_steps_train_as_launched_ones(options: dict[str, object], monke
     launched = losses_of(job)
     np.testing.assert_allclose(recorded, launched, rtol=0.02)
     assert len(set(np.round(launched, 4))) > 1
-
-
-def test_adam_is_recorded_with_its_step_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = job_of(optimizer=AdamSpec(name="adam", lr=1e-3))
-    recorded = losses_of(job)
-    monkeypatch.setattr(steps, "_is_recorded", lambda world: False)
-    np.testing.assert_allclose(recorded, losses_of(job), rtol=0.02)
 
 
 def test_neither_batches_nor_steps_wait_for_the_gpu() -> None:

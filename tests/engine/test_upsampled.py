@@ -23,8 +23,7 @@ def logits_of(grid: tuple[int, int], *, seed: int = 0, images: int = 2, classes:
 @pytest.mark.parametrize(("grid", "size"), GRIDS)
 def test_the_arg_max_is_that_of_all_logits(grid: tuple[int, int], size: tuple[int, int]) -> None:
     logits = logits_of(grid)
-    full = upsample(logits, size)
-    found = argmax_of_upsampled(logits, size)
+    full, found = upsample(logits, size), argmax_of_upsampled(logits, size)
     best = full.max(dim=1)
     chosen = full.gather(1, found[:, None])[:, 0]
     assert found.shape == (2, *size)
@@ -32,12 +31,15 @@ def test_the_arg_max_is_that_of_all_logits(grid: tuple[int, int], size: tuple[in
     assert (found == best.indices).float().mean() > 0.999
 
 
+BOUNDED = [name for name, one in STRATEGIES.items() if one.bound is not None]
+
+
 def scored(name: str, logits: Tensor, size: tuple[int, int], candidates: Tensor, count: int) -> Tensor:
     strategy = STRATEGIES[name]
     return highest_of_upsampled(logits, size, candidates, count, strategy.score, strategy.bound)
 
 
-@pytest.mark.parametrize("name", [name for name, one in STRATEGIES.items() if one.bound is not None])
+@pytest.mark.parametrize("name", BOUNDED)
 @pytest.mark.parametrize(("grid", "size"), GRIDS)
 def test_the_highest_scores_are_among_those_computed(name: str, grid: tuple[int, int], size: tuple[int, int]) -> None:
     logits, pixels = logits_of(grid, seed=3), size[0] * size[1]
@@ -59,7 +61,7 @@ def test_most_pixels_of_a_confident_prediction_are_not_scored() -> None:
 
 @given(st.lists(st.floats(-12, 12), min_size=2, max_size=9))
 @settings(max_examples=200, deadline=None)
-@pytest.mark.parametrize("name", [name for name, one in STRATEGIES.items() if one.bound is not None])
+@pytest.mark.parametrize("name", BOUNDED)
 def test_no_score_is_above_its_bound(name: str, values: list[float]) -> None:
     """Of the probability of the likeliest class itself, and so of every smaller one."""
     logits, strategy = torch.tensor(values), STRATEGIES[name]

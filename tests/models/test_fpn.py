@@ -1,7 +1,6 @@
 """The feature pyramid network: published layers, published arithmetic."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,13 +16,7 @@ def fpn(backbone: str = "resnet18", num_classes: int = 11, **fields: object) -> 
     return model_of(spec(backbone, architecture="fpn", **fields), num_classes)
 
 
-def test_the_norms_of_the_encoder_begin_as_in_torchvision() -> None:
-    """Its layers and those of the decoder are compared with the published ones in test_published.py."""
-    norms = [norm for norm in fpn().backbone.modules() if isinstance(norm, nn.BatchNorm2d)]
-    assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)  # the last of a block too
-
-
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenetv2_035"])
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenetv2_035"])
 def test_the_gradient_reaches_every_parameter(backbone: str) -> None:
     torch.manual_seed(0)
     model = fpn(backbone, 3).train()
@@ -31,18 +24,18 @@ def test_the_gradient_reaches_every_parameter(backbone: str) -> None:
     assert [name for name, value in model.named_parameters() if value.grad is None] == []
     if backbone.startswith("resnet"):
         assert [name for name, value in model.named_parameters() if not value.grad.any()] == []
-
-
-def test_a_rank_without_images_has_logits_and_gradients() -> None:
-    model = fpn(num_classes=3).eval()
-    logits = model(torch.zeros(0, 3, 32, 40))
+    model.eval().zero_grad()
+    logits = model(torch.zeros(0, 3, 32, 40))  # of a rank without images
     assert logits.shape == (0, 3, 32, 40)
     (logits.sum() * 0.0).backward()
     assert all(value.grad is not None and not value.grad.any() for value in model.parameters())
 
 
 def test_new_layers_are_he_normal_and_their_biases_torchs() -> None:
+    """And the norms of the encoder begin as in torchvision; test_published.py compares what all of it computes."""
     model = fpn()
+    norms = [norm for norm in model.backbone.modules() if isinstance(norm, nn.BatchNorm2d)]
+    assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)  # the last of a block too
     for layer in [*model.laterals.modules(), *model.branches.modules(), model.classifier]:
         if isinstance(layer, nn.Conv2d):
             fan_in = layer.in_channels * layer.kernel_size[0] ** 2
@@ -54,29 +47,17 @@ def test_new_layers_are_he_normal_and_their_biases_torchs() -> None:
             assert (layer.bias == 0).all()
 
 
-def features_seen(model: nn.Module, run: Callable[[], object]) -> list[Tensor]:
-    """What the laterals get while `run` runs."""
-    seen: list[Tensor] = []
-    hooks = [layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for layer in model.laterals]
-    run()
-    for hook in hooks:
-        hook.remove()
-    return seen
-
-
 def test_whole_channels_of_every_feature_are_dropped_in_passes_by_chance_only() -> None:
     model = fpn(num_classes=3, feature_dropout=0.25).eval()
     assert [(layer.rate, layer.of) for layer in model.modules() if isinstance(layer, Dropout)] == [(0.25, "channels")]
-    images = torch.randn(1, 3, 32, 40, generator=torch.Generator().manual_seed(0))
-
-    def by_chance() -> None:
+    images, seen = torch.randn(1, 3, 32, 40, generator=torch.Generator().manual_seed(0)), list[Tensor]()
+    for layer in model.laterals:
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        model(images)
         with stochastic(model, [torch.Generator().manual_seed(5)]):
             model(images)
-
-    with torch.inference_mode():
-        plain = features_seen(model, lambda: model(images))
-        dropped = features_seen(model, by_chance)
-    for before, after in zip(plain, dropped, strict=True):
+    for before, after in zip(seen[:4], seen[4:], strict=True):
         alive = before.flatten(2).any(dim=2)
         kept = after.flatten(2).any(dim=2)
         share = kept[alive].float().mean().item()

@@ -12,21 +12,15 @@ from pixelpick_ray.config.networks import HEADS
 from pixelpick_ray.models import heads
 from pixelpick_ray.models.dropout import Dropout, stochastic
 from pixelpick_ray.models.segmentation import MODELS, conv_of_upsampled, logits_at, parameter_groups, upsample
-from tests.support.networks import count, model_of, same_state, spec
+from tests.support.networks import model_of, same_state, spec
 
 pytestmark = pytest.mark.training
 
-BACKBONES = ("mobilenetv2_100", "resnet18", "efficientnet_lite0", "test_convnext")
 
-
-# Size and shape
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ["mobilenetv2_100", "resnet18", "test_convnext"])
 def test_any_input_size_gives_logits_at_a_quarter(backbone: str) -> None:
-    model, rounded = model_of(spec(backbone), num_classes=5).train(), math.ceil
-    if backbone == "test_convnext":  # its stem has no padding
-        rounded = math.floor
+    model = model_of(spec(backbone), num_classes=5).train()
+    rounded = math.floor if backbone == "test_convnext" else math.ceil  # its stem has no padding
     for size in ((42, 56), (33, 47)):
         logits = model(torch.randn(2, 3, *size))
         assert logits.shape == (2, 5, rounded(size[0] / 4), rounded(size[1] / 4))
@@ -39,37 +33,28 @@ def test_the_rates_of_the_atrous_pyramid_follow_the_output_stride() -> None:
         model = model_of(spec(output_stride=output_stride))
         convs = [branch[0] for branch in model.aspp.branches]
         assert convs[0].kernel_size == (1, 1)
-        assert [conv.dilation[0] for conv in convs[1:]] == rates
-        assert [conv.padding[0] for conv in convs[1:]] == rates
+        assert [conv.dilation[0] for conv in convs[1:]] == [conv.padding[0] for conv in convs[1:]] == rates
 
 
-def test_dropout_rates_are_those_of_the_spec_in_their_order() -> None:
+def test_dropout_rates_are_those_of_the_spec_and_features_are_dropped_at_both_levels_of_the_decoder() -> None:
     model = model_of(spec(dropout=(0.1, 0.2, 0.3)))
     rates = {name: (layer.rate, layer.of) for name, layer in model.named_modules() if isinstance(layer, Dropout)}
     values = {"aspp.dropout": (0.1, "values"), "decoder.1": (0.2, "values"), "decoder.3": (0.3, "values")}
     assert rates == {**values, "drop_features": (0.0, "channels")}
-
-
-def test_dropped_features_reach_both_levels_of_the_decoder() -> None:
     model = model_of(spec(dropout=(0.0, 0.0, 0.0), feature_dropout=1.0)).eval()
     with torch.inference_mode(), stochastic(model, [torch.Generator()]):
         one, other = (model(torch.randn(1, 3, 32, 48)) for _ in range(2))
     assert torch.equal(one, other)  # nothing of the image is left
 
 
-# Initialisation
-
-
 def test_weights_follow_the_seed_and_the_stage_and_leave_the_global_generator_alone() -> None:
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    one, again = model_of(spec()), None
+    one = model_of(spec())
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(100)
-    again = model_of(spec())
-    assert same_state(one, again)
-    assert not same_state(one, model_of(spec(), seed=1))
-    assert not same_state(one, model_of(spec(), stage=1))
+    same = [same_state(one, model_of(spec(), **how)) for how in ({}, {"seed": 1}, {"stage": 1})]
+    assert same == [True, False, False]
 
 
 def test_new_layers_are_he_normal_with_unit_batch_norm() -> None:
@@ -86,24 +71,21 @@ def test_new_layers_are_he_normal_with_unit_batch_norm() -> None:
     assert model.classifier.weight.std().item() == pytest.approx(math.sqrt(2 / 256), rel=0.06)
 
 
-def test_parameter_groups_split_at_the_backbone() -> None:
-    model = model_of(spec())
-    backbone, rest = parameter_groups(model, lr=0.5, backbone_lr_factor=0.1)
-    assert (backbone["lr"], backbone["base_lr"]) == pytest.approx((0.05, 0.05))
-    assert (rest["lr"], rest["base_lr"]) == (0.5, 0.5)
-    assert sum(value.numel() for value in backbone["params"]) == count(model.backbone)
-    assert sum(value.numel() for group in (backbone, rest) for value in group["params"]) == count(model)
-
-
 @pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_with_a_layer_decay_every_layer_of_the_backbone_has_a_rate_of_its_own(backbone: str) -> None:
+def test_a_pixel_head_is_trained_with_its_backbone_whose_layers_may_have_rates_of_their_own(backbone: str) -> None:
     head = MlpSpec(hidden=(4,))
-    model = model_of(ModelSpec(backbone=backbone, pretrained="none", architecture="mlp", head=head))
+    model = model_of(ModelSpec(backbone=backbone, pretrained="none", architecture="mlp", head=head)).train()
+    logits = model(torch.rand(2, 3, 37, 61))
+    assert logits.shape == (2, 11, *model.backbone.grid((37, 61)))
+    logits.square().mean().backward()
+    assert all(value.grad is not None for value in model.layers.parameters())
+    assert any(value.grad is not None and value.grad.any() for value in model.backbone.parameters())
     *layers, rest = parameter_groups(model, lr=1.0, backbone_lr_factor=0.1, layer_decay=0.5)
     names = {id(value): name for name, value in model.named_parameters()}
     assert [layer["lr"] for layer in layers] == [0.1 * 0.5**above for above in reversed(range(len(layers)))]
     assert rest["lr"] == 1.0
-    assert sum(value.numel() for group in (*layers, rest) for value in group["params"]) == count(model)
+    held = [id(value) for group in (*layers, rest) for value in group["params"]]
+    assert sorted(held) == sorted(map(id, model.parameters()))
     blocks = [{re.sub(r"(.*?\.\d+)\..*", r"\1", names[id(value)]) for value in layer["params"]} for layer in layers]
     found = [block for block in blocks if all(name[-1].isdigit() for name in block)]
     assert len(found) >= 4
@@ -111,33 +93,14 @@ def test_with_a_layer_decay_every_layer_of_the_backbone_has_a_rate_of_its_own(ba
     assert any("conv1" in name or "patch_embed" in name for name in blocks[0])
 
 
-@pytest.mark.parametrize("size", [(32, 48), (37, 61)])
-@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
-def test_a_pixel_head_is_trained_with_its_backbone(backbone: str, size: tuple[int, int]) -> None:
-    head = MlpSpec(hidden=(4,))
-    model = model_of(ModelSpec(backbone=backbone, pretrained="none", architecture="mlp", head=head)).train()
-    logits = model(torch.rand(2, 3, *size))
-    grid = model.backbone.grid(size)
-    assert logits.shape == (2, 11, *grid)
-    logits.square().mean().backward()
-    assert all(value.grad is not None for value in model.layers.parameters())
-    assert any(value.grad is not None and value.grad.any() for value in model.backbone.parameters())
-
-
 def test_the_architectures_of_the_spec_are_those_that_exist() -> None:
     assert {*MODELS, *PIXEL_HEADS} == HEADS.keys()
     assert PIXEL_HEADS.keys() == heads.HEADS.keys()
-    assert {
-        name for name, head in PIXEL_HEADS.items() if head.trainable is not None
-    } == MODELS.keys() & PIXEL_HEADS.keys()
-    for name in MODELS.keys() - PIXEL_HEADS.keys():
-        assert ModelSpec(architecture=name, backbone="resnet18").architecture == name
+    trainable = {name for name, head in PIXEL_HEADS.items() if head.trainable is not None}
+    assert trainable == MODELS.keys() & PIXEL_HEADS.keys()
 
 
-# Logits
-
-
-@pytest.mark.parametrize("size", [(33, 47), (32, 48), (9, 12), (1, 12)], ids=str)
+@pytest.mark.parametrize("size", [(33, 47), (9, 12), (1, 12)], ids=str)
 def test_logits_at_points_equal_full_size_logits_read_there(size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(3, 5, 9, 12, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -151,27 +114,16 @@ def test_logits_at_points_equal_full_size_logits_read_there(size: tuple[int, int
     torch.testing.assert_close(sampled, read, rtol=0, atol=1e-12)
     ours, same = (torch.autograd.grad((got * weight).sum(), coarse, retain_graph=True) for got in (sampled, read))
     torch.testing.assert_close(ours, same, rtol=0, atol=1e-12)
-
-
-def test_logits_between_pixels_are_interpolated() -> None:
-    coarse = torch.randn(1, 2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ends = logits_at(coarse, torch.tensor([[[8.0, 4.0], [8.0, 5.0]]], dtype=torch.float64), (17, 17))
-    middle = logits_at(coarse, torch.tensor([[[8.0, 4.25]]], dtype=torch.float64), (17, 17))
-    torch.testing.assert_close(middle[0, 0], 0.75 * ends[0, 0] + 0.25 * ends[0, 1])
-
-
-def test_logits_of_full_size_are_not_interpolated_and_no_points_are_no_logits() -> None:
-    logits = torch.randn(2, 3, 7, 9)
-    assert torch.equal(upsample(logits, (7, 9)), logits)
-    points = torch.stack(torch.meshgrid(torch.arange(7.0), torch.arange(9.0), indexing="ij"), dim=-1).reshape(1, -1, 2)
-    read = logits_at(logits, points.expand(2, -1, -1), (7, 9))
-    torch.testing.assert_close(read, logits.flatten(2).transpose(1, 2))
-    assert logits_at(logits, torch.zeros(2, 0, 2), (12, 16)).shape == (2, 0, 3)
+    assert torch.equal(upsample(full, size), full)
+    assert logits_at(coarse, torch.zeros(3, 0, 2), size).shape == (3, 0, 5)
+    ends, middle = torch.tensor([[0.0, 4.0], [0.0, 5.0]]), torch.tensor([[0.0, 4.25]])  # between pixels
+    of_ends, of_middle = (logits_at(coarse, at.double().expand(3, -1, -1), (1, 12)) for at in (ends, middle))
+    torch.testing.assert_close(of_middle[:, 0], 0.75 * of_ends[:, 0] + 0.25 * of_ends[:, 1])
 
 
 @pytest.mark.parametrize(
     ("coarse", "size"),
-    [((5, 6), (17, 21)), ((23, 30), (90, 120)), ((1, 1), (4, 4)), ((2, 1), (2, 9)), ((3, 4), (3, 4)), ((1, 3), (1, 1))],
+    [((5, 6), (17, 21)), ((1, 1), (4, 4)), ((2, 1), (2, 9)), ((3, 4), (3, 4)), ((1, 3), (1, 1))],
     ids=str,
 )
 def test_a_convolution_of_interpolated_features(coarse: tuple[int, int], size: tuple[int, int]) -> None:

@@ -3,6 +3,7 @@
 from itertools import product
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,12 +44,10 @@ class Head(NamedTuple):
         return list(torch.autograd.grad((logits * weight).sum(), wanted))
 
 
-def head(
-    low: tuple[int, int] = (16, 24), high: tuple[int, int] = (4, 6), *, count: int = 2, dropout: float = 0.0
-) -> Head:
+def head(low: tuple[int, int] = (16, 24), high: tuple[int, int] = (4, 6), *, count: int = 2) -> Head:
     """For `count` images, with maps of these sizes."""
     torch.manual_seed(3)
-    decoder = nn.Sequential(conv_norm_act(14, 9, 3), Dropout(dropout), conv_norm_act(9, 7, 3), Dropout(dropout))
+    decoder = nn.Sequential(conv_norm_act(14, 9, 3), Dropout(0.0), conv_norm_act(9, 7, 3), Dropout(0.0))
     maps = [torch.randn(count, c, *size, dtype=torch.float64) for c, size in ((8, high), (6, low))]
     classifier = nn.Conv2d(7, 5, 1).double()
     return Head(*(value.requires_grad_() for value in maps), randomise_norms(decoder).double(), classifier)
@@ -70,20 +69,14 @@ def assert_same(ours: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10 * max(1.0, float(other.abs().max())))
 
 
-# In evaluation
-
-
 @pytest.mark.parametrize(
     ("low", "high", "frame"),
     [
-        ((16, 24), (4, 6), (64, 96)),
-        ((9, 12), (3, 3), (33, 47)),
         ((8, 11), (2, 3), (33, 47)),  # maps that do not end where the image does
         ((23, 30), (12, 15), (90, 120)),  # output stride 8
         ((23, 30), (3, 4), (90, 120)),  # output stride 32
         ((4, 6), (4, 6), (16, 24)),
         ((4, 2), (1, 1), (16, 8)),  # maps smaller than a patch
-        ((2, 2), (1, 1), (8, 8)),
         ((3, 1), (1, 1), (12, 1)),
     ],
     ids=str,
@@ -101,25 +94,17 @@ def test_logits_and_gradients_are_the_dense_ones(
 
 @pytest.mark.parametrize("backbone", ["mobilenetv2_035", "resnet18"])
 def test_a_network_gives_its_logits_at_points(backbone: str) -> None:
+    """And has dropout in training."""
     size = 33, 47
-    model = randomise_norms(model_of(spec(backbone))).double().eval()
+    model = randomise_norms(model_of(spec(backbone, dropout=(0.0, 0.5, 0.0)))).double().eval()
     model = model.to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     points = points_of(2, size)
     with torch.no_grad():
         dense = logits_at(model(images), points, size)
         torch.testing.assert_close(model(images, points), dense, rtol=0, atol=1e-10)
-
-
-def test_logits_at_a_point_do_not_depend_on_other_points() -> None:
-    made, points = head(), points_of(2, SIZE)
-    made.decoder.eval()
-    moved = points.clone()
-    moved[:, 10:] = 0.0
-    torch.testing.assert_close(made.sparse(moved, SIZE)[:, :10], made.sparse(points, SIZE)[:, :10], rtol=0, atol=1e-12)
-
-
-# In training
+        model.train()
+        assert not torch.equal(model(images, points), model(images, points))
 
 
 def windows(points: Tensor, maps: Tensor, reach: int) -> Tensor:
@@ -171,14 +156,6 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert [float(gradient.abs().sum()) for gradient in nobody.gradients(logits)] == [0.0] * 10
 
 
-def test_dropout_is_on_in_training_only() -> None:
-    made, points = head(dropout=0.5), points_of(2, SIZE)
-    made.decoder.train()
-    assert not torch.equal(made.sparse(points, SIZE), made.sparse(points, SIZE))
-    made.decoder.eval()
-    assert torch.equal(made.sparse(points, SIZE), made.sparse(points, SIZE))
-
-
 def test_bfloat16_changes_the_logits_by_its_rounding_only() -> None:
     made, points = head(), points_of(2, SIZE)
     made.decoder.eval()
@@ -200,16 +177,12 @@ def test_no_value_decides_what_is_computed() -> None:
             bool(points.any())
 
 
-# Points without labels
-
-
-@pytest.mark.parametrize("count", [0, 1, 4, 16, 100])
-def test_points_are_spread_evenly_whatever_their_number(count: int) -> None:
-    points = torch.from_numpy(spread_points(count, (33, 47)))
-    assert points.shape == (count, 2)
-    assert torch.equal(points, torch.from_numpy(spread_points(200, (33, 47)))[:count])  # the first are always the same
-    fractions = points / torch.tensor([32.0, 46.0])
-    assert ((fractions >= 0) & (fractions <= 1)).all()
-    for corner in product((0, 1), (0, 1)):
-        quarter = ((fractions * 2).floor() == torch.tensor(corner)).all(dim=1).sum()
-        assert abs(int(quarter) - count / 4) <= 1.5
+def test_points_are_spread_evenly_whatever_their_number() -> None:
+    many = spread_points(200, (33, 47))
+    for count in (0, 1, 4, 16, 100):
+        points = spread_points(count, (33, 47))
+        assert points.tolist() == many[:count].tolist()  # the first are always the same
+        halves = np.floor(2 * points / [32, 46])
+        assert set(halves.flatten()) <= {0.0, 1.0}
+        for corner in product((0, 1), (0, 1)):
+            assert abs((halves == corner).all(axis=1).sum() - count / 4) <= 1.5

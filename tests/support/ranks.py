@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import AcquireSpec
 from pixelpick_ray.data import datasets
+from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.engine.batches import FitJob, TrainingData, make_batch, network_input
 from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.engine.score import evaluate, pick
@@ -135,13 +136,13 @@ def double_precision() -> Iterator[None]:
             yield
 
 
-def whole_stage_in_double(world: World, job: FitJob, acquire: AcquireSpec) -> SimpleNamespace:
-    """Training, evaluation and choice."""
+def whole_stage_in_double(world: World, job: FitJob, labels: LabelledPixels, acquire: AcquireSpec) -> SimpleNamespace:
+    """Training, evaluation and choice of pixels that have no label."""
     losses: list[float] = []
     with double_precision():
         model = fit(job, world, lambda epoch: losses.append(epoch.loss))
         confusion, _ = evaluate(model, job.data.prepared, job.data.facts, world)
-        asked = pick(model, job.data, job.labels, acquire, world, seed=job.seed, stage=job.stage)
+        asked = pick(model, job.data, labels, acquire, world, seed=job.seed, stage=job.stage)
     chosen = said(job.data, asked).pixels
     picks = {"image": chosen.image, "y": chosen.y, "x": chosen.x, "label": chosen.label}
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -163,29 +164,20 @@ def step_gradients(
     return total, {name: value.grad.clone() for name, value in model.named_parameters()}
 
 
-def pick_untrained(world: World, job: FitJob, data: TrainingData, acquire: AcquireSpec) -> tuple[str, dict[str, Any]]:
-    """Digest and statistics of the picks of an untrained network on the first rank."""
+def pick_untrained(
+    world: World, job: FitJob, data: TrainingData, acquire: AcquireSpec, is_broken: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """Digest and statistics of the picks of an untrained network on the first rank, or what goes wrong when the last
+    rank has no numbers.
+    """
     model = build_model(job.model, num_classes=CLASSES, data_path=job.data_path, seed=job.seed, stage=job.stage)
-    query = said(data, pick(model, data, job.labels, acquire, world, seed=job.seed, stage=0))
-    return query.pixels.digest(), query.statistics
-
-
-def pick_where_the_last_rank_has_no_numbers(world: World, job: FitJob, data: TrainingData, acquire: AcquireSpec) -> str:
-    """The error of this rank."""
-    model = build_model(job.model, num_classes=CLASSES, data_path=job.data_path, seed=job.seed, stage=job.stage)
-    if world.rank == world.size - 1:
+    if is_broken and world.rank == world.size - 1:
         next(model.parameters()).data.fill_(torch.nan)
     try:
-        pick(model, data, job.labels, acquire, world, seed=job.seed, stage=0)
+        query = said(data, pick(model, data, job.labels, acquire, world, seed=job.seed, stage=0))
     except DivergedError as error:
-        return str(error)
-    return ""
-
-
-def losses_of(world: World, job: FitJob) -> list[float]:
-    losses: list[float] = []
-    fit(job, world, lambda epoch: losses.append(epoch.loss))
-    return losses
+        return str(error), {}
+    return query.pixels.digest(), query.statistics
 
 
 def chain(world: World, experiment: Experiment, place: Place) -> list[Event]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pixelpick_ray.active.oracle import AnyOracle, OracleRequest, answer
+from pixelpick_ray.active.oracle import OracleRequest, answer
 from pixelpick_ray.active.queries import Query, answered
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment, parse_experiment
@@ -21,7 +21,6 @@ from pixelpick_ray.engine.batches import FitJob, TrainingData
 from pixelpick_ray.store import Store
 from tests.support.experiments import experiment_text
 
-TRUTH = GroundTruthSpec()
 CLASSES = 4
 VOID = 255
 FACTS = DatasetFacts(
@@ -165,8 +164,7 @@ def tiny_experiment(*overrides: str) -> Experiment:
     return parse_experiment(TINY_EXPERIMENT, where="tiny.yaml", overrides=overrides)
 
 
-def said(data: TrainingData, questions: Questions, oracle: AnyOracle = TRUTH, seed: int = 0) -> Query:
-    """What the oracle says of the questions, and statistics of it."""
-    facts = data.facts
-    labels = answer(oracle, OracleRequest(questions, facts.class_names, seed))
-    return answered(questions, labels, num_classes=facts.num_classes)
+def said(data: TrainingData, questions: Questions) -> Query:
+    """The truth about the questions, and statistics of it."""
+    labels = answer(GroundTruthSpec(), OracleRequest(questions, data.facts.class_names, seed=0))
+    return answered(questions, labels, num_classes=data.facts.num_classes)
