@@ -173,6 +173,8 @@ def test_names_and_values_are_read_and_what_is_no_cell_or_several_is_refused(fil
     assert parse_cell("strategy=margin, budget= 20") == {"strategy": "margin", "budget": "20"}
     assert parse_cell("setting=a.b=1, c=[2,3],budget=20") == {"setting": "a.b=1, c=[2,3]", "budget": "20"}
     assert parse_cell("strategy=") == {"strategy": ""}
+    with pytest.raises(SpecError, match="'20' is not NAME=VALUE"):
+        parse_cell("strategy=margin,20")
     for wanted, message in {
         "bugdet=20": ": 'bugdet=20' is not NAME=VALUE with one of the names experiment, dataset, architecture, "
         "backbone, pretrained, strategy, setting, budget, split, checkpoint, metric, class_name",

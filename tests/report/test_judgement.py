@@ -22,7 +22,7 @@ from pixelpick_ray.report.thresholds import (
     thresholds,
 )
 from pixelpick_ray.report.verdicts import verdicts
-from tests.support.study import Matrix, Study, csv_lines, exact, experiment, matrix
+from tests.support.study import Matrix, Study, column, csv_lines, exact, experiment, matrix
 
 # margin - random is 2, 3, 4 (p = 0.035), margin - entropy 1, 3, 5 (p = 0.122), entropy - random 1, 0, -1 (p = 1).
 THREE = {"random": {20: [50, 51, 52]}, "margin": {20: [52, 54, 56]}, "entropy": {20: [51, 51, 51]}}
@@ -151,6 +151,7 @@ def test_wins_are_counted_over_settings_and_budgets() -> None:
     one["margin"] = {10: FIRST["random"][10], 20: won, 30: drawn}
     other = {"margin": {20: [50, 51, 52]}, "random": {20: won}, "entropy": {20: [None, None, 50]}}
     cells = make_cells(one, same=[10], setting="a=1") + make_cells(other, setting="a=2")
+    assert set(column(judgement.pair_table(contests(*cells)), "setting")) == {"a=1", "a=2"}
     table = judgement.win_matrix(contests(*cells))
     assert table.header == ("strategy", "random", "margin", "entropy", "wins")
     # Budget 10 is of the same networks, and entropy has a single seed.

@@ -318,6 +318,7 @@ def test_numbers_of_other_papers_are_listed_for_their_data_sets_and_say_why_they
         (",n,", ",runs,", r"line 2: n: Field required; runs: Extra inputs are not permitted"),
         (",margin,20,", ",,20,", r"line 2: .*budget 20 with strategy ''"),
         (",margin,40,", ",margin,many,", r"line 3: budget"),
+        (",5,best epoch", ",1,best epoch", r"line 2: n: .* greater than or equal to 2"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_line(old: str, new: str, message: str) -> None:
