@@ -1,1 +1,1 @@
-"""From the store to tables and curves. Imports neither torch nor ray, and needs no data set."""
+"""Reports: tables and curves from the store alone. Imports neither torch nor ray and needs no data set."""

@@ -1,4 +1,4 @@
-"""People's answers as tables: how long they took, how right they were, and whether people agree."""
+"""Tables of people's answers: time taken, accuracy and agreement."""
 
 import math
 import statistics
@@ -26,7 +26,7 @@ ALL = "all"
 
 
 def annotation_tables(annotations: Annotations) -> tuple[Table, ...]:
-    """All tables that these answers allow; empty where nobody was asked."""
+    """Return all tables that these answers allow; empty if nobody was asked."""
     tables = (
         _seconds_table(annotations) if annotations.labels else None,
         _annotator_table(annotations) if annotations.given else None,
@@ -42,23 +42,23 @@ def annotation_tables(annotations: Annotations) -> tuple[Table, ...]:
 
 
 def _seconds_table(annotations: Annotations) -> Table:
-    """Answers down; all people together, and the median of each where there are several."""
+    """One row per kind of answer: all annotators together, and each one's median if there are several."""
     names = annotations.annotators if len(annotations.annotators) > 1 else ()
     rows = []
     for said, own in _by_answer(annotations):
         each = ([one for one in own if one.answer.annotator == name] for name in names)
         rows.append((said, *_seconds_texts(own), *map(_median_text, each)))
     caption = (
-        "Seconds per answer, by what was answered: from showing the pixel to pressing the key, without pauses; hidden "
-        "repeats do not count."
+        "Seconds per answer, by answer given: from showing the pixel to the key press, excluding pauses and hidden "
+        "repeats."
     )
-    header = ("answer", "answers", "median (s)", "mean (s)", "in all (min)", *names)
-    notes = ("The column of an annotator: median seconds, and the number of answers.",) if names else ()
+    header = ("answer", "answers", "median (s)", "mean (s)", "total (min)", *names)
+    notes = ("Columns of annotators: median seconds, and the number of answers in parentheses.",) if names else ()
     return Table(caption, header, tuple(rows), "l" + "r" * (len(header) - 1), (*notes, *_untimed_notes(annotations)))
 
 
 def _by_answer(annotations: Annotations) -> list[tuple[str, list[Given]]]:
-    """The answers by what they say in words, every class and refusal among them, and all at the end."""
+    """Answers grouped by class or refusal, in words, including unused ones, and finally all of them."""
     answers: list[tuple[Kind, str | None]] = [("class", name) for name in annotations.class_names]
     answers += [(kind, None) for kind in REFUSALS]
     found: dict[tuple[Kind, str | None], list[Given]] = {said: [] for said in answers}
@@ -69,7 +69,7 @@ def _by_answer(annotations: Annotations) -> list[tuple[str, list[Given]]]:
 
 
 def _seconds_texts(given: Sequence[Given]) -> tuple[str, str, str, str]:
-    """Number, median, mean and minutes in all."""
+    """Number, median, mean and total minutes."""
     seconds = seconds_of(given)
     if not seconds:
         return f"{len(given):,}", "-", "-", "-"
@@ -88,7 +88,7 @@ def _untimed_notes(annotations: Annotations) -> tuple[str, ...]:
 
 
 def _annotator_table(annotations: Annotations) -> Table:
-    """Who answered how much, in which time, with which pauses."""
+    """One row per annotator: answers, times and pauses."""
     rows = []
     for name in annotations.annotators:
         own = [one for one in annotations.labels if one.answer.annotator == name]
@@ -97,12 +97,12 @@ def _annotator_table(annotations: Annotations) -> Table:
         repeats = sum(one.answer.repeat and one.answer.annotator == name for one in annotations.given)
         rows.append((name, *_seconds_texts(own), f"{pauses / 60:,.1f}", *refused, f"{repeats:,}"))
     header = (
-        *("annotator", "answers", "median (s)", "mean (s)", "in all (min)", "pauses (min)"),
+        *("annotator", "answers", "median (s)", "mean (s)", "total (min)", "pauses (min)"),
         *("none (%)", "cannot tell (%)", "repeats"),
     )
     caption = (
-        "Answers of each annotator, without hidden repeats, and the number of these: their second answers, unmarked, "
-        f'to pixels that had one. "none": {REFUSALS["void"]}.'
+        "Answers of each annotator; hidden repeats (pixels asked about again, unannounced) are only counted in the "
+        f'last column. "none": {REFUSALS["void"]}.'
     )
     return Table(caption, header, tuple(rows), "l" + "r" * (len(header) - 1))
 
@@ -111,7 +111,7 @@ def _annotator_table(annotations: Annotations) -> Table:
 
 
 def _accuracy_tables(annotations: Annotations) -> tuple[Table | None, ...]:
-    """Shares of right answers, of those that came without and with a suggestion apart."""
+    """Shares of correct answers, separately without and with a suggestion."""
     firsts = [one for looks in first_looks(annotations.labels).values() for one in looks.values()]
     judged = [one for one in firsts if one.truth is not None and one.answer.kind != "unknown"]
     without = [one for one in judged if one.answer.suggestion is None]
@@ -130,17 +130,17 @@ def _accuracy_table(annotations: Annotations, judged: Sequence[Given], which: st
         each = ([one for one in own if one.answer.annotator == name] for name in names)
         rows.append((truth, f"{len(own):,}", _right_text(own), *map(_counted_text, each)))
     caption = (
-        f"Answers {which}that are what the label map says, in percent, by the class of the label map, with Wilson's "
-        f'95 % interval. "{REFUSALS["void"]}" is wrong where the label map has a class; "{REFUSALS["unknown"]}" is '
-        "left out. Hidden repeats do not count."
+        f"Answers {which}that agree with the label map, in percent, by its class, with Wilson's 95 % interval. "
+        f'"{REFUSALS["void"]}" counts as wrong where the label map has a class; "{REFUSALS["unknown"]}" and '
+        "hidden repeats are left out."
     )
-    notes = ("The column of an annotator: the number of answers is in parentheses.",) if names else ()
+    notes = ("Columns of annotators: the number of answers is in parentheses.",) if names else ()
     header = ("class", "answers", "right (%)", *names)
     return Table(caption, header, tuple(rows), "l" + "r" * (len(header) - 1), notes)
 
 
 def _suggestion_table(annotations: Annotations) -> Table | None:
-    """How often suggestions were right and taken; None without any."""
+    """How often suggestions were right and were taken; None if there were none."""
     firsts = sorted(first_looks(annotations.labels).items())
     suggested = {name: [one for one in looks.values() if one.answer.suggestion is not None] for name, looks in firsts}
     by_name = {name: own for name, own in suggested.items() if own}
@@ -149,8 +149,8 @@ def _suggestion_table(annotations: Annotations) -> Table | None:
     everyone = {ALL: [one for own in by_name.values() for one in own]} if len(by_name) > 1 else {}
     rows = tuple((name, *_suggestion_texts(own)) for name, own in (by_name | everyone).items())
     caption = (
-        "Suggested classes: how often they were what the label map says, how often they were taken, and how often when "
-        "they were right and wrong, in percent with Wilson's 95 % interval."
+        "Suggested classes: how often they agreed with the label map, and how often they were taken, overall and when "
+        "right or wrong, in percent with Wilson's 95 % interval."
     )
     header = ("annotator", "suggestions", "right (%)", "taken (%)", "taken when right (%)", "taken when wrong (%)")
     return Table(caption, header, rows, "l" + "r" * (len(header) - 1))
@@ -172,7 +172,7 @@ def _is_taken(one: Given) -> bool:
 
 
 def _agreement_table(annotations: Annotations) -> Table | None:
-    """Each annotator with themselves and with each other; None where no pixel has two answers."""
+    """Agreement of annotators with themselves and one another; None if no pixel has two answers."""
     firsts, seconds = first_looks(annotations.given), second_looks(annotations.given)
     names = annotations.annotators
     found = {(name, f"{name}, asked again"): _pairs(firsts[name], seconds.get(name, {})) for name in names}
@@ -181,9 +181,8 @@ def _agreement_table(annotations: Annotations) -> Table | None:
     if not rows:
         return None
     caption = (
-        "Two answers to the same pixels: how often they agree, in percent with Wilson's 95 % interval, and Cohen's "
-        f'kappa (1960), the agreement beyond chance. "{REFUSALS["void"]}" and "{REFUSALS["unknown"]}" are answers of '
-        "their own."
+        "Agreement between two answers to the same pixels, in percent with Wilson's 95 % interval, and Cohen's kappa "
+        f'(1960), agreement beyond chance. "{REFUSALS["void"]}" and "{REFUSALS["unknown"]}" count as answers.'
     )
     header = ("one", "other", "pixels", "agreement (%)", "kappa")
     return Table(caption, header, rows, "llrrr")
@@ -193,7 +192,7 @@ _Looks = Mapping[tuple[str, Place], Given]
 
 
 def _pairs(ones: _Looks, others: _Looks) -> list[tuple[tuple[str, str | None], tuple[str, str | None]]]:
-    """What two say of the pixels that both looked at."""
+    """Pairs of answers to the pixels that both have answered."""
     return [
         ((one.answer.kind, one.answer.label), (others[pixel].answer.kind, others[pixel].answer.label))
         for pixel, one in ones.items()
@@ -211,7 +210,7 @@ def _agreement_texts(pairs: Sequence[tuple[object, object]]) -> tuple[str, str, 
 
 
 def _refusal_table(asked: Sequence[AskedInStage]) -> Table | None:
-    """Pixels that got no class, by line and stage, all seeds together; None where every pixel got one."""
+    """Pixels that got no class, by line and stage, over all seeds; None if every pixel got one."""
     if not any(count for one in asked for count in one.refused.values()):
         return None
     groups: defaultdict[tuple[Line, int], list[AskedInStage]] = defaultdict(list)
@@ -223,9 +222,9 @@ def _refusal_table(asked: Sequence[AskedInStage]) -> Table | None:
         for (line, budget), own in groups.items()
     )
     caption = (
-        f'Pixels that people gave no class, by stage, all seeds together: "none" is {REFUSALS["void"]}. Nothing is '
-        'trained on them. Replacements are others of the same images that were asked for instead ("-": the experiment '
-        "does not replace them); open ones have no answer yet."
+        'Pixels that people gave no class, by stage, over all seeds; they are not trained on. "none": '
+        f'{REFUSALS["void"]}; "replacements": other pixels of the same images, asked about instead ("-": the '
+        'experiment does not replace pixels); "open": not answered yet.'
     )
     header = (*columns, "pixels per image", "asked", "none", "cannot tell", "replacements", "open")
     return Table(caption, header, rows, "l" * len(columns) + "r" * (len(header) - len(columns)))
@@ -253,7 +252,7 @@ def _counted_text(given: Sequence[Given]) -> str:
 
 
 def _interval_text(successes: int, n: int) -> str:
-    """For example "90.0 [69.9, 97.2]"; "-" of none."""
+    """For example "90.0 [69.9, 97.2]"; "-" if n is 0."""
     if not n:
         return "-"
     low, high = wilson_interval(successes, n)

@@ -1,4 +1,4 @@
-"""What people answered: every answer of the reported experiments, beside what the label maps say, and what it cost."""
+"""People's answers in the reported experiments, along with the label maps' classes, and what they cost."""
 
 import io
 from collections import Counter, defaultdict
@@ -22,9 +22,9 @@ from pixelpick_ray.store.records import ChainRecord
 REFUSALS: dict[Kind, str] = {
     "void": "none of the classes",
     "unknown": "cannot tell",
-}  # kinds of answers that are no class, in words
-TIMED = 5  # answers of a class from which its own seconds are taken
-COSTS_START = "# Measured in "  # of a cost model that a report wrote
+}  # kinds of answers without a class, in words
+TIMED = 5  # answers of a class from which on it has its own mean time
+COSTS_START = "# Measured in "  # first words of cost models written by reports
 CSV_COLUMNS = (
     *("experiment", "book", "image", "y", "x", "kind", "label", "truth", "annotator", "time", "seconds"),
     *("idle_seconds", "suggestion", "repeat"),
@@ -33,9 +33,9 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Given:
-    """An answer that stands, and of what: a pixel of a book's images that these experiments asked about.
+    """A current answer about a pixel, by book, and the experiments that asked about it.
 
-    `truth` is the class that the label map has there, None without a label map.
+    `truth` is the class in the label map, None if there is no label map.
     """
 
     experiments: tuple[str, ...]
@@ -45,20 +45,20 @@ class Given:
 
     @property
     def pixel(self) -> tuple[str, Place]:
-        """What two answers have in common that are of the same pixel."""
+        """Identity of the pixel."""
         return self.book, self.answer.place
 
     @property
     def is_right(self) -> bool:
-        """Whether it is what the label map says."""
+        """Whether the answer agrees with the label map."""
         return self.answer.label is not None and self.answer.label == self.truth
 
 
 @dataclass(frozen=True)
 class AskedInStage:
-    """The pixels that a chain asked people about on the way to a budget, and how many of them got no class.
+    """Number of pixels that a chain asked people about on the way to a budget, and how many got no class.
 
-    `replacements` are those among them that were asked for because others got none; None where that is not wanted.
+    `replacements` counts pixels that replaced others without a class; None if the experiment does not replace any.
     """
 
     line: Line
@@ -71,7 +71,7 @@ class AskedInStage:
 
 @dataclass(frozen=True)
 class Annotations:
-    """All that people answered for the experiments of a report, in the order of time; empty when nobody was asked."""
+    """All answers of people in the experiments of a report, by time; empty if nobody was asked."""
 
     given: tuple[Given, ...]
     asked: tuple[AskedInStage, ...]
@@ -79,17 +79,17 @@ class Annotations:
 
     @cached_property
     def labels(self) -> tuple[Given, ...]:
-        """The answers without hidden repeats."""
+        """Answers other than hidden repeats."""
         return tuple(one for one in self.given if not one.answer.repeat)
 
     @cached_property
     def annotators(self) -> tuple[str, ...]:
-        """Who answered, by name."""
+        """Names of those who answered, sorted."""
         return tuple(sorted({one.answer.annotator for one in self.given}))
 
 
 def load_annotations(store: Store, chains: Sequence[ReportedChain]) -> Annotations:
-    """What people answered to the questions of these chains. StoreError for a damaged answer."""
+    """Read people's answers to the questions of these chains. Raises StoreError for a damaged answer."""
     human = [(chain, chain.record, chain.record.book) for chain in chains if chain.record and chain.record.book]
     keys = dict.fromkeys(key for _, record, _ in human for key in record.questions)
     questions = {key: found for key in keys if (found := _questions(store, key)) is not None}
@@ -130,7 +130,7 @@ def _truths(record: ChainRecord, questions: Mapping[str, Questions]) -> Iterator
 def _asked(
     chain: ReportedChain, record: ChainRecord, questions: Mapping[str, Questions], said: Mapping[Place, Answer]
 ) -> Iterator[AskedInStage]:
-    """What a chain asked at every stage; of the questions of one stage all but the first are replacements."""
+    """What a chain asked at every stage; all but the first round of a stage are replacements."""
     stages: defaultdict[int, list[Questions]] = defaultdict(list)
     for key in record.questions:
         if key in questions:
@@ -153,9 +153,9 @@ def _asked(
 
 
 def first_looks(given: Sequence[Given]) -> dict[str, dict[tuple[str, Place], Given]]:
-    """What each annotator says of each pixel, unless asked again: their last answer that is no repeat.
+    """Return each annotator's own answer to each pixel: the last one that is not a hidden repeat.
 
-    The hidden second question about a pixel that somebody else labelled is a first look of who answers it.
+    A hidden repeat of a question that somebody else answered is a first look for whoever answers it.
     """
     found: defaultdict[str, dict[tuple[str, Place], Given]] = defaultdict(dict)
     for one in given:
@@ -166,7 +166,7 @@ def first_looks(given: Sequence[Given]) -> dict[str, dict[tuple[str, Place], Giv
 
 
 def second_looks(given: Sequence[Given]) -> dict[str, dict[tuple[str, Place], Given]]:
-    """What each annotator said when they were asked again, unmarked, about pixels that they had looked at before."""
+    """Return each annotator's answers to hidden repeats of pixels that they had answered before."""
     firsts = first_looks(given)
     found: defaultdict[str, dict[tuple[str, Place], Given]] = defaultdict(dict)
     for one in given:
@@ -180,12 +180,12 @@ def second_looks(given: Sequence[Given]) -> dict[str, dict[tuple[str, Place], Gi
 
 
 def seconds_of(given: Sequence[Given]) -> list[float]:
-    """How long the answers took whose time was measured, pauses left out."""
+    """Return the seconds that timed answers took, without pauses."""
     return [one.answer.seconds for one in given if one.answer.seconds is not None]
 
 
 def measured_costs(annotations: Annotations) -> CostModel | None:
-    """The cost model that the times of the answers give, hidden repeats apart; None when no time was measured."""
+    """Derive a cost model from the times of answers other than hidden repeats; None if no time was measured."""
     seconds = seconds_of(annotations.labels)
     if not seconds:
         return None
@@ -198,7 +198,7 @@ def measured_costs(annotations: Annotations) -> CostModel | None:
 
 
 def measured_basis(annotations: Annotations) -> str:
-    """Where the measured times are from, as "Measured in 12 answers of ann (8) and bea (4)"."""
+    """Say where the measured times come from, as in "Measured in 12 answers of ann (8) and bea (4)"."""
     counts = Counter(one.answer.annotator for one in annotations.labels if one.answer.seconds is not None)
     *others, last = (f"{name} ({counts[name]:,})" for name in sorted(counts))
     people = f"{', '.join(others)} and {last}" if others else last
@@ -206,7 +206,7 @@ def measured_basis(annotations: Annotations) -> str:
 
 
 def costs_yaml(annotations: Annotations) -> str | None:
-    """The measured cost model as a file that `--costs` takes; None when no time was measured."""
+    """Return the measured cost model as a YAML file for `--costs`; None if no time was measured."""
     model = measured_costs(annotations)
     if model is None:
         return None
@@ -221,12 +221,12 @@ def costs_yaml(annotations: Annotations) -> str | None:
 
 
 def _printable(text: str) -> str:
-    """For a comment of YAML, which more characters end than one thinks."""
+    """Text safe in a YAML comment, which line separators other than newlines end too."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def answers_csv(annotations: Annotations) -> str:
-    """One answer a line, hidden repeats among them; the experiments that asked about its pixel joined by spaces."""
+    """Write answers as CSV, one per line, hidden repeats included; a pixel's experiments are joined by spaces."""
     lines = []
     for one in annotations.given:
         values: dict[str, Any] = one.answer.model_dump() | {"book": one.book, "truth": one.truth}

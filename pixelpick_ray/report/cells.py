@@ -1,4 +1,4 @@
-"""Tidy rows grouped into cells: what seeds have in common, how many were asked for and how many are there."""
+"""Cells: readings grouped over seeds, with the numbers of seeds requested and stored."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from pixelpick_ray.report.statistics import Summary, mean, summarise
 
 @dataclass(frozen=True)
 class Line:
-    """What all budgets of one curve share; `strategy` is empty for full supervision."""
+    """A curve: what its points at all budgets share; `strategy` is empty for full supervision."""
 
     experiment: str
     dataset: str
@@ -26,17 +26,16 @@ class Line:
 
     @property
     def model(self) -> tuple[str, ...]:
-        """The line without its strategy and setting."""
+        """The line's fields without strategy and setting."""
         return self.experiment, self.dataset, self.architecture, self.backbone, self.pretrained
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table, over `seeds`, which may be fewer than `expected`. What is the same for all seeds, because
-    nothing is drawn at random, counts once.
+    """One number of a table over `seeds`, which may be fewer than `expected`; deterministic results count once.
 
-    `values` are fractions, one a seed; `share` is None where nothing tells how many pixels per image has; `mixed` names
-    what the seeds should have in common (device, versions, data) but have not.
+    `values` are fractions, one per seed; `share` of labelled pixels is None if the image size is unknown; `mixed` names
+    what should be the same for all seeds (device, versions, data) but is not.
     """
 
     line: Line
@@ -57,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Area:
-    """Normalised area under a line's budget curve over the seeds that have every budget, of `expected` seeds."""
+    """Normalised area under a line's budget curve, over those of the `expected` seeds that have every budget."""
 
     line: Line
     budgets: tuple[int, ...]
@@ -69,9 +68,9 @@ _Group = tuple[Line, Budget, str, str]
 
 
 def build_cells(results: Results) -> tuple[Cell, ...]:
-    """All cells, also those without a value, by model, strategy, budget, split, checkpoint and metric.
+    """Group readings into cells, including empty ones, by model, strategy, budget, split, checkpoint and metric.
 
-    Models and strategies come in the order of the experiment files, full supervision after the strategies of its model.
+    Models and strategies are in the order of the experiment files, full supervision after its model's strategies.
     """
     readings: defaultdict[_Group, list[Reading]] = defaultdict(list)
     metrics: defaultdict[tuple[str, str], dict[Metric, None]] = defaultdict(lambda: {MIOU: None, PIXEL_ACCURACY: None})
@@ -86,15 +85,15 @@ def build_cells(results: Results) -> tuple[Cell, ...]:
 
 
 def line_of(point: Point) -> Line:
-    """The line that a trial lies on."""
+    """Return the line of a trial."""
     model = point.experiment, point.dataset, point.architecture, point.backbone, point.pretrained
     return Line(*model, point.strategy, point.setting)
 
 
 def full_line(line: Line, lines: Iterable[Line]) -> Line | None:
-    """The one line of full supervision among `lines` that a line is to be held against; None of none or several.
+    """Return the line of full supervision to compare a line with; None if there is none, or more than one.
 
-    It has the same model, and no setting that `line` has not: how pixels are picked means nothing to it.
+    It has the same model and no setting that `line` lacks; settings of picking do not apply to it.
     """
     items = _setting_items(line)
     fulls = {one for one in lines if one.strategy == "" and one.model == line.model and _setting_items(one) <= items}
@@ -102,18 +101,18 @@ def full_line(line: Line, lines: Iterable[Line]) -> Line | None:
 
 
 def reported(results: Results, cells: Iterable[Cell], metric: str = "miou") -> tuple[Cell, ...]:
-    """The cells of the default table: the last checkpoint on each experiment's reported split."""
+    """Select the cells of the default table: the last checkpoint on each experiment's reported split."""
     return tuple(cell for cell in on_reported_split(results, cells, metric) if cell.checkpoint == LAST)
 
 
 def on_reported_split(results: Results, cells: Iterable[Cell], metric: str = "miou") -> tuple[Cell, ...]:
-    """The cells of one metric on each experiment's reported split, by every rule that chooses an epoch."""
+    """Select the cells of one metric on each experiment's reported split, for every checkpoint rule."""
     splits = {experiment.name: experiment.evaluate.report for experiment in results.experiments}
     return tuple(cell for cell in cells if cell.metric == metric and cell.split == splits[cell.line.experiment])
 
 
 def areas(cells: Sequence[Cell]) -> tuple[Area, ...]:
-    """Areas of the lines with two budgets or more, from the cells of one metric, split and checkpoint."""
+    """Compute the areas of lines with two or more budgets, from cells of one metric, split and checkpoint."""
     by_line: defaultdict[Line, list[Cell]] = defaultdict(list)
     for cell in cells:
         if cell.budget != "full":
@@ -155,14 +154,14 @@ def _group(one: Measurement) -> _Group:
 def _cells(
     group: _Group, asked: list[Measurement], metrics: Iterable[Metric], readings: list[Reading], results: Results
 ) -> Iterator[Cell]:
-    """A cell for each metric of what was asked for together."""
+    """One cell per metric, for measurements that differ only in the seed."""
     line, budget, split, checkpoint = group
     shares = [one.share for one in asked if one.share is not None]
     evidence = [results.evidence[one.evaluation_key] for one in readings if one.evaluation_key]
     mixed = tuple(name for name in (evidence[0] if evidence else ()) if len({one[name] for one in evidence}) > 1)
     for metric, class_name in metrics:
         told = [one for one in readings if (metric, class_name) in one.values]
-        found = list({one.fit_key: one for one in reversed(told)}.values())[::-1]  # several seeds may be of one fit
+        found = list({one.fit_key: one for one in reversed(told)}.values())[::-1]  # seeds may share a fit
         values = tuple(one.values[metric, class_name] for one in found)
         yield Cell(
             line=line,

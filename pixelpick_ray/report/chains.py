@@ -1,4 +1,4 @@
-"""The chains that a report is about, as their records tell them."""
+"""Chains of the reported experiments, with their records."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pixelpick_ray.store.records import ChainRecord, StageRecord, read_chain
 
 @dataclass(frozen=True)
 class ReportedChain:
-    """The largest trial of a chain, and the chain's record, None when it never ran."""
+    """The largest trial of a chain, and the chain's record, None if it never ran."""
 
     point: Point
     trial: Trial
@@ -21,37 +21,37 @@ class ReportedChain:
 
     @property
     def line(self) -> Line:
-        """The line that its trials lie on."""
+        """The line of its trials."""
         return line_of(self.point)
 
     def pick_keys(self) -> Iterator[tuple[int, str | None]]:
-        """The budget and the key of the pixels of each stage, the first of all among them; None: not picked yet."""
+        """Yield budget and pick key of each stage, first pixels included; the key is None if not picked yet."""
         keys = () if self.record is None else self.record.picks
         for stage in range(self.trial.num_stages):
             yield self.trial.budget_of(stage), keys[stage] if stage < len(keys) else None
 
     @property
     def stages(self) -> tuple[StageRecord, ...]:
-        """The recorded stages, none when it never ran."""
+        """The recorded stages; none if it never ran."""
         return () if self.record is None else self.record.stages
 
     @property
     def training_description(self) -> str | None:
-        """The key of what is stored of the training images."""
+        """Key of the description of the training images."""
         return None if self.record is None else self.record.training_description
 
     def evaluated_description(self, split: str) -> str | None:
-        """The key of what is stored of an evaluated split."""
+        """Return the key of the description of an evaluated split."""
         return None if self.record is None else self.record.evaluated_description(split)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, none when it never ran."""
+        """Names of the classes; none if it never ran."""
         return () if self.record is None else self.record.class_names
 
 
 def load_chains(store: Store, results: Results) -> tuple[ReportedChain, ...]:
-    """Every chain that asks for pixels, up to its largest budget; full supervision asks for none."""
+    """Read every chain that picks pixels, up to its largest budget; full supervision picks none."""
     longest: dict[tuple[str, str], tuple[Point, Trial]] = {}
     for point, trial in results.trials.items():
         if trial.budget == "full":

@@ -1,4 +1,4 @@
-"""What labels cost: a model of clicks, seconds and money, laid over stored results without training again."""
+"""Annotation costs in clicks, seconds and money, computed for stored results without training again."""
 
 import math
 from collections import defaultdict
@@ -22,16 +22,16 @@ from pixelpick_ray.report.tables import budget_text, line_columns, n_text, value
 
 
 class FullCost(Spec):
-    """What it costs to label one whole image."""
+    """Cost of labelling a whole image."""
 
     clicks_per_image: NonNegative
     seconds_per_image: NonNegative
 
 
 class CostModel(Spec):
-    """What a label costs.
+    """Cost of a label.
 
-    `seconds_per_pixel` holds for the classes that `seconds_per_class` does not name. `seconds_per_image` is to open an
+    `seconds_per_pixel` applies to classes absent from `seconds_per_class`. `seconds_per_image` is the time to open an
     image, paid at each stage that asks for its pixels.
     """
 
@@ -55,14 +55,14 @@ class CostModel(Spec):
         return self
 
     def cost(self, clicks: float, seconds: float) -> "Cost":
-        """A cost with its money."""
+        """Return a cost, with money if the model has a rate."""
         money = None if self.money_per_hour is None else seconds / 3600 * self.money_per_hour
         return Cost(clicks, seconds, money)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Clicks, seconds of annotation, and money where the model has it."""
+    """Clicks, seconds of annotation, and money if the model has a rate."""
 
     clicks: float
     seconds: float
@@ -71,7 +71,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs by a model; `by_cell` lacks the cells whose cost nothing tells. `basis` says where the model is from."""
+    """Costs by a model; `by_cell` lacks cells of unknown cost. `basis` says where the model comes from."""
 
     model: CostModel
     by_cell: Mapping[tuple[Line, Budget], Cost]
@@ -79,7 +79,7 @@ class Costs:
 
     @property
     def quantities(self) -> dict[str, dict[tuple[Line, Budget], float]]:
-        """Each thing that is paid, under its name with the unit, by cell: clicks, hours and perhaps money."""
+        """Costs of each kind by its name and unit, by cell: clicks, hours and perhaps money."""
         found = {
             "clicks": {place: cost.clicks for place, cost in self.by_cell.items()},
             "hours of annotation": {place: cost.seconds / 3600 for place, cost in self.by_cell.items()},
@@ -89,7 +89,7 @@ class Costs:
 
 
 def read_cost_model(path: Path) -> CostModel:
-    """Read a cost model from a YAML file; SpecError names the file, the key, what was given and what is allowed."""
+    """Read a cost model from a YAML file. Raises SpecError naming file, key, value and what is allowed."""
     try:
         tree = read_yaml(read_text(path), path.name)
     except (OSError, UnicodeDecodeError) as error:
@@ -118,11 +118,11 @@ def _problem(item: Any) -> str:
 
 
 def costs_of(model: CostModel, queries: Sequence[StageQuery], cells: Iterable[Cell], basis: str = "Assumed") -> Costs:
-    """The cost of every cell with values: the mean over its seeds of what all stages up to its budget cost.
+    """Compute the cost of every cell with values: that of all stages up to its budget, averaged over seeds.
 
-    `cells` are of one metric, split and checkpoint. A cell has no cost where statistics of a stage are not stored. Full
-    supervision labels every image that a chain of its model asks about. A pixel that people gave no class costs what a
-    pixel does. SpecError for a class that no data set has.
+    `cells` share one metric, split and checkpoint. A cell has no cost if a stage's statistics are not stored. Full
+    supervision labels every image that a chain of its model asks about. Pixels that people gave no class cost
+    `seconds_per_pixel`. Raises SpecError for a class that no data set has.
     """
     _check_classes(model, queries)
     spent = _spent(model, queries)
@@ -149,7 +149,7 @@ def _check_classes(model: CostModel, queries: Sequence[StageQuery]) -> None:
 
 
 def _spent(model: CostModel, queries: Sequence[StageQuery]) -> dict[tuple[Line, int, Budget], Cost]:
-    """What a chain has cost when it reaches a budget, by line, seed and budget."""
+    """Cost of a chain on reaching a budget, by line, seed and budget."""
     chains: defaultdict[tuple[Line, int], list[StageQuery]] = defaultdict(list)
     for query in queries:
         chains[line_of(query.point), query.point.seed].append(query)
@@ -173,7 +173,7 @@ def _pixel_seconds(model: CostModel, class_names: Sequence[str], known: Mapping[
 
 
 def _full_costs(model: CostModel, line: Line, queries: Sequence[StageQuery]) -> list[Cost]:
-    """The cost of full supervision, none where nothing tells it. The first stage asks about every training image."""
+    """Cost of full supervision, empty if unknown. The first stage asks about every training image."""
     first = [query for query in queries if query.stage == 0 and full_line(line_of(query.point), [line])]
     images = [query.statistics["images"] for query in first if query.statistics is not None]
     if model.full is None or not images:
@@ -186,7 +186,7 @@ def _mean_cost(model: CostModel, costs: Sequence[Cost]) -> Cost:
 
 
 def cost_table(results: Results, cells: Sequence[Cell], costs: Costs) -> Table:
-    """What each cell of the default table cost and reached; the notes say by which numbers, and what is left out."""
+    """Tabulate cost and mIoU of each cell of the default table; notes give the cost model and what is left out."""
     stored = [cell for cell in reported(results, cells) if cell.values]
     shown = [cell for cell in stored if (cell.line, cell.budget) in costs.by_cell]
     columns, quantities = line_columns(cell.line for cell in shown), costs.quantities
@@ -202,12 +202,12 @@ def cost_table(results: Results, cells: Sequence[Cell], costs: Costs) -> Table:
     )
     header = (*columns, "pixels per image", *quantities, "mIoU (%)", "n")
     notes = (f"{costs.basis}: {_model_text(costs.model)}.", *_absence_notes(len(stored) - len(shown)))
-    caption = "What the labels cost in all, by a cost model: means over seeds, all stages up to a budget together."
+    caption = "Total cost of the labels by a cost model: all stages up to a budget, means over seeds."
     return Table(caption, header, rows, "l" * len(columns) + "r" * (len(quantities) + 3), notes)
 
 
 def number_text(value: float) -> str:
-    """A quantity in three digits or, from 100 on, in whole units: "0.0125", "3.5", "12,000"."""
+    """Format a quantity with three significant digits or, from 100, in whole units: "0.0125", "3.5", "12,000"."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -221,7 +221,7 @@ def _model_text(model: CostModel) -> str:
         whole = f"{_clicks_text(model.full.clicks_per_image)} and {number_text(model.full.seconds_per_image)} s"
         parts.append(f"{whole} to label a whole image")
     if model.money_per_hour is not None:
-        parts.append(f"{number_text(model.money_per_hour)} {model.currency} an hour")
+        parts.append(f"{number_text(model.money_per_hour)} {model.currency} per hour")
     return "; ".join(parts)
 
 
@@ -233,4 +233,4 @@ def _absence_notes(absent: int) -> tuple[str, ...]:
     if not absent:
         return ()
     rows = "One result is" if absent == 1 else f"{absent} results are"
-    return (f"{rows} left out: the cost is unknown, for want of stored statistics or of a cost in the model.",)
+    return (f"{rows} left out: the cost is unknown, because statistics are not stored or the model lacks a cost.",)

@@ -1,4 +1,4 @@
-"""Stored evaluations and fits, as a report needs them: metrics after each epoch, and what they were made with."""
+"""Stored evaluations and fits for reports: metrics after each epoch, and provenance."""
 
 import io
 import json
@@ -18,20 +18,20 @@ from pixelpick_ray.active.metrics import Floats, iou, mean_iou, pixel_accuracy
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.store import Store, paths
 
-# A metric and, where it is of one class, the class.
+# A metric and, if it is of one class, the class.
 Metric = tuple[str, str]
 MIOU, PIXEL_ACCURACY = ("miou", ""), ("pixel_accuracy", "")
 
-READ_ALONE = 1000  # evaluations that are read sooner than other processes hand them over
-THREADS = 16  # that read from object storage
+READ_ALONE = 1000  # minimum evaluations per process; fewer are read faster than transferred
+THREADS = 16  # for reading from object storage
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics of a fit on one split after each of the `epochs` (E,), which ascend; fractions, `iou` (E, C).
+    """Metrics of a fit on one split after each of the ascending `epochs` (E,), as fractions; `iou` is (E, C).
 
-    NaN stands for a class that does not occur. `evidence` is what the results of one cell should have in common, beside
-    what their trials say.
+    NaN stands for a class that does not occur. `evidence` is what the results of one cell should have in common, apart
+    from their trials.
     """
 
     key: str
@@ -45,16 +45,16 @@ class Evaluation:
 
     @property
     def last_epoch(self) -> int:
-        """The last epoch."""
+        """The last measured epoch."""
         return int(self.epochs[-1])
 
     @cached_property
     def best_epoch(self) -> int:
-        """The epoch with the highest mIoU, the first of equals."""
+        """The epoch with the highest mIoU, the first one if tied."""
         return int(self.epochs[np.argmax(np.where(np.isnan(self.mean_iou), -1.0, self.mean_iou))])
 
     def values(self, epoch: int) -> Mapping[Metric, float] | None:
-        """The metrics after an epoch; None for one that was not measured."""
+        """Return the metrics after an epoch; None if it was not measured."""
         at = int(np.searchsorted(self.epochs, epoch))
         if at == len(self.epochs) or self.epochs[at] != epoch:
             return None
@@ -69,11 +69,10 @@ Provenance = dict[str, Any]
 def read_evaluations(
     store: Store, wanted: Mapping[str, Sequence[str]], *, processes: int
 ) -> tuple[dict[str, Evaluation | str], dict[str, Provenance]]:
-    """Evaluations by their keys, or why they cannot be read, and the provenance of their fits, empty for removed ones:
-    the numbers remain valid.
+    """Read evaluations by key, or why they cannot be read, and their fits' provenance, empty for removed fits.
 
-    `wanted` has the class names of each. Many are read by several processes, at most `processes`, where the system can
-    fork them; from object storage by threads, which wait for it. StoreError for an evaluation of other classes.
+    `wanted` gives the class names of each. Large numbers are read by up to `processes` forked processes, if the system
+    can fork, or by threads from object storage. Raises StoreError if an evaluation's classes do not match.
     """
     read, pairs = partial(_read_part, store), list(wanted.items())
     workers = min(processes, len(pairs) // READ_ALONE) if store.is_folder else THREADS
@@ -95,7 +94,7 @@ def read_evaluations(
 def _read_part(
     store: Store, pairs: Sequence[tuple[str, Sequence[str]]]
 ) -> tuple[dict[str, Evaluation | str], dict[str, Provenance], dict[str, str]]:
-    read_fit = cache(partial(_read_fit, store))  # several splits are of one fit
+    read_fit = cache(partial(_read_fit, store))  # splits share fits
     found = {key: _read_evaluation(store, key, class_names, read_fit) for key, class_names in pairs}
     keys = (one.fit_key for one in found.values() if isinstance(one, Evaluation))
     return found, {key: read_fit(key)[1] for key in keys}, dict(store.damage)
@@ -125,13 +124,13 @@ def _read_evaluation(
 
 
 def _read_fit(store: Store, key: str) -> tuple[dict[str, Any], Provenance]:
-    """Input and provenance of a fit; both empty when it was removed."""
+    """Input and provenance of a fit; both empty if it was removed."""
     files = store.files("fit", key, ["input.json", "provenance.json"])
     return (json.loads(files["input.json"]), json.loads(files["provenance.json"])) if files else ({}, {})
 
 
 def _evidence(evaluation: dict[str, Any], fit: dict[str, Any], made: Provenance) -> dict[str, str]:
-    """What should be common, from the inputs of an evaluation and its fit, and the fit's provenance."""
+    """What the results of one cell should share, from the inputs of evaluation and fit and the fit's provenance."""
     facts = {
         "device": made.get("device"),
         "torch": made.get("torch"),
@@ -142,21 +141,21 @@ def _evidence(evaluation: dict[str, Any], fit: dict[str, Any], made: Provenance)
         "version of fit": fit.get("version"),
         "version of evaluation": evaluation["version"],
     }
-    # The same few texts a thousand times are one object each, which travels between processes once.
+    # Interned, so that recurring texts are pickled only once between processes.
     return {name: sys.intern("unknown" if value is None else str(value)) for name, value in facts.items()}
 
 
 def read_arrays(npz: bytes) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of an .npz file, as ``np.load`` reads them without pickles; a header that is met again costs nothing.
+    """Read the arrays of an .npz file like ``np.load`` without pickles, but with cached headers.
 
-    Headers are what takes the time of ``np.load`` where arrays are small, and those of a study are all alike.
+    For small arrays, parsing headers dominates the time of ``np.load``, and those of a study are all alike.
     """
     with zipfile.ZipFile(io.BytesIO(npz)) as file:
         return {name.removesuffix(".npy"): _array(file.read(name)) for name in file.namelist()}
 
 
 def _array(npy: bytes) -> npt.NDArray[Any]:
-    start = 10 + int.from_bytes(npy[8:10], "little")  # version 1: numpy reads no longer header either, unless told to
+    start = 10 + int.from_bytes(npy[8:10], "little")  # format version 1, whose header length has two bytes
     shape, fortran_order, dtype = _header(npy[:start])
     array = np.frombuffer(npy, dtype=dtype, offset=start)
     return array.reshape(shape, order="F" if fortran_order else "C")

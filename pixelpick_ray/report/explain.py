@@ -1,4 +1,4 @@
-"""Where one number of a report comes from."""
+"""Explaining where one number of a report comes from."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,10 +27,10 @@ NAMES = (
 
 
 def explain(store: Store, results: Results, cells: Sequence[Cell], chains: Sequence[ReportedChain], wanted: str) -> str:
-    """Everything behind a cell: values, keys, folders, pixels, devices, versions and what else uses them.
+    """Describe everything behind a cell: values, keys, folders, pixels, devices, versions and what else uses them.
 
-    `wanted` is "NAME=VALUE,...", with columns of table.csv as names, e.g. "strategy=margin,budget=20"; what is left
-    out is as in the default table. SpecError when no cell or more than one is meant.
+    `wanted` is "NAME=VALUE,...", with columns of table.csv as names, e.g. "strategy=margin,budget=20"; columns left
+    out default to those of the default table. Raises SpecError if not exactly one cell matches.
     """
     cell = _found(results, cells, parse_cell(wanted), wanted)
     lines = list(_cell_lines(cell))
@@ -42,14 +42,14 @@ def explain(store: Store, results: Results, cells: Sequence[Cell], chains: Seque
 
 
 def parse_cell(wanted: str) -> dict[str, str]:
-    """The names and values of "NAME=VALUE,..."; what comes after a setting and has no name belongs to it."""
+    """Parse "NAME=VALUE,..."; unnamed parts after a setting belong to it. Raises SpecError for unknown names."""
     found: dict[str, str] = {}
     last = ""
     for part in wanted.split(","):
         name, sign, value = part.strip().partition("=")
         if sign and name in NAMES:
             last, found[name] = name, value.strip()
-        elif last == "setting":  # has commas and equals signs of its own
+        elif last == "setting":  # may itself contain commas and equals signs
             found[last] += f",{part.rstrip()}"
         else:
             raise SpecError(f"--explain: {part.strip()!r} is not NAME=VALUE with one of the names {', '.join(NAMES)}")
@@ -69,7 +69,7 @@ def _found(results: Results, cells: Sequence[Cell], wanted: dict[str, str], text
 
 
 def _is(cell: Cell, name: str, value: str) -> bool:
-    """Whether a column has a value; how the parts of a setting are spaced does not matter."""
+    """Whether a column has a value, ignoring spaces between the parts of a setting."""
     return _column(cell, name).replace(", ", ",") == value.replace(", ", ",")
 
 
@@ -83,7 +83,7 @@ def _column(cell: Cell, name: str) -> str:
 
 
 def _cell_lines(cell: Cell) -> Iterator[str]:
-    """The value, and what it is of."""
+    """Lines on the value and what it measures."""
     line = cell.line
     metric = _METRICS[cell.metric] + (f" of {cell.class_name}" if cell.class_name else "")
     place = _place(strategy_text(line), cell.budget)
@@ -109,12 +109,12 @@ def _place(label: str, budget: Budget) -> str:
 
 
 def _percent(text: str) -> str:
-    """A text of a table with its unit, where it has a number."""
+    """A table's text, with a percent sign if it is a number."""
     return f"{text} %" if text[0].isdigit() else text
 
 
 def _missing_lines(results: Results, cell: Cell) -> Iterator[str]:
-    """The seeds that the cell lacks, and why."""
+    """Lines on the seeds that the cell lacks, and why."""
     needed = cell.split, cell.checkpoint.removeprefix(BEST_ON)
     for one in results.missing:
         if (line_of(one.point), one.point.budget) == (cell.line, cell.budget) and one.split in needed:
@@ -146,7 +146,7 @@ def _reading_lines(
 
 
 def _picks(chains: Sequence[ReportedChain], line: Line, reading: Reading) -> Iterator[tuple[int, str]]:
-    """The stored pixels that a fit was trained on, by the budget that they lead to."""
+    """Budgets and keys of the picks that a fit was trained on."""
     point = reading.asked.point
     for chain in chains:
         if chain.line == line and chain.point.seed == point.seed:
@@ -167,7 +167,7 @@ def _made_lines(fit: dict[str, Any]) -> Iterator[str]:
 
 
 def _others(results: Results, reading: Reading, line: Line) -> list[str]:
-    """What else was measured from the same fit."""
+    """Other cells that were measured with the same fit."""
     points = [one.asked.point for one in results.readings if one.fit_key == reading.fit_key]
     places = dict.fromkeys((line_of(point), point.budget) for point in points if line_of(point) != line)
     labels = line_labels([line, *(other for other, _ in places)])

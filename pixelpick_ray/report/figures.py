@@ -1,4 +1,4 @@
-"""Curves over what labels cost. Drawing computes nothing: every number comes from a cell or a cost."""
+"""Budget curves. Drawing computes nothing: every number comes from a cell or a cost."""
 
 import html
 import io
@@ -35,38 +35,38 @@ _STYLE = {
     "legend.frameon": False,
 }
 _SCALES: tuple[Scale, ...] = ("linear", "log")
-Lettering = Literal["path", "none"]  # text as outlines, or as text in the font of the page
+Lettering = Literal["path", "none"]  # text as outlines, or in the page's font
 
 
 # Documents
 
 
 def curve_png(results: Results, cells: Sequence[Cell], published: Published) -> bytes:
-    """mIoU over labelled pixels per image as PNG; equal results give equal bytes.
+    """Draw mIoU over labelled pixels per image as PNG; equal results give equal bytes.
 
-    `published` are the papers' numbers that were made by our protocol, drawn as hollow markers.
+    `published` are papers' numbers obtained with the same protocol, drawn as hollow markers.
     """
     shown = reported(results, cells)
     return png(lambda: draw(shown, published, _pixel_axis(shown, "linear")))
 
 
 def curve_pdf(results: Results, cells: Sequence[Cell], published: Published) -> bytes:
-    """The same curve as PDF."""
+    """Draw the curve of `curve_png` as PDF."""
     shown = reported(results, cells)
     nothing = {"CreationDate": None, "Creator": None, "Producer": None}
     return _drawn(lambda: draw(shown, published, _pixel_axis(shown, "linear")), "pdf", nothing)
 
 
 def curve_svg(results: Results, cells: Sequence[Cell], published: Published) -> str:
-    """The same curve as SVG, its text as outlines: it looks the same wherever it is shown."""
+    """Draw the curve of `curve_png` as SVG, with text as outlines, so that it looks the same everywhere."""
     shown = reported(results, cells)
     return _svg(shown, published, _pixel_axis(shown, "linear"), "path")
 
 
 def curves(results: Results, cells: Sequence[Cell], published: Published, costs: Costs | None = None) -> Curves:
-    """mIoU over pixels, their share and, with costs, all that is paid; each axis linear and logarithmic.
+    """Draw mIoU over pixels, their share and, if given, costs, each on a linear and a logarithmic axis.
 
-    Their text is text, in the font of the page that they are put on.
+    Text takes the font of the page that shows them.
     """
     shown = reported(results, cells)
     axes = _axes(shown, costs)
@@ -75,9 +75,9 @@ def curves(results: Results, cells: Sequence[Cell], published: Published, costs:
 
 
 def inline_svg(svg: str) -> str:
-    """An SVG for a web page: no prologue, no background, the page's own font and colour of text, a title to hear.
+    """Adapt an SVG to a web page: no prologue or background, the page's font and text colour, and an ARIA label.
 
-    Identifiers that nothing refers to go, so that several on one page do not clash.
+    Unused identifiers are removed, so that several figures on one page do not clash.
     """
     title = re.search(r"<title>(.*?)</title>", svg, flags=re.DOTALL)
     name = html.escape(html.unescape(title[1]) if title else "curves")
@@ -94,14 +94,14 @@ def _svg(cells: Sequence[Cell], published: Published, axis: Axis, text: Letterin
 
 
 def png(make: Callable[[], Figure]) -> bytes:
-    """A figure in the style of the reports as PNG; equal figures give equal bytes."""
+    """Render a figure in the reports' style as PNG; equal figures give equal bytes."""
     return _drawn(make, "png", {"Software": None})
 
 
 def svg(make: Callable[[], Figure], *, title: str, text: Lettering) -> str:
-    """A figure in the style of the reports as SVG; titles differ between the figures of a page."""
+    """Render a figure in the reports' style as SVG; titles must be unique on a page."""
     metadata = {"Title": title, "Date": None, "Creator": None, "Format": None, "Type": None}
-    # Without a salt identifiers are random; with one for all, those of several figures on a page would be the same.
+    # Without a salt, identifiers are random; with a common one, figures on one page would share identifiers.
     return _drawn(make, "svg", metadata, {"svg.hashsalt": title, "svg.fonttype": text}).decode("utf-8")
 
 
@@ -125,13 +125,13 @@ def _pixel_axis(cells: Iterable[Cell], scale: Scale) -> Axis:
 
 
 def _axes(cells: Sequence[Cell], costs: Costs | None) -> list[Axis]:
-    """Every axis that some cell has a place on, linear and logarithmic; pixels always."""
+    """All axes that place at least one cell, linear and logarithmic; pixels always."""
     pixels = _pixel_axis(cells, "linear").places
     shares = {(cell.line, cell.budget): 100 * cell.share for cell in cells if cell.share is not None}
     quantities = {PIXELS: pixels, "share of pixels (%)": shares} | (costs.quantities if costs else {})
     axes = []
     for name, values in quantities.items():
-        # Full supervision is a level, not a point: it would push everything else into a corner.
+        # Full supervision is drawn as a level: as a point, it would squeeze everything else into a corner.
         places = {place: value for place, value in values.items() if place in pixels and value > 0}
         axes += [Axis(name, places, scale) for scale in _SCALES if places or name == PIXELS]
     return axes
@@ -141,7 +141,7 @@ def _axes(cells: Sequence[Cell], costs: Costs | None) -> list[Axis]:
 
 
 def _data_table(cells: Sequence[Cell], costs: Costs | None) -> Table:
-    """The numbers that curves show."""
+    """Table of the numbers behind the curves."""
     shown = [cell for cell in cells if cell.values]
     columns, quantities = line_columns(cell.line for cell in shown), costs.quantities if costs else {}
     rows = tuple(
@@ -157,11 +157,11 @@ def _data_table(cells: Sequence[Cell], costs: Costs | None) -> Table:
     numbers = ("mIoU (%)", "standard deviation", "95 % from", "to", "n")
     header = (*columns, "pixels per image", "share (%)", *quantities, *numbers)
     caption = (
-        "The numbers that the curves show: mIoU in percent, its sample standard deviation, and the 95 % interval of "
-        "the mean over seeds."
+        "Numbers behind the curves: mIoU in percent, its sample standard deviation, and the 95 % interval of the mean "
+        "over seeds."
     )
     unknown = any((cell.line, cell.budget) not in values for cell in shown for values in quantities.values())
-    notes = ("Results of unknown cost (-) are not drawn over it.",) if unknown else ()
+    notes = ("Results of unknown cost (-) are not drawn on cost axes.",) if unknown else ()
     return Table(caption, header, rows, "l" * len(columns) + "r" * (len(header) - len(columns)), notes)
 
 

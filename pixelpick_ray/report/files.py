@@ -1,4 +1,4 @@
-"""The files of a report: tables, rows, curves and one page, from a store and experiments alone."""
+"""Files of a report: tables, rows, curves and a page, from a store and experiments alone."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ from pixelpick_ray.store.records import DataWarnings
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What was written: paths, number of values, trials asked for, and what is missing."""
+    """What was written: paths, the number of requested trials, and what is missing."""
 
     files: tuple[Path, ...]
     num_trials: int
@@ -87,12 +87,12 @@ def write_report(
     cost_model: CostModel | None = None,
     picture_settings: int = 0,
 ) -> ReportSummary:
-    """Write the report of the experiments into the folder `out`, replacing files of the same names.
+    """Write the report of the experiments to the folder `out`, replacing files of the same names.
 
-    `picture_settings` are the settings shown with pictures of the data set, at most. Equal results give equal bytes,
-    except for `index.html`, which also tells versions and seconds. Without a cost model that which people's answers
-    measured is taken, where there are any. SpecError when `out` cannot be written, the experiments cannot be told apart
-    or the cost model does not fit them; StoreError for a record that contradicts its trial.
+    At most `picture_settings` settings are illustrated with images. Without a cost model, one measured from people's
+    answers is used, if any. Equal results give equal bytes, except in `index.html`, which includes versions and
+    seconds. Raises SpecError if `out` is not writable, experiments differ but share a name, or the cost model does not
+    fit them; StoreError for a record that contradicts its trial.
     """
     results = load_results(store, experiments, processes=local_cpus())
     contents = _contents(store, results, cost_model, picture_settings)
@@ -101,10 +101,7 @@ def write_report(
 
 
 def write_files(contents: Mapping[str, str | bytes], out: Path, *, stale: Collection[str] = ()) -> tuple[Path, ...]:
-    """Replace files by their names in the folder `out`, all of them or none, and remove the stale ones.
-
-    SpecError when it cannot be done.
-    """
+    """Replace files in the folder `out` by name, all or none, and remove `stale` ones. Raises SpecError on failure."""
     try:
         replace_files({out / name: _bytes(content) for name, content in contents.items()})
         for name in stale:
@@ -122,9 +119,9 @@ def _bytes(content: str | bytes) -> bytes:
 
 
 def _stale(contents: Collection[str], out: Path, cost_model: CostModel | None) -> set[str]:
-    """Files of an earlier report, which would mislead beside this one, but for a cost model that may have been given.
+    """Misleading files of an earlier report, except for a cost model that may be the user's own.
 
-    SpecError when a cost model that no report wrote would be replaced.
+    Raises SpecError if a cost model that no report wrote would be replaced.
     """
     stale, foreign = _NOT_ALWAYS - set(contents), _is_foreign(out / _COSTS)
     if foreign and _COSTS in contents:
@@ -136,7 +133,7 @@ def _stale(contents: Collection[str], out: Path, cost_model: CostModel | None) -
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a cost model is there that no report wrote."""
+    """Whether there is a cost model that no report wrote."""
     try:
         return path.is_file() and not path.read_bytes().startswith(COSTS_START.encode("ascii"))
     except OSError as error:
@@ -144,14 +141,14 @@ def _is_foreign(path: Path) -> bool:
 
 
 def explain_cell(store: Store, experiments: Sequence[Experiment], wanted: str) -> str:
-    """Where one number comes from, as text (`explain.explain`)."""
+    """Describe where one number comes from; see `explain.explain`."""
     results = load_results(store, experiments)
     return explain(store, results, build_cells(results), load_chains(store, results), wanted)
 
 
 @dataclass(frozen=True)
 class _Findings:
-    """All that the parts of a report are made from."""
+    """Everything that the parts of a report are made from."""
 
     results: Results
     cells: Sequence[Cell]
@@ -165,7 +162,7 @@ class _Findings:
 def _contents(
     store: Store, results: Results, cost_model: CostModel | None, picture_settings: int
 ) -> dict[str, str | bytes]:
-    """Every file of a report by its name."""
+    """All files of a report by name."""
     cells, chains = build_cells(results), load_chains(store, results)
     queries, comparisons, contests = load_queries(store, chains), compare(results, cells), judge(results, cells)
     found = _Findings(results, cells, chains, queries, comparisons, contests, load_annotations(store, chains))
@@ -195,7 +192,7 @@ def _contents(
 
 
 def _sections(store: Store, found: _Findings, costs: Costs | None) -> dict[str, tuple[Part, ...]]:
-    """Parts under their titles, in the order of reading; a section may be empty."""
+    """Parts by section title, in reading order; a section may be empty."""
     results, cells, contests = found.results, found.cells, found.contests
     training = _training_facts(store, found.chains)
     # Training images without label maps have no classes to compare with.
@@ -222,7 +219,7 @@ def _sections(store: Store, found: _Findings, costs: Costs | None) -> dict[str, 
 
 
 def _data_warnings(store: Store, experiments: Sequence[Experiment]) -> tuple[Part, ...]:
-    """What was probably wrong with the data when they were trained on."""
+    """Data warnings of the experiments' last runs."""
     found: dict[str, None] = {}
     for experiment in experiments:
         path = paths.data_warnings(paths.experiment_folder(experiment))
@@ -232,7 +229,7 @@ def _data_warnings(store: Store, experiments: Sequence[Experiment]) -> tuple[Par
 
 
 def _costs(found: _Findings, model: CostModel | None) -> Costs | None:
-    """What the labels cost by the given model, else by the times that people took, where these were measured."""
+    """Costs by the given model, or else by people's measured times, if any."""
     cells = reported(found.results, found.cells)
     if model is not None:
         return costs_of(model, found.queries, cells)
@@ -247,7 +244,7 @@ def _annotation_files(annotations: Annotations) -> dict[str, str]:
 
 
 def _forms(found: _Findings) -> dict[str, Table | None]:
-    """The default table in each of its forms, by what is added to the name of its file."""
+    """All forms of the default table, by suffix of the file name."""
     strong = best_and_ties(found.contests)
     return {
         "": result_table(found.results, found.cells, strong=strong),
@@ -269,7 +266,7 @@ def _latex_files(found: _Findings) -> dict[str, str]:
 
 
 def _title(results: Results) -> tuple[str, str]:
-    """Title and lead of the page."""
+    """Title and lead paragraph of the page."""
     title = " · ".join(experiment.title or experiment.name for experiment in results.experiments)
     names = ", ".join(experiment.name for experiment in results.experiments)
     return title, f"{names}: {counted(len(results.trials), 'trial')}, {counted(len(results.fits), 'fit')}"
@@ -280,7 +277,7 @@ def _listing(experiment: Experiment) -> Listing:
 
 
 def _training_facts(store: Store, chains: Sequence[ReportedChain]) -> dict[Line, dict[str, Any]]:
-    """What is stored of the training images of every line, by the line."""
+    """Stored facts of the training images, by line."""
     read = cache(partial(read_description, store))
     described = {chain.line: read(chain.training_description) for chain in reversed(chains)}
     return {line: description.facts for line, description in described.items() if description}

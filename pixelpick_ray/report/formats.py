@@ -1,4 +1,4 @@
-"""Tables written as Markdown, LaTeX, plain text and HTML."""
+"""Writers of tables as Markdown, LaTeX, plain text and HTML."""
 
 import html
 import re
@@ -10,7 +10,7 @@ from pixelpick_ray.report.parts import Table
 
 
 def to_markdown(table: Table) -> str:
-    """The table as Markdown with its caption above and its notes below."""
+    """Write a table as Markdown, with its caption above and its notes below."""
     rule = ["---:" if side == "r" else "---" for side in table.alignment]
     rows = _written(table, _markdown, "**{}**")
     lines = [" | ".join(row) for row in (map(_markdown, table.header), rule, *rows)]
@@ -23,7 +23,7 @@ def _markdown(text: str) -> str:
 
 
 def _written(table: Table, escape: Callable[[str], str], strong: str) -> list[list[str]]:
-    """The cells as a format writes them; `strong` is its pattern for bold."""
+    """Cells escaped for a format; `strong` is its pattern for bold."""
     return [
         [
             strong.format(escape(cell)) if (at, column) in table.strong else escape(cell)
@@ -34,14 +34,14 @@ def _written(table: Table, escape: Callable[[str], str], strong: str) -> list[li
 
 
 def to_latex(table: Table, label: str) -> str:
-    """The table as a LaTeX float, with the packages that it needs in a comment."""
+    """Write a table as a LaTeX float, with the packages it needs in a comment."""
     return latex_tables({label: table})
 
 
 def latex_tables(tables: Mapping[str, Table]) -> str:
-    """Tables by their labels as LaTeX floats, after a comment with the packages that they need.
+    """Write tables, by label, as LaTeX floats, after a comment with the packages they need.
 
-    The text is ASCII. TeX itself shrinks a table that is wider than the line; cells of long text are wrapped.
+    The output is ASCII. Tables wider than the line are scaled down by TeX; cells with long text are wrapped.
     """
     floats = (_latex_float(table, label) for label, table in tables.items())
     return "\n".join(["% needs \\usepackage{array,booktabs,graphicx}", *floats])
@@ -75,7 +75,7 @@ def _latex_float(table: Table, label: str) -> str:
 
 
 def _latex_columns(table: Table) -> tuple[str, str]:
-    """The alignments and the heads of all columns; a head that is wider than its column has several lines."""
+    """Alignments and heads of all columns; heads wider than their column are wrapped."""
     columns, heads = [], []
     for side, head, *cells in zip(table.alignment, table.header, *table.rows, strict=True):
         longest = max(map(len, cells), default=0)
@@ -87,7 +87,7 @@ def _latex_columns(table: Table) -> tuple[str, str]:
     return "".join(columns), " & ".join(heads)
 
 
-# Characters above which a cell of text has several lines, and to which a head may always go.
+# Characters above which a text cell is wrapped, and up to which a head never is.
 _WRAPPED = 40
 _HEAD = 9
 
@@ -99,7 +99,7 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': "''",
-    # At the start of a row, "*" and "[" would be taken for arguments of the line end before it.
+    # At the start of a row, "*" and "[" would be parsed as arguments of the preceding line end.
     "*": "{*}",
     "[": "{[}",
     "±": r"$\pm$",
@@ -135,7 +135,7 @@ _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\u00a0": "~",
 }
 
-# Combining marks of Unicode and the commands that set them on a letter in every encoding.
+# Unicode combining marks and the LaTeX accent commands, which work in every encoding.
 _ACCENTS = {
     "\u0300": "`",
     "\u0301": "'",
@@ -157,7 +157,7 @@ def _latex(text: str) -> str:
 
 
 def _latex_character(character: str) -> str:
-    """The character, a command for it, or its code where LaTeX may have no glyph for it."""
+    """The character, a command for it, or its code point if LaTeX may lack the glyph."""
     if character in _LATEX:
         return _LATEX[character]
     if character.isascii():
@@ -169,7 +169,7 @@ def _latex_character(character: str) -> str:
 
 
 def to_text(table: Table) -> str:
-    """The table with aligned columns for a terminal, its caption above and its notes below; bold is left out."""
+    """Write a table in aligned columns for a terminal, its caption above and its notes below, without bold."""
     widths = [max(len(row[index]) for row in (table.header, *table.rows)) for index in range(len(table.header))]
 
     def line(row: Sequence[str]) -> str:
@@ -182,7 +182,7 @@ def to_text(table: Table) -> str:
 
 
 def to_html(table: Table) -> str:
-    """The table as an HTML figure; every text is escaped."""
+    """Write a table as an HTML figure; all text is escaped."""
     sides = [' class="r"' if side == "r" else "" for side in table.alignment]
 
     def line(cells: Sequence[str], tag: str) -> str:

@@ -1,4 +1,4 @@
-"""The few numbers that a page begins with."""
+"""The headline figures of a report page."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,7 @@ from pixelpick_ray.report.tables import budget_text, count_text, n_text, share_t
 
 
 def headline(results: Results, cells: Sequence[Cell], efforts: Sequence[Effort]) -> tuple[Fact, ...]:
-    """The best strategy at the largest budget where there is one setting to speak of, what is stored, what it cost."""
+    """Return the best strategy at the largest budget, if there is only one setting, stored trials and their cost."""
     shown = [cell for cell in reported(results, cells) if cell.values]
     asking = [cell for cell in shown if cell.line.strategy]
     one_setting = len({(cell.line.model, cell.line.setting) for cell in asking}) == 1

@@ -1,4 +1,4 @@
-"""Strategies against each other: paired tests over seeds within each setting, wins over settings, stable ranks."""
+"""Strategy comparison: paired tests over seeds within each setting, wins over settings, and rank stability."""
 
 import itertools
 import math
@@ -27,11 +27,11 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Match:
-    """Two strategies by one measure, mIoU at one budget or the area over several, over the seeds that both have.
+    """Two strategies compared by mIoU at one budget, or by the area over several, over the seeds that both have.
 
-    `tests` are of first - second, as fractions. `same` says that every seed has one and the same network under both, as
-    where both start; such a match tests nothing. `adjusted` is the p value of t after Holm's correction over a family
-    of `family` tests: those of all pairs of the setting by this measure that could be made. NaN for what is not tested.
+    `tests` are of first - second, as fractions. `same`: both have the same network for every seed, as at the first
+    budget, so there is nothing to test. `adjusted` is the t test's p value after Holm's correction over `family` tests:
+    all possible ones between pairs of the setting by this measure. It is NaN if not tested.
     """
 
     first: Line
@@ -45,7 +45,7 @@ class Match:
 
     @property
     def verdict(self) -> str:
-        """What the first is beside the second, of the constants above."""
+        """Outcome for the first strategy: one of the constants above."""
         if self.same:
             return SAME
         if self.tests.n < 2:
@@ -59,9 +59,9 @@ class Match:
 class Contest:
     """The strategies of one setting, two or more.
 
-    `budgets` are those at which every strategy that has results has some; they make the area. `scores` are areas by
-    line and seed, of the seeds that have all these budgets; of a single budget they are its mIoU. Lines without any
-    result have none.
+    `budgets` are those at which every strategy with results has some; the area covers them. `scores` are areas by line
+    and seed, for seeds that have all these budgets, or mIoU if there is a single budget. Lines without results have
+    none.
     """
 
     lines: tuple[Line, ...]
@@ -71,24 +71,24 @@ class Contest:
     matches: tuple[Match, ...]
 
     def tested(self, budgets: tuple[int, ...]) -> tuple[Match, ...]:
-        """The matches by one measure, without those of the same networks."""
+        """Return the matches by one measure, except those of identical networks."""
         return tuple(match for match in self.matches if match.budgets == budgets and not match.same)
 
     @property
     def shown(self) -> tuple[tuple[int, ...], ...]:
-        """The measures that are shown: the area, if there is one, and the largest budget."""
+        """Measures to show: the area, if there is one, and the largest budget."""
         return tuple(dict.fromkeys((self.budgets, self.budgets[-1:]))) if self.budgets else ()
 
 
-# By line, budget and seed; NaN left out.
+# By line, budget and seed, without NaN.
 _Values = Mapping[Line, Mapping[int, Mapping[int, float]]]
 
 
 def judge(results: Results, cells: Sequence[Cell]) -> tuple[Contest, ...]:
-    """Every setting with two strategies or more; strategies are paired by seed, which gives both their first pixels.
+    """Compare the strategies of every setting with at least two, paired by seed, which determines the first pixels.
 
-    By the default table: mIoU, last epoch, reported split. A setting is a model and everything else but the strategy;
-    full supervision does not take part.
+    Uses the default table: mIoU, last epoch, reported split. A setting is the model and everything else except the
+    strategy; full supervision does not take part.
     """
     by_setting: defaultdict[tuple[tuple[str, ...], str], dict[tuple[Line, int], Cell]] = defaultdict(dict)
     for cell in reported(results, cells):
@@ -113,7 +113,7 @@ def _contest(cells: Mapping[tuple[Line, int], Cell]) -> Contest:
 
 
 def _scores(own: Mapping[int, Mapping[int, float]], budgets: tuple[int, ...]) -> dict[int, float]:
-    """The area over these budgets for each seed that has them all."""
+    """Area over these budgets, for each seed that has them all."""
     if not budgets:
         return {}
     complete = [seed for seed in own[budgets[0]] if all(seed in own[budget] for budget in budgets)]
@@ -121,7 +121,7 @@ def _scores(own: Mapping[int, Mapping[int, float]], budgets: tuple[int, ...]) ->
 
 
 def _family(cells: Mapping[tuple[Line, int], Cell], values: _Values, budgets: tuple[int, ...]) -> Iterator[Match]:
-    """Every pair of strategies by one measure: the family of Holm's correction."""
+    """All pairs of strategies by one measure: the family of Holm's correction."""
     scores = {line: _scores(own, budgets) for line, own in values.items() if all(budget in own for budget in budgets)}
     networks = {line: _networks(cells, line, budgets) for line in scores}
     pairs = [
@@ -139,7 +139,7 @@ def _family(cells: Mapping[tuple[Line, int], Cell], values: _Values, budgets: tu
 def _networks(
     cells: Mapping[tuple[Line, int], Cell], line: Line, budgets: tuple[int, ...]
 ) -> dict[int, tuple[str, ...]]:
-    """The keys of the fits at these budgets by seed, as many as there are."""
+    """Keys of the existing fits at these budgets, by seed."""
     keys: defaultdict[int, tuple[str, ...]] = defaultdict(tuple)
     for budget in budgets:
         cell = cells[line, budget]
@@ -149,10 +149,10 @@ def _networks(
 
 
 def best_and_ties(contests: Iterable[Contest]) -> frozenset[tuple[Line, Budget]]:
-    """At each budget of a setting the best mean, and those that the paired t test does not tell apart from it.
+    """Return, for each budget of a setting, the best mean and those not significantly different by the paired t test.
 
-    The p value is of the one test, without Holm's correction. Where fewer than two shared seeds allow no test, only an
-    equal mean ties. Nothing of a strategy that is alone at its budget.
+    p values are uncorrected. With fewer than two shared seeds there is no test, and only equal means tie. A strategy
+    that is alone at its budget is left out.
     """
     return frozenset(place for contest in contests for place in _best_and_ties(contest))
 
@@ -176,7 +176,7 @@ def _best_and_ties(contest: Contest) -> Iterator[tuple[Line, Budget]]:
 
 
 def pair_table(contests: Sequence[Contest]) -> Table | None:
-    """Every pair of strategies by area and at the largest budget; None where no two strategies have results."""
+    """Tabulate all pairs of strategies by area and at the largest budget; None if no two have results."""
     shown = [match for contest in contests for budgets in contest.shown for match in contest.tested(budgets)]
     if not shown:
         return None
@@ -186,10 +186,10 @@ def pair_table(contests: Sequence[Contest]) -> Table | None:
     header = (*columns, "first", "second", *measured, "p (t, Holm)", "the first is")
     area = f"the area under the budget curve ({_AREA}) and " if any(len(one.budgets) > 1 for one in shown) else ""
     caption = (
-        f"Strategies in pairs, on {places_text(contests)} after the last epoch of a stage, by {area}mIoU at the "
-        "largest budget that all have: first minus second in points over the seeds that both have, its interval "
-        "Student's. All p values are two-sided. Holm's correction is over all pairs of one setting by one measure, not "
-        f"over measures or settings; the last column judges by it at {ALPHA:g}."
+        f"Pairs of strategies on {places_text(contests)} after the last epoch of a stage, by {area}mIoU at the largest "
+        "budget that all have. Difference: first minus second in points over the seeds that both have, with "
+        "Student's interval. p values are two-sided. Holm's correction covers all pairs of one setting by one "
+        f"measure, not several measures or settings; the last column uses it at {ALPHA:g}."
     )
     return Table(caption, header, rows, "l" * (len(columns) + 3) + "rrrrrrrl", tuple(same_texts(contests)))
 
@@ -206,7 +206,7 @@ def _match_texts(match: Match) -> tuple[str, ...]:
 
 
 def pairs_csv(contests: Iterable[Contest]) -> str:
-    """Every match, also at every single budget, as CSV; fractions, lists joined by spaces."""
+    """Write all matches, including those at single budgets, as CSV: fractions, lists joined by spaces."""
     lines = []
     for contest in contests:
         for match in contest.matches:
@@ -221,7 +221,7 @@ def pairs_csv(contests: Iterable[Contest]) -> str:
 
 
 def win_matrix(contests: Sequence[Contest]) -> Table | None:
-    """Strategies against strategies over all settings and single budgets; None where nothing could be tested."""
+    """Count wins between strategies over all settings and single budgets; None if nothing could be tested."""
     wins: Counter[tuple[str, str]] = Counter()
     played: Counter[tuple[str, str]] = Counter()
     for match in (match for contest in contests for match in contest.matches):
@@ -239,9 +239,9 @@ def win_matrix(contests: Sequence[Contest]) -> Table | None:
         for name, totals in ((name, (_total(wins, name), _total(played, name))) for name in names)
     )
     caption = (
-        f"How often the row is better than the column, of how many times they could be compared, on "
-        f"{places_text(contests)}: once for each setting and budget, by the paired t test of mIoU over seeds after "
-        f"Holm's correction over all pairs of that setting and budget, at {ALPHA:g}."
+        f"How often the row's strategy beats the column's, out of their comparisons on {places_text(contests)}: one "
+        "per setting and budget, by the paired t test of mIoU over seeds with Holm's correction over all pairs "
+        f"of that setting and budget, at {ALPHA:g}."
     )
     return Table(caption, ("strategy", *names, "wins"), rows, "l" + "r" * (len(names) + 1), tuple(same_texts(contests)))
 
@@ -255,9 +255,9 @@ def _wins_text(wins: int, played: int) -> str:
 
 
 def stability_table(contests: Sequence[Contest]) -> Table | None:
-    """Whether rankings hold when one seed is left out; None where no setting has three seeds that all strategies have.
+    """Tabulate whether rankings hold with one seed left out; None if no setting has three seeds that all have.
 
-    Ranked by the mean area over these seeds, or by mIoU where there is one budget only.
+    Strategies are ranked by mean area over these seeds, or by mIoU if there is only one budget.
     """
     ranked = [contest for contest in contests if contest.tested(contest.budgets) and len(_common_seeds(contest)) > 2]
     if not ranked:
@@ -265,16 +265,16 @@ def stability_table(contests: Sequence[Contest]) -> Table | None:
     columns = setting_columns(ranked)
     rows = tuple((*(texts[one.lines[0]] for texts in columns.values()), *_stability_texts(one)) for one in ranked)
     caption = (
-        f"Rankings on {places_text(ranked)} with every seed that all strategies have, by the mean area under the "
-        f"budget curve ({_AREA}), and whether they hold when one of the seeds is left out: how often the same strategy "
-        "is first, and the smallest Kendall tau (1: the same order, -1: the reverse) with the ranking of all seeds."
+        f"Rankings on {places_text(ranked)} over the seeds that all strategies have, by the mean area under the "
+        f"budget curve ({_AREA}), and their stability when one seed is left out: how often the same strategy "
+        "is first, and the smallest Kendall tau (1: same order, -1: reversed) with the ranking over all seeds."
     )
     header = (*columns, "measure", "ranking", "n", "same first", "smallest tau")
     return Table(caption, header, rows, "l" * (len(columns) + 2) + "rrr")
 
 
 def _common_seeds(contest: Contest) -> list[int]:
-    """The seeds that all strategies with results have."""
+    """Seeds that all strategies with results have."""
     scores = list(contest.scores.values())
     return [seed for seed in scores[0] if all(seed in own for own in scores)] if len(scores) > 1 else []
 
@@ -301,19 +301,19 @@ def _stability_texts(contest: Contest) -> tuple[str, ...]:
 
 
 def setting_columns(contests: Iterable[Contest]) -> dict[str, dict[Line, str]]:
-    """The columns of all lines but for the strategy."""
+    """Return the columns of all lines except the strategy."""
     columns = line_columns(line for contest in contests for line in contest.lines)
     return {name: texts for name, texts in columns.items() if name != "strategy"}
 
 
 def places_text(contests: Iterable[Contest]) -> str:
-    """Data sets and splits."""
+    """List data sets and splits."""
     cells = (cell for contest in contests for cell in contest.cells.values())
     return " and ".join(dict.fromkeys(f"{cell.line.dataset} {cell.split}" for cell in cells))
 
 
 def same_texts(contests: Iterable[Contest]) -> Iterator[str]:
-    """A sentence on the budgets at which strategies have the same networks."""
+    """Yield a sentence on the budgets at which strategies have identical networks, if any."""
     matches = [match for contest in contests for match in contest.matches]
     budgets = sorted({match.budgets[0] for match in matches if match.same and len(match.budgets) == 1})
     if budgets:
@@ -322,12 +322,12 @@ def same_texts(contests: Iterable[Contest]) -> Iterator[str]:
 
 
 def measure_text(budgets: tuple[int, ...]) -> str:
-    """For example "area, 10 to 50", "mIoU at 50"."""
+    """Name a measure, e.g. "area, 10 to 50" or "mIoU at 50"."""
     return f"mIoU at {budgets[0]}" if len(budgets) == 1 else f"area, {budgets[0]} to {budgets[-1]}"
 
 
 def p_text(p: float) -> str:
-    """Three decimals, "< 0.001", "-" for NaN."""
+    """Format a p value: three decimals, "< 0.001", or "-" for NaN."""
     if math.isnan(p):
         return "-"
     return "< 0.001" if p < 0.0005 else f"{p:.3f}"

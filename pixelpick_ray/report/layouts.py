@@ -1,4 +1,4 @@
-"""The default table in other layouts: budgets across, as papers print it, and lines across."""
+"""Other layouts of the default table: budgets across, as in papers, and lines across."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,32 +20,32 @@ from pixelpick_ray.report.tables import (
     value_and_n_text,
 )
 
-_COLUMNS = "Columns: labelled pixels per image, with their share of all pixels where it is the same for all lines."
+_COLUMNS = "Columns: labelled pixels per image and, if the same for all lines, their share of all pixels."
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Cells by line and budget, which ascend to "full"; full supervision stands with every line that it is held to."""
+    """Cells by line and ascending budget, "full" last; full supervision is repeated for lines compared with it."""
 
     lines: tuple[Line, ...]
     budgets: tuple[Budget, ...]
     cells: Mapping[tuple[Line, Budget], Cell]
 
     def text(self, line: Line, budget: Budget) -> str:
-        """The value, "-" where none was asked for."""
+        """Return the value as text, "-" if none was requested."""
         cell = self.cells.get((line, budget))
         return value_and_n_text(cell) if cell else "-"
 
     def share_text(self, budget: Budget) -> str:
-        """The share of labelled pixels in percent; "-" where it is unknown or differs among lines."""
+        """Return the share of labelled pixels in percent; "-" if unknown or different between lines."""
         shares = {share_text(cell) for (_, own), cell in self.cells.items() if own == budget}
         return shares.pop() if len(shares) == 1 else "-"
 
 
 def wide_table(results: Results, cells: Sequence[Cell], *, strong: Strong = frozenset()) -> Table | None:
-    """The default table with lines down and budgets across; None when there is one budget only.
+    """Lay out the default table with lines down and budgets across; None if there is only one budget.
 
-    Full supervision is the last column. `strong` are the cells in bold.
+    Full supervision is the last column. `strong` cells are bold.
     """
     shown = reported(results, cells)
     grid = _grid(shown)
@@ -69,9 +69,9 @@ def wide_table(results: Results, cells: Sequence[Cell], *, strong: Strong = froz
 
 
 def transposed_table(results: Results, cells: Sequence[Cell], *, strong: Strong = frozenset()) -> Table | None:
-    """The default table with budgets down and lines across; None when there is one budget or one line only.
+    """Lay out the default table with budgets down and lines across; None if there is only one budget or line.
 
-    Full supervision is the last row. `strong` are the cells in bold.
+    Full supervision is the last row. `strong` cells are bold.
     """
     shown = reported(results, cells)
     grid = _grid(shown)
@@ -104,7 +104,7 @@ def _grid(shown: Sequence[Cell]) -> _Grid:
 
 
 def _head(budget: Budget, share: str) -> str:
-    """For example "10 px (0.006 %)"."""
+    """Column head, e.g. "10 px (0.006 %)"."""
     if budget == "full":
         return budget_text(budget)
     return f"{budget} px" + ("" if share == "-" else f" ({share} %)")

@@ -1,4 +1,4 @@
-"""Whether strategies and seeds ask for the same pixels: how many of one's lie near one of the other's."""
+"""Overlap of picks: whether strategies and seeds ask for the same or nearby pixels."""
 
 import io
 from collections import defaultdict
@@ -18,20 +18,20 @@ from pixelpick_ray.report.tables import line_columns, strategy_text
 from pixelpick_ray.store import Store
 
 NEAR = 5.0  # pixels
-SEEDS = 3  # of each line, at most
-IMAGES = 50  # of the training set, at most, evenly spaced
-_APART = 1e6  # between two images, along an axis of its own
-_BEYOND_NEAR, _BEYOND_SAME = NEAR + 0.01, 0.5  # distances that are just too large
+SEEDS = 3  # at most, per line
+IMAGES = 50  # at most, evenly spaced in the training set
+_APART = 1e6  # distance between images, along an axis of their own
+_BEYOND_NEAR, _BEYOND_SAME = NEAR + 0.01, 0.5  # distances just too large to count
 
-PixelsByLine = tuple[LabelledPixels, ...]  # of one chain, a stage each
-Points = npt.NDArray[np.float64]  # (N, 3): image, y and x
+PixelsByLine = tuple[LabelledPixels, ...]  # of one chain, by stage
+Points = npt.NDArray[np.float64]  # (N, 3): image, y, x
 
 
 def overlap_table(store: Store, chains: Sequence[ReportedChain]) -> Table | None:
-    """Share of the pixels asked for after the first stage that lie near one of another strategy with the same seed, and
-    of the same strategy with another seed, in percent; None without two chains to compare.
+    """Tabulate the overlap between strategies with the same seed, and between seeds of the same strategy.
 
-    Of two chains with different largest budgets all pixels of both count.
+    It is the percentage of pixels asked for after the first stage that lie near one of the other chain's; chains with
+    different largest budgets are compared with all their pixels. None if there are no two chains to compare.
     """
     by_setting: defaultdict[tuple[tuple[str, ...], str], dict[Line, dict[int, PixelsByLine]]] = defaultdict(dict)
     for chain in chains:
@@ -47,9 +47,9 @@ def overlap_table(store: Store, chains: Sequence[ReportedChain]) -> Table | None
     if not rows:
         return None
     caption = (
-        f"Pixels asked for after the first stage that lie within {NEAR:g} pixels of one that the other asked for, in "
-        f"percent, and that are the same: means over both directions and over at most {SEEDS} seeds, of at most "
-        f"{IMAGES} evenly spaced training images. What two seeds of random sampling share is what chance gives."
+        f"Pixels asked for after the first stage that lie within {NEAR:g} pixels of one of the other's, and those that "
+        f"coincide, in percent: means over both directions and at most {SEEDS} seeds, on at most {IMAGES} "
+        "evenly spaced training images. The overlap between two seeds of random sampling is the chance level."
     )
     header = (*columns, "one", "other", "seeds", "near (%)", "same (%)", "n")
     return Table(caption, header, tuple(rows), "l" * (len(columns) + 3) + "rrr")
@@ -75,13 +75,13 @@ def _shares(pairs: Sequence[tuple[cKDTree, cKDTree]]) -> tuple[str, str, str]:
 
 
 def _distances(points: cKDTree, others: cKDTree) -> npt.NDArray[np.float64]:
-    """Distance (N,) of each point to the nearest of the others, infinite where none is near."""
+    """Distance (N,) in pixels from each point to the nearest of the others, infinite if none is near."""
     nearest: npt.NDArray[np.float64] = others.query(points.data, distance_upper_bound=_BEYOND_NEAR)[0]
     return nearest
 
 
 def _asked(store: Store, chain: ReportedChain) -> PixelsByLine:
-    """The pixels asked for after the first stage; none when some are not stored."""
+    """Pixels asked for after the first stage; empty if any are not stored."""
     asked = []
     for _, key in list(chain.pick_keys())[1:]:
         files = store.files("pick", key, ["pixels.npz"]) if key else None
@@ -92,7 +92,7 @@ def _asked(store: Store, chain: ReportedChain) -> PixelsByLine:
 
 
 def _trees(lines: dict[Line, dict[int, PixelsByLine]]) -> dict[Line, dict[int, cKDTree]]:
-    """The pixels of all chains of a setting on the same few images; a chain without any there is left out."""
+    """Pixels of all chains of a setting on the same few images; chains without any there are left out."""
     chains = [asked for seeds in lines.values() for asked in seeds.values()]
     names = sorted({name for asked in chains for pixels in asked for name in pixels.names})
     shown = np.unique(np.linspace(0, len(names) - 1, num=IMAGES, dtype=int)).tolist() if names else []
@@ -102,7 +102,7 @@ def _trees(lines: dict[Line, dict[int, PixelsByLine]]) -> dict[Line, dict[int, c
 
 
 def _numbered(asked: PixelsByLine, numbers: dict[str, int]) -> Points:
-    """The pixels of the images that have a number, as points."""
+    """Pixels of the numbered images, as points."""
     parts = []
     for pixels in asked:
         image = np.asarray([numbers.get(name, -1) for name in pixels.names], dtype=np.int64)[pixels.image]

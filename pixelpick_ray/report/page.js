@@ -1,4 +1,4 @@
-// Everything here makes a page that is complete without it handier. It asks for nothing over a network.
+// Conveniences for a page that is complete without scripts. Makes no network requests.
 "use strict";
 
 (() => {
@@ -15,7 +15,7 @@
 
   const THEME = "pixelpick-ray-theme";
 
-  // A browser may refuse to store anything for a page that was opened from a file.
+  // Browsers may refuse storage to a page opened from a file.
   function remembered() {
     try {
       return localStorage.getItem(THEME);
@@ -53,7 +53,7 @@
   function offerCurves(part) {
     const curves = [...part.querySelectorAll(".curve")];
     const inputs = [...part.querySelectorAll(".choices input")];
-    // A group of choices is named like what it chooses: axis, scale.
+    // The class of a fieldset names the property it chooses: axis or scale.
     const fits = (curve, input) => curve.dataset[input.closest("fieldset").className] === input.value;
 
     function draw(changed) {
@@ -85,7 +85,7 @@
     return /\d/.test(found) ? Number(found.replaceAll(",", "").replace("−", "-")) : NaN;
   }
 
-  // The values of a column to be compared, one a row; null for what is missing.
+  // Sort keys of a column, one per row; null for missing values.
   function keys(rows, column) {
     const texts = rows.map((row) => row.cells[column].textContent.trim());
     const known = texts.filter((text) => !MISSING.test(text));
@@ -159,7 +159,7 @@
       tool("Copy as CSV", () =>
         Promise.resolve(navigator.clipboard?.writeText(csv(table)) ?? Promise.reject()).then(
           () => say("Copied."),
-          () => say("The browser does not let this page copy; download the file instead."),
+          () => say("This browser does not allow copying; download the file instead."),
         ),
       ),
       tool("Download CSV", () => download(csv(table), name)),
@@ -183,7 +183,7 @@
     return [button];
   }
 
-  // Where a table scrolls, the first column that tells its rows apart stays in sight.
+  // When a table scrolls, the first column that distinguishes its rows stays visible.
   function keepKey(table) {
     const rows = [...table.rows];
     const texts = (column) => new Set(rows.slice(1).map((row) => row.cells[column].textContent));
@@ -191,7 +191,7 @@
     for (const row of rows) row.cells[Math.max(column, 0)].classList.add("key");
   }
 
-  // A box that scrolls must be reachable with a keyboard; one that does not would be a useless stop.
+  // A box that scrolls must be focusable; one that does not would be a useless tab stop.
   function watchBoxes(boxes) {
     const watch = new ResizeObserver((entries) => {
       for (const { target } of entries) {
@@ -207,7 +207,7 @@
 
   // Pictures
 
-  // A slider hides what was asked for after a stage, in every picture of its sheet.
+  // The slider hides the picks of later stages in every picture of its sheet.
   function offerStages(control) {
     const picks = control.closest(".sheet").querySelectorAll(".picks");
     control.hidden = false;
@@ -224,7 +224,7 @@
     const stage = tool("", () => viewer.classList.toggle("large"));
     close.className = "close";
     stage.className = "zoom";
-    stage.setAttribute("aria-label", "Larger or smaller");
+    stage.setAttribute("aria-label", "Zoom in or out");
     viewer.append(close, stage);
     document.body.append(viewer);
     for (const picture of pictures) {
@@ -260,7 +260,7 @@
     for (const id of links.keys()) watch.observe(document.getElementById(id));
   }
 
-  // Paper shows what a reader could have opened.
+  // Print everything that a reader could open.
   function openForPrint() {
     const closed = [];
     addEventListener("beforeprint", () => {

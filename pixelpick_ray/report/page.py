@@ -1,4 +1,4 @@
-"""One self-contained HTML page: everything a report found, readable from one file without a network or scripts."""
+"""The HTML page of a report: one self-contained file, readable without a network or scripts."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ from pixelpick_ray.report.parts import Curve, Curves, Listing, Part, Pictures, P
 
 @dataclass(frozen=True)
 class Fact:
-    """A result in a few characters, what it is, and what to know about it; an empty note is left out."""
+    """A headline figure: short value, label and note; an empty note is not shown."""
 
     value: str
     label: str
@@ -24,7 +24,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows from top to bottom; `sections` are parts under their titles."""
+    """Contents of a page from top to bottom; `sections` are parts by title."""
 
     title: str
     lead: str
@@ -33,9 +33,9 @@ class Page:
 
 
 def page_html(page: Page) -> str:
-    """The page as one document, with equal bytes for equal pages; sections that say nothing are left out.
+    """Render a page as one HTML document, with equal bytes for equal pages; empty sections are left out.
 
-    Every text is escaped; only `Curve.svg` and `Pictures.html` are taken as they are.
+    All text is escaped, except `Curve.svg` and `Pictures.html`, which are inserted verbatim.
     """
     bodies = {title: _parts(anchor, page.sections[title]) for title, anchor in _anchors(page.sections).items()}
     anchors = {title: anchor for title, anchor in _anchors(page.sections).items() if bodies[title]}
@@ -52,7 +52,7 @@ def page_html(page: Page) -> str:
 
 def _document(title: str, *body: str) -> str:
     style, script = _asset("page.css"), _asset("page.js")
-    # The policy names our script by its digest: nothing else runs, nothing is fetched from anywhere.
+    # The policy allows only our script, by its digest, and no network requests.
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
@@ -64,7 +64,7 @@ def _document(title: str, *body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{html.escape(title)}</title>\n"
-        '<link rel="icon" href="data:,">\n'  # otherwise a browser asks for one
+        '<link rel="icon" href="data:,">\n'  # otherwise browsers request one
         f"<style>{style}</style>\n<script>{script}</script>\n"
     )
     return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}</head>\n<body>\n{"".join(body)}</body>\n</html>\n'
@@ -106,7 +106,7 @@ def _section(title: str, anchor: str, body: str) -> str:
 
 
 def _anchors(titles: Iterable[str]) -> dict[str, str]:
-    """An identifier for each title, made of its letters and told apart by numbers."""
+    """A unique identifier for each title, made of its letters and a number if necessary."""
     found: dict[str, str] = {}
     for title in titles:
         slug = anchor = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "section"
@@ -126,7 +126,7 @@ def _parts(anchor: str, parts: Sequence[Part]) -> str:
 
 
 def _part(name: str, part: Part) -> str:
-    """A part as HTML; identifiers in it begin with `name`."""
+    """A part as HTML; its identifiers begin with `name`."""
     match part:
         case Table():
             return f'<div class="part table">{to_html(part)}</div>\n'
@@ -159,7 +159,7 @@ def _curves(name: str, part: Curves) -> str:
 
 
 def _curve(name: str, curve: Curve) -> str:
-    """One drawing; what it shows is said below it, for the reader without scripts who sees them all."""
+    """One drawing, with a caption for readers without scripts, who see all of them."""
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", inline_svg(curve.svg))
     caption = html.escape(curve.caption or f"Over {curve.axis}, {curve.scale} scale.")
     return (
@@ -170,7 +170,7 @@ def _curve(name: str, curve: Curve) -> str:
 
 
 def _width(svg: str) -> float:
-    """Width of the drawing in its own units."""
+    """Width of a drawing in its own units."""
     found = re.search(r'viewBox="\S+ \S+ (\S+)', svg)
     if found is None:
         raise AssertionError("a drawing without a viewBox cannot be scaled")
@@ -178,7 +178,7 @@ def _width(svg: str) -> float:
 
 
 def _choice(legend: str, name: str, values: Mapping[str, str]) -> str:
-    """Radio buttons, the first one chosen; hidden until the script that answers them runs."""
+    """Radio buttons, the first one checked; hidden until the script that handles them runs."""
     labels = "".join(
         f'<label><input type="radio" name="{name}" value="{html.escape(value)}"{" checked" * (number == 0)}>'
         f"<span>{html.escape(text)}</span></label>"

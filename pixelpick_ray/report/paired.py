@@ -1,6 +1,6 @@
-"""Tests of paired differences: two strategies over the same seeds, two rankings of the same strategies.
+"""Paired tests of two strategies over the same seeds, and rank correlation.
 
-`scipy.stats` takes a second to import, so it is imported where it is used: a run never tests, a report does once.
+`scipy.stats` takes a second to import, so it is imported only where it is used.
 """
 
 import math
@@ -18,17 +18,17 @@ from pixelpick_ray.report.statistics import interval, mean, sample_std
 FloatArray = npt.NDArray[np.float64]
 
 NUM_RESAMPLES = 9_999
-# With the sign of one pair fixed, 14 pairs have 8,192 patterns of signs: fewer than resamples would be drawn.
+# With one pair's sign fixed, 14 pairs have 8,192 sign patterns, fewer than NUM_RESAMPLES.
 _MOST_EXACT = 14
 _SEED = 0
-_BLOCK = 64  # tests at a time: 5 MB of sums
+_BLOCK = 64  # tests at a time, for 5 MB of sums
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences first - second of `n` pairs: mean, Student's interval of it at 95 %, and two-sided p values.
+    """Differences first - second of `n` pairs: mean, its 95 % Student interval, and two-sided p values.
 
-    Interval and p values are NaN of fewer than two pairs. Where all differences are 0, every p value is 1.
+    Interval and p values are NaN for fewer than two pairs. If all differences are 0, every p value is 1.
     """
 
     mean: float
@@ -41,7 +41,7 @@ class Paired:
 
 
 def compare_all(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> tuple[Paired, ...]:
-    """Tests of first - second for each two lists, value by value; pairs with a NaN are left out and lower `n`."""
+    """Test first - second for each pair of lists, value by value; values paired with NaN are left out of `n`."""
     differences = [
         [one - two for one, two in zip(first, second, strict=True) if not math.isnan(one - two)]
         for first, second in pairs
@@ -64,23 +64,24 @@ def _paired(differences: Sequence[float], flip_p: float, wilcoxon_p: float) -> P
 
 
 def _t_p(differences: Sequence[float]) -> float:
-    """Student's paired t test; 0 where all differences are equal but not 0."""
+    """p value of Student's paired t test; 0 if all differences are equal but not 0."""
     if len(differences) < 2:
         return math.nan
     if not any(differences):
         return 1.0
-    # scipy.stats would test the same in a thousand times the time, and warn where hardly anything varies.
+    # scipy.stats takes a thousand times as long for the same test, and warns if variance is nearly zero.
     error = sample_std(differences) / math.sqrt(len(differences))
     return float(2 * stdtr(len(differences) - 1, -abs(mean(differences)) / error)) if error else 0.0
 
 
 def sign_flip_p(differences: FloatArray) -> FloatArray:
-    """Permutation tests of the means of k lists (k, n): the share of the patterns of signs that give one as far from 0.
+    """Return p values (k,) of sign-flip permutation tests of the means of differences (k, n).
 
-    All patterns up to 14 pairs; above, 9,999 random ones, the same in every call, and the observed one.
+    Exact, over all sign patterns, for up to 14 pairs; otherwise over 9,999 random ones, the same in every call, and
+    the observed one.
     """
     n = differences.shape[1]
-    # Sums that are equal on paper differ in their last digits.
+    # Mathematically equal sums may differ in their last digits.
     limits = np.abs(differences.sum(axis=1)) - 1e-12 * np.abs(differences).sum(axis=1)
     signs, drawn = _signs(n), int(n > _MOST_EXACT)
     counts = [
@@ -93,7 +94,7 @@ def sign_flip_p(differences: FloatArray) -> FloatArray:
 
 @lru_cache(maxsize=4)
 def _signs(n: int) -> FloatArray:
-    """Patterns of signs (P, n); those that only differ in all of their signs are the same to a two-sided test."""
+    """Sign patterns (P, n), one of each opposite pair, which a two-sided test does not distinguish."""
     if n > _MOST_EXACT:
         return np.random.default_rng(_SEED).choice([-1.0, 1.0], (NUM_RESAMPLES, n))
     patterns = np.arange(2 ** (n - 1))[:, None] >> np.arange(n)
@@ -101,10 +102,10 @@ def _signs(n: int) -> FloatArray:
 
 
 def wilcoxon_p(differences: FloatArray) -> FloatArray:
-    """Wilcoxon's signed-rank tests of k lists (k, n), in which differences of 0 have no rank.
+    """Return p values (k,) of Wilcoxon's signed-rank tests of differences (k, n); zeros are not ranked.
 
-    Exact up to 14 pairs, ties or not; above, as scipy does it: exact up to 50 pairs without ties and zeros, otherwise
-    by the normal distribution.
+    Exact for up to 14 pairs, even with ties; beyond that, scipy's test: exact for up to 50 pairs without ties or
+    zeros, otherwise by the normal approximation.
     """
     from scipy import stats  # type: ignore[import-untyped]
 
@@ -112,11 +113,11 @@ def wilcoxon_p(differences: FloatArray) -> FloatArray:
     ranks = stats.rankdata(np.abs(differences), axis=1) - zeros
     n = differences.shape[1]
     if n <= _MOST_EXACT:
-        # The signed-rank test is the sign-flip test of ranks; scipy's own with ties takes most of a second.
+        # The signed-rank test is the sign-flip test of ranks; scipy's takes most of a second with ties.
         return sign_flip_p(np.sign(differences) * ranks)
     p_values = np.ones(len(differences))
     tied = (np.sort(ranks, axis=1) != np.arange(1, n + 1)).any(axis=1)
-    # A tie in one list would make scipy treat all as if they had some.
+    # A tie in one list would make scipy treat all lists as tied.
     for alike in (tied & differences.any(axis=1), ~tied):
         if alike.any():
             p_values[alike] = stats.wilcoxon(differences[alike], axis=1).pvalue
@@ -124,7 +125,7 @@ def wilcoxon_p(differences: FloatArray) -> FloatArray:
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
-    """Kendall's tau-b of two lists of scores: 1 for the same order, -1 for the reverse; NaN where all are equal."""
+    """Return Kendall's tau-b of two lists of scores: 1 for the same order, -1 for the reverse, NaN if all are equal."""
     from scipy import stats
 
     return float(stats.kendalltau(first, second).statistic)

@@ -1,4 +1,4 @@
-"""How curves are drawn: one panel a data set, over any axis. Every number comes from a cell or from the axis."""
+"""Drawing of budget curves, one panel per data set, over any axis; every number comes from a cell or the axis."""
 
 import math
 import textwrap
@@ -22,21 +22,21 @@ Stroke = str | tuple[int, tuple[float, ...]]
 PanelPosition = tuple[Line, Budget]
 Published = Mapping[PanelPosition, PublishedCell]
 
-# Okabe and Ito's colours, told apart with every common colour vision; without yellow, which is faint on white.
+# Okabe and Ito's colours, distinguishable with all common types of colour vision, without yellow, faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31")
-# As many as have no divisor in common with the colours: a look comes again after 70 lines.
+# Coprime in number with the colours, so that styles repeat only after 70 lines.
 MARKERS = "osD^vPX<>p"
-# Without dashes, which are the look of full supervision.
+# Without dashes, which mark full supervision.
 STROKES: tuple[Stroke, ...] = ("solid", (0, (1, 1)), (0, (5, 1, 1, 1)))
 DASHES: tuple[Stroke, ...] = ((0, (7, 3)), (0, (7, 3, 2, 3)), (0, (3, 3)))
 INK = "#262626"
 PIXELS = "labelled pixels per image"
-MOST_DOTS = 1000  # in a panel; more would hide the curves and fill the page
+MOST_DOTS = 1000  # per panel; more would hide the curves and bloat the page
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What results are drawn over: its name with the unit, and where each cell that has a place lies."""
+    """A horizontal axis: its name with the unit, and the place of each cell that has one."""
 
     name: str
     places: Mapping[PanelPosition, float]
@@ -44,13 +44,13 @@ class Axis:
 
     @property
     def title(self) -> str:
-        """What a figure over this axis shows."""
+        """Title of a figure over this axis."""
         return f"mIoU over {self.name}{', logarithmic' * (self.scale == 'log')}"
 
 
 @dataclass(frozen=True)
 class _CurveStyle:
-    """How a line looks; `shift` moves its points a little sideways, so that bars do not hide each other."""
+    """Style of a line; `shift` moves its points slightly sideways, so that error bars do not overlap."""
 
     label: str
     colour: str
@@ -60,7 +60,7 @@ class _CurveStyle:
 
 
 def draw(cells: Sequence[Cell], published: Published, axis: Axis) -> Figure:
-    """One panel a data set, one line a curve, a legend below each."""
+    """Draw one panel per data set, with a curve per line and a legend below."""
     by_line: dict[Line, list[Cell]] = {}
     for cell in cells:
         by_line.setdefault(cell.line, []).append(cell)
@@ -123,7 +123,7 @@ def _prepare(panel: Axes, cells: Iterable[Cell], axis: Axis) -> None:
 
 
 def _apart(values: Sequence[float], scale: Scale) -> list[float]:
-    """Those of ascending values whose labels have room, the largest always."""
+    """Those of the ascending values whose labels fit, always with the largest."""
     on_paper = [math.log(value) if scale == "log" else value for value in values]
     room = 0.06 * (on_paper[-1] - on_paper[0])
     kept = [len(values) - 1]
@@ -137,7 +137,7 @@ def _apart(values: Sequence[float], scale: Scale) -> list[float]:
 
 
 def _looks(panel: Axes, by_line: Mapping[Line, list[Cell]], inches: Affine2DBase) -> dict[Line, _CurveStyle]:
-    """The look of every line with values, which does not depend on what else is stored."""
+    """Styles of all lines with values, independent of what else is stored."""
     labels = line_labels([line for line, points in by_line.items() if any(cell.values for cell in points)])
     strategies = [line for line in by_line if line.strategy]
     fulls = [line for line in by_line if not line.strategy]
@@ -158,7 +158,7 @@ def _looks(panel: Axes, by_line: Mapping[Line, list[Cell]], inches: Affine2DBase
 
 
 def _step(by_line: Mapping[Line, list[Cell]]) -> float:
-    """Inches between the points of two lines: far from each other where all lie at one budget."""
+    """Inches between the points of adjacent lines, larger if all are at one budget."""
     strategies = [line for line in by_line if line.strategy]
     budgets = {cell.budget for line in strategies for cell in by_line[line]}
     widest, whole = (0.022, 0.11) if len(budgets) > 1 else (0.5, 4.0)
@@ -166,7 +166,7 @@ def _step(by_line: Mapping[Line, list[Cell]]) -> float:
 
 
 def _curve(panel: Axes, places: Sequence[float], cells: Sequence[Cell], look: _CurveStyle) -> None:
-    """Means, a band of one standard deviation and bars of the interval; a single seed has neither band nor bar."""
+    """Draw means, a band of one standard deviation and interval bars; a single seed has neither band nor bar."""
     summaries = [cell.summary for cell in cells]
     means = [100 * one.mean for one in summaries]
     low, high = [[100 * (one.mean + sign * one.std) for one in summaries] for sign in (-1, 1)]
@@ -195,7 +195,7 @@ def _curve(panel: Axes, places: Sequence[float], cells: Sequence[Cell], look: _C
         label=look.label,
         transform=look.shift,
     )
-    # The bars of two seeds are nine deviations long: with them in sight, nothing else could be seen.
+    # Interval bars of two seeds reach nine standard deviations and would dominate the panel if they set its limits.
     known = [(place, one) for place, one in zip(places, summaries, strict=True) if one.n > 2]
     panel.update_datalim([(place, 100 * end) for place, one in known for end in (one.low, one.high)])
 
@@ -208,7 +208,7 @@ def _dots(panel: Axes, places: Sequence[float], cells: Sequence[Cell], look: _Cu
 
 
 def _level(panel: Axes, cell: Cell, look: _CurveStyle) -> None:
-    """Full supervision across the panel, and the share of it that is to be reached."""
+    """Draw full supervision across the panel, and the share of it used as threshold."""
     centre, std = 100 * cell.summary.mean, 100 * cell.summary.std
     if len(cell.values) > 1:
         panel.axhspan(centre - std, centre + std, color=look.colour, alpha=0.08, linewidth=0)
@@ -217,7 +217,7 @@ def _level(panel: Axes, cell: Cell, look: _CurveStyle) -> None:
 
 
 def _published(panel: Axes, by_place: Mapping[float, PublishedCell], look: _CurveStyle) -> None:
-    """Hollow markers with bars of one standard deviation."""
+    """Draw hollow markers with bars of one standard deviation."""
     if not by_place:
         return
     bars = panel.errorbar(
@@ -252,7 +252,7 @@ def _legend(panel: Axes, cells: Sequence[Cell]) -> int:
         title=title,
         ncols=columns,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.15),  # inside, it would cover curves
+        bbox_to_anchor=(0.5, -0.15),  # inside the panel, it would cover curves
         title_fontsize=8,
         fontsize=9,
         handlelength=3.2,
@@ -263,7 +263,7 @@ def _legend(panel: Axes, cells: Sequence[Cell]) -> int:
 
 
 def _explanation(cells: Sequence[Cell], labels: Sequence[str]) -> str:
-    """What is drawn besides the means."""
+    """Legend title: what is drawn besides the means."""
     several = any(len(cell.values) > 1 for cell in cells)
     parts = ["line: mean over seeds" if several else "line: one seed"]
     if several:
@@ -273,7 +273,7 @@ def _explanation(cells: Sequence[Cell], labels: Sequence[str]) -> str:
         parts.append("hollow: published, ± 1 deviation")
     if any(cell.budget == "full" for cell in cells):
         parts.append(f"thin dots: {100 * SHARE:.0f} % of full supervision")
-    hard = "\N{NO-BREAK SPACE}"  # keeps a part on one line
+    hard = "\N{NO-BREAK SPACE}"  # keeps each part on one line
     return textwrap.fill("; ".join(part.replace(" ", hard) for part in parts), 84).replace(hard, " ")
 
 

@@ -1,4 +1,4 @@
-"""What a report is made of: values that say what is shown, not how; `formats.py` and `page.py` write them."""
+"""Building blocks of a report: what to show, not how; `formats.py` and `page.py` render them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Table:
-    """Text in rows and columns; `alignment` has "l" or "r" for each column, `strong` the (row, column) set in bold."""
+    """Text in rows and columns; `alignment` has "l" or "r" per column, `strong` the (row, column) of bold cells."""
 
     caption: str
     header: tuple[str, ...]
@@ -18,14 +18,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Prose:
-    """Sentences in plain words, a paragraph each."""
+    """Plain text, one paragraph per item."""
 
     sentences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The same results over one axis; `svg` is a document of its own. Without a caption, axis and scale are said."""
+    """Results over one axis; `svg` is a whole document. Without a caption, axis and scale are stated."""
 
     axis: str
     scale: Literal["linear", "log"]
@@ -35,7 +35,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """Drawings of which a reader sees one at a time, and the numbers that they show."""
+    """Drawings of which the reader sees one at a time, and the numbers behind them."""
 
     curves: tuple[Curve, ...]
     data: Table
@@ -43,7 +43,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures as safe HTML under a caption; only the page shows them."""
+    """Images as safe HTML under a caption; shown only on the page."""
 
     caption: str
     html: str
@@ -51,7 +51,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Listing:
-    """A text as it is, line by line, that a reader opens."""
+    """Preformatted text, collapsed until the reader opens it."""
 
     title: str
     text: str

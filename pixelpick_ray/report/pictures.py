@@ -1,7 +1,7 @@
-"""Contact sheets: picked pixels on their images, predictions before and after, and where they are wrong.
+"""Contact sheets: picked pixels on their images, predictions before and after, and their errors.
 
-Everything shown lies in the store: descriptions of splits and the small predictions of evaluations. A picture that is
-shown many times is in the page once.
+Everything shown is in the store: descriptions of splits and the small predictions of evaluations. An image that is
+shown several times is embedded in the page once.
 """
 
 import base64
@@ -32,18 +32,18 @@ from pixelpick_ray.tasks import PIXELS, prediction_file
 Indices = npt.NDArray[np.uint8]
 Shape = tuple[int, int]  # height, width
 
-LINES = 6  # of a setting, shown at most
+LINES = 6  # at most, per setting
 RIGHT, WRONG, VOID = (224, 224, 224), (213, 94, 0), (128, 128, 128)
 
 
 class _Album:
-    """The pictures of a page: one that is shown again refers to where it is shown first."""
+    """The images of a page; repetitions refer to the first occurrence."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
     def image(self, kind: str, content: bytes, shape: Shape) -> str:
-        """A picture as an element of an SVG, stretched to a shape."""
+        """Return an image as an SVG element, stretched to a shape."""
         size = f'width="{shape[1]}" height="{shape[0]}"'
         identity = f"picture-{hashlib.sha256(size.encode('ascii') + content).hexdigest()[:16]}"
         if identity in self._known:
@@ -57,7 +57,7 @@ class _Album:
 def contact_sheets(
     store: Store, results: Results, chains: Sequence[ReportedChain], *, settings: int
 ) -> tuple[Pictures, ...]:
-    """Picked pixels and predictions of the first stored seed of the lines of a few settings; empty without pictures."""
+    """Show picked pixels and predictions of each line's first stored seed, for at most `settings` settings."""
     by_setting: defaultdict[tuple[tuple[str, ...], str], dict[Line, ReportedChain]] = defaultdict(dict)
     for chain in chains:
         if chain.stages:
@@ -74,7 +74,7 @@ def contact_sheets(
 
 @dataclass(frozen=True)
 class _StagePixels:
-    """The new pixels of a stage, which lead to a budget."""
+    """The new pixels of a stage and the budget they lead to."""
 
     stage: int
     budget: int
@@ -96,13 +96,13 @@ def _picks_sheet(store: Store, lines: Mapping[Line, ReportedChain], album: _Albu
             [_svg(album.image("jpeg", image, shape) + dots, shape, f"pixels picked in {name}") for dots in drawn]
         )
     controls = _stage_filter(max(one.stage for stages in asked.values() for one in stages) + 1) + classes.legend()
-    caption = f"Pixels asked for{_which(lines)}, in the colour of the answered class."
+    caption = f"Pixels asked for{_which(lines)}, coloured by the class answered."
     return Pictures(caption, controls + _grid([_head(line) for line in lines], rows))
 
 
 @dataclass(frozen=True)
 class _Classes:
-    """Names and colours of the classes, by index."""
+    """Names and CSS colours of the classes, by index."""
 
     names: Sequence[str]
     colours: Sequence[str]
@@ -126,7 +126,7 @@ def _stages(store: Store, chain: ReportedChain) -> list[_StagePixels]:
 
 
 def _dots(stages: Sequence[_StagePixels], name: str, *, radius: float, classes: _Classes) -> str:
-    """The pixels of one image, those of a stage together."""
+    """Pixels of one image, grouped by stage."""
     return "".join(
         f'<g class="picks" data-stage="{one.stage + 1}" stroke-width="{radius / 3:.2g}">'
         f"{''.join(_circles(one, name, radius=radius, classes=classes))}</g>"
@@ -146,7 +146,7 @@ def _circles(asked: _StagePixels, name: str, *, radius: float, classes: _Classes
 
 
 def _stage_filter(stages: int) -> str:
-    """A slider that the page's script hides later stages with; without one all are shown."""
+    """Slider with which the page's script hides later stages; without scripts, all are shown."""
     if stages < 2:
         return ""
     return (
@@ -190,7 +190,7 @@ def _predictions_sheet(
 
 
 def _predictions(store: Store, stage: StageRecord, split: str, description: Description) -> dict[str, bytes]:
-    """The stored small predictions of a stage by image name."""
+    """Stored small predictions of a stage, by image name."""
     key = stage.evaluations.get(split)
     files = {name: prediction_file(name) for name in description.names}
     found = store.files("evaluation", key, list(files.values())) if key else None
@@ -200,7 +200,7 @@ def _predictions(store: Store, stage: StageRecord, split: str, description: Desc
 def _prediction_cells(
     predicted: bytes | None, truth: bytes, *, num_classes: int, shape: Shape, album: _Album
 ) -> list[str]:
-    """A prediction and its errors; empty where it is not stored."""
+    """A prediction and its errors; empty if it is not stored."""
     if predicted is None:
         return ["", ""]
     errors, share = error_map(_indices(predicted), _indices(truth), num_classes)
@@ -212,9 +212,7 @@ def _prediction_cells(
 
 
 def error_map(predicted: Indices, truth: Indices, num_classes: int) -> tuple[Indices, float]:
-    """(H, W) with 0 where a prediction is right, 1 where it is wrong, 2 where the truth is void; and the share of
-    wrong pixels among those that are not void, NaN without any.
-    """
+    """Return (H, W) with 0 for right, 1 for wrong and 2 for void, and the share of wrong non-void pixels or NaN."""
     void = truth >= num_classes
     wrong = (predicted != truth) & ~void
     labelled = int((~void).sum())
@@ -246,7 +244,7 @@ def _head(line: Line) -> str:
 
 
 def _which(lines: Mapping[Line, ReportedChain]) -> str:
-    """Of which model and seed, as it is said in a caption."""
+    """Model and seeds, for a caption."""
     line, chain = next(iter(lines.items()))
     seeds = sorted({one.point.seed for one in lines.values()})
     numbers = " and ".join(map(str, seeds))
@@ -255,7 +253,7 @@ def _which(lines: Mapping[Line, ReportedChain]) -> str:
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Pictures in columns under their heads, a row an image, which scroll sideways together."""
+    """Grid of pictures, one row per image, with column heads; it scrolls sideways as a whole."""
     head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>\n" for cells in rows)
     return (

@@ -1,4 +1,4 @@
-"""Trials as a report names them: columns of their own for what most grids vary, `setting` for the rest."""
+"""Names of trials in reports: separate columns for what most grids vary, `setting` for the rest."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.config.trial import SPARSE_ONLY, Budget, SizeSpec, Trial
 from pixelpick_ray.errors import SpecError
 
-# Grid paths with a column of their own; every other path that a grid varies goes into the column `setting`.
+# Grid paths with a column of their own; all others that a grid varies go into the column `setting`.
 _COLUMN_PATHS = frozenset(
     (
         *("seed", "budget", "dataset.name", "model.architecture", "model.backbone", "model.pretrained"),
-        *("acquire.strategy", "model.head", "model.head.name"),  # a head is an architecture by its other name
+        *("acquire.strategy", "model.head", "model.head.name"),  # a head is another name for an architecture
     )
 )
 
 
 @dataclass(frozen=True)
 class Point:
-    """A trial as a report names it; `strategy` is empty for full supervision, which picks nothing."""
+    """Name of a trial in reports; `strategy` is empty for full supervision, which picks nothing."""
 
     experiment: str
     dataset: str
@@ -34,9 +34,9 @@ class Point:
 
 
 def merged(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
-    """Experiments that differ only in their grids as one, so that no trial is counted twice.
+    """Merge experiments that differ only in their grids, so that no trial is counted twice.
 
-    SpecError when none is given, or when different ones have one name.
+    Raises SpecError if none is given, or if different ones share a name.
     """
     if not experiments:
         raise SpecError("report: no experiment given; name at least one experiment file")
@@ -55,14 +55,14 @@ def merged(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
 
 
 def trials_by_point(experiment: Experiment) -> dict[Point, Trial]:
-    """The distinct trials under their names; full supervision under several strategies is one trial."""
+    """Return the distinct trials by name; full supervision under several strategies is one trial."""
     paths = _setting_paths(experiment)
     distinct = {(trial.chain_id, trial.budget): trial for trial in reversed(experiment.trials())}
     return {_point(experiment, trial, paths): trial for trial in reversed(distinct.values())}
 
 
 def size_text(size: SizeSpec, unit: str = "") -> str:
-    """For example "360 x 480", "long side 400", each with the unit behind it; "scale 0.5", "native size"."""
+    """Describe a size: "360 x 480" or "long side 400", each followed by `unit`; "scale 0.5"; "native size"."""
     if size.size is not None:
         return f"{size.size[0]} x {size.size[1]}{unit}"
     if size.long_side is not None:
@@ -85,7 +85,7 @@ def _point(experiment: Experiment, trial: Trial, paths: list[str]) -> Point:
 
 
 def _setting_paths(experiment: Experiment) -> list[str]:
-    """Innermost paths that some grid sets and that have no column, sorted."""
+    """Innermost paths set by any grid that have no column of their own, sorted."""
     given = ((path, value) for grid in experiment.grid for path, values in grid.items() for value in values)
     return sorted({leaf for path, value in given for leaf in _leaves(path, value)} - _COLUMN_PATHS)
 
@@ -99,9 +99,7 @@ def _leaves(path: str, value: Any) -> Iterator[str]:
 
 
 def _setting(trial: Trial, paths: list[str]) -> str:
-    """For example "acquire.pool_fraction=0.1"; how pixels are picked or decoded means nothing to full supervision, and
-    training nothing to a head on frozen features.
-    """
+    """For example "acquire.pool_fraction=0.1", without fields that do not apply to full supervision or fitted heads."""
     tree = trial.model_dump(mode="json")
     if trial.training is None:
         del tree["train"]
@@ -118,7 +116,7 @@ def _setting(trial: Trial, paths: list[str]) -> str:
 
 
 def lookup(tree: Any, path: str) -> tuple[bool, Any]:
-    """Whether nested mappings have a dotted path, and its value."""
+    """Return whether nested mappings have a dotted path, and its value."""
     for part in path.split("."):
         if not isinstance(tree, dict) or part not in tree:
             return False, None

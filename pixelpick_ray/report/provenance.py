@@ -1,4 +1,4 @@
-"""How results came about: what was trained with what, for how long, and what was shared."""
+"""Provenance of results: hardware and versions, training time, and sharing of fits."""
 
 import json
 from collections import Counter
@@ -15,11 +15,11 @@ from pixelpick_ray.report.statistics import mean
 from pixelpick_ray.report.tables import budget_text, line_columns
 from pixelpick_ray.store import Store
 
-# What a fit says of itself, and how a reader calls it.
+# Provenance fields of a fit, and their names for readers.
 _FACTS = {
     "device": "devices",
     "world_size": "ranks",
-    "threads": "threads a rank",
+    "threads": "threads per rank",
     "torch": "torch",
     "numpy": "NumPy",
     "python": "Python",
@@ -30,7 +30,7 @@ _FACTS = {
 
 @dataclass(frozen=True)
 class Effort:
-    """The fits of one stage of a line over all seeds: provenance by key, empty for a fit that was removed."""
+    """Fits of one stage of a line over all seeds: provenance by key, empty for removed fits."""
 
     line: Line
     budget: Budget
@@ -38,7 +38,7 @@ class Effort:
 
 
 def load_efforts(store: Store, results: Results, chains: Sequence[ReportedChain]) -> tuple[Effort, ...]:
-    """Every stage of every chain, whether or not a trial ends there, then full supervision."""
+    """Read the fits of all stages of all chains, whether or not a trial ends there, then full supervision."""
     found: dict[Line, dict[Budget, dict[str, dict[str, Any]]]] = {}
     for chain in chains:
         stages = zip(chain.pick_keys(), chain.stages, strict=False)
@@ -60,8 +60,9 @@ def _read(store: Store, key: str) -> dict[str, Any]:
 
 
 def effort_table(efforts: Sequence[Effort]) -> Table | None:
-    """Seconds and device hours of the fits of each stage, evaluation included, and how many of them other lines share;
-    None when no fit is stored. A fit that several lines share counts in each of them.
+    """Tabulate time and sharing of each stage's fits, evaluation included; None if no fit is stored.
+
+    A fit that several lines share counts in each of them.
     """
     shown = [effort for effort in efforts if any(effort.fits.values())]
     if not shown:
@@ -74,16 +75,16 @@ def effort_table(efforts: Sequence[Effort]) -> Table | None:
     )
     number, hours = total_effort(shown)
     caption = (
-        "Fits of every stage: seconds of one, training and evaluation together, hours of the devices of all (seconds "
-        "times ranks), and how many of them other lines of this table use too. Each fit counted once: "
+        "Fits of every stage: their number, how many are shared with other lines of this table, mean seconds (training "
+        "and evaluation), and total device hours (seconds times ranks). Counting each fit once: "
         f"{_count(number)}, {hours:.3g} device hours."
     )
-    header = (*columns, "pixels per image", "fits", "shared", "seconds a fit", "device hours", "devices")
+    header = (*columns, "pixels per image", "fits", "shared", "seconds per fit", "device hours", "devices")
     return Table(caption, header, rows, "l" * len(columns) + "rrrrrl")
 
 
 def total_effort(efforts: Sequence[Effort]) -> tuple[int, float]:
-    """Number of stored fits and their device hours, each fit counted once."""
+    """Return the number of stored fits and their device hours, counting each fit once."""
     fits = {key: fit for effort in efforts for key, fit in effort.fits.items() if fit}
     return len(fits), sum(map(device_hours, fits.values()))
 
@@ -97,23 +98,23 @@ def _effort_texts(effort: Effort, users: Counter[str]) -> tuple[str, ...]:
 
 
 def devices(efforts: Sequence[Effort]) -> tuple[str, ...]:
-    """Names of the devices that the stored fits were trained on, sorted."""
+    """Return the names of the devices that stored fits were trained on, sorted."""
     return tuple(sorted({str(fit.get("device", "unknown")) for one in efforts for fit in one.fits.values() if fit}))
 
 
 def device_hours(fit: dict[str, Any]) -> float:
-    """Hours of all devices that a fit was trained on, from its provenance."""
+    """Return the device hours of a fit, over all its ranks, from its provenance."""
     return float(fit.get("seconds", 0.0)) * int(fit.get("world_size", 1)) / 3600
 
 
 def provenance_table(results: Results) -> Table:
-    """What the fits of each experiment's values were made with; several values are listed with their number of fits."""
+    """Tabulate what each experiment's fits were trained with; differing values come with their numbers of fits."""
     keys = {experiment.name: dict.fromkeys(_fit_keys(results, experiment.name)) for experiment in results.experiments}
     made = {name: [results.fits[key] for key in own] for name, own in keys.items()}
     rows = [("fits", *(str(len(fits)) for fits in made.values()))]
     for name, shown in _FACTS.items():
         rows.append((shown, *(_listed([str(fit.get(name, "unknown")) for fit in fits]) for fits in made.values())))
-    return Table("What the networks behind the values were made with.", ("", *made), tuple(rows), "l" * (1 + len(made)))
+    return Table("Hardware and software behind the values.", ("", *made), tuple(rows), "l" * (1 + len(made)))
 
 
 def _fit_keys(results: Results, experiment: str) -> list[str]:

@@ -1,6 +1,4 @@
-"""The papers' numbers, as data: `published/pixelpick.csv`, which ours are set beside, with the protocols that they were
-made by (`protocols.yaml`), and `others.csv`.
-"""
+"""Published numbers: `published/pixelpick.csv`, to compare ours with, its `protocols.yaml`, and `others.csv`."""
 
 import csv
 import json
@@ -26,15 +24,15 @@ def _absent(text: str) -> str | None:
 
 
 class _Line(BaseModel):
-    """A line of a file; unknown and missing fields are refused, numbers are read from text."""
+    """A line of a file; unknown and missing fields are rejected, numbers are parsed from text."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Protocol(_Line):
-    """How published numbers were made; `native_size` (height, width) is None where images differ.
+    """Protocol of published numbers; `native_size` (height, width) in pixels is None if image sizes differ.
 
-    `dataset.images` says how many images the training split has.
+    `dataset.images` is the number of images in the training split.
     """
 
     native_size: tuple[Count, Count] | None = None
@@ -45,16 +43,16 @@ class Protocol(_Line):
     evaluate: EvaluateSpec
 
     def trial(self, budget: Budget) -> Trial:
-        """A published trial."""
+        """Return the published trial of a budget."""
         return Trial(
             dataset=self.dataset, model=self.model, train=self.train, acquire=self.acquire, seed=0, budget=budget
         )
 
 
 class PublishedCell(_Line):
-    """A number of the original's tables: mean and population standard deviation over `n` runs.
+    """A number from the tables of PixelPick: mean and population standard deviation over `n` runs.
 
-    `rule` says of which epoch and what the deviation is, `rule_source` how that is known.
+    `rule` says which epoch it is from and what the deviation is; `rule_source` says how that is known.
     """
 
     title: Text
@@ -80,22 +78,22 @@ class PublishedCell(_Line):
 
     @property
     def key(self) -> tuple[str, str, str, str, Budget]:
-        """What a cell of ours must share for this one to be its counterpart."""
+        """What a cell of ours must share to have this one as its counterpart."""
         return self.dataset, self.architecture, self.backbone, self.strategy, self.budget
 
     @property
     def protocol(self) -> Protocol:
-        """How it was made."""
+        """The protocol it was obtained with."""
         return _protocols()[self.dataset, self.architecture, self.backbone]
 
     @property
     def sample_std_percent(self) -> float:
-        """The sample standard deviation (n - 1 in the denominator), of the published one (n)."""
+        """The sample standard deviation (n - 1), from the published population one (n)."""
         return self.std_percent * math.sqrt(self.n / (self.n - 1))
 
 
 class OtherResult(_Line):
-    """A number of another paper, and why it is not like for like; spread and number of runs are None where not told."""
+    """A number from another paper, and why it is not comparable; deviation and number of runs are None if not given."""
 
     work: Text
     source: Text
@@ -112,7 +110,7 @@ class OtherResult(_Line):
 
 @cache
 def published_cells() -> dict[tuple[str, str, str, str, Budget], PublishedCell]:
-    """The original's cells by what they are of. DataError for a damaged file."""
+    """Read the cells of PixelPick's tables by `PublishedCell.key`. Raises DataError for a damaged file."""
     name = "pixelpick.csv"
     cells = _read(name, _packaged(name), PublishedCell)
     by_key = {cell.key: cell for cell in cells}
@@ -123,14 +121,14 @@ def published_cells() -> dict[tuple[str, str, str, str, Budget], PublishedCell]:
 
 @cache
 def _protocols() -> dict[tuple[str, str, str], Protocol]:
-    """How the published numbers were made, by data set, architecture and backbone."""
+    """Protocols of the published numbers, by data set, architecture and backbone."""
     trees = read_yaml(_packaged("protocols.yaml"), "protocols.yaml")
     found = [Protocol.model_validate_json(json.dumps(tree)) for tree in trees]
     return {(one.dataset.name, one.model.architecture, one.model.backbone): one for one in found}
 
 
 def published_size(dataset: str) -> SizeSpec | None:
-    """The size that published networks are evaluated at on a data set, where that is not the native one."""
+    """Return the size at which published networks are evaluated on a data set, unless it is the native one."""
     for protocol in _protocols().values():
         size = next(iter(protocol.evaluate.splits.values())).size_spec()
         if protocol.dataset.name == dataset and size.size not in (None, protocol.native_size):
@@ -140,7 +138,7 @@ def published_size(dataset: str) -> SizeSpec | None:
 
 @cache
 def other_results() -> tuple[OtherResult, ...]:
-    """The other papers' numbers. DataError for a damaged file."""
+    """Read the numbers of other papers. Raises DataError for a damaged file."""
     return tuple(_read("others.csv", _packaged("others.csv"), OtherResult))
 
 

@@ -1,4 +1,4 @@
-"""What was asked: statistics of each stage's new pixels, of every chain that the trials are prefixes of."""
+"""Queries: statistics of the new pixels of every stage of every chain."""
 
 import json
 import math
@@ -21,10 +21,10 @@ CSV_COLUMNS = (
     *("statistic", "class_name", "value", "pretrained", "pick_key"),
 )
 
-# Statistic to its heading and format; all are means over images but the first, over pixels.
+# Statistic to its heading and format; the first is a mean over pixels, the others over images.
 _SHOWN = {
     "entropy": ("entropy (nats)", ".3f"),
-    "distinct_classes": ("classes an image", ".2f"),
+    "distinct_classes": ("classes per image", ".2f"),
     "spread": ("spread (pixels)", ".1f"),
     "border_distance": ("distance to a border (pixels)", ".1f"),
 }
@@ -32,10 +32,10 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class StageQuery:
-    """The new pixels that stage `stage` trains on first, the first of all at stage 0.
+    """The new pixels of a stage; at stage 0, the first ones.
 
-    `point` has the budget that they lead to, whether or not a trial ends there. `statistics` is None for pixels that
-    are not stored, or were stored before there were statistics; `active/queries.py` explains its fields.
+    `point` has the budget that they lead to, whether or not a trial ends there. `statistics` is None if the pixels are
+    not stored, or were stored before statistics existed; `active/queries.py` documents its fields.
     """
 
     point: Point
@@ -46,7 +46,7 @@ class StageQuery:
 
 
 def load_queries(store: Store, chains: Sequence[ReportedChain]) -> tuple[StageQuery, ...]:
-    """The queries of every chain."""
+    """Read the queries of all chains."""
     return tuple(query for chain in chains for query in _of_chain(store, chain))
 
 
@@ -65,7 +65,7 @@ def _statistics(store: Store, key: str | None) -> dict[str, Any] | None:
 
 
 def queries_csv(queries: Sequence[StageQuery]) -> str:
-    """One value a row: pixels, images, class_count of each class, entropy, distinct_classes, spread."""
+    """Write queries as CSV, one value per row: pixels, images, class_count of each class, and the other statistics."""
     return csv_text(CSV_COLUMNS, _lines(queries))
 
 
@@ -88,9 +88,9 @@ def _values(query: StageQuery) -> Iterator[tuple[str, str, Any]]:
 
 
 def query_table(queries: Sequence[StageQuery], distances: Mapping[Line, float | None]) -> Table | None:
-    """Means over seeds of what was asked, by line and budget; None when no statistics are stored.
+    """Tabulate query statistics by line and budget, means over seeds; None if none are stored.
 
-    `distances` are mean distances of labelled pixels to a border in the training images of a line, where known.
+    `distances` are mean distances in pixels of labelled pixels to a border in a line's training images, if known.
     """
     if all(query.statistics is None for query in queries):
         return None
@@ -104,9 +104,9 @@ def query_table(queries: Sequence[StageQuery], distances: Mapping[Line, float | 
         for _, own in sorted(stages.items())
     )
     caption = (
-        "What was asked at each stage, means over seeds: entropy of the prediction at the new pixels (none where no "
-        "network was asked), classes among an image's new pixels, distance between two of them, and distance to the "
-        "nearest border of a class. The first pixels are random, whatever the strategy."
+        "Queries at each stage, means over seeds: entropy of the prediction at the new pixels (none if no network was "
+        "used), classes among an image's new pixels, distance between two of them, and distance to the nearest "
+        "class border. The first pixels are random, whatever the strategy."
     )
     header = (*columns, "pixels per image", *(heading for heading, _ in _SHOWN.values()), "n")
     return Table(caption, header, rows, "l" * len(columns) + "r" * (2 + len(_SHOWN)), tuple(_distance_notes(distances)))
@@ -133,10 +133,9 @@ def _texts(queries: Sequence[StageQuery]) -> list[str]:
 
 
 def class_share_tables(queries: Sequence[StageQuery], training: Mapping[Line, Sequence[int]]) -> tuple[Table, ...]:
-    """Share of each class among all pixels asked for, beside its share in the training images: a table a setting.
+    """Compare each class's share of the pixels asked for with its share in the training images, per setting.
 
-    `training` are the pixels of each class in the training images of a line, where they are known. Empty without
-    statistics.
+    `training` has the pixel counts of each class in a line's training images, if known. Empty without statistics.
     """
     asked: defaultdict[tuple[tuple[str, ...], str], dict[Line, dict[str, int]]] = defaultdict(dict)
     for query in queries:
@@ -157,8 +156,8 @@ def _class_share_table(lines: Mapping[Line, Mapping[str, int]], training: Mappin
     if whole is not None:
         times = {name: _ratios(column, whole) for name, column in shares.items()}
         columns = {"training images": [_text(100 * share, 1) for share in whole]} | columns
-        columns |= {f"{name}, times": [_text(ratio, 2) for ratio in column] for name, column in times.items()}
-        beside = ", among all labelled pixels of the training images, and how many times as many"
+        columns |= {f"{name}, ratio": [_text(ratio, 2) for ratio in column] for name, column in times.items()}
+        beside = ", among all labelled pixels of the training images, and the ratio of the two"
     rows = tuple((name, *texts) for name, *texts in zip(own, *columns.values(), strict=True))
     model = line.experiment, line.dataset, f"{line.architecture} {line.backbone}", f"pretrained {line.pretrained}"
     where = ", ".join(text for text in (*model, line.setting) if text)

@@ -1,4 +1,4 @@
-"""From the store to tidy rows: one value a row; what is not stored is listed as missing, never dropped."""
+"""Tidy rows from the store, one value per row; what is not stored is listed as missing, never dropped."""
 
 import csv
 import io
@@ -17,16 +17,16 @@ from pixelpick_ray.store import Store
 from pixelpick_ray.store.records import ChainRecord, DivergedRecord, StageRecord, read_chain
 from pixelpick_ray.tasks import evaluation_size
 
-FORMULA = {*"=+-@\t\r"}  # with which a spreadsheet begins to compute
+FORMULA = {*"=+-@\t\r"}  # initial characters that make a spreadsheet evaluate a cell
 LAST, BEST, BEST_ON = "last", "best", "best_on_"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an experiment asks to be measured of a trial. `share` of labelled pixels is None where nothing tells it.
+    """A requested measurement of a trial; the `share` of labelled pixels is None if unknown.
 
-    `split` is the name that the experiment evaluates a split under. `checkpoint` chooses the epoch of a stage: `last`,
-    `best` on that split (what the published code keeps), or `best_on_<name>`, the best on a split that is held out.
+    `split` is the experiment's name for an evaluated split. `checkpoint` is the rule that chooses a stage's epoch:
+    `last`, `best` on that split (as in the published code), or `best_on_<name>`, the best on a held-out split.
     """
 
     point: Point
@@ -36,7 +36,7 @@ class Measurement:
     share: float | None
 
 
-# The order is promised to scripts; what comes later is appended after them.
+# Scripts rely on the order; new columns are appended.
 CSV_COLUMNS = (
     *("experiment", "dataset", "architecture", "backbone", "strategy", "seed", "budget", "split", "checkpoint"),
     *("metric", "class_name", "value", "fit_key", "pretrained", "setting", "share", "evaluation_key"),
@@ -45,9 +45,9 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Reading:
-    """A stored confusion matrix as its metrics: fractions, NaN for a class that does not occur.
+    """The metrics of a stored confusion matrix: fractions, NaN for a class that does not occur.
 
-    Of a training that `diverged` says how there is no evaluation: it counts as the worst value, 0.
+    If `diverged` says how the training diverged, there is no evaluation, and the metrics are 0, the worst value.
     """
 
     asked: Measurement
@@ -68,10 +68,10 @@ class Missing:
 
 @dataclass(frozen=True)
 class Results:
-    """All that a report is made from.
+    """Everything a report is made from.
 
-    `trials` are those asked for, in the order of the files; `evidence` has, by evaluation key, what the results of a
-    cell should have in common; `fits` has the provenance by fit key.
+    `trials` are the requested ones, in the order of the files; `evidence` holds, by evaluation key, what the results of
+    a cell should have in common; `fits` holds provenance by fit key.
     """
 
     experiments: tuple[Experiment, ...]
@@ -84,19 +84,18 @@ class Results:
 
     @property
     def diverged(self) -> dict[Point, str]:
-        """The trials whose training has no result, and how it went."""
+        """The trials whose training diverged, and how."""
         return {one.asked.point: one.diverged for one in self.readings if one.diverged}
 
     def evaluate(self, experiment: str) -> EvaluateSpec:
-        """What an experiment evaluates, by its name."""
+        """Return the evaluation settings of an experiment, by its name."""
         return next(one.evaluate for one in self.experiments if one.name == experiment)
 
 
 def load_results(store: Store, experiments: Sequence[Experiment], *, processes: int = 1) -> Results:
-    """Read what the experiments ask for; more than one of `processes` only where nothing else runs that a fork would
-    break, such as Ray.
+    """Read the results of experiments. Use several `processes` only if nothing runs that forking breaks, such as Ray.
 
-    SpecError when different experiments have one name, StoreError for a record that contradicts its trial.
+    Raises SpecError if different experiments share a name, StoreError for a record that contradicts its trial.
     """
     together = merged(experiments)
     asked = [one for experiment in together for one in _asked(store, experiment)]
@@ -116,7 +115,7 @@ def load_results(store: Store, experiments: Sequence[Experiment], *, processes: 
 
 @dataclass(frozen=True)
 class _TrialResults:
-    """A trial, what is asked of it, and the keys of its recorded evaluations by split."""
+    """A trial, its requested measurements, and the keys of its recorded evaluations by split."""
 
     point: Point
     trial: Trial
@@ -139,9 +138,9 @@ def _asked(store: Store, experiment: Experiment) -> Iterator[_TrialResults]:
 
 
 def rows_csv(results: Results) -> str:
-    """One value a row; floats in their shortest exact text, NaN as an empty field.
+    """Write readings as CSV, one value per row: floats as their shortest exact text, NaN as an empty field.
 
-    There may be a million rows, so that only what is new in a row is formatted.
+    There may be a million rows, so only what changes between rows is formatted.
     """
     lines = [csv_text(CSV_COLUMNS, ())]
     metric_text = cache(_fields)
@@ -165,16 +164,16 @@ def _fields(values: Sequence[Any]) -> str:
 
 
 def csv_text(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """CSV with Unix line ends; NaN and None are empty fields."""
+    """Write CSV with Unix line ends; NaN and None become empty fields."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([None if value != value else _cell(value) for value in line] for line in lines)  # of NaN
+    writer.writerows([None if value != value else _cell(value) for value in line] for line in lines)  # NaN
     return text.getvalue()
 
 
 def _cell(value: Any) -> Any:
-    """A value as a spreadsheet shows it: a text that it would take for a formula begins with an apostrophe."""
+    """A value safe for spreadsheets: text that looks like a formula is prefixed with an apostrophe."""
     if not isinstance(value, str) or value[:1] not in FORMULA:
         return value
     try:
@@ -195,7 +194,7 @@ def _measurements(
 
 
 def _checkpoints(evaluate: EvaluateSpec, trial: Trial, split: str) -> list[str]:
-    # An evaluation after every epoch is what allows the best one to be named.
+    # The best epoch is known only if every epoch was evaluated.
     if evaluate.when != "every_epoch" or trial.epochs == 1:
         return [LAST]
     held_out = evaluate.held_out if split == evaluate.report else ()
@@ -203,7 +202,7 @@ def _checkpoints(evaluate: EvaluateSpec, trial: Trial, split: str) -> list[str]:
 
 
 def _share(trial: Trial, record: ChainRecord | None) -> float | None:
-    """Labelled pixels over pixels of an average training image."""
+    """Labelled pixels divided by the pixels of an average training image."""
     if trial.budget == "full":
         return 1.0
     if record is not None:
@@ -213,7 +212,7 @@ def _share(trial: Trial, record: ChainRecord | None) -> float | None:
 
 
 def _missing(store: Store, one: _TrialResults, stored: Mapping[str, Evaluation | str]) -> Iterator[Missing]:
-    """The splits of a trial that it was not measured on, and why."""
+    """Splits on which a trial was not measured, and why."""
     if one.diverged:
         return
     for split in dict.fromkeys(measurement.split for measurement in one.measurements):

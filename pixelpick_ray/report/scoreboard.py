@@ -1,4 +1,4 @@
-"""Ours beside the published: the difference, its interval, and one word; not comparable where any field differs."""
+"""Comparison with published numbers: difference, interval and verdict; not comparable if any protocol field differs."""
 
 import math
 from collections import defaultdict
@@ -22,7 +22,7 @@ from pixelpick_ray.tasks import evaluation_size
 
 AGREES, HIGHER, LOWER = "agrees", "higher", "lower"
 TOO_FEW, NOT_COMPARABLE, NOTHING = "too few seeds", "not comparable", "nothing published"
-OTHER_STATISTIC = "another statistic"  # of another epoch than the published number
+OTHER_STATISTIC = "another statistic"  # from a different epoch than the published number
 
 CSV_COLUMNS = (
     *("experiment", "dataset", "architecture", "backbone", "pretrained", "strategy", "setting", "budget", "split"),
@@ -33,9 +33,9 @@ CSV_COLUMNS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """A cell of ours beside its published counterpart, if there is one; fractions, NaN where there is nothing to tell.
+    """A cell of ours and its published counterpart, if any; fractions, NaN if undefined.
 
-    `differs_in` says where the protocols differ; `difference` is ours minus the published, with its interval at 95 %.
+    `differs_in` lists protocol differences; `difference` is ours minus published, `low` to `high` its 95 % interval.
     """
 
     cell: Cell
@@ -47,7 +47,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """One word, of the constants above; `higher` means that ours is."""
+        """One of the constants above; `higher` means that ours is."""
         if self.published is None:
             return NOTHING
         if self.differs_in:
@@ -60,13 +60,13 @@ class Comparison:
 
     @property
     def comparable(self) -> PublishedCell | None:
-        """The counterpart, if both were made by one protocol."""
+        """The counterpart, if both have the same protocol."""
         return None if self.differs_in else self.published
 
 
 def compare(results: Results, cells: Sequence[Cell]) -> tuple[Comparison, ...]:
-    """Every mIoU cell on the reported splits, by every rule that chooses an epoch, beside the published one."""
-    # Trials of one line and budget differ in the seed alone, so any of them tells the protocol.
+    """Compare every mIoU cell on the reported splits, for every checkpoint rule, with its published counterpart."""
+    # Trials of one line and budget differ only in the seed, so any of them gives the protocol.
     trials = {(line_of(point), point.budget): trial for point, trial in results.trials.items()}
     return tuple(
         _compared(cell, published, trials[cell.line, cell.budget], results.evaluate(cell.line.experiment))
@@ -76,8 +76,10 @@ def compare(results: Results, cells: Sequence[Cell]) -> tuple[Comparison, ...]:
 
 
 def _counterparts(cell: Cell, trial: Trial) -> list[PublishedCell]:
-    """The published number of the same network; of heads on frozen features, which nobody has published, those of all
-    networks on the same data with as many pixels by the same strategy.
+    """The published number of the same network.
+
+    Nobody has published heads on frozen features: for these, those of all networks with the same data, strategy and
+    budget.
     """
     line = cell.line
     wanted = line.dataset, line.strategy, cell.budget
@@ -96,8 +98,8 @@ def _compared(cell: Cell, published: PublishedCell | None, trial: Trial, evaluat
     return Comparison(cell, published, (), *welch_interval(ours.mean, ours.std, ours.n, *theirs))
 
 
-# What may differ between comparable trials. How often it is measured does not change what is trained; which epoch is
-# told is compared by itself, and the reported split with its size are.
+# Fields in which comparable trials may differ, and why. The epoch rule, and the reported split with its size, are
+# compared separately.
 NO_DIFFERENCE = {
     "seed": "numbers are over seeds",
     "budget": "numbers stand beside those of their own budget",
@@ -109,19 +111,18 @@ NO_DIFFERENCE = {
 
 
 def differences(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) -> tuple[str, ...]:
-    """Where a trial's protocol is not the published one, as "train.epochs 8, published 50": every field but those of
-    `NO_DIFFERENCE` is compared.
+    """List where a trial's protocol differs from the published one, such as "train.epochs 8, published 50".
 
-    The same in other words is no difference: sizes that prepare the images alike, all images by their number, the data
-    set's mean and deviation, and an annotator who never errs. Nor is what means nothing to full supervision, which asks
-    for no pixels.
+    Compares all fields except those in `NO_DIFFERENCE`. Equivalent values are equal: sizes that prepare images alike,
+    all images by their number, the data set's own mean and deviation, and an annotator who never errs. Fields that do
+    not apply to full supervision are ignored for it.
     """
     protocol = published.protocol
     ours = _fields(trial, evaluate, protocol)
     theirs = _fields(protocol.trial(published.budget), protocol.evaluate, protocol)
     if trial.model.fitted_head is None:
         return tuple(_differing("", ours, theirs))
-    # A head on frozen features has nothing in common with their training.
+    # A head on frozen features shares nothing with their training.
     for field in ("model", "train"):
         del ours[field], theirs[field]
     network = f"{published.architecture} {published.backbone}"
@@ -130,7 +131,7 @@ def differences(trial: Trial, evaluate: EvaluateSpec, published: PublishedCell) 
 
 
 def _differing(path: str, ours: Any, theirs: Any) -> Iterator[str]:
-    """The innermost fields in which two trees differ; of two kinds of a thing their names."""
+    """Innermost fields in which two trees differ; for different kinds of a part, just the names."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         if ours.get("name") != theirs.get("name"):
             ours, theirs = {"name": ours.get("name")}, {"name": theirs.get("name")}
@@ -141,7 +142,7 @@ def _differing(path: str, ours: Any, theirs: Any) -> Iterator[str]:
 
 
 def _fields(trial: Trial, evaluate: EvaluateSpec, protocol: Protocol) -> dict[str, Any]:
-    """What of a trial and its evaluation is compared, the same thing in the same words."""
+    """Fields of a trial and its evaluation to compare, in normal form."""
     without = {path.removeprefix("evaluate.") for path in NO_DIFFERENCE if path.startswith("evaluate.")}
     tree: dict[str, Any] = trial.model_dump(mode="json", exclude={"seed", "budget", "train", "oracle"})
     tree["train"] = None if trial.training is None else trial.training.model_dump(mode="json")
@@ -188,7 +189,7 @@ def _text(value: Any) -> str:
 
 
 def scoreboard_csv(comparisons: Sequence[Comparison]) -> str:
-    """Every comparison as CSV; fractions, and `differs_in` joined by semicolons."""
+    """Write comparisons as CSV: fractions, `differs_in` joined by semicolons."""
     lines = []
     for one in comparisons:
         values = vars(one.cell.line) | vars(one.cell) | vars(one.cell.summary) | _published_values(one.published)
@@ -213,9 +214,9 @@ _SOURCES = ("rule_source", "source", "address")
 
 
 def scoreboard_table(results: Results, comparisons: Sequence[Comparison]) -> Table | None:
-    """Ours beside the published, in percent, where there is such a number; None when there is none at all.
+    """Tabulate ours next to published numbers, in percent; None if there are none.
 
-    One row a line and budget: the number of the published rule, what is published, and the other statistics.
+    One row per line and budget: our number by the published rule, the published one, and other statistics.
     """
     shown = [one for one in comparisons if one.published]
     if not shown:
@@ -234,7 +235,7 @@ def scoreboard_table(results: Results, comparisons: Sequence[Comparison]) -> Tab
         for (line, budget, _), found in rows.items()
     ]
     theirs = [f"{one.architecture} {one.backbone}" for _, _, one in rows if one]
-    if theirs != [f"{line.architecture} {line.backbone}" for line, _, _ in rows]:  # several of others for one of ours
+    if theirs != [f"{line.architecture} {line.backbone}" for line, _, _ in rows]:  # several for one of ours
         header, align = (*header, "published network"), f"{align}l"
         texts = [(*row, network) for row, network in zip(texts, theirs, strict=True)]
     return Table(_caption(shown), header, tuple(texts), align, _notes(comparisons, labels))
@@ -248,15 +249,15 @@ def _caption(shown: Sequence[Comparison]) -> str:
     ours = dict.fromkeys(f"{x.architecture} {x.backbone} on {x.dataset} {split}" for x, split in lines)
     theirs = dict.fromkeys(f"{one.published.title} ({one.published.source})" for one in shown if one.published)
     return (
-        f"mIoU in percent of {' and '.join(ours)} beside {' and '.join(theirs)}. The published is compared with the "
-        "best epoch on the reported split, which flatters both; other epochs are other statistics and not compared. "
-        "Deviations are those of samples: the published ones, of populations, times sqrt(n / (n - 1)). The difference "
-        "in points is ours minus the published, its interval Welch's, from both means, deviations and numbers of runs."
+        f"mIoU in percent: {' and '.join(ours)}, next to {' and '.join(theirs)}. Published numbers are compared with "
+        "our best epoch on the reported split, which is optimistic for both; other epochs are other statistics and "
+        "are not compared. Deviations are sample ones: the published population deviations are multiplied by "
+        "sqrt(n / (n - 1)). The difference, in points, is ours minus published, with Welch's interval."
     )
 
 
 def _texts(found: Mapping[str, Comparison]) -> tuple[str, ...]:
-    """The columns from the published rule to what differs, of the comparisons of a row by their rule."""
+    """A row's columns from the published rule to what differs, from its comparisons by checkpoint rule."""
     one = found.get(BEST) or next(iter(found.values()))
     published, theirs = one.published, ("-", "-")
     if published is not None:
@@ -274,7 +275,7 @@ def _value_text(one: Comparison | None) -> str:
 
 
 def _fields_text(differs_in: Sequence[str]) -> str:
-    """The first fields that differ, in which a note below says how."""
+    """The first fields that differ; a note below the table says how."""
     if not differs_in:
         return "nothing"
     named = ", ".join(reason.partition(" ")[0] for reason in differs_in[:FEW])
@@ -285,19 +286,17 @@ FEW = 3
 
 
 def _notes(comparisons: Sequence[Comparison], labels: Mapping[Line, str]) -> tuple[str, ...]:
-    """What the published rule is, what chance does, and for which lines protocols differ in what."""
+    """Notes on the published rule, chance, and protocol differences by line."""
     rules = dict.fromkeys((one.published.rule, one.published.rule_source) for one in comparisons if one.published)
     notes = [f"The published numbers: {rule} (source: {source})." for rule, source in rules]
     if not any(one.cell.checkpoint == BEST for one in comparisons):
-        notes.append(
-            "No best epoch of ours is known, because only the last was measured; add evaluate.when: every_epoch."
-        )
+        notes.append("Our best epochs are unknown, because only the last was measured; set evaluate.when: every_epoch.")
     judged = sum(one.verdict in (AGREES, HIGHER, LOWER) for one in comparisons)
     if judged:
-        notes.append(f"Of {judged} intervals at 95 %, about {judged / 20:g} miss 0 by chance where nothing differs.")
+        notes.append(f"Of {judged} 95 % intervals, about {judged / 20:g} exclude 0 by chance if nothing differs.")
     alone = sum(one.verdict == NOTHING for one in comparisons)
     if alone:
-        notes.append(f"Nothing is published for the other {alone} of our {len(comparisons)} numbers.")
+        notes.append(f"Nothing is published that corresponds to the other {alone} of our {len(comparisons)} numbers.")
     lines: defaultdict[str, dict[str, None]] = defaultdict(dict)
     for one in comparisons:
         if one.differs_in:
@@ -307,7 +306,7 @@ def _notes(comparisons: Sequence[Comparison], labels: Mapping[Line, str]) -> tup
 
 
 def elsewhere_table(results: Results) -> Table | None:
-    """Numbers of other papers on the data sets of the report, and why none is like for like; None without any."""
+    """Tabulate other papers' numbers on the report's data sets, and why none is comparable; None if there are none."""
     datasets = {point.dataset for point in results.trials}
     found = [one for one in other_results() if one.dataset in datasets]
     if not found:
@@ -319,7 +318,7 @@ def elsewhere_table(results: Results) -> Table | None:
         counts = ", ".join(dict.fromkeys("-" if one.n is None else str(one.n) for one in numbers))
         rows.append((work, split, backbone, asked, "; ".join(map(_miou_text, numbers)), counts))
         notes[f"{caveat} Source: {numbers[0].source}, {numbers[0].address}"][work] = None
-    caption = "mIoU in percent from other papers. None is a like-for-like comparison; the reasons are below."
+    caption = "mIoU in percent from other papers. None is a like-for-like comparison, for the reasons below."
     header = ("work", "split", "backbone", "asked", "mIoU (%)", "n")
     return Table(caption, header, tuple(rows), "llllrr", tuple(f"{', '.join(of)}: {why}" for why, of in notes.items()))
 
@@ -333,6 +332,6 @@ def _miou_text(one: OtherResult) -> str:
 
 
 def comparable_cells(comparisons: Sequence[Comparison]) -> dict[tuple[Line, Budget], PublishedCell]:
-    """The published counterparts that were made by our protocol, by line and budget."""
+    """Return the published counterparts with the same protocol as ours, by line and budget."""
     found = ((one.cell.line, one.cell.budget, one.comparable) for one in comparisons)
     return {(line, budget): published for line, budget, published in found if published}

@@ -1,4 +1,4 @@
-"""The report of a hyperparameter search: what was tried, what is best, and what to run next. From its journal alone."""
+"""Report of a hyperparameter search, from its journal alone: what was tried, what is best, and what to run next."""
 
 import math
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ from pixelpick_ray.store import Store
 
 @dataclass(frozen=True)
 class SearchReportSummary:
-    """What was written: paths, number of samples that were issued, and a line for each that is missing."""
+    """What was written: paths, the number of issued samples, and one line per missing one."""
 
     files: tuple[Path, ...]
     num_samples: int
@@ -48,10 +48,10 @@ class SearchReportSummary:
 def write_search_report(
     store: Store, experiment: Experiment, out: Path, *, next_command: str = ""
 ) -> SearchReportSummary:
-    """Write the report of the experiment's search into the folder `out`, replacing files of the same names.
+    """Write the report of the experiment's search to the folder `out`, replacing files of the same names.
 
-    `next_command` is what measures the best configuration on the reported split. Equal journals give equal bytes.
-    SpecError when `out` cannot be written; StoreError for a record that cannot be read.
+    `next_command` measures the best configuration on the reported split. Equal journals give equal bytes. Raises
+    SpecError if `out` is not writable, StoreError for an unreadable record.
     """
     search = make_search(experiment)
     found = Findings(search, Journal(store, search))
@@ -61,7 +61,7 @@ def write_search_report(
 
 
 def _contents(found: Findings, next_command: str) -> dict[str, str | bytes]:
-    """Every file of the report by its name."""
+    """All files of the report by name."""
     name, course, settings, best = found.search.experiment.name, history(found), slices(found), best_table(found)
     return {
         "table.md": to_markdown(best),
@@ -104,7 +104,7 @@ def _some(*parts: Part | None) -> tuple[Part, ...]:
     return tuple(part for part in parts if part is not None)
 
 
-# The numbers that the page begins with
+# Headline figures
 
 
 def _facts(found: Findings, cost: SearchCost | None) -> Iterator[Fact]:
@@ -134,33 +134,33 @@ def _result(found: Findings, next_command: str) -> Iterator[str]:
     yield _asked_text(found)
     yield _split_text(found)
     if not found.samples:
-        yield "Run the experiment and report again: nothing has been run yet."
+        yield "Nothing has been run yet; run the experiment, then report again."
         return
     yield _best_text(found)
     yield _counts_text(found)
     if next_command and found.ranked:
-        yield f"To run next, to measure the best configuration on {_reported(found)}: {next_command}"
+        yield f"Next, to measure the best configuration on {_reported(found)}: {next_command}"
 
 
 def _asked_text(found: Findings) -> str:
     spec = found.search.spec
     settings = "; ".join(f"{path} ({domain.in_words()})" for path, domain in spec.space.items())
-    scheduler = "and stopped by none" if spec.scheduler == "none" else f"and stopped by {spec.scheduler}"
+    scheduler = "without early stopping" if spec.scheduler == "none" else f"and stopped early by {spec.scheduler}"
     return (
         f"Searched: {settings}. Configurations were proposed by {spec.searcher} {scheduler}, with seed {spec.seed}, "
-        f"and judged by {metric_text(found.search)}, {seeds_text(found.search)}."
+        f"and scored by {metric_text(found.search)}, {seeds_text(found.search)}."
     )
 
 
 def _split_text(found: Findings) -> str:
-    """On what was judged, and that this is no measurement."""
+    """Which split scores are from, and why they are not measurements."""
     split, share = found.search.split, found.search.judged.dataset.held_out
     name = split
     if split == "held_out" and share is not None:
-        name = f"{split}, {100 * share:g} % of the training images, which no sample was trained on,"
+        name = f"{split} ({100 * share:g} % of the training images, which no sample was trained on)"
     return (
-        f"The search judged on {name} and not on {_reported(found)}, which is reported: as the highest of several, the "
-        f"score of the best flatters, and its value on {_reported(found)} is still to be measured."
+        f"Scores are on {name}, not on {_reported(found)}, which is reported. The best score is optimistic, because it "
+        f"is the highest of several; its value on {_reported(found)} has yet to be measured."
     )
 
 
@@ -171,7 +171,7 @@ def _reported(found: Findings) -> str:
 
 def _best_text(found: Findings) -> str:
     if not found.ranked:
-        return "No sample is finished yet, so that there is no best one."
+        return "No sample has finished yet, so there is no best one."
     best, own = found.ranked[0], found.own
     what = f"The best is {best.label} with {_percent(best.reports[-1].score)} %: {values_text(found, best)}."
     if own is None:
@@ -187,7 +187,7 @@ def _best_text(found: Findings) -> str:
 
 
 def _counts_text(found: Findings) -> str:
-    """How many there are of each kind, and how many are missing."""
+    """Number of samples in each state, and of missing ones."""
     lacking = max(0, found.search.spec.size - len(found.samples))
     counts = {
         "finished": len(found.ranked),
@@ -199,5 +199,5 @@ def _counts_text(found: Findings) -> str:
     }
     ends = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
     missing_number = counts["failed"] + counts["unfinished"] + lacking
-    end = f"{missing_number} missing, which running the search again adds" if missing_number else "none is missing"
+    end = f"{missing_number} missing; run the search again to add them" if missing_number else "none is missing"
     return f"Of {count_words(len(found.samples) + lacking, 'sample')}: {ends}; {end}."

@@ -1,4 +1,4 @@
-"""How a search went, drawn. Drawing computes nothing: every number comes from the journal."""
+"""Figures of a search. Drawing computes nothing: every number comes from the journal."""
 
 import itertools
 import math
@@ -21,13 +21,13 @@ from pixelpick_ray.search.design import Level
 from pixelpick_ray.search.journal import Sample
 
 FINISHED, BEST, OWN = PALETTE[0], PALETTE[1], PALETTE[2]
-PALE = 0.45  # opacity of what stands behind
+PALE = 0.45  # opacity of background points
 NOTHING = "no results stored"
 LONGEST_TICK = 16  # characters
 
 _TURNED: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 8}
 
-# Filled is finished and hollow is not, in every figure.
+# In every figure, filled markers are finished samples and hollow ones are not.
 _LOOKS: dict[State, dict[str, Any]] = {
     "finished": {"marker": "o", "facecolors": FINISHED, "edgecolors": "white", "linewidths": 0.5, "s": 44},
     "stopped": {"marker": "o", "facecolors": "none", "edgecolors": INK, "linewidths": 1.0, "s": 30, "alpha": 0.7},
@@ -38,7 +38,7 @@ _LOOKS: dict[State, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, how it is made, and the numbers that it shows."""
+    """A figure, how to draw it, and the numbers behind it."""
 
     title: str
     axis: str
@@ -47,15 +47,15 @@ class Drawing:
     data: Table
 
     def png(self) -> bytes:
-        """As PNG; equal findings give equal bytes."""
+        """Render as PNG; equal findings give equal bytes."""
         return png(self.make)
 
     def svg(self) -> str:
-        """As SVG that looks the same wherever it is shown."""
+        """Render as SVG with text as outlines, so that it looks the same everywhere."""
         return svg(self.make, title=self.title, text="path")
 
     def part(self) -> Curves:
-        """For the page, in its font."""
+        """Render for the page, in its font."""
         drawn = svg(self.make, title=self.title, text="none")
         return Curves((Curve(self.axis, "linear", drawn, self.caption),), self.data)
 
@@ -64,7 +64,7 @@ class Drawing:
 
 
 def history(found: Findings) -> Drawing:
-    """The score at the last report of each sample in the order of issue, and the best so far."""
+    """Draw each sample's last score in order of issue, and the best so far."""
     bests = dict(_bests(found))
     rows = tuple(
         (
@@ -77,15 +77,14 @@ def history(found: Findings) -> Drawing:
     header = ("sample", "state", "level", "score (%)", "best so far (%)")
     data = Table("The score of each sample at its last report, in percent.", header, rows, "rllrr")
     caption = (
-        "The score of each sample at its last report, in the order of issue, and the best finished one so far. The "
-        "score of a sample that was stopped is from an earlier level, and not to be compared with those of finished "
-        "ones."
+        "The score of each sample at its last report, in order of issue, and the best finished one so far. Scores of "
+        "stopped samples are from earlier levels and not comparable with those of finished ones."
     )
     return Drawing("score of each sample in the order of issue", "samples", caption, lambda: _history(found), data)
 
 
 def _bests(found: Findings) -> Iterator[tuple[int, float]]:
-    """Sample and best score of a finished one up to there, from the first finished one on."""
+    """Yield samples, from the first finished one on, with the best finished score so far."""
     best = -math.inf
     for sample in found.samples:
         if found.state(sample) == "finished":
@@ -121,7 +120,7 @@ def _history(found: Findings) -> Figure:
 
 
 def budgets(found: Findings) -> Drawing:
-    """The score of every sample from level to level."""
+    """Draw the score of every sample from level to level."""
     levels = found.search.levels
     rows = tuple(
         (
@@ -168,7 +167,7 @@ def _course(panel: Axes, sample: Sample, **look: Any) -> None:
 
 
 def _level_ticks(panel: Axes, levels: Sequence[Level]) -> None:
-    """Every level that has room; the last one always."""
+    """Set ticks for as many levels as fit, always including the last."""
     step = math.ceil(len(levels) / 12)
     shown = list(range(len(levels) - 1, -1, -step))
     labels = [levels[position].label for position in shown]
@@ -179,7 +178,7 @@ def _level_ticks(panel: Axes, levels: Sequence[Level]) -> None:
 
 
 def slices(found: Findings) -> Drawing:
-    """The scores over the values of each setting: at the first level for all samples, at the last for finished ones."""
+    """Draw scores over the values of each setting: of all samples at the first level, of finished ones at the last."""
     samples, several = found.samples, len(found.search.levels) > 1
     first, last = found.search.levels[0].label, found.search.levels[-1].label
     columns = {"sample": [str(one.index) for one in samples], "state": [found.state(one) for one in samples]}
@@ -197,8 +196,8 @@ def slices(found: Findings) -> Drawing:
     caption = f"The scores at {last} over the values of each setting."
     if several:
         caption = (
-            f"The scores over the values of each setting. Pale: at {first}, where every sample was judged alike; in "
-            f"full: at {last}, those that finished."
+            f"The scores over the values of each setting. Pale: all samples at {first}; solid: finished samples at "
+            f"{last}."
         )
     return Drawing("score over the values of each setting", "values", caption, lambda: _slices(found), data)
 
@@ -206,7 +205,7 @@ def slices(found: Findings) -> Drawing:
 def _slices(found: Findings) -> Figure:
     columns = min(3, len(found.paths))
     rows = math.ceil(len(found.paths) / columns)
-    apart = ConstrainedLayoutEngine(h_pad=0.09)  # a title from the ticks of the panel above it
+    apart = ConstrainedLayoutEngine(h_pad=0.09)  # space between a title and the ticks above it
     figure = Figure(figsize=(max(4.6, 3.0 * columns), 0.6 + 2.7 * rows), layout=apart)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for panel in panels[len(found.paths) :]:
@@ -225,7 +224,7 @@ def _slices(found: Findings) -> Figure:
 
 
 def _slice(panel: Axes, found: Findings, path: str) -> None:
-    """One setting: the first level behind, the last one in front, the best one marked."""
+    """Draw one setting: the first level in the background, the last in front, the best sample marked."""
     domain = found.search.spec.space[path]
     _value_axis(panel, domain)
     places = _places(domain, {sample.index: sample.values[path] for sample in found.samples})
@@ -254,7 +253,7 @@ def _slice(panel: Axes, found: Findings, path: str) -> None:
 
 
 def _value_axis(panel: Axes, domain: DomainSpec) -> None:
-    """The whole domain, with ticks that have room in a small panel."""
+    """Show the whole domain, with ticks that fit a small panel."""
     if not domain.is_range:
         labels = _tick_labels(domain)
         panel.set_xticks(range(len(labels)), labels, **(_TURNED if len(labels) * max(map(len, labels)) > 26 else {}))
@@ -274,7 +273,7 @@ def _value_axis(panel: Axes, domain: DomainSpec) -> None:
 
 
 def _tick_labels(domain: DomainSpec) -> list[str]:
-    """The values to choose from in a few characters each, and different from each other."""
+    """Short, distinct labels of the values of a choice."""
     texts = [value_text(value) for value in domain.values]
     cut = [
         text if len(text) <= LONGEST_TICK else f"{text[: LONGEST_TICK // 2 - 1]}…{text[-LONGEST_TICK // 2 :]}"
@@ -284,12 +283,12 @@ def _tick_labels(domain: DomainSpec) -> list[str]:
 
 
 def _place(domain: DomainSpec, value: Any) -> float:
-    """Where a value lies: a number where it is, any other at its position among the values."""
+    """Position of a value on the axis: a number itself, otherwise its index among the values."""
     return float(value) if domain.is_range else float(domain.values.index(value))
 
 
 def _places(domain: DomainSpec, values: Mapping[int, Any]) -> dict[int, float]:
-    """Where each sample lies; those with the same of a few values side by side."""
+    """Positions of samples; those with the same choice are placed side by side."""
     places = {index: _place(domain, value) for index, value in values.items()}
     if domain.is_range:
         return places
@@ -316,7 +315,7 @@ def _points(
 
 
 def _legend(figure: Figure) -> None:
-    """One below all panels, each entry once."""
+    """Draw one legend below all panels, without duplicates."""
     found: dict[str, Any] = {}
     for panel in figure.axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):

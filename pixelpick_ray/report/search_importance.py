@@ -1,4 +1,4 @@
-"""How much each setting decides about the score, by PED-ANOVA (Watanabe, Bansal and Hutter 2023) as Optuna has it."""
+"""Importance of settings for the score, by Optuna's PED-ANOVA (Watanabe, Bansal and Hutter, 2023)."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 FEWEST = 8  # samples
-# Optuna's own tenth of 20 samples is two of them, and they tell nothing: where one of three settings decided the score,
-# the best third named it most surely of what was tried, from 8 to 100 samples.
+# Optuna's default, the best tenth, is just two of 20 samples. In simulations with 8 to 100 samples where one of three
+# settings decided the score, the best third identified it most reliably.
 BEST_SHARE, FEWEST_BEST = 1 / 3, 5
 
 
 def importance_parts(found: Findings) -> tuple[Part, ...]:
-    """Each setting's share in what tells good scores from others, at the first level and at the last, or why not."""
+    """Tabulate the importance of each setting at the first and the last level, or say why it is unknown."""
     if len(found.paths) < 2:
-        return (Prose((f"Only {found.paths[0]} is searched, so there is nothing to divide the importance among.",)),)
+        return (Prose((f"Only {found.paths[0]} is searched, so there is no importance to compare.",)),)
     groups = _groups(found)
     shares = {head: importance(found.search.spec.space, scored) for head, scored in groups.items()}
     known = {head: share for head, share in shares.items() if share is not None}
@@ -33,24 +33,24 @@ def importance_parts(found: Findings) -> tuple[Part, ...]:
         return (Prose(reasons),)
     rows = tuple((path, *(percent_text(share[path], float("nan")) for share in known.values())) for path in found.paths)
     caption = (
-        "Share of each setting, in percent, in what sets the best third of the samples (of few, the best five or half) "
-        "apart, by PED-ANOVA (Watanabe, Bansal and Hutter 2023)."
+        "Importance of each setting, in percent, for being among the best third of the samples (if there are few, the "
+        "best five or half), by PED-ANOVA (Watanabe, Bansal and Hutter, 2023)."
     )
     notes = (*reasons, _WARNING, *((_SURVIVORS,) if len(known) > 1 else ()))
     return (Table(caption, ("setting", *known), rows, "l" + "r" * len(known), notes),)
 
 
-# Where a choice of two to four values decided alone, and two ranges did nothing, it came first in two thirds of the
-# searches of 20 samples, in nearly all of 40 and in all of 100.
+# In simulations where a choice of two to four values alone decided the score and two ranges did nothing, it came first
+# in two thirds of the searches with 20 samples, in nearly all with 40 and in all with 100.
 _WARNING = (
-    "A rough guide: the shares of a column come to 100 % even where no setting matters, and of 20 samples even a "
-    "setting that decides alone does not always come first."
+    "A rough guide: a column adds up to 100 % even if no setting matters, and with 20 samples even a setting that "
+    "alone decides the score does not always come first."
 )
-_SURVIVORS = "Samples reach the last level by being good at those before it, which hides what these have decided."
+_SURVIVORS = "Only samples that did well at earlier levels reach the last one, which hides what was decided at those."
 
 
 def _groups(found: Findings) -> dict[str, list[tuple[Mapping[str, Any], float]]]:
-    """Values and scores at the first level and at the last, by what a column is called; one where these are one."""
+    """Values and scores at the first and the last level, by column name; one group if there is only one level."""
     levels, finished = found.search.levels, found.of("finished")
     groups: dict[int, list[Sample]] = {1: [one for one in found.samples if one.reports], len(levels): finished}
     return {
@@ -69,7 +69,7 @@ def _reason(head: str, number: int) -> str:
 def importance(
     space: Mapping[str, DomainSpec], scored: Sequence[tuple[Mapping[str, Any], float]]
 ) -> dict[str, float] | None:
-    """The share of each setting; None of fewer than FEWEST samples, and where none tells the best from the others."""
+    """Return each setting's share; None for fewer than FEWEST samples, or if no setting separates the best ones."""
     if len(scored) < FEWEST:
         return None
     import optuna  # slow
@@ -77,7 +77,7 @@ def importance(
     best = max(BEST_SHARE, min(0.5, FEWEST_BEST / len(scored)))
     verbosity = optuna.logging.get_verbosity()
     try:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would tell of the study
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise it announces the study
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=best)
@@ -89,7 +89,7 @@ def importance(
 
 
 def _study(space: Mapping[str, DomainSpec], scored: Sequence[tuple[Mapping[str, Any], float]]) -> "Study":
-    """The samples as Optuna has them."""
+    """The samples as an Optuna study."""
     import optuna
 
     distributions = {path: _distribution(domain) for path, domain in space.items()}
@@ -101,7 +101,7 @@ def _study(space: Mapping[str, DomainSpec], scored: Sequence[tuple[Mapping[str, 
 
 
 def _distribution(domain: DomainSpec) -> "BaseDistribution":
-    """A domain as Optuna has it; what is chosen from is text there, since it may be a list or a mapping."""
+    """A domain as an Optuna distribution; choices become text, because they may be lists or mappings."""
     from optuna import distributions
 
     if domain.kind == "randint":
@@ -113,5 +113,5 @@ def _distribution(domain: DomainSpec) -> "BaseDistribution":
 
 
 def _parameter(domain: DomainSpec, value: Any) -> Any:
-    """A value as Optuna has it."""
+    """A value as an Optuna parameter."""
     return value if domain.is_range else canonical_json(domain.values[domain.values.index(value)])

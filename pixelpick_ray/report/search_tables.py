@@ -1,4 +1,4 @@
-"""What became of the samples of a search, as tables and CSV. Everything comes from its journal."""
+"""Tables and CSV of the samples of a search, from its journal."""
 
 import contextlib
 import math
@@ -22,7 +22,7 @@ from pixelpick_ray.search.journal import Journal, Sample
 
 State = Literal["finished", "stopped", "diverged", "failed", "open"]
 
-MOST_ROWS = 10  # of the table of the best
+MOST_ROWS = 10  # in the table of the best
 LONGEST = 90  # characters of a reason in a table
 
 
@@ -35,16 +35,16 @@ class Findings:
 
     @property
     def samples(self) -> Sequence[Sample]:
-        """All that were issued, in this order."""
+        """All samples in order of issue."""
         return self.journal.samples
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The settings that are searched."""
+        """Dotted paths of the searched settings."""
         return tuple(self.search.spec.space)
 
     def state(self, sample: Sample) -> State:
-        """What became of a sample; open is one that is neither over nor failed."""
+        """Return the state of a sample; "open" is neither over nor failed."""
         if self.journal.is_finished(sample):
             return "finished"
         if sample.stopped:
@@ -54,12 +54,12 @@ class Findings:
         return "failed" if sample.error else "open"
 
     def of(self, state: State) -> list[Sample]:
-        """The samples of which this became."""
+        """Return the samples in a state."""
         return [sample for sample in self.samples if self.state(sample) == state]
 
     @cached_property
     def ranked(self) -> list[Sample]:
-        """The finished samples, the best one first; the earlier one of equals."""
+        """The finished samples, best first; ties in order of issue."""
         return sorted(self.of("finished"), key=lambda sample: (-sample.reports[-1].score, sample.index))
 
     @cached_property
@@ -70,17 +70,17 @@ class Findings:
 
     @property
     def own_score(self) -> float:
-        """What the file's own configuration finished with; NaN where it did not."""
+        """The final score of the file's own configuration; NaN if it did not finish."""
         return self.own.reports[-1].score if self.own is not None and self.state(self.own) == "finished" else math.nan
 
     def summary(self, sample: Sample) -> Summary:
-        """What the seeds of a sample scored at its last report, each one alone."""
+        """Summarise the scores of a sample's individual seeds at its last report."""
         known = sample.reports[-1].mious
         seeds = [str(seed) for seed in self.search.seeds if str(seed) in known]
         return summarise([self.search.score([report.mious[seed] for report in sample.reports]) for seed in seeds])
 
     def level_label(self, sample: Sample) -> str:
-        """The level of a sample's last report, "-" without one."""
+        """Return the level of a sample's last report, "-" if there is none."""
         return self.search.levels[len(sample.reports) - 1].label if sample.reports else "-"
 
 
@@ -88,12 +88,12 @@ class Findings:
 
 
 def values_text(found: Findings, sample: Sample) -> str:
-    """The values of a sample in words, e.g. "train.optimizer.lr 0.01, acquire.strategy margin"."""
+    """Describe the values of a sample, e.g. "train.optimizer.lr 0.01, acquire.strategy margin"."""
     return ", ".join(f"{path} {value_text(sample.values[path])}" for path in found.paths)
 
 
 def metric_text(search: Search) -> str:
-    """What a finished sample is judged by, e.g. "mIoU in percent at 40 labelled pixels per image on camvid val"."""
+    """Describe the score of finished samples, e.g. "mIoU in percent at 40 labelled pixels per image on camvid val"."""
     first = next(level.budget for level in search.levels if level.epoch is None)
     last = search.levels[-1].budget
     what = f"mIoU in percent at {last} labelled pixels per image"
@@ -105,17 +105,17 @@ def metric_text(search: Search) -> str:
 
 
 def seeds_text(search: Search) -> str:
-    """Over how many seeds a score is, e.g. "mean over 3 seeds"."""
+    """Describe the seeds of a score, e.g. "mean over 3 seeds"."""
     return f"mean over {len(search.seeds)} seeds" if len(search.seeds) > 1 else "one seed"
 
 
 def count_words(number: int, what: str) -> str:
-    """For example "1 sample", "3 samples"."""
+    """Count things, e.g. "1 sample", "3 samples"."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
 def short(text: str) -> str:
-    """A text on one line that is not too long for a table."""
+    """Shorten a text to one line that fits a table."""
     return brief(" ".join(text.split()), LONGEST)
 
 
@@ -123,7 +123,7 @@ def short(text: str) -> str:
 
 
 def best_table(found: Findings) -> Table:
-    """The best configurations and the file's own one; intervals from two seeds on."""
+    """Tabulate the best configurations and the file's own; with intervals if there are several seeds."""
     shown, several = _shown(found), len(found.search.seeds) > 1
     ranks = {sample.index: str(rank) for rank, sample in enumerate(found.ranked, start=1)}
     scores = [sample.reports[-1].score if sample.index in ranks else math.nan for sample in shown]
@@ -142,14 +142,14 @@ def best_table(found: Findings) -> Table:
     alignment = "".join("l" if name in found.paths else "r" for name in columns)
     interval = " with Student's 95 % interval" if several else ""
     caption = (
-        f"The best configurations, of {count_words(len(found.ranked), 'finished sample')}. Score: "
+        f"The best configurations out of {count_words(len(found.ranked), 'finished sample')}. Score: "
         f"{metric_text(found.search)}, {seeds_text(found.search)}{interval}."
     )
     return Table(caption, tuple(columns), tuple(zip(*columns.values(), strict=True)), alignment, _best_notes(found))
 
 
 def _shown(found: Findings) -> list[Sample]:
-    """The best samples, and the file's own one wherever it is."""
+    """The best samples, and in any case the file's own configuration."""
     best = found.ranked[:MOST_ROWS]
     return best if found.own is None or found.own in best else [*best, found.own]
 
@@ -157,7 +157,7 @@ def _shown(found: Findings) -> list[Sample]:
 def _best_notes(found: Findings) -> tuple[str, ...]:
     own, notes = found.own, [] if found.ranked else ["No sample is finished yet."]
     if own is not None and found.state(own) == "finished":
-        notes.append(f"Sample {own.index} is the file's own configuration; vs own: difference to it in points.")
+        notes.append(f"Sample {own.index} is the file's own configuration; vs own: difference from it in points.")
     elif own is not None:
         notes.append(f"Sample {own.index} is the file's own configuration; {_course_text(found, own)}.")
     if hidden := sum(sample not in _shown(found) for sample in found.ranked):
@@ -166,22 +166,22 @@ def _best_notes(found: Findings) -> tuple[str, ...]:
 
 
 def _course_text(found: Findings, sample: Sample) -> str:
-    """How far a sample that is not finished has come."""
+    """How far an unfinished sample got."""
     verb = {"stopped": "it was stopped", "failed": "it failed"}.get(found.state(sample), "it is not finished")
     if not sample.reports:
-        return f"{verb} before it was judged"
+        return f"{verb} before it had a score"
     return f"{verb}, with {percent_text(sample.reports[-1].score, math.nan)} % at {found.level_label(sample)}"
 
 
 def interval_text(summary: Summary) -> str:
-    """For example "49.8 to 51.2" in percent; "-" where there is none."""
+    """Format an interval in percent, e.g. "49.8 to 51.2"; "-" if there is none."""
     if math.isnan(summary.low):
         return "-"
     return f"{percent_text(summary.low, math.nan)} to {percent_text(summary.high, math.nan)}"
 
 
 def best_csv(found: Findings) -> str:
-    """The table of the best as CSV; fractions, values as in YAML, empty fields where a sample is not finished."""
+    """Write the table of the best as CSV: fractions, values as in YAML, empty fields for unfinished samples."""
     search = found.search
     ranks = {sample.index: rank for rank, sample in enumerate(found.ranked, start=1)}
     where = (search.spec.metric.name, search.split, search.levels[-1].budget)
@@ -199,7 +199,7 @@ def best_csv(found: Findings) -> str:
 
 
 def _measured(found: Findings, sample: Sample) -> tuple[float, ...]:
-    """Score, number of seeds, interval and difference to the file's own configuration."""
+    """Score, number of seeds, interval and difference from the file's own configuration."""
     score, summary = sample.reports[-1].score, found.summary(sample)
     return score, summary.n, summary.low, summary.high, score - found.own_score
 
@@ -212,9 +212,9 @@ def _csv_value(value: Any) -> str:
 
 
 def samples_csv(found: Findings) -> str:
-    """Every sample, level and seed as a line of CSV; one without a level for a sample that has no report.
+    """Write every sample, level and seed as a line of CSV; a sample without reports has one line without a level.
 
-    `miou` is of the seed; `score` and `seconds`, those of all stages up to the level, are of all seeds together.
+    `miou` is the seed's; `score` and `seconds` (of all stages up to the level) are over all seeds.
     """
     known = ("sample", "origin", "state", "level", "budget", "epoch", "seed", "miou", "score", "seconds", "stopped")
     return csv_text((*known, *found.paths), [line for sample in found.samples for line in _sample_lines(found, sample)])
@@ -232,7 +232,7 @@ def _sample_lines(found: Findings, sample: Sample) -> Iterator[list[Any]]:
 
 
 def stopped_table(found: Findings) -> Table | None:
-    """The samples that a scheduler stopped; None when there is none."""
+    """Tabulate the samples that a scheduler stopped; None if there are none."""
     rows = tuple(
         (
             str(sample.index),
@@ -242,19 +242,19 @@ def stopped_table(found: Findings) -> Table | None:
         )
         for sample in found.of("stopped")
     )
-    caption = "Samples that were stopped before the last level, and their scores there."
+    caption = "Samples that were stopped before the last level, and their scores at that point."
     return Table(caption, ("sample", "stopped after", "score (%)", "why"), rows, "rlrl") if rows else None
 
 
 def diverged_table(found: Findings) -> Table | None:
-    """The samples that have no score because a training of theirs diverged; None when there is none."""
+    """Tabulate the samples without a score because a training diverged; None if there are none."""
     rows = tuple((str(one.index), values_text(found, one), short(one.diverged)) for one in found.of("diverged"))
-    caption = "Samples whose training diverged: they count as worse than all others, and are not tried again."
+    caption = "Samples whose training diverged: they rank below all others and are not retried."
     return Table(caption, ("sample", "configuration", "how"), rows, "rll") if rows else None
 
 
 def missing(found: Findings) -> tuple[tuple[str, str], ...]:
-    """Which samples the search still lacks, and why."""
+    """List the samples that the search still lacks, and why."""
     lacking = [(sample.label, _why(found, sample)) for state in ("failed", "open") for sample in found.of(state)]
     absent = found.search.spec.size - len(found.samples)
     if absent > 0:
@@ -266,11 +266,11 @@ def _why(found: Findings, sample: Sample) -> str:
     if sample.error:
         at = f"after {found.level_label(sample)}" if sample.reports else "before the first level"
         return f"failed {at}: {short(sample.error)}"
-    return f"unfinished, judged up to {found.level_label(sample)}" if sample.reports else "unfinished, not judged yet"
+    return f"unfinished, scored up to {found.level_label(sample)}" if sample.reports else "unfinished, no score yet"
 
 
 def missing_table(found: Findings) -> Table | None:
-    """What the search still lacks; None when it is complete."""
+    """Tabulate what the search still lacks; None if it is complete."""
     rows = missing(found)
     return Table("Missing samples; run the search again to add them.", ("what", "why"), rows, "ll") if rows else None
 
@@ -280,10 +280,10 @@ def missing_table(found: Findings) -> Table | None:
 
 @dataclass(frozen=True)
 class SearchCost:
-    """What was trained up to the last reports, and what it comes to with every sample to the last level.
+    """Training up to the last reports, and what it would be with every sample trained to the last level.
 
-    Stages are distinct trainings; one that was left at an epoch counts as its share. `all_seconds` is an estimate, None
-    where a sample lacks a level that no other has reached.
+    Stages are distinct trainings; one that was left at an epoch counts as a fraction. `all_seconds` is an estimate,
+    None if a sample lacks a level that no other has reached.
     """
 
     stages: float
@@ -294,7 +294,7 @@ class SearchCost:
 
 
 def cost_of(found: Findings) -> SearchCost | None:
-    """The cost of the samples that were issued but for those that cannot be trained at all; None without any."""
+    """Compute the cost of all issued samples except those that cannot be trained at all; None if there are none."""
     runs = list(_runs(found))
     plan = make_plan(found.search.judged, [trial for _, trial in runs])
     by_id = {chain.id: chain for chain in plan.chains}
@@ -311,15 +311,15 @@ def cost_of(found: Findings) -> SearchCost | None:
 
 
 def _runs(found: Findings) -> Iterator[tuple[Sample, Trial]]:
-    """Each sample with its trials to the last level, a seed after the other."""
+    """Yield each sample with its trials to the last level, seed by seed."""
     for sample in found.samples:
-        with contextlib.suppress(SpecError):  # values that do not fit together: it has failed, and trains nothing
+        with contextlib.suppress(SpecError):  # incompatible values: the sample failed without training
             for seed in found.search.seeds:
                 yield sample, found.search.trial(sample.values, seed=seed, budget=found.search.levels[-1].budget)
 
 
 def _shares(found: Findings, sample: Sample, trial: Trial) -> list[float]:
-    """How much of each stage was trained up to the last report: all of it, or an epoch's share of the first one."""
+    """Fraction of each stage trained up to the last report: 1, or an epoch's share of the first stage."""
     if not sample.reports:
         return []
     level = found.search.levels[len(sample.reports) - 1]
@@ -329,7 +329,7 @@ def _shares(found: Findings, sample: Sample, trial: Trial) -> list[float]:
 
 
 def _seconds_lacking(found: Findings, samples: Sequence[Sample]) -> float | None:
-    """What the levels that samples did not reach take by the mean of those that did; None where there is none."""
+    """Estimated seconds for levels not reached, from the mean of samples that did; None if a level has none."""
     total = 0.0
     for position in range(len(found.search.levels)):
         lacking = sum(len(sample.reports) <= position for sample in samples)
@@ -341,25 +341,25 @@ def _seconds_lacking(found: Findings, samples: Sequence[Sample]) -> float | None
 
 
 def _step_seconds(sample: Sample, position: int) -> float:
-    """Seconds from the level before to this one."""
+    """Seconds from the previous level to this one."""
     return sample.reports[position].seconds - (sample.reports[position - 1].seconds if position else 0.0)
 
 
 def cost_table(found: Findings, cost: SearchCost) -> Table:
-    """What the search has cost beside what it would cost without stopping anything."""
+    """Tabulate the cost of the search and what it would cost without early stopping."""
     rows = (
         ("stages trained", *_cost_texts(cost.stages, cost.all_stages)),
         ("seconds", *_cost_texts(cost.seconds, cost.all_seconds)),
     )
     caption = (
-        f"What {count_words(len(found.samples), 'sample')} cost up to their last reports, and what all of them to the "
-        "last level would. The seconds so far are measured; those of all are an estimate: a level that a sample did "
-        "not reach is taken to last as long as it did, on average, for the samples that reached it."
+        f"Cost of {count_words(len(found.samples), 'sample')} up to their last reports, and if all were trained to the "
+        "last level. Seconds so far are measured; the total is an estimate that uses, for each level not reached, "
+        "the mean over samples that reached it."
     )
-    notes = ["Stages that samples share are trained once, but are in the seconds of each."] if cost.shared else []
+    notes = ["Stages shared by samples are trained once but counted in the seconds of each."] if cost.shared else []
     if cost.all_seconds is None:
-        notes.append("No estimate of the seconds: there is a level that no sample has reached.")
-    return Table(caption, ("", "so far", "all to the end", "share (%)"), rows, "lrrr", tuple(notes))
+        notes.append("No estimate of the seconds: at least one level was reached by no sample.")
+    return Table(caption, ("", "so far", "without stopping", "share (%)"), rows, "lrrr", tuple(notes))
 
 
 def _cost_texts(part: float, whole: float | None) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""Means, spreads and intervals over seeds: pure functions of a few numbers."""
+"""Means, deviations, intervals and corrections over seeds: pure functions of a few numbers."""
 
 import itertools
 import math
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from scipy.special import ndtri, stdtrit  # type: ignore[import-untyped]  # scipy.stats would take a second to import
 
 CONFIDENCE = 0.95
-ALPHA = 0.05  # a p value below it tells apart
+ALPHA = 0.05  # p values below it are significant
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, sample standard deviation and interval of the mean over `n` values; NaN where n is too small for one."""
+    """Mean, sample standard deviation and 95 % interval of the mean over `n` values; NaN if n is too small."""
 
     mean: float
     std: float
@@ -24,19 +24,19 @@ class Summary:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Summary of the values that are there; a NaN (a class that does not occur) is left out and lowers `n`."""
+    """Summarise values; NaN (a class that does not occur) is left out and not counted in `n`."""
     known = [value for value in values if not math.isnan(value)]
     low, high = interval(known)
     return Summary(mean(known), sample_std(known), len(known), low, high)
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean, the same for every order of the values; NaN of none."""
+    """Return the arithmetic mean, independent of the order of values; NaN if there are none."""
     return math.fsum(values) / len(values) if values else math.nan
 
 
 def sample_std(values: Sequence[float]) -> float:
-    """Standard deviation with n-1 in the denominator; NaN of fewer than two values."""
+    """Return the standard deviation with n - 1 in the denominator; NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan
     centre = mean(values)
@@ -44,7 +44,7 @@ def sample_std(values: Sequence[float]) -> float:
 
 
 def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Student's interval of the mean at this confidence; NaN of fewer than two values."""
+    """Return Student's confidence interval of the mean; NaN for fewer than two values."""
     if len(values) < 2:
         return math.nan, math.nan
     half = student_quantile(confidence, len(values) - 1) * sample_std(values) / math.sqrt(len(values))
@@ -52,9 +52,9 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[f
 
 
 def student_quantile(confidence: float, degrees: float) -> float:
-    """The t for which Student's distribution holds `confidence` between -t and t.
+    """Return the t such that Student's distribution has probability `confidence` between -t and t.
 
-    Degrees of freedom may be fractions. ValueError for a confidence outside of (0, 1) or degrees that are not positive.
+    `degrees` of freedom may be fractional. Raises ValueError unless 0 < confidence < 1 and degrees > 0.
     """
     if not 0.0 < confidence < 1.0 or not degrees > 0.0:
         raise ValueError(f"confidence {confidence}, degrees {degrees}: need 0 < confidence < 1 and degrees > 0")
@@ -64,10 +64,10 @@ def student_quantile(confidence: float, degrees: float) -> float:
 def welch_interval(
     mean1: float, std1: float, n1: int, mean2: float, std2: float, n2: int, confidence: float = CONFIDENCE
 ) -> tuple[float, float, float]:
-    """The difference mean1 - mean2 and Welch's interval of it, from sample standard deviations that need not be equal.
+    """Return mean1 - mean2 and its Welch interval, given sample standard deviations, which may differ.
 
-    The degrees of freedom are Satterthwaite's (1946; Welch 1947). The interval is NaN where n is below 2, and has no
-    width where neither sample varies.
+    Degrees of freedom are Satterthwaite's (1946; Welch 1947). The interval is NaN if either n is below 2, and has zero
+    width if neither sample varies.
     """
     difference = mean1 - mean2
     if n1 < 2 or n2 < 2:
@@ -76,7 +76,7 @@ def welch_interval(
     error = math.hypot(error1, error2)
     if error == 0.0:
         return difference, difference, difference
-    # As shares of the whole, the squares neither overflow nor vanish.
+    # Normalised, the squares neither overflow nor underflow.
     share1, share2 = (error1 / error) ** 2, (error2 / error) ** 2
     degrees = 1 / (share1**2 / (n1 - 1) + share2**2 / (n2 - 1))
     half = student_quantile(confidence, degrees) * error
@@ -84,7 +84,7 @@ def welch_interval(
 
 
 def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a share, `successes` of `n`; NaN of none."""
+    """Return Wilson's score interval (1927) of the proportion `successes` / `n`; NaN if n is 0."""
     if not n:
         return math.nan, math.nan
     z2 = float(ndtri((1 + confidence) / 2)) ** 2
@@ -94,9 +94,9 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
 
 
 def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float:
-    """Cohen's kappa (1960) of what two said of the same things: their agreement beyond chance, 1 at most.
+    """Return Cohen's kappa (1960) of pairs of ratings: their agreement beyond chance, at most 1.
 
-    NaN of no pairs, and where both said one and the same of everything, so that chance agrees fully.
+    NaN if there are no pairs, or if both raters always gave the same single rating.
     """
     n, agreed = len(pairs), sum(one == other for one, other in pairs)
     ones, others = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
@@ -105,9 +105,9 @@ def cohen_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Holm's adjusted p values (1979) in the order given: below alpha where his step-down procedure rejects at alpha.
+    """Return p values adjusted by Holm's step-down procedure (1979), in the given order.
 
-    NaN, a test that was not possible, stays NaN and is no member of the family.
+    NaN, for a test that was not possible, stays NaN and does not count as a member of the family.
     """
     known = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
     adjusted = [math.nan] * len(p_values)
@@ -119,13 +119,13 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 
 
 def smallest_sign_flip_p(n: int) -> float:
-    """What no two-sided sign-flip test of `n` pairs goes below, whatever their differences: 2 / 2**n."""
+    """Return the lowest possible p value of a two-sided sign-flip test of `n` pairs: 2 / 2**n."""
     return min(1.0, 2.0 ** (1 - n))
 
 
 def pairs_needed(comparisons: int = 1, alpha: float = ALPHA) -> int:
-    """The smallest number of pairs with which a two-sided sign-flip test can go below `alpha`.
+    """Return the smallest number of pairs with which a two-sided sign-flip test can go below `alpha`.
 
-    With several comparisons the smallest of their p values has to do so after Holm's correction.
+    With several comparisons, the smallest of their p values has to do so after Holm's correction.
     """
     return next(n for n in itertools.count(1) if comparisons * smallest_sign_flip_p(n) < alpha)

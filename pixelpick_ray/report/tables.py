@@ -1,4 +1,4 @@
-"""Cells as tables, and every cell as CSV."""
+"""Tables of cells, and all cells as CSV."""
 
 import math
 from collections import defaultdict
@@ -29,10 +29,10 @@ CSV_COLUMNS = (
 
 
 def result_table(results: Results, cells: Sequence[Cell], *, strong: Strong = frozenset()) -> Table:
-    """The default table: mIoU in percent, one row a model, strategy and budget; full supervision last.
+    """Build the default table: mIoU in percent, one row per model, strategy and budget; full supervision last.
 
-    `strong` are the cells whose mIoU is set in bold. Where full supervision has a value, a column gives the others'
-    means in percent of it, "-" where no full supervision, or more than one, is of the same training.
+    `strong` cells have their mIoU in bold. If full supervision has a value, a column gives the other means in percent
+    of it, "-" unless exactly one full supervision has the same training.
     """
     shown = reported(results, cells)
     lines = line_columns(cell.line for cell in shown)
@@ -53,7 +53,7 @@ _MIOU = "mIoU (%)"
 
 
 def _of_full_texts(cells: Sequence[Cell]) -> list[str]:
-    """Each cell's mean in percent of its model's mean under full supervision, "-" where there is none."""
+    """Each cell's mean in percent of its model's under full supervision, "-" if there is none."""
     means = {cell.line: cell.summary.mean for cell in cells if cell.budget == "full"}
     fulls = full_lines(cell.line for cell in cells)
     ratios = (_ratio(cell.summary.mean, means.get(fulls.get(cell.line, cell.line), math.nan)) for cell in cells)
@@ -65,7 +65,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def full_lines(lines: Iterable[Line]) -> dict[Line, Line]:
-    """The line of full supervision that each other line is to be held against, where there is one."""
+    """Return the line of full supervision to compare each other line with, if there is one."""
     distinct = dict.fromkeys(lines)
     fulls = [line for line in distinct if not line.strategy]
     found = {line: full_line(line, fulls) for line in distinct if line.strategy}
@@ -73,7 +73,7 @@ def full_lines(lines: Iterable[Line]) -> dict[Line, Line]:
 
 
 def protocol_table(results: Results, cells: Sequence[Cell]) -> Table | None:
-    """The reported split at every size, by every rule that chooses an epoch; None when there is one column only."""
+    """Tabulate the reported split at every size and by every checkpoint rule; None if there is only one column."""
     shown = [cell for cell in cells if cell.metric == "miou" and _is_of_the_reported_split(results, cell)]
     heads = _protocol_heads(shown)
     names = tuple(dict.fromkeys(heads))
@@ -89,7 +89,7 @@ def protocol_table(results: Results, cells: Sequence[Cell]) -> Table | None:
     )
     caption = f"mIoU in percent on {_places_text(shown)}, by the epoch of a stage: the last"
     if any(cell.checkpoint == BEST for cell in shown):
-        caption += ", or the best on a split; the best on the split that is reported flatters, being judged by itself"
+        caption += ", or the best on a split; the best on the reported split itself is optimistic"
     caption += f". Training at {_training_text(results, shown)}; {_spread_text(shown)}."
     header = (*columns, "pixels per image", *names)
     return Table(caption, header, rows, "l" * len(columns) + "r" * (1 + len(names)), count_notes(shown))
@@ -101,7 +101,7 @@ def _is_of_the_reported_split(results: Results, cell: Cell) -> bool:
 
 
 def _protocol_heads(cells: Sequence[Cell]) -> list[str]:
-    """The column of each cell; it says where and at which size only where these differ."""
+    """Column head of each cell, with split and size only if these differ."""
     rules = [rule_text(cell.checkpoint, cell.split) for cell in cells]
     if len({(cell.split, cell.size) for cell in cells}) == 1:
         return rules
@@ -109,16 +109,16 @@ def _protocol_heads(cells: Sequence[Cell]) -> list[str]:
 
 
 def rule_text(checkpoint: str, split: str) -> str:
-    """The rule that chooses an epoch, for people: "last", "best on val"."""
+    """Describe a checkpoint rule: "last", "best on val"."""
     if checkpoint == LAST:
         return LAST
     return f"{BEST} on {split if checkpoint == BEST else checkpoint.removeprefix(BEST_ON)}"
 
 
 def class_tables(results: Results, cells: Sequence[Cell]) -> tuple[Table, ...]:
-    """IoU of each class in percent at each strategy's largest budget, with its change against random.
+    """Tabulate the IoU of each class in percent at each strategy's largest budget, with the change from random.
 
-    A table for each model and setting that has a value there.
+    There is one table for each model and setting that has a value there.
     """
     by_setting: defaultdict[tuple[tuple[str, ...], str], dict[tuple[Line, Budget], dict[str, Cell]]] = defaultdict(dict)
     for cell in (*reported(results, cells, "iou"), *reported(results, cells)):
@@ -128,7 +128,7 @@ def class_tables(results: Results, cells: Sequence[Cell]) -> tuple[Table, ...]:
 
 
 def _class_table(results: Results, found: Mapping[tuple[Line, Budget], dict[str, Cell]]) -> Table | None:
-    """Classes down, lines across; the class "" stands for their mean. None without any value at a largest budget."""
+    """Classes down, lines across; the class "" is the mean over classes. None without a value at any largest budget."""
     # Budgets of a line ascend, so the last one stays.
     largest = {line: (line, budget) for line, budget in found}.values()
     shown = [found[place][""] for place in largest]
@@ -144,7 +144,7 @@ def _class_table(results: Results, found: Mapping[tuple[Line, Budget], dict[str,
     header, texts = zip(*columns, strict=True)
     notes = count_notes(cell for place in largest for cell in found[place].values())
     if _CHANGE in header:
-        notes += (f"{_CHANGE}: mean change against random in points, over the seeds that both have.",)
+        notes += (f"{_CHANGE}: mean difference from random in points, over the seeds that both have.",)
     caption = caption_text(_class_subject(shown[0].line), results, shown)
     return Table(caption, header, tuple(zip(*texts, strict=True)), "l" + "r" * (len(header) - 1), notes)
 
@@ -158,14 +158,14 @@ def _class_subject(line: Line) -> str:
 
 
 def _change(cell: Cell, other: Cell) -> float:
-    """Mean difference over the seeds that both have; NaN without one."""
+    """Mean difference over the seeds that both have; NaN if there are none."""
     values = dict(zip(other.seeds, other.values, strict=True))
     pairs = zip(cell.seeds, cell.values, strict=True)
     return summarise([value - values[seed] for seed, value in pairs if seed in values]).mean
 
 
 def area_table(results: Results, cells: Sequence[Cell]) -> Table | None:
-    """Normalised area under each budget curve in percent; None when no line has two budgets."""
+    """Tabulate the normalised area under each budget curve in percent; None if no line has two budgets."""
     shown = [cell for cell in reported(results, cells) if cell.budget != "full"]
     found = areas(shown)
     if not found:
@@ -183,7 +183,7 @@ def area_table(results: Results, cells: Sequence[Cell]) -> Table | None:
 
 
 def missing_table(results: Results, cells: Sequence[Cell]) -> Table | None:
-    """Trials without a stored measurement, seeds side by side; None when everything is there."""
+    """Tabulate trials without a stored measurement, with seeds joined; None if nothing is missing."""
     seeds: defaultdict[tuple[Line, Budget, str, str], list[str]] = defaultdict(list)
     for one in results.missing:
         reason = brief(" ".join(one.reason.split()), 90)
@@ -201,13 +201,13 @@ def missing_table(results: Results, cells: Sequence[Cell]) -> Table | None:
 
 
 def damage_table(damage: Mapping[str, str]) -> Table | None:
-    """What was found damaged while the results were read, problems by path; None when nothing was."""
-    caption = "Damaged in the store, and therefore not in this report; run the experiment again, which makes it anew."
+    """Tabulate damage found while reading results, as problems by path; None if there is none."""
+    caption = "Damaged in the store, and therefore not in this report; run the experiment again to make it anew."
     return Table(caption, ("what", "how"), tuple(sorted(damage.items())), "ll") if damage else None
 
 
 def diverged_table(results: Results) -> Table | None:
-    """Trials whose training has no result, and how it went; None when there is none."""
+    """Tabulate trials whose training diverged, and how; None if there are none."""
     found = results.diverged
     columns = line_columns(map(line_of, results.trials))
     rows = tuple(
@@ -215,12 +215,12 @@ def diverged_table(results: Results) -> Table | None:
         for point, why in found.items()
     )
     header = (*columns, "pixels per image", "seed", "how")
-    caption = "Trainings that diverged, or come after one that did: they count as 0, and are not tried again."
+    caption = "Trainings that diverged, or come after one that did: they count as 0 and are not retried."
     return Table(caption, header, rows, "l" * len(columns) + "rrl") if rows else None
 
 
 def line_columns(lines: Iterable[Line]) -> dict[str, dict[Line, str]]:
-    """Column name to text of each line; what is the same everywhere is left out unless a reader needs it."""
+    """Return each line's texts by column, without columns that are constant, except those a reader always needs."""
     texts = {line: _line_texts(line) for line in lines}
     columns = {name: {line: texts[line][name] for line in texts} for name in _LINE_COLUMNS}
     always = ("model", "pretrained", "strategy")
@@ -242,7 +242,7 @@ def _line_texts(line: Line) -> dict[str, str]:
 
 
 def line_labels(lines: Sequence[Line]) -> dict[Line, str]:
-    """A short name for each line: its strategy, and before it whatever else differs among the lines."""
+    """Return a short label for each line: its strategy, preceded by whatever else differs among the lines."""
     distinct = list(dict.fromkeys(lines))
     texts = [_line_texts(line) | {"pretrained": f"pretrained {line.pretrained}"} for line in distinct]
     names = ("dataset", "model", "pretrained", "setting")
@@ -257,7 +257,7 @@ def line_labels(lines: Sequence[Line]) -> dict[Line, str]:
 
 
 def caption_text(what: str, results: Results, cells: Sequence[Cell]) -> str:
-    """What these cells of the default table show: where, at which sizes, after which epoch, over how many seeds."""
+    """Caption for cells of the default table: split, sizes, epoch and seeds."""
     return (
         f"{what} on {_places_text(cells)}. Training at {_training_text(results, cells)}; weights after the last epoch "
         f"of a stage; {_spread_text(cells)}."
@@ -271,14 +271,14 @@ def _places_text(cells: Iterable[Cell]) -> str:
 
 def _training_text(results: Results, cells: Iterable[Cell]) -> str:
     lines = {cell.line for cell in cells}
-    # Trials of a line differ in the seed and the budget alone.
+    # Trials of a line differ only in seed and budget.
     datasets = {line_of(point): trial.dataset for point, trial in results.trials.items()}
     texts = ((line.experiment, size_text(spec, " pixels")) for line, spec in datasets.items() if line in lines)
     return _by_experiment(texts, " or ")
 
 
 def _by_experiment(texts: Iterable[tuple[str, str]], joint: str) -> str:
-    """The texts of each experiment joined; experiments are named only where these differ."""
+    """Texts of each experiment, joined; experiments are named only if their texts differ."""
     found: defaultdict[str, dict[str, None]] = defaultdict(dict)
     for experiment, text in texts:
         found[experiment][text] = None
@@ -299,7 +299,7 @@ def _spread_text(cells: Iterable[Cell]) -> str:
 
 
 def result_notes(results: Results, cells: Sequence[Cell], strong: Strong) -> tuple[str, ...]:
-    """What is missing, what is mixed within a cell, and what bold means."""
+    """Return notes on what is missing, what is mixed within a cell, and what bold means."""
     missing = len({one.point for one in results.missing})
     trials = counted(len(results.trials), "trial")
     lacking: tuple[str, ...] = (f"Missing: {missing} of {trials}.",) if missing else ()
@@ -310,7 +310,7 @@ def result_notes(results: Results, cells: Sequence[Cell], strong: Strong) -> tup
 
 
 _BOLD = (
-    "Bold: the best mean of a setting at a budget, and every mean that a paired t test over seeds cannot tell apart "
+    "Bold: the best mean of a setting at a budget, and all means that a paired t test over seeds cannot distinguish "
     "from it."
 )
 
@@ -325,52 +325,52 @@ def _mixed_notes(cells: Iterable[Cell]) -> tuple[str, ...]:
 
 
 def count_notes(cells: Iterable[Cell]) -> tuple[str, ...]:
-    """How to read the counts of `value_and_n_text`, where it writes one."""
+    """Return a note on how to read the counts of `value_and_n_text`, if there are any."""
     if all(cell.summary.n in (0, cell.expected) for cell in cells):
         return ()
-    return ("A count such as (2/3): the value is of 2 of the 3 seeds asked for.",)
+    return ("A count such as (2/3): the value is over 2 of the 3 seeds requested.",)
 
 
 # Texts of one cell
 
 
 def value_text(cell: Cell) -> str:
-    """For example "50.8 ± 0.2", "50.8" of one seed, "missing 0/5" of none; "-" for a class that does not occur."""
+    """Format a cell's value: "50.8 ± 0.2", "50.8" for one seed, "missing 0/5" for none, "-" for an absent class."""
     if not cell.values:
         return f"missing 0/{cell.expected}"
     return percent_text(cell.summary.mean, cell.summary.std)
 
 
 def value_and_n_text(cell: Cell) -> str:
-    """A value that says itself when it is of fewer seeds than asked for, for tables without a column for it."""
+    """Format a value, with the count if seeds are missing, for tables without a column for it."""
     n = cell.summary.n
     return value_text(cell) + (f" ({n}/{cell.expected})" if 0 < n < cell.expected else "")
 
 
 def percent_text(mean: float, std: float) -> str:
-    """A fraction in percent with its deviation, as "50.8 ± 0.2"; "50.8" without one, "-" for NaN."""
+    """Format a fraction in percent with its deviation, "50.8 ± 0.2"; "50.8" without one, "-" for NaN."""
     if math.isnan(mean):
         return "-"
     return f"{100 * mean:.1f}" if math.isnan(std) else f"{100 * mean:.1f} ± {100 * std:.1f}"
 
 
 def points_text(difference: float) -> str:
-    """A difference of fractions in points, as "+2.3" or "-0.4"; "-" for NaN."""
+    """Format a difference of fractions in percentage points, such as "+2.3"; "-" for NaN."""
     return "-" if math.isnan(difference) else f"{100 * difference:+z.1f}"
 
 
 def n_text(cell: Cell) -> str:
-    """Number of seeds, as "3/5" when some are missing."""
+    """Format the number of seeds, as "3/5" if some are missing."""
     return count_text(len(cell.values), cell.expected)
 
 
 def count_text(n: int, expected: int) -> str:
-    """How many there are, as "3/5" when fewer than asked for."""
+    """Format a count, as "3/5" if fewer than expected."""
     return str(n) if n == expected else f"{n}/{expected}"
 
 
 def share_text(cell: Cell) -> str:
-    """Share of labelled pixels in percent, as "0.012": three decimals below 1, or as many as show two digits."""
+    """Format the share of labelled pixels in percent: three decimals below 1, or more to show two digits ("0.012")."""
     if cell.share is None:
         return "-"
     percent = 100 * cell.share
@@ -379,12 +379,12 @@ def share_text(cell: Cell) -> str:
 
 
 def budget_text(budget: Budget) -> str:
-    """Labelled pixels per image."""
+    """Format a budget of labelled pixels per image."""
     return "all" if budget == "full" else str(budget)
 
 
 def strategy_text(line: Line) -> str:
-    """The strategy, or that there is none."""
+    """Return the strategy, or "full supervision"."""
     return line.strategy or FULL
 
 
@@ -395,7 +395,7 @@ def _area_texts(area: Area) -> tuple[str, str, str]:
 
 
 def cells_csv(cells: Iterable[Cell]) -> str:
-    """Every cell but those of single classes as CSV; fractions, interval at 95 %, lists joined by spaces."""
+    """Write all cells except those of single classes as CSV: fractions, 95 % intervals, lists joined by spaces."""
     lines = []
     for cell in cells:
         if cell.metric == "iou":
@@ -408,5 +408,5 @@ def cells_csv(cells: Iterable[Cell]) -> str:
 
 
 def terminal_table(results: Results) -> str:
-    """The default table as plain text with aligned columns, for the end of a run."""
+    """Return the default table as aligned plain text, for the end of a run."""
     return to_text(result_table(results, build_cells(results)))

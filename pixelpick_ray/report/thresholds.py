@@ -1,4 +1,4 @@
-"""The budget at which a share of full supervision is reached, with an interval."""
+"""The budget at which a share of full supervision is reached, with a confidence interval."""
 
 import itertools
 import math
@@ -17,11 +17,11 @@ SHARE = 0.95
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where a line reaches `level`, a fraction of mIoU: `SHARE` of the mean of full supervision.
+    """The budget at which a line reaches `level`, an mIoU fraction: `SHARE` of full supervision's mean.
 
-    `estimate` and the interval `low` to `high` are in labelled pixels per image: minus infinity where the level is
-    passed before the smallest of the `budgets`, infinity where it is not reached by the largest, and the interval NaN
-    where a budget has too few seeds for one. `n` is the fewest seeds of a budget, of `expected`.
+    `estimate` and the interval `low` to `high` are in labelled pixels per image: minus infinity if the level is passed
+    before the smallest of the `budgets`, infinity if it is not reached by the largest; the interval is NaN if a budget
+    has too few seeds. `n` is the smallest number of seeds of a budget, out of `expected`.
     """
 
     line: Line
@@ -36,13 +36,13 @@ class Threshold:
 
 
 def thresholds(cells: Sequence[Cell]) -> tuple[Threshold, ...]:
-    """The threshold of every line whose model has full supervision with values; `cells` of one split and checkpoint.
+    """Compute the threshold of every line whose model has full supervision; `cells` share one split and checkpoint.
 
-    At each budget the difference D between a line's mean and the level has a 95 % interval: Student's of the
-    differences seed by seed where line and full supervision have the same seeds, Welch's otherwise. Means and both
-    ends of the intervals are joined by straight lines between budgets. The estimate is where D first reaches 0; the
-    interval goes from where the upper end first does so to where the lower end does. It holds the budgets at which
-    these seeds do not tell the line from the level, and takes the level's own uncertainty into account.
+    At each budget, the difference D between a line's mean and the level has a 95 % interval: Student's of the paired
+    differences if line and full supervision have the same seeds, Welch's otherwise. Means and interval ends are
+    interpolated linearly between budgets. The estimate is where D first reaches 0; the interval runs from where the
+    upper end first does so to where the lower end does. It contains the budgets at which the seeds do not distinguish
+    the line from the level, and accounts for the level's own uncertainty.
     """
     fulls = {cell.line: cell for cell in cells if cell.budget == "full" and cell.summary.n}
     by_line: defaultdict[Line, list[Cell]] = defaultdict(list)
@@ -74,7 +74,7 @@ def _threshold(points: Sequence[Cell], full: Cell) -> Threshold:
 
 
 def _difference(cell: Cell, full: Cell) -> dict[str, float]:
-    """How far a cell is above the level, as fractions: its centre, and the low and the high end of its interval."""
+    """How far a cell is above the level, as fractions: centre, and low and high end of the interval."""
     ours, theirs = cell.summary, full.summary
     if sorted(cell.seeds) == sorted(full.seeds):
         by_seed = dict(zip(full.seeds, full.values, strict=True))
@@ -86,9 +86,9 @@ def _difference(cell: Cell, full: Cell) -> dict[str, float]:
 
 
 def first_crossing(budgets: Sequence[float], heights: Sequence[float]) -> float:
-    """Where straight lines through the points first reach 0 from below.
+    """Return the budget at which straight lines through the points first reach 0 from below.
 
-    Minus infinity where the first point is above 0 already, infinity where none reaches it, NaN where a height is.
+    Minus infinity if the first point is already above 0, infinity if none reaches it, NaN if any height is NaN.
     """
     if any(math.isnan(height) for height in heights):
         return math.nan
@@ -101,16 +101,16 @@ def first_crossing(budgets: Sequence[float], heights: Sequence[float]) -> float:
 
 
 def threshold_table(results: Results, cells: Sequence[Cell]) -> Table | None:
-    """The thresholds of the default table; None without full supervision to hold a line against."""
+    """Tabulate the thresholds of the default table; None without full supervision to compare a line with."""
     found = thresholds(reported(results, cells))
     if not found:
         return None
     columns = line_columns(one.line for one in found)
     rows = tuple((*(texts[one.line] for texts in columns.values()), *_texts(one)) for one in found)
     caption = (
-        f"Labelled pixels per image at which {100 * SHARE:.0f} % of the mean mIoU of full supervision is reached, by "
-        "straight lines between budgets. The 95 % interval begins where the upper end of the interval of the "
-        "difference first reaches 0 and ends where the lower end does; seeds are paired where both have the same."
+        f"Labelled pixels per image at which {100 * SHARE:.0f} % of full supervision's mean mIoU is reached, by linear "
+        "interpolation between budgets. The 95 % interval runs from where the upper end of the difference's interval "
+        "first reaches 0 to where the lower end does; differences are paired by seed if both have the same seeds."
     )
     header = (*columns, "full (%)", f"{100 * SHARE:.0f} % of it (%)", "pixels per image", "95 % interval", "n")
     return Table(caption, header, rows, "l" * len(columns) + "rrrrr")
@@ -122,12 +122,12 @@ def _texts(one: Threshold) -> tuple[str, ...]:
 
 
 def estimate_text(one: Threshold) -> str:
-    """For example "46", "below 10", "not reached by 100"."""
+    """Format the estimate, e.g. "46", "below 10", "not reached by 100"."""
     return f"not reached by {one.budgets[-1]}" if one.estimate == math.inf else _budget_text(one, one.estimate)
 
 
 def interval_text(one: Threshold) -> str:
-    """For example "31 to 60", "below 10 to 31", "31 to beyond 100", "below 10"; "-" of too few seeds."""
+    """Format the interval, e.g. "31 to 60", "below 10 to 31", "31 to beyond 100"; "-" for too few seeds."""
     if math.isnan(one.low) or math.isnan(one.high):
         return "-"
     return " to ".join(dict.fromkeys(_budget_text(one, end) for end in (one.low, one.high)))

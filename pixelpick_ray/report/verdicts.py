@@ -1,4 +1,4 @@
-"""What the seeds of a study show of its strategies and what they cannot show, in sentences."""
+"""Verdicts in sentences: what the seeds of a study show about its strategies, and what they cannot show."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from pixelpick_ray.report.tables import percent_text, points_text
 
 
 def verdicts(contests: Sequence[Contest]) -> Prose | None:
-    """A paragraph for each setting, and what so many seeds allow; None where no strategies compete."""
+    """Write a paragraph per setting, and what the number of seeds allows; None if no strategies compete."""
     if not contests:
         return None
     columns = setting_columns(contests)
@@ -21,7 +21,7 @@ def verdicts(contests: Sequence[Contest]) -> Prose | None:
 
 
 def _setting_texts(columns: Mapping[str, Mapping[Line, str]], contest: Contest) -> Iterator[str]:
-    """The setting, by whatever differs from setting to setting."""
+    """The setting, by whatever differs between settings."""
     line = contest.lines[0]
     varying = (name for name, texts in columns.items() if len(set(texts.values())) > 1 and texts[line])
     text = ", ".join(f"{name} {columns[name][line]}" for name in varying)
@@ -43,7 +43,7 @@ def _sentences(contest: Contest) -> Iterator[str]:
 
 
 def _leader_texts(contest: Contest) -> Iterator[str]:
-    """Who leads, and what the tests say of the first two and of all pairs."""
+    """Who leads, and what the tests say about the first two and about all pairs."""
     means = {line: mean(list(own.values())) for line, own in contest.scores.items() if own}
     if len(means) < 2:
         yield "Fewer than two strategies have a seed with every budget, so none leads by area."
@@ -69,15 +69,15 @@ def _leader_texts(contest: Contest) -> Iterator[str]:
 
 
 def _match_text(match: Match, first: str, second: str) -> str:
-    """The difference of the leader from the next, and whether the paired t test tells them apart."""
+    """The leader's difference from the next, and whether the paired t test tells them apart."""
     tests, n = match.tests, match.tests.n
     if n == 0:
-        return "They have no seed in common, so nothing can be judged between them."
+        return "They have no seed in common, so they cannot be compared."
     sign = 1 if match.first.strategy == first else -1
     where = _where_text(sign * tests.mean)
     over = f"Over the {n} seeds that both have" if n > 1 else "On the one seed that both have"
     if n == 1:
-        return f"{over}, {first} is {where} {second}; one seed allows no test, so nothing can be judged."
+        return f"{over}, {first} is {where} {second}; one seed allows no test."
     low, high = sorted((sign * tests.low, sign * tests.high))
     p = f"p {_equal_text(match.adjusted)}" + (" after Holm's correction" if match.family > 1 else "")
     tells = "tells them apart" if match.verdict in (BETTER, WORSE) else "does not tell them apart"
@@ -100,7 +100,7 @@ def _equal_text(p: float) -> str:
 
 
 def _order_texts(contest: Contest) -> Iterator[str]:
-    """Whether strategies rank by area as they do at the largest budget."""
+    """Whether strategies rank differently at the largest budget than by area."""
     if len(contest.budgets) < 2:
         return
     budget = contest.budgets[-1]
@@ -121,7 +121,7 @@ def _ranking(means: Mapping[Line, float]) -> list[Line]:
 
 
 def _missing_texts(contest: Contest) -> Iterator[str]:
-    """Which strategies lack seeds, counted by those that have every budget that is compared."""
+    """Which strategies lack seeds with every compared budget."""
     found = []
     for line in contest.lines:
         expected = max(cell.expected for (own, _), cell in contest.cells.items() if own == line)
@@ -134,7 +134,7 @@ def _missing_texts(contest: Contest) -> Iterator[str]:
 
 
 def _limits_text(contest: Contest) -> str:
-    """What a two-sided sign-flip test can reach with the seeds that the best pair of a setting has."""
+    """What a two-sided sign-flip test can show with the number of seeds of a setting's best-covered pair."""
     matches = contest.tested(contest.budgets)
     n, pairs = max(match.tests.n for match in matches), len(matches)
     alone, corrected = pairs_needed(), pairs_needed(pairs)
@@ -148,7 +148,7 @@ def _limits_text(contest: Contest) -> str:
     if n < alone:
         return (
             f"{start} cannot go below {smallest}, whatever the results are, nor can Wilcoxon's: p < {ALPHA:g} needs "
-            f"{needed}. The t test can go lower because it takes the differences to be normally distributed, which so "
+            f"{needed}. The t test can go lower because it assumes normally distributed differences, which so "
             "few seeds cannot show."
         )
     if n < corrected:

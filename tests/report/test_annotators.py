@@ -107,14 +107,14 @@ def test_an_answer_to_two_experiments_is_one_and_equal_pixels_of_two_books_are_t
     assert [(one.book, one.truth, one.is_right) for one in found.given] == [
         *((BOOK, "sky", False), (BOOK, "sky", True), ("fedc", "road", False), ("fedc", "road", True))
     ]
-    assert not any("agree" in caption for caption in tables(study, first, apart))
+    assert not any("Agreement" in caption for caption in tables(study, first, apart))
 
 
 def test_seconds_are_told_by_answer_and_annotator(study: Study, spec: Experiment) -> None:
     answered(study, spec, "ssrrrs", said("ann", "ssr-rs", [1.0, 2.0, 6.0, 30.0, None, 5.0], idle_seconds=20.0))
     write(study, said("ann", "r", 500.0, repeat=True, idle_seconds=60.0))
     found = table(study, "Seconds per answer", spec)
-    assert found.header == ("answer", "answers", "median (s)", "mean (s)", "in all (min)")
+    assert found.header == ("answer", "answers", "median (s)", "mean (s)", "total (min)")
     assert found.rows == (
         ("sky", "3", "2.00", "2.67", "0.1"),  # 1, 2, 5
         ("road", "2", "6.00", "6.00", "0.1"),
@@ -133,7 +133,7 @@ def test_seconds_are_told_by_answer_and_annotator(study: Study, spec: Experiment
     ]
     found = table(study, "Answers of each annotator", spec)
     assert found.header == (
-        *("annotator", "answers", "median (s)", "mean (s)", "in all (min)", "pauses (min)"),
+        *("annotator", "answers", "median (s)", "mean (s)", "total (min)", "pauses (min)"),
         *("none (%)", "cannot tell (%)", "repeats"),
     )
     assert found.rows == (
@@ -148,7 +148,7 @@ def test_a_class_may_be_called_like_a_row_of_its_own(study: Study, spec: Experim
     ask(study, spec, [(0, truths("ssr"))])
     study.store.write_record(path, study.store.read_record(path) | {"class_names": ["all", "cannot tell", "car"]})
     write(study, [answer("ann", first, "all"), answer("ann", second, "all"), answer("ann", third, "cannot tell")])
-    seconds, right = table(study, "Seconds per answer", spec), table(study, "Answers that are what", spec)
+    seconds, right = table(study, "Seconds per answer", spec), table(study, "Answers that agree", spec)
     known = [("all", "2"), ("cannot tell", "1"), ("car", "0")]
     none = [("none of the classes", "0"), ("cannot tell", "0")]
     assert [row[:2] for row in seconds.rows] == [*known, *none, ("all", "3")]
@@ -158,7 +158,7 @@ def test_a_class_may_be_called_like_a_row_of_its_own(study: Study, spec: Experim
 def test_accuracy_is_of_the_last_answers_by_true_class_with_its_interval(study: Study, spec: Experiment) -> None:
     answered(study, spec, "ssssssssssrrr.", said("ann", "rssssssssr?-rc"))
     write(study, [*said("ann", "s"), *said("ann", "r", repeat=True)])  # the first pixel is answered again
-    found = table(study, "Answers that are what", spec)
+    found = table(study, "Answers that agree", spec)
     assert found.header == ("class", "answers", "right (%)")
     # 9 of 10: Wilson's interval is [0.5958, 0.9821]; 1 of 2: [0.0945, 0.9055].
     assert found.rows == (
@@ -166,7 +166,7 @@ def test_accuracy_is_of_the_last_answers_by_true_class_with_its_interval(study: 
         *(("car", "0", "-"), ("all", "12", "83.3 [55.2, 95.3]")),
     )
     write(study, said("bea", "s"))
-    found = table(study, "Answers that are what", spec)
+    found = table(study, "Answers that agree", spec)
     assert found.header[-2:] == ("ann", "bea")
     assert found.rows[0][-2:] == ("90.0 [59.6, 98.2] (10)", "100.0 [20.7, 100.0] (1)")
     assert found.rows[1][-1] == "-"
@@ -217,7 +217,7 @@ FIRST_LOOK = [*said("ann", "ssr"), *said("bea", "srr", repeat=True), *said("bea"
 )
 def test_agreement_is_over_the_same_pixels(study: Study, spec: Experiment, words: str, answers: Any, rows: Any) -> None:
     answered(study, spec, words, answers)
-    found = table(study, "Two answers", spec)
+    found = table(study, "Agreement", spec)
     assert found.header == ("one", "other", "pixels", "agreement (%)", "kappa")
     assert [", ".join(row) for row in found.rows] == rows
 
@@ -337,7 +337,7 @@ def test_images_without_label_maps_are_no_measure_of_what_was_asked(study: Study
         study.describe(spec, described, {"test": described})
         write_report(study.store, [spec], tmp_path, picture_settings=1)
         text = (tmp_path / "table.md").read_text()
-        assert ("| class | training images | margin | margin, times |" in text) == is_told
+        assert ("| class | training images | margin | margin, ratio |" in text) == is_told
         assert ("| class | margin |\n" in text) == (not is_told)
 
 

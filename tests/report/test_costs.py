@@ -87,8 +87,8 @@ def test_the_table_says_what_it_assumes_and_what_it_leaves_out(study: Study) -> 
         ("20", "80", "0.084", "1.68", "50.0 ± 0.0", "2"),
     ]
     assert table.notes == (
-        "Assumed: 1 click and 2 s per pixel (road 4.5 s); 10 s to open an image at each stage; 20 EUR an hour.",
-        "One result is left out: the cost is unknown, for want of stored statistics or of a cost in the model.",
+        "Assumed: 1 click and 2 s per pixel (road 4.5 s); 10 s to open an image at each stage; 20 EUR per hour.",
+        "One result is left out: the cost is unknown, because statistics are not stored or the model lacks a cost.",
     )
 
 
@@ -130,8 +130,8 @@ def load(study: Study, *specs: Experiment) -> tuple[provenance.Effort, ...]:
 
 
 def last_columns(table: Table) -> list[tuple[str, ...]]:
-    """Strategy, budget, fits, shared, seconds a fit, device hours and devices of each row."""
-    head = ("strategy", "pixels per image", "fits", "shared", "seconds a fit", "device hours", "devices")
+    """Strategy, budget, fits, shared, seconds per fit, device hours and devices of each row."""
+    head = ("strategy", "pixels per image", "fits", "shared", "seconds per fit", "device hours", "devices")
     assert (table.header[-7:], table.alignment) == (head, "lllrrrrrl")
     return [row[-7:] for row in table.rows]
 
@@ -145,8 +145,8 @@ def test_effort_is_told_by_cell_and_its_sum_counts_every_fit_once(study: Study) 
     ten, twenty = ("10", "2", "0", "1350.0", "1.5", "H100, cpu"), ("20", "2", "0", "3600.0", "4", "cpu")
     assert last_columns(table) == [(name, *rest) for name in ("margin", "random") for rest in (ten, twenty)]
     assert table.caption == (
-        "Fits of every stage: seconds of one, training and evaluation together, hours of the devices of all (seconds "
-        "times ranks), and how many of them other lines of this table use too. Each fit counted once: "
+        "Fits of every stage: their number, how many are shared with other lines of this table, mean seconds (training "
+        "and evaluation), and total device hours (seconds times ranks). Counting each fit once: "
         "8 fits, 11 device hours."
     )
     assert [provenance.device_hours(made) for made in ({"seconds": 900.0}, {})] == [0.25, 0]
@@ -169,11 +169,11 @@ def test_a_shared_fit_counts_once_in_the_sum_and_a_removed_one_not_at_all(study:
     ten, twenty = ("10", "2", "1", "2"), ("20", "2", "0", "2")
     shares = [(name, *rest) for name in ("margin", "random") for rest in (ten, twenty)]
     assert [row[:4] + row[5:6] for row in last_columns(table)] == shares
-    assert table.caption.endswith("Each fit counted once: 7 fits, 7 device hours.")
+    assert table.caption.endswith("Counting each fit once: 7 fits, 7 device hours.")
     shutil.rmtree(study.store.folder("fit", common))
     table = provenance.effort_table(load(study, spec))
     assert last_columns(table)[0] == ("margin", "10", "1", "0", "3600.0", "1", "cpu")
-    assert table.caption.endswith("Each fit counted once: 7 fits, 7 device hours.")
+    assert table.caption.endswith("Counting each fit once: 7 fits, 7 device hours.")
     shutil.rmtree(study.store.path / "fit")
     assert provenance.effort_table(load(study, spec)) is None
 
@@ -197,7 +197,7 @@ def test_experiments_stand_side_by_side_with_what_they_were_made_with(study: Stu
     assert (table.header, table.alignment) == (("", "study", "other"), "lll")
     assert rows(table) == {
         **{"fits": ["8", "4"], "devices": ["cpu"] * 2, "ranks": ["1 (7 fits), 2 (1 fit)", "1"]},
-        **{"threads a rank": ["4 (7 fits), unknown (1 fit)", "4"], "torch": ["2.0"] * 2, "NumPy": ["unknown"] * 2},
+        **{"threads per rank": ["4 (7 fits), unknown (1 fit)", "4"], "torch": ["2.0"] * 2, "NumPy": ["unknown"] * 2},
         **{"Python": ["unknown"] * 2, "package": ["1"] * 2, "code commits": ["abc+ (1 fit), def (7 fits)", "def"]},
     }
     shutil.rmtree(study.store.folder("fit", study.results(first).readings[0].fit_key))

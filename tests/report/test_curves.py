@@ -156,7 +156,7 @@ def test_there_is_a_curve_for_every_axis_and_scale_with_its_numbers_but_for_what
         ("random", "20", "0.012", "60", "2", "20", "48.0", "2.0", "43.0", "53.0", "3"),
         ("full supervision", "all", "100", "-", "-", "-", "61.0", "1.4", "48.3", "73.7", "2"),
     ]
-    assert table.notes == ("Results of unknown cost (-) are not drawn over it.",)
+    assert table.notes == ("Results of unknown cost (-) are not drawn on cost axes.",)
 
 
 def test_curves_of_a_page_share_no_identifier_and_files_have_outlines_and_no_date(drawn: Drawn, paid: Curves) -> None:

@@ -111,7 +111,7 @@ def test_every_section_is_in_its_files(study: Study, tmp_path: Path) -> None:
     assert re.findall("<h2>([^<]*)", page) == [*titles, "Elsewhere", "Provenance"]
     assert text.startswith("mIoU in percent on cityscapes val (512 x 1024 pixels). Training at 256 x 512 pixels")
     assert "not comparable" in text
-    assert "What was asked at each stage" in text
+    assert "Queries at each stage" in text
     assert ("RIPU" in page, "RIPU" in text) == (True, False)
     assert "<td>car</td>" in page  # which does not occur
     assert not re.search(r"[^a-z]nan[^a-z]", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL).lower())

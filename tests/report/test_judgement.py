@@ -135,7 +135,7 @@ def test_the_pair_table_shows_area_and_largest_budget() -> None:
         ("margin", "random", "area, 10 to 20", "+1.5", "+0.3 to +2.7", *rest),
         ("margin", "random", "mIoU at 20", "+3.0", "+0.5 to +5.5", *rest),
     ]
-    assert "Holm's correction is over all pairs of one setting by one measure" in table.caption
+    assert "Holm's correction covers all pairs of one setting by one measure" in table.caption
     told = "At 10 pixels per image, strategies with the same networks for every seed are not compared."
     assert (table.notes, len(table.alignment)) == ((told,), len(table.header))
     table = judgement.pair_table(contests(*make_cells({"margin": {20: [52]}, "random": {20: [50]}})))
@@ -208,8 +208,8 @@ def above_random(*points: float | None, setting: str = "") -> tuple[Cell, ...]:
 def test_few_seeds_hardly_tell_anything_five_can_not_reach_five_percent_by_signs_and_six_can() -> None:
     assert paragraphs(*above_random(2)) == (
         "By the area under the budget curve (10 to 20 pixels per image), margin is first with 51.0 % and random behind "
-        "it with 50.0 %. On the one seed that both have, margin is 1.0 points above random; one seed allows no test, "
-        f"so nothing can be judged. {SAME}",
+        "it with 50.0 %. On the one seed that both have, margin is 1.0 points above random; one seed allows no test. "
+        f"{SAME}",
         "With one seed no test is possible; a two-sided sign-flip test below p = 0.05 needs 6 seeds.",
     )
     # The area takes half of the differences: 1 with a standard error of 0.5, t = 2, 12.706 standard errors.
@@ -222,8 +222,8 @@ def test_few_seeds_hardly_tell_anything_five_can_not_reach_five_percent_by_signs
     assert "(95 % interval +0.5 to +2.5); the paired t test tells them apart (p = 0.013)" in first
     assert limits == (
         "With 5 paired seeds a two-sided sign-flip test cannot go below 2/2^5 = 0.0625, whatever the results are, nor "
-        "can Wilcoxon's: p < 0.05 needs 6 seeds. The t test can go lower because it takes the differences to be "
-        "normally distributed, which so few seeds cannot show."
+        "can Wilcoxon's: p < 0.05 needs 6 seeds. The t test can go lower because it assumes normally "
+        "distributed differences, which so few seeds cannot show."
     )
     six = paragraphs(*above_random(1, 2, 3, 4, 5, 6))[1]
     assert six == "With 6 paired seeds a two-sided sign-flip test can reach p < 0.05."
@@ -264,7 +264,7 @@ def test_missing_seeds_are_named() -> None:
     assert "first with 52.3 % and random behind it with 50.5 %." in first
     assert "margin is 2.0 points below random" in first
     first, limits = paragraphs(*make_cells({"random": {20: [50, None]}, "margin": {20: [None, 52]}}))
-    assert "They have no seed in common, so nothing can be judged between them." in first
+    assert "They have no seed in common, so they cannot be compared." in first
     assert limits.startswith("With no seed in common no test is possible;")
 
 

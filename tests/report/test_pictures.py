@@ -81,8 +81,8 @@ def test_every_labelled_pixel_of_a_shown_image_is_a_dot_in_its_frame_below_class
     assert slider.attrib == {"type": "range", "min": "1", "max": "2", "value": "2"}
     assert [text_of(item) for item in root.findall(".//li")] == ["sky", "road"]
     assert picks.caption == (
-        "Pixels asked for (study: camvid, deeplabv3plus small, pretrained none, seed 0), in the colour of the answered "
-        "class."
+        "Pixels asked for (study: camvid, deeplabv3plus small, pretrained none, seed 0), coloured by the class "
+        "answered."
     )
 
 

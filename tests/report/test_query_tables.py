@@ -51,7 +51,7 @@ def test_every_stage_of_a_chain_is_there_once_and_every_value_a_line(study: Stud
     table = query_table(queries_of(study, spec), {})
     start = table.header.index("strategy")
     assert table.header[start:] == (
-        *("strategy", "pixels per image", "entropy (nats)", "classes an image", "spread (pixels)"),
+        *("strategy", "pixels per image", "entropy (nats)", "classes per image", "spread (pixels)"),
         *("distance to a border (pixels)", "n"),
     )
     assert [row[start:] for row in table.rows] == [
@@ -114,7 +114,7 @@ def test_shares_are_of_all_stages_and_seeds_beside_those_in_the_training_images(
     assert (table.header, table.alignment) == (("class", "margin", "random"), "lrr")
     assert table.rows == (("sky", "20.0", "80.0"), ("road", "55.0", "20.0"), ("car", "25.0", "0.0"))
     (table,) = class_share_tables(QUERIES, {MARGIN: (500, 400, 100), RANDOM: (500, 400, 100)})
-    assert table.header == ("class", "training images", "margin", "random", "margin, times", "random, times")
+    assert table.header == ("class", "training images", "margin", "random", "margin, ratio", "random, ratio")
     assert table.alignment == "lrrrrr"
     # 0.2 / 0.5, 0.55 / 0.4 and 0.25 / 0.1.
     assert table.rows == (
@@ -124,7 +124,7 @@ def test_shares_are_of_all_stages_and_seeds_beside_those_in_the_training_images(
     )
     assert table.caption == (
         "study, camvid, deeplabv3plus small, pretrained none: share of each class in percent among the pixels asked "
-        "for at all stages and seeds, among all labelled pixels of the training images, and how many times as many."
+        "for at all stages and seeds, among all labelled pixels of the training images, and the ratio of the two."
     )
     assert class_share_tables(QUERIES, {RANDOM: (500, 400, 100)}) == (table,)
 

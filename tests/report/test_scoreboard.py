@@ -238,9 +238,9 @@ def test_the_table_says_all_of_it(study: Study) -> None:
     ]
     assert table.notes[-1] == f"Not comparable, {eight}: train.batch_size 8, published 4."
     assert table.notes[0].startswith("The published numbers: best epoch on the reported split; mean and population")
-    assert "times sqrt(n / (n - 1))" in table.caption
-    assert "Of 1 intervals at 95 %, about 0.05 miss 0 by chance" in table.notes[1]
-    assert table.notes[2] == "Nothing is published for the other 1 of our 3 numbers."
+    assert "multiplied by sqrt(n / (n - 1))" in table.caption
+    assert "Of 1 95 % intervals, about 0.05 exclude 0 by chance" in table.notes[1]
+    assert table.notes[2] == "Nothing is published that corresponds to the other 1 of our 3 numbers."
     line = csv_lines(scoreboard.scoreboard_csv(found))[-1]
     assert (line["verdict"], line["differs_in"]) == ("not comparable", "train.batch_size 8, published 4")
     assert (line["difference"], line["low"], line["high"]) == ("", "", "")

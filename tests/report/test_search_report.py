@@ -109,13 +109,13 @@ def page(folder: Path) -> str:
 
 def test_the_best_configurations_are_a_table_and_as_csv_have_every_digit(out: Path) -> None:
     assert (out / "table.md").read_text(encoding="utf-8") == (
-        "The best configurations, of 2 finished samples. Score: mIoU in percent at 40 labelled pixels per image on "
+        "The best configurations out of 2 finished samples. Score: mIoU in percent at 40 labelled pixels per image on "
         "camvid val, mean over 2 seeds with Student's 95 % interval.\n\n"
         "| rank | sample | train.optimizer.lr | acquire.strategy | score (%) | 95 % interval | vs own |\n"
         "| ---: | ---: | --- | --- | ---: | ---: | ---: |\n"
         "| 1 | 1 | 0.0025 | random | 57.0 | 18.9 to 95.1 | +6.0 |\n"
         "| 2 | 0 | 0.001 | margin | 51.0 | 38.3 to 63.7 | +0.0 |\n\n"
-        "Sample 0 is the file's own configuration; vs own: difference to it in points.\n"
+        "Sample 0 is the file's own configuration; vs own: difference from it in points.\n"
     )
     assert r"\label{tab:hunt-search}" in (out / "table.tex").read_text(encoding="utf-8")
     first, second = rows(out / "table.csv")
@@ -214,7 +214,7 @@ def test_a_stage_counts_once_as_its_share_where_it_was_left_and_not_where_it_can
     assert (cost.stages, cost.all_stages, cost.all_seconds) == (0.4 + 1, 4, None)
     table = tables.cost_table(hunt.found, cost)
     assert table.rows[1] == ("seconds", "30", "-", "-")
-    assert table.notes == ("No estimate of the seconds: there is a level that no sample has reached.",)
+    assert table.notes == ("No estimate of the seconds: at least one level was reached by no sample.",)
     # A sample that cannot be trained costs nothing.
     constant, late = {"name": "constant"}, {"name": "multistep", "milestones": [7]}
     schedules = "[{name: constant}, {name: multistep, milestones: [7]}]"
@@ -333,10 +333,10 @@ def test_the_page_has_every_section_once_asks_for_nothing_and_tells_the_result(h
     for said in (
         *("&lt;b&gt;Settings &amp; more&lt;/b&gt;", "asha &lt;rung 2&gt;", "launch.py run &#x27;found.yaml&#x27;"),
         "train.optimizer.lr (loguniform 0.0001 to 0.01)",
-        "The search judged on val and not on test, which is reported",
+        "Scores are on val, not on test, which is reported",
         "The best is sample 1 with 57.0 %: train.optimizer.lr 0.0025, acquire.strategy random. "
         "The file&#x27;s own configuration has 51.0 %: a difference of +6.0 points.",
-        "Of 4 samples: 2 finished, 1 stopped early, 1 failed; 1 missing, which running the search again adds.",
+        "Of 4 samples: 2 finished, 1 stopped early, 1 failed; 1 missing; run the search again to add them.",
     ):
         assert said in text
 
@@ -347,20 +347,20 @@ def test_what_is_not_there_yet_and_that_none_is_better_is_said(tmp_path: Path) -
     summary = hunt.write(out, next_command=COMMAND)
     assert (summary.num_samples, summary.missing) == (0, ("4 samples: not issued yet",))
     assert re.findall("<h2>([^<]*)", page(out)) == ["Result", "How it was made"]
-    assert "nothing has been run yet" in page(out)
+    assert "Nothing has been run yet" in page(out)
     assert "found.yaml" not in page(out)
     assert "No sample is finished yet." in (out / "table.md").read_text(encoding="utf-8")
     hunt.add(OWN, [[0.30, 0.32], [0.40, 0.42]])
     hunt.add(OTHER, [])
-    unfinished = ("sample 0: unfinished, judged up to 20 px", "sample 1: unfinished, not judged yet")
+    unfinished = ("sample 0: unfinished, scored up to 20 px", "sample 1: unfinished, no score yet")
     assert hunt.write(out).missing == (*unfinished, "2 samples: not issued yet")
-    for said in ("so that there is no best one.", f"<td>{unfinished[0][10:]}</td>", "No estimate of the seconds"):
+    for said in ("so there is no best one.", f"<td>{unfinished[0][10:]}</td>", "No estimate of the seconds"):
         assert said in page(out)
     hunt = Hunt(tmp_path / "store", ONE_LEVEL, "search.held_out=0.25")
     hunt.add(OWN, [[0.6]])
     hunt.add(OTHER, [[0.5]])
     hunt.write(out)
-    for said in ("the search found none better", "No sample was stopped.", "judged on held_out, 25 % of the training"):
+    for said in ("the search found none better", "No sample was stopped.", "on held_out (25 % of the training"):
         assert said in page(out)
 
 

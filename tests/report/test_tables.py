@@ -107,7 +107,7 @@ def test_rules_that_choose_an_epoch_and_sizes_of_one_split_stand_side_by_side(st
     table = tables.protocol_table(results, build_cells(results))
     assert table.header[-4:] == ("pixels per image", "last", "best on test", "best on val")
     assert [row[-4:] for row in table.rows] == [("10", "30.0 ± 0.0", "40.0 ± 0.0", "40.0 (1/2)")]
-    assert "flatters" in table.caption
+    assert "optimistic" in table.caption
     wanted = {("test", "last"), ("test", "best"), ("test", "best_on_val"), ("val", "last"), ("val", "best")}
     lines = csv_lines(tables.cells_csv(build_cells(results)))
     assert {(line["split"], line["checkpoint"]) for line in lines} == wanted
@@ -161,11 +161,11 @@ CAPTION = (
     "mIoU in percent on camvid test (360 x 480 pixels). Training at 360 x 480 pixels; weights after the last epoch of "
     "a stage; mean ± sample standard deviation (n-1) over 3 seeds."
 )
-COUNTS = "A count such as (2/3): the value is of 2 of the 3 seeds asked for."
+COUNTS = "A count such as (2/3): the value is over 2 of the 3 seeds requested."
 NOTES = (
     "Missing: 1 of 15 trials.\n\n"
-    "Bold: the best mean of a setting at a budget, and every mean that a paired t test over seeds cannot tell apart "
-    "from it.\n"
+    "Bold: the best mean of a setting at a budget, and all means that a paired t test over seeds cannot "
+    "distinguish from it.\n"
 )
 
 
@@ -186,8 +186,7 @@ def test_the_default_table_the_other_layouts_and_classes(study: Study) -> None:
     )
     strong = frozenset({(whole[1][0].line, 20)})
     assert to_markdown(wide_table(*whole, strong=strong)) == (
-        f"{CAPTION} Columns: labelled pixels per image, with their share of all pixels where it is the same for all "
-        "lines.\n\n"
+        f"{CAPTION} Columns: labelled pixels per image and, if the same for all lines, their share of all pixels.\n\n"
         "| model | pretrained | strategy | 10 px (0.0058 %) | 20 px (0.012 %) | all |\n"
         "| --- | --- | --- | ---: | ---: | ---: |\n"
         "| deeplabv3plus small | none | margin | 22.0 ± 2.0 | **33.0 ± 2.6** | 42.0 ± 2.0 |\n"
@@ -214,7 +213,7 @@ def test_the_default_table_the_other_layouts_and_classes(study: Study) -> None:
         "| road | 0.0 ± 0.0 | +0.0 | 0.0 ± 0.0 (2/3) | 0.0 ± 0.0 |\n"
         "| mean | 33.0 ± 2.6 | +5.0 | 27.0 ± 2.8 (2/3) | 42.0 ± 2.0 |\n\n"
         f"{COUNTS}\n\n"
-        "vs random: mean change against random in points, over the seeds that both have.\n"
+        "vs random: mean difference from random in points, over the seeds that both have.\n"
     )
 
 
