@@ -249,7 +249,7 @@ def test_keys_mean_the_same_on_every_keyboard_and_what_is_no_answer_stores_nothi
     assert typist.text("#notice") == "9 is not a key for a class; ? shows all keys."
     typist.browser.type("?", "r", Key.ESCAPE)  # in the help, which it closes
     typist.browser.type(Key.ENTER, Key.BACKSPACE)  # no suggestion is shown
-    typist.wait_for_notice("There is no answer to take back.")
+    typist.wait_for_notice("There is no answer to undo.")
     assert typist.look()["acknowledged"] == []
     strokes = (("rRк", "KeyR", 0), ("RrК", "KeyR", SHIFT), ("3３", "Digit3", 0), ("٠", "Digit0", 0), ("ю", "Period", 0))
     for count, (key, code, modifiers) in enumerate((key, *rest) for keys, *rest in strokes for key in keys):
@@ -408,7 +408,7 @@ def test_answers_and_replacements_are_kept_without_a_connection_and_over_a_reloa
         typist.browser.call("POST", "/url", {"url": "about:blank"})
         answer_elsewhere(typist, item)
     typist.open(typist.address)
-    assert typist.text("#notice").startswith("An answer that was kept could not be stored: This question has been")
+    assert typist.text("#notice").startswith("A saved answer could not be stored: This question has been")
     assert (kept_answers(typist.browser), typist.labels()) == ([], [None])
     with offline(typist):
         typist.browser.type(typist.keys["car"])

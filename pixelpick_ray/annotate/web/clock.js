@@ -1,10 +1,10 @@
-// Seconds at each question. More than `idleSeconds` without a sign of life are idle, and all while nobody works.
+// Seconds spent on each question. Time is idle after `idleSeconds` without activity, and while the page is away.
 "use strict";
 
 const clock = (() => {
   const running = { item: null, spent: new Map(), last: 0, idleSeconds: 30, isAway: document.hidden };
 
-  // A sign of life.
+  // Record activity.
   function tick(now = performance.now()) {
     const gap = Math.max(0, now - running.last) / 1000;
     running.last = Math.max(now, running.last);
@@ -15,20 +15,20 @@ const clock = (() => {
     spent.idle += gap - active;
   }
 
-  // Time runs for this question now; it goes on where it was.
+  // Start or resume timing a question.
   function start(item) {
     tick();
     running.item = item;
     if (!running.spent.has(item)) running.spent.set(item, { active: 0, idle: 0 });
   }
 
-  // Time runs for no question until the next one is seen.
+  // Stop timing until the next question is shown.
   function halt() {
     tick();
     running.item = null;
   }
 
-  // What was spent on the question that time runs for; it is over.
+  // Finish the current question and return the time spent on it.
   function stop() {
     tick();
     const { active, idle } = running.spent.get(running.item) ?? { active: 0, idle: 0 };
@@ -37,7 +37,7 @@ const clock = (() => {
     return { seconds: Math.min(active, 86400), idle_seconds: Math.min(idle, 86400) };
   }
 
-  // Milliseconds since the last sign of life.
+  // Milliseconds since the last activity.
   const quiet = () => performance.now() - running.last;
 
   function setAway(isAway) {

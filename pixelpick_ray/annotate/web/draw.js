@@ -1,8 +1,8 @@
-// What the canvases show. Lengths on the screen are CSS pixels, those in an image its native pixels.
+// Drawing on the canvases. Screen lengths are in CSS pixels, image lengths in native pixels.
 "use strict";
 
 const draw = (() => {
-  // A canvas as sharp as the screen, empty; what is drawn on it is given in CSS pixels.
+  // Clear a canvas at the screen's resolution, for drawing in CSS pixels.
   function fresh(canvas) {
     const [width, height, density] = [canvas.clientWidth, canvas.clientHeight, window.devicePixelRatio || 1];
     canvas.width = Math.max(1, Math.round(width * density));
@@ -12,7 +12,7 @@ const draw = (() => {
     return { context, width, height };
   }
 
-  // The native pixels that a prepared pixel covers.
+  // The box of native pixels that a prepared pixel covers.
   function covered(item, image) {
     const [across, down] = [image.width / item.width, image.height / item.height];
     return { x: item.x * across, y: item.y * down, width: across, height: down };
@@ -20,7 +20,7 @@ const draw = (() => {
 
   const middle = (box) => ({ x: box.x + box.width / 2, y: box.y + box.height / 2 });
 
-  // Black with white in it: visible on every colour.
+  // A white line with a black border, visible on any colour.
   function line(context, width, trace) {
     context.lineCap = "butt";
     for (const [colour, extra] of [["#000", 2.5], ["#fff", 0]]) {
@@ -36,7 +36,7 @@ const draw = (() => {
     line(context, width, () => context.arc(at.x, at.y, radius, 0, 2 * Math.PI));
   }
 
-  // Four lines that lead to a place and leave it free.
+  // Four lines that point to a place without covering it.
   function leaders(context, at, from, to, width) {
     line(context, width, () => {
       for (const [x, y] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
@@ -46,7 +46,7 @@ const draw = (() => {
     });
   }
 
-  // Where an image lies on the screen: its scale, and the place of its upper left corner.
+  // Position of an image on the screen: its scale, and its upper left corner.
   function centred(size, box, radius) {
     const scale = Math.min(size.width, size.height) / (2 * radius);
     const at = middle(box);
@@ -71,7 +71,7 @@ const draw = (() => {
     context.drawImage(image, place.x, place.y, image.width * place.scale, image.height * place.scale);
   }
 
-  // Around the pixel, not on it: all of it stays visible.
+  // A frame around the pixel, which stays fully visible.
   function frame(context, box, width) {
     const gap = width / 2 + 1.25;
     line(context, width, () =>
@@ -79,7 +79,7 @@ const draw = (() => {
     );
   }
 
-  // The surroundings of the pixel, magnified: as far as `radius` native pixels to the nearer edges.
+  // The magnified surroundings of the pixel, `radius` native pixels to the nearer edges.
   function close(canvas, image, item, radius) {
     const size = fresh(canvas);
     const place = centred(size, covered(item, image), radius);
@@ -91,7 +91,7 @@ const draw = (() => {
     leaders(size.context, middle(box), around + 5, around + 30, 2);
   }
 
-  // The whole image with the place of the pixel, and with what the close view shows of it.
+  // The whole image, with the pixel and the outline of the close view.
   function wide(canvas, image, item, radius, shape) {
     const size = fresh(canvas);
     const place = fitted(size, image, 6);
@@ -108,14 +108,14 @@ const draw = (() => {
     leaders(size.context, here, 11, 20, 1.75);
   }
 
-  // Black or white, whichever is told apart better from a colour "#rrggbb".
+  // Black or white, whichever contrasts better with a colour "#rrggbb".
   function against(colour) {
     const parts = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255);
     const [red, green, blue] = parts.map((one) => (one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4));
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000" : "#fff";
   }
 
-  // All pixels of the image that are asked: answered ones in the colour and with the key of what was said.
+  // All questions in the image, answered ones with the colour and key of the answer.
   function points(canvas, image, item, found, told) {
     const size = fresh(canvas);
     const place = fitted(size, image, 10);

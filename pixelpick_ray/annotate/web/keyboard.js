@@ -1,4 +1,4 @@
-// What a key means, on whatever keyboard it was pressed.
+// Meaning of keys, on any keyboard layout.
 "use strict";
 
 const keyboard = (() => {
@@ -10,14 +10,14 @@ const keyboard = (() => {
   const UNNAMED = new Set(["Dead", "Process", "Unidentified"]);
   const isPlain = (key) => /^[ -~]$/.test(key);
 
-  // The key at this place of a keyboard with Latin letters, for one whose letters are others.
+  // The Latin key at this position, for keyboards with another script.
   function byPlace({ key, code, shiftKey }) {
     const letter = /^Key([A-Z])$/.exec(code)?.[1];
     const digit = /^(?:Digit|Numpad)(\d)$/.exec(code)?.[1];
     return letter ?? digit ?? (code === "Period" && !shiftKey ? "." : key);
   }
 
-  // The key of a class or of a command that is meant; `known` has the keys of the classes.
+  // The intended key of a class or command; `known` has the keys of the classes.
   function meant(event, known) {
     const { key, code, shiftKey } = event;
     if (key.length > 1 && !UNNAMED.has(key)) return key;

@@ -1,10 +1,10 @@
-// What a browser remembers, if it remembers anything: settings, and answers until they are acknowledged.
+// Browser storage, if available: settings, and answers until they are acknowledged.
 "use strict";
 
 const memory = (() => {
   const OURS = "pixelpick-ray-";
   const UNSENT = `${OURS}unsent-`;
-  const held = new Map(); // answers of this page, also where the browser remembers nothing
+  const held = new Map(); // answers of this page, even without browser storage
 
   function recall(name) {
     try {
@@ -22,7 +22,7 @@ const memory = (() => {
     }
   }
 
-  // An answer {reply, replaces}, under the identity of its reply: tabs do not disturb each other.
+  // Keep an answer {reply, replaces} under its reply's id, so that tabs do not interfere.
   function keep(unsent) {
     held.set(unsent.reply.id, unsent);
     remember(UNSENT.slice(OURS.length) + unsent.reply.id, JSON.stringify(unsent));
@@ -46,7 +46,7 @@ const memory = (() => {
     }
   }
 
-  // The answers that no server has acknowledged, of earlier pages too.
+  // Answers that no server has acknowledged, including those of earlier pages.
   function unsent() {
     const found = new Map(held);
     try {

@@ -1,29 +1,29 @@
-// One key answers and moves on. An answer is kept until the server has acknowledged it, and sent again if need be.
+// One key press answers and moves on. Answers are kept until acknowledged by the server, and resent if necessary.
 
 (() => {
   const at = (id) => document.getElementById(id);
   const RADII = [6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384];
-  const FEW = 10; // questions: more are fetched before they are used up
-  const SIGN = 60000; // ms between signs of life, without which others get what this page has
-  const LEFT = 600000; // ms without one of the person after which the page gives none either
-  const LATE = 150; // ms after which an image that is not there yet is missed
+  const FEW = 10; // questions in the queue below which more are fetched
+  const SIGN = 60000; // ms between keep-alives, without which others get this page's questions
+  const LEFT = 600000; // ms without user activity after which the page sends no keep-alives
+  const LATE = 150; // ms after which a missing image shows as loading
 
   const page = {
     annotator: "",
     classes: new Map(), // by name
     keys: new Map(), // names of classes by key
-    queue: [], // what is asked next, the first of it now
-    history: [], // own answers {id, kind, label, item}, the last one last
-    back: 0, // how many answers ago is shown; 0 is what is asked now
+    queue: [], // upcoming questions, the current one first
+    history: [], // own answers {id, kind, label, item}, the latest last
+    back: 0, // how many answers back is shown; 0 is the current question
     state: "loading",
     progress: { answered: 0, total: 0, mine: 0 },
-    seconds: [], // of the answers given here
+    seconds: [], // of answers given on this page
     radius: RADII.indexOf(32),
     showsPoints: false,
     isPaused: false,
   };
 
-  // For tests: what this page has seen.
+  // For tests: what has happened on this page.
   const annotation = { timings: [], acknowledged: [], undone: [], item: null, state: "loading", shown: 0 };
   window.annotation = annotation;
 
@@ -39,14 +39,14 @@
     return [...bytes].map((one) => one.toString(16).padStart(2, "0")).join("");
   }
 
-  // Time runs while somebody sees a question and works.
+  // Time runs only while somebody can see a question and work on it.
   function setAway() {
     clock.setAway(document.hidden || page.isPaused || document.querySelector("dialog[open]") !== null);
   }
 
-  // What is shown
+  // Display
 
-  // The answer that is looked back at, or what is asked now; null when there is nothing.
+  // The past answer shown, or the current question; null if there is none.
   function shown() {
     if (page.back > 0) return page.history.at(-page.back);
     return page.queue.length > 0 ? { item: page.queue[0] } : null;
@@ -61,13 +61,13 @@
 
   const painted = { item: null, image: null, points: [], time: 0 };
 
-  // An image that is there is painted before this returns.
+  // If the image is loaded, it is painted before this yields.
   async function show() {
     const entry = shown();
     annotation.item = entry?.item ?? null;
     if (painted.item !== annotation.item) clock.halt();
     showFrame(entry);
-    setTimeout(lookAhead); // what is shown now comes first
+    setTimeout(lookAhead); // the current image comes first
     if (entry === null) return hide();
     const late = setTimeout(() => painted.item !== annotation.item && hide(), LATE);
     const image = wire.ready(entry.item.image) ?? (await wire.image(entry.item.image));
@@ -78,7 +78,7 @@
     annotation.shown += 1;
   }
 
-  // The pictures of another question must not stay where they could be taken for this one's.
+  // Images of another question must not be mistaken for this one's.
   function hide() {
     document.body.classList.add("loading");
     painted.item = null;
@@ -134,7 +134,7 @@
   function ask(entry, isBack) {
     const { item } = entry;
     const left = page.queue.filter((one) => one.image === item.image).length;
-    const where = isBack ? `${item.name} · a key replaces it, → goes forward` : `${item.name} · ${left} left here`;
+    const where = isBack ? `${item.name} · press a key to change it, → to go forward` : `${item.name} · ${left} left in this image`;
     const question = isBack
       ? `You said: ${told(entry).name}`
       : item.suggestion
@@ -157,10 +157,10 @@
   }
 
   const COVERS = {
-    paused: ["Paused", "The clock is stopped. Press any key to go on."],
-    waiting: ["The network is training", "There are no questions now. This page goes on by itself when new ones come."],
-    elsewhere: ["Others are working on the rest", "No image is free now. This page goes on by itself."],
-    done: ["All done", "Every question of this experiment has been answered and trained on. You may close the page."],
+    paused: ["Paused", "The clock is stopped. Press any key to continue."],
+    waiting: ["The network is training", "There are no questions right now. This page continues by itself when new ones arrive."],
+    elsewhere: ["Others are working on the rest", "No image is free right now. This page continues by itself."],
+    done: ["All done", "Every question of this experiment has been answered and trained on. You can close this page."],
   };
 
   function showCover(entry) {
@@ -171,7 +171,7 @@
     at("cover").hidden = title === "";
     at("cover").classList.toggle("works", name === "waiting");
     at("cover-title").textContent = title;
-    at("cover-text").textContent = mayUndo ? `${text} Backspace takes back your last answer.` : text;
+    at("cover-text").textContent = mayUndo ? `${text} Backspace undoes your last answer.` : text;
   }
 
   function showProgress() {
@@ -212,7 +212,7 @@
 
   let isFetching = false;
   let poll = 0;
-  const answered = []; // questions, in the order in which they were answered here
+  const answered = []; // questions, in the order answered on this page
 
   async function refill() {
     if (isFetching || !page.annotator) return;
@@ -230,11 +230,11 @@
     if (page.queue.length === 0) poll = setTimeout(refill, 1000);
   }
 
-  // Add what the server asks; what was answered meanwhile is not asked any more.
+  // Add questions from the server, except those answered meanwhile.
   function takeIn(found, meanwhile) {
     const dropped = new Set(found.dropped);
     if (!isBusy && page.queue.length > 0 && dropped.has(page.queue[0].id)) {
-      notice("This image has gone to somebody else.");
+      notice("This image was given to somebody else.");
     }
     if (!isBusy) page.queue = page.queue.filter((item) => !dropped.has(item.id));
     const known = new Set(page.queue.map((item) => item.id));
@@ -248,7 +248,7 @@
     page.progress = { answered: done, total, mine };
   }
 
-  // Answers: one after the other, each for the pixel that was seen when its key was pressed.
+  // Answers: one at a time, each for the pixel visible when its key was pressed.
 
   let isBusy = false;
 
@@ -293,7 +293,7 @@
     requestAnimationFrame(() => annotation.timings.push(performance.now() - pressed));
   }
 
-  // What the server does not ask us any more, and what else of ours it does not.
+  // Drop a question that is no longer ours, and check for others.
   function drop(item) {
     page.queue = page.queue.filter((one) => one !== item);
     page.back = 0;
@@ -301,7 +301,7 @@
     refill();
   }
 
-  // An answer into the history: a new one at its end, another one for one that was looked back at in its place.
+  // Put an answer into the history: at the end, or in place of the past answer shown.
   function place(entry, { id, kind, label, seconds }) {
     const made = { id, kind, label, item: entry.item };
     page.queue = page.queue.filter((item) => item !== entry.item);
@@ -311,7 +311,7 @@
     answered.push(entry.item.id);
   }
 
-  // Have the server take an answer back; its question is asked again.
+  // Have the server take back an answer; its question is asked again.
   async function takeBack(entry) {
     setProgress(await wire.deliver("undo", { annotator: page.annotator, answer: entry.id }));
     annotation.undone.push(entry.id);
@@ -321,7 +321,7 @@
 
   async function undo() {
     const entry = page.back > 0 ? shown() : page.history.at(-1);
-    if (!entry) return notice("There is no answer to take back.");
+    if (!entry) return notice("There is no answer to undo.");
     await takeBack(entry);
     page.back = 0;
     at("said").hidden = true;
@@ -339,7 +339,7 @@
       throw problem;
     }
     page.queue.push(page.queue.shift());
-    if (page.queue[0] === item) notice("Nothing else is left here.");
+    if (page.queue[0] === item) notice("There is no other question to skip to.");
     at("said").hidden = true;
     show();
   }
@@ -351,7 +351,7 @@
     show();
   }
 
-  // Commands: those of the first group wait for their turn, the others only change what is seen.
+  // Commands: TURNS run one at a time, VIEWS only change what is shown.
 
   const TURNS = {
     unknown: (pressed) => answer("unknown", null, pressed),
@@ -397,7 +397,7 @@
     setAway();
     showFrame(shown());
     repaint();
-    if (!isPaused) refill(); // others may have got what was not answered in time
+    if (!isPaused) refill(); // others may have been given unanswered questions
   }
 
   function run(command, pressed) {
@@ -425,12 +425,12 @@
     const key = keyboard.meant(event, page.keys);
     if (key === "Tab" && event.shiftKey) return;
     if ([" ", "Enter"].includes(key) && event.target instanceof HTMLButtonElement) {
-      if (event.repeat) event.preventDefault(); // a held key would press it again and again
+      if (event.repeat) event.preventDefault(); // a held key would press it repeatedly
       return;
     }
     const command = keyboard.COMMANDS[key];
     const name = page.keys.get(key);
-    if (!command && !name && [...key].length > 1) return; // Shift, and whatever else is no letter
+    if (!command && !name && [...key].length > 1) return; // Shift and other keys that are not characters
     event.preventDefault();
     if (event.repeat && !REPEATABLE.has(command)) return;
     if (command) run(command, event.timeStamp);
@@ -463,7 +463,7 @@
     memory.remember("theme", next);
   }
 
-  // Beginning
+  // Start
 
   function welcome(problem = "") {
     at("name").value = page.annotator;
@@ -488,7 +488,7 @@
     at("classes").replaceChildren(...rows);
   }
 
-  // Answers of earlier pages that were not acknowledged.
+  // Send unacknowledged answers of earlier pages.
   async function sendKept() {
     for (const unsent of memory.unsent()) {
       const { reply, replaces } = unsent;
@@ -497,7 +497,7 @@
         await send(unsent);
       } catch (problem) {
         if (!(problem instanceof wire.Refused)) throw problem;
-        notice(`An answer that was kept could not be stored: ${problem.message}`);
+        notice(`A saved answer could not be stored: ${problem.message}`);
       }
       memory.letGo(unsent);
     }
@@ -540,7 +540,7 @@
     if (name !== "") enter(name);
   }
 
-  // While nobody looks, others may get what this page has.
+  // While nobody is looking, others may be given this page's questions.
   function giveSign() {
     if (!document.hidden && !page.isPaused && clock.quiet() < LEFT) refill();
   }
@@ -555,7 +555,7 @@
   for (const sign of ["pointermove", "pointerdown", "wheel"]) {
     document.addEventListener(sign, () => clock.tick(), { passive: true });
   }
-  // A click must not leave the focus on a button, where Space would press it again.
+  // A click must not leave focus on a button, or Space would press it again.
   document.addEventListener("mousedown", (event) => {
     if (event.target.closest("button") && !event.target.closest("dialog")) event.preventDefault();
   });

@@ -1,13 +1,13 @@
-// Requests: asked again until there is an answer.
+// Requests to the server, retried until there is a response.
 "use strict";
 
 const wire = (() => {
-  const PATIENCE = 15000; // ms for one try
+  const PATIENCE = 15000; // ms per attempt
   const GONE = new Set([403, 404, 421]);
   const MOVED = "The server no longer knows this page: open the address that it printed. ";
   const LOST = "No connection to the server. ";
   const KEPT = "Your answers are kept and will be sent again.";
-  const BITMAPS = 12, PIXELS = 50e6; // of images that are kept decoded
+  const BITMAPS = 12, PIXELS = 50e6; // limits on decoded images kept in memory
 
   class Refused extends Error {}
 
@@ -25,7 +25,7 @@ const wire = (() => {
     return { status: response.status, found: await response.json() };
   }
 
-  // What the server says; Refused when it says no.
+  // The server's response; throws Refused if the server rejects the request.
   async function deliver(path, body) {
     for (let pause = 300; ; pause = Math.min(pause * 1.5, 3000)) {
       const { status, found } = await tried(path, body).catch(() => ({ status: 0, found: {} }));
@@ -42,9 +42,9 @@ const wire = (() => {
     }
   }
 
-  // Images: decoded ahead, the last ones kept.
+  // Images: decoded ahead, with the latest kept.
 
-  const images = new Map(); // promises of bitmaps by number, the last used one last
+  const images = new Map(); // promises of bitmaps by number, least recently used first
   const bitmaps = new Map();
 
   async function load(number) {
@@ -77,7 +77,7 @@ const wire = (() => {
     }
   }
 
-  // The promise of an image.
+  // Promise of an image.
   function image(number) {
     const found = images.get(number) ?? load(number);
     images.delete(number);
@@ -86,7 +86,7 @@ const wire = (() => {
     return found;
   }
 
-  // An image that is there already.
+  // The image if it is already loaded.
   function ready(number) {
     if (bitmaps.has(number)) image(number);
     return bitmaps.get(number);
