@@ -69,7 +69,7 @@ def ray_cluster() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """torch computes on one thread, so that equal work gives equal bytes."""
     import torch
@@ -80,14 +80,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def tiny(one_thread: None) -> Iterator[None]:
+    """The tiny data set of tests/support is known, and torch computes on one thread."""
+    from pixelpick_ray.data.datasets import DATASETS
+    from tests.support.tiny_data import TinyDataset
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "tiny", TinyDataset)
+        yield
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without their drawings, which take nearly all of the time."""
     monkeypatch.setattr("pixelpick_ray.report.figures._drawn", lambda *how: b'<svg viewBox="0 0 1 1"></svg>')
 
 
-# The experiment file of the interface, with the default colour jitter and blur.
-CAMVID_YAML = """\
+@pytest.fixture
+def camvid_yaml() -> str:
+    """The experiment file of the interface, with the default colour jitter and blur."""
+    return """\
 name: camvid-mobilenet
 title: CamVid, DeepLabv3+ MobileNetV2
 dataset: {name: camvid, size: [360, 480]}        # or {scale: 0.25}, {long_side: 400}
@@ -105,12 +118,6 @@ grid:                                            # a list of grids, each the pro
   - {seed: [0, 1, 2, 3, 4], budget: [20, 40, 60, 80, 100]}
   - {seed: [0, 1, 2, 3, 4], budget: [full]}
 """
-
-
-@pytest.fixture
-def camvid_yaml() -> str:
-    """The experiment file of the interface."""
-    return CAMVID_YAML
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """The benchmarks: the baseline does the same work, and what is measured becomes lines and RESULTS.md."""
 
 import json
+import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import baseline, bench, render
+from benchmarks import baseline, bench, instant, render
 from benchmarks.goals import MEASURES
 from benchmarks.measures import FIRST, RESNET, SETTINGS, Bench, measurements
+from benchmarks.scale import Job, Watch, lines_of, plan_of
 from benchmarks.sharing import mapped_copies
 from benchmarks.timing import compare, take_turns
 from benchmarks.work import Frozen, Setting, Work, label_maps, make_work
 from pixelpick_ray.active.acquisition import margin
+from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.engine.batches import IGNORED
 from pixelpick_ray.models.segmentation import build_model, upsample
+from tests.support.chain_events import epoch_done
+from tests.support.launch import ROOT
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.training]
 SIZE = (32, 48)
@@ -54,11 +61,14 @@ def test_the_baseline_queries_the_best_pixels_of_its_pool(work: Work, tmp_path: 
     assert set(asked) == set(np.argsort(-score)[:20])
 
 
-def test_the_baselines_margin_is_the_score_and_its_confusion_counts_every_pixel_that_is_not_void() -> None:
+def test_the_baselines_parts_by_hand() -> None:
     logits = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(-baseline.margin_of(logits), margin(logits))
     truth, predicted = np.array([[0, 1, 11], [1, 1, 0]]), np.array([[0, 0, 1], [1, 1, 1]])
     assert baseline.count(truth, predicted, 2).tolist() == [[1, 1], [1, 2]]
+    points = torch.tensor([[[0.0, 1.0], [1.2, 1.9]], [[1.0, 0.0], [0.0, 0.0]]])
+    labels = torch.tensor([[3, 4], [5, IGNORED]])
+    assert label_maps(points, labels, (2, 3), 9).tolist() == [[[9, 3, 9], [9, 9, 4]], [[9, 9, 9], [5, 9, 9]]]
 
 
 def test_the_baselines_training_images_keep_their_labels_in_the_crop(work: Work, tmp_path: Path) -> None:
@@ -73,22 +83,13 @@ def test_the_baselines_training_images_keep_their_labels_in_the_crop(work: Work,
     torch.testing.assert_close(image, baseline.normalised(turned, frozen.facts))
 
 
-def test_label_maps_have_each_labelled_point_and_void_elsewhere() -> None:
-    points = torch.tensor([[[0.0, 1.0], [1.2, 1.9]], [[1.0, 0.0], [0.0, 0.0]]])
-    labels = torch.tensor([[3, 4], [5, IGNORED]])
-    assert label_maps(points, labels, (2, 3), 9).tolist() == [[[9, 3, 9], [9, 9, 4]], [[9, 9, 9], [5, 9, 9]]]
-
-
 def test_contestants_take_turns_after_warming_up_and_are_compared_round_by_round() -> None:
     order: list[str] = []
     seconds = take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, CPU)
     assert order == ["a", "b"] * 3
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
     assert compare([2.0, 6.0, 4.0], [1.0, 2.0, 4.0]) == {"value": 2.0, "spread": [1.0, 3.0]}
-
-
-def test_processes_share_a_prepared_split() -> None:
-    assert mapped_copies(2) == pytest.approx(1.0, abs=0.05)
+    assert mapped_copies(2) == pytest.approx(1.0, abs=0.05)  # processes share a prepared split
 
 
 def test_a_small_run_gives_valid_lines_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,13 +97,13 @@ def test_a_small_run_gives_valid_lines_and_a_page(tmp_path: Path, capsys: pytest
     assert bench.run(small, "training|inference", tmp_path) == 0
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
     assert {line["name"] for line in lines} >= {"train_step_over_bare", "picking_over_bare", "evaluation_over_bare"}
+    page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     for line in lines:
         assert line["value"] > 0
         assert line["spread"][0] <= line["value"] <= line["spread"][1]
         assert line["goal"] == MEASURES[line["name"]].goals.get("cpu")
+        assert MEASURES[line["name"]].about in page
     assert render.read(tmp_path / "results" / "cpu.jsonl") == lines
-    page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
-    assert all(MEASURES[line["name"]].about in page for line in lines)
 
 
 def test_a_measurement_that_fails_loses_no_other(
@@ -127,23 +128,24 @@ def test_results_keep_other_devices_and_say_what_holds_and_what_is_not_measured(
     cpu = common | {"device": "cpu", "kind": "cpu"}
     gpu = common | {"device": "NVIDIA H200", "kind": "cuda"}
     ratio = {"name": "train_step_over_bare", "unit": "ratio"}
+    faster = {"name": "bare_train_step_against_plain", "unit": "times faster", "value": 1.4, "goal": 1.3}
     render.update([gpu | ratio | {"value": 1.2, "goal": 1.1, "spread": [1.1, 1.3]}], tmp_path)
     for value in (1.5, 1.02):
         render.update([cpu | ratio | {"value": value, "goal": 1.05, "spread": [1.0, 1.6]}], tmp_path)
-    faster = {"name": "bare_train_step_against_plain", "unit": "times faster", "value": 1.4, "goal": 1.3}
-    render.update(
-        [cpu | faster, gpu | {"name": "start_fresh", "unit": "s", "skipped": "Ray is not installed"}], tmp_path
-    )
+    skipped = {"name": "start_fresh", "unit": "s", "skipped": "Ray is not installed"}
+    render.update([cpu | faster, gpu | skipped], tmp_path)
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"cpu.jsonl", "nvidia-h200.jsonl"}
     page = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
-    assert "1.02 [1, 1.6] | ≤ 1.05 | yes" in page
+    for text in (
+        "1.02 [1, 1.6] | ≤ 1.05 | yes",
+        "1.4 times faster | ≥ 1.3 | yes",
+        "1.2 [1.1, 1.3] | ≤ 1.1 | **no**",
+        "not measured: Ray is not installed",
+    ):
+        assert text in page
     assert "1.5 [" not in page
-    assert "1.4 times faster | ≥ 1.3 | yes" in page
-    assert "1.2 [1.1, 1.3] | ≤ 1.1 | **no**" in page
-    assert "not measured: Ray is not installed" in page
     missing = page.split("## Not measured on a GPU yet")[1]
-    assert "`start_fresh`" in missing
-    assert "`train_step_over_bare`" not in missing
+    assert ("`start_fresh`" in missing, "`train_step_over_bare`" in missing) == (True, False)
 
 
 def test_every_kind_of_device_has_its_measurements() -> None:
@@ -151,3 +153,52 @@ def test_every_kind_of_device_has_its_measurements() -> None:
         names = list(measurements(Bench(torch.device(kind), None, 4, 1, 1)))
         assert sum(name.startswith("training") for name in names) == len(settings)
         assert names[-1] == "start"
+
+
+# Many chains on Ray
+
+
+def test_a_job_reaches_the_workers_as_the_identities_and_lengths_of_its_chains(tmp_path: Path) -> None:
+    plan = plan_of(chains=6, stages=3)
+    job = Job(plan, list(plan.chains), Execution(tmp_path, "store", tmp_path, runs_path=tmp_path))
+    assert len(plan.chains) == 6
+    assert plan.num_fits == 15  # the first one is shared by the two strategies of a seed
+    given = pickle.loads(pickle.dumps(job))
+    assert given == instant.Work([(chain.id, 3) for chain in plan.chains], str(tmp_path / "gate"))
+    program = "import sys, benchmarks.instant; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+def test_a_watch_opens_the_gate_when_so_many_chains_have_begun(tmp_path: Path) -> None:
+    watch = Watch(tmp_path / "gate", fill=2)
+    for chain, epoch, is_open in (("a", 0, False), ("a", 1, False), ("b", 0, True)):
+        watch(epoch_done(chain, epoch, 1))
+        assert watch.gate.exists() == is_open
+
+
+def test_a_chains_time_is_what_is_left_of_it_without_its_stages(tmp_path: Path) -> None:
+    def watched(seconds_a_chain: float) -> Watch:
+        watch = Watch(tmp_path, fill=2)
+        watch.done = [50.0 * (at < 2) + at * seconds_a_chain for at in range(10)]  # starting workers does not count
+        watch.processor = [at * seconds_a_chain / 2 for at in range(10)]
+        watch.megabytes = [100.0 + 2 * at for at in range(10)]
+        watch.began = [0.0, 7.0, *([50.0] * 8)]
+        return watch
+
+    few, more = watched(0.5), watched(0.9)
+    lines = {line["name"]: line for line in lines_of({1: few, 3: more}, 10, 4, (2.0, 200.0))}
+    assert lines["runner_stage"]["milliseconds"] == {"busy": pytest.approx(100)}
+    assert {name: line["value"] for name, line in lines.items()} == pytest.approx(
+        {"runner_chain": 300, "runner_stage": 200, "runner_memory": 2000, "runner_filling": 7, "fake_node": 200}
+    )
+    assert lines.keys() <= MEASURES.keys()
+
+
+@pytest.mark.slow
+def test_a_small_run_gives_every_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.scale", "--nodes", "2", "--chains", "20", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "results" / "cpu.jsonl").read_text(encoding="utf-8").splitlines()
+    names = ["runner_chain", "runner_stage", "runner_memory", "runner_filling", "fake_node"]
+    assert [json.loads(line)["name"] for line in lines] == names

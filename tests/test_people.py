@@ -12,7 +12,7 @@ import pytest
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data import datasets
-from pixelpick_ray.data.answers import Answer, Book, Undo, Waiting
+from pixelpick_ray.data.answers import Book, Waiting
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.data.datasets import UInt8Array
 from pixelpick_ray.data.labels import UNKNOWN, LabelledPixels
@@ -29,16 +29,11 @@ from pixelpick_ray.store import Store
 from tests.support.person import Person, nobody
 from tests.support.tiny_data import TinyDataset, tiny_experiment
 
-pytestmark = pytest.mark.training
+pytestmark = [pytest.mark.training, pytest.mark.usefixtures("tiny")]
 
 HUMAN = "oracle={name: human}"
 REPLACED = "oracle={name: human, replace: true}"
 TWO_CHAINS = "grid=[{acquire.strategy: [margin, random], seed: [0], budget: %s}]"
-
-
-@pytest.fixture(autouse=True)
-def _tiny_data(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    monkeypatch.setitem(datasets.DATASETS, "tiny", TinyDataset)
 
 
 @pytest.fixture
@@ -111,13 +106,11 @@ def test_a_person_who_knows_the_truth_is_as_good_as_the_ground_truth(execution: 
         run(spec, place)
         files = ("pixels.npz", "statistics.json")
         stored = [{path.read_bytes() for path in Path(place.store).glob(f"pick/*/{name}")} for name in files]
+        assert [len(contents) for contents in stored] == [1 + 2 * 2] * 2
         fits = {path.name for path in Path(place.store).glob("fit/*")}
         found.append((stored, fits, terminal_table(load_results(Store(place.store), [spec]))))
     assert found[0] == found[1]
-    stored, _, table = found[0]
-    assert [len(contents) for contents in stored] == [1 + 2 * 2] * 2
-    assert "margin" in table
-    assert "missing" not in table
+    assert ("margin" in found[0][2], "missing" in found[0][2]) == (True, False)
 
 
 def test_what_is_asked_is_stored_and_told(execution: Execution) -> None:
@@ -145,11 +138,10 @@ def test_what_is_asked_is_stored_and_told(execution: Execution) -> None:
     assert kinds == [EpochDone, FitTrained, StageDone, AnswersAwaited]
     ask = open_ask(store, experiment, plan.chains[0].id)
     assert ask is not None
-    assert ask.budget == 6
     asked = all_questions(ask, store)
+    assert (ask.budget, asked.shapes.tolist()) == (6, [[32, 48]] * 5)
     assert np.isfinite(asked.entropy).all()
     assert set(asked.predicted.tolist()) <= set(range(4))
-    assert asked.shapes.tolist() == [[32, 48]] * 5
 
 
 def test_a_pixel_that_nobody_can_tell_is_neither_trained_on_nor_asked_again(execution: Execution) -> None:
@@ -207,7 +199,7 @@ class Changed(TinyDataset):
         return (255 - image if name == self.splits[split].names[2] else image), label
 
 
-def test_an_answer_holds_for_every_chain_that_asks_for_the_pixel_of_the_same_image(
+def test_an_answer_holds_for_every_chain_that_asks_for_it(
     execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another strategy and another network ask for the first pixels of the seed again: nobody is bothered. Answers
@@ -232,9 +224,7 @@ def test_an_answer_holds_for_every_chain_that_asks_for_the_pixel_of_the_same_ima
     assert "image img_02: is not the image whose pixels people labelled; give it a name of its own" in told
 
 
-def test_what_is_asked_stays_asked_while_a_chain_runs_again_and_after_a_run_of_fewer_budgets(
-    execution: Execution,
-) -> None:
+def test_what_is_asked_stays_asked_while_a_chain_runs_again(execution: Execution) -> None:
     """The page may answer at any moment: also while the stages before are walked through, and after a kill there."""
     experiment = of_one_chain("[3, 6]")
     person = person_of(experiment, execution)
@@ -265,8 +255,7 @@ def test_a_chain_whose_people_take_longer_is_waited_for(execution: Execution, wa
     def hear(event: Event) -> None:
         if isinstance(event, ChainDone):
             done.add(event.chain)
-            if waits:
-                person.answer_all()
+            person.answer_all()
 
     def tell(text: str) -> None:
         """The first of the two chains is answered when it is said that people are waited for."""
@@ -291,57 +280,20 @@ def test_nothing_to_replace_needs_no_network(execution: Execution) -> None:
     assert isinstance(events[-1], ChainDone)
 
 
-@pytest.mark.parametrize("waits", [True, False])
-def test_answers_that_are_all_refusals_train_nothing(execution: Execution, waits: bool) -> None:
+def test_answers_that_are_all_refusals_train_nothing(execution: Execution) -> None:
     experiment = of_one_chain("[3]")
     run(experiment, execution)
-    person, plan = person_of(experiment, execution, refuse_every=1), make_plan(experiment)
-    people = People(plan, replace(execution, wait=waits), "the page", lambda text: None, lambda: False)
-    if not waits:
-        person.answer_all()
-
-    def hear(event: Event) -> None:
-        if isinstance(event, AnswersAwaited):
-            person.answer_all()
-
-    assert walk(plan, execution, people=people, hear=hear) == [
+    person_of(experiment, execution, refuse_every=1).answer_all()
+    assert walk(make_plan(experiment), execution) == [
         "stage 0: people gave no pixel a class, there is nothing to train on; have other pixels asked for, with "
         "oracle.replace: true"
     ]
 
 
-def answer(number: int, **fields: object) -> Answer:
-    values = {"id": str(number), "image": "a", "y": number, "x": 0, "kind": "class", "label": "a", "annotator": "ann"}
-    return Answer(**(values | {"time": float(number)} | fields))
-
-
-def test_a_book_keeps_what_was_said_last_and_what_was_not_taken_back(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    one, other = Book(store, "k"), Book(store, "k")
-    one.append(answer(1))
-    other.append(answer(2))
-    other.append(answer(3, y=1, label="b"))
-    one.append(answer(4, y=2, repeat=True, label="c"))
-    one.append(answer(5, kind="void", label=None))
-    one.append(Undo(undone="5", annotator="ann", time=6.0))
-    one.refresh()
-    assert {place: said.label for place, said in one.said().items()} == {("a", 1, 0): "b", ("a", 2, 0): "a"}
-    assert [said.id for said in Book(store, "k").answers] == ["1", "2", "3", "4"]
-
-
-def test_a_line_that_was_half_written_is_none_and_a_damaged_one_is_told(tmp_path: Path) -> None:
-    book = Book(Store(tmp_path), "k")
-    book.append(answer(1))
-    book.append(answer(2))
-    (path,) = (tmp_path / "answers/k").iterdir()
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-7])
-    assert [said.id for said in Book(Store(tmp_path), "k").answers] == ["1"]
-    path.write_bytes(whole.replace(b'"y":1', b'"y":-1'))
+def test_a_line_that_is_no_answer_is_told(tmp_path: Path) -> None:
+    said = {"image": "a", "y": -1, "x": 0, "kind": "class", "label": "a", "annotator": "ann", "id": "1", "time": 1.0}
+    Store(tmp_path).append_lines("answers/k/mine.jsonl", [said])
     with pytest.raises(StoreError, match=r"jsonl: a line is not an answer \(y: .* correct or remove it"):
-        Book(Store(tmp_path), "k")
-    path.write_bytes(b"{" + whole)
-    with pytest.raises(StoreError, match=r"jsonl: line 1 is damaged"):
         Book(Store(tmp_path), "k")
 
 

@@ -1,8 +1,9 @@
-"""Plans: what is counted, shared, stored and refused, against counts made in other ways."""
+"""Plans, against counts made in other ways, what is stored of them and refused; and the state of every stage."""
 
 import json
-import re
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.cache import training_names
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.planning import claim_name, make_plan, progress_of
-from pixelpick_ray.store import Store, experiment_folder
+from pixelpick_ray.planning import Plan, claim_name, progress_of
+from pixelpick_ray.status import Status, status_of
+from pixelpick_ray.store import Store, experiment_folder, run_lease
 from tests.support.data_folders import loaded
 from tests.support.launch import ROOT, launch_without_torch
+from tests.support.results import ME
 from tests.support.stores import check_plan, do_steps, execution_at, tiny_plan
 
 
@@ -58,10 +61,9 @@ def steps_of(trial: Trial) -> tuple[list[Any], list[Any]]:
 
 def all_but_the_budget(trial: Trial) -> tuple[Any, ...]:
     """What trials of one chain have in common."""
-    science = (trial.dataset.images, trial.model.backbone, trial.train.epochs, trial.seed)
-    acquire = trial.acquire
+    network, acquire = (trial.dataset.images, trial.model.backbone, trial.train.epochs, trial.seed), trial.acquire
     how = (acquire.strategy, acquire.initial_pixels, acquire.pixels_per_stage, acquire.pool_fraction)
-    return science if trial.budget == "full" else science + how
+    return (*network, "full") if trial.budget == "full" else (*network, *how)
 
 
 def some(*values: Any) -> st.SearchStrategy[list[Any]]:
@@ -100,15 +102,12 @@ def test_counts_and_what_chains_share_are_those_of_enumerating_every_step(grid: 
     assert plan.num_fits == len({fit for fits, _ in steps for fit in fits})
     assert plan.num_fits_unshared == sum(len(fits) for fits, _ in steps)
     assert plan.num_picks == len({pick for _, picks in steps for pick in picks})
-
-    for chain in plan.chains:
-        mine = [trial for trial in plan.trials if all_but_the_budget(trial) == all_but_the_budget(chain.trial)]
-        mine = [trial for trial in mine if (trial.budget == "full") == (chain.trial.budget == "full")]
-        assert set(chain.budgets) == {trial.budget for trial in mine}
-        assert list(chain.budgets) == sorted(chain.budgets, key=lambda budget: 0 if budget == "full" else budget)
-        assert chain.trial.num_stages == max(trial.num_stages for trial in mine)
     of_chain = {chain.id: steps_of(chain.trial) for chain in plan.chains}
     for chain in plan.chains:
+        mine = [trial for trial in plan.trials if all_but_the_budget(trial) == all_but_the_budget(chain.trial)]
+        budgets = {trial.budget for trial in mine}
+        assert list(chain.budgets) == sorted(budgets, key=lambda budget: 0 if budget == "full" else budget)
+        assert chain.trial.num_stages == max(trial.num_stages for trial in mine)
         fits, picks = of_chain[chain.id]
         assert (len(chain.fits), len(chain.picks)) == (len(fits), len(picks))
         kept = set()
@@ -156,16 +155,19 @@ def test_progress_follows_the_store_step_by_step(execution: Execution) -> None:
     progress = progress_of(plan, execution)
     assert (progress.stored_fits, progress.stored_picks) == (plan.num_fits, plan.num_picks) == (5, 5)
     assert all(progress.done(chain) for chain in plan.chains)
-    plan = tiny_plan("grid=[{budget: [full]}]")  # which needs no pixels
-    do_steps(plan, plan.chains[0], execution)
-    progress = progress_of(plan, execution)
-    assert (progress.done(plan.chains[0]), progress.stored_fits, progress.stored_picks) == (True, 1, 0)
+    full = tiny_plan("grid=[{budget: [full]}]")  # which needs no pixels
+    do_steps(full, full.chains[0], execution)
+    progress = progress_of(full, execution)
+    assert (progress.done(full.chains[0]), progress.stored_fits, progress.stored_picks) == (True, 1, 0)
 
 
 def test_without_data_the_record_tells_what_is_stored(data: Path, execution: Execution) -> None:
     plan = tiny_plan()
     do_steps(plan, plan.chains[0], execution, 5)
     with_data = progress_of(plan, execution)
+    label = data / "camvid" / "trainannot" / "train_001.png"
+    Image.fromarray((np.asarray(loaded(label)) + 1) % 12).save(label)
+    assert progress_of(plan, execution).stored_fits == 0
     shutil.rmtree(data)
     without = progress_of(plan, execution)
     assert without.stages[plan.chains[0].id] == with_data.stages[plan.chains[0].id]
@@ -177,48 +179,36 @@ def test_without_data_the_record_tells_what_is_stored(data: Path, execution: Exe
 
 
 @pytest.mark.parametrize(
-    ("step", "file", "left"),
-    [
-        ("pick", "pixels.npz", (3, 2)),  # the record names what comes after it
-        ("fit 1", "result", (2, 3)),
-        ("pick 0", "pixels.npz", (3, 2)),
-        ("evaluation 2", "result", (3, 3)),
-    ],
+    ("step", "left"),
+    [("pick", (3, 2)), ("fit 1", (2, 3)), ("pick 0", (3, 2)), ("evaluation 2", (3, 3))],
 )
-def test_a_damaged_result_counts_as_absent(execution: Execution, step: str, file: str, left: tuple[int, int]) -> None:
+def test_a_damaged_result_counts_as_absent(execution: Execution, step: str, left: tuple[int, int]) -> None:
+    """Also the first pixels, for the record names what comes after them."""
     plan = tiny_plan()
     keys = do_steps(plan, plan.chains[0], execution)
-    assert progress_of(plan, execution).done(plan.chains[0])
-    path = Path(execution.store) / step.split()[0] / keys[step] / file
+    kind = step.split()[0]
+    path = Path(execution.store) / kind / keys[step] / ("pixels.npz" if kind == "pick" else "result")
     path.write_bytes(path.read_bytes()[:-3])
     progress = progress_of(plan, execution)
     assert not progress.done(plan.chains[0])
     assert (progress.stored_fits, progress.stored_picks) == left
 
 
-def test_data_of_other_content_have_no_results_yet(data: Path, execution: Execution) -> None:
-    plan = tiny_plan()
-    do_steps(plan, plan.chains[0], execution)
-    label = data / "camvid" / "trainannot" / "train_001.png"
-    Image.fromarray((np.asarray(loaded(label)) + 1) % 12).save(label)
-    assert progress_of(plan, execution).stored_fits == 0
-
-
 # What is checked before a start
 
 
-def refused(execution: Execution, told: str, *overrides: str) -> bool:
+def refused(execution: Execution, *overrides: str) -> str:
     with pytest.raises(DataError) as caught:
         check_plan(tiny_plan(*overrides), execution)
-    return re.search(told, str(caught.value)) is not None
+    return str(caught.value)
 
 
 def test_a_budget_beyond_the_candidates_of_an_image_is_refused(data: Path, execution: Execution) -> None:
     label = np.full((8, 10), 11, dtype=np.uint8)
     label[2, 3:8] = 4
     Image.fromarray(label).save(data / "camvid" / "trainannot" / "train_001.png")
-    told = r"train: image train_001\.png has 5 pixels that are not void, budget 6 needs as many; lower the budget"
-    assert refused(execution, told)
+    told = "train: image train_001.png has 5 pixels that are not void, budget 6 needs as many; lower the budget"
+    assert told in refused(execution)
     check_plan(tiny_plan("acquire.pixels_per_stage=3", "grid=[{budget: [5, full]}]"), execution)
     seeds = {inside: [] for inside in (True, False)}  # of which the subset of two images has this one, and not
     for seed in range(6):
@@ -226,7 +216,7 @@ def test_a_budget_beyond_the_candidates_of_an_image_is_refused(data: Path, execu
         seeds["train_001.png" in names].append(seed)
     subset = "dataset.images=2"
     check_plan(tiny_plan(subset, f"grid=[{{seed: {seeds[False]}, budget: [6]}}]"), execution)
-    assert refused(execution, "train_001.png has 5 pixels", subset, f"grid=[{{seed: {seeds[True][:1]}, budget: [6]}}]")
+    assert told in refused(execution, subset, f"grid=[{{seed: {seeds[True][:1]}, budget: [6]}}]")
 
 
 def test_the_training_images_must_be_of_one_size_or_cropped(data: Path, execution: Execution) -> None:
@@ -235,7 +225,7 @@ def test_the_training_images_must_be_of_one_size_or_cropped(data: Path, executio
         path = data / "camvid" / folder / "train_002.png"
         loaded(path).resize((12, 8), Image.Resampling.NEAREST).save(path)
     native = ("dataset={name: camvid}", "grid=[{budget: [2, full]}]")
-    assert refused(execution, r"augment\.crop_size: the training images differ in size; give the", *native)
+    assert "augment.crop_size: the training images differ in size; give the" in refused(execution, *native)
     check_plan(tiny_plan(*native, "train.augment={crop_size: [8, 8]}"), execution)
     check_plan(tiny_plan(), execution)  # prepared to one size
 
@@ -247,17 +237,17 @@ GRID = "grid=[{{seed: {}, budget: {}}}]"
 
 def test_a_name_may_be_used_again_for_the_same_or_an_extended_grid(tmp_path: Path) -> None:
     for grid, recorded in (
-        (GRID.format([0, 1], [2, 4]), 4),  # equal
         ("grid=[{budget: [4, 2], seed: [1, 0]}]", 4),  # the same in another order
         (GRID.format([1], [4]), 4),  # smaller: the larger stays
         (GRID.format([0, 1], [2, 4, 6]), 6),  # larger: recorded
     ):
-        store = Store(tmp_path / str(recorded))
+        store = Store(tmp_path / grid)
         claim_name(tiny_plan(GRID.format([0, 1], [2, 4])), store)
         plan = tiny_plan(grid, "title=another")
         claim_name(plan, store)
-        assert len(store.read_record(f"{experiment_folder(plan.experiment)}/experiment.json")["trials"]) == recorded
-        assert len(store.names("experiments")) == 1
+        record = store.read_record(f"{experiment_folder(plan.experiment)}/experiment.json")
+        assert (len(record["trials"]), len(store.names("experiments"))) == (recorded, 1)
+    assert parse_experiment(json.dumps(record["experiment"]), where="recorded") == plan.experiment
 
 
 @pytest.mark.parametrize(
@@ -276,19 +266,10 @@ def test_a_name_is_refused_to_another_experiment_with_the_way_out(tmp_path: Path
         claim_name(tiny_plan(GRID.format([0, 1], [2, 4]), override), store)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == before
     claim_name(tiny_plan(override, "name=tiny-2"), store)  # the way out; a name that begins with the other
-    claim_name(plan, store)
+    assert len(store.names("experiments")) == 2
     (tmp_path / "file").write_text("")
     with pytest.raises(SpecError, match=r"--store .*file: cannot be used .*; give a folder you may write to"):
         claim_name(plan, Store(tmp_path / "file"))
-
-
-def test_the_effective_experiment_is_recorded(tmp_path: Path) -> None:
-    plan, store = tiny_plan("train.epochs=7"), Store(tmp_path)
-    claim_name(plan, store)
-    recorded = store.read_record(f"{experiment_folder(plan.experiment)}/experiment.json")
-    again = parse_experiment(json.dumps(recorded["experiment"]), where="recorded")
-    assert again == plan.experiment
-    assert make_plan(again).chains == plan.chains
 
 
 def test_chains_that_differ_in_any_field_of_the_grid_have_labels_of_their_own() -> None:
@@ -296,3 +277,100 @@ def test_chains_that_differ_in_any_field_of_the_grid_have_labels_of_their_own() 
     plan = tiny_plan(f"grid=[{{seed: [0], {varied}, budget: [2]}}]")
     assert len({chain.label for chain in plan.chains}) == len(plan.chains) == 8
     assert any("train.optimizer.lr=0.2" in chain.label for chain in plan.chains)
+
+
+# The state of every stage: from results, live leases and failed attempts
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """Margin and random with three stages each; they share the first fit."""
+    return tiny_plan()
+
+
+FIRST_STORED = ("stored", "missing", "missing")
+
+
+def stages(status: Status) -> list[tuple[str, ...]]:
+    return [chain.stages for chain in status.chains]
+
+
+def test_only_what_is_stored_and_measured_is_stored(plan: Plan, execution: Execution) -> None:
+    assert stages(status_of(plan, execution)) == [("missing",) * 3] * 2
+    assert not Path(execution.store).exists()
+    key = do_steps(plan, plan.chains[0], execution, 2)["fit 0"]  # not measured yet
+    assert stages(status_of(plan, execution)) == [("missing",) * 3] * 2
+    lease = Path(execution.store) / "leases" / f"fit-{key}"
+    lease.parent.mkdir()
+    lease.write_text(ME)
+    assert stages(status_of(plan, execution)) == [("running", "waiting", "waiting")] * 2
+    os.utime(lease, (time.time() - 3600,) * 2)  # of a dead process
+    assert stages(status_of(plan, execution)) == [("missing",) * 3] * 2
+    do_steps(plan, plan.chains[0], execution, 6)
+    assert stages(status_of(plan, execution)) == [("stored", "stored", "missing"), FIRST_STORED]
+
+
+def test_a_live_lease_runs_and_what_comes_after_it_waits(plan: Plan, execution: Execution, tmp_path: Path) -> None:
+    store, chain = Store(execution.store), plan.chains[0]
+    keys = do_steps(plan, chain, execution_at(tmp_path / "all", execution.data_path))
+    store.record_attempt(chain.id, "OSError: earlier")
+    for done, step, expected in (
+        (0, "pick", [("waiting",) * 3] * 2),  # the first pixels of both
+        (1, "fit 0", [("running", "waiting", "waiting")] * 2),  # the shared fit
+        (3, "pick 0", [("stored", "waiting", "waiting"), FIRST_STORED]),
+        (4, "fit 1", [("stored", "running", "waiting"), FIRST_STORED]),
+        (7, "fit 2", [("stored", "stored", "running"), FIRST_STORED]),
+    ):
+        do_steps(plan, chain, execution, done)
+        with store.take(step.split()[0], keys[step]) or pytest.fail("it is free"):
+            state = status_of(plan, execution)
+        assert stages(state) == expected
+        assert state.chains[0].error == ""  # it is being tried again
+        assert stages(status_of(plan, execution))[0][done // 3] == "failed"
+
+
+def test_what_is_waited_for_is_told_with_its_holder(plan: Plan, execution: Execution, tmp_path: Path) -> None:
+    store, chain = Store(execution.store), plan.chains[0]
+    key = do_steps(plan, chain, execution_at(tmp_path / "all", execution.data_path))["fit 1"]
+    do_steps(plan, chain, execution, 4)
+
+    def waits() -> list[str]:
+        return [chain.waits_for for chain in status_of(plan, execution).chains]
+
+    with store.take("run", "another experiment") or pytest.fail("it is free"):
+        assert waits() == ["", ""]
+    with store.take("run", f"{run_lease(plan.experiment)}1") or pytest.fail("it is free"):
+        assert waits() == [f"a free place in the run of {ME}"] * 2
+        assert stages(status_of(plan, execution)) == [("stored", "waiting", "waiting")] * 2
+        with store.take("fit", key) or pytest.fail("it is free"):
+            assert waits() == [f"stage 1, which {ME} trains", f"a free place in the run of {ME}"]
+            text = status_of(plan, execution).as_text()
+            assert f"WAITING test_resnet margin seed 0: for stage 1, which {ME} trains" in text.splitlines()
+
+
+def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(plan: Plan, execution: Execution) -> None:
+    margin, store = plan.chains[0], Store(execution.store)
+    do_steps(plan, margin, execution, 6)
+    store.record_attempt(margin.id, "Traceback\nKeyError: first")
+    store.record_attempt(margin.id, "Traceback\n  deep inside\nOSError: the disk is full\n\n")
+    state = status_of(plan, execution)
+    assert stages(state) == [("stored", "stored", "failed"), FIRST_STORED]
+    assert [chain.error for chain in state.chains] == ["OSError: the disk is full", ""]
+    counts = {"stored": 2, "running": 0, "waiting": 0, "missing": 2, "failed": 1, "diverged": 0}
+    assert state.as_dict()["stages"] == counts
+    assert state.as_text().splitlines() == [
+        "test_resnet margin seed 0  2 stored, 1 failed",
+        "test_resnet random seed 0  1 stored, 2 missing",
+        "FAILED test_resnet margin seed 0: OSError: the disk is full",
+        "2 stored, 2 missing, 1 failed",  # distinct ones: the first is shared
+        "2 of 5 stages stored, 4 to train (1 of them again, to get weights or measurements that only training gives)",
+    ]
+    do_steps(plan, margin, execution)  # a chain that ended well has no error whatever happened before
+    state = status_of(plan, execution)
+    assert (stages(state)[0], state.chains[0].error) == (("stored",) * 3, "")
+
+
+def test_without_data_and_record_every_stage_is_missing_or_failed(plan: Plan, tmp_path: Path) -> None:
+    execution = execution_at(tmp_path, tmp_path / "absent")
+    Store(execution.store).record_attempt(plan.chains[1].id, "OSError: no data")
+    assert stages(status_of(plan, execution)) == [("missing",) * 3, ("failed", "missing", "missing")]

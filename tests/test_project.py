@@ -1,6 +1,7 @@
-"""The habits of the project: one list of dependencies, its licence, and what is used of others behind their backs."""
+"""The habits of the project: one list of dependencies, its licence, what is private in Ray, what the tests promise."""
 
 import ast
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -31,52 +32,36 @@ def test_pins_are_of_what_pyproject_lists_and_in_its_ranges(file: str) -> None:
             assert mine >= theirs if relation == ">=" else mine < theirs, f"{name} {pinned[name]} {bound}"
 
 
-def test_private_names_of_ray_stand_in_one_module_and_are_there() -> None:
+def test_private_names_of_ray_stand_in_one_module() -> None:
     """A new Ray may take them away, so the range in pyproject.toml has an upper bound."""
-    raylet = {"AuthenticationTokenLoader", "Config", "GcsClient"}
     users = {
-        str(path.relative_to(ROOT))
+        path.name: text
         for path in (ROOT / "pixelpick_ray").rglob("*.py")
-        if re.search(r"\bray\._|from ray\.\S*\._| ray_constants", path.read_text(encoding="utf-8"))
+        if re.search(r"\bray\._|from ray\.\S*\._| ray_constants", text := path.read_text(encoding="utf-8"))
     }
-    assert users == {"pixelpick_ray/runner/cluster.py"}
-    text = (ROOT / "pixelpick_ray" / "runner" / "cluster.py").read_text(encoding="utf-8")
-    assert set(re.findall(r"ray\._raylet\.(\w+)", text)) == raylet
-    imported = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.module]
+    assert users.keys() == {"cluster.py"}
+    raylet = {"AuthenticationTokenLoader", "Config", "GcsClient"}
+    assert set(re.findall(r"ray\._raylet\.(\w+)", users["cluster.py"])) == raylet
+    imported = [node for node in ast.walk(ast.parse(users["cluster.py"])) if isinstance(node, ast.ImportFrom)]
     private = {name.name for node in imported if "_private" in str(node.module) for name in node.names}
     assert private == {"ray_constants", "services", "state", "utils", "worker"}
-    import ray
-    from ray._private import ray_constants, utils, worker
-    from ray._private.state import state
-
-    assert isinstance(ray_constants.ENABLE_RAY_CLUSTER, bool)
-    assert all(map(callable, (utils.set_sigterm_handler, worker.print_to_stdstream, state.get_draining_nodes)))
-    assert hasattr(worker, "_global_node")
-    assert all(hasattr(ray._raylet, name) for name in raylet)
     (bound,) = [one for one in pins.listed()["requirements.txt"] if one.startswith("ray")]
     assert bound == "ray[tune]>=2.60,<2.61"
 
 
 def test_version_licence_citation_and_changelog_agree() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == pixelpick_ray.__version__
-    assert citation["license"] == "Apache-2.0"
+    assert (citation["version"], citation["license"]) == (pixelpick_ray.__version__, "Apache-2.0")
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8").splitlines()[0]
     newest = re.search(r"^## (\S+) \((\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert newest is not None
     assert newest.groups() == (citation["version"], str(citation["date-released"]))
 
 
-def test_the_tests_end_as_python_does() -> None:
-    """So that an abort of the interpreter is seen."""
-    for path in (ROOT / "tests").rglob("conftest.py"):
-        assert "_exit(" not in path.read_text(encoding="utf-8"), path
-
-
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
-def test_files_and_names_that_the_architecture_names_are_there() -> None:
+def test_the_architecture_names_every_part_of_the_package_and_only_what_is_there() -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "pixelpick_ray").rglob("*.py"))
     for word in set(re.findall(r"`([\w./]+)(?:\(.*?\))?`", ARCHITECTURE)):
         if re.search(r"\.(py|json|md)$", word):
@@ -84,11 +69,52 @@ def test_files_and_names_that_the_architecture_names_are_there() -> None:
         elif re.fullmatch(r"(?:[\w/]+\.)?_?[A-Z]\w+|\w+\.[a-z_]+", word):
             name = word.rpartition(".")[2]
             assert re.search(rf"(?:class|def) {name}\b|^\s*(?:self\.)?{name}\b.* = ", code, re.M), word
-
-
-def test_every_part_of_the_package_is_in_the_architecture() -> None:
-    parts = {
-        path.name for path in (ROOT / "pixelpick_ray").iterdir() if path.name not in ("__init__.py", "__pycache__")
-    }
+    parts = {path.name for path in (ROOT / "pixelpick_ray").iterdir()} - {"__init__.py", "__pycache__", "errors.py"}
     listed = ARCHITECTURE.partition("## Where is what")[2].partition("## ")[0]
-    assert [part for part in parts - {"errors.py"} if part not in listed] == []
+    assert [part for part in parts if part not in listed] == []
+
+
+# What the default run promises to check, whatever else moves to `slow`: marked at the tests, listed here.
+ALWAYS = {
+    "one rank and two",
+    "two nodes",
+    "a search with a killed trial",
+    "Slurm with requeue",
+    "a Ray job",
+    "kill and resume",
+    "TensorBoard",
+    "the page for people in a browser",
+    "a table of mean and standard deviation by hand",
+}
+
+
+@functools.cache
+def marked_tests() -> dict[str, str]:
+    """The code of the decorators of every test, with the marks of its module."""
+    found = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        common = [ast.unparse(node) for node in tree.body if ast.unparse(node).startswith("pytestmark = ")]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+                found[f"{path.relative_to(ROOT / 'tests')}::{node.name}"] = " ".join(common + decorators)
+    return found
+
+
+def test_the_default_run_keeps_its_promises() -> None:
+    kept = set()
+    for name, marks in marked_tests().items():
+        topics = re.findall(r"mark\.always\('(.+?)'\)", marks)
+        assert not topics or not re.search(r"mark\.(slow|gpu)\b", marks), name
+        kept |= set(topics)
+    assert kept == ALWAYS
+
+
+def test_every_slow_test_is_listed_with_its_reason() -> None:
+    """Nothing is checked nowhere: what the default run leaves out says why, and what it checks of that itself."""
+    listed = (ROOT / "tests" / "slow.md").read_text(encoding="utf-8")
+    slow = [name for name, marks in marked_tests().items() if "mark.slow" in marks]
+    slow.append("test_experiments.py::test_every_experiment_runs")  # most of its parameters
+    assert [name for name in slow if f"`{name}`" not in listed] == []
+    assert len(slow) == listed.count("| `")

@@ -27,6 +27,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "pp.Experimen
     return pp.load("own.yaml", **{"train.epochs": 1})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_document_runs_as_it_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     space: dict[str, object] = {"__name__": "document"}
@@ -52,7 +53,9 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert printed[-1]["data"]["text/plain"] == "0"
 
 
-def test_a_run_that_fails_says_why(experiment: "pp.Experiment", tmp_path: Path) -> None:
+def test_a_run_that_stops_or_fails_says_why(experiment: "pp.Experiment", tmp_path: Path) -> None:
+    outcome = pp.run(experiment, local=True, time_limit_seconds=1e-9)
+    assert (outcome.status, outcome.trained, list(outcome.missing.values())) == (3, 0, ["stopped early"])
     events: list[Event] = []
     (tmp_path / "mine.py").write_text("def score(logits):\n    raise ValueError('no idea')\n")
     wrong = pp.load("own.yaml", **{"acquire.strategy": "file:mine.py:score"})
@@ -63,8 +66,15 @@ def test_a_run_that_fails_says_why(experiment: "pp.Experiment", tmp_path: Path) 
     assert "no idea" in why
     assert type(events[-1]).__name__ == "ChainFailed"
     assert set(pp.results("store", wrong)["budget"]) == {10}
+    with pytest.raises(pp.SpecError, match=r"own\.yaml: train\.epoch: unknown key"):
+        pp.load("own.yaml", **{"train.epoch": 1})
+    with pytest.raises(pp.SpecError, match="--local runs one rank"):
+        pp.run(experiment, local=True, ranks=2)
+    with pytest.raises(AttributeError, match="has no attribute 'predict'"):
+        pp.predict  # noqa: B018
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_line_finds_what_a_program_made(experiment: "pp.Experiment", tmp_path: Path) -> None:
     assert pp.run(experiment, local=True).trained == 2
     words = ("--set", "train.epochs=1")
@@ -74,21 +84,6 @@ def test_the_command_line_finds_what_a_program_made(experiment: "pp.Experiment",
     frame = pp.results("store", experiment)
     assert list(frame.columns) == rows[0].split(",")
     assert len(frame) == len(rows) - 1
-
-
-def test_a_stop_is_told(experiment: "pp.Experiment") -> None:
-    outcome = pp.run(experiment, local=True, time_limit_seconds=1e-9)
-    assert (outcome.status, outcome.trained) == (3, 0)
-    assert list(outcome.missing.values()) == ["stopped early"]
-
-
-def test_what_is_wrong_is_refused(experiment: "pp.Experiment") -> None:
-    with pytest.raises(pp.SpecError, match=r"own\.yaml: train\.epoch: unknown key"):
-        pp.load("own.yaml", **{"train.epoch": 1})
-    with pytest.raises(pp.SpecError, match="--local runs one rank"):
-        pp.run(experiment, local=True, ranks=2)
-    with pytest.raises(AttributeError, match="has no attribute 'predict'"):
-        pp.predict  # noqa: B018
 
 
 LAUNCHER = """

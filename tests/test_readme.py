@@ -38,7 +38,6 @@ pytestmark = pytest.mark.long
 
 README = text_of("README.md")
 COSTS = text_of("docs/reference/experiments.md")
-EXPERIMENTS = [path.relative_to(ROOT).as_posix() for path in SHIPPED_EXPERIMENTS]
 MADE_BY_THE_READER = {"my-photos.yaml", "my-study.yaml"}
 OTHER_PROGRAMS = {"docker", "export", "ray", "tensorboard"}
 OF_OTHERS = {"--version", "--no-deps"}
@@ -54,26 +53,17 @@ def script(name: str) -> ModuleType:
         sys.path.remove(str(DOCS))
 
 
-# The README
-
-
 def test_the_readme_is_short() -> None:
     assert len(README.split()) <= 1200
     prose = re.sub(r"^\|.*$|^!\[.*$|^#.*$", "\n", without_code(BLOCK.sub("\n\n", README)), flags=re.M)
     sentences = re.split(r"(?<=[.!?:])\s+|\n\s*\n|\n- ", re.sub(r"\]\([^)]*\)", "]", prose))
     assert [sentence for sentence in sentences if len(sentence.split()) > 35] == []
-
-
-def test_its_pictures_are_small() -> None:
     pictures = re.findall(r"!\[.+?\]\((.+?)\)", README)
     assert len(pictures) == 3
     assert all((ROOT / picture).stat().st_size < 300_000 for picture in pictures)
-
-
-def test_a_door_has_four_commands_at_most() -> None:
-    blocks = [found["text"].splitlines() for found in BLOCK.finditer(README) if found["kind"] == "sh"]
-    assert len(blocks) >= 4
-    assert all(len(lines) <= 4 for lines in blocks)
+    doors = [found["text"].splitlines() for found in BLOCK.finditer(README) if found["kind"] == "sh"]
+    assert len(doors) >= 4
+    assert all(len(commands) <= 4 for commands in doors)
 
 
 def test_its_results_are_those_of_the_results_folder() -> None:
@@ -82,28 +72,19 @@ def test_its_results_are_those_of_the_results_folder() -> None:
     assert "±" in README.split("<!-- results -->")[1]
 
 
-# Experiments and what they cost
-
-
-@pytest.mark.parametrize("path", EXPERIMENTS)
-def test_every_experiment_can_be_planned_and_costs_what_is_said(path: str) -> None:
-    plan = make_plan(load_experiment(ROOT / path))
-    row = next(line for line in COSTS.splitlines() if line.startswith(f"| `{path}`"))
-    assert f"| {plan.num_fits} ({plan.num_fits_unshared} one by one) |" in row
-
-
-def test_no_other_experiment_is_listed() -> None:
+def test_every_experiment_can_be_planned_and_costs_what_is_said_and_no_other_is_listed() -> None:
     table = COSTS.split("<!-- experiments -->")[1].split("<!-- /experiments -->")[0]
-    assert set(re.findall(r"^\| `(experiments/[^`]+\.yaml)`", table, flags=re.MULTILINE)) == set(EXPERIMENTS)
+    rows = dict(re.findall(r"^\| `(experiments/[^`]+\.yaml)`(.*)", table, flags=re.MULTILINE))
+    assert rows.keys() == {path.relative_to(ROOT).as_posix() for path in SHIPPED_EXPERIMENTS}
+    for path, row in rows.items():
+        plan = make_plan(load_experiment(ROOT / path))
+        assert f"| {plan.num_fits} ({plan.num_fits_unshared} one by one) |" in row, path
 
 
 @pytest.mark.slow
 def test_the_costs_are_those_of_today() -> None:
     update = script("update_readme")
     assert update.between(COSTS, "experiments", update.experiments()) == COSTS, "run `make docs`"
-
-
-# All documents
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -117,13 +98,9 @@ def test_links_lead_to_files_and_headings(document: str) -> None:
 
 
 def test_every_page_is_in_the_index_of_the_site() -> None:
-    listed = {
-        f"docs/{name}".removeprefix("docs//") + ".md" for names in script("conf").CONTENTS.values() for name in names
-    }
-    assert listed <= set(DOCUMENTS)
+    listed = {f"docs/{name}".removeprefix("docs//") + ".md" for one in script("conf").CONTENTS.values() for name in one}
     decisions = {document for document in DOCUMENTS if document.startswith("docs/decisions/0")}
-    index = {f"docs/decisions/{link}" for link in links(text_of("docs/decisions/index.md"))}
-    assert index == decisions
+    assert {f"docs/decisions/{link}" for link in links(text_of("docs/decisions/index.md"))} == decisions
     assert set(DOCUMENTS) == listed | decisions | {"docs/index.md"}
 
 
@@ -133,26 +110,18 @@ def test_generated_pages_are_those_of_today() -> None:
 
 
 def test_every_block_is_of_a_language_that_is_checked() -> None:
-    unknown = {
-        (document, kind)
-        for document, kind in languages()
-        if kind not in {"sh", "yaml", "python", "text", "bibtex"} and document not in RUN_ELSEWHERE
-    }
+    checked = {"sh", "yaml", "python", "text", "bibtex"}
+    unknown = {(document, kind) for document, kind in languages() if kind not in checked}
     # The tree of the package, which tests/test_project.py checks.
-    assert unknown == {("docs/architecture.md", "")}
+    assert {one for one in unknown if one[0] not in RUN_ELSEWHERE} == {("docs/architecture.md", "")}
 
 
-def words_of(text: str) -> list[list[str]]:
-    """The words of each command of a block."""
-    return [shlex.split(line, comments=True) for line in text.splitlines() if shlex.split(line, comments=True)]
-
-
-def test_every_command_and_option_exists() -> None:
+def test_every_command_option_and_target_exists() -> None:
     known: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), flags=re.MULTILINE))
     seen = set()
     for document, text in runnable("sh"):
-        for words in words_of(text):
+        for words in filter(None, (shlex.split(line, comments=True) for line in text.splitlines())):
             where = f"{document}: {' '.join(words)}"
             if words[:2] == ["python", "launch.py"]:
                 check_command(known, words[2:], where)
@@ -162,6 +131,11 @@ def test_every_command_and_option_exists() -> None:
             else:
                 assert words[0] in OTHER_PROGRAMS or words[:3] == ["python", "-m", "pip"], where
     assert seen == known.keys()
+    options = {name for command in known.values() for parameter in command.params for name in parameter.opts}
+    for document in {*DOCUMENTS} - {"CHANGELOG.md"}:  # which names what there was
+        text = text_of(document)
+        assert set(re.findall(r"`(--[a-z][a-z-]+)", text)) <= options | OF_OTHERS, document
+        assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets, document
 
 
 def check_command(known: dict[str, Any], words: list[str], where: str) -> None:
@@ -181,22 +155,12 @@ def check_command(known: dict[str, Any], words: list[str], where: str) -> None:
             assert (ROOT / word).is_file(), where
 
 
-def test_options_and_targets_in_the_text_exist() -> None:
-    known: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
-    options = {name for command in known.values() for parameter in command.params for name in parameter.opts}
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-    for document in {*DOCUMENTS} - {"CHANGELOG.md"}:  # which names what there was
-        text = text_of(document)
-        assert set(re.findall(r"`(--[a-z][a-z-]+)", text)) <= options | OF_OTHERS, document
-        assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets, document
-
-
 def test_every_yaml_block_is_valid(tmp_path: Path) -> None:
-    kinds = [check_yaml(text, document, tmp_path) for document, text in runnable("yaml")]
-    assert {"experiment", "dataset", "costs", "part"} == set(kinds)
+    kinds = {kind_of(text, document, tmp_path) for document, text in runnable("yaml")}
+    assert kinds == {"experiment", "dataset", "costs", "part"}
 
 
-def check_yaml(text: str, document: str, folder: Path) -> str:
+def kind_of(text: str, document: str, folder: Path) -> str:
     """What a block is, by its keys; SpecError or DataError for a wrong one."""
     tree = read_yaml(text, document)
     file = folder / "block.yaml"
@@ -235,7 +199,7 @@ def test_python_blocks_parse_and_import_what_there_is() -> None:
 
 def test_the_files_of_a_report_are_those_of_its_page(tmp_path: Path) -> None:
     section = text_of("docs/reference/reports.md").split("## ")[0]
-    summary = write_report(Store(tmp_path / "store"), [load_experiment(ROOT / EXPERIMENTS[0])], tmp_path / "out")
+    summary = write_report(Store(tmp_path / "store"), [load_experiment(SHIPPED_EXPERIMENTS[0])], tmp_path / "out")
     written = {path.name for path in summary.files}
     named = set(re.findall(r"`([a-z_]+\.[a-z]+)`", section))
     assert written <= named

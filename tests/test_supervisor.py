@@ -1,18 +1,17 @@
 """Whatever ends the process that runs a command, and whenever: a status of 0 to 3, a line, and nothing left behind."""
 
 import ast
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pixelpick_ray import supervisor
 from pixelpick_ray.supervisor import FAILED, GOES_ON, STOPPED, why_unsupported
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 START = """
@@ -25,13 +24,22 @@ print("ready", flush=True)
 """
 
 
-def start(code: str, grace_seconds: float = supervisor.GRACE_SECONDS) -> "subprocess.Popen[str]":
-    """A supervised program that has said that it is ready."""
-    command = [sys.executable, "-c", START.format(grace_seconds=grace_seconds) + code]
+def program(code: str) -> "subprocess.Popen[str]":
+    """A program that has said that it is ready."""
+    command = [sys.executable, "-c", code]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n"
+    assert read_line(process) == "ready"
     return process
+
+
+def read_line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
+def start(code: str, grace_seconds: float = supervisor.GRACE_SECONDS) -> "subprocess.Popen[str]":
+    """A supervised program."""
+    return program(START.format(grace_seconds=grace_seconds) + code)
 
 
 def state_of(pid: int) -> str:
@@ -40,17 +48,6 @@ def state_of(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return "X"
-
-
-def is_alive(pid: int) -> bool:
-    return state_of(pid) not in "ZX"
-
-
-def wait_for(look: Callable[[], bool]) -> None:
-    until = time.monotonic() + 10
-    while not look():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +85,7 @@ def test_a_second_signal_or_half_a_minute_ends_a_process_that_does_not_hear_the_
     grace = 0.4 if signals == 1 else supervisor.GRACE_SECONDS
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     process = start(deaf, grace_seconds=grace)
-    assert process.stdout
-    assert process.stdout.readline() == "deaf\n"
+    assert read_line(process) == "deaf"
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     assert process.poll() is None
@@ -101,22 +97,18 @@ def test_a_second_signal_or_half_a_minute_ends_a_process_that_does_not_hear_the_
 
 def test_a_signal_that_is_ignored_as_with_nohup_stays_so() -> None:
     ignoring = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
-    program = f"{ignoring}\n{START.format(grace_seconds=60)}time.sleep(0.3); supervisor.settle(0)"
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    process.stdout.readline()
+    process = program(f"{ignoring}\n{START.format(grace_seconds=60)}time.sleep(0.3); supervisor.settle(0)")
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=20) == 0
 
 
 def test_ctrl_z_pauses_what_runs_and_fg_lets_it_go_on() -> None:
     process = start("print(os.getpid(), flush=True)\nwhile True: print(time.time(), flush=True); time.sleep(0.01)")
-    assert process.stdout
-    pid = int(process.stdout.readline())
+    pid = int(read_line(process))
     process.send_signal(signal.SIGTSTP)
-    wait_for(lambda: state_of(pid) == state_of(process.pid) == "T")
+    wait_for(lambda: state_of(pid) == state_of(process.pid) == "T", 10)
     process.send_signal(signal.SIGCONT)
-    wait_for(lambda: state_of(pid) != "T")
+    wait_for(lambda: state_of(pid) != "T", 10)
     process.terminate()
     process.communicate(timeout=20)
     assert process.returncode == STOPPED
@@ -136,12 +128,11 @@ print(os.getpid(), other.pid, flush=True)
 time.sleep(60)
 """
     process = start(code)
-    assert process.stdout
-    pids = [int(word) for word in process.stdout.readline().split()]
-    assert all(map(is_alive, pids))
+    pids = [int(word) for word in read_line(process).split()]
+    assert not any(state_of(pid) in "ZX" for pid in pids)
     process.send_signal(number)
     process.wait(timeout=20)
-    wait_for(lambda: not any(map(is_alive, pids)))
+    wait_for(lambda: all(state_of(pid) in "ZX" for pid in pids), 10)
     assert (tmp_path / "sockets").exists() == (number == signal.SIGKILL)  # else the next run removes it
 
 
@@ -158,33 +149,22 @@ def slow(name, *rest):
 builtins.__import__ = slow
 runpy.run_path("launch.py", run_name="__main__")
 """
-    command = [sys.executable, "-c", code]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n"
+    process = program(code)
     process.terminate()
     _, error = process.communicate(timeout=20)
     assert (process.returncode, error) == (STOPPED, f"{GOES_ON}\n")
 
 
-@pytest.mark.parametrize(
-    ("version", "platform", "why"),
-    [
+def test_what_is_not_supported_is_named_in_one_line_and_an_old_python_comes_as_far_as_that() -> None:
+    for version, platform, why in (
         ((3, 11), "linux", ""),
         ((3, 14), "darwin", ""),
         ((3, 10), "linux", "PixelPick-Ray needs Python 3.11 or newer; this is 3.10"),
         ((3, 12), "win32", "PixelPick-Ray runs on Linux and macOS; on Windows, run it in WSL"),
-    ],
-)
-def test_what_is_not_supported_is_named_in_one_line(version: tuple[int, ...], platform: str, why: str) -> None:
-    assert why_unsupported(version, platform) == why
-
-
-def test_an_old_python_comes_as_far_as_that_line() -> None:
+    ):
+        assert why_unsupported(version, platform) == why
     for path in (ROOT / "launch.py", ROOT / "pixelpick_ray/__init__.py", Path(supervisor.__file__)):
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
-    imported = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "import pixelpick_ray.__main__"],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ, check=True,
-    )  # fmt: skip
+    command = [sys.executable, "-X", "importtime", "-c", "import pixelpick_ray.__main__"]
+    imported = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"numpy", "pydantic", "typer", "torch", "ray"} & set(imported.stderr.split())

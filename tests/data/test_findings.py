@@ -143,6 +143,7 @@ def test_binary_masks_with_the_object_at_255_are_refused_with_the_remedy_which_h
         assert data_warnings(experiment, trials, execution) == []  # damage is no warning, and is made again
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_warnings_are_the_first_lines_of_a_plan_and_stand_in_the_report(tmp_path: Path) -> None:
     write_masks(tmp_path / "data", {"train": [0, 1], "val": [0, 1]}, same=True)
     (tmp_path / "mine.yaml").write_text(OWN)

@@ -1,10 +1,13 @@
 """The command line in this process, or in one that has neither torch nor ray: exit status and what is printed."""
 
+import codecs
 import io
+import os
 import subprocess
 import sys
 from collections import namedtuple
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,16 @@ def launch_without_torch(place: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """This process, whose user may be root and read everything, is that of nobody for a while."""
+    before = os.geteuid()
+    for codec in ("ascii", "utf-8-sig"):
+        codecs.lookup(codec)  # which nobody might not find any more
+    os.seteuid(before or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
