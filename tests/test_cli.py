@@ -123,18 +123,18 @@ def test_plan_and_status_print_a_line_for_each_chain_or_one_json_object(copy: Pa
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_record_that_cannot_be_read_is_named_and_made_again(copy: Path, study: Study) -> None:
-    (path, *_) = sorted((copy / "store").glob("experiments/*/chains/*.json"))
-    before = path.read_bytes()
-    path.write_text("{")
+def test_records_that_cannot_be_read_are_named_and_made_again(copy: Path, study: Study) -> None:
+    before = {path: path.read_bytes() for path in (copy / "store").glob("experiments/*/chains/*.json")}
+    for path in before:
+        path.write_text("{")
     for command in (("report", "tiny.yaml", "--out", "report"), ("plan", "tiny.yaml"), ("status", "tiny.yaml")):
         told = launch(copy, *command).out
-        assert re.search(rf"DAMAGED experiments/.*{path.name}: is not JSON", told)
+        assert len(re.findall(r"DAMAGED experiments/.*: is not JSON", told)) == len(before) == 4
         assert ("run it again, which repairs what is stored" in told) == (command[0] == "report")
     done = launch(copy, "run", "tiny.yaml", "--local")
-    assert re.search(rf"DAMAGED experiments/.*{path.name}: is not JSON .* \(set aside as damaged/record-", done.out)
+    assert len(re.findall(r"DAMAGED experiments/.*: is not JSON .* \(set aside as damaged/record-", done.out)) == 4
     assert done.out.splitlines()[-1].endswith("trained now: 0")
-    assert path.read_bytes() == before
+    assert {path: path.read_bytes() for path in before} == before
     tables = [[line for line in one.out.splitlines() if " ± " in line] for one in (study[1], done)]
     assert tables[0] == tables[1]
 

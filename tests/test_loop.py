@@ -154,7 +154,7 @@ def test_running_again_trains_and_changes_nothing(finished: Finished, tmp_path: 
     assert [type(event) for event in events] == [StageDone, PixelsPicked, StageDone, PixelsPicked, StageDone, ChainDone]
     assert not any(event.trained for event in events if isinstance(event, StageDone))
     assert not any(event.computed for event in events if isinstance(event, PixelsPicked))
-    assert (payload(mine.place), record(mine.experiment, mine.place)) == (finished.payload, finished.record)
+    assert (payload(mine.place), record(mine.experiment, mine.place)) == (mine.payload, finished.record)
 
 
 def test_full_supervision_is_one_stage_without_pixels(place: Place, trained: list[Any]) -> None:

@@ -105,8 +105,8 @@ def test_counts_and_what_chains_share_are_those_of_enumerating_every_step(grid: 
     of_chain = {chain.id: steps_of(chain.trial) for chain in plan.chains}
     for chain in plan.chains:
         mine = [trial for trial in plan.trials if all_but_the_budget(trial) == all_but_the_budget(chain.trial)]
-        budgets = {trial.budget for trial in mine}
-        assert list(chain.budgets) == sorted(budgets, key=lambda budget: 0 if budget == "full" else budget)
+        assert set(chain.budgets) == {trial.budget for trial in mine}
+        assert list(chain.budgets) == sorted(chain.budgets, key=lambda budget: 0 if budget == "full" else budget)
         assert chain.trial.num_stages == max(trial.num_stages for trial in mine)
         fits, picks = of_chain[chain.id]
         assert (len(chain.fits), len(chain.picks)) == (len(fits), len(picks))

@@ -58,7 +58,7 @@ def test_a_run_that_stops_or_fails_says_why(experiment: "pp.Experiment", tmp_pat
     assert (outcome.status, outcome.trained, list(outcome.missing.values())) == (3, 0, ["stopped early"])
     events: list[Event] = []
     (tmp_path / "mine.py").write_text("def score(logits):\n    raise ValueError('no idea')\n")
-    wrong = pp.load("own.yaml", **{"acquire.strategy": "file:mine.py:score"})
+    wrong = pp.load("own.yaml", **{"name": "wrong", "acquire.strategy": "file:mine.py:score"})
     outcome = pp.run(wrong, local=True, on_event=events.append)
     assert (outcome.status, outcome.trained) == (1, 1)
     [(label, why)] = outcome.missing.items()

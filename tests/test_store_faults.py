@@ -25,7 +25,8 @@ from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.errors import StoreError
 from pixelpick_ray.store import Store, leases
 from pixelpick_ray.store import results as store_module
-from pixelpick_ray.store.backend import PARTIAL, STALE_SECONDS, process_stamp
+from pixelpick_ray.store.backend import PARTIAL, STALE_SECONDS, UNSYNCED, process_stamp
+from pixelpick_ray.store.outputs import replace_files
 from tests.support.launch import ROOT, launch, overriding, unprivileged
 from tests.support.results import INPUTS, KEY, ME, OTHER, at_once, left, publish, puts
 from tests.support.tiny_data import TINY_EXPERIMENT, TWO_STAGES
@@ -144,6 +145,60 @@ def test_a_read_only_disk_can_be_read_and_what_cannot_be_written_is_told(disk: P
         with pytest.raises(StoreError, match=rf"^{disk}/store/.*: the file system is read-only; mount it writable, or"):
             attempt()
     assert (store.read("fit", INPUTS), store.read_record("a.json")) == (folder, {"values": [1]})
+
+
+def test_files_are_replaced_with_their_permissions_and_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"old")
+    (tmp_path / "kept").chmod(0o640)
+    (tmp_path / "link").symlink_to("kept")
+    os.mkfifo(tmp_path / "pipe")  # no regular file: it is written into
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    replace_files({tmp_path / "link": b"new", tmp_path / "a" / "b": b"more", tmp_path / "pipe": b"content"})
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "kept").read_bytes() == b"new"
+    assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "a" / "b").read_bytes() == b"more"
+    assert os.read(reader, 99) == b"content"
+    os.close(reader)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "kept", "link", "pipe"]
+
+
+def test_a_disk_that_fills_leaves_all_files_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(b"old")
+    write = Path.write_bytes
+
+    def full(self: Path, content: Any) -> int:
+        if content == b"second":
+            write(self, content[:3])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        replace_files({tmp_path / "one": b"first", tmp_path / "two": b"second"})
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"one": b"old", "two": b"old"}
+
+
+@pytest.mark.parametrize("number", sorted(UNSYNCED))
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_a_file_system_that_cannot_sync_folders_is_written_all_the_same(
+    store: Store, number: int, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original: Any = getattr(os, call)
+
+    def unable(target: Any, *rest: Any) -> Any:
+        if Path(f"/proc/self/fd/{target}" if call == "fsync" else target).is_dir():
+            raise OSError(number, os.strerror(number))
+        return original(target, *rest)
+
+    monkeypatch.setattr(os, call, unable)
+    publish(store)
+    store.append_lines("answers/a/b.jsonl", [1])
+    store.write_record("experiments/a.json", {"b": 1})
+    assert store.intact("fit", KEY)
+    assert (store.lines("answers/a/b.jsonl"), store.read_record("experiments/a.json")) == ([1], {"b": 1})
 
 
 @pytest.mark.parametrize(

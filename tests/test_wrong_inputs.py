@@ -25,7 +25,7 @@ from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.cache import prepare
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.runner import session
-from tests.support.data_folders import noise, opened, save, write_cityscapes, write_folder
+from tests.support.data_folders import noise, opened, save, write_cityscapes, write_folder, write_voc
 from tests.support.experiments import WRONG, experiment_text
 from tests.support.launch import ROOT, launch, unprivileged
 
@@ -200,15 +200,20 @@ def test_a_wrong_data_set(leaves: Path, case: Case) -> None:
     assert told(leaves, "run", "mine.yaml", "--local", *case.get("options", [])) == case["told"]
 
 
-def test_an_image_of_cityscapes_in_the_folder_of_another_city(place: Path) -> None:
-    (place / "mine.yaml").write_text(FOLDER.replace("name: folder, path: leaves", "name: cityscapes"))
+def test_a_published_data_set_that_is_not_as_published(place: Path) -> None:
+    write_voc(place / "data")
     write_cityscapes(place / "data")
-    folder = place / "data" / "cityscapes" / "leftImg8bit" / "train"
-    (folder / "ulm").rename(folder / "bonn")
-    assert told(place, "run", "mine.yaml", "--local") == (
-        "cityscapes: PLACE/data/cityscapes/leftImg8bit/train/bonn/ulm_000000_000019_leftImg8bit.png is not in the "
-        "folder of its city; move it to ulm/"
-    )
+    (place / "data/voc/VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_text("\n")
+    train = place / "data" / "cityscapes" / "leftImg8bit" / "train"
+    (train / "ulm").rename(train / "bonn")
+    wrong = {
+        "voc": "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt names no image; copy the official list there",
+        "cityscapes": "leftImg8bit/train/bonn/ulm_000000_000019_leftImg8bit.png is not in the folder of its city; "
+        "move it to ulm/",
+    }
+    for name, expected in wrong.items():
+        (place / "mine.yaml").write_text(FOLDER.replace("name: folder, path: leaves", f"name: {name}"))
+        assert told(place, "run", "mine.yaml", "--local") == f"{name}: PLACE/data/{name}/{expected}"
 
 
 # Weights

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -394,3 +395,21 @@ def test_the_cache_lies_beside_the_data_or_in_the_users_folder(tmp_path: Path, m
     assert default_cache_path(tmp_path / "absent") == tmp_path / "home" / "pixelpick-ray"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert default_cache_path(tmp_path) == tmp_path / "home" / "pixelpick-ray"
+
+
+def test_large_images_are_decoded_one_after_another() -> None:
+    running, most = [], [0]
+
+    def decode(name: str) -> str:
+        running.append(name)
+        most[0] = max(most[0], len(running))
+        time.sleep(0.01)
+        running.remove(name)
+        return name
+
+    for pixels, expected in ((cache.MOST_PIXELS, {1}), (0, {2, 3, 4})):
+        most[0] = 0
+        with ThreadPoolExecutor(4) as pool:
+            found = list(cache._in_order(pool, decode, "abcdefgh", ahead=4, pixels=lambda name, p=pixels: p))  # type: ignore[misc]
+        assert found == list("abcdefgh")
+        assert most[0] in expected

@@ -14,7 +14,7 @@ from pixelpick_ray.errors import SpecError, StoreError
 from pixelpick_ray.report import evaluations
 from pixelpick_ray.report.cells import Cell, areas, build_cells, reported
 from pixelpick_ray.report.evaluations import Evaluation, read_arrays, read_evaluations
-from pixelpick_ray.report.rows import rows_csv
+from pixelpick_ray.report.rows import csv_text, rows_csv
 from tests.support.study import Matrix, Measure, Study, chain_path, csv_lines, experiment, matrix
 
 
@@ -260,3 +260,12 @@ def test_several_processes_read_what_one_reads(study: Study, monkeypatch: pytest
     assert same_fits == fits != {}
     absent = {f"evaluation {key[:16]} is absent or damaged" for key in (keys[0], "0" * 64)}
     assert {one for one in alone.values() if isinstance(one, str)} == absent
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(text, f"'{text}") for text in ("=1+1", "@sum", "+a", "-leaf", "\tx")]
+    + [(one, str(one)) for one in ("a=b", "-1.5", "+3", "-inf", -1.5)],
+)
+def test_a_spreadsheet_takes_no_text_of_a_table_for_a_formula(value: Any, told: str) -> None:
+    assert csv_text(("a", "b"), [(value, None)]) == f"a,b\n{told},\n"
