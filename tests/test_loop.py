@@ -56,10 +56,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     return count_fits(monkeypatch)
 
 
-def run(experiment: Experiment, place: Place, **keep: Any) -> list[Event]:
+def run(experiment: Experiment, place: Place) -> list[Event]:
     """Run the last trial of the experiment and return the events."""
     events: list[Event] = []
-    run_chain(experiment, experiment.trials()[-1], place, ALONE, events.append, **keep)
+    run_chain(experiment, experiment.trials()[-1], place, ALONE, events.append)
     return events
 
 
@@ -382,11 +382,3 @@ def test_another_split_is_measured_later_without_another_fit(when: str, keep: st
         epochs, matrices = confusion(place, stage["evaluations"]["train"])
         assert epochs == ([3] if when == "last" else [1, 2, 3])
         assert (matrices.sum(axis=(1, 2)) == 5 * 31 * 48).all()
-
-
-def test_weights_that_another_chain_needs_are_kept(place: Place) -> None:
-    experiment = tiny_experiment(*TWO_STAGES)
-    run(experiment, place, keep_stages=frozenset({0}))
-    keys = [stage["fit"] for stage in record(experiment, place)["stages"]]
-    assert [place.results.weights(key) is not None for key in keys] == [True, False]
-    assert all(place.results.has("fit", key) for key in keys)

@@ -67,25 +67,11 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 LARGE = np.zeros(300_000, dtype=np.float64)
-WRITERS: dict[str, Callable[[Path], object]] = {
-    "plain": lambda folder: (folder / "payload").write_bytes(LARGE.tobytes()),
-    "numpy": lambda folder: np.savez(folder / "payload.npz", values=LARGE),
-    "safetensors": lambda folder: save_file({"values": LARGE}, folder / "weights.safetensors"),
-}
-
-
-@root_only
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_disk_that_fills_while_a_result_is_written_is_told_and_nothing_is_left(disk: Path, writer: str) -> None:
-    store = Store(disk / "store")
-    publish(store, inputs=OTHER)
-    with pytest.raises(StoreError, match=rf"^{disk}/store/fit/{KEY}: the disk is full; free space there, or give"):
-        store.publish("fit", INPUTS, WRITERS[writer], {})  # type: ignore[arg-type]
-    assert store.names("fit") == [digest(OTHER)]
-    assert left(store) == []
-    assert store.read("fit", OTHER) is not None
-    publish(store, "smaller")
-    assert store.read("fit", INPUTS) is not None
+WRITERS: tuple[Callable[[Path], object], ...] = (
+    lambda folder: (folder / "payload").write_bytes(LARGE.tobytes()),
+    lambda folder: np.savez(folder / "payload.npz", values=LARGE),
+    lambda folder: save_file({"values": LARGE}, folder / "weights.safetensors"),
+)
 
 
 @root_only
@@ -97,6 +83,14 @@ def test_on_a_full_disk_what_was_there_stays_and_what_cannot_be_written_is_told(
     store.write_record("a.json", {"values": [1]})
     store.append_lines("answers/mine.jsonl", ["first"])
     store.record_attempt("chain", "RunError: first")
+    for write in WRITERS:
+        with pytest.raises(StoreError, match=rf"^{disk}/store/fit/{digest(OTHER)}: the disk is full; free space there"):
+            store.publish("fit", OTHER, write, {})  # type: ignore[arg-type]
+        assert (store.names("fit"), left(store)) == ([KEY], [])
+    replace_files({disk / "one": b"old", disk / "two": b"old"})
+    with pytest.raises(OSError, match="No space left"):
+        replace_files({disk / "one": b"new", disk / "two": LARGE.tobytes()})
+    assert {path.name: path.read_bytes() for path in disk.iterdir() if path.is_file()} == {"one": b"old", "two": b"old"}
     filling = disk / "filling"
     with contextlib.suppress(OSError), open(filling, "wb", buffering=0) as file:
         while True:  # until no block is free
@@ -161,24 +155,6 @@ def test_files_are_replaced_with_their_permissions_and_links_are_followed(tmp_pa
     assert os.read(reader, 99) == b"content"
     os.close(reader)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "kept", "link", "pipe"]
-
-
-def test_a_disk_that_fills_leaves_all_files_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("one", "two"):
-        (tmp_path / name).write_bytes(b"old")
-    write = Path.write_bytes
-
-    def full(self: Path, content: Any) -> int:
-        if content == b"second":
-            write(self, content[:3])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return write(self, content)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        replace_files({tmp_path / "one": b"first", tmp_path / "two": b"second"})
-    monkeypatch.undo()
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"one": b"old", "two": b"old"}
 
 
 @pytest.mark.parametrize("number", sorted(UNSYNCED))
@@ -472,32 +448,38 @@ def test_what_dead_processes_left_is_free_and_tidied_up(store: Store) -> None:
 @root_only
 def test_a_process_of_another_namespace_of_this_machine_is_not_known_to_be_dead(store: Store) -> None:
     """As in two containers of one host: the holder's number means nothing here."""
-    code = "import sys, time; from pixelpick_ray.store import Store; "
+    code = "import sys; from pixelpick_ray.store import Store; "
     code += f"lease = Store(sys.argv[1]).take('fit', {KEY!r}); print('held', flush=True); sys.stdin.read()"
-    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c"]
-    with subprocess.Popen(
-        [*command, code, str(store.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
-    ) as process:
+    command = [
+        "unshare",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "--kill-child",
+        sys.executable,
+        "-c",
+        code,
+        str(store.path),
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         if process.stdout.readline() != b"held\n":
             pytest.skip("no process namespace can be made here")
-        assert len(store.leased()) == 1
-        assert store.take("fit", KEY) is None
+        assert (len(store.leased()), store.take("fit", KEY)) == (1, None)
         process.kill()
 
 
 @pytest.mark.parametrize("links", [True, False])
 def test_a_lease_has_one_holder_at_a_time(store: Store, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the file system has no hard links."""
+    """Of threads and processes, also where the file system has no hard links."""
     store.path.mkdir()
 
     def hold_eight_times(_: int) -> None:
         mine, turns = Store(store.path), 8
         while turns:
             if lease := mine.take("fit", KEY):
-                with lease:
-                    with open(store.path / "inside", "x", encoding="utf-8"):  # fails where another is inside
-                        time.sleep(0.002)
+                with lease, open(store.path / "inside", "x", encoding="utf-8"):  # fails where another is inside
+                    time.sleep(0.002)
                     (store.path / "inside").unlink()
                 turns -= 1
 

@@ -99,7 +99,7 @@ def test_trainaug_is_every_label_of_the_larger_set_that_is_not_in_val(tmp_path: 
 
 
 def test_what_is_wrong_with_the_files_is_told_with_what_to_put_where(tmp_path: Path) -> None:
-    """What is wrong with lists is in wrong_inputs.yaml."""
+    """What is wrong with lists is in tests/test_wrong_inputs.py."""
     write_voc(tmp_path)
     (release(tmp_path) / "ImageSets" / "Segmentation" / "val.txt").rename(kept := release(tmp_path) / "val.txt")
     for split in ("val", "trainaug"):
