@@ -172,7 +172,7 @@ def _contents(
     sections["Missing"] += _some(damage_table(store.damage))  # last: everything else has been read
     more: dict[str, tuple[Part, ...]] = {
         "Pictures": contact_sheets(store, results, chains, settings=picture_settings),
-        "Elsewhere": _some(elsewhere_table(results)),
+        "Other papers": _some(elsewhere_table(results)),
         "Provenance": _some(effort_table(efforts), provenance_table(results), *map(_listing, results.experiments)),
     }
     return {
@@ -207,13 +207,13 @@ def _sections(store: Store, found: _Findings, costs: Costs | None) -> dict[str, 
             threshold_table(results, cells),
             cost_table(results, cells, costs) if costs else None,
         ),
-        "Judgement": _some(pair_table(contests), win_matrix(contests), stability_table(contests)),
+        "Strategy comparison": _some(pair_table(contests), win_matrix(contests), stability_table(contests)),
         "Protocols": _some(protocol_table(results, cells)),
         "Published numbers": _some(scoreboard_table(results, found.comparisons)),
         "Data": _data_warnings(store, results.experiments),
         "Missing": _some(missing_table(results, cells), diverged_table(results)),
         "Classes": class_tables(results, cells),
-        "What was asked": _some(query_table(found.queries, distances), *shares, overlap_table(store, found.chains)),
+        "Queries": _some(query_table(found.queries, distances), *shares, overlap_table(store, found.chains)),
         "Annotation": annotation_tables(found.annotations),
     }
 

@@ -90,9 +90,7 @@ def _page(found: Findings, next_command: str) -> Page:
             "Stopped": (stopped_table(found) or Prose(("No sample was stopped.",)),),
             "Cost": (cost_table(found, cost) if cost else Prose(("Nothing was trained.",)),),
         }
-    sections["How it was made"] = (
-        Listing(f"The experiment {experiment.name} as it was run", dump_experiment(experiment)),
-    )
+    sections["Experiment"] = (Listing(f"The experiment {experiment.name} as it was run", dump_experiment(experiment)),)
     lead = (
         f"{experiment.name}: a search of {count_words(len(found.paths), 'setting')}, "
         f"{count_text(len(found.samples), found.search.spec.size)} samples"

@@ -63,7 +63,7 @@ def test_every_file_is_written_and_the_page_stands_alone(kept: Study, out: Path)
     assert "25.0 ± 7.1" in text
     assert "cannot go below" in text
     assert ElementTree.parse(out / "curve.svg").getroot().tag.endswith("svg")
-    for told in ("<title>&lt;b&gt;5 &amp; 6&lt;/b&gt;</title>", "Some &lt;GPU&gt;", "<h2>Judgement<"):
+    for told in ("<title>&lt;b&gt;5 &amp; 6&lt;/b&gt;</title>", "Some &lt;GPU&gt;", "<h2>Strategy comparison<"):
         assert told in page
     for outside in (" src=", 'href="http', "url(http", "@import", str(out.parents[1]), str(kept.store.path)):
         assert outside not in page
@@ -107,8 +107,8 @@ def test_every_section_is_in_its_files(study: Study, tmp_path: Path) -> None:
     study.ask(spec, lambda trial, stage: known | {"spread": 2.0})
     write_report(study.store, [spec], tmp_path)
     text, page = read(tmp_path)
-    titles = ["Results", "Budget curve", "Protocols", "Published numbers", "Missing", "Classes", "What was asked"]
-    assert re.findall("<h2>([^<]*)", page) == [*titles, "Elsewhere", "Provenance"]
+    titles = ["Results", "Budget curve", "Protocols", "Published numbers", "Missing", "Classes", "Queries"]
+    assert re.findall("<h2>([^<]*)", page) == [*titles, "Other papers", "Provenance"]
     assert text.startswith("mIoU in percent on cityscapes val (512 x 1024 pixels). Training at 256 x 512 pixels")
     assert "not comparable" in text
     assert "Queries at each stage" in text

@@ -326,7 +326,7 @@ def test_every_file_is_written_in_place_of_an_earlier_report(hunt: Hunt, out: Pa
 
 def test_the_page_has_every_section_once_asks_for_nothing_and_tells_the_result(hunt: Hunt, out: Path) -> None:
     text = page(out)
-    assert re.findall("<h2>([^<]*)", text) == [*SECTIONS, "How it was made"]
+    assert re.findall("<h2>([^<]*)", text) == [*SECTIONS, "Experiment"]
     assert "http" not in re.sub(r"http-equiv", "", text.replace("http://www.w3.org", ""))
     for outside in (" src=", "url(http", "@import", str(out.parent), str(hunt.store.path)):
         assert outside not in text
@@ -346,7 +346,7 @@ def test_what_is_not_there_yet_and_that_none_is_better_is_said(tmp_path: Path) -
     hunt, out = Hunt(tmp_path / "store"), tmp_path / "out"
     summary = hunt.write(out, next_command=COMMAND)
     assert (summary.num_samples, summary.missing) == (0, ("4 samples: not issued yet",))
-    assert re.findall("<h2>([^<]*)", page(out)) == ["Result", "How it was made"]
+    assert re.findall("<h2>([^<]*)", page(out)) == ["Result", "Experiment"]
     assert "Nothing has been run yet" in page(out)
     assert "found.yaml" not in page(out)
     assert "No sample is finished yet." in (out / "table.md").read_text(encoding="utf-8")
