@@ -4,8 +4,8 @@
   const at = (id) => document.getElementById(id);
   const RADII = [6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384];
   const FEW = 10; // questions in the queue below which more are fetched
-  const SIGN = 60000; // ms between keep-alives, without which others get this page's questions
-  const LEFT = 600000; // ms without user activity after which the page sends no keep-alives
+  const SIGN = 60000; // ms between keep-alive signals, without which others get this page's questions
+  const LEFT = 600000; // ms without user activity after which the page sends no keep-alive signals
   const LATE = 150; // ms after which a missing image shows as loading
 
   const page = {
