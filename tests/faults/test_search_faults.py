@@ -63,7 +63,7 @@ def ended(life: Life, size: int) -> list[Sample]:
 def test_the_shipped_search_killed_twice_ends_with_exactly_its_samples(tmp_path: Path, mark: dict[str, str]) -> None:
     """First its driver is killed, then a trial."""
     text = QUICKSTART.replace("name: search-quickstart", "name: faults").replace("epochs: 8", "epochs: 1")
-    text = text.replace("images: 24", "images: 4").replace("size: [48, 64]", "size: [32, 48]")
+    text = text.replace("images: 24", "images: 4").replace("size: [48, 64]", "size: [32, 48]").replace("10, 15]", "10]")
     life = Life(tmp_path / "life", Setting(text.replace("num_samples: 12", "num_samples: 4")), mark, None)
     driver = life.run()
     wait_for(lambda: reports(life) >= 2 or driver.poll() is not None)
