@@ -18,6 +18,7 @@ from pixelpick_ray.data.answers import Answer, Book
 from pixelpick_ray.errors import SpecError
 from tests.support.annotation_page import Office, Page, images, place, refused
 from tests.support.questions import BOOK, plan_of
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.long
 
@@ -175,6 +176,20 @@ def test_another_process_gets_other_images_until_they_are_given_back(office: Off
     assert set(images(second.items)) == {"train_0000", "train_0001"}
     assert second.work() == 11
     assert office.store.leased() == {}
+
+
+def test_images_of_silent_people_are_given_back(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nobody asks for anything."""
+    monkeypatch.setattr("pixelpick_ray.annotate.desk.SWEEP_SECONDS", 0.01)
+    office.ask(2, 6)
+    page = office.page("ann")
+    office.clock.now += 50
+    page.fetch()
+    assert len(office.store.leased()) == 2
+    office.clock.now += 200
+    wait_for(lambda: office.store.leased() == {})
+    page.answer()  # nobody took over
+    assert len(office.places()) == 1
 
 
 def test_a_page_that_gives_a_sign_keeps_what_it_has(office: Office) -> None:

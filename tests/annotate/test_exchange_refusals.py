@@ -32,18 +32,14 @@ def line(**fields: Any) -> str:
     return json.dumps({"image": "a b.png", "y": 0, "x": 0, "kind": "class", "label": "road"} | fields)
 
 
-DIGITS = "9" * 5000
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[1]", "line 1: is [1]; allowed is an object"),
-        ("{", "line 1: is not JSON (line 1, column 2"),
         ("\n\nnope\n", "line 3: is not JSON (line 1, column 1"),
         ('{"y": NaN}', "line 1: is not JSON that is read (NaN is not a number in JSON)"),
         (line(time=1).replace('"time": 1', '"time": 1e999'), "line 1: time inf: Input should be a finite number"),
-        (line(y=1).replace('"y": 1', f'"y": {DIGITS}'), "line 1: is not JSON that is read (Exceeds the limit"),
+        (line(y=1).replace('"y": 1', f'"y": {"9" * 5000}'), "line 1: is not JSON that is read (Exceeds the limit"),
         ("[" * 100_000, "line 1: is not JSON that is read (it is nested more than 50 deep"),
         ('{"y": 0, "x": 0}', "line 1: image an object of 2: Field required"),
         (
@@ -55,12 +51,10 @@ DIGITS = "9" * 5000
         ({"y": 4}, "line 1: y: is 4; allowed is 0..3, inside of a b.png"),
         ({"x": 6}, "line 1: x: is 6; allowed is 0..5, inside of a b.png"),
         ({"x": -1}, "line 1: x -1: Input should be greater than or equal to 0"),
-        ({"x": True}, "line 1: x True: Input should be a valid integer"),
         ({"label": "Road"}, "line 1: label: is 'Road'; allowed is one of road, sky & <cloud>, дерево"),
         ({"suggestion": "Road"}, "line 1: suggestion: is 'Road'; allowed is one of road,"),
         ({"label": None}, "label: is the name of the class where kind is class, and absent otherwise"),
         ({"annotator": "a\nb"}, "is not one line of text without spaces around it"),
-        ({"colour": "red"}, "line 1: colour 'red': Extra inputs are not permitted"),
     ],
 )
 def test_wrong_lines_are_refused(text: str | dict[str, Any], message: str) -> None:
@@ -140,10 +134,8 @@ WRONG_COCO = [
     (put(A, 3, "keypoints", None), "annotations[3].keypoints: is None; allowed is [x, y, visibility]"),
     (put(A, 3, "keypoints", [0, 0, 0]), "annotations[3].keypoints: is [0, 0, 0]; allowed is [x, y, visibility]"),
     (put(A, 3, "keypoints", 0, 18.01), "annotations[3].keypoints: x: is 18.01; allowed is a number in 0..18"),
-    (put(A, 3, "keypoints", 0, "1"), "annotations[3].keypoints: x: is '1'; allowed is a number"),
     (put(A, 3, "keypoints", 0, 10**400), "annotations[3].keypoints: x: is 10000"),
     (put(A, 0, "attributes", []), "annotations[0].attributes: is []; allowed is an object"),
-    (put(A, 0, "attributes", "time", "noon"), "annotations[0]: time 'noon': Input should be a valid number"),
     (put(A, 2, "keypoints", [16.5, 1.0, 2]), "annotations[2]: pixel (y=0, x=5) of a b.png is void here and road in"),
 ]
 R = (0, A, 0, "result")
@@ -244,7 +236,6 @@ AT = "['a b.png']"
         (pixels([1, 2], [1]), f"{AT}: has x_coords and y_coords of different lengths"),
         (pixels([1], [1], category_id=[]), f"{AT}: has x_coords and y_coords and category_id of different lengths"),
         (pixels([1], [4]), f"{AT} pixel 0: y: is 4; allowed is 0..3, inside of a b.png"),
-        (pixels([1, -1], [1, 1]), f"{AT} pixel 1: x -1: Input should be greater than or equal to 0"),
         (pixels(np.zeros(25, int), [1]), f"{AT}['x_coords']: has 25 entries, the image 24 pixels"),
         (pixels([1], [1], category_id=[3]), f"{AT}['category_id'][0]: is 3; allowed is 0..2 (road, sky"),
         (pixels([1], [1], category_id=[-1]), f"{AT}['category_id'][0]: is -1; allowed is 0..2"),
