@@ -33,9 +33,9 @@ from benchmarks.work import (
     resident_pool,
 )
 from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.shipped import code_commit
 from pixelpick_ray.engine.batches import num_batches
 from pixelpick_ray.engine.fit import Epoch, fit
-from pixelpick_ray.engine.provenance import code_commit
 from pixelpick_ray.engine.score import evaluate
 from pixelpick_ray.events import EpochDone
 from pixelpick_ray.planning import make_plan

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pixelpick_ray.config.canonical import digest  # noqa: E402
 from pixelpick_ray.config.experiment import Experiment, load_experiment  # noqa: E402
-from pixelpick_ray.config.keys import Source, evaluation_input, fit_input, initial_input, pick_input  # noqa: E402
+from pixelpick_ray.config.keys import Source  # noqa: E402
 from pixelpick_ray.data.labels import LabelledPixels  # noqa: E402
-from pixelpick_ray.planning import Chain, make_plan  # noqa: E402
-from pixelpick_ray.store import Store, experiment_folder  # noqa: E402
+from pixelpick_ray.loop import walk  # noqa: E402
+from pixelpick_ray.planning import make_plan  # noqa: E402
+from pixelpick_ray.store import Store  # noqa: E402
+from pixelpick_ray.store.records import ChainRecord, StageRecord, write_chain  # noqa: E402
+from pixelpick_ray.tasks import PIXELS, Evaluate, FirstPixels, Fit, Pick  # noqa: E402
 
 GOAL_SECONDS = 20.0
 IMAGES, HEIGHT, WIDTH, EPOCHS = 367, 360, 480, 50
@@ -62,69 +65,87 @@ def experiment_of(stages: int) -> Experiment:
 def fill(store: Store, experiment: Experiment) -> int:
     """Store every stage of the experiment; return their number."""
     rng = np.random.default_rng(0)
-    stages = 0
-    for chain in make_plan(experiment).chains:
-        stages += len(chain.fits)
-        _fill_chain(store, experiment, chain, rng)
-    return stages
-
-
-def _fill_chain(store: Store, experiment: Experiment, chain: Chain, rng: np.random.Generator) -> None:
-    trial = chain.trial
-    first = initial_input(trial, SOURCE)
-    record: dict[str, Any] = {
-        "trial": trial.model_dump(mode="json", exclude={"budget"}, exclude_none=True),
-        **{"full": False, "class_names": CLASSES, "num_images": IMAGES, "pixels_per_image": float(HEIGHT * WIDTH)},
-        **{"initial": _pick(store, first, 0, rng), "stages": []},
-    }
-    for stage in range(trial.num_stages):
-        fit = fit_input(trial, SOURCE, stage=stage, labels_digest=f"{rng.integers(1 << 62):x}")
-        store.publish(
-            "fit", fit, lambda folder: _text(folder / "training.json", {"losses": [1.0] * EPOCHS}), PROVENANCE
+    chains = make_plan(experiment).chains
+    for chain in chains:
+        made = _Fill(store, rng)
+        walk(chain.trial, SOURCE, experiment.evaluate, made)
+        record = ChainRecord(
+            trial=chain.trial.model_dump(mode="json", exclude={"budget"}, exclude_none=True),
+            full=False,
+            class_names=CLASSES,
+            num_images=IMAGES,
+            pixels_per_image=float(HEIGHT * WIDTH),
+            source=SOURCE,
+            initial=made.picks[0],
+            stages=tuple(
+                StageRecord(
+                    budget=fit.budget,
+                    fit=fit.key,
+                    evaluations={one.split: one.key for one in fit.evaluations},
+                    pick=pick,
+                )
+                for fit, pick in zip_longest(made.fits, made.picks[1:])
+            ),
         )
-        keys = {}
-        for split in experiment.evaluate.splits:
-            inputs = evaluation_input(experiment.evaluate, trial, SOURCE, split=split, fit_key=digest(fit))
-            store.publish("evaluation", inputs, lambda folder: _evaluation(folder, rng), PROVENANCE)
-            keys[split] = digest(inputs)
-        last = stage + 1 == trial.num_stages
-        pick = None if last else _pick(store, pick_input(trial, fit_key=digest(fit), stage=stage), stage + 1, rng)
-        record["stages"].append({"budget": 10 + 10 * stage, "fit": digest(fit), "evaluations": keys, "pick": pick})
-    store.write_record(f"{experiment_folder(experiment)}/chains/{chain.id}.json", record)
+        write_chain(store, experiment, chain.id, record)
+    return sum(len(chain.fits) for chain in chains)
 
 
-def _training(folder: Path) -> None:
-    _text(folder / "training.json", {"losses": [1.0] * EPOCHS})
+class _Fill:
+    """The visitor of a walk that stores random results of real size."""
 
+    def __init__(self, store: Store, rng: np.random.Generator) -> None:
+        self._store, self._rng = store, rng
+        self.fits: list[Fit] = []
+        self.picks: list[str] = []
 
-def _evaluation(folder: Path, rng: np.random.Generator) -> None:
-    confusion = rng.integers(0, 10**6, (EPOCHS, len(CLASSES), len(CLASSES)))
-    confusion += np.eye(len(CLASSES), dtype=np.int64) * 5 * 10**6
-    np.savez(folder / "confusion.npz", epochs=np.arange(1, EPOCHS + 1), confusion=confusion)
-    (folder / "predictions").mkdir()
-    for number in range(4):
-        (folder / "predictions" / f"{number}.png").write_bytes(rng.bytes(4000))
+    def pixels(self, task: FirstPixels | Pick) -> LabelledPixels:
+        """Store ten random pixels per image."""
+        rng = self._rng
+        pixels = LabelledPixels.of(
+            names=np.repeat([f"0001TP_{number:06d}.png" for number in range(IMAGES)], 10),
+            y=np.concatenate([10 * rng.permutation(HEIGHT // 10)[:10] + task.stage for _ in range(IMAGES)]),
+            x=rng.integers(0, WIDTH, IMAGES * 10),
+            label=rng.integers(0, len(CLASSES), IMAGES * 10),
+            stage=task.stage,
+        )
+        statistics = {
+            **{"pixels": len(pixels), "images": IMAGES, "entropy": 1.0, "distinct_classes": 3.0, "spread": 100.0},
+            **{"class_counts": np.bincount(pixels.label, minlength=len(CLASSES)).tolist(), "border_distance": 5.0},
+        }
 
+        def write(folder: Path) -> None:
+            pixels.write(folder / PIXELS)
+            _text(folder / "statistics.json", statistics)
 
-def _pick(store: Store, inputs: dict[str, Any], stage: int, rng: np.random.Generator) -> str:
-    pixels = LabelledPixels.of(
-        names=np.repeat([f"0001TP_{number:06d}.png" for number in range(IMAGES)], 10),
-        y=np.concatenate([rng.permutation(HEIGHT)[:10] for _ in range(IMAGES)]),
-        x=rng.integers(0, WIDTH, IMAGES * 10),
-        label=rng.integers(0, len(CLASSES), IMAGES * 10),
-        stage=stage,
-    )
-    statistics = {
-        **{"pixels": len(pixels), "images": IMAGES, "entropy": 1.0, "distinct_classes": 3.0, "spread": 100.0},
-        **{"class_counts": np.bincount(pixels.label, minlength=len(CLASSES)).tolist(), "border_distance": 5.0},
-    }
+        self._store.publish(task.kind, task.inputs, write, PROVENANCE)
+        self.picks.append(task.key)
+        return pixels
 
-    def write(folder: Path) -> None:
-        pixels.write(folder / "pixels.npz")
-        _text(folder / "statistics.json", statistics)
+    def make(self, task: Fit | Evaluate) -> None:
+        """Store the losses of a fit, or a confusion matrix for each of its epochs."""
+        if isinstance(task, Fit):
+            self.fits.append(task)
+            losses = {"losses": [1.0] * EPOCHS}
+            self._store.publish(
+                task.kind, task.inputs, lambda folder: _text(folder / "training.json", losses), PROVENANCE
+            )
+        else:
+            self._store.publish(task.kind, task.inputs, self._evaluation, PROVENANCE)
 
-    store.publish("pick", inputs, write, PROVENANCE)
-    return digest(inputs)
+    def _evaluation(self, folder: Path) -> None:
+        confusion = self._rng.integers(0, 10**6, (EPOCHS, len(CLASSES), len(CLASSES)))
+        confusion += np.eye(len(CLASSES), dtype=np.int64) * 5 * 10**6
+        np.savez(folder / "confusion.npz", epochs=np.arange(1, EPOCHS + 1), confusion=confusion)
+        (folder / "predictions").mkdir()
+        for number in range(4):
+            (folder / "predictions" / f"{number}.png").write_bytes(self._rng.bytes(4000))
+
+    def stage_done(self, fit: Fit) -> None:
+        """Nothing to store."""
+
+    def release(self, fit: Fit) -> None:
+        """Nothing to release."""
 
 
 def _text(path: Path, value: Any) -> None:
@@ -138,7 +159,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="number of reports to time")
     parser.add_argument("--keep", type=Path, help="keep the store in this folder, or reuse it")
     arguments = parser.parse_args()
-    os.fsync = lambda descriptor: None  # the store need not be durable
+    os.fsync = lambda fd: None  # the store need not be durable
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.keep or Path(name)
         experiment = experiment_of(arguments.stages)

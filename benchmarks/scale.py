@@ -112,7 +112,6 @@ def run(plan: Plan, address: str, folder: Path, fill: int) -> Watch:
     ):
         nobody = People(plan, execution, "", print, lambda: False)
         errors = runner.run(plan, chains, execution, progress, lambda: False, nobody)
-    board.close()
     if errors or len(watch.done) != len(chains):
         raise RuntimeError(f"{len(watch.done)} of {len(chains)} chains are done, these failed: {errors}")
     return watch
@@ -156,7 +155,7 @@ def family_megabytes(parents: set[int]) -> float:
 
 def measure(chains: int, nodes: int, address: str, profile: Callable[[], Any]) -> dict[int, Watch]:
     """Run chains for each number of stages; they are instant once every node has started one."""
-    runner.Job, runner._trial = Job, instant_trial  # type: ignore[misc]
+    runner.Job, runner._trial = Job, instant_trial  # type: ignore[misc, assignment]
     watches = {}
     for stages in STAGES:
         with tempfile.TemporaryDirectory() as folder, profile():

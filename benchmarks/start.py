@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pixelpick_ray.checks import check_data
 from pixelpick_ray.config.execution import Execution, local_cpus
 from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.events import ChainDone, Event
-from pixelpick_ray.planning import check_data, make_plan
+from pixelpick_ray.planning import make_plan
 from pixelpick_ray.runner import tune as runner
 from pixelpick_ray.runner.people import People
 
@@ -74,7 +75,7 @@ def measure(device: Literal["cpu", "cuda"]) -> dict[str, list[Start]]:
         places = folder, str(folder / "store"), folder / "cache", folder / "runs"
         execution = Execution(*places, cpus_per_rank=local_cpus(), device=device)
         execution.runs_path.mkdir()
-        check_data(plan, execution)
+        check_data(plan.experiment, plan.trials, execution)
         runner.ChainOrder, runner._trial = Order, timed_trial  # type: ignore[misc]
         nobody = People(plan, execution, "", print, lambda: False)
         errors = runner.run(plan, list(plan.chains), execution, on_event, lambda: False, nobody)

@@ -62,6 +62,8 @@ def amounts(plan: Plan, data_path: Path) -> Amounts:
     dataset = open_dataset(trial.dataset, data_path)
     images = trial.dataset.images or len(dataset.names(training_split(dataset, trial.dataset)))
     evaluated = sum(len(dataset.names(evaluate.split_of(split))) for split in evaluate.splits)
+    if trial.train is None:
+        raise AssertionError("the benchmark's experiments train their networks")
     times = trial.train.epochs if evaluate.when == "every_epoch" else 1
     steps, full = num_batches(images, trial.train.batch_size) * trial.train.epochs, sum(fits.values())
     return Amounts(steps * (len(fits) - full), steps * full, len(fits) * times * evaluated + len(picks) * images)

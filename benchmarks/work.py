@@ -87,6 +87,8 @@ def make_work(
     data = TrainingData(facts, prepared, np.arange(len(prepared)))
     asked = pick_initial(data, LABELLED_PIXELS, seed=0)
     labels = asked.answered(asked.truth)
+    if trial.train is None:
+        raise AssertionError("the benchmark's experiments train their networks")
     job = FitJob(trial.model, trial.train, trial.seed, 0, data, labels, data_path or Path("no-data"))
     return Work(experiment, job, World(0, 1, device))
 

@@ -46,7 +46,7 @@ def check_trial(experiment: Experiment, trial: Trial) -> None:
     if facts is not None:  # else it is described next to its files, and checked when they are read
         check_facts(experiment, trial, facts_with_held_out(facts, trial.dataset))
     if trial.training is not None and trial.training.batch_size == 1:
-        raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; use 2 or more")
+        raise SpecError("train.batch_size: 1 is too small; batch norm after pooling needs at least 2 images per batch")
 
 
 def check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> None:
@@ -150,7 +150,7 @@ def _check_labels(experiment: Experiment, trial: Trial, dataset: Dataset) -> Non
     for name in evaluate.splits:
         if not dataset.has_labels(evaluate.split_of(name)):
             raise DataError(
-                f"evaluate.splits: split {evaluate.split_of(name)!r} of {dataset.facts.name} has no label maps, "
+                f"evaluate.splits: split {evaluate.split_of(name)!r} of {dataset.facts.name} has no label maps, so "
                 "nothing can be measured on it; evaluate on a split that has some"
             )
     if not trial.asks_people and not dataset.has_labels(training):
@@ -168,13 +168,14 @@ def _check_training(trial: Trial, prepared: PreparedSplit) -> None:
     names = training_names(prepared.names, trial.dataset.images, trial.seed)
     if trial.training is not None and len(names) < 2:
         raise DataError(
-            f"dataset.images: {len(names)} training image; batch norm needs at least 2; ask for more, or add some"
+            f"dataset.images: {len(names)} training image; batch norm needs at least 2; "
+            "raise dataset.images, or add images"
         )
     positions = np.asarray([prepared.index[name] for name in names])
     augment = trial.training.augment if trial.training else None
     crop_size = augment.crop_size if augment else None
     if trial.training is not None and crop_size is None and len(np.unique(prepared.shapes[positions], axis=0)) > 1:
-        raise DataError("train.augment.crop_size: the training images differ in size; give the size of the crops")
+        raise DataError("train.augment.crop_size: is required, because the training images differ in size")
     if trial.budget == "full":
         return
     worst = positions[int(np.argmin(prepared.candidates[positions]))]

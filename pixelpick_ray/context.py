@@ -178,7 +178,7 @@ class Context:
             found = self.find(task)
         if found is None:
             raise StoreError(
-                f"{task.kind} {task.key}: was published and cannot be read back; is the disk of the store sound?"
+                f"{task.kind} {task.key}: was published but cannot be read back; check the store's disk, and run again"
             )
         return found[0], True
 

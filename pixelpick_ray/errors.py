@@ -77,7 +77,7 @@ class DataErrors:
         """Raise a DataError with the first MOST_TOLD messages and the number of the rest, if there are any."""
         if self.messages:
             more = len(self.messages) - MOST_TOLD
-            told = [*self.messages[:MOST_TOLD], f"and {more} more of such problems"] if more > 0 else self.messages
+            told = [*self.messages[:MOST_TOLD], f"and {more} more"] if more > 0 else self.messages
             raise DataError("\n".join(told))
 
 

@@ -125,7 +125,7 @@ def stages_line(summary: dict[str, Any]) -> str:
     known = f"{stored} of {counted(summary['fits'], 'stage')} stored, "
     text = f"{known if stored is not None else ''}{summary['fits_to_train']} to train"
     if again:
-        text += f" ({again} of them again, to get weights or measurements that only training gives)"
+        text += f" ({again} of them again, for weights or measurements that only training provides)"
     if waiting:
         text += f" ({waiting} of them after people have answered)"
     if summary["fits_diverged"]:

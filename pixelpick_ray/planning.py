@@ -497,8 +497,8 @@ def claim_name(plan: Plan, store: Store) -> None:
         return
     if before is not None and not set(before.trials) <= set(ids):
         raise SpecError(
-            f"name: {experiment.name!r} was run with another grid, and neither contains the other; extend the grid "
-            "instead of replacing it, or give this one a name of its own (--set name=...)"
+            f"name: {experiment.name!r} was already run with a different grid; extend that grid "
+            "instead of replacing its values, or rename this experiment (--set name=...)"
         )
     record = ExperimentRecord(experiment=experiment.model_dump(mode="json", exclude_none=True), trials=tuple(ids))
     try:

@@ -18,7 +18,7 @@ OK, FAILED, WRONG, STOPPED = 0, 1, 2, 3  # exit status
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if os.name == "posix" else ()
 GRACE_SECONDS = 25.0  # batch systems and containers kill about 30 s after asking to stop
 REPEAT_SECONDS = 1.0  # the same signal often arrives twice: for the process and for its group
-GOES_ON = "stopped; run the same command to go on from here"
+GOES_ON = "stopped; run the same command again to continue"
 _to_supervisor: int | None = None  # write end of a pipe; set in the child
 
 
@@ -91,7 +91,7 @@ def ending(code: int) -> str:
     """Describe how a process ended, given its return code as `subprocess` has it."""
     if code >= 0:
         return f"ended with status {code}"
-    memory = " (is there too little memory?)" if code == -signal.SIGKILL else ""
+    memory = " (possibly out of memory)" if code == -signal.SIGKILL else ""
     return f"was killed by {signal.Signals(-code).name}{memory}"
 
 
@@ -176,5 +176,5 @@ class _Supervisor:
         if self._asked is not None:
             tell(GOES_ON)
             return STOPPED
-        tell(f"error: {why}; what is stored stays; run the same command to go on")
+        tell(f"error: {why}; stored results are kept; run the same command again to continue")
         return FAILED

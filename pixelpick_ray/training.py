@@ -298,8 +298,8 @@ def _supervision(task: Fit) -> LabelledPixels | None:
     labels = task.labels.with_class()
     if not len(labels):
         raise DataError(
-            f"stage {task.stage}: people gave no pixel a class, there is nothing to train on; have other pixels "
-            "asked for, with oracle.replace: true"
+            f"stage {task.stage}: people gave no pixel a class, so there is nothing to train on; set "
+            "oracle.replace: true to have other pixels asked for"
         )
     return labels
 

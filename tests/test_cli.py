@@ -47,7 +47,7 @@ def test_what_cannot_be_fetched_is_told_with_the_remedy(tmp_path: Path, monkeypa
     (tmp_path / "tiny.yaml").write_text(SCENES)
     done = launch(tmp_path, "run", "tiny.yaml", "--set", "dataset={name: camvid, size: [8, 10]}")
     assert (done.status, done.out) == (2, "")
-    assert re.search(r"camvid: .*data/camvid is missing and could not be fetched from https.*no network", done.err)
+    assert re.search(r"camvid: .*data/camvid is missing and could not be downloaded from https.*no network", done.err)
     assert "copy the folder CamVid/ of the SegNet tutorial there, or give another folder with --data DIR" in done.err
     assert not any((tmp_path / name).exists() for name in ("store", "runs", "data"))
 
@@ -200,7 +200,7 @@ def test_a_stop_is_asked_for_by_the_deadline_or_a_signal_and_handlers_are_restor
     ("chains", "out", "err"),
     [
         (", stop.awaited()", "still here\n", "stopping; interrupt again to stop at once\n"),
-        ("", "", "stopped; run the same command to go on from here\n"),
+        ("", "", "stopped; run the same command again to continue\n"),
     ],
 )
 def test_a_second_signal_or_one_before_or_after_the_chains_ends_the_process(chains: str, out: str, err: str) -> None:
@@ -262,7 +262,7 @@ def test_a_damaged_pick_is_named_in_the_report_and_a_store_without_results_is_po
     done = launch(copy, "report", "tiny.yaml", "--out", "named", "--pictures", "0")
     where, how = f"pick/{path.parent.name}", "statistics.json: other content than was published"
     assert done.status == 1
-    assert f"DAMAGED {where}: {how} (the next run makes it again)" in done.out
+    assert f"DAMAGED {where}: {how} (the next run will remake it)" in done.out
     assert done.err.startswith("error: run the experiment again, which makes the damaged results anew")
     assert f"| {where} | {how} |" in (copy / "named" / "table.md").read_text(encoding="utf-8")
     done = launch(copy, "report", "tiny.yaml", "--store", "elsewhere", "--out", "nothing")

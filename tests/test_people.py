@@ -221,7 +221,7 @@ def test_an_answer_holds_for_every_chain_that_asks_for_it(
             run(experiment, execution)
             assert pending(experiment, execution)[0] == 2 * 3
     (told,) = walk(make_plan(experiment), execution)
-    assert "image img_02: is not the image whose pixels people labelled; give it a name of its own" in told
+    assert "image img_02: differs from the image that people labelled under this name; rename it" in told
 
 
 def test_what_is_asked_stays_asked_while_a_chain_runs_again(execution: Execution) -> None:
@@ -285,15 +285,15 @@ def test_answers_that_are_all_refusals_train_nothing(execution: Execution) -> No
     run(experiment, execution)
     person_of(experiment, execution, refuse_every=1).answer_all()
     assert walk(make_plan(experiment), execution) == [
-        "stage 0: people gave no pixel a class, there is nothing to train on; have other pixels asked for, with "
-        "oracle.replace: true"
+        "stage 0: people gave no pixel a class, so there is nothing to train on; set "
+        "oracle.replace: true to have other pixels asked for"
     ]
 
 
 def test_a_line_that_is_no_answer_is_told(tmp_path: Path) -> None:
     said = {"image": "a", "y": -1, "x": 0, "kind": "class", "label": "a", "annotator": "ann", "id": "1", "time": 1.0}
     Store(tmp_path).append_lines("answers/k/mine.jsonl", [said])
-    with pytest.raises(StoreError, match=r"jsonl: a line is not an answer \(y: .* correct or remove it"):
+    with pytest.raises(StoreError, match=r"jsonl: invalid line \(y: .* correct or remove it"):
         Book(Store(tmp_path), "k")
 
 

@@ -225,7 +225,7 @@ def test_the_training_images_must_be_of_one_size_or_cropped(data: Path, executio
         path = data / "camvid" / folder / "train_002.png"
         loaded(path).resize((12, 8), Image.Resampling.NEAREST).save(path)
     native = ("dataset={name: camvid}", "grid=[{budget: [2, full]}]")
-    assert "augment.crop_size: the training images differ in size; give the" in refused(execution, *native)
+    assert "augment.crop_size: is required, because the training images differ in size" in refused(execution, *native)
     check_plan(tiny_plan(*native, "train.augment={crop_size: [8, 8]}"), execution)
     check_plan(tiny_plan(), execution)  # prepared to one size
 
@@ -254,7 +254,10 @@ def test_a_name_may_be_used_again_for_the_same_or_an_extended_grid(tmp_path: Pat
     ("override", "told"),
     [
         ("train.epochs=3", r"name: 'tiny' is already another experiment .*--set name=\.\.\.\), or use another --store"),
-        (GRID.format([0], [2, 6]), r"name: 'tiny' was run with another grid.*extend the grid.*--set name=\.\.\."),
+        (
+            GRID.format([0], [2, 6]),
+            r"name: 'tiny' was already run with a different grid; extend that grid.*--set name=\.\.\.",
+        ),
     ],
 )
 def test_a_name_is_refused_to_another_experiment_with_the_way_out(tmp_path: Path, override: str, told: str) -> None:
@@ -363,7 +366,7 @@ def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(pl
         "test_resnet random seed 0  1 stored, 2 missing",
         "FAILED test_resnet margin seed 0: OSError: the disk is full",
         "2 stored, 2 missing, 1 failed",  # distinct ones: the first is shared
-        "2 of 5 stages stored, 4 to train (1 of them again, to get weights or measurements that only training gives)",
+        "2 of 5 stages stored, 4 to train (1 of them again, for weights or measurements that only training provides)",
     ]
     do_steps(plan, margin, execution)  # a chain that ended well has no error whatever happened before
     state = status_of(plan, execution)

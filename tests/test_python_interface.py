@@ -68,7 +68,7 @@ def test_a_run_that_stops_or_fails_says_why(experiment: "pp.Experiment", tmp_pat
     assert set(pp.results("store", wrong)["budget"]) == {10}
     with pytest.raises(pp.SpecError, match=r"own\.yaml: train\.epoch: unknown key"):
         pp.load("own.yaml", **{"train.epoch": 1})
-    with pytest.raises(pp.SpecError, match="--local runs one rank"):
+    with pytest.raises(pp.SpecError, match="--local runs a single rank"):
         pp.run(experiment, local=True, ranks=2)
     with pytest.raises(AttributeError, match="has no attribute 'predict'"):
         pp.predict  # noqa: B018

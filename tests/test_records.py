@@ -49,7 +49,7 @@ def test_a_damaged_record_is_told_by_readers_and_set_aside_by_a_writer(tmp_path:
     damaged = path.read_bytes().replace(b"sky", b"sea")
     path.write_bytes(damaged)
     (line,) = progress_of(plan, execution).damaged
-    assert line.endswith(f"{first}.json: other content than was written (the next run makes it again)")
+    assert line.endswith(f"{first}.json: other content than was written (the next run will remake it)")
     assert status_of(plan, execution).damaged == (line,)
     chains = load_chains(store, load_results(store, [plan.experiment]))
     assert [chain.class_names for chain in chains] == [(), ("sky", "road")]
@@ -81,7 +81,7 @@ def test_the_digest_is_of_everything_else_and_records_of_older_stores_have_none(
     assert store.find_record("a.json", ExperimentRecord) == ExperimentRecord(experiment={}, trials=("1",))
     path.write_text('{"experiment": {}, "trails": ["1"]}')
     assert store.find_record("a.json", ExperimentRecord) is None
-    assert store.damaged() == ["a.json: is not valid (trials: Field required) (the next run makes it again)"]
+    assert store.damaged() == ["a.json: is not valid (trials: Field required) (the next run will remake it)"]
 
 
 def test_the_results_made_on_a_gpu_are_found_and_used(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_damage_is_told_set_aside_and_made_again(store: Store, damage: str) -> N
     assert storage.read_each(where) == before  # who only looks changes nothing
     (line,) = store.damaged()
     assert line.startswith(f"fit/{KEY}: {name}: ")
-    assert line.endswith(" (the next run makes it again)")
+    assert line.endswith(" (the next run will remake it)")
     assert store.read("fit", INPUTS) is None
     (line,) = store.damaged()
     assert line.startswith(f"fit/{KEY}: {name}: ")
@@ -172,12 +172,12 @@ def test_a_manifest_that_leads_elsewhere_is_damage_and_other_inputs_under_a_key_
         entry = {"bytes": 7, "sha256": hashlib.sha256(b"outside").hexdigest()}
         storage_of(store).write(f"fit/{KEY}/manifest.json", as_json({**json.loads(manifest), name: entry}))
         assert not store.intact("fit", KEY)
-        assert "manifest.json: names other files than a result has" in store.damaged()[0]
+        assert "manifest.json: lists unexpected files" in store.damaged()[0]
     storage_of(store).write(f"fit/{KEY}/manifest.json", manifest)
     storage_of(store).move(f"fit/{KEY}", f"fit/{digest(OTHER)}")
     assert not store.intact("fit", digest(OTHER))
     assert store.files("fit", digest(OTHER), ["payload.txt", "input.json"]) is None
-    with pytest.raises(StoreError, match=r"made from other inputs than its key says; remove the folder and run again"):
+    with pytest.raises(StoreError, match=r"its inputs do not match its key; remove the folder and run again"):
         store.read("fit", OTHER)
 
 

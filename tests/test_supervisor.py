@@ -55,10 +55,10 @@ def state_of(pid: int) -> str:
     [
         ("supervisor.settle(2)", 2, ""),
         ("supervisor.settle(0); os.kill(os.getpid(), signal.SIGSEGV)", 0, ""),  # Ray's exit handlers may
-        ("os.kill(os.getpid(), signal.SIGSEGV)", FAILED, "error: its process was killed by SIGSEGV; what is stored"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", FAILED, "killed by SIGKILL (is there too little memory?); what is"),
-        ("os._exit(77)", FAILED, "error: its process ended with status 77; what is stored stays; run the same"),
-        ("supervisor.lose('the cluster was lost')", FAILED, "error: the cluster was lost; what is stored stays"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", FAILED, "error: its process was killed by SIGSEGV; stored results"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", FAILED, "killed by SIGKILL (possibly out of memory); stored"),
+        ("os._exit(77)", FAILED, "error: its process ended with status 77; stored results are kept; run the same"),
+        ("supervisor.lose('the cluster was lost')", FAILED, "error: the cluster was lost; stored results are kept"),
         ("supervisor.end(3, 'enough')", STOPPED, "enough\n"),
     ],
 )

@@ -157,7 +157,7 @@ def test_a_store_whose_results_hold_code_is_refused(tmp_path: Path, marker: Path
     assert "holds no labelled pixels (Object arrays cannot be loaded" in done.err
     with pytest.raises(StoreError, match=r"holds no labelled pixels \(.*remove its folder and run"):
         LabelledPixels.read(io.BytesIO(pickle.dumps(Bomb(marker))))
-    told = r"confusion\.npz: holds no confusion matrices \(an array of objects\); who wrote it\? remove it and run"
+    told = r"confusion\.npz: holds no confusion matrices \(an array of objects\); remove the folder and run"
     with pytest.raises(StoreError, match=told):
         read_evaluations(store, {keys["evaluation 0"]: ("a", "b")}, processes=1)
     assert not marker.exists()

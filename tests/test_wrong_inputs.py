@@ -208,7 +208,7 @@ def test_a_published_data_set_that_is_not_as_published(place: Path) -> None:
     (train / "ulm").rename(train / "bonn")
     wrong = {
         "voc": "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt names no image; copy the official list there",
-        "cityscapes": "leftImg8bit/train/bonn/ulm_000000_000019_leftImg8bit.png is not in the folder of its city; "
+        "cityscapes": "leftImg8bit/train/bonn/ulm_000000_000019_leftImg8bit.png is not in its city's folder; "
         "move it to ulm/",
     }
     for name, expected in wrong.items():
@@ -343,8 +343,8 @@ def test_an_experiment_file_that_is_none(place: Path, command: str) -> None:
 @pytest.mark.parametrize(
     ("closed", "message"),
     [
-        ("train/images/leaf.v1.jpg", "cannot be read (Permission denied); make it readable for the user who runs this"),
-        ("train/images", "cannot be read (Permission denied); make it readable for the user who runs this"),
+        ("train/images/leaf.v1.jpg", "cannot be read (Permission denied); make it readable for the current user"),
+        ("train/images", "cannot be read (Permission denied); make it readable for the current user"),
         ("dataset.yaml", "cannot be read ([Errno 13] Permission denied: "),
     ],
 )

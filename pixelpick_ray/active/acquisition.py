@@ -208,11 +208,11 @@ def check_strategy(acquire: AcquireSpec) -> None:
         )
     committee = STRATEGIES[name].is_committee
     if committee and acquire.stochastic is None:
-        raise SpecError(f"acquire.stochastic: {name} compares stochastic passes; add e.g. stochastic: {{passes: 20}}")
+        raise SpecError(f"acquire.stochastic: {name} needs stochastic passes; add e.g. stochastic: {{passes: 20}}")
     if committee and acquire.stochastic is not None and acquire.stochastic.vote != "soft":
-        raise SpecError(f"acquire.stochastic.vote: {name} does not vote; leave vote out")
+        raise SpecError(f"acquire.stochastic.vote: {name} does not use votes; leave vote out")
     if acquire.stochastic is not None and not needs_model(name):
-        raise SpecError(f"acquire.stochastic: {name} does not ask the network; leave stochastic out")
+        raise SpecError(f"acquire.stochastic: {name} does not use the network; leave stochastic out")
 
 
 def needs_model(name: str) -> bool:

@@ -194,7 +194,7 @@ class Desk:
 
     def _image_at(self, number: int) -> tuple[str, str]:
         if not 0 <= number < len(self._images):
-            raise Refusal("gone", "No question has this image.")
+            raise Refusal("gone", "No current question is about this image.")
         return self._images[number]
 
     # Answers
@@ -216,7 +216,7 @@ class Desk:
 
     def _check_label(self, reply: Reply) -> None:
         if (reply.kind == "class") != (reply.label is not None):
-            raise Refusal("wrong", "label: is the name of a class where kind is class, and absent otherwise.")
+            raise Refusal("wrong", "label: required if kind is class, and not allowed otherwise.")
         if reply.label is not None and reply.label not in self._class_names:
             raise Refusal("wrong", f"label: there is no class {reply.label!r:.80}.")
 
@@ -227,7 +227,7 @@ class Desk:
         pile, answer = found
         same = question_id(pile.key, answer.place, answer.repeat), answer.annotator, answer.kind, answer.label
         if same != (reply.question, reply.annotator, reply.kind, reply.label):
-            raise Refusal("wrong", "id: is that of another answer; give each answer a new one.")
+            raise Refusal("wrong", "id: already used by another answer; give each answer a new id.")
         return True
 
     def _as_answer(self, reply: Reply, question: Question) -> Answer:
@@ -263,7 +263,7 @@ class Desk:
     def _to_take_back(self, person: Person, answer: str) -> tuple[Pile, Answer, Question]:
         found = self._board.find_answer(answer)
         if found is None:
-            raise Refusal("gone", "There is no such answer to take back.")
+            raise Refusal("gone", "There is no such answer to undo.")
         pile, written = found
         if written.annotator != person.name:
             raise Refusal("wrong", "Only your own answers can be taken back.")

@@ -75,7 +75,7 @@ class Guard:
         """Response that needs no application, if any."""
         headers = Headers(scope=scope)
         if not is_ours(headers.get("host", ""), self._names):
-            return error(421, "This server does not answer under that name; open the address that it printed.")
+            return error(421, "This server does not answer to that host name; open the address that it printed.")
         token, slash, _ = scope["path"].removeprefix("/").partition("/")
         given = token.encode("utf-8", "surrogatepass")
         if self._once and secrets.compare_digest(given, self._once):
@@ -85,7 +85,7 @@ class Guard:
             return nothing_here()
         origin = headers.get("origin")
         if scope["method"] == "POST" and origin is not None and origin != f"http://{headers['host']}":
-            return error(403, "Another site sent this; only the page itself may.")
+            return error(403, "Rejected: this came from another site, not from the annotation page.")
         return None
 
 

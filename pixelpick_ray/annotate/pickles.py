@@ -308,7 +308,7 @@ def _decoded(
 ) -> npt.NDArray[Any]:
     """Numeric array, as a view of its bytes."""
     if len(shape) > _MAX_DIMENSIONS or not all(type(side) is int and 0 <= side < 2**31 for side in shape):
-        raise _RefusedError("holds an array whose shape is none")
+        raise _RefusedError("holds an array with an invalid shape")
     size = math.prod(shape) * kind.numpy().itemsize
     if size != len(data):
         raise _RefusedError(f"holds an array of {size} bytes by its shape and {len(data)} bytes of data")
@@ -316,7 +316,7 @@ def _decoded(
 
 
 def _unexpected(name: str) -> Never:
-    raise _RefusedError(f"calls {name} otherwise than NumPy does: refused")
+    raise _RefusedError(f"calls {name} in a way that NumPy does not: rejected")
 
 
 _NDARRAY = "numpy.ndarray"

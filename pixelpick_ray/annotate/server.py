@@ -140,7 +140,7 @@ def _http_error(request: Request, problem: Exception) -> Response:
     if status == 404:
         return nothing_here()
     sentences = {
-        405: "This address does not take that method.",
+        405: "Method not allowed.",
         413: f"body: more than {LARGEST_BODY} bytes; an answer is far smaller.",
     }
     return error(status, sentences.get(status, "This request cannot be answered."))
@@ -153,7 +153,7 @@ def _own_error(request: Request, problem: Exception) -> Response:
 
 
 def _unexpected(request: Request, problem: Exception) -> Response:
-    return error(500, "The server has a problem of its own; its terminal says which.")
+    return error(500, "Internal server error; see the server's terminal for details.")
 
 
 # The page
@@ -234,7 +234,7 @@ def _listening(host: str, ports: Sequence[int]) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     raise SpecError(
-        f"{host}:{ports[-1]}: nothing can listen there ({problem.strerror}); give another port, or 0 for a free one"
+        f"{host}:{ports[-1]}: cannot listen there ({problem.strerror}); give another --port, or 0 for any free one"
     ) from problem
 
 

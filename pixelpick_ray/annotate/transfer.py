@@ -44,7 +44,7 @@ def write_answers(plan: Plan, store: Store, data_path: Path, format_name: str, o
     try:
         replace_files(files)
     except OSError as error:
-        raise SpecError(f"--out {out}: cannot be written ({error}); give a file that you may write") from error
+        raise SpecError(f"--out {out}: cannot be written ({error}); give a writable path") from error
     answered = sum(point.kind is not None for point in exchanged.points)
     written = f"{len(exchanged.points)} pixels, {answered} of them answered"
     return [f"written to {out}: {written}", *(f"written to {path}" for path in list(files)[1:])]

@@ -145,7 +145,9 @@ def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution,
             "files and commands; leave them out, and give them to the job by its environment or its cluster"
         )
     if values["local"] or values["address"]:
-        raise SpecError("--local, --address: not for a batch job, which always runs on its own Ray cluster")
+        raise SpecError(
+            "--local, --address: not allowed for a batch job, which always runs on its own Ray cluster; remove them"
+        )
     for option in ("time_limit", "rank_timeout"):
         if values[option]:
             parse_duration(f"--{option.replace('_', '-')}", values[option])

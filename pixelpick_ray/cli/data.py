@@ -71,7 +71,7 @@ def check(
         try:
             contact_sheet(opened.facts, checked.examples).save(path, format="PNG")
         except OSError as error:
-            raise SpecError(f"--out {path}: cannot be written ({error}); give a file that you may write") from error
+            raise SpecError(f"--out {path}: cannot be written ({error}); give a writable path") from error
     wrong = any(finding.is_error for finding in checked.findings)
     if as_json:
         print(json.dumps({"ok": not wrong, **_figures(checked), "contact_sheet": str(path)}))
@@ -87,7 +87,7 @@ def _opened(name: str, data: Path) -> Dataset:
             folder = folder.resolve()
             return open_dataset(DatasetSpec(name="folder", path=folder.name), folder.parent)
     if name not in DATASETS and (Path(name).is_dir() or (data / name).is_dir()):
-        raise DataError(f"{name}: has no {DESCRIPTION}; write one, or have one proposed with `init {name}`")
+        raise DataError(f"{name}: has no {DESCRIPTION}; write one, or generate a proposal with `init {name}`")
     if name == "folder":
         raise SpecError(f"check folder: name the folder itself, the one that holds {DESCRIPTION}")
     return open_dataset(DatasetSpec(name=name), data)
@@ -201,7 +201,7 @@ def _lines(checked: _Checked) -> Iterator[str]:
             yield f"{name:<{max(width, 15)}}{shares}"
     yield from map(str, checked.findings)
     if not checked.findings:
-        yield "nothing wrong was found"
+        yield "no problems found"
 
 
 def _percent(split: SplitFacts, at: int, dataset: Dataset) -> str:
@@ -230,7 +230,7 @@ def init(
     experiment, description = out or Path(f"{slug(folder.name)}.yaml"), folder / DESCRIPTION
     for path, remedy in ((description, "`check` reads it; remove it to have one proposed"), (experiment, "give --out")):
         if path.exists():
-            raise SpecError(f"{path}: is there already, and is left as it is; {remedy}")
+            raise SpecError(f"{path}: already exists and was not overwritten; {remedy}")
     proposal = propose(folder, slug(experiment.stem))
     for path, text in ((description, proposal.description), (experiment, proposal.experiment)):
         try:

@@ -207,7 +207,9 @@ def _report_search(asked: list[tuple[Plan, Search | None]], paths: list[Path], s
 
     search = asked[0][1]
     if len(asked) > 1 or search is None:
-        raise SpecError("report: a search is reported alone; give its file only, or leave it out")
+        raise SpecError(
+            "report: a search cannot be combined with other experiments; give only its file, or leave it out"
+        )
     if out is None:
         raise SpecError("report: give --out DIR for the report of a search")
     journal = Journal(store, search)

@@ -39,8 +39,8 @@ def class_keys(class_names: Sequence[str], wanted: Mapping[str, str]) -> dict[st
     """
     if len(class_names) > len(KEYS):
         raise SpecError(
-            f"annotate.keys: {len(class_names)} classes, and {len(KEYS)} keys ({_KEYS_TEXT}), so that one key cannot "
-            "name each; merge classes in the label maps and the description of the data set"
+            f"annotate.keys: {len(class_names)} classes, but only {len(KEYS)} keys ({_KEYS_TEXT}); merge "
+            "classes in the label maps and in dataset.yaml"
         )
     if unknown := [name for name in wanted if name not in class_names]:
         raise SpecError(
@@ -77,7 +77,7 @@ def _letters(name: str) -> str:
 def _forbidden(given: Mapping[str, str]) -> Iterator[str]:
     for name, key in given.items():
         if key not in KEYS:
-            why = "is a command of the page" if key in _COMMANDS else "is not a key for a class"
+            why = "is reserved by the page" if key in _COMMANDS else "is not a key for a class"
             yield f"{key!r} of {name} {why}, allowed are {_KEYS_TEXT}"
 
 

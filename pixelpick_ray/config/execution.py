@@ -64,15 +64,15 @@ class Execution:
         if self.ranks > smallest:
             fits = ", ".join(str(n) for n in range(1, smallest + 1))
             raise SpecError(
-                f"--ranks: {self.ranks} ranks cannot share train.batch_size {smallest} (global, over all ranks); "
+                f"--ranks: {self.ranks} ranks cannot split train.batch_size {smallest} (global, over all ranks); "
                 f"ranks that fit: {fits}; or raise train.batch_size"
             )
         if self.gpus_per_rank is not None and self.gpus_per_rank < 0:
             raise SpecError(f"--gpus-per-rank: {self.gpus_per_rank} given, 0 or more is needed")
         if self.ranks > 1 and self.gpus_per_rank is not None and self.gpus_per_rank % 1:
             raise SpecError(
-                f"--gpus-per-rank: {self.gpus_per_rank} with {self.ranks} ranks: NCCL refuses two ranks on one GPU; "
-                "use 1"
+                f"--gpus-per-rank: {self.gpus_per_rank} with {self.ranks} ranks: NCCL does not support two "
+                "ranks on one GPU; use 1"
             )
         if self.device == "cpu" and self.gpus_per_rank:
             raise SpecError("--device cpu contradicts --gpus-per-rank; leave one out")

@@ -242,8 +242,8 @@ def _check_head(model: Any, where: str) -> None:
         head = model["head"].get("name") if isinstance(model["head"], dict) else model["head"]
         if head is not None and head != model["architecture"]:
             raise SpecError(
-                f"{where}: model.head: is {head!r}, and model.architecture {model['architecture']!r}; they name the "
-                "same thing, give one of them"
+                f"{where}: model.head: is {head!r}, and model.architecture {model['architecture']!r}; they are "
+                "synonyms, so give only one"
             )
 
 
@@ -274,7 +274,7 @@ def _check_overrides(experiment: Experiment, overridden: Mapping[str, Any]) -> N
                 around = f"{varied}.".startswith(f"{path}.") and _has(value, varied.removeprefix(path).strip("."))
                 if inside or around:
                     raise SpecError(
-                        f"--set {path}: grid[{index}] varies {varied}, so this would change nothing there; replace the "
+                        f"--set {path}: grid[{index}] varies {varied}, so it would have no effect there; replace the "
                         f"grids, e.g. --set 'grid=[{{{varied}: [...], budget: [...]}}]', or leave this out"
                     )
 
@@ -292,8 +292,8 @@ def _check_training(experiment: Experiment) -> None:
     """Raise SpecError for ``train`` if no trial uses it."""
     if experiment.train is not None and not any(trial.training for trial in experiment.trials()):
         raise SpecError(
-            "train: no trial trains a network by gradient descent; a head on frozen features has options of its "
-            "own (model.head); leave train out"
+            "train: has no effect, because no trial trains a network by gradient descent; heads on frozen features are "
+            "configured in model.head; leave train out"
         )
 
 
@@ -301,7 +301,7 @@ def _check_people(experiment: Experiment) -> None:
     """Raise SpecError for annotation settings without people, and for people in a search."""
     humans = [trial.oracle for trial in experiment.trials() if isinstance(trial.oracle, HumanSpec)]
     if experiment.annotate is not None and not humans:
-        raise SpecError("annotate: nobody is asked; add oracle: {name: human}, or leave it out")
+        raise SpecError("annotate: has no effect without people; add oracle: {name: human}, or leave annotate out")
     if experiment.annotation.order == "predicted" and not all(oracle.suggestions for oracle in humans):
         raise SpecError(
             "annotate.order: predicted shows what the network predicts; add oracle.suggestions: true, or use image"
@@ -330,8 +330,8 @@ def check_search(experiment: Experiment, search: SearchSpec, fixed: Sequence[str
     evaluate = experiment.evaluate
     if search.split is not None and search.split == evaluate.split_of(evaluate.report):
         raise SpecError(
-            f"search.split: {search.split} is the split that is reported; a score chosen on it is no longer a "
-            "measurement; use another split, e.g. val, or search.held_out: 0.2 for a share of the training images"
+            f"search.split: {search.split} is also the reported split, so its results would be biased by the "
+            "search; use another split, e.g. val, or search.held_out: 0.2 for a share of the training images"
         )
 
 
@@ -361,7 +361,7 @@ def _check_levels(experiment: Experiment, search: SearchSpec) -> None:
     if last is not None and last not in budgets:
         raise SpecError(f"search.metric.budget: {last} is not in the grid; it has {', '.join(map(str, budgets))}")
     if search.metric.name == "area" and len({one for one in budgets if last is None or one <= last}) < 2:
-        raise SpecError("search.metric: an area needs two budgets or more; add some to the grid, or use name: miou")
+        raise SpecError("search.metric: area needs at least two budgets; add budgets to the grid, or use name: miou")
     if search.epochs:
         _check_epochs(experiment, search)
 
@@ -386,7 +386,7 @@ def _check_epochs(experiment: Experiment, search: SearchSpec) -> None:
             "which is judged anyway; lower it"
         )
     if experiment.evaluate.when != "every_epoch":
-        raise SpecError("search.epochs: nothing is measured there; add evaluate.when: every_epoch")
+        raise SpecError("search.epochs: needs an evaluation after every epoch; set evaluate.when: every_epoch")
 
 
 def dataset_of_options(name: str, options: Mapping[str, Any]) -> DatasetSpec:
@@ -421,7 +421,7 @@ def _validated(kind: type[S], tree: Any, *, prefixes: Mapping[str, str] | None =
     except (TypeError, ValueError) as error:
         circular = "Circular" in str(error)
         path, value = ("", None) if circular else _strange(tree) or ("", None)
-        wrong = "an alias (*) is inside what it names" if circular else f"got {value}; put text in quotes"
+        wrong = "an alias (*) refers to a node that contains it" if circular else f"got {value}; put text in quotes"
         problems = [(path, f"should be a finite number, text, a list or a mapping; {wrong}")]
     lines = []
     for path, message in problems:

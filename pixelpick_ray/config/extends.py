@@ -60,9 +60,11 @@ def _merged(text: str, where: str, folder: Path | None, extending: tuple[Path, .
     if not isinstance(given, str):
         raise SpecError(f"{at}: should be the path of an experiment file, e.g. base/camvid.yaml; got {given!r}")
     if folder is None:
-        raise SpecError(f"{at}: {given} is relative to the file, but this text is in no file; write it into one")
+        raise SpecError(
+            f"{at}: {given} is relative to the experiment file, but this text did not come from one; save it to a file"
+        )
     if PurePosixPath(given).is_absolute():
-        raise SpecError(f"{at}: {given} is absolute; give a path relative to the file, so that both can be moved")
+        raise SpecError(f"{at}: {given} is absolute; give a path relative to the experiment file")
     path = folder / given
     if path.resolve() in extending:
         raise SpecError(f"{at}: {given} extends this file in turn; remove one of the two")

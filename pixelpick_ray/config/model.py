@@ -102,7 +102,7 @@ class ViewSpec(Spec):
     @model_validator(mode="after")
     def _is_another(self) -> Self:
         if self.scale == 1.0 and not self.flip:
-            raise ValueError("views: scale 1 without flip is the image itself, which is always there; leave it out")
+            raise ValueError("views: scale 1 without flip is the image itself, which is always included; leave it out")
         return self
 
 
@@ -216,9 +216,9 @@ class ModelSpec(Spec):
         if len(self.dropout) != rates:
             raise ValueError(f"dropout: {self.architecture} has {rates} rates; got {list(self.dropout)}")
         if self.architecture == "fpn" and self.output_stride != 8:
-            raise ValueError(f"output_stride: fpn works on features at stride 8; got {self.output_stride}")
+            raise ValueError(f"output_stride: fpn needs 8; got {self.output_stride}")
         if self.width is not None and self.pretrained != "none":
-            raise ValueError("width: no pretrained weights fit a changed width; set pretrained: none")
+            raise ValueError("width: cannot be combined with pretrained weights; set pretrained: none")
         return self
 
     @model_validator(mode="after")
@@ -249,9 +249,9 @@ class ModelSpec(Spec):
             )
         for field in type(head).model_fields.keys() - {"name"} - head.trainable:
             if getattr(head, field) != type(head).model_fields[field].default:
-                raise ValueError(f"head.{field}: needs a frozen backbone; how this one is trained is set in train")
+                raise ValueError(f"head.{field}: applies only with a frozen backbone; use the options of train instead")
         if self.views is not None:
-            raise ValueError("views: need a frozen backbone; train.augment varies the images that are trained on")
+            raise ValueError("views: apply only with a frozen backbone; use train.augment instead")
 
     def seen_in(self, view: ViewSpec | None) -> Self:
         """The model that computes the features of a view, flipping aside; None is the image itself."""

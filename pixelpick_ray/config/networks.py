@@ -149,12 +149,12 @@ def check_network(spec: ModelSpec) -> None:
         return
     if strides is None and not network.strides and spec.head is not None:
         raise SpecError(
-            f"model.backbone: {name} takes images of one size only; use another one, such as "
+            f"model.backbone: {name} supports a single image size only; use another one, such as "
             "vit_small_patch14_dinov2 or mobilenetv2_100"
         )
     if strides is None:
         raise SpecError(
-            f"model.backbone: {name} gives no feature pyramid at output stride {spec.output_stride}; "
+            f"model.backbone: {name} has no feature pyramid at output stride {spec.output_stride}; "
             f"{_ways_out(network, need)}"
         )
     if not need.has(strides):

@@ -209,7 +209,9 @@ def _of_file(kind: str, name: str, folder: Path | None) -> str:
     if kind not in BY_FILE:
         raise SpecError(f"{name!r}: a {kind} comes from an installed package or pixelpick_ray.register, not by file:")
     if folder is None:
-        raise SpecError(f"{name!r}: is relative to an experiment file, and there is none; register it instead")
+        raise SpecError(
+            f"{name!r}: is relative to an experiment file, but there is none; use pixelpick_ray.register instead"
+        )
     path = folder / parsed["path"]
     code = read_code(path)
     defined = _defined(code.files[0][1])
@@ -253,7 +255,10 @@ def _imports(tree: ast.AST, relative: str, path: Path) -> Iterator[tuple[str, in
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             if node.level > len(package):
-                raise SpecError(f"{path}, line {node.lineno}: a relative import leaves the folder; import it by name")
+                raise SpecError(
+                    f"{path}, line {node.lineno}: a relative import leaves the folder; use an absolute import "
+                    "of an installed package"
+                )
             start = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*start, *filter(None, [node.module])])
             yield module, node.lineno
@@ -261,7 +266,10 @@ def _imports(tree: ast.AST, relative: str, path: Path) -> Iterator[tuple[str, in
         elif (isinstance(node, ast.Name) and node.id == "__import__") or (
             isinstance(node, ast.Attribute) and node.attr in ("import_module", "run_path", "run_module", "exec_module")
         ):
-            raise SpecError(f"{path}, line {node.lineno}: imports a module by a computed name; write `import NAME`")
+            raise SpecError(
+                f"{path}, line {node.lineno}: imports a module dynamically; write `import NAME`, so that it can be "
+                "found"
+            )
 
 
 def _files_of(folder: Path, module: str) -> list[str]:

@@ -48,16 +48,18 @@ class DomainSpec(Spec):
     @model_validator(mode="after")
     def _range_is_one(self) -> Self:
         if self.is_range and not self.values[0] < self.values[1]:
-            raise ValueError(f"{self.kind}: must be [smallest, largest], and different; got {list(self.values)}")
+            raise ValueError(
+                f"{self.kind}: should be [smallest, largest] with smallest < largest; got {list(self.values)}"
+            )
         if self.loguniform is not None and self.loguniform[0] <= 0:
-            raise ValueError(f"loguniform: only numbers above 0 have a logarithm; got {list(self.values)}")
+            raise ValueError(f"loguniform: both ends must be above 0; got {list(self.values)}")
         return self
 
     @model_validator(mode="after")
     def _values_differ(self) -> Self:
         repeated = any(value in self.values[:position] for position, value in enumerate(self.values))  # 1 == 1.0
         if repeated or not self.values:
-            raise ValueError(f"{self.kind}: values must be given, each once; got {list(self.values)}")
+            raise ValueError(f"{self.kind}: should be at least one value, without duplicates; got {list(self.values)}")
         return self
 
     @property
@@ -153,7 +155,7 @@ class SearchSpec(Spec):
     @model_validator(mode="after")
     def _paths_stand_apart(self) -> Self:
         if not self.space:
-            raise ValueError("space: nothing is searched; give at least one, e.g. {train.optimizer.lr: {...}}")
+            raise ValueError("space: is empty; give at least one setting, e.g. {train.optimizer.lr: {...}}")
         for path in self.space:
             if not may_vary(path):
                 elsewhere = "; seeds and budgets belong in the grid" if path in ("seed", "budget") else ""
@@ -163,7 +165,7 @@ class SearchSpec(Spec):
             if outer := next(
                 (other for other in self.space if f"{path}.".startswith(f"{other}.") and other != path), ""
             ):
-                raise ValueError(f"space: {path} is a part of {outer}, which is searched too; keep one of them")
+                raise ValueError(f"space: {path} is a part of {outer}, which is also searched; keep one of them")
         return self
 
     @model_validator(mode="after")
@@ -189,7 +191,7 @@ class SearchSpec(Spec):
     @model_validator(mode="after")
     def _one_split(self) -> Self:
         if self.split is not None and self.held_out is not None:
-            raise ValueError("split: either split or held_out says what is judged on; keep one of them")
+            raise ValueError("split: cannot be combined with held_out; keep one of them")
         if list(self.epochs) != sorted(set(self.epochs)):
             raise ValueError(f"epochs: must ascend without repeats; got {list(self.epochs)}")
         return self

@@ -38,7 +38,7 @@ class SizeSpec(Spec):
     def _one_at_most(self) -> Self:
         given = [name for name in ("size", "scale", "long_side") if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other; keep one of size, scale, long_side")
+            raise ValueError(f"{' and '.join(given)} are mutually exclusive; keep one of size, scale, long_side")
         return self
 
     def size_spec(self) -> "SizeSpec":
@@ -245,7 +245,7 @@ class AcquireSpec(Spec):
     @model_validator(mode="after")
     def _a_pool_by_chance_has_a_size(self) -> Self:
         if self.pool == "chance" and self.pool_fraction == 0:
-            raise ValueError("pool_fraction: a pool by chance needs a size above 0, e.g. 0.05")
+            raise ValueError("pool_fraction: pool: chance needs a value above 0, e.g. 0.05")
         return self
 
 
@@ -284,10 +284,12 @@ class ErringSpec(Spec):
     @model_validator(mode="after")
     def _one_way_to_err(self) -> Self:
         if (self.rate is None) == (self.confusion is None):
-            raise ValueError("rate: give either rate or confusion")
+            raise ValueError("rate: give exactly one of rate and confusion")
         for truth, said in (self.confusion or {}).items():
             if truth in said or sum(said.values()) > 1 + 1e-9:
-                raise ValueError(f"confusion: {truth}: give other classes only, 1 in all at most; got {said}")
+                raise ValueError(
+                    f"confusion: {truth}: should be other classes with probabilities that sum to at most 1; got {said}"
+                )
         return self
 
 
@@ -394,7 +396,7 @@ class Trial(Spec):
         stochastic = self.acquire.stochastic is not None and self.budget != "full"
         if stochastic and not self.model.has_dropout:
             raise ValueError(
-                "acquire.stochastic: every pass would be the same, the network has no dropout; give model.dropout or "
+                "acquire.stochastic: needs dropout, without which all passes are equal; set model.dropout or "
                 "model.feature_dropout, e.g. 0.2"
             )
         if train is not None and isinstance(train.schedule, MultistepSpec) and train.schedule.milestones:

@@ -51,7 +51,7 @@ class _Loader(yaml.SafeLoader):
         sizes = [self._sizes.get(id(one), (1, 1)) for one in inner]
         values, depth = 1 + sum(size for size, _ in sizes), 1 + max((deep for _, deep in sizes), default=0)
         if values > MAX_VALUES:
-            self._refuse(f"it has more than {MAX_VALUES} values, those that aliases (*) repeat included", node)
+            self._refuse(f"it has more than {MAX_VALUES} values, including those repeated by aliases (*)", node)
         if depth > MAX_DEPTH:
             self._refuse(f"it is nested more than {MAX_DEPTH} deep, aliases (*) included", node)
         return values, depth

@@ -35,7 +35,7 @@ TURN_SECONDS = 0.1  # between attempts to take a lease held by another process
 
 def _one_line(text: str) -> str:
     if not is_line(text) or text != text.strip():
-        raise ValueError(f"{text!r} is not one line of text without spaces around it")
+        raise ValueError(f"{text!r} must be one line of text without leading or trailing spaces")
     return text
 
 
@@ -64,7 +64,7 @@ class Said(Spec):
     @model_validator(mode="after")
     def _a_class_has_a_name(self) -> Self:
         if (self.kind == "class") != (self.label is not None):
-            raise ValueError("label: is the name of the class where kind is class, and absent otherwise")
+            raise ValueError("label: must be the class name if kind is class, and absent otherwise")
         return self
 
     @property
@@ -238,7 +238,7 @@ def _unnoted(store: Store, book: str, looks: Mapping[str, str]) -> dict[str, str
         for name, look in (noted if isinstance(noted, dict) else fields).items():
             if looks.get(name, look) != look:
                 raise DataError(
-                    f"image {name}: is not the image whose pixels people labelled; give it a name of its own, or "
+                    f"image {name}: differs from the image that people labelled under this name; rename it, or "
                     f"restore the earlier one (its answers are in {store.address}/{paths.answers(book)})"
                 )
             rest.pop(name, None)
@@ -307,6 +307,4 @@ def _parsed(value: Any, where: str) -> Answer | Undo:
         return kind.model_validate(value)
     except ValidationError as error:
         problem = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise StoreError(
-            f"{where}: a line is not an answer ({problem}); correct or remove it: {value!r:.200}"
-        ) from error
+        raise StoreError(f"{where}: invalid line ({problem}); correct or remove it: {value!r:.200}") from error

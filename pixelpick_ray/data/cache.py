@@ -101,7 +101,8 @@ def training_names(names: tuple[str, ...], num_images: int | None, seed: int) ->
         return names
     if num_images > len(names):
         raise DataError(
-            f"dataset.images: {num_images} asked for, the training split has {len(names)}; lower it, or leave it out"
+            f"dataset.images: {num_images} requested, but the training split has {len(names)}; lower it, or leave it "
+            "out"
         )
     chosen = stream(seed, "images").permutation(len(names))[:num_images]
     return tuple(sorted(names[position] for position in chosen))
@@ -152,15 +153,18 @@ def _made(files: "_CacheFolder", run: str | None, report: ReportBytes) -> Prepar
     changed = found.files.changed() if found and found.files and run and not files.is_compared(run) else []
     if changed:
         names = f"{', '.join(changed[:10])}{f' and {len(changed) - 10} more' if len(changed) > 10 else ''}"
-        _tell(f"{folder}: the files of {names} changed under the same size and time; the split is decoded again")
+        _tell(f"{folder}: the files of {names} changed but kept their size and time; decoding the split again")
     elif found is None and folder.exists():
-        _tell(f"{folder}: this prepared split is damaged; it is decoded again")
+        _tell(f"{folder}: this prepared split is damaged; decoding it again")
     if found is None or changed:
         _remove(folder)
         _decode(files.dataset, files.split, files.size, folder, report)
         found = files.open()
     if found is None:
-        raise DataError(f"{folder}: what is read back is not what was written; is the disk faulty?")
+        raise DataError(
+            f"{folder}: data read back differ from data written; check the disk, or give another folder with "
+            "--cache DIR"
+        )
     if run:
         files.set_compared(run)
     return found
@@ -283,15 +287,15 @@ class _CacheFolder:
             return
         if not self._is_sound(position, kind):
             entry = self.entries[position]
-            _tell(f"{self.folder / f'{kind}.bin'}: image {entry.name} is damaged; it is decoded again")
+            _tell(f"{self.folder / f'{kind}.bin'}: image {entry.name} is damaged; decoding it again")
             native = _read(self.dataset, self.split, entry.name)
             image, label, made = _prepared(self.dataset, self.split, entry.name, self.size, native)
             if made == entry:
                 self._write(position, kind, (image if kind == "images" else label).tobytes())
             if made != entry or not self._is_sound(position, kind):
                 raise DataError(
-                    f"{self.folder}: image {entry.name} is damaged and cannot be made again as it was, for its files "
-                    "changed or the disk is not sound; run again, the split is then decoded anew"
+                    f"{self.folder}: image {entry.name} is damaged, and its source has changed or the disk is "
+                    "faulty; run again to decode the split anew"
                 )
         self.verified[kind][position] = 1
 

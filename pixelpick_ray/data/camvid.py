@@ -61,7 +61,7 @@ class CamVid(FileDataset):
                 unpacked.rename(self.path)
         except (OSError, HTTPException, zipfile.BadZipFile) as error:
             raise DataError(
-                f"camvid: {self.path} is missing and could not be fetched from {self.archive_url} ({error}); "
+                f"camvid: {self.path} is missing and could not be downloaded from {self.archive_url} ({error}); "
                 "copy the folder CamVid/ of the SegNet tutorial there, or give another folder with --data DIR"
             ) from error
 

@@ -76,7 +76,7 @@ class Cityscapes(FileDataset):
         for path in folder.glob("*/*_leftImg8bit.png"):
             name = path.name.removesuffix("_leftImg8bit.png")
             if path != self.paths(split, name)[0]:
-                raise DataError(f"cityscapes: {path} is not in the folder of its city; move it to {_city(name)}/")
+                raise DataError(f"cityscapes: {path} is not in its city's folder; move it to {_city(name)}/")
             names.append(name)
         if not names:
             raise DataError(

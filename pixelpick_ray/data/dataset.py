@@ -178,7 +178,7 @@ class FileDataset(Dataset):
                 with wrong.kept():
                     if not is_line(name):
                         raise DataError(
-                            f"{paths[0].parent}: the file name {name!a} is not one line of UTF-8; rename it"
+                            f"{paths[0].parent}: the file name {name!a} is not a single line of UTF-8; rename it"
                         )
                     for path in () if self.follows_links else paths:
                         if path.parent not in known or path.is_symlink():
@@ -237,7 +237,7 @@ def readable() -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{error.filename}: cannot be read ({error.strerror}); make it readable for the user who runs this"
+            f"{error.filename}: cannot be read ({error.strerror}); make it readable for the current user"
         ) from error
 
 

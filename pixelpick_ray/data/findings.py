@@ -179,7 +179,7 @@ def _of_classes(
         names = ", ".join(facts.class_names[at] for at in nowhere)
         hint = ""
         if nowhere[0] == 0 and len(nowhere) < facts.num_classes - 1:
-            hint = "; do the values begin at 1? then give classes as a mapping in dataset.yaml, NAME: 1 and so on"
+            hint = "; if values start at 1, give classes as a mapping in dataset.yaml, NAME: 1 and so on"
         told = ", ".join(split.split for split in labelled)
         found.append(DataFinding(False, f"{name}: no label map of {told} has the class {names}{hint}"))
     first = splits[0].split
@@ -191,14 +191,14 @@ def _of_classes(
             found.append(
                 DataFinding(
                     True,
-                    f"{name}: {first} and {other} have no class in common: {mine} there, {theirs} here; are their "
-                    "label maps made in the same way?",
+                    f"{name}: {first} ({mine}) and {other} ({theirs}) have no class in common; check that "
+                    "their label maps use the same values",
                 )
             )
         elif lacks := np.flatnonzero(occur[other] & ~occur[first]).tolist():
             names = ", ".join(facts.class_names[at] for at in lacks)
             found.append(
-                DataFinding(False, f"{name}: {names} occurs in {other} and not in {first}, which is trained on")
+                DataFinding(False, f"{name}: {names} occurs in {other} but not in {first}, the training split")
             )
     return found
 

@@ -100,7 +100,7 @@ class Folder(FileDataset):
             return super().check_inside(path)
         except DataError as error:
             raise DataError(
-                f"{error}; where you trust the links, say follow_links: true in {self.path / DESCRIPTION}"
+                f"{error}; if you trust the links, set follow_links: true in {self.path / DESCRIPTION}"
             ) from None
 
     def identity(self, split: str) -> list[Any]:
@@ -223,7 +223,7 @@ class Folder(FileDataset):
         self.check_inside(folder)
         if not folder.is_dir():
             raise DataError(
-                f"{self.path / DESCRIPTION}: splits.{split}.{what}: no folder {folder}; make it or correct the entry"
+                f"{self.path / DESCRIPTION}: splits.{split}.{what}: no folder {folder}; create it, or correct the entry"
             )
         others = {
             self.path / part for one in self._description.splits.values() for part in (one.images, one.labels) if part
@@ -243,7 +243,7 @@ class Folder(FileDataset):
                     if suffix in suffixes and (self._description.recursive or not is_deeper):
                         yield Path(place, name)
                     elif suffix in suffixes and what == "images":
-                        left_out.add("in folders inside, which recursive: true reads", name)
+                        left_out.add("in subfolders, which need recursive: true", name)
                     elif suffix in _PICTURES:
                         left_out.add(f"{suffix}, which is not read", name)
 
@@ -341,7 +341,7 @@ def _of_line(
     pair = re.split(r"[\t,; ]+", line)
     image, label = _at_tail(pair[0], images), _at_tail(pair[-1], labels)
     if len(pair) != 2 or image is None or (label is None and labels):
-        raise DataError(f"{path}: the line {line!r} names no image of this split; correct the list, or add the image")
+        raise DataError(f"{path}: the line {line!r} matches no image of this split; correct the list, or add the image")
     return *image, label[1] if label else []
 
 

@@ -29,7 +29,7 @@ def _inside(path: str) -> str:
 
 def _pattern(text: str) -> str:
     if text.count("*") != 1:
-        raise ValueError(f"{text!r}: should have one *, which stands for the name that image and label map share")
+        raise ValueError(f"{text!r}: must contain one *, which stands for the part shared by image and label map")
     return text
 
 
@@ -180,7 +180,7 @@ class FolderDescription(Spec):
         if len(self.classes) == 255 and (without := [name for name, one in self.splits.items() if one.labels is None]):
             raise ValueError(
                 f"splits: {', '.join(without)} without labels needs a value that is neither a class nor void, and 255 "
-                "classes with void take all of 0..255; give labels, or 254 classes at most"
+                "classes and void use all of 0..255; add labels, or reduce the classes to 254"
             )
         return self
 
@@ -194,13 +194,13 @@ class FolderDescription(Spec):
         if self.colours is None:
             return self
         if self.palette is not None:
-            raise ValueError("palette and colours both say the colours of classes; leave palette out")
+            raise ValueError("palette: cannot be combined with colours; remove palette")
         if unknown := sorted(self.colours.keys() - {*self.class_names, VOID}):
             raise ValueError(
                 f"colours: {', '.join(unknown)} is not a class; allowed are {', '.join(self.class_names)} and {VOID}"
             )
         if missing := [name for name in self.class_names if name not in self.colours]:
-            raise ValueError(f"colours: no colour for {', '.join(missing)}; give each class one, or more")
+            raise ValueError(f"colours: no colour for {', '.join(missing)}; give each class at least one")
         owner: dict[Colour, str] = {}
         for name, colours in self.colours.items():
             for colour in colours:
@@ -214,7 +214,7 @@ class FolderDescription(Spec):
     def _splits_are_named(self) -> Self:
         for name in self.splits:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-                raise ValueError(f"splits: {name!r} is not a name for a split; letters, digits, _ and - are allowed")
+                raise ValueError(f"splits: {name!r} is not a valid split name; letters, digits, _ and - are allowed")
         if self.train_split not in self.splits:
             known = ", ".join(self.splits) or "none"
             raise ValueError(f"train_split: {self.train_split!r} is not described; described in splits: {known}")
@@ -228,14 +228,14 @@ def _check_names(names: tuple[str, ...]) -> None:
     known: dict[str, str] = {}
     for name in names:
         if not name.isprintable():
-            raise ValueError(f"classes: {name!r} has characters that cannot be seen; give it a plain name")
+            raise ValueError(f"classes: {name!r} contains invisible characters; give it a plain name")
         plain = " ".join(re.split(r"[\s_-]+", unicodedata.normalize("NFKC", name).casefold())).strip()
         if not plain:
             raise ValueError(f"classes: {name!r} is not a valid name; give each class a name")
         if (other := known.setdefault(plain, name)) != name:
             raise ValueError(
-                f"classes: {other!r} and {name!r} differ only in case, blanks or signs; give each class a name of its "
-                "own, or merge them in a mapping, e.g. {leaf: [1, 2]}"
+                f"classes: {other!r} and {name!r} differ only in case, spaces or separators; rename one, or "
+                "merge them with a mapping, e.g. {leaf: [1, 2]}"
             )
 
 

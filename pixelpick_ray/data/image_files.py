@@ -105,11 +105,11 @@ def read_label_file(path: Path) -> LabelFile:
         _check_tiff(image, path)
         if turn := _orientation(_exif(image, path)):
             raise DataError(
-                f"{path}: its EXIF orientation {turn} turns or mirrors the label map in viewers; store it upright, "
+                f"{path}: its EXIF orientation {turn} rotates or mirrors the label map in viewers; store it upright, "
                 "without the mark, and check that it fits its image"
             )
         if (pages := getattr(image, "n_frames", 1)) > 1:
-            raise DataError(f"{path}: has {pages} pages, a label map has one; store it alone")
+            raise DataError(f"{path}: has {pages} pages, a label map must have one; save it separately")
         if image.mode == "P":
             colours = packed(np.asarray(image.getpalette("RGB"), dtype=np.int32).reshape(-1, 3))
             return LabelFile(np.asarray(image), palette=colours)
@@ -138,7 +138,7 @@ def check_whole(path: Path) -> None:
         target = os.readlink(path)
         fetch = "git annex get" if "annex/objects" in target else "dvc pull" if ".dvc" in target else ""
         remedy = f"fetch it, e.g. with `{fetch}`" if fetch else "copy the file itself there"
-        raise DataError(f"{path}: is a link to {target}, where nothing is; {remedy}")
+        raise DataError(f"{path}: is a link to {target}, which does not exist; {remedy}")
 
 
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
             yield image
     except (PermissionError, IsADirectoryError) as error:
         raise DataError(
-            f"{path}: cannot be read ({error.strerror}); make it a file that the user who runs this may read"
+            f"{path}: cannot be read ({error.strerror}); it must be a file readable by the current user"
         ) from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         what = _what_it_is(path, formats) if isinstance(error, UnidentifiedImageError) else None
@@ -164,7 +164,7 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
 
 def _damaged(error: Exception, formats: tuple[str, ...]) -> str:
     return (
-        f"cannot be decoded ({error}); the file is damaged or cut short, copy it again; {', '.join(formats)} files "
+        f"cannot be decoded ({error}); the file is damaged or truncated, copy it again; {', '.join(formats)} files "
         "are read"
     )
 
@@ -173,7 +173,7 @@ def _damaged(error: Exception, formats: tuple[str, ...]) -> str:
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (
         rb"version https://git-lfs",
-        "is a pointer of Git LFS, not the file itself; type `git lfs pull` where it came from, and copy it again",
+        "is a Git LFS pointer, not the file itself; run `git lfs pull` in its repository and copy it again",
     ),
     (
         rb"(?:\.\./)*(?:\.git)?/annex/objects",
@@ -185,22 +185,22 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     ),
     (
         rb"(?i)<(?:!doctype html|html|head)",
-        "is a web page, as a download that failed or needed a login leaves it; download it again",
+        "is a web page, probably from a failed download or a missing login; download it again",
     ),
-    (rb"(?i)<svg|<\?xml", "is XML or SVG, not a picture made of pixels; store it as PNG"),
+    (rb"(?i)<svg|<\?xml", "is XML or SVG, not a raster image; save it as PNG"),
     (rb"[\[{]", "is JSON, as annotation tools write beside masks; give the picture or mask itself, e.g. as PNG"),
-    (rb"GIF8", "is a GIF, which is not read; store it as PNG"),
+    (rb"GIF8", "is a GIF, which is not supported; save it as PNG"),
     (rb"(?s)....ftyp(?:hei|hev|mif|msf)", "is an HEIC photo, which is not read; store it as JPEG or PNG"),
     (rb"(?s)....ftypavi", "is an AVIF picture, which is not read; store it as JPEG or PNG"),
-    (rb"(?s)\0\0\0\x0cjP  |\xff\x4f\xff\x51", "is a JPEG 2000 picture, which is not read; store it as PNG"),
+    (rb"(?s)\0\0\0\x0cjP  |\xff\x4f\xff\x51", "is a JPEG 2000 picture, which is not supported; save it as PNG"),
     (rb"(?s)\xff\x0a|\0\0\0\x0cJXL ", "is a JPEG XL picture, which is not read; store it as JPEG or PNG"),
-    (rb"8BPS", "is a Photoshop document, which is not read; store it as PNG"),
-    (rb"%PDF|%!PS", "is a PDF or PostScript document, not a picture made of pixels; store it as PNG"),
-    (rb"\x93NUMPY", "is a NumPy array, which is not read; store it as PNG"),
-    (rb"(?s).{128}DICM", "is a DICOM file, which is not read; store it as PNG"),
-    (rb"\x76\x2f\x31\x01", "is an OpenEXR picture, which is not read; store it as PNG"),
-    (rb"P[1-6][\s#]", "is a PBM, PGM or PPM picture, which is not read; store it as PNG"),
-    (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "is an archive; unpack it there"),
+    (rb"8BPS", "is a Photoshop document, which is not supported; save it as PNG"),
+    (rb"%PDF|%!PS", "is a PDF or PostScript document, not a raster image; save it as PNG"),
+    (rb"\x93NUMPY", "is a NumPy array, which is not supported; save it as PNG"),
+    (rb"(?s).{128}DICM", "is a DICOM file, which is not supported; save it as PNG"),
+    (rb"\x76\x2f\x31\x01", "is an OpenEXR picture, which is not supported; save it as PNG"),
+    (rb"P[1-6][\s#]", "is a PBM, PGM or PPM picture, which is not supported; save it as PNG"),
+    (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "is an archive; unpack it"),
 )
 _TIFF = rb"(?s)II[*+]\0|MM\0[*+]"
 _LOSSY = rb"(?s)\xff\xd8\xff|RIFF....WEBP"
@@ -216,7 +216,7 @@ def _what_it_is(path: Path, formats: tuple[str, ...]) -> str | None:
     if not head:
         return "is empty; copy it again"
     if len(head) >= 64 and not any(head):
-        return "holds nothing but zeros; the disk was full, or it was never copied: copy it again"
+        return "contains only zeros, e.g. after a full disk or an incomplete copy; copy it again"
     if formats == LABEL_FORMATS and re.match(_LOSSY, head):
         return (
             "is a JPEG or WebP picture, which may change the values of a label map; export the label map again, as "
@@ -264,9 +264,9 @@ def _turn(exif: Image.Exif, size: tuple[int, int], label_size: tuple[int, int] |
     if not orientation or label_size is None or (orientation > 4 and label_size == size[::-1] != size):
         return orientation
     raise DataError(
-        f"{path}: its EXIF orientation {orientation} turns or mirrors it in viewers, its pixels are stored otherwise, "
-        f"and the size of its label map ({label_size[0]}x{label_size[1]}, height x width) does not say which of them "
-        "was labelled; store the image upright, without the mark, and check that its label map fits"
+        f"{path}: its EXIF orientation {orientation} rotates or mirrors it in viewers, and the size of its label "
+        f"map ({label_size[0]}x{label_size[1]}, height x width) does not tell which version was "
+        "labelled; save the image upright without that tag, and check that its label map matches"
     )
 
 
@@ -287,7 +287,7 @@ def _check_channels(image: Image.Image, path: Path) -> None:
         )
     _check_tiff(image, path)
     if image.format in ("TIFF", "WEBP") and (pages := getattr(image, "n_frames", 1)) > 1:
-        raise DataError(f"{path}: has {pages} pages; store each as an image of its own")
+        raise DataError(f"{path}: has {pages} pages; save each as a separate image")
 
 
 def _check_tiff(image: Image.Image, path: Path) -> None:
@@ -295,7 +295,7 @@ def _check_tiff(image: Image.Image, path: Path) -> None:
     tags: Any = getattr(image, "tag_v2", {})
     if image.format == "TIFF" and tags.get(ORIENTATION, 1) != 1:
         raise DataError(
-            f"{path}: its orientation {tags[ORIENTATION]} turns or mirrors it; store it upright, without it"
+            f"{path}: its orientation {tags[ORIENTATION]} rotates or mirrors it; save it upright without it"
         )
 
 
@@ -344,6 +344,6 @@ def _of_channels(pixels: npt.NDArray[np.integer], opaque: int, path: Path) -> La
         pixels = pixels[..., :-1]
     are_equal = bool((pixels == pixels[..., :1]).all())
     if opaque > 255 and not are_equal:
-        raise DataError(f"{path}: has colours of 16 bits per channel; store the label map in 8 bits")
+        raise DataError(f"{path}: has colours of 16 bits per channel; save the label map with 8 bits per channel")
     colours = packed(np.broadcast_to(pixels, (*pixels.shape[:2], 3))) if opaque == 255 else None
     return LabelFile(pixels[..., 0].astype(np.int32) if are_equal else None, colours)

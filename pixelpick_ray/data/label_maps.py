@@ -97,7 +97,7 @@ class LabelEncoding:
         is_counted = all(list(ids) == [at] for at, ids in enumerate(self.ids))
         hint = ""
         if is_counted and found[0] > 0 and len(self.ids) in found:
-            hint = "; the file has no 0: if its numbers begin at 1, give classes as a mapping, NAME: 1 and so on"
+            hint = "; the file has no 0: if values start at 1, give classes as a mapping, NAME: 1 and so on"
         elif is_counted and len(self.ids) == 2 and len(objects := set(found.tolist()) - {0, *self.void_ids}) == 1:
             (mark,) = objects
             hint = f"; if {mark} marks the object, give classes as a mapping, NAME: 0 and NAME: {mark}"
@@ -123,9 +123,9 @@ class LabelEncoding:
                 f"colours: {{NAME: {list(rgb(found[order[0]]))}}}, or store one channel of class indices"
             )
         blurred = (
-            "; this many usually come from blurred edges or JPEG: export the masks again, without them" if more else ""
+            "; so many usually come from blurred edges or JPEG: export the masks again without these" if more else ""
         )
-        raise DataError(f"{path}: has colours of no class, {shown}{more}; {self._known_colours}{blurred}")
+        raise DataError(f"{path}: has unknown colours, {shown}{more}; {self._known_colours}{blurred}")
 
     @cached_property
     def _known_colours(self) -> str:
@@ -151,7 +151,7 @@ class LabelEncoding:
         """Raise DataError if a file's palette contradicts its indices or another file's palette."""
         if self.colours_required or any(self._by_id[index] != one for index, one in known.items()):
             some = ", ".join(f"{list(rgb(shown[index]))} (index {index})" for index in others[:_MOST_SHOWN])
-            raise DataError(f"{path}: its palette has colours of no class, {some}; {self._known_colours}")
+            raise DataError(f"{path}: its palette has unknown colours, {some}; {self._known_colours}")
         greys = {index: colour & 255 for index, colour in shown.items() if colour == (colour & 255) * 0x010101}
         if len(greys) == len(shown) and all(
             self._by_id[grey] not in (_NONE, self.void_index) for grey in greys.values()

@@ -142,7 +142,7 @@ def read_questions(store: Store, key: str) -> Questions:
     """Stored questions by key. Raises StoreError if they are missing or damaged."""
     files = store.files("question", key, ["questions.npz"])
     if files is None:
-        raise StoreError(f"{store.address}: the questions {key} vanished or are damaged; run again, to ask anew")
+        raise StoreError(f"{store.address}: the questions {key} are missing or damaged; run again to recreate them")
     return Questions.read(io.BytesIO(files["questions.npz"]))
 
 

@@ -76,7 +76,7 @@ class Voc(FileDataset):
             )
         names = {path.stem for path in labels.glob("*.png")} - set(self._listed("val"))
         if not names:
-            raise DataError(f"voc: {labels} holds no .png label outside val; copy the label maps there")
+            raise DataError(f"voc: {labels} contains no .png label maps outside val; copy them there")
         return tuple(sorted(names))
 
     def _labels(self, split: str) -> Path:
@@ -118,6 +118,6 @@ class Voc(FileDataset):
                 unpacked.rename(self.path)
         except (OSError, RuntimeError, ImportError, HTTPException, tarfile.TarError) as error:
             raise DataError(
-                f"voc: {self.path} is missing and could not be fetched from {SITE} ({error}); unpack {ARCHIVE} there, "
-                f"so that {self._release / 'JPEGImages'} exists, or give another folder with --data DIR"
+                f"voc: {self.path} is missing and could not be downloaded from {SITE} ({error}); unpack {ARCHIVE} "
+                f"there, so that {self._release / 'JPEGImages'} exists, or give another folder with --data DIR"
             ) from error

@@ -64,7 +64,7 @@ class FitJob:
             return self.train.augment.crop_size
         shapes = np.unique(self.data.prepared.shapes[self.data.positions], axis=0)
         if len(shapes) > 1:
-            raise DataError("train.augment.crop_size: the training images differ in size; give the size of the crops")
+            raise DataError("train.augment.crop_size: is required, because the training images differ in size")
         return int(shapes[0, 0]), int(shapes[0, 1])
 
     @cached_property
@@ -101,7 +101,7 @@ def num_batches(num_images: int, batch_size: int) -> int:
     Raises SpecError for a batch size of 1, DataError for fewer than two images.
     """
     if batch_size == 1:
-        raise SpecError("train.batch_size: 1 is too small, batch norm after pooling needs two images; use 2 or more")
+        raise SpecError("train.batch_size: 1 is too small; batch norm after pooling needs at least 2 images per batch")
     batches, rest = divmod(num_images, batch_size)
     batches += rest > 1
     if batches == 0:

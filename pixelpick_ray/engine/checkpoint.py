@@ -80,7 +80,7 @@ def evaluate_checkpoint(
     if stored and stored.normalise:
         facts = replace(facts, mean=stored.normalise.mean, std=stored.normalise.std)
     elif stored:
-        note(f"{path}: does not say how its images were normalised; taken are the mean and deviation of {facts.name}")
+        note(f"{path}: does not record its normalisation; assuming the mean and standard deviation of {facts.name}")
     numbers = _renumbered(path, stored.classes if stored else None, facts, renamed, note)
     if stored is None:
         model = read_checkpoint(path, len(numbers))
@@ -118,7 +118,7 @@ def _renumbered(
     """The data set's index of each class of the weights. Raises SpecError or DataError if they cannot be matched."""
     wanted = facts.class_names
     if classes is None:
-        note(f"{path}: does not say what its classes are called; taken are those of {facts.name}, in their order")
+        note(f"{path}: does not record class names; assuming those of {facts.name}, in their order")
         classes = wanted
     for name, known in [(old, classes) for old in renamed] + [(new, wanted) for new in renamed.values()]:
         if name not in known:
@@ -134,9 +134,9 @@ def _renumbered(
             f"{(strange or list(classes))[0]}={(unsaid or list(wanted))[0]}"
         )
     if unsaid:
-        note(f"{path}: has no class for {', '.join(unsaid)}, which is never predicted")
+        note(f"{path}: has no class for {', '.join(unsaid)}, which are never predicted")
     if not renamed and list(classes) != list(wanted):
-        note(f"{path}: has the classes of {facts.name} in another order; they are compared by name")
+        note(f"{path}: has the classes of {facts.name} in a different order; they are matched by name")
     return [wanted.index(name) for name in found]
 
 

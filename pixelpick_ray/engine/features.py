@@ -142,7 +142,10 @@ def prepare_features(
         while (number := entry.discard_damaged()) != 0:
             times_damaged += number is not None
             if times_damaged > TIMES_DAMAGED:
-                raise DataError(f"{folder}: what is read back is never what was written; is the disk faulty?")
+                raise DataError(
+                    f"{folder}: data read back repeatedly differ from data written; check the disk, or give another "
+                    "folder with --cache DIR"
+                )
             if not _compute_some(entry, prepared, extractor, facts, world):
                 time.sleep(WAIT_SECONDS)
         os.utime(folder)  # when it was used last

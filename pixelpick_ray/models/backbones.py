@@ -131,7 +131,7 @@ def fetch_weights(spec: ModelSpec, data_path: Path) -> None:
     except DataError:
         raise
     except Exception as error:  # downloads raise many kinds of errors
-        raise DataError(f"model.pretrained: no weights at {path} and none downloaded ({error}); {remedy}") from error
+        raise DataError(f"model.pretrained: no weights at {path} and downloading failed ({error}); {remedy}") from error
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,8 @@ def _without_copies(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]
             if name.startswith(copy) and original in tensors:
                 if not torch.equal(tensors[original], value):
                     raise DataError(
-                        f"{path}: {name} and {original} should be copies of each other and differ; which of them was "
-                        "trained is unknown, copy the file again"
+                        f"{path}: {name} and {original} should be identical copies but differ; download or copy "
+                        "the file again"
                     )
                 del unique[name]
     return unique

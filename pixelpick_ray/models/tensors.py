@@ -36,7 +36,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
     tensors = {str(name): value for name, value in _items(content) if isinstance(value, Tensor)}
     if not tensors:
-        raise DataError(f"{path}: holds no tensors by name; give a file of a network's state_dict")
+        raise DataError(f"{path}: contains no named tensors; give a file of a network's state_dict")
     for prefix in _PREFIXES:
         if any(name.startswith(prefix) for name in tensors):
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -51,7 +51,7 @@ def _read(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             inside = [name for name in archive.namelist() if name.endswith((".pt", ".pth")) and "__MACOSX" not in name]
             if len(inside) > 1:
-                raise DataError(f"{path}: holds {', '.join(inside)}; unpack it, and give the one that is meant")
+                raise DataError(f"{path}: holds {', '.join(inside)}; unpack it, and give one of them")
             if inside:  # else it is a torch file, which is an archive too
                 file = io.BytesIO(archive.read(inside[0]))
     return torch.load(file, map_location="cpu", weights_only=True)

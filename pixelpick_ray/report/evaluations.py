@@ -112,7 +112,7 @@ def _read_evaluation(
         epochs, confusion, classes = arrays["epochs"], arrays["confusion"], len(class_names)
     except (ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StoreError(
-            f"{where}/confusion.npz: holds no confusion matrices ({error}); who wrote it? remove it and run again"
+            f"{where}/confusion.npz: holds no confusion matrices ({error}); remove the folder and run again"
         ) from error
     if confusion.shape != (len(epochs), classes, classes) or not len(epochs):
         raise StoreError(f"{where}: confusion {confusion.shape} does not fit {classes} classes; remove it, run again")

@@ -45,8 +45,8 @@ def merged(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
         known = by_name.setdefault(experiment.name, experiment)
         if known.identity() != experiment.identity():
             raise SpecError(
-                f"name: {experiment.name!r} is given to experiments that differ in more than their grids; "
-                "rename one, or report them apart"
+                f"name: {experiment.name!r} is shared by experiments that differ in more than their grids; "
+                "rename one, or report them separately"
             )
         if known is not experiment:
             grids = known.grid + tuple(grid for grid in experiment.grid if grid not in known.grid)

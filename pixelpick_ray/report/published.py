@@ -115,7 +115,7 @@ def published_cells() -> dict[tuple[str, str, str, str, Budget], PublishedCell]:
     cells = _read(name, _packaged(name), PublishedCell)
     by_key = {cell.key: cell for cell in cells}
     if len(by_key) != len(cells):
-        raise DataError(f"{name}: two lines are of the same cell; keep one")
+        raise DataError(f"{name}: two lines describe the same cell; keep one")
     return by_key
 
 

@@ -77,7 +77,7 @@ class Output:
         if not self._expendable:
             if isinstance(error, BrokenPipeError):  # such as `head`, which has read enough
                 return
-            raise RunError(f"{what}; give it a file on a disk with room") from error
+            raise RunError(f"{what}; redirect it to a disk with free space") from error
         if self._stream not in (sys.stderr, getattr(sys.stderr, "within", None)):
             warn(f"{what}; the run goes on, and `status` and `report` tell what this would have")
 

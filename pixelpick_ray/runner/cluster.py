@@ -281,10 +281,12 @@ def _on_loopback(address: str | None) -> Iterator[None]:
 def _reach(address: str) -> None:
     """Raise errors that `ray.init` would find only after many retries or not report: no cluster, or another token."""
     if "://" in address:
-        raise ValueError("it is an address of Ray's client; run on a node of the cluster and give HOST:PORT, or auto")
+        raise ValueError(
+            "Ray Client addresses are not supported; run on a node of the cluster, and give HOST:PORT or auto"
+        )
     target = services.canonicalize_bootstrap_address(address)
     if target is None:
-        raise ValueError("it names no cluster")
+        raise ValueError("no cluster has this address")
     if os.environ[MODE].lower() == "token" and not _has_token():
         raise SpecError(_unauthenticated(address))  # Ray would end this process
     host, _, port = target.rpartition(":")
@@ -300,7 +302,7 @@ def _unauthenticated(address: str | None) -> str:
     elif given or _has_token():
         what = f"the token of {given or '~/.ray/auth_token'} is not the cluster's"
     else:
-        what = "it asks for a token, and none is given"
+        what = "the cluster requires a token, but none is set"
     return (
         f"--address {address}: {what}; set {TOKEN}, or {TOKEN_PATH} to a file with it, and {MODE}=token, the same as "
         "where the cluster was started"

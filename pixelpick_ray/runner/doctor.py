@@ -100,8 +100,8 @@ def _cluster(facts: Facts) -> Iterator[Finding]:
     yield Finding("trial", "cluster", not facts.trial, facts.trial or f"{count}, a trial fits")
     if facts.needs_gpus:
         taken = facts.taken_gpus
-        busy = f"{taken:g} GPUs are in use by other jobs of this cluster; trials wait for them, or stop those jobs"
-        yield Finding("GPUs", "cluster", not taken, busy if taken else "none is in use")
+        busy = f"{taken:g} GPUs are in use by other jobs of this cluster; wait for them, or stop those jobs"
+        yield Finding("GPUs", "cluster", not taken, busy if taken else "none in use")
     if facts.meeting is not None:
         yield _meeting(facts.meeting)
 
@@ -146,7 +146,7 @@ def _contents(driver: NodeFacts, node: NodeFacts) -> Iterator[Finding]:
         if name in node.absent:
             yield Finding("data", node.name, False, f"{name}: {node.absent[name]}")
         elif node.contents.get(name) != digest:
-            text = f"{name}: other content than the driver has; copy the driver's files, or let both see one folder"
+            text = f"{name}: differs from the driver's; copy the driver's files, or use a shared folder"
             yield Finding("data", node.name, False, text)
         else:
             same += 1

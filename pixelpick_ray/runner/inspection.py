@@ -126,7 +126,7 @@ def probe(location: str, theirs: str, mine: str, value: str) -> str:
     try:
         store = Store(location)
         if not appears(store, theirs, value):
-            return f"{store.address} on this node does not have what the driver writes there"
+            return f"{store.address} on this node does not contain what the driver wrote"
         store.write_record(mine, {"mark": value})
     except (PixelPickError, OSError) as error:
         return str(error)

@@ -79,7 +79,7 @@ def _run_once(
 def check_local(execution: Execution) -> torch.device:
     """Return the device of the only rank. Raises SpecError for several ranks or an unavailable device."""
     if execution.ranks > 1:
-        raise SpecError("--local runs one rank; leave out --ranks, or leave out --local")
+        raise SpecError("--local runs a single rank; leave out --ranks or --local")
     return choose_device(execution.device)
 
 

@@ -69,7 +69,7 @@ class People:
             return self.pending(chains)
         except StoreError as error:
             if not self._is_troubled:
-                self._tell(f"{error}; until then no answers are seen")
+                self._tell(f"{error}; until this is fixed, new answers are not noticed")
             self._is_troubled = True
             return None
         finally:

@@ -115,7 +115,7 @@ def _watch(
                 _hear_others(actors, runs.index(reference), Store(execution.store), chain)
                 raise value
         if time.monotonic() - asked > execution.rank_timeout_seconds:
-            raise RankLost("rank 0 has not answered for as long as --rank-timeout allows")
+            raise RankLost("rank 0 has not responded within --rank-timeout")
     for event in (*ray.get(news), *ray.get(actors[0].events.remote())):
         on_event(event)
 
@@ -127,7 +127,9 @@ def _hear_others(actors: list[Any], but: int, store: Store, chain: str) -> None:
     for rank, reference in others.items():
         try:
             text = (
-                ray.get(reference) if reference in heard else "gives no answer: its process is stopped or its node lost"
+                ray.get(reference)
+                if reference in heard
+                else "does not respond: its process is stopped, or its node was lost"
             )
         except ray.exceptions.RayActorError as error:
             text = f"its process was lost: {error}"

@@ -242,7 +242,9 @@ def _alone(search: Search, store: Store) -> AbstractContextManager[Any]:
     lease = store.take("search", search.experiment.identity())
     if lease is None:
         holder = store.leased().get(f"search-{search.experiment.identity()}", "another process")
-        raise RunError(f"{search.experiment.name}: {holder} is running this search; wait for it, or stop it there")
+        raise RunError(
+            f"{search.experiment.name}: {holder} is already running this search; wait for it to finish, or stop it"
+        )
     return lease
 
 
@@ -369,13 +371,13 @@ def _tell_job(request: str) -> None:
         try:
             Path(folder, "people").write_text(f"{request}\n", encoding="utf-8")
         except OSError as error:
-            warn(f"{error}; the batch job may come back before people have answered")
+            warn(f"{error}; the batch job may be requeued before people have answered")
 
 
 def _why(pending: Pending) -> str:
     if pending.missing:
         return f"waiting for {pending.missing} of {counted(pending.asked, 'answer')}"
-    return "people have just answered: run the same command to go on"
+    return "people have just answered; run the same command again to continue"
 
 
 def _print_result(planned: Plan, execution: Execution, console: Console) -> None:

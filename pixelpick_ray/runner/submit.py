@@ -57,15 +57,22 @@ class Request:
         """
         for path in self.sources:
             if path.startswith("/") or ".." in Path(path).parts:
-                raise SpecError(f"file:{path}: is outside the folder of {self.experiment.name}; move it there")
+                raise SpecError(
+                    f"file:{path}: is outside the folder of {self.experiment.name}; move it into that folder"
+                )
             if flat and "/" in path:
-                raise SpecError(f"file:{path}: a ConfigMap has no folders; put it beside {self.experiment.name}")
+                raise SpecError(
+                    f"file:{path}: a ConfigMap cannot contain folders; move it next to {self.experiment.name}"
+                )
         return {"experiment.yaml": whole_text(self.experiment), **self.sources}
 
     def check(self, execution: Execution) -> None:
         """Raise SpecError if the nodes cannot hold one trial, or if the job would only wait."""
         if execution.wait:
-            raise SpecError("--wait: the job would hold its nodes while people answer; submit it again when they have")
+            raise SpecError(
+                "--wait: not allowed in a job, which would occupy its nodes while people answer; "
+                "submit the job again afterwards"
+            )
         gpus = execution.gpus_of_rank(are_there=self.gpus_per_node > 0)
         if execution.device == "cuda" and not self.gpus_per_node:
             raise SpecError("--device cuda with --gpus-per-node 0: ask for GPUs, or use --device cpu")

@@ -194,7 +194,7 @@ def _store_problems(ask: dict[str, Callable[..., Any]], execution: Execution) ->
         problems: dict[str, str | Exception] = _answers(asked, ANSWER_SECONDS)
         for name in problems:
             if not problems[name] and not inspection.appears(store, theirs[name], mark):
-                problems[name] = f"the driver does not see what this node writes into {store.address}"
+                problems[name] = f"the driver does not see what this node wrote to {store.address}"
         return problems
     finally:
         for relative in (mine, *theirs.values()):

@@ -120,7 +120,9 @@ def run_trials(
         try:
             tuner.fit()
         except (ray.exceptions.RayError, ConnectionError) as error:
-            raise RunError(f"the Ray cluster was lost ({explain(error)}); run the same command to go on") from error
+            raise RunError(
+                f"the Ray cluster was lost ({explain(error)}); run the same command again to continue"
+            ) from error
 
 
 def places_here(execution: Execution) -> int:
@@ -334,7 +336,7 @@ class Relay(tune.Callback):
                 self._on_event(ChainFailed(name, self._last_message[name], final=False))
             return True
         message = self._last_message.get(name, LOST)
-        self.errors[name] = f"{message} (tried {self._losses[name]} times without getting further)"
+        self.errors[name] = f"{message} (tried {self._losses[name]} times without progress)"
         return False
 
 

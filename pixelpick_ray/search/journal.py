@@ -86,7 +86,7 @@ class Journal:
         found = self._store.parse_record(path, partial(self._parsed, index))
         if found is None:
             if path not in self._store.damage:
-                self._store.note_damage({path: "is missing, and later samples are there"})
+                self._store.note_damage({path: "is missing, although later samples exist"})
             values = self._search.drawn(index)
             return Sample(index, values, OWN if index == 0 and values == self._search.own_values else "random")
         return found
@@ -95,7 +95,7 @@ class Journal:
         values = dict(sorted(tree["values"].items(), key=lambda item: self._place(item[0])))
         sample = Sample(**{**tree, "values": values, "reports": tuple(map(LevelReport.of, tree["reports"]))})
         if sample.index != index:
-            raise ValueError("it is of another sample")
+            raise ValueError("its index is that of another sample")
         return sample
 
     def _place(self, path: str) -> int:

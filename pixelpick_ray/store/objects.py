@@ -48,7 +48,7 @@ class Objects:
         try:
             from pyarrow.fs import FileSystem
         except ImportError as error:
-            raise SpecError(f"--store {self.address}: an address needs pyarrow (pip install pyarrow)") from error
+            raise SpecError(f"--store {self.address}: object storage needs pyarrow; pip install pyarrow") from error
         try:
             system, root = FileSystem.from_uri(self._location)
         except ValueError as error:

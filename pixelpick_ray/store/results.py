@@ -81,9 +81,7 @@ class Store:
             return None
         stored = json.loads((folder / INPUT).read_text(encoding="utf-8"))
         if canonical_json(stored) != canonical_json(inputs):
-            raise StoreError(
-                f"{self.address}/{path}: was made from other inputs than its key says; remove the folder and run again"
-            )
+            raise StoreError(f"{self.address}/{path}: its inputs do not match its key; remove the folder and run again")
         return folder
 
     def files(self, kind: str, key: str, names: Sequence[str]) -> dict[str, bytes] | None:
@@ -158,7 +156,7 @@ class Store:
     @property
     def found_damaged(self) -> list[str]:
         """Damage found by this process and not set aside, one line each."""
-        return [f"{path}: {problem} (the next run makes it again)" for path, problem in self._damage.items()]
+        return [f"{path}: {problem} (the next run will remake it)" for path, problem in self._damage.items()]
 
     def _damage_line(self, name: str) -> str:
         where = paths.damaged(name)
@@ -200,7 +198,7 @@ class Store:
         if manifest != _json(value):
             return None, f"{MANIFEST}: other content than was published"
         if not {INPUT, PROVENANCE} <= entries.keys() or not all(_is_inside(name) for name in entries):
-            return None, f"{MANIFEST}: names other files than a result has"
+            return None, f"{MANIFEST}: lists unexpected files"
         return entries, ""
 
     def _loss(self, path: str) -> str:

@@ -292,7 +292,7 @@ def test_a_pixel_whose_image_is_not_there_yet_gets_no_answer(page: Opened, brows
     typist.read_keys()
     wait_for(lambda: browser.shown("#close") == [True] and browser.run(HIDDEN) == "hidden")
     browser.type(typist.keys["road"])
-    typist.wait_for_notice("Not taken: this pixel was not shown yet.")
+    typist.wait_for_notice("Not recorded: this pixel was not visible yet.")
     browser.type(Key.SPACE)  # skipping needs no image
     typist.wait_for_next(item)
     assert typist.answers() == ()

@@ -70,7 +70,7 @@ def test_a_page_gets_images_by_number_points_with_what_was_said_classes_keys_and
     with Image.open(io.BytesIO(page.desk.image(1))) as image:
         np.testing.assert_array_equal(np.asarray(image), scenes.scene("train", 1)[0])  # at native size
     for number in (-1, 2):
-        with refused("No question has this image"):
+        with refused("No current question is about this image"):
             page.desk.image(number)
     first, second = page.items[:2]
     page.answer("sky")
@@ -110,7 +110,7 @@ def test_what_is_acknowledged_is_in_the_book_and_once_when_it_is_sent_again(offi
     reply = page.answer()
     assert page.desk.answer(reply) == page.progress == {"answered": 4, "total": 5, "mine": 4}
     for change in ({"label": "sky"}, {"question": page.items[0]["id"]}, {"annotator": "bob"}):
-        with refused("that of another answer", "wrong"):
+        with refused("already used by another answer", "wrong"):
             page.desk.answer(reply.model_copy(update=change))
     page.desk.undo("ann", reply.id)
     assert page.desk.answer(reply)["answered"] == 3  # late, after it was taken back

@@ -53,8 +53,8 @@ def line(**fields: Any) -> str:
         ({"x": -1}, "line 1: x -1: Input should be greater than or equal to 0"),
         ({"label": "Road"}, "line 1: label: is 'Road'; allowed is one of road, sky & <cloud>, дерево"),
         ({"suggestion": "Road"}, "line 1: suggestion: is 'Road'; allowed is one of road,"),
-        ({"label": None}, "label: is the name of the class where kind is class, and absent otherwise"),
-        ({"annotator": "a\nb"}, "is not one line of text without spaces around it"),
+        ({"label": None}, "label: must be the class name if kind is class, and absent otherwise"),
+        ({"annotator": "a\nb"}, "must be one line of text without leading or trailing spaces"),
     ],
 )
 def test_wrong_lines_are_refused(text: str | dict[str, Any], message: str) -> None:

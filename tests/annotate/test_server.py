@@ -43,12 +43,12 @@ HOSTILE: dict[str, tuple[str, str, bytes | Callable[[], Iterator[bytes]] | None,
     "an encoded path upwards": ("GET", "image/%2e%2e%2f%2e%2e%2fetc%2fpasswd", None, {}, 404, "nothing here"),
     "a negative number": ("GET", "image/-1", None, {}, 404, "nothing here"),
     "a huge number": ("GET", f"image/{'9' * 400}", None, {}, 404, "nothing here"),
-    "an unknown image": ("GET", "image/999", None, {}, 410, "No question has this image"),
+    "an unknown image": ("GET", "image/999", None, {}, 410, "No current question is about this image"),
     "a foreign site": ("POST", "begin", X, JSON | {"Origin": "http://evil.example"}, 403, "site"),
     "another port": ("POST", "begin", X, JSON | {"Origin": "http://127.0.0.1:1"}, 403, "site"),
-    "a foreign name": ("GET", "", None, {"Host": "evil.example"}, 421, "under that name"),
-    "a name before an at": ("GET", "", None, {"Host": "127.0.0.1@evil.example"}, 421, "under that name"),
-    "no name": ("GET", "", None, {"Host": ""}, 421, "under that name"),
+    "a foreign name": ("GET", "", None, {"Host": "evil.example"}, 421, "to that host name"),
+    "a name before an at": ("GET", "", None, {"Host": "127.0.0.1@evil.example"}, 421, "to that host name"),
+    "no name": ("GET", "", None, {"Host": ""}, 421, "to that host name"),
     "a form": ("POST", "begin", b"annotator=x", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "json"),
     "no type": ("POST", "begin", X, {}, 415, "application/json"),
     "a huge body": ("POST", "begin", b" " * 70_000, JSON, 413, "far smaller"),
@@ -61,8 +61,8 @@ HOSTILE: dict[str, tuple[str, str, bytes | Callable[[], Iterator[bytes]] | None,
     "a list of too many": ("POST", "next", MANY, JSON, 400, "have"),
     "an unknown question to skip": ("POST", "skip", b'{"annotator": "x", "question": "y"}', JSON, 410, "longer asked"),
     "an unknown answer": ("POST", "undo", b'{"annotator": "x", "answer": "y"}', JSON, 410, "no such answer"),
-    "getting what is posted": ("GET", "answer", None, {}, 405, "does not take that method"),
-    "tracing": ("TRACE", "", None, {}, 405, "does not take that method"),
+    "getting what is posted": ("GET", "answer", None, {}, 405, "Method not allowed"),
+    "tracing": ("TRACE", "", None, {}, 405, "Method not allowed"),
 }
 
 
@@ -93,7 +93,7 @@ def test_without_the_token_there_is_nothing(site: Site) -> None:
         ({"idle_seconds": "-1"}, 400, "idle_seconds"),
         ({"label": "null"}, 400, "label"),
         ({"label": '"moon"'}, 400, "no class 'moon'"),
-        ({"kind": '"void"'}, 400, "label: is the name"),
+        ({"kind": '"void"'}, 400, "label: required if kind"),
         ({"question": '"unheard of"'}, 410, "no longer asked"),
         ({"annotator": '"bob"'}, 409, "Somebody else"),
     ],
@@ -214,6 +214,6 @@ def test_an_early_signal_ends_the_server_and_a_taken_port_is_refused(tmp_path: P
 
     desk = Desk(plan_of(), Store(tmp_path / "store"), tmp_path)
     serve(desk, host="127.0.0.1", ports=[0], on_ready=tell)
-    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SpecError, match="give another port"):
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SpecError, match="give another --port"):
         serve(desk, host="127.0.0.1", ports=[other.getsockname()[1]], on_ready=tell)
     assert len(ready) == 1

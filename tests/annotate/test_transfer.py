@@ -211,7 +211,7 @@ def test_an_image_that_viewers_turn_is_not_handed_to_other_tools(pictures: Asked
     path = pictures.place / "leaves" / "train" / "images" / "leaf.v1.jpg"
     with Image.open(path) as image:
         image.save(path, exif=exif)
-    with pytest.raises(DataError, match=rf"{path}: its EXIF orientation 6 turns or mirrors it in viewers"):
+    with pytest.raises(DataError, match=rf"{path}: its EXIF orientation 6 rotates or mirrors it in viewers"):
         pictures.export("cvat")
 
 

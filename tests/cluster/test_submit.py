@@ -92,7 +92,7 @@ def test_a_trial_that_the_nodes_cannot_hold_is_refused(place: Path) -> None:
     assert "does not fit on 2 nodes with 3 CPUs" in message(
         "--nodes", "2", "--cpus-per-node", "3", "--cpus-per-rank", "2", "--ranks", "3", "--device", "cpu"
     )
-    assert "--wait: the job would hold its nodes" in message("--wait")
+    assert "--wait: not allowed in a job" in message("--wait")
     assert "--device cuda with --gpus-per-node 0" in message("--device", "cuda", "--gpus-per-node", "0")
     assert message("--ranks", "2", "--nodes", "2") == ""
     assert message("--ranks", "2", "--gpus-per-node", "0") == ""

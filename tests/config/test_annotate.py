@@ -82,13 +82,13 @@ def test_clashes_forbidden_keys_and_unknown_classes_are_answered_with_keys_that_
     proposal = read_yaml(told.partition("one that works: ")[2] or "{}", "proposal")
     assert class_keys(names, proposal).items() >= proposal.items()
     for key in ("0", ".", "?", "+", "-", " "):
-        assert f"annotate.keys: {key!r} of b is a command of the page, allowed are" in refusal(("a", "b"), {"b": key})
+        assert f"annotate.keys: {key!r} of b is reserved by the page, allowed are" in refusal(("a", "b"), {"b": key})
 
 
 def test_more_classes_than_keys_are_refused_with_what_to_do() -> None:
     names = tuple(f"class {number}" for number in range(62))
     assert refusal(names, {}) == (
-        "annotate.keys: 62 classes, and 61 keys (a-z, 1-9 and A-Z), so that one key cannot name each; merge classes "
-        "in the label maps and the description of the data set"
+        "annotate.keys: 62 classes, but only 61 keys (a-z, 1-9 and A-Z); merge classes in the label maps and in "
+        "dataset.yaml"
     )
     assert set(class_keys(names[:61], {}).values()) == set(KEYS)

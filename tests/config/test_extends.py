@@ -89,7 +89,7 @@ def test_a_wrong_base_is_refused_with_file_and_line(folder: Path, text: str, mes
     (folder / "own.yaml").write_text(text)
     with pytest.raises(SpecError, match=message):
         load_experiment(folder / "own.yaml")
-    with pytest.raises(SpecError, match="is relative to the file, but this text is in no file"):
+    with pytest.raises(SpecError, match="is relative to the experiment file, but this text"):
         parse_experiment(OWN + BASE, where="text")
 
 

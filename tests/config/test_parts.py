@@ -134,8 +134,8 @@ def test_code_travels_with_an_experiment(tmp_path: Path) -> None:
     [
         ("def score(:\n", r"mine\.py, line 1: is not valid Python"),
         ("from . import helper\n", "line 1: a relative import leaves the folder"),
-        ("import importlib\nimportlib.import_module('helper')\n", "line 2: imports a module by"),
-        ("helper = __import__('helper')\n", "line 1: imports a module by"),
+        ("import importlib\nimportlib.import_module('helper')\n", "line 2: imports a module dynamically"),
+        ("helper = __import__('helper')\n", "line 1: imports a module dynamically"),
         ("import helper\n", r"helper\.py.*imported by .*mine\.py"),
         ("a" * (2**20 + 1), r"bytes, a source may have"),
     ],

@@ -94,7 +94,7 @@ def test_a_look_tells_what_others_changed_and_a_damaged_line_lets_a_book_as_it_w
 
 def refused(store: Store, name: str, **others: str) -> None:
     """The image is known with another look."""
-    with pytest.raises(DataError, match=f"image {name}: is not the image whose pixels people labelled"):
+    with pytest.raises(DataError, match=f"image {name}: differs from the image that people labelled under this name"):
         check_images(store, BOOK, {name: "other"} | others)
 
 
@@ -158,7 +158,7 @@ def test_chains_that_note_images_at_once_drop_none(tmp_path: Path, kind: type[Me
         refused(Store(tmp_path / "one"), name)
     if kind is Meeting:  # of chains that note different images at once one goes on
         (told,) = noted_together(kind(tmp_path / "other"), {"a": "1"}, {"a": "2"})
-        assert told.startswith("image a: is not the image whose pixels people labelled")
+        assert told.startswith("image a: differs from the image that people labelled under this name")
 
 
 def test_noting_images_waits_for_who_does_so_now(tmp_path: Path) -> None:

@@ -304,7 +304,7 @@ def test_no_damage_is_unnoticed(
         assert prepared.fingerprint == train.fingerprint
         assert {path.name: path.read_bytes() for path in folders[0].iterdir()} == whole
     assert unchanged < number / 20
-    assert f"DAMAGED {folders[0]}: this prepared split is damaged; it is decoded again" in told
+    assert f"DAMAGED {folders[0]}: this prepared split is damaged; decoding it again" in told
 
 
 def test_a_process_verifies_an_image_once_and_the_label_map_apart(write_camvid: WriteCamVid, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_damage_that_cannot_be_mended_is_told(write_camvid: WriteCamVid, tmp_pat
     (path,) = (tmp_path / "cache").rglob("labels.bin")
     path.write_bytes(bytes(path.stat().st_size))
     Image.new("RGB", (10, 8)).save(data / "camvid" / "train" / "train_001.png")
-    with pytest.raises(DataError, match=r"image train_001\.png is damaged and cannot be made again as it was"):
+    with pytest.raises(DataError, match=r"image train_001\.png is damaged, and its source has changed"):
         prepared.label(1)
 
 
@@ -341,7 +341,7 @@ def test_files_that_changed_under_the_same_size_and_time_are_noticed_by_a_run(
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert prepare(camvid(data), "train", SizeSpec(), where, run="one").fingerprint == before
     after = prepare(camvid(data), "train", SizeSpec(), where, run="two")
-    assert "the files of train_002.png changed under the same size and time" in capsys.readouterr().err
+    assert "the files of train_002.png changed but kept their size and time" in capsys.readouterr().err
     assert after.fingerprint != before
     assert (after.image(2) == (1, 2, 4)).all()
     assert prepare(camvid(data), "train", SizeSpec(), where, run="three").fingerprint == after.fingerprint
@@ -385,7 +385,7 @@ def test_training_images_are_nested_subsets_by_seed() -> None:
     assert training_names(names, 20, seed=1) == tuple(sorted(subsets[19]))
     assert training_names(names, 50, seed=1) == training_names(names, None, seed=1) == names
     assert set(training_names(names, 20, seed=2)) != subsets[19]
-    with pytest.raises(DataError, match=r"dataset\.images: 51 asked for, the training split has 50"):
+    with pytest.raises(DataError, match=r"dataset\.images: 51 requested, but the training split has 50"):
         training_names(names, 51, seed=0)
 
 

@@ -217,7 +217,7 @@ def test_an_incomplete_or_failed_download_leaves_nothing(tmp_path: Path, monkeyp
 
     cases: list[tuple[Get, str]] = [
         (lambda: archive({**CamVid.split_sizes, "val": 100}), r"\(100, 100\) images and labels in val, not 101"),
-        (offline, r"could not be fetched from https.*no route to host.*--data DIR"),
+        (offline, r"could not be downloaded from https.*no route to host.*--data DIR"),
         *((lambda no=no: no, "camvid") for no in (b"<html>not found</html>", archive({})[:50], archive({}))),
     ]
     for download, message in cases:

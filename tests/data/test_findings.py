@@ -58,13 +58,13 @@ WRONG = {
     ),
     "begin at 1": (
         [split("t", 1, 2), split("v", 1, 2, seed=9)],
-        ["warning: x: no label map of t, v has the class a; do the values begin at 1? then give classes as a mapping"],
+        ["warning: x: no label map of t, v has the class a; if values start at 1, give classes as a mapping"],
     ),
     "the last never occurs": (
         [split("t", 0, 1), split("v", 0, 1, seed=9)],
         ["warning: x: no label map of t, v has the cl"],
     ),
-    "not in training": ([split("t", 0, 1), split("v", 0, 1, 2, seed=9)], ["warning: x: c occurs in v and not in t"]),
+    "not in training": ([split("t", 0, 1), split("v", 0, 1, 2, seed=9)], ["warning: x: c occurs in v but not in t"]),
     "much void": (
         [split("t", 0, 1, 2, void=155), split("v", 0, 1, 2, seed=9)],
         ["warning: x t: 92.3 % of all pixels are void; is a class among them?"],
@@ -88,7 +88,7 @@ def test_what_is_wrong_is_found(case: str) -> None:
 def test_splits_without_a_class_in_common_are_an_error() -> None:
     facts = replace(FACTS, class_names=tuple("abcd"), palette=((0, 0, 0),) * 4)
     assert [str(one) for one in find("x", facts, [split("t", 0, 1), split("v", 2, 3, seed=9)])] == [
-        "error: x: t and v have no class in common: a, b there, c, d here; are their label maps made in the same way?"
+        "error: x: t (a, b) and v (c, d) have no class in common; check that their label maps use the same values"
     ]
 
 
@@ -172,7 +172,7 @@ def test_check_says_what_is_there_and_draws_it(tmp_path: Path) -> None:
         "soil                25.00 %     50.00 %",
         "leaf                50.00 %     50.00 %",
         "void                25.00 %       never",
-        "nothing wrong was found",
+        "no problems found",
         "contact sheet: leaves-check.png",
     ]
     pixels = np.asarray(loaded(tmp_path / "leaves-check.png").convert("RGB")).reshape(-1, 3)
@@ -191,7 +191,7 @@ def test_check_tells_all_that_is_wrong_with_status_2(tmp_path: Path) -> None:
             "version https://git-lfs.github.com/spec/v1"
         )
     done = launch(tmp_path, "check", "leaves")
-    assert (done.status, done.err.count("is a pointer of Git LFS")) == (2, 2)
+    assert (done.status, done.err.count("is a Git LFS pointer")) == (2, 2)
     (tmp_path / "data" / "other").mkdir()
     told = launch(tmp_path, "check", "other").err
-    assert "has no dataset.yaml; write one, or have one proposed with `init other`" in told
+    assert "has no dataset.yaml; write one, or generate a proposal with `init other`" in told

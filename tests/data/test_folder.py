@@ -118,8 +118,8 @@ def test_all_that_is_wrong_with_a_description_is_told_at_once(tmp_path: Path) ->
     assert [line.partition(":")[0] for line in found] == ["void[0]", "mean[0]", "unknown"]
     assert problems(tmp_path, classes=numbers(256))[0].startswith("classes: 256 given; allowed are 2..255")
     assert problems(tmp_path, classes=numbers(255), splits={"train": GOOD, "new": {"images": "x"}}) == [
-        "splits: new without labels needs a value that is neither a class nor void, and 255 classes with void take "
-        "all of 0..255; give labels, or 254 classes at most"
+        "splits: new without labels needs a value that is neither a class nor void, and 255 classes and void use "
+        "all of 0..255; add labels, or reduce the classes to 254"
     ]
 
 
@@ -278,7 +278,7 @@ def test_label_maps_by_a_pattern_in_folders_inside_and_what_is_left_out(tmp_path
     assert found.names("train") == ("a.png",)
     assert found.left_out("train") == (
         "1 file .heic, which is not read, e.g. a.heic",
-        "3 files in folders inside, which recursive: true reads, e.g. a_photo.png",
+        "3 files in subfolders, which need recursive: true, e.g. a_photo.png",
     )
 
 
@@ -309,8 +309,8 @@ def test_a_list_with_names_of_no_image_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "leaves" / "l.txt").write_text("a\n" + "".join(f"x{at}\n" for at in range(12)))
     lines = told(tmp_path).splitlines()
     assert len(lines) == 11
-    assert lines[3].endswith("l.txt: the line 'x3' names no image of this split; correct the list, or add the image")
-    assert lines[10] == "and 2 more of such problems"
+    assert lines[3].endswith("l.txt: the line 'x3' matches no image of this split; correct the list, or add the image")
+    assert lines[10] == "and 2 more"
 
 
 def test_links_out_of_the_data_folder_are_followed_where_it_says_so(tmp_path: Path) -> None:
@@ -321,13 +321,13 @@ def test_links_out_of_the_data_folder_are_followed_where_it_says_so(tmp_path: Pa
         path = tmp_path / "data" / "leaves" / name
         path.rename(target := tmp_path / name.replace("/", "-"))
         path.symlink_to(target)
-    with pytest.raises(DataError, match=r"leads out of the data folder, .*where you trust the links, say follow_links"):
+    with pytest.raises(DataError, match=r"leads out of the data folder, .*if you trust the links, set follow_links"):
         leaves(tmp_path / "data").signature("train")
     found = lay_out(tmp_path / "data", (), splits=split, follow_links=True)
     assert len(found.signature("train")) == 3
     assert (found.read("train", "a.png")[1] == 1).all()
     (tmp_path / "train-a.png").unlink()
-    with pytest.raises(DataError, match=r"a\.png: is a link to .*train-a\.png, where nothing is"):
+    with pytest.raises(DataError, match=r"a\.png: is a link to .*train-a\.png, which does not exist"):
         found.signature("train")
 
 
@@ -352,6 +352,6 @@ def test_all_wrong_files_of_a_split_are_told_at_once(tmp_path: Path) -> None:
         prepare(leaves(tmp_path), "train", SizeSpec(), tmp_path / "cache")
     lines = str(caught.value).splitlines()
     assert len(lines) == 11
-    assert "03.png: is a pointer of Git LFS" in lines[0]
+    assert "03.png: is a Git LFS pointer" in lines[0]
     assert [line.partition(": ")[0][-6:-4] for line in lines[1:10]] == [f"{at:02d}" for at in range(4, 13)]
-    assert lines[10] == "and 1 more of such problems"
+    assert lines[10] == "and 1 more"

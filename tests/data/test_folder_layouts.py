@@ -217,7 +217,7 @@ def test_init_writes_both_files_once_and_a_plan_needs_no_line_edited(tmp_path: P
     assert "margin" in plan.out
     before = (tmp_path / "data" / "Pets (new)" / "dataset.yaml").read_bytes()
     again = launch(tmp_path, "init", "data/Pets (new)")
-    assert (again.status, "is there already, and is left as it is" in again.err) == (2, True)
+    assert (again.status, "already exists and was not overwritten" in again.err) == (2, True)
     assert (tmp_path / "data" / "Pets (new)" / "dataset.yaml").read_bytes() == before
 
 

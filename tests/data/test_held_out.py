@@ -174,7 +174,7 @@ def test_what_is_checked_before_a_start_is_each_part_once(execution: Execution) 
     check_plan(camvid_plan("dataset.images=3"), execution)
     for message, plan in (
         (r"train_003\.png has 0 pixels that are not void", camvid_plan(held_out=None)),
-        (r"dataset\.images: 4 asked for, the training split has 3; lower it", camvid_plan("dataset.images=4")),
+        (r"dataset\.images: 4 requested, but the training split has 3; lower it", camvid_plan("dataset.images=4")),
         (r"dataset\.held_out: 0\.7 of the 5 images of camvid train leaves 1 to train on", camvid_plan(held_out=0.7)),
     ):
         with pytest.raises(DataError, match=message):

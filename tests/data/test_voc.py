@@ -114,7 +114,7 @@ def test_what_is_wrong_with_the_files_is_told_with_what_to_put_where(tmp_path: P
     augmented = release(tmp_path) / "SegmentationClassAug"
     for file in augmented.iterdir():
         file.unlink()
-    expected = f"voc: {augmented} holds no .png label outside val; copy the label maps there"
+    expected = f"voc: {augmented} contains no .png label maps outside val; copy them there"
     assert expected in told(tmp_path, "names", "trainaug")
     augmented.rmdir()
     assert told(tmp_path, "names", "trainaug").startswith(f"voc: no folder {augmented}; ")
@@ -156,7 +156,9 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
         raise error
 
     torchvision_whose_download(fails, monkeypatch)
-    told = rf"voc: {tmp_path}/voc is missing and could not be fetched from http.*no route.*unpack VOCtrainval.*--data"
+    told = (
+        rf"voc: {tmp_path}/voc is missing and could not be downloaded from http.*no route.*unpack VOCtrainval.*--data"
+    )
     with pytest.raises(DataError, match=told):
         opened("voc", tmp_path).fetch(lambda done, total: None)
     assert list(tmp_path.iterdir()) == []

@@ -172,7 +172,7 @@ def test_classes_are_compared_by_name(mine: Path, run: Evaluate, data: Path) -> 
     folder_of(data, [names[at] for at in order])
     found = run(mine, name="folder", path="mine", note=notes.append)[1]
     np.testing.assert_array_equal(found[:, order], expected)  # the label maps have the old order
-    assert "in another order; they are compared by name" in "".join(notes)
+    assert "in a different order; they are matched by name" in "".join(notes)
     folder_of(data, ["Sky", *names[1:]])
     with pytest.raises(DataError, match=r"tells sky, .* apart, folder has Sky.*--map sky=Sky"):
         run(mine, name="folder", path="mine")
@@ -182,7 +182,7 @@ def test_classes_are_compared_by_name(mine: Path, run: Evaluate, data: Path) -> 
     together = run(mine, renamed={names[0]: names[1]}, note=notes.append)[1]
     np.testing.assert_array_equal(together[:, 1], expected[:, 0] + expected[:, 1])
     assert not together[:, 0].any()
-    assert f"has no class for {names[0]}, which is never predicted" in notes[-2]
+    assert f"has no class for {names[0]}, which are never predicted" in notes[-2]
     assert "deviation" in notes[-1]
 
 

@@ -203,7 +203,7 @@ def test_the_last_batch_is_left_out_only_when_it_would_hold_one_image() -> None:
     assert {case: num_batches(*case) for case in cases} == cases
     with pytest.raises(DataError, match=r"dataset.images: 1 .*at least 2"):
         num_batches(1, 4)
-    with pytest.raises(SpecError, match=r"train.batch_size: 1 .*2 or more"):
+    with pytest.raises(SpecError, match=r"train.batch_size: 1 .*at least 2 images"):
         num_batches(8, 1)
 
 
@@ -241,7 +241,9 @@ def test_every_label_inside_the_crop_is_there_once_and_at_its_class(crop: tuple[
         nothing = make_batch(job, np.zeros(0, dtype=np.int64), 0, CPU)  # of a rank without images
         assert nothing.images.shape == (0, 3, *crop)
         assert nothing.labels.numel() == 0
-    with pytest.raises(DataError, match=r"train.augment.crop_size: the training images differ in size"):
+    with pytest.raises(
+        DataError, match=r"train.augment.crop_size: is required, because the training images differ in size"
+    ):
         make_batch(tiny_job(data, None), positions, 0, CPU)
 
 

@@ -254,7 +254,10 @@ def test_features_that_cannot_be_kept_are_told(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(features_module._Files, "write", forgetful)
-    with pytest.raises(DataError, match=r"what is read back is never what was written; is the disk faulty\?"):
+    with pytest.raises(
+        DataError,
+        match=r"data read back repeatedly differ from data written; check the disk, or give another",
+    ):
         features_at(tmp_path / "faulty", prepared, spec())
     monkeypatch.setattr(os, "posix_fallocate", full)
     told = r"No space left on device.*0\.0 GB are needed; give another folder with --cache"

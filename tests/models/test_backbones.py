@@ -129,16 +129,16 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path: Path) -> None:
     refused(r"mobilenetv2_035.imagenet.safetensors.*(copy|put|set)")
     for content in ([torch.zeros(1)], torch.zeros(2)):
         torch.save(content, tmp_path / "w.pt")
-        refused(r"w\.pt: holds no tensors by name", pretrained="file:w.pt")
+        refused(r"w\.pt: contains no named tensors", pretrained="file:w.pt")
     (tmp_path / "w.pt").unlink()
     with pytest.raises(DataError, match=r"no weights at .*w\.pt; put the file there"):
         fetch_weights(spec(pretrained="file:w.pt"), tmp_path)
-    told = r"test_resnet\.nonsense\.safetensors and none downloaded .*nonsense.*put the file"
+    told = r"test_resnet\.nonsense\.safetensors and downloading failed .*nonsense.*put the file"
     with pytest.raises(DataError, match=told):
         fetch_weights(spec("test_resnet", pretrained="nonsense"), tmp_path)
     assert list((tmp_path / "weights").iterdir()) == []
     for inside, ask in product(("weights/../../w.pt", "/etc/w.pt"), (weights_path, weights_digest, fetch_weights)):
-        with pytest.raises(SpecError, match=rf"model\.pretrained: 'file:{inside}' leaves the data folder"):
+        with pytest.raises(SpecError, match=rf"model\.pretrained: 'file:{inside}' is outside the data folder"):
             ask(spec(pretrained=f"file:{inside}"), tmp_path)
 
 
@@ -215,7 +215,7 @@ def moco_file(path: Path, network: nn.Module, without: str = "") -> None:
 def test_moco_weights_are_taken_from_the_file_that_was_put_there(trained: nn.Module, tmp_path: Path) -> None:
     """But not from a wrong one, nor for another backbone."""
     for ask in (weights_path, weights_digest, fetch_weights):
-        with pytest.raises(SpecError, match=r"moco_v2 weights exist for resnet50 only; resnet18 needs others"):
+        with pytest.raises(SpecError, match=r"moco_v2 weights are available for resnet50 only; resnet18 needs others"):
             ask(spec("resnet18", pretrained="moco_v2"), tmp_path)
     moco_file(tmp_path / "weights" / FILE, trained, without="layer3.5.bn2.bias")
     told = rf"{re.escape(FILE)}: has no tensor 'layer3\.5\.bn2\.bias'.*MoCo v2 ResNet-50\?"
@@ -242,7 +242,7 @@ def test_moco_weights_are_fetched_and_checked(
     trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backbones, "MOCO_V2_URL", f"{tmp_path.as_uri()}/server/{FILE}")
-    with pytest.raises(DataError, match=r"resnet50\.moco_v2\.safetensors and none downloaded.*put the file there"):
+    with pytest.raises(DataError, match=r"resnet50\.moco_v2\.safetensors and downloading failed.*put the file there"):
         fetch_weights(MOCO, tmp_path)
     moco_file(tmp_path / "server" / FILE, trained)
     with pytest.raises(DataError, match=r"came with MD5 [0-9a-f]{8}, published is a04e12f8; run again"):

@@ -174,7 +174,7 @@ def test_what_is_wrong_with_a_file_is_told(state: State, tmp_path: Path) -> None
 
     for name in ("low_level_features.2.conv.3.weight", "high_level_features.17.conv.7.running_mean"):
         name, original = f"backbone.{name}", f"backbone.{name.partition('_level_')[2]}"
-        refused(f"{name} and {original} should be copies", state | {name: state[name] + 0.1})
+        refused(f"{name} and {original} should be identical copies", state | {name: state[name] + 0.1})
     refused(r"has an unexpected tensor 'mask_head\.weight'", state | {"mask_head.weight": torch.zeros(2)})
     refused("was trained for 11 classes, the data set has 19; give the data set", state, 19)
     other = {"fc.weight": torch.zeros(3, 3)}

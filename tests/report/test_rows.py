@@ -108,7 +108,7 @@ def test_every_trial_counts_once_whatever_is_asked_for_twice(study: Study) -> No
     assert len(results.trials) == 3
     longer = experiment("grid=[{acquire.strategy: [margin], seed: [0, 1, 2, 3], budget: [10, 20]}]")
     assert len(study.results(experiment(), longer).trials) == 8
-    with pytest.raises(SpecError, match="'study' is given to experiments that differ in more than their grids"):
+    with pytest.raises(SpecError, match="'study' is shared by experiments that differ in more than their grids"):
         study.results(experiment(), experiment("train.epochs=5"))
     with pytest.raises(SpecError, match="no experiment given"):
         study.results()

@@ -73,7 +73,7 @@ def test_a_full_disk_behind_standard_output_ends_a_command_with_a_line_and_statu
             [sys.executable, "launch.py", "--version"], stdout=file, stderr=subprocess.PIPE, text=True, cwd=ROOT
         )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: standard output: cannot be written (No space left on device); give it")
+    assert done.stderr.startswith("error: standard output: cannot be written (No space left on device); redirect it")
     assert done.stderr.count("\n") == 1
 
 

@@ -228,8 +228,8 @@ def test_uv_run_does_not_make_ray_pack_the_working_folder(monkeypatch: pytest.Mo
 
 OURS = RAY_SETTINGS["RAY_AUTH_TOKEN"]
 WRONG = [
-    ({}, "it asks for a token, and none is given; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file"),
-    ({"RAY_AUTH_MODE": "token"}, "it asks for a token, and none is given; set RAY_AUTH_TOKEN, "),
+    ({}, "the cluster requires a token, but none is set; set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file"),
+    ({"RAY_AUTH_MODE": "token"}, "the cluster requires a token, but none is set; set RAY_AUTH_TOKEN, "),
     ({"RAY_AUTH_TOKEN": "theirs"}, "the token of RAY_AUTH_TOKEN is not the cluster's; set RAY_AUTH_TOKEN"),
     (
         {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": OURS},
@@ -267,7 +267,7 @@ def test_joining_works_however_the_token_is_given(ray_cluster: str, tmp_path: Pa
     [
         ("127.0.0.1:1", r"no Ray cluster could be joined \(.*refused\); give HOST:PORT of a running one", {}),
         ("head", r"no Ray cluster could be joined \(Invalid address format: head\); give HOST:PORT", {}),
-        ("local", r"no Ray cluster could be joined \(it names no cluster\); give HOST:PORT", {}),
+        ("local", r"no Ray cluster could be joined \(no cluster has this address\); give HOST:PORT", {}),
         ("ray://127.0.0.1:10001", r"an address of Ray's client; run on a node of the cluster and give HOST:PORT", {}),
         (
             None,

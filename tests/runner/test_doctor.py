@@ -41,7 +41,7 @@ def test_a_fit_cluster_is_told_line_by_line() -> None:
     assert all(line.ok for line in lines)
     assert [str(line) for line in lines[:9]] == [
         "ok    trial      cluster: 2 nodes, a trial fits",
-        "ok    GPUs       cluster: none is in use",
+        "ok    GPUs       cluster: none in use",
         "ok    all-reduce one and two: two ranks on cuda completed an all-reduce in 1.5 s",
         "ok    versions   one: Python 3.11.7, torch 2.11.0",
         "ok    data       one: the driver's: camvid train",
@@ -65,7 +65,7 @@ WRONG: list[tuple[Facts, list[str]]] = [
             with_node(
                 versions={"Python": "3.12.1"},
                 contents={"camvid train": "b2"},
-                problems={"store": "/store on this node does not have what the driver writes there"},
+                problems={"store": "/store on this node does not contain what the driver wrote"},
                 clock=(61.5, 0.5),
                 free={"decoded images": ("/cache", GIB // 2)},
                 gpus=(Gpu("H100", 80 * GIB, 79 * GIB), Gpu("H100", 80 * GIB, 12 * GIB)),
@@ -76,11 +76,11 @@ WRONG: list[tuple[Facts, list[str]]] = [
         ),
         [
             "trial      cluster: a trial of 4 ranks needs 1 GPU for each rank; lower --ranks",
-            "GPUs       cluster: 3 GPUs are in use by other jobs of this cluster; trials wait for them, or stop those",
+            "GPUs       cluster: 3 GPUs are in use by other jobs of this cluster; wait for them, or stop those",
             f"all-reduce one and two: two ranks on cuda: no result in 120 s; {SAME_NETWORK} and NCCL_SOCKET_IFNAME",
             "versions   two: Python 3.12.1, the driver has 3.11.7; torch absent, the driver has 2.11.0; install the",
-            "data       two: camvid train: other content than the driver has; copy the driver's files, or let both",
-            "store      two: /store on this node does not have what the driver writes there; give --store a folder",
+            "data       two: camvid train: differs from the driver's; copy the driver's files, or use",
+            "store      two: /store on this node does not contain what the driver wrote; give --store a folder",
             "clock      two: 61.50 s ahead of the driver's, within 0.50 s; leases of the store need clocks that agree",
             "disk       two: 0.5 GiB are free for decoded images in /cache, 2 are needed at least; make room or",
             "GPUs       two: H100 79 of 80 GiB free; H100 12 of 80 GiB free; GPU 1 is used by another program; stop it",
@@ -162,7 +162,9 @@ def test_a_store_that_is_not_the_drivers_is_told(tmp_path: Path, monkeypatch: py
     Store(tmp_path / "a").write_record("doctor/driver.json", {"mark": "mark"})
     assert probe(str(tmp_path / "a"), "doctor/driver.json", "doctor/mine.json", "mark") == ""
     assert appears(Store(tmp_path / "a"), "doctor/mine.json", "mark")
-    assert "does not have what the driver writes" in probe(str(tmp_path / "b"), "doctor/driver.json", "x.json", "mark")
+    assert "does not contain what the driver wrote" in probe(
+        str(tmp_path / "b"), "doctor/driver.json", "x.json", "mark"
+    )
     (tmp_path / "file").write_text("")
     assert "file" in probe(str(tmp_path / "file"), "doctor/driver.json", "x.json", "mark")
 

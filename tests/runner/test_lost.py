@@ -62,7 +62,7 @@ def test_a_run_asked_to_stop_ends_with_status_3_leaves_no_process_and_is_resumed
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 3, output
-    assert "stopped; run the same command to go on from here" in output
+    assert "stopped; run the same command again to continue" in output
     wait_for(lambda: not psutil.pid_exists(pid), seconds=20)
     resumes_and_stops(start(place, "--local"))
 
@@ -78,7 +78,7 @@ def test_a_rank_that_hangs_ends_its_group_and_the_chain_goes_on_from_its_last_sa
     resumes_and_stops(process)
     attempts = [path.read_text() for path in (place / "store" / "attempts").glob("*/*.txt")]
     assert any(text.startswith("rank 0\nTraceback") and "all_reduce" in text for text in attempts)
-    assert any("rank 1, while rank 0 failed\ngives no answer" in text for text in attempts)
+    assert any("rank 1, while rank 0 failed\ndoes not respond" in text for text in attempts)
 
 
 @pytest.mark.slow

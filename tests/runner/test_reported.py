@@ -103,7 +103,7 @@ def test_why_a_process_was_lost_is_told_and_recorded(text: str, told: str, store
     assert told in store.last_error("hunt one")
     relay.on_trial_recover(0, [], trial)
     assert relay.errors["one"].startswith(told)
-    assert relay.errors["one"].endswith("(tried 2 times without getting further)")
+    assert relay.errors["one"].endswith("(tried 2 times without progress)")
 
 
 # Private folders

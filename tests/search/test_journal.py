@@ -97,7 +97,7 @@ def test_a_record_written_by_hand_is_read(store: Store, journal: Journal) -> Non
         ('{"reports": [], "index": 0, "values": {}, "origin": "file", "more": 1}', "is not valid (TypeError"),
         ("{", "is not JSON"),
         ('{"reports": [], "index": 2, "values": {}, "origin": "file"}', "is not valid (ValueError"),
-        (None, "is missing, and later samples are there"),
+        (None, "is missing, although later samples exist"),
     ],
 )
 def test_a_damaged_record_is_told_and_made_again(store: Store, journal: Journal, record: str | None, told: str) -> None:

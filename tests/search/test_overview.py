@@ -202,7 +202,9 @@ def test_status_has_a_line_a_sample_then_the_best(place: Path, store: Store, beg
 def test_a_damaged_record_is_named_and_its_sample_is_another(place: Path, begun: Journal) -> None:
     (record,) = place.glob("store/experiments/*/samples/00001.json")
     record.write_text("{}")
-    told = f"DAMAGED {record.relative_to(place / 'store')}: is not valid (KeyError('values')) (the next run makes it"
+    told = (
+        f"DAMAGED {record.relative_to(place / 'store')}: is not valid (KeyError('values')) (the next run will remake it"
+    )
     for command in ("plan", "status"):
         assert told in answer(place, command)
 

@@ -253,7 +253,7 @@
   let isBusy = false;
 
   async function inTurn(action) {
-    if (isBusy) return notice("Not taken: your last answer is still being sent.");
+    if (isBusy) return notice("Not recorded: your last answer is still being sent.");
     isBusy = true;
     try {
       await action();
@@ -274,7 +274,7 @@
   async function answer(kind, label, pressed) {
     const entry = shown();
     if (entry === null) return;
-    if (painted.item !== entry.item || pressed < painted.time) return notice("Not taken: this pixel was not shown yet.");
+    if (painted.item !== entry.item || pressed < painted.time) return notice("Not recorded: this pixel was not visible yet.");
     const reply = { id: identity(), annotator: page.annotator, question: entry.item.id, kind, label, ...clock.stop() };
     const unsent = { reply, replaces: page.back > 0 ? entry.id : null };
     memory.keep(unsent);

@@ -4,7 +4,7 @@
 const wire = (() => {
   const PATIENCE = 15000; // ms per attempt
   const GONE = new Set([403, 404, 421]);
-  const MOVED = "The server no longer knows this page: open the address that it printed. ";
+  const MOVED = "The server no longer knows this page; open the new address that it printed. ";
   const LOST = "No connection to the server. ";
   const KEPT = "Your answers are kept and will be sent again.";
   const BITMAPS = 12, PIXELS = 50e6; // limits on decoded images kept in memory
