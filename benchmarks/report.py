@@ -62,11 +62,10 @@ def experiment_of(stages: int) -> Experiment:
     return load_experiment(ROOT / "experiments" / "camvid-mobilenet.yaml", overrides)
 
 
-def fill(store: Store, experiment: Experiment) -> int:
-    """Store every stage of the experiment; return their number."""
+def fill(store: Store, experiment: Experiment) -> None:
+    """Store every stage of the experiment."""
     rng = np.random.default_rng(0)
-    chains = make_plan(experiment).chains
-    for chain in chains:
+    for chain in make_plan(experiment).chains:
         made = _Fill(store, rng)
         walk(chain.trial, SOURCE, experiment.evaluate, made)
         record = ChainRecord(
@@ -88,7 +87,6 @@ def fill(store: Store, experiment: Experiment) -> int:
             ),
         )
         write_chain(store, experiment, chain.id, record)
-    return sum(len(chain.fits) for chain in chains)
 
 
 class _Fill:

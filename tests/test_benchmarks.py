@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import baseline, bench, instant, render
+from benchmarks import baseline, bench, instant, render, report
 from benchmarks.goals import MEASURES
 from benchmarks.measures import FIRST, RESNET, SETTINGS, Bench, measurements
 from benchmarks.scale import Job, Watch, lines_of, plan_of
@@ -23,6 +23,8 @@ from pixelpick_ray.active.acquisition import margin
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.engine.batches import IGNORED
 from pixelpick_ray.models.segmentation import build_model, upsample
+from pixelpick_ray.report.rows import load_results
+from pixelpick_ray.store import Store
 from tests.support.chain_events import epoch_done
 from tests.support.launch import ROOT
 
@@ -104,6 +106,16 @@ def test_a_small_run_gives_valid_lines_and_a_page(tmp_path: Path, capsys: pytest
         assert line["goal"] == MEASURES[line["name"]].goals.get("cpu")
         assert MEASURES[line["name"]].about in page
     assert render.read(tmp_path / "results" / "cpu.jsonl") == lines
+
+
+def test_the_store_of_the_report_benchmark_has_every_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EPOCHS", "IMAGES"):
+        monkeypatch.setattr(report, name, 2)
+    monkeypatch.setattr("os.fsync", lambda fd: None)
+    experiment, store = report.experiment_of(100), Store(tmp_path)
+    report.fill(store, experiment)
+    found = load_results(store, [experiment])
+    assert (len(found.fits), found.missing) == (50, ())  # ten acquisition settings at five budgets
 
 
 def test_a_measurement_that_fails_loses_no_other(
