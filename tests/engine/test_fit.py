@@ -57,9 +57,6 @@ def fresh(job: FitJob) -> nn.Module:
     return build_model(job.model, num_classes=CLASSES, data_path=job.data_path, seed=job.seed, stage=job.stage)
 
 
-# Learning
-
-
 @pytest.mark.parametrize(("decoder", "lr"), [("dense", 3e-3), ("sparse", 5e-3)])
 def test_a_few_images_are_learnt(decoder: str, lr: float) -> None:
     """From every pixel, or from 60 of each image with the sparse decoder."""
@@ -102,9 +99,6 @@ def test_the_same_seed_gives_the_same_bytes_whatever_is_measured_in_between(monk
     assert precise == [False] * 6  # two batches an epoch
     for other in ("seed", "stage"):
         assert train(jobs[other])[0] != losses
-
-
-# The loss
 
 
 def by_hand(model: nn.Module, job: FitJob, positions: list[int]) -> torch.Tensor:
@@ -160,8 +154,6 @@ def test_a_training_that_diverges_stops_with_the_epoch_and_a_remedy() -> None:
         train(tiny_job(data, None, epochs=3, batch_size=2, optimizer=optimizer))
 
 
-# One rank against two
-
 PERCEPTRON = {"architecture": "mlp", "head": MlpSpec(hidden=(8,), dropout=0.0), "pretrained": "none"}
 DECAYING = AdamSpec(name="adam", lr=1e-3, layer_decay=0.5)
 
@@ -193,9 +185,6 @@ def test_two_ranks_train_measure_and_pick_what_one_rank_does(ranks: Ranks, optio
     assert first.digest == alone.digest
     assert len(alone.picks["y"]) == 7 * 6
     assert len(second.picks["y"]) == 0  # the first rank has the whole
-
-
-# Batches
 
 
 def test_the_last_batch_is_left_out_only_when_it_would_hold_one_image() -> None:
@@ -275,9 +264,6 @@ def test_redrawn_mistakes_are_drawn_anew_each_epoch_in_the_pixels_that_were_aske
     assert ((first != truth) == asked).all()
     assert ((second != truth) == asked).all()
     assert (first != second).any()
-
-
-# Schedules and optimisers
 
 
 def test_schedules_have_the_published_learning_rates() -> None:

@@ -77,9 +77,6 @@ def fitted(cache: Path, head: Any, *, shapes: Any = MIXED, full: bool = False) -
     return FrozenModel(fitted_head, lambda prepared: features_at(cache, prepared, model)), data, labels
 
 
-# Against a plain script
-
-
 def plain_maps(prepared: PreparedSplit, position: int, scale: float = 1.0) -> torch.Tensor:
     """Joined features of one image at stride 8, written down once more."""
     torch.manual_seed(stream_seed(3, "initialise", 0))
@@ -173,9 +170,6 @@ def test_vectors_are_interpolated_as_logits_are_and_full_supervision_counts_ever
     np.testing.assert_array_equal(one.counts.sum(axis=0), counts[1])
 
 
-# Picks
-
-
 @pytest.mark.parametrize("strategy", ["margin", "entropy", "least_confidence"])
 @pytest.mark.parametrize("pool_fraction", [0.0, 0.9])
 def test_picks_are_those_of_full_size_logits(
@@ -199,9 +193,6 @@ def test_bald_and_votes_draw_the_dropout_of_a_perceptron(tmp_path: Path) -> None
         assert len(one) == 15
         np.testing.assert_array_equal(one.y, again.y)
         assert not np.array_equal(one.y, other.y)
-
-
-# The cache
 
 
 def test_features_are_computed_once_and_damaged_ones_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,8 +273,6 @@ def test_what_decides_features_is_in_their_key_and_planning_knows_their_size(tmp
     assert len(list(tmp_path.glob("tiny-train-features-*"))) == len(models) + 1
 
 
-# Chains
-
 FROZEN = "model={backbone: test_resnet, pretrained: none, frozen: true, head: %s}", "train=null"
 
 
@@ -356,8 +345,6 @@ def test_a_decoder_learns_on_a_frozen_backbone_that_stays_as_it_is() -> None:
     assert not torch.equal(trained["classifier.weight"], before["classifier.weight"])
 
 
-# Any network
-
 VITS = "vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2 test_vit swin_tiny_patch4_window7_224 convnext_atto"
 
 
@@ -401,9 +388,6 @@ def test_the_weights_of_a_whole_network_are_those_of_its_features(tmp_path: Path
         last = extractor.network(images)[-1]
         expected = whole.forward_intermediates(images, indices=1, norm=False, intermediates_only=True)[-1]
     torch.testing.assert_close(last, expected, atol=1e-4, rtol=1e-4)
-
-
-# Room for features
 
 
 def test_features_used_longest_ago_make_room(tmp_path: Path) -> None:

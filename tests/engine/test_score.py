@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.data.streams import stream_seed
 from pixelpick_ray.engine import score
 from pixelpick_ray.engine.batches import TrainingData, network_input
-from pixelpick_ray.engine.score import confusion_counts, evaluate, pick, pick_initial
+from pixelpick_ray.engine.score import confusion_counts, evaluate, pick, pick_initial, predict
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.errors import DataError, RunError
 from pixelpick_ray.models.dropout import stochastic
@@ -43,12 +44,9 @@ def some_model() -> nn.Module:
     return copy.deepcopy(_untrained())
 
 
-# Evaluation
-
-
-@pytest.mark.parametrize("shapes", [((32, 48),), ODD], ids=["one size", "odd sizes"])
-def test_the_confusion_matrix_equals_counting_pixel_by_pixel(shapes: tuple[tuple[int, int], ...]) -> None:
-    """Whether the network was in training mode or not, and it is left as it was."""
+@pytest.mark.parametrize(("shapes", "batches"), [(((32, 48),), [[*range(7)]]), (ODD, [[0, 2, 3, 5, 6], [1, 4]])])
+def test_the_confusion_matrix_equals_counting_pixel_by_pixel(shapes: Any, batches: list[list[int]]) -> None:
+    """In a batch a size, whether the network was in training mode or not, and it is left as it was."""
     data, model = tiny_data(7, shapes=shapes), some_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     confusion, examples = evaluate(model, data.prepared, FACTS, ALONE)
@@ -59,6 +57,8 @@ def test_the_confusion_matrix_equals_counting_pixel_by_pixel(shapes: tuple[tuple
     assert confusion.dtype == np.int64
     assert np.abs(confusion - expected).sum() <= 4  # batches of another size may round a tie otherwise
     assert confusion.sum() == expected.sum() == data.prepared.candidates.sum()
+    with torch.inference_mode():
+        assert [batch.positions for batch in predict(model, data.prepared, FACTS, range(7), ALONE)] == batches
     assert 1 <= len(examples) <= 4
     for name, picture in examples.items():
         assert np.mean(picture != predicted[data.prepared.index[name]]) < 0.001
@@ -81,9 +81,6 @@ def test_counts_are_those_of_numpy(classes: int) -> None:
     found = confusion_counts(truth, predicted, classes)
     assert found.dtype == torch.int64
     assert np.array_equal(found.numpy(), expected)
-
-
-# Picking
 
 
 SCORES = {name: one.score for name, one in STRATEGIES.items() if not one.is_committee}
@@ -238,8 +235,6 @@ def test_the_entropy_of_what_was_asked_is_that_of_the_prediction_there(way: str)
     assert query.statistics["class_counts"] == np.bincount(pixels.label, minlength=CLASSES).tolist()
     assert sum(query.statistics["class_counts"]) == query.statistics["pixels"] == 18
 
-
-# On a GPU
 
 GPU = World(0, 1, torch.device("cuda"))
 

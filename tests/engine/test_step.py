@@ -39,12 +39,12 @@ def losses_of(job: FitJob) -> list[float]:
         {"full": True},
         {"decoder": "sparse"},
         {"precision": "bf16"},
-        {"optimizer": AdamSpec(name="adam", lr=1e-3)},  # which counts its steps
+        {"optimizer": AdamSpec(name="adam", lr=1e-3), "dropout": (0.0, 0.0, 0.0)},  # which counts its steps
     ],
     ids=["pixels", "every pixel", "sparse", "bf16", "adam"],
 )
 def test_recorded_steps_train_as_launched_ones(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    job = job_of(**options, dropout=(0.5, 0.5, 0.2))
+    job = job_of(**({"dropout": (0.5, 0.5, 0.2)} | options))
     recorded = losses_of(job)
     monkeypatch.setattr(steps, "_is_recorded", lambda world: False)
     launched = losses_of(job)

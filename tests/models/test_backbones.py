@@ -38,6 +38,7 @@ def test_features_have_the_strides_and_channels_they_say(backbone: str) -> None:
         pyramid = build_pyramid(spec(backbone, output_stride=output_stride))
         assert max(pyramid.strides) == output_stride
         assert shapes_of(pyramid) == shapes_said(pyramid)
+    assert Pyramid(nn.Identity(), (8, 8, 8), (4, 4, 8)).level_at(4) == 1  # of several of a stride the deepest
 
 
 @pytest.mark.parametrize("backbone", ["mobilenetv2_100", "resnet18", "efficientnet_lite0"])
@@ -52,10 +53,6 @@ def test_dilation_keeps_what_the_strided_backbone_computes(backbone: str) -> Non
             dilated = build_pyramid(spec(backbone, output_stride=output_stride)).network.eval().double()
             dilated.load_state_dict(strided.state_dict())
             torch.testing.assert_close(dilated(images)[-1][:, :, ::step, ::step], expected, rtol=1e-10, atol=1e-10)
-
-
-def test_of_several_levels_of_a_stride_the_deepest_is_taken() -> None:
-    assert Pyramid(nn.Identity(), (8, 8, 8), (4, 4, 8)).level_at(4) == 1
 
 
 @pytest.mark.parametrize(
