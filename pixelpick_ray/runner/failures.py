@@ -42,7 +42,8 @@ def explain_loss(text: str) -> str:
             f"Ray's memory monitor ended its process, because the node was low on memory{used}; lower "
             "--max-concurrent, train.batch_size or the sizes, or run fewer other programs there"
         )
-    raised = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception): .*)$", text, re.M) if "creation task" in text else []
+    has_cause = "creation task" in text or "Traceback" in text  # what Ray shows of a process that could not begin
+    raised = re.findall(r"^\s*((?:\w+\.)*\w*(?:Error|Exception): .*)$", text, re.M) if has_cause else []
     return f"{LOST} ({raised[-1].strip()})" if raised else LOST
 
 

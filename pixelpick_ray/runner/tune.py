@@ -13,10 +13,11 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -325,7 +326,7 @@ class Relay(tune.Callback):
 
     def _may_try_again(self, trial: Any, name: str) -> bool:
         """Whether a failed trial is worth another attempt; report and record a lost process, which could not do so."""
-        error = trial.get_pickled_error()
+        error = _last_error(trial)
         is_lost = isinstance(error, ray.exceptions.RayActorError)
         if is_lost:
             self._last_message[name] = explain_loss(str(error))
@@ -338,6 +339,15 @@ class Relay(tune.Callback):
         message = self._last_message.get(name, LOST)
         self.errors[name] = f"{message} (tried {self._losses[name]} times without progress)"
         return False
+
+
+def _last_error(trial: Any) -> Exception | None:
+    """Return what a trial raised last, if known.
+
+    Tune's own `get_pickled_error` looks in the trial's storage, where the file may not have been copied yet.
+    """
+    path = trial.pickled_error_file
+    return cloudpickle.loads(Path(path).read_bytes()) if path and Path(path).exists() else None
 
 
 class _StopWhen(tune.Stopper):

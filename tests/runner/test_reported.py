@@ -89,15 +89,21 @@ used / 16.00GB limit (0.950000)"""
             "The actor died because of an error raised in its creation task\nModuleNotFoundError: No module named 'y'",
             f"{LOST} (ModuleNotFoundError: No module named 'y')",
         ),
+        (
+            "Worker exits unexpectedly. Worker exits with an exit code None. Traceback (most recent call last):\n"
+            "ModuleNotFoundError: No module named 'y'\nAn unexpected internal error occurred",
+            f"{LOST} (ModuleNotFoundError: No module named 'y')",
+        ),
         ("Some common causes include: (1) the process was killed by the OOM killer due to high memory usage", LOST),
     ],
 )
-def test_why_a_process_was_lost_is_told_and_recorded(text: str, told: str, store: Store) -> None:
+def test_why_a_process_was_lost_is_told_and_recorded(text: str, told: str, store: Store, tmp_path: Path) -> None:
     assert explain_loss(text).startswith(told)
     heard: list[Event] = []
     relay = Relay(heard.append, 1, store, prefix="hunt ")
     error = ray.exceptions.RayActorError(error_msg=text)
-    trial: Any = SimpleNamespace(config={"name": "one"}, get_pickled_error=lambda: error, max_failures=9)
+    (tmp_path / "error.pkl").write_bytes(ray.cloudpickle.dumps(error))  # as Tune leaves it, before it is copied
+    trial: Any = SimpleNamespace(config={"name": "one"}, pickled_error_file=tmp_path / "error.pkl", max_failures=9)
     relay.on_trial_recover(0, [], trial)
     assert heard == [ChainFailed("one", explain_loss(text), final=False)]
     assert told in store.last_error("hunt one")
