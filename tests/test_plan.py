@@ -1,4 +1,4 @@
-"""Plans, against counts made in other ways, what is stored of them and refused; and the state of every stage."""
+"""Plans, against counts by hand, what is stored of them and refused; and the state of every stage."""
 
 import json
 import os
@@ -6,17 +6,13 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import parse_experiment
-from pixelpick_ray.config.trial import Trial
 from pixelpick_ray.data.cache import training_names
 from pixelpick_ray.errors import DataError, SpecError
 from pixelpick_ray.planning import Plan, claim_name, progress_of
@@ -39,85 +35,24 @@ def test_the_published_experiment_is_planned_without_torch_and_data(camvid_yaml:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["camvid.yaml"]
 
 
-# Counting by brute force: each step as the nested tuple of everything that it depends on.
-
-
-def steps_of(trial: Trial) -> tuple[list[Any], list[Any]]:
-    """Fits and picks of a trial in their order."""
-    acquire = trial.acquire
-    network = (trial.dataset.images, trial.model.backbone, trial.train.epochs, trial.seed)
-    if trial.budget == "full":
-        return [("fit", network, "every pixel")], []
-    labels: tuple[Any, ...] = (("first", trial.dataset.images, trial.seed, acquire.initial_pixels),)
-    fits, picks, labelled = [], [labels[0]], acquire.initial_pixels
-    while True:
-        fits.append(("fit", network, len(fits), labels))
-        if labelled == trial.budget:
-            return fits, picks
-        picks.append(("pick", fits[-1], acquire.strategy, acquire.pixels_per_stage, acquire.pool_fraction))
-        labels += (picks[-1],)
-        labelled += acquire.pixels_per_stage
-
-
-def all_but_the_budget(trial: Trial) -> tuple[Any, ...]:
-    """What trials of one chain have in common."""
-    network, acquire = (trial.dataset.images, trial.model.backbone, trial.train.epochs, trial.seed), trial.acquire
-    how = (acquire.strategy, acquire.initial_pixels, acquire.pixels_per_stage, acquire.pool_fraction)
-    return (*network, "full") if trial.budget == "full" else (*network, *how)
-
-
-def some(*values: Any) -> st.SearchStrategy[list[Any]]:
-    return st.lists(st.sampled_from(values), min_size=1, unique=True)
-
-
-@st.composite
-def grids(draw: st.DrawFn) -> dict[str, list[Any]]:
-    """A random grid whose budgets all its points can reach."""
-    grid: dict[str, list[Any]] = {
-        "acquire.initial_pixels": draw(some(5, 10)),
-        "acquire.pixels_per_stage": draw(some(5, 10, 15)),
-        "seed": draw(some(0, 1, 2)),
-    }
-    optional = {
-        "acquire.strategy": some("margin", "random", "entropy"),
-        "acquire.pool_fraction": some(0.0, 0.05),
-        "model.backbone": some("resnet18", "resnet34"),
-        "dataset.images": some(4, 8),
-        "train.epochs": some(3, 4),
-    }
-    for path in draw(st.lists(st.sampled_from(sorted(optional)), unique=True, max_size=3)):
-        grid[path] = draw(optional[path])
-    pairs = [(first, step) for first in grid["acquire.initial_pixels"] for step in grid["acquire.pixels_per_stage"]]
-    reached = [b for b in range(5, 50, 5) if all(b >= first and (b - first) % step == 0 for first, step in pairs)]
-    grid["budget"] = draw(some(*reached, "full"))
-    return grid
-
-
-@given(st.lists(grids(), min_size=1, max_size=2))
-def test_counts_and_what_chains_share_are_those_of_enumerating_every_step(grid: list[dict[str, list[Any]]]) -> None:
-    plan = tiny_plan(f"grid={json.dumps(grid)}")
-    steps = [steps_of(trial) for trial in plan.trials]
-    assert len({json.dumps(trial.model_dump()) for trial in plan.trials}) == len(plan.trials)
-    assert len(plan.chains) == len({all_but_the_budget(trial) for trial in plan.trials})
-    assert plan.num_fits == len({fit for fits, _ in steps for fit in fits})
-    assert plan.num_fits_unshared == sum(len(fits) for fits, _ in steps)
-    assert plan.num_picks == len({pick for _, picks in steps for pick in picks})
-    of_chain = {chain.id: steps_of(chain.trial) for chain in plan.chains}
-    for chain in plan.chains:
-        mine = [trial for trial in plan.trials if all_but_the_budget(trial) == all_but_the_budget(chain.trial)]
-        assert set(chain.budgets) == {trial.budget for trial in mine}
-        assert list(chain.budgets) == sorted(chain.budgets, key=lambda budget: 0 if budget == "full" else budget)
-        assert chain.trial.num_stages == max(trial.num_stages for trial in mine)
-        fits, picks = of_chain[chain.id]
-        assert (len(chain.fits), len(chain.picks)) == (len(fits), len(picks))
-        kept = set()
-        for other in plan.chains:
-            theirs = of_chain[other.id][0]
-            common = sum(mine == their for mine, their in zip(fits, theirs, strict=False))
-            assert chain.shared_fits(other) == common
-            assert fits[:common] == theirs[:common]
-            kept |= set(range(common)) if other is not chain else set()
-        assert plan.stages_to_keep(chain) == kept
+def test_counts_and_what_chains_share_are_those_by_hand() -> None:
+    """Two strategies with two seeds, one chain that goes further, one of other networks, and full supervision."""
+    grids = "{acquire.strategy: [margin, random], seed: [0, 1], budget: [6, 2, 4]}, {seed: [0], budget: [8]}"
+    more = "{train.epochs: [3], seed: [0], budget: [4]}, {seed: [0], budget: [full]}"
+    plan = tiny_plan(f"grid=[{grids}, {more}]")
+    assert [chain.budgets for chain in plan.chains] == [(2, 4, 6, 8), *[(2, 4, 6)] * 3, (4,), ("full",)]
+    assert [len(chain.fits) for chain in plan.chains] == [4, 3, 3, 3, 2, 1]
+    assert [len(chain.picks) for chain in plan.chains] == [4, 3, 3, 3, 2, 0]  # the first pixels, and none at the end
+    assert [chain.trial.num_stages for chain in plan.chains] == [4, 3, 3, 3, 2, 1]
+    # Strategies share the first fit of a seed and its first pixels, which the other networks share too.
+    assert (len(plan.trials), plan.num_fits) == (4 * 3 + 1 + 1 + 1, 16 - 2)
+    assert plan.num_fits_unshared == 4 * (1 + 2 + 3) + 4 + 2 + 1
+    assert plan.num_picks == 15 - 3
+    assert [[one.shared_fits(two) for two in plan.chains] for one in plan.chains] == [
+        *([4, 0, 1, 0, 0, 0], [0, 3, 0, 1, 0, 0], [1, 0, 3, 0, 0, 0]),
+        *([0, 1, 0, 3, 0, 0], [0, 0, 0, 0, 2, 0], [0, 0, 0, 0, 0, 1]),
+    ]
+    assert [plan.stages_to_keep(chain) for chain in plan.chains] == [frozenset({0})] * 4 + [frozenset()] * 2
 
 
 # What is stored

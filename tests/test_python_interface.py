@@ -2,9 +2,6 @@
 
 import contextlib
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -15,16 +12,9 @@ import pixelpick_ray as pp
 from pixelpick_ray.events import Event
 from tests.support.documents import DOCS, blocks
 from tests.support.experiments import experiment_text
-from tests.support.launch import ROOT, launch
+from tests.support.launch import ROOT
 
 pytestmark = pytest.mark.training
-
-
-@pytest.fixture
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "pp.Experiment":
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "own.yaml").write_text(experiment_text("own", grid="[{seed: [0], budget: [10, 20]}]"))
-    return pp.load("own.yaml", **{"train.epochs": 1})
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -53,7 +43,10 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert printed[-1]["data"]["text/plain"] == "0"
 
 
-def test_a_run_that_stops_or_fails_says_why(experiment: "pp.Experiment", tmp_path: Path) -> None:
+def test_a_run_that_stops_or_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(experiment_text("own", grid="[{seed: [0], budget: [10, 20]}]"))
+    experiment = pp.load("own.yaml", **{"train.epochs": 1})
     outcome = pp.run(experiment, local=True, time_limit_seconds=1e-9)
     assert (outcome.status, outcome.trained, list(outcome.missing.values())) == (3, 0, ["stopped early"])
     events: list[Event] = []
@@ -72,51 +65,3 @@ def test_a_run_that_stops_or_fails_says_why(experiment: "pp.Experiment", tmp_pat
         pp.run(experiment, local=True, ranks=2)
     with pytest.raises(AttributeError, match="has no attribute 'predict'"):
         pp.predict  # noqa: B018
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_the_command_line_finds_what_a_program_made(experiment: "pp.Experiment", tmp_path: Path) -> None:
-    assert pp.run(experiment, local=True).trained == 2
-    words = ("--set", "train.epochs=1")
-    assert "trained now: 0" in launch(tmp_path, "run", "own.yaml", "--local", *words).out
-    assert launch(tmp_path, "report", "own.yaml", "--out", "report", *words).status == 0
-    rows = (tmp_path / "report" / "rows.csv").read_text().splitlines()
-    frame = pp.results("store", experiment)
-    assert list(frame.columns) == rows[0].split(",")
-    assert len(frame) == len(rows) - 1
-
-
-LAUNCHER = """
-import numpy as np
-import pixelpick_ray as pp
-
-class Squares(pp.Dataset):
-    facts = pp.DatasetFacts(
-        name="squares", class_names=("a", "b"), void_index=255, mean=(0.5, 0.5, 0.5), std=(0.3, 0.3, 0.3),
-        palette=((0, 0, 0), (255, 0, 0)), splits=("train", "test"),
-    )
-    def names(self, split):
-        return tuple(f"{split}{number}" for number in range(4))
-    def signature(self, split):
-        return [["squares", split]]
-    def read(self, split, name):
-        label = np.zeros((32, 48), np.uint8)
-        label[8:20, 10:30] = 1
-        return np.repeat(label[:, :, None] * 200, 3, axis=2), label
-
-if __name__ == "__main__":
-    pp.register("dataset", "squares", Squares)
-    outcomes = [pp.run(pp.load("squares.yaml"), local=local) for local in (False, True)]
-    print([(one.status, one.trained) for one in outcomes])
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_data_set_of_a_launcher_reaches_rays_workers(tmp_path: Path) -> None:
-    (tmp_path / "launcher.py").write_text(LAUNCHER)
-    (tmp_path / "squares.yaml").write_text(experiment_text("squares", dataset="{name: squares}"))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "launcher.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.stdout.strip() == "[(0, 1), (0, 0)]", done.stdout + done.stderr

@@ -27,9 +27,8 @@ from pixelpick_ray.store import Store, leases
 from pixelpick_ray.store import results as store_module
 from pixelpick_ray.store.backend import PARTIAL, STALE_SECONDS, UNSYNCED, process_stamp
 from pixelpick_ray.store.outputs import replace_files
-from tests.support.launch import ROOT, launch, overriding, unprivileged
+from tests.support.launch import ROOT, unprivileged
 from tests.support.results import INPUTS, KEY, ME, OTHER, at_once, left, publish, puts
-from tests.support.tiny_data import TINY_EXPERIMENT, TWO_STAGES
 
 pytestmark = pytest.mark.long
 
@@ -235,31 +234,6 @@ def test_lost_permission_is_told_with_the_path_and_what_to_do() -> None:
         assert store.damaged() == []
 
 
-@root_only
-def test_a_run_whose_disk_fills_says_so_and_goes_on_when_there_is_space(disk: Path, tmp_path: Path, tiny: None) -> None:
-    (tmp_path / "tiny.yaml").write_text(TINY_EXPERIMENT)
-
-    def run(store: Path) -> Any:
-        options = (*overriding(*TWO_STAGES), "--local", "--device", "cpu", "--store", str(store))
-        return launch(tmp_path, "run", "tiny.yaml", *options)
-
-    filling = disk / "filling"
-    filling.write_bytes(b"x" * 800_000)
-    done = run(disk / "store")
-    assert done.status == 1
-    assert "the disk is full; free space there, or give another --store, and run again" in done.out
-    filling.unlink()
-    subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
-    again, undisturbed = run(disk / "store"), run(tmp_path / "store")
-    numbers = [line for line in undisturbed.out.splitlines() if line.startswith("deeplabv3plus")]
-    assert (again.status, len(numbers)) == (0, 2)
-    assert set(numbers) <= set(again.out.splitlines())
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    refused = run(disk / "store")
-    assert refused.status == 2
-    assert "the file system is read-only; mount it writable, or give another --store" in refused.err
-
-
 # Kills
 
 
@@ -450,17 +424,8 @@ def test_a_process_of_another_namespace_of_this_machine_is_not_known_to_be_dead(
     """As in two containers of one host: the holder's number means nothing here."""
     code = "import sys; from pixelpick_ray.store import Store; "
     code += f"lease = Store(sys.argv[1]).take('fit', {KEY!r}); print('held', flush=True); sys.stdin.read()"
-    command = [
-        "unshare",
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "--kill-child",
-        sys.executable,
-        "-c",
-        code,
-        str(store.path),
-    ]
+    apart = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    command = [*apart, sys.executable, "-c", code, str(store.path)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         if process.stdout.readline() != b"held\n":

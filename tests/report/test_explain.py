@@ -126,18 +126,6 @@ def test_a_cell_without_values_says_why_and_only_the_splits_that_it_needs_can_be
     assert told(study, results, "split=val").startswith("two: margin at 10 pixels per image, mIoU missing 0/1, n = 0")
 
 
-def test_a_setting_is_named_with_its_commas(study: Study) -> None:
-    varied = "acquire.pool_fraction: [0.1, 0.2], train.schedule: [{name: multistep, milestones: [1, 2]}]"
-    spec = experiment("train.epochs=3", f"grid=[{{{varied}, budget: [10]}}]")
-    results = fill(study, spec, lambda trial: exact(500 if trial.acquire.pool_fraction == 0.1 else 600))
-    first, second = dict.fromkeys(point.setting for point in results.trials)
-    assert first.startswith("acquire.pool_fraction=0.1, train.schedule.milestones=[1,2], train.schedule.name=multistep")
-    for setting, value in ((first, "50.0"), (second, "60.0"), (second.replace(" ", ""), "60.0")):
-        text = told(study, results, f"setting={setting},budget=10")
-        assert text.startswith(f"study: margin at 10 pixels per image, mIoU {value} %")
-    assert f"\n  setting     {second}\n" in text
-
-
 def test_a_removed_fit_and_one_without_facts_are_told_as_unknown(study: Study) -> None:
     spec, bare = experiment(GRID), experiment(ONE, "name=bare", "train.batch_size=1")
     fill(study, spec)

@@ -1,25 +1,18 @@
 """The whole report: every file, the same bytes each time, no torch and no ray, nothing from elsewhere."""
 
-import io
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from PIL import Image
 
-from pixelpick_ray.config.experiment import Experiment, load_experiment
+from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.errors import SpecError
-from pixelpick_ray.report.cells import build_cells, reported
-from pixelpick_ray.report.figures import curve_png, curve_svg
 from pixelpick_ray.report.files import write_report
-from pixelpick_ray.report.scoreboard import comparable_cells, compare
 from pixelpick_ray.store import Store
-from tests.support.study import Study, exact, experiment, matrix
+from tests.support.study import Study, experiment, matrix
 
 pytestmark = pytest.mark.whole_report
 
@@ -116,29 +109,3 @@ def test_every_section_is_in_its_files(study: Study, tmp_path: Path) -> None:
     assert "<td>car</td>" in page  # which does not occur
     assert not re.search(r"[^a-z]nan[^a-z]", re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL).lower())
     assert "http" not in re.sub(r"<p class=.note.>.*?</p>|http-equiv", "", page.replace("http://www.w3.org", ""))
-
-
-def test_published_points_are_drawn_and_two_data_sets_in_two_panels(study: Study) -> None:
-    path = Path(__file__).resolve().parents[2] / "experiments" / "camvid-mobilenet.yaml"
-    theirs = load_experiment(path, ["grid=[{seed: [0], budget: [20, 40, full]}]"])
-    voc = experiment("name=other", "dataset={name: voc, long_side: 400}")
-    for spec in (theirs, voc):
-        study.fill(spec, lambda trial: exact(508))
-    results = study.results(theirs, voc)
-    cells = build_cells(results)
-    shown, published = reported(results, cells), comparable_cells(compare(results, cells))
-    assert "<!-- margin, published (best epoch) -->" in curve_svg(results, shown, published)
-    with Image.open(io.BytesIO(curve_png(results, shown, {}))) as image:
-        assert image.width > 1.2 * image.height
-
-
-def test_reporting_imports_neither_torch_nor_ray() -> None:
-    code = (
-        "import importlib, pkgutil, sys, pixelpick_ray.report as report\n"
-        "names = [module.name for module in pkgutil.iter_modules(report.__path__)]\n"
-        "[importlib.import_module(f'pixelpick_ray.report.{name}') for name in names]\n"
-        "print(len(names), sorted({'torch', 'ray', 'timm', 'torchvision', 'scipy.stats'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    number, _, heavy = done.stdout.strip().partition(" ")
-    assert (int(number) >= 11, heavy) == (True, "[]")
