@@ -180,9 +180,10 @@ def _quiet() -> Iterator[None]:
 
     Also keeps it from packing the working directory under `uv run`, unless the user wants that.
     """
-    logger = logging.getLogger("ray.tune.execution.tune_controller")
-    before, level = (utils.set_sigterm_handler, worker.print_to_stdstream), logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(f"ray.tune.{name}") for name in ("execution.tune_controller", "tune")]
+    before, levels = (utils.set_sigterm_handler, worker.print_to_stdstream), [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", False)
     utils.set_sigterm_handler = lambda handler: None
     worker.print_to_stdstream = lambda *arguments, **options: None
@@ -190,7 +191,8 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler, worker.print_to_stdstream = before
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def is_draining() -> bool:

@@ -6,6 +6,7 @@ makes progress every few attempts.
 """
 
 import contextlib
+import re
 import socket
 import sys
 import time
@@ -326,14 +327,12 @@ class Relay(tune.Callback):
 
     def _may_try_again(self, trial: Any, name: str) -> bool:
         """Whether a failed trial is worth another attempt; report and record a lost process, which could not do so."""
-        error = _last_error(trial)
-        is_lost = isinstance(error, ray.exceptions.RayActorError)
-        if is_lost:
-            self._last_message[name] = explain_loss(str(error))
-            self._store.record_attempt(self._prefix + name, f"{error}\n{self._last_message[name]}")
+        if loss := _loss_of(trial):
+            self._last_message[name] = explain_loss(loss)
+            self._store.record_attempt(self._prefix + name, f"{loss}\n{self._last_message[name]}")
         self._losses[name] += 1
         if self._losses[name] <= self._max_failures:
-            if is_lost:
+            if loss:
                 self._on_event(ChainFailed(name, self._last_message[name], final=False))
             return True
         message = self._last_message.get(name, LOST)
@@ -341,13 +340,19 @@ class Relay(tune.Callback):
         return False
 
 
-def _last_error(trial: Any) -> Exception | None:
-    """Return what a trial raised last, if known.
+def _loss_of(trial: Any) -> str:
+    """Return Ray's message if a trial's process was lost when it last failed; empty if the trial raised an exception.
 
-    Tune's own `get_pickled_error` looks in the trial's storage, where the file may not have been copied yet.
+    Reads what Tune leaves in its staging folder; `get_pickled_error` looks in the trial's storage, where it may not
+    have been copied yet, and knows nothing of the memory monitor.
     """
-    path = trial.pickled_error_file
-    return cloudpickle.loads(Path(path).read_bytes()) if path and Path(path).exists() else None
+    if not trial.error_file or not Path(trial.error_file).exists():
+        return ""
+    told = Path(trial.error_file).read_text(encoding="utf-8", errors="replace")
+    last = re.split(r"^Failure # \d+ \(occurred at .*\)$", told, flags=re.MULTILINE)[-1].strip()
+    pickled = trial.pickled_error_file
+    raised = cloudpickle.loads(Path(pickled).read_bytes()) if pickled and Path(pickled).exists() else None
+    return "" if isinstance(raised, ray.exceptions.RayTaskError) and str(raised).strip() == last else last
 
 
 class _StopWhen(tune.Stopper):

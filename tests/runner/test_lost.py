@@ -82,6 +82,19 @@ def test_a_rank_that_hangs_ends_its_group_and_the_chain_goes_on_from_its_last_sa
 
 
 @pytest.mark.slow
+def test_a_chain_that_rays_memory_monitor_ends_is_told_so(place: Path) -> None:
+    limits = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in limits.items():
+            patch.setenv(name, value)
+        told, _ = start(place).communicate(timeout=240)
+    assert re.search(
+        r"MISSING .*: Ray's memory monitor ended its process, .* GB were in use; lower --max-concurrent", told
+    )
+    assert "ERROR" not in told
+
+
+@pytest.mark.slow
 def test_chains_whose_processes_cannot_even_begin_are_given_up(place: Path) -> None:
     """As on nodes where this package is not installed: only the driver finds it."""
     words = ["launch.py", "run", "long.yaml"]

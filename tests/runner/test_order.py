@@ -77,7 +77,7 @@ def test_a_chain_that_went_on_or_was_lost_does_not_wait_for_people_any_more(benc
     bench.answered |= {chain.id for chain in bench.chains}
     assert first not in bench.handed()
     bench.tell(other, AnswersAwaited, 0, 15, 15)
-    lost = SimpleNamespace(config={"name": bench.chains[other].id}, pickled_error_file=None)
+    lost = SimpleNamespace(config={"name": bench.chains[other].id}, error_file=None)
     bench.relay.on_trial_error(0, [], lost)
     assert bench.relay.asking == set()
     assert bench.relay.lost == [bench.chains[other].id]

@@ -101,15 +101,24 @@ def test_why_a_process_was_lost_is_told_and_recorded(text: str, told: str, store
     assert explain_loss(text).startswith(told)
     heard: list[Event] = []
     relay = Relay(heard.append, 1, store, prefix="hunt ")
-    error = ray.exceptions.RayActorError(error_msg=text)
-    (tmp_path / "error.pkl").write_bytes(ray.cloudpickle.dumps(error))  # as Tune leaves it, before it is copied
-    trial: Any = SimpleNamespace(config={"name": "one"}, pickled_error_file=tmp_path / "error.pkl", max_failures=9)
+    raised = ray.exceptions.RayTaskError("train", "Traceback: no file", OSError("no file"))
+    for name, content in (
+        ("error.pkl", ray.cloudpickle.dumps(raised)),  # what Tune leaves of an exception that came before
+        ("error.txt", f"Failure # 1 (occurred at 1)\n{raised}\nFailure # 2 (occurred at 2)\n{text}\n".encode()),
+    ):
+        (tmp_path / name).write_bytes(content)
+    files = {"pickled_error_file": tmp_path / "error.pkl", "error_file": tmp_path / "error.txt"}
+    trial: Any = SimpleNamespace(config={"name": "one"}, max_failures=9, **files)
     relay.on_trial_recover(0, [], trial)
     assert heard == [ChainFailed("one", explain_loss(text), final=False)]
     assert told in store.last_error("hunt one")
     relay.on_trial_recover(0, [], trial)
     assert relay.errors["one"].startswith(told)
     assert relay.errors["one"].endswith("(tried 2 times without progress)")
+    (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at 1)\n{raised}\n")
+    heard.clear()
+    Relay(heard.append, 1, store).on_trial_recover(0, [], trial)
+    assert heard == []  # the trial itself reported its exception
 
 
 # Private folders
