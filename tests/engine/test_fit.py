@@ -147,11 +147,18 @@ def test_full_supervision_leaves_void_and_padding_out() -> None:
     assert loss_sum(logits, batch).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_training_that_diverges_stops_with_the_epoch_and_a_remedy() -> None:
-    data = tiny_data(4)
-    optimizer = SgdSpec(name="sgd", lr=1e30)
-    with pytest.raises(RunError, match=r"stage 0, epoch \d of 3: the loss is .*lower train.optimizer.lr"):
-        train(tiny_job(data, None, epochs=3, batch_size=2, optimizer=optimizer))
+@pytest.mark.parametrize(
+    ("lr", "epochs", "batch_size", "told"),
+    [
+        (1e30, 3, 2, r"stage 0, epoch \d of 3: the loss is "),
+        (1e39, 1, 4, "stage 0, epoch 1 of 1: weights are not finite"),
+    ],
+)
+def test_a_training_that_diverges_stops_with_the_epoch_and_a_remedy(
+    lr: float, epochs: int, batch_size: int, told: str
+) -> None:
+    with pytest.raises(RunError, match=f"{told}.*lower train.optimizer.lr"):
+        train(tiny_job(tiny_data(4), None, epochs=epochs, batch_size=batch_size, optimizer=SgdSpec(name="sgd", lr=lr)))
 
 
 PERCEPTRON = {"architecture": "mlp", "head": MlpSpec(hidden=(8,), dropout=0.0), "pretrained": "none"}
