@@ -1,5 +1,6 @@
 """Shared fixtures and settings of all tests."""
 
+import logging
 import os
 import re
 import signal
@@ -67,6 +68,25 @@ def ray_cluster() -> Iterator[str]:
         _,
     ):
         yield address
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """The address, with credentials, of a bucket on a loopback S3 server; `{}` in it is the place of a prefix."""
+    server = pytest.importorskip("moto.server")
+    from pyarrow.fs import FileSystem
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    try:
+        host, port = running.get_host_and_port()
+        options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+        system, _ = FileSystem.from_uri(f"s3://reader:hush@bucket?{options}&allow_bucket_creation=true")
+        system.create_dir("bucket")
+        yield f"s3://reader:hush@bucket/{{}}?{options}"
+    finally:
+        running.stop()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import baseline, bench, instant, render, report
 from benchmarks.goals import MEASURES
-from benchmarks.measures import FIRST, RESNET, SETTINGS, Bench, measurements
+from benchmarks.measures import FIRST, RESNET, Bench
 from benchmarks.scale import Job, Watch, lines_of, plan_of
 from benchmarks.sharing import mapped_copies
 from benchmarks.timing import compare, take_turns
@@ -25,7 +25,6 @@ from pixelpick_ray.engine.batches import IGNORED
 from pixelpick_ray.models.segmentation import build_model, upsample
 from pixelpick_ray.report.rows import load_results
 from pixelpick_ray.store import Store
-from tests.support.chain_events import epoch_done
 from tests.support.launch import ROOT
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.training]
@@ -160,13 +159,6 @@ def test_results_keep_other_devices_and_say_what_holds_and_what_is_not_measured(
     assert ("`start_fresh`" in missing, "`train_step_over_bare`" in missing) == (True, False)
 
 
-def test_every_kind_of_device_has_its_measurements() -> None:
-    for kind, settings in SETTINGS.items():
-        names = list(measurements(Bench(torch.device(kind), None, 4, 1, 1)))
-        assert sum(name.startswith("training") for name in names) == len(settings)
-        assert names[-1] == "start"
-
-
 # Many chains on Ray
 
 
@@ -179,13 +171,6 @@ def test_a_job_reaches_the_workers_as_the_identities_and_lengths_of_its_chains(t
     assert given == instant.Work([(chain.id, 3) for chain in plan.chains], str(tmp_path / "gate"))
     program = "import sys, benchmarks.instant; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
-
-
-def test_a_watch_opens_the_gate_when_so_many_chains_have_begun(tmp_path: Path) -> None:
-    watch = Watch(tmp_path / "gate", fill=2)
-    for chain, epoch, is_open in (("a", 0, False), ("a", 1, False), ("b", 0, True)):
-        watch(epoch_done(chain, epoch, 1))
-        assert watch.gate.exists() == is_open
 
 
 def test_a_chains_time_is_what_is_left_of_it_without_its_stages(tmp_path: Path) -> None:

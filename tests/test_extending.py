@@ -109,10 +109,3 @@ def test_the_package_runs_and_another_version_of_it_is_another_part(place: Path,
     metadata.write_text(metadata.read_text().replace("1.2.0", "1.3.0"))
     other = json.loads(run(place, store, "plan", "package.yaml", "--json", package=str(newer)).out)
     assert other["fits_to_train"] == 2
-
-
-def test_a_package_that_is_not_installed_is_named(place: Path) -> None:
-    missing = launch(place, "plan", "package.yaml")
-    assert missing.status == 2
-    for told in ("unknown 'pooled'", "known: deeplabv3plus, fpn", "unknown name 'lazy'"):
-        assert told in missing.err

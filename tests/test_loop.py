@@ -147,16 +147,6 @@ def test_a_chain_trains_each_stage_on_all_pixels_picked_so_far(finished: Finishe
         assert (matrices.sum(axis=1) > 0).sum() > 1  # the network has learnt more than one class
 
 
-def test_running_again_trains_and_changes_nothing(finished: Finished, tmp_path: Path, trained: list[Any]) -> None:
-    mine = finished.copy(tmp_path)
-    events = run(mine.experiment, mine.place)
-    assert trained == []
-    assert [type(event) for event in events] == [StageDone, PixelsPicked, StageDone, PixelsPicked, StageDone, ChainDone]
-    assert not any(event.trained for event in events if isinstance(event, StageDone))
-    assert not any(event.computed for event in events if isinstance(event, PixelsPicked))
-    assert (payload(mine.place), record(mine.experiment, mine.place)) == (mine.payload, finished.record)
-
-
 def test_full_supervision_is_one_stage_without_pixels(place: Place, trained: list[Any]) -> None:
     experiment = tiny_experiment("grid=[{dataset.images: [4], budget: [full]}]", ONE_EPOCH)
     run(experiment, place)
@@ -362,23 +352,3 @@ def test_every_epoch_gives_one_matrix_an_epoch_and_the_last_is_that_of_last(plac
         assert epochs == [1, 2, 3]
         assert np.array_equal(matrices[2:], confusion(place, at_end["evaluations"]["val"])[1])
         assert not np.array_equal(matrices[0], matrices[2])
-
-
-@pytest.mark.parametrize(("when", "keep"), [("last", "needed"), ("last", "all"), ("every_epoch", "all")])
-def test_another_split_is_measured_later_without_another_fit(when: str, keep: str, place: Place, trained: Any) -> None:
-    place = replace(place, keep_weights=keep)
-    options = (f"evaluate.when={when}", TWO)
-    run(tiny_experiment(*options), place)
-    before = payload(place)
-    trained.clear()
-    more = tiny_experiment("evaluate.splits={val: {}, train: {}}", *options)
-    run(more, place)
-    assert trained == ([] if (when, keep) == ("last", "all") else STAGES[:2])
-    after = payload(place)
-    assert {name: after[name] for name in before} == before
-    added = {name.split("/")[0] for name in set(after) - set(before) if not name.endswith("weights.safetensors")}
-    assert added == {"evaluation"}
-    for stage in record(more, place)["stages"]:
-        epochs, matrices = confusion(place, stage["evaluations"]["train"])
-        assert epochs == ([3] if when == "last" else [1, 2, 3])
-        assert (matrices.sum(axis=(1, 2)) == 5 * 31 * 48).all()

@@ -6,7 +6,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,18 +17,11 @@ from pixelpick_ray.store import Store, leases
 from pixelpick_ray.store.backend import Storage
 from pixelpick_ray.store.leases import LEASE_SECONDS
 from pixelpick_ray.store.results import _json as as_json
-from tests.support.object_storage import served_bucket
 from tests.support.results import INPUTS, KEY, ME, OTHER, at_once, fill, fill_with_weights, publish, puts
 
 FILES = ("payload.txt", "inner/more.txt", "input.json", "provenance.json", "manifest.json")
 OBJECTS = pytest.param("objects", marks=pytest.mark.long)
 on_a_folder = pytest.mark.parametrize("location", ["folder"], indirect=True)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with served_bucket() as address:
-        yield address
 
 
 @pytest.fixture(params=["folder", OBJECTS])
@@ -287,20 +280,6 @@ def test_records_are_replaced_listed_and_removed(store: Store) -> None:
         assert store.records(folder) == ["b"]
 
 
-@on_a_folder
-def test_a_reader_never_sees_half_a_record(store: Store) -> None:
-    values = [{"number": number, "filling": "x" * 20000} for number in range(60)]
-    store.write_record("a.json", values[0])
-    writer = threading.Thread(target=lambda: [store.write_record("a.json", value) for value in values])
-    writer.start()
-    seen = []
-    while writer.is_alive():
-        seen.append(store.read_record("a.json")["number"])
-    writer.join()
-    assert seen == sorted(seen)
-    assert store.read_record("a.json") == values[-1]
-
-
 def test_a_journal_keeps_its_lines_in_order_and_no_half_of_one(store: Store) -> None:
     path = "answers/book/mine.jsonl"
     assert store.lines(path) == []
@@ -378,12 +357,6 @@ def test_a_lease_on_objects_is_kept_young_by_its_holder(store: Store, monkeypatc
         for _ in range(5):
             time.sleep(0.9)
             assert store.leased() != {}
-
-
-def test_of_threads_that_take_one_lease_at_once_one_gets_it(store: Store) -> None:
-    (lease,) = [lease for lease in at_once(4, lambda _: store.take("fit", KEY)) if lease is not None]
-    with lease:
-        assert len(store.leased()) == 1
 
 
 @on_a_folder

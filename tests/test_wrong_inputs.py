@@ -406,14 +406,3 @@ def test_an_override_of_what_a_grid_varies_is_refused_with_the_way_out(case: Cas
     with pytest.raises(SpecError) as caught:
         parse_experiment(VARIED, where="varied.yaml", overrides=[case["override"]])
     assert str(caught.value) == f"varied.yaml: {case['told']}"
-
-
-def test_other_overrides_are_taken() -> None:
-    before = parse_experiment(VARIED, where="varied.yaml").trials()
-    for overrides in (
-        ["dataset={name: scenes, size: [16, 24]}"],  # says nothing of what is varied
-        ["acquire={initial_pixels: 5, pixels_per_stage: 5}"],
-        ["grid=[{acquire.strategy: [margin], budget: [10]}]", "train.augment.hflip=0.25"],
-        ["acquire.strategy=entropy", "grid=[{budget: [10]}]"],
-    ):
-        assert parse_experiment(VARIED, where="varied.yaml", overrides=overrides).trials() != before

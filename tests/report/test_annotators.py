@@ -1,23 +1,25 @@
 """What people answered: times, rightness and agreement against numbers worked out by hand, and the files of it."""
 
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pixelpick_ray.config.canonical import digest
 from pixelpick_ray.config.experiment import Experiment
 from pixelpick_ray.data.answers import Answer, Book, Undo
-from pixelpick_ray.data.questions import UNSAID
+from pixelpick_ray.data.questions import UNSAID, Place, Questions
 from pixelpick_ray.errors import SpecError
 from pixelpick_ray.report.annotator_tables import annotation_tables
 from pixelpick_ray.report.annotators import Annotations, answers_csv, costs_yaml, load_annotations, measured_costs
 from pixelpick_ray.report.costs import CostModel, read_cost_model
 from pixelpick_ray.report.files import write_report
 from pixelpick_ray.report.parts import Table
-from tests.support.stored_answers import BOOK, answer, ask, places, write
 from tests.support.study import Described, Study, chain_path, exact, experiment
 
 pytestmark = pytest.mark.whole_report
@@ -26,6 +28,8 @@ HUMAN = "oracle={name: human}"
 ONE = "grid=[{seed: [0], budget: [10]}]"
 THREE = [[5, 0, 0], [0, 5, 0], [0, 0, 5]]  # a confusion of sky, road and car
 SKY, ROAD, CAR = range(3)
+BOOK = "0123456789abcdef"
+NUMBERS = count()
 Reported = tuple[Study, Experiment, Path]
 
 
@@ -56,6 +60,40 @@ def table(study: Study, start: str, *specs: Experiment) -> Table:
     assert len(found.header) == len(found.alignment)
     assert {len(row) for row in found.rows} == {len(found.header)}
     return found
+
+
+def ask(study: Study, spec: Experiment, rounds: Sequence[tuple[int, Mapping[Place, int]]], *, book: str = BOOK) -> None:
+    """Let every recorded chain have asked these questions, each a stage and the truths of its pixels."""
+    keys = []
+    for stage, truths in rounds:
+        (names, y, x), number = zip(*truths, strict=True), len(truths)
+        unknown = {"predicted": [-1] * number, "entropy": [math.nan] * number, "distance": [math.inf] * number}
+        where = {"names": names, "shapes": [(360, 480)] * number, "y": y, "x": x, "truth": list(truths.values())}
+        questions = Questions.of(**where, **unknown, stage=stage)
+        inputs = {"step": "question", "stage": stage, "truths": [[*place, truth] for place, truth in truths.items()]}
+        study.store.publish("question", inputs, lambda folder, one=questions: one.write(folder / "questions.npz"), {})  # type: ignore[misc]
+        keys.append(digest(inputs))
+    for path in {chain_path(spec, trial) for trial in spec.trials() if trial.budget != "full"}:
+        study.store.write_record(path, study.store.read_record(path) | {"book": book, "questions": keys})
+
+
+def answer(annotator: str, place: Place, said: str | None, seconds: float | None = 2.0, **more: Any) -> Answer:
+    """An answer, later than those made before; `said` None is "none of the classes", "?" is "cannot tell"."""
+    number, (image, y, x) = next(NUMBERS), place
+    kind = "void" if said is None else "unknown" if said == "?" else "class"
+    fields = {"id": f"answer-{number:06d}", "time": 1_700_000_000.0 + number, "kind": kind, "seconds": seconds}
+    label = said if kind == "class" else None
+    return Answer(**(fields | {"image": image, "y": y, "x": x, "label": label, "annotator": annotator} | more))
+
+
+def write(study: Study, answers: Sequence[Answer], *, book: str = BOOK) -> None:
+    """Append answers to a book, in a journal of their own."""
+    Book(study.store, book).append(*answers)
+
+
+def places(number: int) -> list[Place]:
+    """The first pixels of a row of an image."""
+    return [("a.png", 0, x) for x in range(number)]
 
 
 def said(annotator: str, words: str, seconds: Any = 2.0, **more: Any) -> list[Answer]:
@@ -141,18 +179,6 @@ def test_seconds_are_told_by_answer_and_annotator(study: Study, spec: Experiment
         ("bea", "2", "3.00", "3.00", "0.1", "0.0", "0.0", "50.0", "0"),
         ("cy", "0", "-", "-", "-", "0.0", "-", "-", "1"),
     )
-
-
-def test_a_class_may_be_called_like_a_row_of_its_own(study: Study, spec: Experiment) -> None:
-    path, (first, second, third) = chain_path(spec, spec.trials()[0]), places(3)
-    ask(study, spec, [(0, truths("ssr"))])
-    study.store.write_record(path, study.store.read_record(path) | {"class_names": ["all", "cannot tell", "car"]})
-    write(study, [answer("ann", first, "all"), answer("ann", second, "all"), answer("ann", third, "cannot tell")])
-    seconds, right = table(study, "Seconds per answer", spec), table(study, "Answers that agree", spec)
-    known = [("all", "2"), ("cannot tell", "1"), ("car", "0")]
-    none = [("none of the classes", "0"), ("cannot tell", "0")]
-    assert [row[:2] for row in seconds.rows] == [*known, *none, ("all", "3")]
-    assert [row[:2] for row in right.rows] == [*known, ("all", "3")]
 
 
 def test_accuracy_is_of_the_last_answers_by_true_class_with_its_interval(study: Study, spec: Experiment) -> None:

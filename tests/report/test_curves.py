@@ -113,7 +113,10 @@ def test_missing_seeds_and_a_single_one_are_said_and_budgets_that_are_close_get_
     found = {(curve.axis, curve.scale) for curve in curves(*alone, {}).curves}
     assert found == {("labelled pixels per image", scale) for scale in ("linear", "log")}
     results = study.filled(lambda trial: None if (trial.seed, trial.budget) == (1, 20) else exact(500))
-    assert list(labelled(panel(load(results)[1])))[-1] == "margin (incomplete)"
+    cells = load(results)[1]
+    assert list(labelled(panel(cells)))[-1] == "margin (incomplete)"
+    other = [replace(cell, line=replace(cell.line, dataset="voc")) for cell in cells]
+    assert len(draw([*cells, *other], {}, axis([*cells, *other])).axes) == 2  # a data set has a panel of its own
     close = "acquire={initial_pixels: 1, pixels_per_stage: 1}", "grid=[{seed: [0], budget: [1, 2, 5, 100]}]"
     results = study.filled(lambda trial: exact(500), "name=single", *close)
     cells, pixels = load(results)[1], "labelled pixels per image"

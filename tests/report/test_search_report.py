@@ -305,14 +305,6 @@ def test_figures_show_the_numbers_that_stand_behind_them(hunt: Hunt) -> None:
     assert shown["the best"] == pytest.approx(np.array([[0.0025, 57]]))
 
 
-def test_long_choices_stay_apart_when_they_are_cut(tmp_path: Path) -> None:
-    choices = ", ".join(f"{{name: poly, power: 0.{digit}00001}}" for digit in (1, 2))
-    hunt = Hunt(tmp_path, f"search.space={{train.schedule: {{choice: [{choices}]}}}}")
-    hunt.add({"train.schedule": {"name": "poly", "power": 0.100001}}, [[0.1, 0.2]])
-    labels = [label.get_text() for label in slices(hunt.found).make().axes[0].get_xticklabels()]
-    assert (len(set(labels)), max(map(len, labels)) <= 20) == (2, True)
-
-
 def test_every_file_is_written_in_place_of_an_earlier_report(hunt: Hunt, out: Path, tmp_path: Path) -> None:
     fresh = tmp_path / "deep" / "fresh"
     summary = hunt.write(fresh, next_command=COMMAND)

@@ -14,7 +14,6 @@ from pixelpick_ray.search.design import Level, check_splits
 from tests.support.searches import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, search_of
 
 VOC = "dataset={name: voc, long_side: 400}"
-CITYSCAPES = "dataset={name: cityscapes, scale: 0.25}"
 SCENES = "dataset={name: scenes, size: [48, 64]}"
 FOLDER = "dataset={name: folder, path: leaves}"
 VAL = "evaluate={splits: {val: {}}, report: val}"
@@ -30,8 +29,6 @@ HELD_OUT = "evaluate={splits: {held_out: {}}, report: held_out}"
         ([VOC, VAL], "held_out", 0.2),
         ([SCENES, "evaluate={splits: {final: {split: val}}, report: final}"], "held_out", 0.2),
         ([SCENES, TEST, "dataset.split=val"], "held_out", 0.2),
-        ([SCENES, VAL, "search.split=test"], "test", None),
-        ([SCENES, TEST, "search.held_out=0.1"], "held_out", 0.1),
         ([FOLDER, VAL, "search.split=dev"], "dev", None),
         ([FOLDER, VAL, "search.held_out=0.3"], "held_out", 0.3),
         (["dataset.held_out=0.25", "search.split=val"], "val", 0.25),

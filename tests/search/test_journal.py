@@ -123,16 +123,6 @@ def test_a_damaged_record_is_told_and_made_again(store: Store, journal: Journal,
     assert opened(store).samples == journal.samples
 
 
-def test_a_sample_is_over_when_it_is_finished_or_stopped(journal: Journal) -> None:
-    finished = add(journal, OWN, [0.1, 0.2, 0.3])
-    running = add(journal, OWN, [0.1, 0.2])
-    stopped = journal.stop(add(journal, OWN, [0.1]).index, "asha")
-    failed = journal.fail(add(journal, OWN, [0.1, 0.2]).index, "OSError")
-    samples = [finished, running, stopped, failed, journal.issue(OWN, "optuna")]
-    assert [journal.is_finished(sample) for sample in samples] == [True, False, False, False, False]
-    assert [journal.is_over(sample) for sample in samples] == [True, False, True, False, False]
-
-
 def test_a_search_is_complete_when_enough_is_over_and_settled_when_the_rest_failed(
     store: Store, journal: Journal
 ) -> None:

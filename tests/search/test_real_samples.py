@@ -1,6 +1,7 @@
 """Samples with real trainings: what a level reports is what the store has, and what is stored is not trained again."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from pixelpick_ray.running import run_chain
 from pixelpick_ray.search.design import make_search
 from pixelpick_ray.search.journal import LevelReport
 from pixelpick_ray.search.sample import run_sample
-from pixelpick_ray.store import Store
 from tests.support.experiments import TWO_PIXELS, experiment_of, experiment_text
 from tests.support.tiny_data import place_at
 
@@ -35,51 +35,41 @@ TEXT = experiment_text(
 )
 
 
-class Bench:
-    """Runs samples in this process, and counts trainings that were computed."""
+def test_levels_report_what_is_stored_and_samples_share_it(tmp_path: Path, cache_path: Path, one_thread: None) -> None:
+    search, place = make_search(experiment_of(TEXT)), place_at(tmp_path / "store", tmp_path / "data", cache_path)
+    trained = Counter[int]()  # by stage
 
-    def __init__(self, place: Path, cache_path: Path) -> None:
-        self.search, self.store = make_search(experiment_of(TEXT, where="real.yaml")), Store(place / "store")
-        self.place = place_at(place / "store", place / "data", cache_path)
-        self.trained: Counter[tuple[int, int]] = Counter()
-
-    def run_trial(self, trial: Trial, keep_stages: frozenset[int], on_event: object) -> None:
+    def run_trial(trial: Trial, keep_stages: frozenset[int], on_event: Callable[[Event], None]) -> None:
         def hear(event: Event) -> None:
-            self.trained[trial.seed, getattr(event, "stage", 0)] += isinstance(event, StageDone) and event.trained
-            on_event(event)  # type: ignore[operator]
+            trained[getattr(event, "stage", 0)] += isinstance(event, StageDone) and event.trained
+            on_event(event)
 
         world = World(0, 1, torch.device("cpu"))
-        run_chain(self.search.judged, trial, self.place, world, hear, keep_stages=keep_stages)
+        run_chain(search.judged, trial, place, world, hear, keep_stages=keep_stages)
 
-    def sample(self, values: dict[str, object], known: tuple[LevelReport, ...] = ()) -> list[LevelReport]:
+    def sample(values: dict[str, object], known: Sequence[LevelReport] = ()) -> list[LevelReport]:
         reports: list[LevelReport] = []
-        run_sample(self.search, values, known, run=self.run_trial, on_report=lambda at, report: reports.append(report))
+        run_sample(search, values, known, run=run_trial, on_report=lambda at, report: reports.append(report))
         return reports
 
-    def stored(self, fit: str, epoch: int) -> float:
-        """mIoU on the split of the search, read from the store."""
-        for folder in (self.store.path / "evaluation").iterdir():
-            inputs = (folder / "input.json").read_text()
-            if fit in inputs:
-                assert '"split": "val"' in inputs  # nothing else is ever evaluated
-                with np.load(folder / "confusion.npz") as file:
-                    return miou(file["confusion"][list(file["epochs"]).index(epoch)])
-        raise AssertionError(f"fit {fit} was not evaluated")
+    def stored(fit: str, epoch: int) -> float:
+        """mIoU on the split of the search, the only one that is ever evaluated."""
+        (inputs,) = [one for one in place.results.path.glob("evaluation/*/input.json") if fit in one.read_text()]
+        assert '"split": "val"' in inputs.read_text()
+        with np.load(inputs.with_name("confusion.npz")) as file:
+            return miou(file["confusion"][list(file["epochs"]).index(epoch)])
 
-
-def test_levels_report_what_is_stored_and_samples_share_it(tmp_path: Path, cache_path: Path, one_thread: None) -> None:
-    bench = Bench(tmp_path, cache_path)
-    reports = bench.sample(VALUES)
+    reports = sample(VALUES)
     assert [len(report.fits["0"]) for report in reports] == [1, 1, 1, 2]
     first, second = reports[-1].fits["0"]
-    expected = [bench.stored(first, 1), bench.stored(first, 2), bench.stored(first, 3), bench.stored(second, 3)]
+    expected = [stored(first, 1), stored(first, 2), stored(first, 3), stored(second, 3)]
     assert [report.score for report in reports] == pytest.approx(expected, abs=0)
     assert [report.seconds for report in reports] == sorted(report.seconds for report in reports)
-    again = bench.sample(VALUES)  # a repeated configuration
+    again = sample(VALUES)  # a repeated configuration
     assert [(one.score, one.mious) for one in again] == [(one.score, one.mious) for one in reports]
-    assert bench.trained == {(0, 0): 1, (0, 1): 1}
-    assert bench.sample(VALUES, tuple(reports[:3]))[0].score == reports[3].score
-    *shared, last = bench.sample(VALUES | {"acquire.strategy": "entropy"})
-    assert bench.trained == {(0, 0): 1, (0, 1): 2}  # the first stage once for both
+    assert trained == {0: 1, 1: 1}
+    assert sample(VALUES, reports[:3])[0].score == reports[3].score
+    *shared, last = sample(VALUES | {"acquire.strategy": "entropy"})
+    assert trained == {0: 1, 1: 2}  # the first stage once for both
     assert [(one.mious, one.fits) for one in shared] == [(one.mious, one.fits) for one in reports[:3]]
     assert last.fits["0"][1] != second
