@@ -45,7 +45,7 @@ check: lint test         ## what every change must pass
 test-gpu: .venv/dev      ## the tests that need a GPU
 	$(PYTEST) -m gpu
 
-faults: .venv/dev        ## a hundred kills, an hour on two cores; in parts with STUDIES='one rank': docs/faults.md
+faults: .venv/dev        ## a hundred kills, an hour on two cores; in parts with STUDIES='own and cluster': docs/faults.md
 	$(PYTEST) tests/faults/test_faults.py -m slow -k "$(STUDIES)"
 	$(BIN)/python tests/support/fault_summary.py build/faults docs/faults.md
 

@@ -1,6 +1,8 @@
 """Layouts of folders: recognised, described so that they are read as they mean, and planned without a line edited."""
 
 import shutil
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import yaml
 from PIL import Image
 
 from pixelpick_ray.data.dataset import FileDataset
-from pixelpick_ray.data.folder_layouts import recognise
+from pixelpick_ray.data.folder_layouts import recognise, values_of
 from pixelpick_ray.data.folder_proposal import propose
 from pixelpick_ray.data.voc import colour_map
 from pixelpick_ray.errors import DataError
@@ -194,6 +196,18 @@ def test_binary_masks_and_16_bits_are_seen(tmp_path: Path) -> None:
     assert dataset.facts.class_names == ("background", "object")
     assert (dataset.read("train", "a.png")[1] == (INDICES > 0)).all()
     assert dataset.white == 4095
+
+
+@pytest.mark.parametrize(("bits", "values"), [(2, {0: 2, 85: 1, 255: 1}), (4, {0: 2, 17: 1, 51: 1})])
+def test_greys_of_few_bits_are_counted_as_programs_show_them(tmp_path: Path, bits: int, values: dict[int, int]) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0))  # 4 x 1 pixels, grey
+    row = sum(value << bits * place for place, value in enumerate((3, 1, 0, 0))).to_bytes(bits // 2, "big")
+    content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(content)
+    assert values_of(iter([tmp_path / "a.png"])).numbers == values
 
 
 def test_masks_that_are_photos_and_folders_without_an_image_are_told(tmp_path: Path) -> None:
