@@ -109,3 +109,17 @@ def test_the_method_is_on_one_screen() -> None:
     assert len(text.splitlines()) < 60
     for step in ("Fit(", "evaluations", "Pick("):
         assert step in text
+
+
+def test_no_type_has_the_name_of_another() -> None:
+    """Classes and aliases of the whole package, private ones among them."""
+    found: dict[str, list[str]] = {}
+    for path in modules():
+        for node in tree(path).body:
+            names = [node.name] if isinstance(node, ast.ClassDef) else []
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript | ast.BinOp | ast.Name):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            for name in names:
+                if name.strip("_")[:1].isupper() and not name.isupper() and len(name) > 1:
+                    found.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: places for name, places in found.items() if len(places) > 1} == {}
