@@ -47,7 +47,7 @@ test-gpu: .venv/dev      ## the tests that need a GPU
 
 faults: .venv/dev        ## a hundred kills, an hour on two cores; in parts with STUDIES='own and cluster': docs/faults.md
 	$(PYTEST) tests/faults/test_faults.py -m slow -k "$(STUDIES)"
-	$(BIN)/python tests/support/fault_summary.py build/faults docs/faults.md
+	$(BIN)/python docs/update_faults.py build/faults docs/faults.md
 
 bench: .venv/runtime     ## what every part costs over the network alone: JSON lines, benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.bench

@@ -1,4 +1,4 @@
-"""``docs/faults.md`` from the logs of all studies: ``python fault_summary.py build/faults docs/faults.md``."""
+"""Write ``docs/faults.md`` from the logs of all studies: ``python docs/update_faults.py build/faults docs/faults.md``."""
 
 import json
 import sys
