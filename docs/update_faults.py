@@ -1,4 +1,4 @@
-"""Write ``docs/faults.md`` from the logs of all studies: ``python docs/update_faults.py build/faults docs/faults.md``."""
+"""Write ``docs/faults.md`` from all studies' logs: ``python docs/update_faults.py build/faults docs/faults.md``."""
 
 import json
 import sys
