@@ -15,7 +15,7 @@ from pixelpick_ray.config.execution import Execution
 from pixelpick_ray.config.experiment import parse_experiment
 from pixelpick_ray.data.cache import training_names
 from pixelpick_ray.errors import DataError, SpecError
-from pixelpick_ray.planning import Plan, claim_name, progress_of
+from pixelpick_ray.planning import Plan, Progress, StageStatus, claim_name, progress_of
 from pixelpick_ray.status import Status, status_of
 from pixelpick_ray.store import Store, experiment_folder, run_lease
 from tests.support.data_folders import loaded
@@ -312,3 +312,9 @@ def test_without_data_and_record_every_stage_is_missing_or_failed(plan: Plan, tm
     execution = execution_at(tmp_path, tmp_path / "absent")
     Store(execution.store).record_attempt(plan.chains[1].id, "OSError: no data")
     assert stages(status_of(plan, execution)) == [("missing",) * 3, ("failed", "missing", "missing")]
+
+
+def test_a_fit_for_which_one_of_two_chains_need_not_wait_can_be_trained(plan: Plan) -> None:
+    first, second = plan.chains
+    rows = {chain.id: [StageStatus(0, first.fits[0], None, must_wait=chain is first)] for chain in plan.chains}
+    assert Progress(plan, rows).to_train == {first.fits[0]: (rows[second.id][0], second.trial)}
