@@ -518,7 +518,9 @@ def test_the_marked_pixel_is_the_asked_one_and_stays_visible(page: Opened, brows
         typist.say("road")
 
 
-def test_all_points_of_an_image_show_with_their_keys(page: Opened, browser: Browser, tmp_path: Path) -> None:
+def test_all_points_show_with_their_keys_and_the_theme_is_chosen_by_a_key_and_kept(
+    page: Opened, browser: Browser, tmp_path: Path
+) -> None:
     typist, pictures = page(), []
     typist.say(*["pedestrian"] * 4)
     for toggled in range(3):
@@ -533,23 +535,13 @@ def test_all_points_of_an_image_show_with_their_keys(page: Opened, browser: Brow
     before, points, _ = (int((np.abs(one - colour).max(axis=2) <= 2).sum()) for one in pictures)
     assert points - before > 4 * 80  # discs with a letter in each
     np.testing.assert_array_equal(pictures[0], pictures[2])
-
-
-def test_the_theme_is_chosen_by_a_key_and_kept(page: Opened, browser: Browser) -> None:
-    typist = page()
-
-    def seen() -> tuple[bool, Any]:
-        return browser.run("return getComputedStyle(document.body).backgroundColor") == light, typist.text("#theme")
-
-    light = browser.run("return getComputedStyle(document.body).backgroundColor")
-    browser.type(Key.F2)
-    assert seen() == (True, "Light")
-    browser.type(Key.F2)
-    assert seen() == (False, "Dark")
+    colour_of = "return getComputedStyle(document.body).backgroundColor"
+    light = browser.run(colour_of)
+    browser.type(Key.F2, Key.F2)
     typist.reload()
-    assert seen() == (False, "Dark")
+    assert (typist.text("#theme"), browser.run(colour_of) == light) == ("Dark", False)
     browser.type(Key.F2)
-    assert seen() == (True, "Auto")
+    assert (typist.text("#theme"), browser.run(colour_of) == light) == ("Auto", True)
 
 
 def test_the_mouse_does_all_that_keys_do_and_a_held_key_presses_a_button_once(page: Opened, browser: Browser) -> None:

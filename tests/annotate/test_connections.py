@@ -45,15 +45,12 @@ def asked(port: int) -> int:
         return connection.getresponse().status
 
 
-def test_many_half_open_connections_starve_nobody(port: int) -> None:
+def test_many_half_open_connections_starve_nobody_and_one_is_kept_between_requests(port: int) -> None:
     held = [half_open(port, HALVES[at % 3]) for at in range(60)]
     assert asked(port) == 200
     assert sum(map(is_dropped, held[:40])) == 40  # the oldest ones
     for one in held:
         one.close()
-
-
-def test_a_connection_is_kept_between_requests(port: int) -> None:
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
         for _ in range(3):
             connection.request("GET", "/")

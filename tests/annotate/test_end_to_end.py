@@ -117,6 +117,10 @@ def test_a_run_that_does_not_wait_ends_with_3_and_answers_travel_in_files(
     assert export("label-studio", "out/tasks").startswith("written to out/tasks: 20 pixels, 16 of them answered\n")
     assert take("out/tasks", "label-studio").startswith("0 answers imported, 16 were there before")
     assert (place / "out" / "tasks.labels.xml").is_file()
-    wrong = launch(place, "import", *words, "out/tasks", "--format", "coco")
-    assert (wrong.status, wrong.err.startswith("error: out/tasks: ")) == (2, True)
-    assert "nothing was imported" in wrong.err
+    for given, name, told in (
+        ("out/tasks", "bob", "out/tasks: coco: nothing was imported"),
+        ("given.jsonl", "a" * 81, f"human.yaml: --annotator '{'a' * 81}': is not a valid name; give one line of 1"),
+        ("given.jsonl", " bob", "human.yaml: --annotator ' bob': is not a valid name; give one line of 1"),
+    ):
+        wrong = launch(place, "import", *words, given, "--format", "coco", "--annotator", name)
+        assert (wrong.status, wrong.out, wrong.err.startswith(f"error: {told}")) == (2, "", True), wrong

@@ -7,10 +7,8 @@ import pathlib
 import pickle
 import pickletools
 import struct
-import subprocess
-import sys
-import textwrap
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,13 +173,11 @@ def test_arrays_are_as_large_as_their_bytes() -> None:
         (b"\x80\x04\x8c\x05numpy\x8c\x16core.multiarray.scalar\x93.", "holds numpy.core.multiarray.scalar as a value"),
         (b"(Vtrue\nios\nsystem\n.", "has the instruction INST: refused"),
         (b"(Vos\nVtrue\no.", "has the instruction OBJ: refused"),
-        (b"S'text'\n.", "has the instruction STRING: refused"),
         (b"\x80\x02\x82\x01.", "has the instruction EXT1: refused"),
         (b"\x80\x02K\x01Q.", "has the instruction BINPERSID: refused"),
         (b"\x80\x02]}b.", "sets the state of a value of type list: refused"),
         (b"\x80\x02cnumpy\nndarray\n)\x81.", "has the instruction NEWOBJ: refused"),
         (b"\x80\x04cnumpy\nndarray\n)}\x92.", "has the instruction NEWOBJ_EX: refused"),
-        (b"\x80\x05\x97.", "has the instruction NEXT_BUFFER: refused"),
         (b"\x80\x02K\x01K\x02R.", "calls a value of type int: refused"),
         (b"c_codecs\nencode\n(Vtrue\nVzlib\ntR.", "calls _codecs.encode in a way"),
         (b"cnumpy\ndtype\n(Vi4\nI00\nI01\ntR(I3\nV<\n(Va\ntNNI-1\nI-1\nI0\ntb.", "the state of numpy.dtype"),
@@ -197,6 +193,7 @@ def test_arrays_are_as_large_as_their_bytes() -> None:
         (b"}(K\x01u.", "puts 1 keys and values into a value of type dict"),
         (b"K\x01.K", "the pickle ends here, 1 bytes follow"),
         (b"", "is damaged"),
+        (pickle.dumps([1, "a"])[:-1], "is damaged"),
         (b"I" + b"9" * 5000 + b"\n.", "is damaged"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.", "is damaged"),
     ],
@@ -225,48 +222,20 @@ def test_memo_bombs_values_in_themselves_and_deep_nesting_are_refused_at_once(mo
     assert time.monotonic() - started < 30
 
 
-def test_texts_are_not_turned_into_more_bytes_than_a_file_has() -> None:
-    text = b"X" + struct.pack("<I", 10_000) + b"x" * 10_000 + b"q\x00"
-    call = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
-    assert read_pickle(b"\x80\x02(" + text + call + b"t.")[1] == b"x" * 10_000
-    assert "makes more bytes than it has" in refusal(b"\x80\x02(" + text + call * 3000 + b"t.")
-
-
 def test_memory_stays_bounded_whatever_a_file_pretends() -> None:
-    """In a process of its own with 400 MB of address space more than it has after its imports."""
-    code = """
-        import resource, struct
-        from pixelpick_ray.annotate import pickles
-        from pixelpick_ray.errors import DataError
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20,) * 2)
-        pickles.MAX_STEPS = 500_000
-        text = b"X" + struct.pack("<I", 2**20) + b"x" * 2**20 + b"q\\x00"
-        for content in (
-            b"\\x80\\x02(" + text + b"c_codecs\\nencode\\nh\\x00X\\x06\\x00\\x00\\x00latin1\\x86R" * 3000 + b"t.",
-            b"\\x80\\x04]r\\xff\\xff\\xff\\xff.h\\x00.",
-            b"\\x80\\x04\\x8e" + struct.pack("<Q", 2**40) + b"x.",
-            b"\\x80\\x02]q\\x00" + b"".join(b"h%c\\x86q%c" % (at, at + 1) for at in range(30)) + b".",
-            b"(" * 10**6 + b".",
-        ):
-            try:
-                pickles.read_pickle(content)
-            except DataError:
-                print("refused")
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["refused"] * 5, done.stderr
+    """Texts become no more bytes than a file has, however often; a place far away needs no list up to there."""
+    text = b"X" + struct.pack("<I", 2**20) + b"x" * 2**20 + b"q\x00"
+    call = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
+    assert read_pickle(b"\x80\x02(" + text + call + b"t.")[1] == b"x" * 2**20
+    tracemalloc.start()
+    assert "makes more bytes than it has" in refusal(b"\x80\x02(" + text + call * 3000 + b"t.")
+    assert "which was never kept" in refusal(b"\x80\x04]r\xff\xff\xff\xffh\x00.")
+    assert "ends with 0 values and 1000000 open marks" in refusal(b"(" * 10**6 + b".")
+    assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    tracemalloc.stop()
 
 
 VALUE = {"a.png": {"height": 3, "x_coords": np.arange(4), "y": [1, 2.5, "z", None, np.int8(3), (True,)]}}
-
-
-def test_every_cut_of_a_pickle_is_refused() -> None:
-    for protocol in PROTOCOLS:
-        content = pickle.dumps(VALUE, protocol)
-        for end in range(len(content)):
-            with pytest.raises(DataError, match="nothing of it was run or imported"):
-                read_pickle(content[:end])
 
 
 @settings(max_examples=250)

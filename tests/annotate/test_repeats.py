@@ -110,7 +110,6 @@ def test_a_repeat_that_is_shown_is_hidden_in_the_points_and_of_who_else_got_it_m
 
 
 def test_repeats_come_while_a_training_goes_on_which_waits_for_none(office: Office) -> None:
-    """They change nothing that it has been told."""
     questions = office.ask(1, 6, ALL)
     page, waiting = office.page(), Waiting(office.store, office.plan.experiment)
 
@@ -134,28 +133,6 @@ def test_repeats_come_while_a_training_goes_on_which_waits_for_none(office: Offi
     assert office.store.leased() == {}
     office.train(ends=True)
     page.fetch()
-    assert page.state == "done"
-
-
-@pytest.mark.parametrize("patient", [True, False])
-def test_small_stages_reach_their_share(office: Office, patient: bool) -> None:
-    """Whether the next questions come after the repeats or before: then the repeats come among them."""
-    page = None
-    for stage in range(6):
-        office.ask([f"train_000{stage}"], 8, "annotate.repeats=0.4", pick=f"pick {stage}", stages=stage)
-        office.clock.now += 2
-        page = page or Page(office.desk(), "ann")
-        page.fetch()
-        while page.progress["answered"] < page.progress["total"]:
-            page.work(1)
-        office.train(f"pick {stage}")
-        if patient:
-            page.work()
-    assert page is not None
-    page.work()
-    again = office.places(repeat=True)
-    assert len(office.places()) == 48
-    assert set(again) == {place for place in office.places() if is_repeated(BOOK, place, 0.4)}
     assert page.state == "done"
 
 

@@ -6,9 +6,7 @@ import os
 import re
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,14 +39,11 @@ X = b'{"annotator": "x"}'
 HOSTILE: dict[str, tuple[str, str, bytes | Callable[[], Iterator[bytes]] | None, dict[str, str], int, str]] = {
     "no such page": ("GET", "secrets", None, {}, 404, "nothing here"),
     "an encoded path upwards": ("GET", "image/%2e%2e%2f%2e%2e%2fetc%2fpasswd", None, {}, 404, "nothing here"),
-    "a negative number": ("GET", "image/-1", None, {}, 404, "nothing here"),
     "a huge number": ("GET", f"image/{'9' * 400}", None, {}, 404, "nothing here"),
     "an unknown image": ("GET", "image/999", None, {}, 410, "No current question is about this image"),
     "a foreign site": ("POST", "begin", X, JSON | {"Origin": "http://evil.example"}, 403, "site"),
     "another port": ("POST", "begin", X, JSON | {"Origin": "http://127.0.0.1:1"}, 403, "site"),
     "a foreign name": ("GET", "", None, {"Host": "evil.example"}, 421, "to that host name"),
-    "a name before an at": ("GET", "", None, {"Host": "127.0.0.1@evil.example"}, 421, "to that host name"),
-    "no name": ("GET", "", None, {"Host": ""}, 421, "to that host name"),
     "a form": ("POST", "begin", b"annotator=x", {"Content-Type": "application/x-www-form-urlencoded"}, 415, "json"),
     "no type": ("POST", "begin", X, {}, 415, "application/json"),
     "a huge body": ("POST", "begin", b" " * 70_000, JSON, 413, "far smaller"),
@@ -60,8 +55,6 @@ HOSTILE: dict[str, tuple[str, str, bytes | Callable[[], Iterator[bytes]] | None,
     "a lone surrogate": ("POST", "begin", b'{"annotator": "\\ud800"}', JSON, 400, "JSON"),
     "a list of too many": ("POST", "next", MANY, JSON, 400, "have"),
     "an unknown question to skip": ("POST", "skip", b'{"annotator": "x", "question": "y"}', JSON, 410, "longer asked"),
-    "an unknown answer": ("POST", "undo", b'{"annotator": "x", "answer": "y"}', JSON, 410, "no such answer"),
-    "getting what is posted": ("GET", "answer", None, {}, 405, "Method not allowed"),
     "tracing": ("TRACE", "", None, {}, 405, "Method not allowed"),
 }
 
@@ -137,7 +130,10 @@ def test_only_our_own_names_are_answered() -> None:
         "gpu7.lab": ["gpu7.lab:8000"],
         "0.0.0.0": ["192.168.1.5:8000", f"{socket.gethostname()}:8000"],
     }
-    foreign = {"127.0.0.1": ["192.168.1.5:8000", "127.0.0.1:x", "127.0.0.1/evil"], "0.0.0.0": ["evil.example:8000", ""]}
+    foreign = {
+        "127.0.0.1": ["192.168.1.5:8000", "127.0.0.1:x", "127.0.0.1/evil", "127.0.0.1@evil.example"],
+        "0.0.0.0": ["evil.example:8000", ""],
+    }
     for expected, given_by_host in ((True, names), (False, foreign)):
         for host, given in given_by_host.items():
             assert [is_ours(name, names_of(host)) for name in given] == [expected] * len(given), host
@@ -160,30 +156,6 @@ def test_a_store_that_fails_is_told_and_answers_may_be_sent_again(
         assert site.post("answer", answer)[0] == 200
         assert site.post("answer", answer)[0] == 200
         assert [one.id for one in answers_in(store)] == ["one"]
-
-
-def test_four_people_at_once_finish_and_no_pixel_twice(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
-    asked = ask(store, plan_of(), questions_of(20, 10))
-    with running(Desk(plan_of(), store, Path("nowhere")), store) as site:
-
-        def work(name: str) -> list[str]:
-            acknowledged, end = list[str](), time.monotonic() + 60
-            while (found := site.post("next", {"annotator": name, "have": []})[1])["state"] != "waiting":
-                assert time.monotonic() < end
-                for item in found["items"][:5]:
-                    answer = {"id": f"{name} {len(acknowledged)}", "annotator": name, "question": item["id"]}
-                    status, told = site.post("answer", answer | {"kind": "void", "seconds": 0.5})
-                    assert status == 200, told
-                    acknowledged.append(answer["id"])
-            return acknowledged
-
-        with ThreadPoolExecutor(4) as pool:
-            acknowledged = [one for answers in pool.map(work, ("ann", "bob", "cleo", "dan")) for one in answers]
-    answers = answers_in(store)
-    assert sorted(answer.id for answer in answers) == sorted(acknowledged)
-    assert len({answer.place for answer in answers}) == len(answers) == len(asked) == 200
-    assert len({answer.annotator for answer in answers}) == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

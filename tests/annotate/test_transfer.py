@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from pixelpick_ray.annotate.exchange import FORMATS
 from pixelpick_ray.annotate.transfer import read_answers, write_answers
@@ -15,10 +14,8 @@ from pixelpick_ray.data.questions import Place
 from pixelpick_ray.errors import DataError
 from pixelpick_ray.store import Store
 from tests.support.data_folders import TREES, noise, save
-from tests.support.launch import launch
 from tests.support.questions import (
     BOOK,
-    TEXT,
     answers_in,
     ask,
     plan_of,
@@ -96,10 +93,8 @@ def test_a_correction_counts_where_the_clock_that_stamped_the_answer_before_is_f
 @pytest.mark.parametrize(
     ("fields", "difference"),
     [
-        ({"label": "sky"}, "label is 'sky' here and 'road' there"),
         ({"kind": None, "label": None}, "kind is None here and 'class' there, label is None here and 'road' there"),
         ({"annotator": "cy"}, "annotator is 'cy' here and 'ann' there"),
-        ({"repeat": True}, "repeat is True here and False there"),
         ({"time": 6.0}, "time is 6.0 here and 5.0 there"),
         ({"x": 3, "y": 3}, "y is 3 here and "),
     ],
@@ -165,7 +160,6 @@ def test_what_was_exported_is_there_when_it_is_imported(scenes: Asked, format_na
 
 
 def test_other_tools_get_the_names_of_files(tmp_path: Path) -> None:
-    """Also of images that are held out."""
     TREES["cityscapes"][0](tmp_path)
     images = "aachen_000000_000019", "ulm_000000_000019"
     one = asked_of_files(tmp_path, "cityscapes", *images, held_out=0.3)
@@ -203,25 +197,3 @@ def test_images_are_read_as_little_as_a_format_needs(pictures: Asked) -> None:
     first.write_bytes(b"")
     for format_name in ("jsonl", "queries"):
         assert pictures.take(pictures.export(format_name), format_name) == told(0, 0)
-
-
-def test_an_image_that_viewers_turn_is_not_handed_to_other_tools(pictures: Asked) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = pictures.place / "leaves" / "train" / "images" / "leaf.v1.jpg"
-    with Image.open(path) as image:
-        image.save(path, exif=exif)
-    with pytest.raises(DataError, match=rf"{path}: its EXIF orientation 6 rotates or mirrors it in viewers"):
-        pictures.export("cvat")
-
-
-def test_an_annotator_without_a_proper_name_is_refused_the_command_ends_with_status_2(scenes: Asked) -> None:
-    (scenes.place / "asked.yaml").write_text(TEXT)
-    (scenes.place / "given.jsonl").write_bytes(line(scenes.first, "road"))
-    words = "import", "asked.yaml", "given.jsonl", "--format", "jsonl", "--annotator"
-    for name in (" ada", "", "a" * 81, "a\nb"):
-        done = launch(scenes.place, *words, name)
-        assert (done.status, done.out) == (2, "")
-        assert done.err.startswith(f"error: asked.yaml: --annotator {name!r}: is not a valid name; give one line of 1")
-    assert scenes.said() == {}
-    assert launch(scenes.place, *words, "é" * 80).out == told(1, 0) + "\n"

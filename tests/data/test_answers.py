@@ -2,7 +2,6 @@
 
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -159,18 +158,3 @@ def test_chains_that_note_images_at_once_drop_none(tmp_path: Path, kind: type[Me
     if kind is Meeting:  # of chains that note different images at once one goes on
         (told,) = noted_together(kind(tmp_path / "other"), {"a": "1"}, {"a": "2"})
         assert told.startswith("image a: differs from the image that people labelled under this name")
-
-
-def test_noting_images_waits_for_who_does_so_now(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    check_images(store, BOOK, {"a": "1"})
-    lease = store.take("images", BOOK)
-    assert lease is not None
-    with lease:
-        check_images(store, BOOK, {"a": "1"})  # which is noted
-        thread = threading.Thread(target=check_images, args=(Store(tmp_path), BOOK, {"b": "2"}))
-        thread.start()
-        time.sleep(0.3)
-        assert thread.is_alive()
-    thread.join(timeout=20)
-    refused(store, "b")

@@ -15,7 +15,7 @@ from pixelpick_ray.data.dataset import FileDataset
 from pixelpick_ray.data.datasets import DATASETS, CamVid, Dataset, known_facts, open_dataset
 from pixelpick_ray.data.image_files import read_image, read_size
 from pixelpick_ray.errors import DataError, SpecError
-from tests.support.data_folders import REAL, TREES, camvid, loaded, opened, save
+from tests.support.data_folders import REAL, TREES, camvid, opened, save
 
 WriteCamVid = Callable[..., Path]
 
@@ -151,18 +151,6 @@ def test_the_size_of_a_picture_is_read_without_its_pixels(tmp_path: Path) -> Non
             assert read_size(path) == (80, 100)
             with pytest.raises(DataError, match=r"cannot be decoded .*copy it again"):
                 read_image(path)
-
-
-def test_a_palette_label_is_read_by_index_and_a_palette_image_by_colour(write_camvid: WriteCamVid) -> None:
-    data = write_camvid(num_images=1) / "camvid"
-    before = camvid(data.parent).read("train", "train_000.png")
-    label = Image.fromarray(before[1]).convert("L")
-    label.putpalette([0, 0, 0] * 256)
-    label.save(data / "trainannot" / "train_000.png")
-    assert loaded(data / "trainannot" / "train_000.png").mode == "P"
-    save(data / "train" / "train_000.png", np.dstack([before[0], np.full(before[1].shape, 9, np.uint8)]))
-    after = camvid(data.parent).read("train", "train_000.png")
-    assert all(map(np.array_equal, after, before))
 
 
 def test_what_is_wrong_with_the_files_of_camvid_is_told(write_camvid: WriteCamVid) -> None:

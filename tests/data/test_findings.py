@@ -52,10 +52,6 @@ WRONG = {
             "error: x v: 'a' is the only class",
         ],
     ),
-    "nothing in common": (
-        [split("t", 0, 1), split("v", 2, 2, 2, 255, seed=9), split("w", 2, seed=20, has_labels=False)],
-        ["error: x v: 'c' is the only class"],
-    ),
     "begin at 1": (
         [split("t", 1, 2), split("v", 1, 2, seed=9)],
         ["warning: x: no label map of t, v has the class a; if values start at 1, give classes as a mapping"],

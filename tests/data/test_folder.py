@@ -1,7 +1,6 @@
 """A user's own folder: what it may hold, and what is told when its description or its files are wrong."""
 
 import itertools
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from pixelpick_ray.config.trial import SizeSpec
 from pixelpick_ray.data.cache import prepare
@@ -85,9 +83,7 @@ def test_colours_that_are_not_described_lie_far_apart(tmp_path: Path, count: int
         assert max(abs(a - b) for a, b in zip(one, other, strict=True)) >= apart
 
 
-def test_a_missing_path_and_a_split_that_is_not_described_are_told(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=rf"dataset\.path: .*folder under {tmp_path} that holds dataset\.yaml, e\.g\. "):
-        opened("folder", tmp_path)
+def test_a_split_that_is_not_described_is_told(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, splits=BARE)
     for ask in (leaves(tmp_path).names, leaves(tmp_path).has_labels):
         with pytest.raises(SpecError, match=str(folder) + NO_TEST):
@@ -123,23 +119,14 @@ def test_all_that_is_wrong_with_a_description_is_told_at_once(tmp_path: Path) ->
     ]
 
 
-UNREADABLE = {
-    b"classes: [a, b": r"dataset.yaml: line 1, column 15 is not YAML: ",
-    b"- a": "dataset.yaml: expected a mapping with classes, void, splits",
-    b"classes: &x [*x]": "dataset.yaml: holds something that is neither number, text, list nor mapping",
-}
-
-
-def test_a_description_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    """More of that is in wrong_inputs.yaml."""
-    path = write_folder(tmp_path) / "dataset.yaml"
-    for content, message in UNREADABLE.items():
-        path.write_bytes(content)
-        assert message in told(tmp_path)
-
-
-def test_what_is_wrong_with_the_files_of_a_split_is_told(tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_files_of_a_data_set_is_told(tmp_path: Path) -> None:
     """What is told of other files is in wrong_inputs.yaml."""
+    for content, message in (
+        ("- a", "expected a mapping with"),
+        ("classes: &x [*x]", "holds something that is neither number"),
+    ):
+        (write_folder(tmp_path) / "dataset.yaml").write_text(content)
+        assert f"dataset.yaml: {message}" in told(tmp_path)
     labels = write_folder(tmp_path) / "train" / "labels"
     with pytest.raises(DataError, match=r"images/new\.png: is not an image of split train \(any more\); put it back"):
         leaves(tmp_path).read("train", "new.png")
@@ -147,15 +134,6 @@ def test_what_is_wrong_with_the_files_of_a_split_is_told(tmp_path: Path) -> None
     assert told(tmp_path).startswith(f"{labels}/leaf.v1.jpg: is no .png, ")
     assert "since JPEG and WebP change their values; export it again" in told(tmp_path)
     assert len(leaves(tmp_path).names("val")) == 3
-
-
-def test_two_images_of_one_stem_and_no_image_are_told_without_labels_too(tmp_path: Path) -> None:
-    images = write_folder(tmp_path, splits=BARE) / "train" / "images"
-    save(images / "leaf.v1.png", noise((9, 11), (0,), seed=0)[0])
-    assert told(tmp_path) == f"{images}: leaf.v1.jpg and leaf.v1.png have the same stem; keep one of them"
-    for path in images.iterdir():
-        path.unlink()
-    assert told(tmp_path).startswith(f"{images}: holds no image; copy the images of split train there")
 
 
 def test_the_content_covers_what_results_depend_on(tmp_path: Path) -> None:
@@ -171,26 +149,16 @@ def test_the_content_covers_what_results_depend_on(tmp_path: Path) -> None:
     assert fingerprint(tmp_path, palette=colours) == fingerprint(tmp_path, splits={"train": GOOD}, void=255) == first
     write_folder(tmp_path)
     assert fingerprint(tmp_path, "val") not in found
+    before = leaves(tmp_path).identity("train")
+    write_folder(tmp_path, void=7)
+    assert leaves(tmp_path).identity("train") != before
+    write_folder(tmp_path)
     (tmp_path / "leaves").rename(tmp_path / "plants")
     (tmp_path / "plants" / "train" / "images").rename(tmp_path / "plants" / "pictures")
     path = tmp_path / "plants" / "dataset.yaml"
     path.write_text(path.read_text().replace("train/images", "pictures"))
     moved = opened("folder", tmp_path, path="plants")
     assert prepare(moved, "train", SizeSpec(), tmp_path / "cache").fingerprint == first
-
-
-def test_another_void_value_is_another_content_and_counted_anew(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path)
-    for path in folder.rglob("labels/*.png"):
-        Image.fromarray(np.asarray(loaded(path)) % 4).save(path)  # 255 becomes 3
-    prepared = []
-    for description in ({"classes": ["a", "b", "c"], "void": 3}, {"classes": ["a", "b", "c", "d"], "void": 255}):
-        tree = {"splits": {"train": GOOD}} | description
-        (folder / "dataset.yaml").write_text(yaml.safe_dump(tree))
-        prepared.append(prepare(leaves(tmp_path), "train", SizeSpec(), tmp_path / "cache"))
-    assert prepared[0].fingerprint != prepared[1].fingerprint
-    assert prepared[0].candidates.tolist() == [int((prepared[0].label(at) != 3).sum()) for at in range(3)]
-    assert prepared[1].candidates.tolist() == [99, 99, 99]
 
 
 @pytest.mark.parametrize(("classes", "void", "index"), [(3, 254, 255), (253, 254, 255), (254, 255, 254)])
@@ -200,6 +168,9 @@ def test_without_label_maps_all_pixels_have_an_own_value(tmp_path: Path, classes
     dataset = leaves(tmp_path)
     assert dataset.facts.unlabelled_index == index
     assert dataset.names("train") == ("leaf.v0.png", "leaf.v1.jpg", "leaf.v2.jpeg")
+    assert [path for path, *_ in dataset.signature("train")[1:]] == [
+        f"train/images/{name}" for name in dataset.names("train")
+    ]
     image, label = dataset.read("train", "leaf.v1.jpg")
     assert (image == np.asarray(loaded(folder / "train" / "images" / "leaf.v1.jpg"))).all()
     assert (label.dtype, label.shape, set(label.ravel().tolist())) == (np.uint8, (9, 11), {index})
@@ -211,15 +182,6 @@ def test_without_label_maps_all_pixels_have_an_own_value(tmp_path: Path, classes
     assert leaves(tmp_path).facts.unlabelled_index == -1
     label = np.asarray(loaded(folder / "train" / "labels" / "leaf.v0.png"))
     assert (leaves(tmp_path).read("train", "leaf.v0.png")[1] == label).all()
-
-
-def test_the_signature_of_images_without_label_maps_has_the_images_alone(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path, splits=BARE)
-    shutil.rmtree(folder / "train" / "labels")
-    (folder / "train" / "images" / "leaf.v1.jpg").unlink()
-    described, *files = leaves(tmp_path).signature("train")
-    assert described == ["leaves", 3, 255]
-    assert [path for path, _, _ in files] == ["train/images/leaf.v0.png", "train/images/leaf.v2.jpeg"]
 
 
 def test_the_content_of_a_split_with_labels_is_as_it_was_before_any_could_lack_them(tmp_path: Path) -> None:

@@ -266,49 +266,22 @@ def test_images_alone_are_described_and_what_is_missing_is_said(tmp_path: Path) 
     assert len(proposal.missing) == 2
 
 
-def copied_voc(folder: Path) -> None:
-    """Twelve images of the real VOC under another name."""
-    source, release = REAL / "voc" / "VOCdevkit" / "VOC2012", folder / "VOCdevkit" / "VOC2012"
-    for split in ("train", "val"):
-        names = (source / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()[::6][:6]
-        for name in names:
-            for kind in (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"):
-                (release / kind).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(source / kind, release / kind)
-        (lists := release / "ImageSets" / "Segmentation").mkdir(parents=True, exist_ok=True)
-        (lists / f"{split}.txt").write_text("\n".join(names))
+if (REAL / "voc").is_dir():  # a machine without the files has fewer tests, not skipped ones
 
+    def test_a_copy_of_real_data_under_another_name_is_read_as_published(tmp_path: Path) -> None:
+        shutil.copytree(REAL / "voc", tmp_path / "pets")
+        dataset, published = described(tmp_path / "pets"), opened("voc", REAL)
+        assert dataset.facts.class_names == published.facts.class_names
+        for one in dataset.names("val")[:6]:
+            assert all(map(np.array_equal, dataset.read("val", one), published.read("val", Path(one).stem)))
 
-def copied_camvid(folder: Path) -> None:
-    """Eighteen images of the real CamVid under another name."""
-    for part in ("train", "val", "test"):
-        for path in sorted((REAL / "camvid" / part).iterdir())[::30][:6]:
-            for kind in (part, f"{part}annot"):
-                (folder / kind).mkdir(parents=True, exist_ok=True)
-                shutil.copy(REAL / "camvid" / kind / path.name, folder / kind)
-
-
-COPIES = {"voc": copied_voc, "camvid": copied_camvid} if (REAL / "voc").is_dir() and (REAL / "camvid").is_dir() else {}
-
-
-@pytest.mark.parametrize("name", COPIES)
-def test_copies_of_real_data_under_other_names_are_read_as_published(tmp_path: Path, name: str) -> None:
-    COPIES[name](tmp_path / "pets")
-    dataset, published = described(tmp_path / "pets"), opened(name, REAL)
-    assert dataset.facts.class_names == published.facts.class_names
-    for split in ("train", "val"):
-        for one in dataset.names(split):
-            theirs = published.read(split, Path(one).stem if name == "voc" else one)
-            assert all(map(np.array_equal, dataset.read(split, one), theirs))
-
-
-@pytest.mark.slow
-@pytest.mark.training
-@pytest.mark.parametrize("name", COPIES)
-def test_init_plan_and_run_on_copies_of_real_data_need_no_line_edited(tmp_path: Path, name: str) -> None:
-    COPIES[name](tmp_path / "data" / "pets")
-    tiny = ["--set", "grid=[{seed: [0], budget: [5, 10]}]", "--set", "dataset.long_side=160"]
-    for words in ("init data/pets", "check data/pets", "plan pets.yaml", "run pets.yaml --local"):
-        done = launch(tmp_path, *words.split(), *(tiny if "run" in words else []))
-        assert done.status == 0, done
-    assert "trained now: 2" in done.out
+    @pytest.mark.slow
+    @pytest.mark.training
+    def test_init_check_plan_and_run_on_a_copy_of_real_data_need_no_line_edited(tmp_path: Path) -> None:
+        shutil.copytree(REAL / "voc", tmp_path / "data" / "pets")
+        tiny = ["--set", "grid=[{seed: [0], budget: [5, 10]}]", "--set", "dataset.long_side=160"]
+        tiny += ["--set", "dataset.images=6"]
+        for words in ("init data/pets", "check data/pets", "plan pets.yaml", "run pets.yaml --local"):
+            done = launch(tmp_path, *words.split(), *(tiny if "run" in words else []))
+            assert done.status == 0, done
+        assert "trained now: 2" in done.out

