@@ -269,7 +269,7 @@ def test_a_key_answers_only_what_was_seen_when_it_was_pressed(page: Opened) -> N
     assert len(typist.answers()) == len(seen) < 6  # as many as were painted between two of these keys
     assert item["id"] in seen
     assert typist.labels()[0] == "road"
-    assert "Not taken" in typist.text("#notice")
+    assert "Not recorded" in typist.text("#notice")
 
 
 HIDDEN = "return getComputedStyle(document.querySelector('#close')).visibility"
