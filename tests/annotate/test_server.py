@@ -55,7 +55,6 @@ HOSTILE: dict[str, tuple[str, str, bytes | Callable[[], Iterator[bytes]] | None,
     "a lone surrogate": ("POST", "begin", b'{"annotator": "\\ud800"}', JSON, 400, "JSON"),
     "a list of too many": ("POST", "next", MANY, JSON, 400, "have"),
     "an unknown question to skip": ("POST", "skip", b'{"annotator": "x", "question": "y"}', JSON, 410, "longer asked"),
-    "tracing": ("TRACE", "", None, {}, 405, "Method not allowed"),
 }
 
 

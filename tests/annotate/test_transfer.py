@@ -114,7 +114,6 @@ def test_a_stored_answer_that_a_file_changes_is_refused(scenes: Asked, fields: d
 
 @pytest.mark.parametrize("fields", [{}, {"id": "one", "time": 5.0}, {"id": "one"}, {"time": 5.0}])
 def test_an_answer_that_was_taken_back_is_taken_from_a_file_again(scenes: Asked, fields: dict[str, Any]) -> None:
-    """As often as it is taken back, and each time once."""
     ids = set()
     for _ in range(3):
         assert scenes.take(line(scenes.first, "road", **fields)) == told(1, 0)

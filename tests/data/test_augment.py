@@ -68,7 +68,7 @@ def test_rounding_makes_nothing_brighter_than_white() -> None:
         assert augment(white, [Draw()], [geometry], None, torch.ones(3)).max() == 1.0
 
 
-def test_without_augmentation_pictures_and_pixels_stay_as_they_are_and_the_input_ever() -> None:
+def test_without_augmentation_pictures_stay_as_they_are_and_the_input_ever() -> None:
     images = noise(12, 16, count=2)
     before, choice = images.clone(), draw(None, stream(0, "a"))
     geometry = Geometry.of(choice, (12, 16), (12, 16))
@@ -79,12 +79,6 @@ def test_without_augmentation_pictures_and_pixels_stay_as_they_are_and_the_input
     everything = Draw(jitter=(("brightness", 1.5), ("hue", 0.1)), grayscale=True, blur_sigma=1.0)
     augment(images, [everything] * 2, [geometry] * 2, AugmentSpec(blur=BlurSpec()), FILL)
     assert torch.equal(images, before)
-    y, x = np.divmod(np.arange(12 * 16, dtype=np.int32), 16)
-    position, inside = geometry.points(y, x)
-    assert inside.all()
-    assert (position == np.stack([y, x], axis=1)).all()
-    label = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
-    assert (geometry.label_map(label, 255) == label).all()
 
 
 SIZE = st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -102,6 +96,7 @@ def test_every_place_of_a_crop_is_equally_likely() -> None:
 
 
 @given(GEOMETRY)
+@example(((12, 11), (12, 11), Draw()))
 @example(((5, 5), (6, 6), Draw(1.3)))
 @example(((6, 6), (3, 3), Draw(1.5, 0.34, 0.99, True)))
 @example(((9, 9), (4, 4), Draw(0.56, 0.0, 0.9)))  # centres exactly on the crop's edge
