@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from pixelpick_ray.data.dataset import FileDataset
 from pixelpick_ray.data.datasets import DATASETS, CamVid, Dataset, known_facts, open_dataset
-from pixelpick_ray.data.image_files import read_image, read_size
+from pixelpick_ray.data.image_files import read_image
 from pixelpick_ray.errors import DataError, SpecError
 from tests.support.data_folders import REAL, TREES, camvid, opened, save
 
@@ -138,19 +137,6 @@ def test_damaged_files_are_never_read_as_other_pictures(tmp_path: Path) -> None:
             assert (read == pixels).all()
     assert len(refused) > 0.8 * len(broken)
     assert all(str(picture) in told and "copy it again" in told for told in refused)
-
-
-def test_the_size_of_a_picture_is_read_without_its_pixels(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
-    for suffix, modes in (("png", ("RGB", "RGBA", "L", "LA", "P", "1")), ("jpg", ("RGB", "L", "CMYK"))):
-        for mode in modes:
-            path = tmp_path / f"{mode}.{suffix}"
-            Image.fromarray(pixels).convert(mode).save(path)
-            assert read_size(path) == read_image(path).shape[:2] == (80, 100)
-            path.write_bytes(path.read_bytes()[:-200])
-            assert read_size(path) == (80, 100)
-            with pytest.raises(DataError, match=r"cannot be decoded .*copy it again"):
-                read_image(path)
 
 
 def test_what_is_wrong_with_the_files_of_camvid_is_told(write_camvid: WriteCamVid) -> None:

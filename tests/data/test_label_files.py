@@ -207,7 +207,7 @@ def test_images_of_16_bits_are_scaled_by_what_is_white(tmp_path: Path) -> None:
     assert (described.read("train", "leaf.v1.jpg")[0] == before).all()
 
 
-def test_what_opencv_reads_is_what_pillow_reads(tmp_path: Path) -> None:
+def test_what_opencv_reads_is_what_pillow_reads_and_sizes_need_no_pixels(tmp_path: Path) -> None:
     """Opacity is left out; of a TIFF, too, whose colours OpenCV multiplies by it."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     for suffix, modes in (
@@ -224,6 +224,8 @@ def test_what_opencv_reads_is_what_pillow_reads(tmp_path: Path) -> None:
             picture.save(path := tmp_path / f"{mode}.{suffix}")
             with Image.open(path) as again:
                 assert (read_image(path) == np.asarray(again.convert("RGB"))).all(), path
+            os.truncate(path, path.stat().st_size - (100 if suffix in ("png", "jpg") else 0))
+            assert read_size(path) == (40, 50)  # without the pixels
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
