@@ -120,24 +120,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def camvid_yaml() -> str:
     """The experiment file of the interface, with the default colour jitter and blur."""
-    return """\
-name: camvid-mobilenet
-title: CamVid, DeepLabv3+ MobileNetV2
-dataset: {name: camvid, size: [360, 480]}        # or {scale: 0.25}, {long_side: 400}
-model: {backbone: mobilenetv2_100, pretrained: imagenet, output_stride: 16, normalise: dataset}
-train:
-  epochs: 50
-  batch_size: 4                                  # global, over all ranks
-  optimizer: {name: adam, lr: 5e-4, backbone_lr_factor: 0.1, weight_decay: 2e-4}
-  schedule: {name: multistep, milestones: [21, 41], gamma: 0.1}
-  augment: {scale: [0.5, 2.0], crop_size: [360, 480], hflip: 0.5, jitter: {}, grayscale: 0.2, blur: {}}
-  precision: fp32                                # or tf32, bf16
-acquire: {strategy: margin, initial_pixels: 10, pixels_per_stage: 10, pool_fraction: 0.05}
-evaluate: {splits: {test: {size: [360, 480]}, val: {}}, when: every_epoch, report: test}
-grid:                                            # a list of grids, each the product of its lists
-  - {seed: [0, 1, 2, 3, 4], budget: [20, 40, 60, 80, 100]}
-  - {seed: [0, 1, 2, 3, 4], budget: [full]}
-"""
+    return Path(__file__).with_name("camvid.yaml").read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pixelpick_ray.store import Store, leases
 from pixelpick_ray.store.backend import Storage
 from pixelpick_ray.store.leases import LEASE_SECONDS
 from pixelpick_ray.store.results import _json as as_json
-from tests.support.results import INPUTS, KEY, ME, OTHER, at_once, fill, fill_with_weights, publish, puts
+from tests.support.results import INPUTS, KEY, ME, OTHER, at_once, fill, publish, puts
 
 FILES = ("payload.txt", "inner/more.txt", "input.json", "provenance.json", "manifest.json")
 OBJECTS = pytest.param("objects", marks=pytest.mark.long)
@@ -191,6 +191,11 @@ def has_weights(store: Store, content: bytes) -> bool:
 
 
 def test_weights_live_beside_their_fit_and_are_no_part_of_it(store: Store) -> None:
+    def fill_with_weights(folder: Path) -> None:
+        fill(folder)
+        (folder / "weights.safetensors").write_bytes(b"weights")
+        (folder / "weights.run").write_text("mine")
+
     store.publish("fit", INPUTS, fill_with_weights, {})
     assert has_weights(store, b"weights")
     for _ in range(2):

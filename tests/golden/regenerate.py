@@ -1,4 +1,4 @@
-"""A small study whose numbers are kept in ``scenes.json``; ``python -m tests.golden.regenerate`` writes them anew."""
+"""Numbers of ``scenes.yaml``, kept in ``scenes.json``; ``python -m tests.golden.regenerate`` writes them anew."""
 
 import json
 import tempfile
@@ -8,37 +8,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from pixelpick_ray.config.experiment import parse_experiment
+from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.config.keys import VERSIONS
 from pixelpick_ray.data.labels import LabelledPixels
 from pixelpick_ray.engine.world import World
 from pixelpick_ray.events import Event, StageDone
 from pixelpick_ray.running import run_chain
 from pixelpick_ray.store import experiment_folder
-from tests.support.experiments import experiment_text
 from tests.support.tiny_data import place_at
 
 COMMAND = "PYTHONPATH=. python -m tests.golden.regenerate"
 GOLDEN_PATH = Path(__file__).with_name("scenes.json")
-EXPERIMENT = experiment_text(
-    "golden",
-    dataset="{name: scenes, scale: 0.5, images: 8}",
-    model="{backbone: test_resnet, pretrained: none, dropout: [0.5, 0.5, 0.2]}",
-    train="""
-  epochs: 3
-  batch_size: 4
-  optimizer: {name: adam, lr: 1e-3, weight_decay: 2e-4}
-  schedule: {name: multistep, milestones: [2]}
-  augment: {jitter: {}, grayscale: 0.2, blur: {}}""",
-    acquire="{strategy: margin, initial_pixels: 20, pixels_per_stage: 20}",
-    evaluate="{splits: {val: {}}, report: val}",
-    grid="[{budget: [40]}]",
-)
 
 
 def measure() -> dict[str, Any]:
     """Losses of both fits, the picked pixels and the first ones, on one thread of this machine."""
-    experiment = parse_experiment(EXPERIMENT, where="golden")
+    experiment = load_experiment(GOLDEN_PATH.with_suffix(".yaml"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     events: list[Event] = []

@@ -34,11 +34,6 @@ def runnable(kind: str) -> Iterator[tuple[str, str]]:
                 yield document, found["text"]
 
 
-def languages() -> set[tuple[str, str]]:
-    """Document and language of all blocks."""
-    return {(document, found["kind"]) for document in DOCUMENTS for found in BLOCK.finditer(text_of(document))}
-
-
 def without_code(text: str) -> str:
     """The text of a document without code, in blocks or in lines, and without comments."""
     return re.sub(r"`[^`\n]+`|<!--.*?-->", "", BLOCK.sub("", text), flags=re.S)

@@ -41,11 +41,6 @@ def back(content: bytes, format_name: str, whole: Exchanged = WHOLE) -> tuple[Ex
     return read(content, format_name, class_names=whole.class_names, images=whole.images)
 
 
-def in_order(points: Any) -> list[str]:
-    """The points in an order that does not depend on theirs."""
-    return sorted(point.model_dump_json() for point in points)
-
-
 def entry(height: int, width: int, xs: Any, ys: Any, **more: Any) -> dict[str, Any]:
     """An image in the queries of the published code."""
     return {"height": height, "width": width, "x_coords": xs, "y_coords": ys} | more

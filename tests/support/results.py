@@ -25,13 +25,6 @@ def fill(folder: Path, content: str = "one") -> None:
     (folder / "inner" / "more.txt").write_text(content * 2)
 
 
-def fill_with_weights(folder: Path) -> None:
-    """The payload, and weights that a run made for itself."""
-    fill(folder)
-    (folder / "weights.safetensors").write_bytes(b"weights")
-    (folder / "weights.run").write_text("mine")
-
-
 def publish(store: Store, content: str = "one", inputs: dict[str, Any] = INPUTS) -> Path:
     return store.publish("fit", inputs, lambda folder: fill(folder, content), {"seconds": 1.0})
 
