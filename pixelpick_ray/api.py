@@ -73,7 +73,9 @@ def run(
     SpecError or DataError for whatever the command line would reject.
     """
     if is_executing():
-        raise SpecError("run: this is a worker; move the call that starts the run under `if __name__ == '__main__':`")
+        raise SpecError(
+            "run: called in a worker process; move the call that starts the run under `if __name__ == '__main__':`"
+        )
     experiment = as_stored(Store(absolute(str(store))), experiment)
     search = None if experiment.search is None else make_search(experiment)
     data = Path(data)

@@ -37,7 +37,7 @@ def check_trial(experiment: Experiment, trial: Trial) -> None:
     for kind, name in trial.external_parts:
         if name.partition("@")[0] in BUILT_IN[kind]:
             raise SpecError(
-                f"{kind} {name.partition('@')[0]!r}: is the name of a built-in {kind} and of {name}; rename yours"
+                f"{kind} {name.partition('@')[0]!r}: both a built-in {kind} and {name} have this name; rename yours"
             )
     facts = known_facts(trial.dataset.name)
     check_strategy(trial.acquire)
@@ -58,7 +58,9 @@ def check_facts(experiment: Experiment, trial: Trial, facts: DatasetFacts) -> No
         if split not in facts.splits:
             raise SpecError(f"{where}: {facts.name} has no split {split!r}; it has {', '.join(facts.splits)}")
     if trial.dataset.path is not None and trial.dataset.name != "folder":
-        raise SpecError(f"dataset.path: {facts.name} is in the data folder under its own name; leave path out")
+        raise SpecError(
+            f"dataset.path: does not apply to {facts.name}, which is found by name in the data folder; leave it out"
+        )
     check_oracle(trial.oracle, facts.class_names)
     if isinstance(trial.oracle, HumanSpec):
         class_keys(facts.class_names, experiment.annotation.keys)
@@ -158,8 +160,8 @@ def _check_labels(experiment: Experiment, trial: Trial, dataset: Dataset) -> Non
             "full supervision needs" if trial.is_fully_supervised else f"the oracle {trial.oracle.name} answers from"
         )
         raise DataError(
-            f"{dataset.facts.name} {training}: has no label maps, and {wants} them; add them, or let people answer "
-            "with oracle: {name: human} and budgets in numbers"
+            f"{dataset.facts.name} {training}: has no label maps, but {wants} them; add them, or have people answer "
+            "with oracle: {name: human} and numeric budgets"
         )
 
 
@@ -168,8 +170,8 @@ def _check_training(trial: Trial, prepared: PreparedSplit) -> None:
     names = training_names(prepared.names, trial.dataset.images, trial.seed)
     if trial.training is not None and len(names) < 2:
         raise DataError(
-            f"dataset.images: {len(names)} training image; batch norm needs at least 2; "
-            "raise dataset.images, or add images"
+            f"dataset.images: only {len(names)} training image; batch norm needs at least 2; raise dataset.images, "
+            "or add images"
         )
     positions = np.asarray([prepared.index[name] for name in names])
     augment = trial.training.augment if trial.training else None
@@ -182,6 +184,6 @@ def _check_training(trial: Trial, prepared: PreparedSplit) -> None:
     available = int(prepared.candidates[worst])
     if available < trial.budget:
         raise DataError(
-            f"{title}: image {prepared.names[worst]} has {available} pixels that are not void, budget {trial.budget} "
-            "needs as many; lower the budget, raise dataset.size, or remove the image"
+            f"{title}: image {prepared.names[worst]} has only {available} pixels that are not void, fewer than the "
+            f"budget of {trial.budget}; lower the budget, raise dataset.size, or remove the image"
         )

@@ -35,7 +35,7 @@ class DamagedError(StoreError):
     """A record of the store is damaged; `problem` says how."""
 
     def __init__(self, where: str, problem: str) -> None:
-        super().__init__(f"{where}: is damaged: {problem}; put back the one that was there, or remove it and run again")
+        super().__init__(f"{where}: is damaged ({problem}); restore it from a backup, or remove it and run again")
         self.problem = problem
 
 

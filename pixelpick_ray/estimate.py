@@ -59,9 +59,9 @@ def _normalise_line(trial: Trial, execution: Execution) -> str:
         facts = facts or open_dataset(trial.dataset, execution.data_path).facts
     found, wanted = normalisation(trial.model, facts), trial.model.normalised_by
     values = found or facts
-    numbers = "" if values is None else f": mean {_three(values.mean)}, deviation {_three(values.std)}"
-    whose = {"weights": "with its weights' own values", "dataset": f"with those of {trial.dataset.name}"}
-    said = whose[wanted] if isinstance(wanted, str) else "as the experiment says"
+    numbers = "" if values is None else f": mean {_three(values.mean)}, standard deviation {_three(values.std)}"
+    whose = {"weights": "with its weights' own values", "dataset": f"with the values of {trial.dataset.name}"}
+    said = whose[wanted] if isinstance(wanted, str) else "with the experiment's values"
     others = f" (those of {trial.dataset.name}: {_three(facts.mean)}, {_three(facts.std)})" if found and facts else ""
     return f"images for {name} are normalised {said}{numbers}{others}"
 
@@ -115,7 +115,7 @@ def cost_line(summary: dict[str, Any]) -> str:
         text += f", {counted(summary['epochs_missing'], 'epoch')}"
     if summary["fits_to_train"] and summary["seconds_missing"] is not None:
         text += f", about {counted(round(summary['seconds_missing'] / 60), 'minute')} of one trial's resources"
-        text += " as measured so far"
+        text += ", judging by the fits so far"
     return text
 
 

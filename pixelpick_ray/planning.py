@@ -487,8 +487,8 @@ def claim_name(plan: Plan, store: Store) -> None:
         same_name = other.rpartition("-")[0] == experiment.name and folder != mine
         if same_name and store.find_record(paths.experiment_record(folder), ExperimentRecord) is not None:
             raise SpecError(
-                f"name: {experiment.name!r} is already another experiment in {store.address} ({other}); give this "
-                "one a name of its own (name: in the file, or --set name=...), or use another --store"
+                f"name: {experiment.name!r} is taken by a different experiment in {store.address} ({other}); rename "
+                "this one (name: in the file, or --set name=...), or use another --store"
             )
     ids = sorted(digest(trial.as_named()) for trial in plan.trials)
     before = store.find_record(paths.experiment_record(mine), ExperimentRecord)
@@ -505,4 +505,4 @@ def claim_name(plan: Plan, store: Store) -> None:
         _keep_sources(plan, store)
         store.write_record(paths.experiment_record(mine), record.model_dump(mode="json"))
     except StoreError as error:
-        raise SpecError(f"--store {store.address}: cannot be used ({error}); give a folder you may write to") from error
+        raise SpecError(f"--store {store.address}: cannot be used ({error}); give a writable folder") from error

@@ -93,7 +93,7 @@ def _chain_status(
     error = "" if progress.done(chain) else store.last_error(chain.id)
     states: list[str] = []
     first = leased.get(f"pick-{progress.initial.get(chain.id, ('', False))[0]}", "")
-    waits_for = f"its first pixels, which {first} picks" if first else ""
+    waits_for = f"its first pixels, being picked by {first}" if first else ""
     for stage in row:
         trains, picks = leased.get(f"fit-{stage.fit}", ""), leased.get(f"pick-{stage.pick}", "")
         if stage.fit_stored and stage.evaluated:
@@ -107,13 +107,14 @@ def _chain_status(
         else:
             states.append("failed" if error and "failed" not in states else "missing")
         if trains or picks:
-            waits_for = f"stage {stage.stage}, which {trains} trains" if trains else f"the pick that {picks} makes"
+            training = f"stage {stage.stage}, being trained by {trains}"
+            waits_for = training if trains else f"the pick being made by {picks}"
     if pending and pending.missing and not waits_for:
         states, error = ["waiting" if state in ("missing", "failed") else state for state in states], ""
         waits_for = f"{pending.missing} of {pending.asked} answers"
     elif run and not waits_for:  # any error is from an earlier run, or the chain will be retried
         states = ["waiting" if state in ("missing", "failed") else state for state in states]
-        waits_for = f"a free place in the run of {run}"
+        waits_for = f"free resources in the run on {run}"
     waits_for, error = waits_for if "waiting" in states else "", "" if waits_for else error
     return ChainStatus(
         *(chain.label, chain.id, tuple(states), error, waits_for),

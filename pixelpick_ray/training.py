@@ -174,7 +174,10 @@ class Trainer:
                 tensors = found.state_dict()
             tensors = self._world.broadcast(tensors)
             if not all(tensor.isfinite().all() for tensor in tensors.values()):
-                raise DivergedError(f"stage {task.stage}: the head's weights are not finite")
+                raise DivergedError(
+                    f"stage {task.stage}: the head's weights are not finite; raise model.head.l2 (linear), "
+                    "or lower model.head.lr (mlp)"
+                )
             self._model = self._world.place(self._frozen(head, tensors))
         examples: dict[str, dict[str, Any]] = {}
         reported = None
@@ -298,8 +301,8 @@ def _supervision(task: Fit) -> LabelledPixels | None:
     labels = task.labels.with_class()
     if not len(labels):
         raise DataError(
-            f"stage {task.stage}: people gave no pixel a class, so there is nothing to train on; set "
-            "oracle.replace: true to have other pixels asked for"
+            f"stage {task.stage}: people gave no pixel a class, so there is nothing to train on; set oracle.replace: "
+            "true to ask about other pixels"
         )
     return labels
 

@@ -219,28 +219,28 @@ def test_damage_is_named_and_a_store_without_results_is_pointed_out(copy: Path) 
     path = next((copy / "store" / "pick").glob("*/statistics.json"))
     path.write_bytes(path.read_bytes()[:-9] + b"x" * 9)
     done = launch(copy, "report", "tiny.yaml", "--out", "named", "--pictures", "0")
-    where, how = f"pick/{path.parent.name}", "statistics.json: other content than was published"
+    where, how = f"pick/{path.parent.name}", "statistics.json: content differs from what was published"
     assert done.status == 1
     assert f"DAMAGED {where}: {how} (the next run will remake it)" in done.out
-    assert done.err.startswith("error: run the experiment again, which makes the damaged results anew")
+    assert done.err.startswith("error: the report lacks damaged results; run the experiment again")
     assert f"| {where} | {how} |" in (copy / "named" / "table.md").read_text(encoding="utf-8")
     assert "data:image/jpeg" not in (copy / "named" / "index.html").read_text(encoding="utf-8")
     done = launch(copy, "report", "tiny.yaml", "--store", "elsewhere", "--out", "nothing")
     assert done.status == 0
-    assert "nothing of it is stored in elsewhere; give the folder of the results with --store DIR" in done.out
+    assert "elsewhere has no results of it; give the folder of the results with --store DIR" in done.out
     assert "missing 0/2" in (copy / "nothing" / "table.md").read_text(encoding="utf-8")
     for path in (copy / "store").glob("experiments/*/chains/*.json"):
         path.write_text("{")
     for command in (("report", "tiny.yaml", "--out", "nothing"), ("plan", "tiny.yaml"), ("status", "tiny.yaml")):
         out = launch(copy, *command).out
         assert len(re.findall(r"DAMAGED experiments/.*: is not JSON", out)) == 4
-        assert ("run it again, which repairs what is stored" in out) == (command[0] == "report")
+        assert ("the stored results are damaged and cannot be read" in out) == (command[0] == "report")
 
 
 def test_what_cannot_be_reported_or_evaluated_is_refused(copy: Path) -> None:
     for words, told in (
         ("report tiny.yaml", "report: give --out DIR for the report, or --explain CELL"),
-        ("report tiny.yaml --explain strategy=margin", "2 cells are meant; say which by budget: 10, 20"),
+        ("report tiny.yaml --explain strategy=margin", "matches 2 cells; narrow it down by budget: 10, 20"),
         ("report tiny.yaml --out out --costs nowhere.yaml", "nowhere.yaml: cannot be read"),
         ("report tiny.yaml --out tiny.yaml", "--out"),
         ("evaluate x.pt --dataset scenes --split val", "x.pt: no such file; give the weights.safetensors"),

@@ -285,8 +285,8 @@ def test_answers_that_are_all_refusals_train_nothing(execution: Execution) -> No
     run(experiment, execution)
     person_of(experiment, execution, refuse_every=1).answer_all()
     assert walk(make_plan(experiment), execution) == [
-        "stage 0: people gave no pixel a class, so there is nothing to train on; set "
-        "oracle.replace: true to have other pixels asked for"
+        "stage 0: people gave no pixel a class, so there is nothing to train on; set oracle.replace: true to ask "
+        "about other pixels"
     ]
 
 

@@ -142,7 +142,9 @@ def test_a_budget_beyond_the_candidates_of_an_image_is_refused(data: Path, execu
     label = np.full((8, 10), 11, dtype=np.uint8)
     label[2, 3:8] = 4
     Image.fromarray(label).save(data / "camvid" / "trainannot" / "train_001.png")
-    told = "train: image train_001.png has 5 pixels that are not void, budget 6 needs as many; lower the budget"
+    told = (
+        "train: image train_001.png has only 5 pixels that are not void, fewer than the budget of 6; lower the budget"
+    )
     assert told in refused(execution)
     check_plan(tiny_plan("acquire.pixels_per_stage=3", "grid=[{budget: [5, full]}]"), execution)
     seeds = {inside: [] for inside in (True, False)}  # of which the subset of two images has this one, and not
@@ -188,7 +190,10 @@ def test_a_name_may_be_used_again_for_the_same_or_an_extended_grid(tmp_path: Pat
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("train.epochs=3", r"name: 'tiny' is already another experiment .*--set name=\.\.\.\), or use another --store"),
+        (
+            "train.epochs=3",
+            r"name: 'tiny' is taken by a different experiment .*--set name=\.\.\.\), or use another --store",
+        ),
         (
             GRID.format([0], [2, 6]),
             r"name: 'tiny' was already run with a different grid; extend that grid.*--set name=\.\.\.",
@@ -206,7 +211,7 @@ def test_a_name_is_refused_to_another_experiment_with_the_way_out(tmp_path: Path
     claim_name(tiny_plan(override, "name=tiny-2"), store)  # the way out; a name that begins with the other
     assert len(store.names("experiments")) == 2
     (tmp_path / "file").write_text("")
-    with pytest.raises(SpecError, match=r"--store .*file: cannot be used .*; give a folder you may write to"):
+    with pytest.raises(SpecError, match=r"--store .*file: cannot be used .*; give a writable folder"):
         claim_name(plan, Store(tmp_path / "file"))
 
 
@@ -278,12 +283,12 @@ def test_what_is_waited_for_is_told_with_its_holder(plan: Plan, execution: Execu
     with store.take("run", "another experiment") or pytest.fail("it is free"):
         assert waits() == ["", ""]
     with store.take("run", f"{run_lease(plan.experiment)}1") or pytest.fail("it is free"):
-        assert waits() == [f"a free place in the run of {ME}"] * 2
+        assert waits() == [f"free resources in the run on {ME}"] * 2
         assert stages(status_of(plan, execution)) == [("stored", "waiting", "waiting")] * 2
         with store.take("fit", key) or pytest.fail("it is free"):
-            assert waits() == [f"stage 1, which {ME} trains", f"a free place in the run of {ME}"]
+            assert waits() == [f"stage 1, being trained by {ME}", f"free resources in the run on {ME}"]
             text = status_of(plan, execution).as_text()
-            assert f"WAITING test_resnet margin seed 0: for stage 1, which {ME} trains" in text.splitlines()
+            assert f"WAITING test_resnet margin seed 0: for stage 1, being trained by {ME}" in text.splitlines()
 
 
 def test_the_stage_that_failed_is_told_with_the_last_line_of_the_last_attempt(plan: Plan, execution: Execution) -> None:

@@ -49,7 +49,7 @@ def test_a_damaged_record_is_told_by_readers_and_set_aside_by_a_writer(tmp_path:
     damaged = path.read_bytes().replace(b"sky", b"sea")
     path.write_bytes(damaged)
     (line,) = progress_of(plan, execution).damaged
-    assert line.endswith(f"{first}.json: other content than was written (the next run will remake it)")
+    assert line.endswith(f"{first}.json: content differs from what was written (the next run will remake it)")
     assert status_of(plan, execution).damaged == (line,)
     chains = load_chains(store, load_results(store, [plan.experiment]))
     assert [chain.class_names for chain in chains] == [(), ("sky", "road")]
@@ -58,7 +58,7 @@ def test_a_damaged_record_is_told_by_readers_and_set_aside_by_a_writer(tmp_path:
     write_chain(store, plan.experiment, first, records[first])
     assert read_chain(store, plan.experiment, first) == records[first]
     (line,) = store.damaged()
-    assert f"chains/{first}.json: other content than was written (set aside as damaged/record-" in line
+    assert f"chains/{first}.json: content differs from what was written (set aside as damaged/record-" in line
     (aside,) = (store.path / "damaged").iterdir()
     assert (aside / "record.json").read_bytes() == damaged
 
@@ -69,13 +69,13 @@ def test_the_digest_is_of_everything_else_and_records_of_older_stores_have_none(
     assert json.loads(path.read_text()).keys() == {"reached", "digest"}
     changed = path.read_bytes().replace(b"3", b"4", 1)
     for content, told in (
-        (changed, "other content than was written; put back the one"),
+        (changed, r"content differs from what was written\); restore it"),
         (b"{", r"is not JSON .*remove it and run again"),
         (b"\xff\xfe", "is not JSON"),
         (b"[]", "is not a mapping"),
     ):
         path.write_bytes(content)
-        with pytest.raises(DamagedError, match=rf"a\.json: is damaged: {told}"):
+        with pytest.raises(DamagedError, match=rf"a\.json: is damaged \({told}"):
             store.read_record("a.json")
     path.write_text('{"experiment": {}, "trials": ["1"]}')
     assert store.find_record("a.json", ExperimentRecord) == ExperimentRecord(experiment={}, trials=("1",))

@@ -31,8 +31,8 @@ def test_no_message_shows_credentials_and_an_address_that_nobody_understands_is_
     Objects(bucket.format("secrets")).write("a.json", b"{")
     elsewhere = bucket.format("x").replace("@bucket/", "@nowhere/")
     for told, act in (
-        (r"s3://bucket/secrets/a\.json: is damaged: is not JSON", lambda: store.read_record("a.json")),
-        ("s3://bucket/secrets: is not a folder", lambda: store.folder("fit", KEY)),
+        (r"s3://bucket/secrets/a\.json: is damaged \(is not JSON", lambda: store.read_record("a.json")),
+        ("s3://bucket/secrets: is object storage, but a folder is needed", lambda: store.folder("fit", KEY)),
         (
             r"s3://nowhere/x/a\.json: .*NO_SUCH_BUCKET.*; check the address",
             lambda: Store(elsewhere).write_record("a.json", {}),
@@ -142,4 +142,4 @@ def test_settings_of_the_shell_travel_with_a_job_and_credentials_are_refused_and
         assert expected in given
     done = launch(tmp_path, *words, "s3://me:hush@bucket/a")
     assert (done.status, "hush" in done.out + done.err) == (2, False)
-    assert "--store s3://bucket/a: has credentials" in done.err
+    assert "--store s3://bucket/a: contains credentials" in done.err

@@ -136,7 +136,7 @@ def test_damage_is_told_set_aside_and_made_again(store: Store, damage: str) -> N
     assert store.read("fit", INPUTS) is None
     (line,) = store.damaged()
     assert line.startswith(f"fit/{KEY}: {name}: ")
-    assert name == "manifest.json" or ("missing" if new is None else "other content than was published") in line
+    assert name == "manifest.json" or ("missing" if new is None else "content differs from what was published") in line
     aside = line.rpartition("set aside as ")[2].rstrip(")")
     assert aside.startswith(f"damaged/fit-{KEY}-")
     assert storage.read(f"{aside}/{name}") == new
@@ -178,7 +178,7 @@ def test_a_manifest_that_leads_elsewhere_is_damage_and_other_inputs_under_a_key_
 def test_a_store_that_cannot_be_written_to_is_told(store: Store) -> None:
     store.folder("fit", KEY).parent.mkdir(parents=True)
     store.folder("fit", KEY).write_text("a file in the way")
-    with pytest.raises(StoreError, match=r"could not be published; is .*store writable"):
+    with pytest.raises(StoreError, match=r"could not be published; check that .*store is writable"):
         publish(store)
 
 

@@ -286,9 +286,9 @@ def test_a_split_of_images_that_stand_in_another_one_too(place: Path, same: str,
     }
     (place / "mine.yaml").write_text(search_text({"change": own, "add": "split: dev"}))
     assert told(place, "run", "mine.yaml") == (
-        f"mine.yaml: search.split: 3 images of dev are {told_of_it}, in {same}, too, e.g. "
-        f"PLACE/data/leaves/{same}/images/leaf.v0.png; use another split, or "
-        "search.held_out: 0.2 for a share of the training images"
+        f"mine.yaml: search.split: 3 images of dev are also in {same}, which is {told_of_it}, e.g. "
+        f"PLACE/data/leaves/{same}/images/leaf.v0.png; use another split, or search.held_out: 0.2 for a share of the "
+        "training images"
     )
 
 

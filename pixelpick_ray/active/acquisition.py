@@ -192,7 +192,9 @@ def _shaped(score: Score, name: str, logits: Tensor) -> Tensor:
     shape = tuple(getattr(scores, "shape", ()))
     if shape != wanted or not scores.is_floating_point():
         got = f"{scores.dtype} {list(shape)}" if shape else type(scores).__name__
-        raise SpecError(f"{name}: returned {got} for logits {list(logits.shape)}, expected floats {list(wanted)}")
+        raise SpecError(
+            f"{name}: returned {got} for logits {list(logits.shape)}; expected floats of shape {list(wanted)}"
+        )
     return scores
 
 
@@ -204,15 +206,15 @@ def check_strategy(acquire: AcquireSpec) -> None:
             return
         known = ", ".join([*STRATEGIES, *parts.names("strategy")])
         raise SpecError(
-            f"acquire.strategy: unknown strategy {name!r}; known: {known}, or your own by file:PATH.py:NAME"
+            f"acquire.strategy: unknown strategy {name!r}; known: {known}; for your own, use file:PATH.py:NAME"
         )
     committee = STRATEGIES[name].is_committee
     if committee and acquire.stochastic is None:
         raise SpecError(f"acquire.stochastic: {name} needs stochastic passes; add e.g. stochastic: {{passes: 20}}")
     if committee and acquire.stochastic is not None and acquire.stochastic.vote != "soft":
-        raise SpecError(f"acquire.stochastic.vote: {name} does not use votes; leave vote out")
+        raise SpecError(f"acquire.stochastic.vote: does not apply to {name}; leave it out")
     if acquire.stochastic is not None and not needs_model(name):
-        raise SpecError(f"acquire.stochastic: {name} does not use the network; leave stochastic out")
+        raise SpecError(f"acquire.stochastic: does not apply to {name}, which does not use the network; leave it out")
 
 
 def needs_model(name: str) -> bool:

@@ -47,7 +47,7 @@ def area_under_curve(budgets: Sequence[float], values: Sequence[float]) -> float
     """
     points = list(zip(budgets, values, strict=True))
     if not points or any(right[0] <= left[0] for left, right in itertools.pairwise(points)):
-        raise ValueError(f"budgets {list(budgets)}: at least one is needed and they must ascend")
+        raise ValueError(f"budgets {list(budgets)}: must be non-empty and ascending")
     if len(points) == 1:
         return points[0][1]
     pieces = [(x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(points)]

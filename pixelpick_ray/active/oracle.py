@@ -161,4 +161,4 @@ def check_oracle(oracle: AnyOracle, class_names: Sequence[str]) -> None:
     if isinstance(oracle, ErringSpec):
         for name in [name for truth, said in (oracle.confusion or {}).items() for name in (truth, *said)]:
             if name not in class_names:
-                raise SpecError(f"oracle.confusion: no class {name!r}; the data set has {', '.join(class_names)}")
+                raise SpecError(f"oracle.confusion: unknown class {name!r}; the data set has {', '.join(class_names)}")

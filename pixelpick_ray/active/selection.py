@@ -121,6 +121,6 @@ def require_candidates(available: int, wanted: int, *, image: str) -> None:
     """Raise DataError if an image has fewer candidates than pixels to pick."""
     if available < wanted:
         raise DataError(
-            f"image {image}: {wanted} pixels wanted, only {available} are neither void nor already labelled; "
-            "lower the budget or leave the image out"
+            f"image {image}: {wanted} pixels requested, but only {available} are neither void nor labelled; lower "
+            "the budget, or remove the image"
         )

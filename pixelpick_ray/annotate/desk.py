@@ -278,7 +278,7 @@ def _asking(plan: Plan) -> list[Chain]:
     asking = [chain for chain in plan.chains if isinstance(chain.trial.oracle, HumanSpec)]
     found = [chain for chain in asking if chain.trial.budget != "full"]
     if not found:
-        raise SpecError("oracle: no chain of this experiment asks people; give oracle: {name: human}")
+        raise SpecError("oracle: no chain of this experiment asks people; set oracle: {name: human}")
     return found
 
 
@@ -288,8 +288,8 @@ def _common_facts(chains: Sequence[Chain], data_path: Path) -> DatasetFacts:
     facts = [open_dataset(spec, data_path).facts for spec in specs.values()]
     if len({one.class_names for one in facts}) > 1:
         raise SpecError(
-            f"dataset: people are asked about {' and '.join(one.name for one in facts)}, which have different classes; "
-            "give each an experiment of its own"
+            f"dataset: people would be asked about {' and '.join(one.name for one in facts)}, whose classes differ; "
+            "use a separate experiment for each"
         )
     return facts[0]
 

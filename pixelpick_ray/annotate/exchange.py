@@ -78,7 +78,9 @@ def read(
     chosen, problems = _format(format_name), Problems(format_name)
     known = Known(tuple(class_names), tuple(images), {answer.id: answer for answer in answers})
     if len(content) > MAX_BYTES:
-        raise DataError(f"{format_name}: the file has {len(content)} bytes, at most {MAX_BYTES} are read; split it")
+        raise DataError(
+            f"{format_name}: the file has {len(content)} bytes, more than the limit of {MAX_BYTES}; split it"
+        )
     points = checked(chosen.read(content, known, problems), known, problems)
     problems.refuse_any("nothing was imported")
     return points
@@ -88,7 +90,7 @@ def _format(name: str) -> Format:
     if name in FORMATS:
         return FORMATS[name]
     if not parts.is_external("format", name):
-        raise SpecError(f"format {name!r}: allowed are {', '.join([*FORMATS, *parts.names('format')])}")
+        raise SpecError(f"format {name!r}: is unknown; choose one of {', '.join([*FORMATS, *parts.names('format')])}")
     found = parts.load("format", name)
     if not isinstance(found, Format):
         raise SpecError(f"format {name!r}: is {found!r}, not a pixelpick_ray.Format")
@@ -110,7 +112,8 @@ def points_of(
     for point in points:
         if point.label is not None and point.label not in class_names:
             raise DataError(
-                f"pixel {point.place} was called {point.label!r}; the data set has {', '.join(class_names)}"
+                f"pixel {point.place} is labelled {point.label!r}, which is not a class of the data set "
+                f"({', '.join(class_names)}); correct or remove this answer"
             )
     return tuple(points)
 

@@ -73,8 +73,8 @@ def read_pickle(content: bytes) -> Any:
     except (_RefusedError, ValueError, OverflowError) as error:  # the latter two come from pickletools
         text = str(error) if isinstance(error, _RefusedError) else f"is damaged ({error!s:.100})"
         raise DataError(
-            f"byte {position} of the pickle: {text}; nothing of it was run or imported. Read are dictionaries, lists, "
-            "tuples, texts, bytes, numbers, and arrays of numbers"
+            f"byte {position} of the pickle: {text}; nothing in it was run or imported. Supported: dictionaries, "
+            "lists, tuples, strings, bytes, numbers, and arrays of numbers"
         ) from error
 
 
@@ -108,7 +108,7 @@ class _Machine:
     def since_mark(self) -> list[Any]:
         """Pop everything since the last mark."""
         if not self._marks:
-            raise _RefusedError("needs a mark, there is none")
+            raise _RefusedError("needs a mark, but there is none")
         start = self._marks.pop()
         values = self._stack[start:]
         del self._stack[start:]
@@ -220,14 +220,14 @@ def _stack_global(machine: _Machine, _: Any) -> None:
 def _known_name(module: str, name: str) -> _Name:
     dotted = f"{module}.{name}".replace("numpy._core.", "numpy.core.").replace("__builtin__.", "builtins.")
     if dotted not in _CALLS and dotted != _NDARRAY:
-        raise _RefusedError(f"calls {module:.60}.{name:.60}: refused")
+        raise _RefusedError(f"calls {module:.60}.{name:.60}: rejected")
     return _Name(dotted)
 
 
 def _reduce(machine: _Machine, _: Any) -> None:
     name, arguments = _several(machine, 2)
     if not isinstance(name, _Name) or name.dotted not in _CALLS or not isinstance(arguments, tuple):
-        raise _RefusedError(f"calls {_said(name)}: refused")
+        raise _RefusedError(f"calls {_said(name)}: rejected")
     machine.push(_CALLS[name.dotted](machine, arguments))
 
 
@@ -238,7 +238,7 @@ def _build(machine: _Machine, _: Any) -> None:
     elif isinstance(target, _Array):
         _fill(target, state)
     else:
-        raise _RefusedError(f"sets the state of {_said(target)}: refused")
+        raise _RefusedError(f"sets the state of {_said(target)}: rejected")
 
 
 # NumPy
@@ -364,5 +364,5 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
 
 def _operation(name: str) -> Callable[[_Machine, Any], None]:
     if name not in _OPERATIONS:
-        raise _RefusedError(f"has the instruction {name}: refused")
+        raise _RefusedError(f"has the instruction {name}: rejected")
     return _OPERATIONS[name]

@@ -91,14 +91,14 @@ class _Taken:
     def sentence(self) -> str:
         """Return the summary for users."""
         told = (
-            f"{self.new} answers imported, {self.known} were there before; {self.unasked} of the new ones are of "
-            "pixels not asked for"
+            f"{self.new} answers imported, {self.known} already known; {self.unasked} of the new ones are for pixels "
+            "that were not asked for"
         )
         if not self.overruled:
             return told
         return (
-            f"{told}; {self.overruled} pixels keep a later answer that says otherwise: remove id and time of their "
-            "answers from the file to have these count"
+            f"{told}; {self.overruled} pixels keep a later, different answer; to replace it, remove id and time of "
+            "their answers in the file"
         )
 
 
@@ -112,7 +112,8 @@ class _Transfer:
         books = {str(record.book) for _, record in asking}
         if not asking:
             raise SpecError(
-                "oracle: people have not been asked anything; use oracle: {name: human} and run the experiment first"
+                "oracle: people have not been asked anything yet; set oracle: {name: human}, and run the experiment "
+                "first"
             )
         if len(books) > 1:
             raise SpecError(

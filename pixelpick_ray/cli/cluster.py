@@ -112,7 +112,7 @@ def submit(
     if foreign := sorted(asked.keys() - OPTIONS[kind]):
         names = {parameter.name: parameter.opts[0] for parameter in context.command.params}
         names["seconds"] = "--time"
-        raise SpecError(f"{', '.join(names[name] for name in foreign)}: not an option of --to {kind}")
+        raise SpecError(f"{', '.join(names[name] for name in foreign)}: not available with --to {kind}; leave it out")
     planned, execution, options = _checked_run(experiment, context.args)
     if execution.device == "cpu":
         asked = {"gpus_per_node": 0} | asked
@@ -141,8 +141,8 @@ def _checked_run(experiment: Path, options: list[str]) -> tuple[Plan, Execution,
             options = [*options, parameter.opts[0], str(values[parameter.name])]
     if without_credentials(values["store"]) != values["store"]:
         raise SpecError(
-            f"--store {without_credentials(values['store'])}: has credentials, which others would read in the job's "
-            "files and commands; leave them out, and give them to the job by its environment or its cluster"
+            f"--store {without_credentials(values['store'])}: contains credentials, which others could read in the "
+            "job's files and commands; remove them, and pass them through the job's environment"
         )
     if values["local"] or values["address"]:
         raise SpecError(

@@ -89,7 +89,7 @@ def _opened(name: str, data: Path) -> Dataset:
     if name not in DATASETS and (Path(name).is_dir() or (data / name).is_dir()):
         raise DataError(f"{name}: has no {DESCRIPTION}; write one, or generate a proposal with `init {name}`")
     if name == "folder":
-        raise SpecError(f"check folder: name the folder itself, the one that holds {DESCRIPTION}")
+        raise SpecError(f"check folder: give the path of the folder that contains {DESCRIPTION} instead")
     return open_dataset(DatasetSpec(name=name), data)
 
 
@@ -237,7 +237,9 @@ def init(
             with open(path, "x", encoding="utf-8") as file:
                 file.write(text)
         except OSError as error:
-            raise SpecError(f"{path}: cannot be written ({error}); give a folder that you may write to") from error
+            raise SpecError(
+                f"{path}: cannot be written ({error}); make its folder writable, or give another one"
+            ) from error
     print(f"{folder}: the layout of {proposal.layout.name} ({proposal.layout.why})")
     print(f"written: {description}, {experiment}")
     for line in proposal.missing:

@@ -142,5 +142,5 @@ def parse_bytes(option: str, text: str) -> int:
 def one_of(option: str, value: str, allowed: tuple[str, ...]) -> Any:
     """Return the value if it is allowed. Raises SpecError otherwise."""
     if value not in allowed:
-        raise SpecError(f"{option}: {value!r} given, allowed are {', '.join(allowed)}")
+        raise SpecError(f"{option}: {value!r} is not allowed; choose one of {', '.join(allowed)}")
     return value

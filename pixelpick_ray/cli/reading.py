@@ -75,7 +75,9 @@ def report(
     asked = [asked_of(path, overrides, store) for path in experiments]
     if any(search is not None for _, search in asked):
         if foreign := [option for option, value in (("--explain", explain), ("--costs", costs)) if value is not None]:
-            raise SpecError(f"{', '.join(foreign)}: not for a search, whose report has no cells; leave it out")
+            raise SpecError(
+                f"{', '.join(foreign)}: not available for a search, whose report has no cells; leave it out"
+            )
         _report_search(asked, experiments, Store(store), out)
         return
     with _collector_off():
@@ -104,18 +106,22 @@ def _conclude(store: Store, out: Path, files: tuple[Path, ...]) -> None:
     for line in store.found_damaged:
         print(f"DAMAGED {line}")
     if store.found_damaged:
-        raise RunError("run the experiment again, which makes the damaged results anew; the report lacks them")
+        raise RunError("the report lacks damaged results; run the experiment again to remake them")
 
 
 def _why_nothing(planned: list[Plan], store: Store) -> str:
     """Say why a report has no results, and what to do."""
     looks = (Waiting(store, one.experiment).look(chain.id for chain in one.chains) for one in planned)
     if any(pending.missing for look in looks for pending in look.values()):
-        return "nothing is trained yet: people have to answer first; `status` says how many answers are missing"
+        return (
+            "nothing has been trained yet, because people have to answer first; see `status` for the number of "
+            "missing answers"
+        )
     if store.found_damaged:
-        return "run it again, which repairs what is stored: it is damaged and cannot be read"
+        return "the stored results are damaged and cannot be read; run the experiment again to remake them"
     return (
-        f"nothing of it is stored in {store.address}; give the folder of the results with --store DIR, or run it first"
+        f"{store.address} has no results of it; give the folder of the results with --store DIR, or run the "
+        "experiment first"
     )
 
 

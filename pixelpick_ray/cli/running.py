@@ -81,7 +81,7 @@ def plan(
     for chain in planned.chains:
         stored = sum(stage.fit_stored for stage in progress.stages.get(chain.id, []))
         budgets = ", ".join(str(budget) for budget in chain.budgets)
-        known = f"{stored} stored" if chain.id in progress.stages else "not known: data or weights are not here yet"
+        known = f"{stored} stored" if chain.id in progress.stages else "unknown until data and weights are downloaded"
         noun = "budget" if len(chain.budgets) == 1 else "budgets"
         print(f"{chain.label}: {counted(len(chain.fits), 'stage')} for {noun} {budgets} ({known})")
     for line in planned.code:

@@ -44,12 +44,12 @@ def class_keys(class_names: Sequence[str], wanted: Mapping[str, str]) -> dict[st
         )
     if unknown := [name for name in wanted if name not in class_names]:
         raise SpecError(
-            f"annotate.keys: no class {', '.join(map(repr, unknown))}; the data set has {', '.join(class_names)}"
+            f"annotate.keys: unknown class {', '.join(map(repr, unknown))}; the data set has {', '.join(class_names)}"
         )
     given = {name: wanted[name] for name in class_names if name in wanted}
     if problems := [*_forbidden(given), *_clashes(given)]:
         keys = _filled(class_names, _first_owners(given))
-        raise SpecError(f"annotate.keys: {'; '.join(problems)}; one that works: {_flow_text(keys)}")
+        raise SpecError(f"annotate.keys: {'; '.join(problems)}; for example, use {_flow_text(keys)}")
     return _filled(class_names, given)
 
 
@@ -77,8 +77,8 @@ def _letters(name: str) -> str:
 def _forbidden(given: Mapping[str, str]) -> Iterator[str]:
     for name, key in given.items():
         if key not in KEYS:
-            why = "is reserved by the page" if key in _COMMANDS else "is not a key for a class"
-            yield f"{key!r} of {name} {why}, allowed are {_KEYS_TEXT}"
+            why = "is reserved by the page" if key in _COMMANDS else "is not a valid key"
+            yield f"{key!r} for {name} {why} (allowed are {_KEYS_TEXT})"
 
 
 def _clashes(given: Mapping[str, str]) -> Iterator[str]:

@@ -57,25 +57,24 @@ class Execution:
         """Raise SpecError for options that no run can have; `batch_sizes` are those of its trials."""
         for name, value in (("--ranks", self.ranks), ("--cpus-per-rank", self.cpus_per_rank)):
             if value < 1:
-                raise SpecError(f"{name}: {value} given, at least 1 is needed")
+                raise SpecError(f"{name}: must be at least 1; got {value}")
         if self.max_concurrent is not None and self.max_concurrent < 1:
-            raise SpecError(f"--max-concurrent: {self.max_concurrent} given, at least 1 is needed")
+            raise SpecError(f"--max-concurrent: must be at least 1; got {self.max_concurrent}")
         smallest = min(batch_sizes, default=self.ranks)
         if self.ranks > smallest:
-            fits = ", ".join(str(n) for n in range(1, smallest + 1))
             raise SpecError(
-                f"--ranks: {self.ranks} ranks cannot split train.batch_size {smallest} (global, over all ranks); "
-                f"ranks that fit: {fits}; or raise train.batch_size"
+                f"--ranks: {self.ranks} ranks cannot split train.batch_size {smallest} (the total over all ranks); "
+                f"use at most {smallest}, or raise train.batch_size"
             )
         if self.gpus_per_rank is not None and self.gpus_per_rank < 0:
-            raise SpecError(f"--gpus-per-rank: {self.gpus_per_rank} given, 0 or more is needed")
+            raise SpecError(f"--gpus-per-rank: must be 0 or more; got {self.gpus_per_rank}")
         if self.ranks > 1 and self.gpus_per_rank is not None and self.gpus_per_rank % 1:
             raise SpecError(
                 f"--gpus-per-rank: {self.gpus_per_rank} with {self.ranks} ranks: NCCL does not support two "
                 "ranks on one GPU; use 1"
             )
         if self.device == "cpu" and self.gpus_per_rank:
-            raise SpecError("--device cpu contradicts --gpus-per-rank; leave one out")
+            raise SpecError("--gpus-per-rank: cannot be combined with --device cpu; leave one out")
 
 
 def local_cpus() -> int:

@@ -83,7 +83,7 @@ class Experiment(Spec):
     @cached_property
     def _trials(self) -> tuple[Trial, ...]:
         if not self.grid:
-            raise SpecError("grid: an empty list; give at least one grid, e.g. grid: [{seed: [0], budget: [10, 20]}]")
+            raise SpecError("grid: is empty; give at least one grid, e.g. grid: [{seed: [0], budget: [10, 20]}]")
         seen: dict[str, Trial] = {}
         for index, grid in enumerate(self.grid):
             for trial in self._expand(index, grid):
@@ -96,7 +96,7 @@ class Experiment(Spec):
             raise SpecError(f"{where}: no budget; add one, e.g. budget: [10, 20] or budget: [full]")
         for path, values in grid.items():
             if not values:
-                raise SpecError(f"{where}.{path}: an empty list; give at least one value")
+                raise SpecError(f"{where}.{path}: is empty; give at least one value")
         trials = []
         for values in itertools.product(*grid.values()):
             shown = ", ".join(f"{path}={value}" for path, value in zip(grid, values, strict=True))
@@ -206,7 +206,7 @@ def parse_experiment(text: str, *, where: str, overrides: Sequence[str] = (), fo
     whole = merged(text, where, folder)
     tree = whole.tree
     if not isinstance(tree, dict):
-        raise SpecError(f"{where}: expected a mapping with name, dataset, model, train, evaluate, grid")
+        raise SpecError(f"{where}: should be a mapping with the keys name, dataset, model, train, evaluate, grid")
     _check_head(tree.get("model"), where)
     overridden: dict[str, Any] = {}
     for override in overrides:
@@ -242,7 +242,7 @@ def _check_head(model: Any, where: str) -> None:
         head = model["head"].get("name") if isinstance(model["head"], dict) else model["head"]
         if head is not None and head != model["architecture"]:
             raise SpecError(
-                f"{where}: model.head: is {head!r}, and model.architecture {model['architecture']!r}; they are "
+                f"{where}: model.head: is {head!r}, but model.architecture is {model['architecture']!r}; they are "
                 "synonyms, so give only one"
             )
 
@@ -274,8 +274,8 @@ def _check_overrides(experiment: Experiment, overridden: Mapping[str, Any]) -> N
                 around = f"{varied}.".startswith(f"{path}.") and _has(value, varied.removeprefix(path).strip("."))
                 if inside or around:
                     raise SpecError(
-                        f"--set {path}: grid[{index}] varies {varied}, so it would have no effect there; replace the "
-                        f"grids, e.g. --set 'grid=[{{{varied}: [...], budget: [...]}}]', or leave this out"
+                        f"--set {path}: has no effect on grid[{index}], which varies {varied}; replace the grid, "
+                        f"e.g. --set 'grid=[{{{varied}: [...], budget: [...]}}]', or leave it out"
                     )
 
 
@@ -304,12 +304,13 @@ def _check_people(experiment: Experiment) -> None:
         raise SpecError("annotate: has no effect without people; add oracle: {name: human}, or leave annotate out")
     if experiment.annotation.order == "predicted" and not all(oracle.suggestions for oracle in humans):
         raise SpecError(
-            "annotate.order: predicted shows what the network predicts; add oracle.suggestions: true, or use image"
+            "annotate.order: predicted shows the network's predictions; add oracle.suggestions: true, or use order: "
+            "image"
         )
     if experiment.search is not None and (humans or "oracle.name" in experiment.search.space):
         raise SpecError(
-            "oracle.name: people cannot answer for a search, whose samples each ask for pixels of their own; "
-            "use ground_truth or erring"
+            "oracle.name: a search cannot use human, because every sample asks about different pixels; use "
+            "ground_truth or erring"
         )
 
 
@@ -320,7 +321,7 @@ def check_search(experiment: Experiment, search: SearchSpec, fixed: Sequence[str
         if path not in known:
             raise SpecError(f"search.space.{path}: no such field; allowed: {', '.join(known)}")
         if other := next((other for other in fixed if f"{other}.".startswith(f"{path}.")), ""):
-            raise SpecError(f"--set {other}: {path} is searched; take it out of search.space, or leave out --set")
+            raise SpecError(f"--set {other}: {path} is searched; remove it from search.space, or leave out --set")
     _check_grid(experiment, search)
     for path, position, value in search.ends():
         for budget in dict.fromkeys(experiment.grid[0]["budget"]):
@@ -341,14 +342,13 @@ def _check_grid(experiment: Experiment, search: SearchSpec) -> None:
         for path, other in itertools.product(search.space, grid):
             if f"{other}.".startswith(f"{path}.") or f"{path}.".startswith(f"{other}."):
                 raise SpecError(
-                    f"grid[{index}].{other}: search.space has {path}; remove this, with a search the grid has only "
-                    "seed and budget"
+                    f"grid[{index}].{other}: conflicts with {path} in search.space; remove it, since the grid of a "
+                    "search has only seed and budget"
                 )
     if len(experiment.grid) != 1 or set(experiment.grid[0]) != {"seed", "budget"}:
         raise SpecError(
-            "grid: with a search there is one, with only seed and budget, for every configuration, e.g. [{seed: [0], "
-            "budget: [10, 20]}]; whatever else varies belongs in search.space, e.g. acquire.strategy: {choice: "
-            "[margin, entropy]}"
+            "grid: a search needs exactly one grid, with only seed and budget, e.g. [{seed: [0], budget: [10, 20]}]; "
+            "move everything else to search.space, e.g. acquire.strategy: {choice: [margin, entropy]}"
         )
 
 
@@ -356,7 +356,7 @@ def _check_levels(experiment: Experiment, search: SearchSpec) -> None:
     """Raise SpecError for budgets and epochs at which configurations cannot be scored."""
     budgets = experiment.grid[0]["budget"]
     if "full" in budgets and len(set(budgets)) > 1:
-        raise SpecError("grid[0].budget: a search judges by budgets in order; give numbers, or [full] alone")
+        raise SpecError("grid[0].budget: a search compares budgets in ascending order; give numbers, or [full] alone")
     last = search.metric.budget
     if last is not None and last not in budgets:
         raise SpecError(f"search.metric.budget: {last} is not in the grid; it has {', '.join(map(str, budgets))}")
@@ -370,20 +370,21 @@ def _check_epochs(experiment: Experiment, search: SearchSpec) -> None:
     """Raise SpecError for epochs at which configurations cannot be scored."""
     if len(set(experiment.grid[0]["seed"])) > 1:
         raise SpecError(
-            "search.epochs: seeds are trained one after another, so their epochs have no mean; give one seed, or "
-            "leave epochs out"
+            "search.epochs: cannot be combined with several seeds, which are trained one after another; give one "
+            "seed, or leave epochs out"
         )
     own = experiment.trials()[0]
     for path, _, value in search.ends():
         other = experiment.trial_at({"budget": own.budget, path: value}, where="")
         if (other.epochs, other.acquire.initial_pixels) != (own.epochs, own.acquire.initial_pixels):
             raise SpecError(
-                f"search.epochs: the first stage is not the same for all, search.space has {path}; leave one out"
+                f"search.epochs: needs the same first stage for all samples, but search.space varies {path}; leave "
+                "one out"
             )
     if search.epochs[-1] >= own.epochs:
         raise SpecError(
-            f"search.epochs: {search.epochs[-1]} is not before the end of a stage of {own.epochs} epochs, "
-            "which is judged anyway; lower it"
+            f"search.epochs: {search.epochs[-1]} must be less than the {own.epochs} epochs of a stage, whose end is "
+            "scored anyway; lower it"
         )
     if experiment.evaluate.when != "every_epoch":
         raise SpecError("search.epochs: needs an evaluation after every epoch; set evaluate.when: every_epoch")
@@ -465,7 +466,7 @@ def _explain(item: Any) -> tuple[str, str]:
         )
         message = f"unknown name {item['ctx']['tag']!r}; known: {known}"
     elif item["type"] == "union_tag_not_found":
-        message = f"name is required, one of {', '.join(_names_of(item['loc'][-1]))}; got {item['input']!r}"
+        message = f"needs a name, one of {', '.join(_names_of(item['loc'][-1]))}; got {item['input']!r}"
     elif item["type"] != "value_error":
         wanted = in_words(item) + (" or 'full'" if path == "budget" else "")
         message = f"{wanted}; got {item['input']!r}"
@@ -532,7 +533,9 @@ def _set(tree: Any, path: list[str], value: Any, *, where: str) -> None:
     """Set a dotted path in nested mappings, which are created as needed; SpecError inside a list."""
     for part in path[:-1]:
         if isinstance(tree.get(part), list):
-            raise SpecError(f"{where}: {part} is a list; lists are replaced whole, e.g. --set {part}=[...]")
+            raise SpecError(
+                f"{where}: {part} is a list, which can only be replaced as a whole, e.g. --set {part}=[...]"
+            )
         if not isinstance(tree.get(part), dict):
             tree[part] = {}
         tree = tree[part]

@@ -67,7 +67,7 @@ def _merged(text: str, where: str, folder: Path | None, extending: tuple[Path, .
         raise SpecError(f"{at}: {given} is absolute; give a path relative to the experiment file")
     path = folder / given
     if path.resolve() in extending:
-        raise SpecError(f"{at}: {given} extends this file in turn; remove one of the two")
+        raise SpecError(f"{at}: {given} extends this file in turn; remove extends from one of the two")
     try:
         base_text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:

@@ -208,13 +208,15 @@ class ModelSpec(Spec):
                 raise ValueError(f"{field}: {name!r} is not a valid name; letters, digits, _, . and - are allowed")
         known = _ARCHITECTURES.get(self.architecture)
         if (self.head.name if self.head else None) != (self.architecture if self.architecture in PIXEL_HEADS else None):
-            raise ValueError(f"head: {self.head!r} and architecture {self.architecture!r} should name the same thing")
+            raise ValueError(
+                f"head: {self.head!r} conflicts with architecture {self.architecture!r}, its synonym; give only one"
+            )
         if known is None and self.head is None and not parts.is_external("head", self.architecture):
             names = ", ".join([*_ARCHITECTURES, *PIXEL_HEADS, *parts.names("head")])
             raise ValueError(f"architecture: unknown {self.architecture!r}; known: {names}, or file:PATH.py:NAME")
         rates = 0 if self.head is not None else len(self.dropout if known is None else known["dropout"])
         if len(self.dropout) != rates:
-            raise ValueError(f"dropout: {self.architecture} has {rates} rates; got {list(self.dropout)}")
+            raise ValueError(f"dropout: {self.architecture} takes {rates} rates; got {list(self.dropout)}")
         if self.architecture == "fpn" and self.output_stride != 8:
             raise ValueError(f"output_stride: fpn needs 8; got {self.output_stride}")
         if self.width is not None and self.pretrained != "none":
@@ -227,14 +229,14 @@ class ModelSpec(Spec):
             for field in ("layers", "feature_stride", "input_scale", "views"):
                 if getattr(self, field) is not None:
                     raise ValueError(
-                        f"{field}: {self.architecture} takes the features that it was made for; leave {field} out, or "
-                        f"use a head that looks at one pixel: {', '.join(PIXEL_HEADS)}"
+                        f"{field}: does not apply to {self.architecture}; leave it out, or use a head that "
+                        f"classifies single pixels: {', '.join(PIXEL_HEADS)}"
                     )
         elif not self.frozen:
             self._check_trained(self.head)
         if self.layers is not None and (0 in self.layers or not 0 < len(set(self.layers)) == len(self.layers)):
             raise ValueError(
-                "layers: should be different numbers, from the last (-1, -2, ...) or strides (4, 8, ...); got "
+                "layers: should be distinct layers, counted from the last (-1, -2, ...), or strides (4, 8, ...); got "
                 f"{list(self.layers)}"
             )
         return self
@@ -244,8 +246,8 @@ class ModelSpec(Spec):
         trainable = [name for name, spec in PIXEL_HEADS.items() if spec.trainable is not None]
         if head.trainable is None:
             raise ValueError(
-                f"frozen: the head {self.architecture} is fitted to features of a frozen backbone; add frozen: true, "
-                f"or use head {', '.join((*_ARCHITECTURES, *trainable))}, which train the backbone"
+                f"frozen: the head {self.architecture} needs a frozen backbone; set frozen: true, or use a head that "
+                f"is trained with its backbone: {', '.join((*_ARCHITECTURES, *trainable))}"
             )
         for field in type(head).model_fields.keys() - {"name"} - head.trainable:
             if getattr(head, field) != type(head).model_fields[field].default:

@@ -159,17 +159,17 @@ def check_network(spec: ModelSpec) -> None:
         )
     if not need.has(strides):
         raise SpecError(
-            f"model.backbone: {spec.architecture} needs {need.text}; {name} has them at {list(strides)}; use "
+            f"model.backbone: {spec.architecture} needs {need.text}, but {name} has strides {list(strides)}; use "
             f"{need.advice}"
         )
     if spec.head is not None:
         chosen_layers(spec, strides)
     if spec.width is not None and int(64 * spec.width) < 2:
-        raise SpecError(f"model.width: {spec.width} leaves {name} no channels; use a larger one")
+        raise SpecError(f"model.width: {spec.width} leaves some layers of {name} without channels; use a larger one")
     if spec.width is not None and not network.is_resnet:
         raise SpecError(
-            f"model.width: only ResNets take a width, {name} does not; leave width out and use a backbone of the "
-            f"width that you want, such as {', '.join(_of_other_widths(name))}"
+            f"model.width: only ResNets support it, not {name}; leave it out, and use a backbone of the desired "
+            f"width, such as {', '.join(_of_other_widths(name))}"
         )
 
 
@@ -178,7 +178,7 @@ def _check_maps(spec: ModelSpec, maps: Maps) -> None:
     chosen_layers(spec, maps.strides)
     for field, value in (("output_stride", spec.output_stride != 32), ("width", spec.width is not None)):
         if value:
-            raise SpecError(f"model.{field}: {spec.backbone} has none; leave it out")
+            raise SpecError(f"model.{field}: {spec.backbone} does not support it; leave it out")
 
 
 def chosen_layers(spec: ModelSpec, strides: Strides) -> tuple[int, ...]:

@@ -147,8 +147,8 @@ def register(kind: str, name: str, value: Any) -> None:
         file = ""
     if not attribute.isidentifier() or not Path(file).is_file():
         raise SpecError(
-            f"register: {kind} {name!r}: its code is not at the top level of a file, so it can neither be "
-            "identified nor shipped to Ray's workers; move it to a .py file as a function or class"
+            f"register: {kind} {name!r}: is not a function or class at the top level of a file, so it cannot be sent "
+            "to Ray's workers; move it to the top level of a .py file"
         )
     code = read_code(Path(file))
     if attribute not in _defined(code.files[0][1]):
@@ -205,9 +205,11 @@ def read_code(path: Path) -> Code:
 def _of_file(kind: str, name: str, folder: Path | None) -> str:
     parsed = FILE.fullmatch(name)
     if parsed is None:
-        raise SpecError(f"{name!r} is not of the form file:PATH.py:NAME, e.g. file:mine.py:score")
+        raise SpecError(f"{name!r}: should be file:PATH.py:NAME, e.g. file:mine.py:score")
     if kind not in BY_FILE:
-        raise SpecError(f"{name!r}: a {kind} comes from an installed package or pixelpick_ray.register, not by file:")
+        raise SpecError(
+            f"{name!r}: file: is not supported for a {kind}; use an installed package or pixelpick_ray.register"
+        )
     if folder is None:
         raise SpecError(
             f"{name!r}: is relative to an experiment file, but there is none; use pixelpick_ray.register instead"
@@ -229,7 +231,10 @@ def _read(folder: Path, relative: str, found: dict[str, str]) -> None:
     try:
         content = path.read_bytes()
         if len(content) > MAX_BYTES:
-            raise SpecError(f"{path}: {len(content)} bytes, a source may have {MAX_BYTES}")
+            raise SpecError(
+                f"{path}: has {len(content)} bytes, but a source is limited to {MAX_BYTES}; move its data to other "
+                "files"
+            )
         found[relative] = content.decode("utf-8-sig")
         tree = ast.parse(found[relative])
     except (OSError, UnicodeDecodeError) as error:
@@ -238,7 +243,7 @@ def _read(folder: Path, relative: str, found: dict[str, str]) -> None:
         line = getattr(error, "lineno", None) or "?"
         raise SpecError(f"{path}, line {line}: is not valid Python ({error})") from error
     if len(found) > MAX_FILES:
-        raise SpecError(f"{folder}: more than {MAX_FILES} modules are imported; make a package of them and install it")
+        raise SpecError(f"{folder}: more than {MAX_FILES} local modules are imported; install them as a package")
     for module, line in _imports(tree, relative, path):
         for file in _files_of(folder, module):
             try:
@@ -315,20 +320,26 @@ def _load(kind: str, name: str) -> Any:
         return _attribute(one.digest, one.attribute, name)
     point = _entry_points(kind).get(short)
     if point is None:
-        raise SpecError(f"{kind} {name}: no installed package provides it ({sys.executable}); install it on every node")
+        raise SpecError(
+            f"{kind} {name}: no package installed in {sys.executable} provides it; install one that does on every node"
+        )
     if (mine := _identity(point)) != identity:
         raise SpecError(
-            f"{kind} {short}: the driver uses {identity}, this Python has {mine}; install the same on every node"
+            f"{kind} {short}: the driver uses {identity}, but this Python has {mine}; install the same version on "
+            "every node"
         )
     try:
         return point.load()
     except Exception as error:
-        raise SpecError(f"{kind} {short}: {point.value} cannot be imported: {type(error).__name__}: {error}") from error
+        raise SpecError(
+            f"{kind} {short}: {point.value} cannot be imported ({type(error).__name__}: {error}); fix or reinstall "
+            "its package"
+        ) from error
 
 
 def _attribute(digest: str, attribute: str, name: str) -> Any:
     if digest not in _codes:
-        raise SpecError(f"{name}: this process does not have its source; load the experiment from its file")
+        raise SpecError(f"{name}: its source is not available in this process; load the experiment from its file")
     module = PACKAGE + digest + "." + _codes[digest].main.removesuffix(".py")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -336,7 +347,9 @@ def _attribute(digest: str, attribute: str, name: str) -> Any:
         raise
     except Exception as error:
         where = next((f", line {frame.lineno}" for frame in reversed(inspect.trace()) if PACKAGE in frame.filename), "")
-        raise SpecError(f"{name}{where}: cannot be imported: {type(error).__name__}: {error}") from error
+        raise SpecError(
+            f"{name}{where}: cannot be imported ({type(error).__name__}: {error}); correct the file"
+        ) from error
 
 
 class _Sources(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -419,7 +432,7 @@ def _entry_points(kind: str) -> dict[str, EntryPoint]:
 
 def _distribution(point: EntryPoint) -> Distribution:
     if point.dist is None:
-        raise SpecError(f"entry point {point.value}: of no distribution; install its package with pip")
+        raise SpecError(f"entry point {point.value}: belongs to no distribution; install its package with pip")
     return point.dist
 
 

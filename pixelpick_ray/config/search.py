@@ -59,7 +59,7 @@ class DomainSpec(Spec):
     def _values_differ(self) -> Self:
         repeated = any(value in self.values[:position] for position, value in enumerate(self.values))  # 1 == 1.0
         if repeated or not self.values:
-            raise ValueError(f"{self.kind}: should be at least one value, without duplicates; got {list(self.values)}")
+            raise ValueError(f"{self.kind}: needs at least one value, without duplicates; got {list(self.values)}")
         return self
 
     @property
@@ -160,12 +160,12 @@ class SearchSpec(Spec):
             if not may_vary(path):
                 elsewhere = "; seeds and budgets belong in the grid" if path in ("seed", "budget") else ""
                 raise ValueError(
-                    f"space: {path!r} is not for a search; allowed are {', '.join(SEARCHED)} and below{elsewhere}"
+                    f"space: {path!r} cannot be searched; allowed are {', '.join(SEARCHED)} and their fields{elsewhere}"
                 )
             if outer := next(
                 (other for other in self.space if f"{path}.".startswith(f"{other}.") and other != path), ""
             ):
-                raise ValueError(f"space: {path} is a part of {outer}, which is also searched; keep one of them")
+                raise ValueError(f"space: {path} is part of {outer}, which is also searched; keep one of them")
         return self
 
     @model_validator(mode="after")
@@ -175,14 +175,18 @@ class SearchSpec(Spec):
         if self.searcher == "grid":
             if drawn:
                 kind = self.space[drawn[0]].kind
-                raise ValueError(f"searcher: grid tries all values of kind grid; {drawn[0]} is of kind {kind}")
+                raise ValueError(
+                    f"searcher: grid needs values of kind grid, but {drawn[0]} is of kind {kind}; make it a grid, or "
+                    "use searcher: random"
+                )
             if self.num_samples is not None:
                 raise ValueError(
-                    f"num_samples: searcher grid tries each of its {self.num_points} points once; leave it out"
+                    f"num_samples: does not apply to searcher grid, which tries each of its {self.num_points} points "
+                    "once; leave it out"
                 )
         elif gridded:
             raise ValueError(
-                f"space: kind grid is for searcher grid; for {self.searcher} give {gridded[0]} its values with choice"
+                f"space: kind grid is for searcher grid only; with {self.searcher}, use choice for {gridded[0]}"
             )
         elif self.num_samples is None:
             raise ValueError("num_samples: is required; give the number of configurations to try, e.g. 40")

@@ -377,21 +377,21 @@ class Trial(Spec):
         self._check_budget()
         train = self.training
         if train is None and self.model.fitted_head is None:
-            raise ValueError(f"train: is required, {self.model.architecture} is trained by gradient descent")
+            raise ValueError(f"train: is required, because {self.model.architecture} is trained by gradient descent")
         if self.redraws and self.model.fitted_head is not None:
             raise ValueError(
-                f"oracle.redrawn: {self.model.architecture} on frozen features is fitted to its labels at once, which "
-                "leaves nothing to draw anew; leave redrawn out"
+                f"oracle.redrawn: does not apply to {self.model.architecture} on frozen features, which is fitted to "
+                "fixed labels; leave it out"
             )
         if self.budget == "full" and self.model.fitted_head is not None and self.model.fitted_head.keeps_vectors:
             raise ValueError(
-                f"budget: {self.model.architecture} compares with every labelled pixel, and full supervision labels "
-                "too many; use another head, such as linear, or leave full out"
+                f"budget: full supervision has too many labels for {self.model.architecture}, which compares with "
+                "every labelled pixel; use another head, such as linear, or leave full out"
             )
         if train is not None and train.decoder == "sparse" and self.model.architecture != "deeplabv3plus":
             raise ValueError(
-                f"train.decoder: {self.model.architecture} normalises over whole images (group norm), around labelled "
-                "pixels it would be another network; leave out decoder, or use architecture deeplabv3plus"
+                f"train.decoder: sparse is not supported for {self.model.architecture}, whose group norm needs whole "
+                "images; leave it out, or use architecture deeplabv3plus"
             )
         stochastic = self.acquire.stochastic is not None and self.budget != "full"
         if stochastic and not self.model.has_dropout:
@@ -415,8 +415,8 @@ class Trial(Spec):
         if self.budget < first or (self.budget - first) % step:
             below = first + max(0, (self.budget - first) // step) * step
             raise ValueError(
-                f"budget: the stages do not reach {self.budget} exactly: they start at {first} (initial_pixels) and "
-                f"add {step} (pixels_per_stage); the nearest are {below} and {below + step}"
+                f"budget: no stage has exactly {self.budget}: they start at {first} (initial_pixels) and add {step} "
+                f"(pixels_per_stage); use {below} or {below + step}"
             )
 
     @property

@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
     def _size(self, node: yaml.Node) -> tuple[int, int]:
         if isinstance(node, yaml.ScalarNode):
             if node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
-                self._refuse(f"a number has {len(node.value)} characters; put text in quotes", node)
+                self._refuse(f"a number has {len(node.value)} characters; if it is text, put it in quotes", node)
             return 1, 1
         inner = [one for value in node.value for one in (value if isinstance(value, tuple) else (value,))]
         sizes = [self._sizes.get(id(one), (1, 1)) for one in inner]
@@ -100,7 +100,7 @@ def file_bytes(path: Path) -> bytes:
     with open(descriptor, "rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise OSError(f"it has more than {MAX_BYTES} bytes")
+        raise OSError(f"it is larger than {MAX_BYTES} bytes")
     return content
 
 
@@ -121,13 +121,13 @@ def read_text(path: Path) -> str:
 def read_yaml(text: str, where: str) -> Any:
     """Parse YAML; SpecError gives the line, column and problem, with `where` as the name of the text."""
     if len(text) > MAX_YAML:
-        raise SpecError(f"{where}: has {len(text)} characters, {MAX_YAML} at most are read as YAML")
+        raise SpecError(f"{where}: has {len(text)} characters, but YAML is limited to {MAX_YAML}; shorten it")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise SpecError(f"{where}:{line} is not YAML: {getattr(error, 'problem', error)}") from error
+        raise SpecError(f"{where}:{line} is not valid YAML: {getattr(error, 'problem', error)}") from error
     except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
         # From constructors: an invalid date, a tag that does not fit its value.
         raise SpecError(f"{where}: has a value that cannot be read ({error!s:.80}); put text in quotes") from error
@@ -169,7 +169,7 @@ def _refuse_constant(name: str) -> float:
 def in_words(problem: Any) -> str:
     """The expected value at a pydantic error, in YAML's terms."""
     words = {
-        "string_type": "should be text, in quotes where YAML reads something else",
+        "string_type": "should be text (quote it if YAML reads it as something else)",
         "tuple_type": "should be a list, e.g. [1, 2]",
         "dict_type": "should be a mapping, e.g. {name: value}",
         "model_type": "should be a mapping, e.g. {name: value}",
@@ -178,7 +178,7 @@ def in_words(problem: Any) -> str:
         ),
     }
     if problem["type"] == "too_long":
-        return f"has {problem['ctx']['max_length']} values at most"
+        return f"must have at most {problem['ctx']['max_length']} values"
     return str(words.get(problem["type"], problem["msg"]))
 
 

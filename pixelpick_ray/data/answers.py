@@ -208,7 +208,8 @@ class Book:
             if answer.kind == "class" and answer.label not in index:
                 where = f"{self._store.address}/{paths.answers(self.key)}"
                 raise StoreError(
-                    f"{where}: pixel {place} was called {answer.label!r}; the data set has {', '.join(class_names)}"
+                    f"{where}: pixel {place} is labelled {answer.label!r}, which is not a class of the data set "
+                    f"({', '.join(class_names)}); restore the class, or remove the answer"
                 )
             found[at] = index[str(answer.label)] if answer.kind == "class" else KINDS[answer.kind]
         return found

@@ -392,9 +392,9 @@ def _prepared(
     height, width = size.prepared_size(*label.shape)
     if min(height, width) < SMALLEST_SIDE:
         raise DataError(
-            f"{dataset.facts.name} {split}: image {name} is {height}x{width} (height x width) when prepared, the "
-            f"networks need {SMALLEST_SIDE} pixels per side; raise dataset.size, scale or long_side (or those of the "
-            "evaluated split), or remove the image"
+            f"{dataset.facts.name} {split}: image {name} would be resized to {height}x{width} (height x width), but "
+            f"the networks need at least {SMALLEST_SIDE} pixels per side; raise dataset.size, scale or long_side (or "
+            "those of the evaluated split), or remove the image"
         )
     image, label = _resize(image, label, height, width)
     candidates = int((label != dataset.facts.void_index).sum())

@@ -37,12 +37,12 @@ class CamVid(FileDataset):
         folder = self.path / split
         if not folder.is_dir():
             raise DataError(
-                f"camvid: no folder {folder}; give the folder that holds camvid/ with --data DIR or PIXELPICK_DATA "
-                f"(run fetches it from {self.archive_url} where the network allows)"
+                f"camvid: no folder {folder}; give the folder that contains camvid/ with --data DIR or "
+                f"PIXELPICK_DATA (run downloads it from {self.archive_url} if there is a network)"
             )
         names = tuple(sorted(path.name for path in folder.glob("*.png")))
         if not names:
-            raise DataError(f"camvid: {folder} holds no .png image; copy the {split} images there")
+            raise DataError(f"camvid: {folder} contains no .png images; copy the {split} images there")
         return names
 
     def paths(self, split: str, name: str) -> tuple[Path, Path]:
@@ -69,7 +69,10 @@ class CamVid(FileDataset):
         for split, expected in self.split_sizes.items():
             got = tuple(len(list((folder / part).glob("*.png"))) for part in (split, f"{split}annot"))
             if got != (expected, expected):
-                raise DataError(f"camvid: the download has {got} images and labels in {split}, not {expected}")
+                raise DataError(
+                    f"camvid: the download has {got[0]} images and {got[1]} label maps in {split}, expected {expected} "
+                    "each; run again"
+                )
 
 
 def _download(url: str, report: ReportBytes) -> bytes:

@@ -224,8 +224,8 @@ def check_inside(path: Path, data_path: Path) -> Path:
     allowed = [data_path, *(data_path / part for part in path.relative_to(data_path).parts[:1])]
     if not any(real.is_relative_to(os.path.realpath(folder)) for folder in allowed):
         raise DataError(
-            f"{path}: leads out of the data folder, to {real}; put the file or folder itself there (only what lies "
-            f"right in {data_path} may be a link)"
+            f"{path}: links out of the data folder, to {real}; copy it into the data folder (only direct children of "
+            f"{data_path} may be links)"
         )
     return path
 
@@ -245,8 +245,8 @@ def check_label(label: UInt8Array, image_size: Sequence[int], facts: DatasetFact
     """Raise DataError if a label map differs in size from its image or has a value that is neither class nor void."""
     if label.shape != tuple(image_size):
         raise DataError(
-            f"{path}: the label is {label.shape[0]}x{label.shape[1]} (height x width), its image "
-            f"{image_size[0]}x{image_size[1]}; they must be equal"
+            f"{path}: the label map is {label.shape[0]}x{label.shape[1]} (height x width), but its image is "
+            f"{image_size[0]}x{image_size[1]}; make their sizes equal"
         )
     wrong = (label >= facts.num_classes) & (label != facts.void_index)
     refuse_values(label, wrong, f"0..{facts.num_classes - 1} and {facts.void_index} (void)", path)

@@ -148,8 +148,8 @@ def _of_split(name: str, facts: DatasetFacts, split: SplitFacts) -> list[DataFin
         return [
             DataFinding(
                 True,
-                f"{title}: every pixel of {counted(len(split.names), 'label map')} is void; say under classes: and "
-                "void: in dataset.yaml which values are classes, or correct the label maps",
+                f"{title}: all pixels of {counted(len(split.names), 'label map')} are void; correct classes: and "
+                "void: in dataset.yaml, or the label maps",
             )
         ]
     share = float(split.counts[void]) / int(split.counts.sum())
@@ -157,14 +157,14 @@ def _of_split(name: str, facts: DatasetFacts, split: SplitFacts) -> list[DataFin
         only = facts.class_names[occurring[0]]
         rest = f", and {100 * share:.1f} % is void" if share else ""
         cause = (
-            "; masks of 0 and 255 have the object at 255, which is void: say classes: {background: 0, object: 255} in "
-            "dataset.yaml"
+            "; if 255 marks the object in masks of 0 and 255, set classes: {background: 0, object: 255} in dataset.yaml"
             if share
             else "; correct the label maps, or the values of the classes"
         )
-        return [DataFinding(True, f"{title}: {only!r} is the only class in its label maps{rest}{cause}")]
+        return [DataFinding(True, f"{title}: the label maps contain only the class {only!r}{rest}{cause}")]
     if share > MUCH_VOID:
-        return [DataFinding(False, f"{title}: {100 * share:.1f} % of all pixels are void; is a class among them?")]
+        text = f"{title}: {100 * share:.1f} % of all pixels are void; check that they belong to no class"
+        return [DataFinding(False, text)]
     return []
 
 
@@ -181,7 +181,7 @@ def _of_classes(
         if nowhere[0] == 0 and len(nowhere) < facts.num_classes - 1:
             hint = "; if values start at 1, give classes as a mapping in dataset.yaml, NAME: 1 and so on"
         told = ", ".join(split.split for split in labelled)
-        found.append(DataFinding(False, f"{name}: no label map of {told} has the class {names}{hint}"))
+        found.append(DataFinding(False, f"{name}: no label map of {told} contains {names}{hint}"))
     first = splits[0].split
     for other in [split.split for split in labelled if split.split != first] if first in occur else []:
         if not (occur[first] & occur[other]).any():
@@ -233,8 +233,9 @@ def _of_copies(name: str, one: SplitFacts, other: SplitFacts) -> list[DataFindin
             found.append(
                 DataFinding(
                     False,
-                    f"{name}: {len(pairs)} of {counted(len(other.names), 'image')} of {other.split} {how} {one.split}"
-                    f", e.g. {some}; results measured there flatter",
+                    f"{name}: {len(pairs)} of {counted(len(other.names), 'image')} of {other.split} {how} "
+                    f"{one.split}, e.g. {some}; remove them from one of the two, as results on them would be too "
+                    "optimistic",
                 )
             )
     return found

@@ -78,8 +78,8 @@ class Folder(FileDataset):
     def path(self) -> Path:
         if self.spec.path is None:
             raise SpecError(
-                f"dataset.path: the data set folder needs it: the folder under {self.data_path} that holds "
-                f"{DESCRIPTION}, e.g. dataset: {{name: folder, path: leaves}}"
+                f"dataset.path: is required for the data set folder; give the folder in {self.data_path} that "
+                f"contains {DESCRIPTION}, e.g. dataset: {{name: folder, path: leaves}}"
             )
         return self.data_path / self.spec.path
 
@@ -137,7 +137,8 @@ class Folder(FileDataset):
             self.names(split)
         if name not in self._found[split].pairs:
             raise DataError(
-                f"{self._folder(split, 'images') / name}: is not an image of split {split} (any more); put it back"
+                f"{self._folder(split, 'images') / name}: is no longer an image of split {split}; restore it, or run "
+                "again"
             )
         return self._found[split].pairs[name]
 
@@ -185,10 +186,9 @@ class Folder(FileDataset):
                 labels.setdefault(stem, []).append(path)
         if is_told_by_suffix and not images:
             raise DataError(
-                f"{self.path / DESCRIPTION}: splits.{split}: images and labels are the same folder "
-                f"{described.images!r}, and images of which label maps cannot be told by their suffix (photos "
-                f"{', '.join(_LOSSY_SUFFIXES)}); give each its own folder, or say how the label maps are called there, "
-                "e.g. masks: {suffix: _mask}"
+                f"{self.path / DESCRIPTION}: splits.{split}: images and labels are both in {described.images!r} and "
+                f"cannot be distinguished by suffix (photos: {', '.join(_LOSSY_SUFFIXES)}); use separate folders, or "
+                "give the naming of the label maps, e.g. masks: {suffix: _mask}"
             )
         if described.list is not None:
             images, labels = self._listed(split, images, labels)
@@ -209,7 +209,7 @@ class Folder(FileDataset):
         if not images:
             others = "".join(f"; {line}" for line in left_out.lines())
             raise DataError(
-                f"{folder}: holds no image; copy the images of split {split} there "
+                f"{folder}: contains no images; copy the images of split {split} there "
                 f"({', '.join(IMAGE_SUFFIXES)}){others}"
             )
         pairs = {
@@ -245,7 +245,7 @@ class Folder(FileDataset):
                     elif suffix in suffixes and what == "images":
                         left_out.add("in subfolders, which need recursive: true", name)
                     elif suffix in _PICTURES:
-                        left_out.add(f"{suffix}, which is not read", name)
+                        left_out.add(f"{suffix}, which is not supported", name)
 
     def _listed(
         self, split: str, images: dict[str, list[Path]], labels: dict[str, list[Path]]
@@ -290,14 +290,14 @@ class Folder(FileDataset):
         others = folder.rglob(f"{glob.escape(Path(name).stem)}.*") if images and folder != images[0].parent else ()
         if lossy := [path for path in others if path.suffix.lower() in _LOSSY_SUFFIXES]:
             raise DataError(
-                f"{lossy[0]}: is no {', '.join(LABEL_SUFFIXES)}, which label maps are, since JPEG and WebP change "
-                "their values; export it again, as PNG, from the tool it came from"
+                f"{lossy[0]}: is not {', '.join(LABEL_SUFFIXES)}, as label maps must be, since JPEG and WebP change "
+                "their values; export it again as PNG"
             )
         masks = self._description.masks
         called = f", called {masks.patterns[1 if images else 0]}," if masks else " of the same stem"
         raise DataError(
-            f"{self._folder(split, without)}: {name} has no partner{called} in {self._folder(split, lacks)} "
-            f"({', '.join(suffixes)}); add it or remove {name}"
+            f"{self._folder(split, without)}: {name} has no counterpart{called} in {self._folder(split, lacks)} "
+            f"({', '.join(suffixes)}); add it, or remove {name}"
         )
 
 

@@ -23,7 +23,7 @@ USUAL_VOID = 255
 
 def _inside(path: str) -> str:
     if escapes(path):
-        raise ValueError(f"{path!r} leaves the folder of the data set; give a folder inside it, e.g. train/images")
+        raise ValueError(f"{path!r} leaves the data set's folder; give a folder inside it, e.g. train/images")
     return path
 
 
@@ -158,19 +158,19 @@ class FolderDescription(Spec):
             self.class_colours,
             self.colours.get(VOID, ()) if self.colours and VOID not in self.class_names else (),
             colours_required=self.colours is not None,
-            remedy=f"correct colours in {path}" if self.colours else f"say it under colours: in {path}",
+            remedy=f"correct colours in {path}" if self.colours else f"list it under colours: in {path}",
         )
 
     @model_validator(mode="after")
     def _classes_and_void_differ(self) -> Self:
         if not 2 <= len(self.classes) <= 255:
-            raise ValueError(f"classes: {len(self.classes)} given; allowed are 2..255")
+            raise ValueError(f"classes: must be 2 to 255 classes; got {len(self.classes)}")
         _check_names(self.class_names)
         owner: dict[int, str] = {}
         for name, ids in zip(self.class_names, self.ids, strict=True):
             for value in ids:
                 if (other := owner.setdefault(value, name)) != name:
-                    raise ValueError(f"classes: {value} is the value of {other!r} and of {name!r}; give it to one")
+                    raise ValueError(f"classes: {value} is assigned to both {other!r} and {name!r}; remove it from one")
         if taken := [value for value in self.void_ids if value in owner]:
             allowed = f"{len(self.classes)}..255" if not isinstance(self.classes, dict) else "values of no class"
             raise ValueError(
@@ -179,8 +179,8 @@ class FolderDescription(Spec):
             )
         if len(self.classes) == 255 and (without := [name for name, one in self.splits.items() if one.labels is None]):
             raise ValueError(
-                f"splits: {', '.join(without)} without labels needs a value that is neither a class nor void, and 255 "
-                "classes and void use all of 0..255; add labels, or reduce the classes to 254"
+                f"splits: {', '.join(without)} without labels needs a value that is neither a class nor void, but "
+                "255 classes and void use all of 0..255; add labels, or reduce the classes to 254"
             )
         return self
 
@@ -188,8 +188,8 @@ class FolderDescription(Spec):
     def _every_class_has_a_colour(self) -> Self:
         if self.palette is not None and not len(set(self.palette)) == len(self.palette) == len(self.classes):
             raise ValueError(
-                f"palette: {len(self.palette)} colours, {len(set(self.palette))} different ones, for "
-                f"{len(self.classes)} classes; give each class a colour of its own, or leave palette out"
+                f"palette: needs {len(self.classes)} distinct colours, one per class; got {len(self.palette)}, "
+                f"{len(set(self.palette))} of them distinct; correct it, or leave palette out"
             )
         if self.colours is None:
             return self
@@ -197,16 +197,16 @@ class FolderDescription(Spec):
             raise ValueError("palette: cannot be combined with colours; remove palette")
         if unknown := sorted(self.colours.keys() - {*self.class_names, VOID}):
             raise ValueError(
-                f"colours: {', '.join(unknown)} is not a class; allowed are {', '.join(self.class_names)} and {VOID}"
+                f"colours: unknown class {', '.join(unknown)}; allowed are {', '.join(self.class_names)} and {VOID}"
             )
         if missing := [name for name in self.class_names if name not in self.colours]:
-            raise ValueError(f"colours: no colour for {', '.join(missing)}; give each class at least one")
+            raise ValueError(f"colours: missing for {', '.join(missing)}; give each class at least one")
         owner: dict[Colour, str] = {}
         for name, colours in self.colours.items():
             for colour in colours:
                 if (other := owner.setdefault(colour, name)) != name:
                     raise ValueError(
-                        f"colours: {list(colour)} is the colour of {other!r} and of {name!r}; give it to one"
+                        f"colours: {list(colour)} is assigned to both {other!r} and {name!r}; remove it from one"
                     )
         return self
 
@@ -217,7 +217,9 @@ class FolderDescription(Spec):
                 raise ValueError(f"splits: {name!r} is not a valid split name; letters, digits, _ and - are allowed")
         if self.train_split not in self.splits:
             known = ", ".join(self.splits) or "none"
-            raise ValueError(f"train_split: {self.train_split!r} is not described; described in splits: {known}")
+            raise ValueError(
+                f"train_split: {self.train_split!r} is not one of the splits ({known}); use one of them, or add it"
+            )
         return self
 
 
@@ -254,11 +256,11 @@ def read_folder_description(path: Path) -> FolderDescription:
         raise DataError(f"{error}; correct it") from error
     if not isinstance(tree, dict):
         raise DataError(
-            f"{path}: expected a mapping with {', '.join(FolderDescription.model_fields)}; got {tree!r:.80}"
+            f"{path}: should be a mapping with the keys {', '.join(FolderDescription.model_fields)}; got {tree!r:.80}"
         )
     classes = tree.get("classes")
     if isinstance(classes, dict) and classes and all(isinstance(name, str) for name in classes.values()):
-        raise DataError(f"{path}: classes: give each name its value, e.g. {{leaf: 1}}, and not a value its name")
+        raise DataError(f"{path}: classes: maps values to names; give each name its value, e.g. {{leaf: 1}}")
     try:
         text = json.dumps(tree, default=str)
         _check_keys(tree, path)
@@ -266,14 +268,16 @@ def read_folder_description(path: Path) -> FolderDescription:
     except ValidationError as error:
         raise DataError("\n".join(f"{path}: {_explain(item)}" for item in error.errors())) from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: holds something that is neither number, text, list nor mapping ({error})") from error
+        raise DataError(
+            f"{path}: contains something other than numbers, text, lists and mappings ({error}); correct it"
+        ) from error
 
 
 def _check_keys(tree: Any, path: Path, where: str = "") -> None:
     """Raise DataError for a key that YAML does not parse as text, such as ``no`` or 1."""
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
         if isinstance(tree, dict) and not isinstance(key, str):
-            raise DataError(f"{path}: {where or 'a mapping'}: the key {key!r} should be text; put it in quotes")
+            raise DataError(f"{path}: {where or 'a mapping'}: the key {key!r} is not text; put it in quotes")
         _check_keys(value, path, f"{where}.{key}".removeprefix("."))
 
 

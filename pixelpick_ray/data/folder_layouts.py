@@ -74,7 +74,9 @@ def recognise(folder: Path) -> Layout:
     for look in (_cityscapes, _voc, _roboflow, _camvid, _labelme_folders, _beside, _one_folder, _bare):
         if (found := look(folder, files)) is not None:
             return found
-    raise DataError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)}); give the folder that holds your images")
+    raise DataError(
+        f"{folder}: contains no images ({', '.join(IMAGE_SUFFIXES)}); give the folder that contains your images"
+    )
 
 
 _ImagesByFolder = Mapping[str, list[str]]  # image file names by relative folder
@@ -306,13 +308,13 @@ def _one_folder(folder: Path, files: _ImagesByFolder) -> Layout | None:
                 endings[end] += 1
     if splits:
         end = endings.most_common(1)[0][0]
-        return Layout("one folder", _in_order(splits), {"suffix": end}, why=f"images beside masks called *{end}")
+        return Layout("one folder", _in_order(splits), {"suffix": end}, why=f"images next to masks named *{end}")
     for place, names in files.items():
         masks = _stems([name for name in names if PurePosixPath(name).suffix.lower() in LABEL_SUFFIXES])
         photos = _stems([name for name in names if PurePosixPath(name).suffix.lower() not in LABEL_SUFFIXES])
         if masks and masks == photos:
             splits[_split_of(place) or "train"] = {"images": place, "labels": place}
-    return Layout("one folder", _in_order(splits), why="photos beside masks of the same stem") if splits else None
+    return Layout("one folder", _in_order(splits), why="photos next to masks of the same stem") if splits else None
 
 
 def _bare(folder: Path, files: _ImagesByFolder) -> Layout | None:
@@ -404,13 +406,13 @@ def described_classes(layout: Layout, seen: MaskValues) -> dict[str, Any]:
         return {"classes": dict(layout.classes), "void": list(layout.void or [])}
     if not seen.numbers and not seen.colours:
         raise DataError(
-            f"no mask could be read; they should be {', '.join(LABEL_SUFFIXES)} with a value, a palette index or a "
-            "colour a class (JPEG changes them: export the masks anew, as PNG)"
+            f"no mask could be read; they must be {', '.join(LABEL_SUFFIXES)} with a value, palette index or colour "
+            "per class (JPEG alters them: export the masks again as PNG)"
         )
     if len(seen.numbers) > 255 or len(seen.colours) > 255:
         raise DataError(
             f"the masks have {max(len(seen.numbers), len(seen.colours))} different values or colours, too many for "
-            "classes; are they photos, blurred or JPEG? export them again, as PNG with one value per class"
+            "classes; if they are photos, blurred or JPEG, export them again as PNG with one value per class"
         )
     if seen.colours and not seen.numbers:
         return _of_colours(layout, seen)

@@ -16,13 +16,13 @@ from pixelpick_ray.data.image_files import DEEP, IMAGE_SUFFIXES
 
 LONG_SIDE = 480  # pixels, of the proposed experiment
 _COMMENTS = {
-    "classes": "names by the values of the label maps; a list of values merges them, e.g. soil: [3, 4]",
-    "void": "values that are never asked for and never counted; [] for none",
-    "colours": "of masks and of their palettes; correct the names here and above together",
-    "masks": "how the label map of an image is called",
+    "classes": "class names with their label values; a list of values merges them, e.g. soil: [3, 4]",
+    "void": "values that are never queried or evaluated; [] for none",
+    "colours": "in colour masks and palettes; rename classes here and above together",
+    "masks": "naming of the label maps",
     "recursive": "folders inside, too",
-    "range": "white in images of 16 bits",
-    "splits": "relative to this file; without labels people can be asked",
+    "range": "the value of white in 16-bit images",
+    "splits": "relative to this file; splits without labels can be labelled by people",
 }
 
 
@@ -45,11 +45,9 @@ def propose(folder: Path, name: str) -> Proposal:
         tree |= described_classes(layout, values_of(masks_of(folder, layout)))
     else:
         tree |= {"classes": ["background", "object"]}
-        missing.append("classes: the names of yours, in dataset.yaml")
+        missing.append("classes: your class names, in dataset.yaml")
         if all("labels" not in split for split in layout.splits.values()):
-            missing.append(
-                "a split with label maps to measure on, in dataset.yaml and under evaluate: in the experiment"
-            )
+            missing.append("a labelled split for evaluation, in dataset.yaml and under evaluate: in the experiment")
     tree |= {"masks": dict(layout.masks)} if layout.masks else {}
     tree |= {"recursive": True} if layout.recursive else {}
     tree |= {"range": white} if (white := _white(folder, layout)) else {}
@@ -58,8 +56,8 @@ def propose(folder: Path, name: str) -> Proposal:
 
 
 def _description(tree: Mapping[str, Any], layout: Layout) -> str:
-    lines = [f"# Proposed by `init`: the layout of {layout.name} ({layout.why}). Correct what is not so."]
-    lines += ["# docs/reference/dataset.md has everything that may be in this file."]
+    lines = [f"# Proposed by `init` from the layout of {layout.name} ({layout.why}); correct it if necessary."]
+    lines += ["# All fields are described in docs/reference/dataset.md."]
     for key, value in tree.items():
         lines.append(f"# {_COMMENTS[key]}")
         lines.append(_entry(key, value))
@@ -82,15 +80,15 @@ def _experiment(path: str, name: str, layout: Layout) -> str:
     measured = [split for split, where in layout.splits.items() if "labels" in where and split != "train"]
     reported = "val" if "val" in measured else measured[0] if measured else "held_out"
     asks = "labels" not in layout.splits["train"]
-    people = "oracle: {name: human}          # you answer on a page, `annotate`\n" if asks else ""
+    people = "oracle: {name: human}          # you label on the page of `annotate`\n" if asks else ""
     compared = "what margin asks you" if asks else "margin against random"
     grid = "{seed: [0]" if asks else "{acquire.strategy: [margin, random], seed: [0, 1, 2]"
     reported = "val" if asks and not measured else reported
     held_out = ", held_out: 0.2" if reported == "held_out" else ""
     comment = "a fifth of the training images, never trained on" if held_out else "measured on this split"
     return (
-        f"# Proposed by `init`: {compared} on {path}, a linear head on a frozen network whose weights come\n"
-        "# with the installation. experiments/own-images.yaml trains a network instead.\n"
+        f"# Proposed by `init`: {compared} on {path}, with a linear head on a frozen network whose\n"
+        "# weights are included in the installation. experiments/own-images.yaml trains a network instead.\n"
         f"name: {name}\n"
         f"dataset: {{name: folder, path: {_flow(path)}, long_side: {LONG_SIDE}{held_out}}}\n"
         "model: {backbone: tf_efficientnet_lite0, frozen: true, head: {name: linear}}\n"

@@ -82,8 +82,8 @@ class HeldOut(Dataset):
         if len(names) - number < 2:
             raise DataError(
                 f"dataset.held_out: {self._share:g} of the {len(names)} images of {self.facts.name} {self._training} "
-                f"leaves {len(names) - number} to train on, batch norm needs at least 2; lower it, add images, or "
-                "leave it out"
+                f"leaves {len(names) - number} for training, but batch norm needs at least 2; lower it, add images, "
+                "or leave it out"
             )
         return frozenset(sorted(names, key=_order)[:number])
 
@@ -97,13 +97,13 @@ def facts_with_held_out(facts: DatasetFacts, spec: DatasetSpec) -> DatasetFacts:
         return facts
     if HELD_OUT in facts.splits:
         raise SpecError(
-            f"dataset.held_out: {facts.name} has a split {HELD_OUT!r} of its own; leave dataset.held_out out to "
-            "evaluate that one, or give that one another name"
+            f"dataset.held_out: {facts.name} already has a split {HELD_OUT!r}; leave dataset.held_out out to use it, "
+            "or rename it"
         )
     if spec.split == HELD_OUT:
         raise SpecError(
-            f"dataset.split: {HELD_OUT!r} is what dataset.held_out takes from the training images; give the split that "
-            f"it is taken from, one of {', '.join(facts.splits)}"
+            f"dataset.split: {HELD_OUT!r} is the split created by dataset.held_out; give the split it is taken from, "
+            f"one of {', '.join(facts.splits)}"
         )
     return replace(facts, splits=(*facts.splits, HELD_OUT))
 

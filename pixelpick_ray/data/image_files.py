@@ -105,11 +105,11 @@ def read_label_file(path: Path) -> LabelFile:
         _check_tiff(image, path)
         if turn := _orientation(_exif(image, path)):
             raise DataError(
-                f"{path}: its EXIF orientation {turn} rotates or mirrors the label map in viewers; store it upright, "
-                "without the mark, and check that it fits its image"
+                f"{path}: its EXIF orientation {turn} rotates or mirrors the label map in viewers; save it upright "
+                "without that tag, and check that it matches its image"
             )
         if (pages := getattr(image, "n_frames", 1)) > 1:
-            raise DataError(f"{path}: has {pages} pages, a label map must have one; save it separately")
+            raise DataError(f"{path}: has {pages} pages, but a label map must have one; save it separately")
         if image.mode == "P":
             colours = packed(np.asarray(image.getpalette("RGB"), dtype=np.int32).reshape(-1, 3))
             return LabelFile(np.asarray(image), palette=colours)
@@ -127,8 +127,7 @@ def read_label_file(path: Path) -> LabelFile:
             pixels = _unchanged(path) if deep else np.asarray(image)
             return _of_channels(np.asarray(pixels), 65535 if deep else 255, path)
         raise DataError(
-            f"{path}: a label map has one channel, a palette or RGB colours, this file has mode {image.mode}; convert "
-            "it"
+            f"{path}: unsupported mode {image.mode} for a label map; convert it to one channel, a palette or RGB"
         )
 
 
@@ -149,8 +148,9 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
         with Image.open(path, formats=formats) as image:
             if image.width * image.height > max_pixels():
                 raise DataError(
-                    f"{path}: has {image.width} x {image.height} pixels, {max_pixels()} at most are read; cut it, and "
-                    f"its label map, into tiles, or raise the limit with the environment variable {MAX_PIXELS}"
+                    f"{path}: has {image.width} x {image.height} pixels, more than the limit of {max_pixels()}; "
+                    "split it and its label map into tiles, or raise the limit with the environment variable "
+                    f"{MAX_PIXELS}"
                 )
             yield image
     except (PermissionError, IsADirectoryError) as error:
@@ -164,8 +164,8 @@ def opened(path: Path, formats: tuple[str, ...]) -> Iterator[Image.Image]:
 
 def _damaged(error: Exception, formats: tuple[str, ...]) -> str:
     return (
-        f"cannot be decoded ({error}); the file is damaged or truncated, copy it again; {', '.join(formats)} files "
-        "are read"
+        f"cannot be decoded ({error}); the file is damaged or truncated, copy it again; supported formats: "
+        f"{', '.join(formats)}"
     )
 
 
@@ -177,29 +177,29 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     ),
     (
         rb"(?:\.\./)*(?:\.git)?/annex/objects",
-        "is a pointer of git-annex, not the file itself; type `git annex get` where it came from, and copy it again",
+        "is a git-annex pointer, not the file itself; run `git annex get` in its repository and copy it again",
     ),
     (
         rb"(?:wdir:.*\n|md5:.*\n)*outs:\s",
-        "is a pointer of DVC, not the file itself; type `dvc pull` where it came from, and copy it again",
+        "is a DVC pointer, not the file itself; run `dvc pull` in its repository and copy it again",
     ),
     (
         rb"(?i)<(?:!doctype html|html|head)",
         "is a web page, probably from a failed download or a missing login; download it again",
     ),
     (rb"(?i)<svg|<\?xml", "is XML or SVG, not a raster image; save it as PNG"),
-    (rb"[\[{]", "is JSON, as annotation tools write beside masks; give the picture or mask itself, e.g. as PNG"),
+    (rb"[\[{]", "is JSON, as annotation tools write next to masks; give the image or mask itself, e.g. as PNG"),
     (rb"GIF8", "is a GIF, which is not supported; save it as PNG"),
-    (rb"(?s)....ftyp(?:hei|hev|mif|msf)", "is an HEIC photo, which is not read; store it as JPEG or PNG"),
-    (rb"(?s)....ftypavi", "is an AVIF picture, which is not read; store it as JPEG or PNG"),
-    (rb"(?s)\0\0\0\x0cjP  |\xff\x4f\xff\x51", "is a JPEG 2000 picture, which is not supported; save it as PNG"),
-    (rb"(?s)\xff\x0a|\0\0\0\x0cJXL ", "is a JPEG XL picture, which is not read; store it as JPEG or PNG"),
+    (rb"(?s)....ftyp(?:hei|hev|mif|msf)", "is an HEIC photo, which is not supported; save it as JPEG or PNG"),
+    (rb"(?s)....ftypavi", "is an AVIF image, which is not supported; save it as JPEG or PNG"),
+    (rb"(?s)\0\0\0\x0cjP  |\xff\x4f\xff\x51", "is a JPEG 2000 image, which is not supported; save it as PNG"),
+    (rb"(?s)\xff\x0a|\0\0\0\x0cJXL ", "is a JPEG XL image, which is not supported; save it as JPEG or PNG"),
     (rb"8BPS", "is a Photoshop document, which is not supported; save it as PNG"),
     (rb"%PDF|%!PS", "is a PDF or PostScript document, not a raster image; save it as PNG"),
     (rb"\x93NUMPY", "is a NumPy array, which is not supported; save it as PNG"),
     (rb"(?s).{128}DICM", "is a DICOM file, which is not supported; save it as PNG"),
-    (rb"\x76\x2f\x31\x01", "is an OpenEXR picture, which is not supported; save it as PNG"),
-    (rb"P[1-6][\s#]", "is a PBM, PGM or PPM picture, which is not supported; save it as PNG"),
+    (rb"\x76\x2f\x31\x01", "is an OpenEXR image, which is not supported; save it as PNG"),
+    (rb"P[1-6][\s#]", "is a PBM, PGM or PPM image, which is not supported; save it as PNG"),
     (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "is an archive; unpack it"),
 )
 _TIFF = rb"(?s)II[*+]\0|MM\0[*+]"
@@ -219,20 +219,20 @@ def _what_it_is(path: Path, formats: tuple[str, ...]) -> str | None:
         return "contains only zeros, e.g. after a full disk or an incomplete copy; copy it again"
     if formats == LABEL_FORMATS and re.match(_LOSSY, head):
         return (
-            "is a JPEG or WebP picture, which may change the values of a label map; export the label map again, as "
-            f"PNG, from the tool it came from ({', '.join(formats)} are read)"
+            "is a JPEG or WebP image, which may alter label values; export the label map again as PNG (supported: "
+            f"{', '.join(formats)})"
         )
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for pattern, what in _OTHERS:
         if re.match(pattern, head) or re.match(pattern, text):
-            return f"{what} ({', '.join(formats)} are read)"
+            return f"{what} (supported: {', '.join(formats)})"
     if re.match(_TIFF, head):
         return (
-            "is a TIFF that is damaged, or stored in a way that is not read (floating point in several channels, 32 "
-            "bits, planes one after another); convert it to 8 or 16 bits, grey or RGB, or copy it again"
+            "is a TIFF that is damaged or has an unsupported layout (multi-channel floating point, 32 bits, planar); "
+            "convert it to 8 or 16 bits, grey or RGB, or copy it again"
         )
     if re.fullmatch(rb"[\t\n\r\x20-\x7e]+", head):
-        return f"is text, not a picture: {head[:40].decode('ascii')!r}; copy the picture itself there"
+        return f"is a text file, not an image: {head[:40].decode('ascii')!r}; copy the image itself there"
     return None
 
 
@@ -282,8 +282,7 @@ def _turned(pixels: UInt8Array, orientation: int) -> UInt8Array:
 def _check_channels(image: Image.Image, path: Path) -> None:
     if image.mode in ("F", "I"):
         raise DataError(
-            f"{path}: an image has 8 or 16 bits per channel, this file has mode {image.mode} (32 bits, or a sign); "
-            "convert it"
+            f"{path}: unsupported mode {image.mode} (32 bits or signed); convert it to 8 or 16 bits per channel"
         )
     _check_tiff(image, path)
     if image.format in ("TIFF", "WEBP") and (pages := getattr(image, "n_frames", 1)) > 1:
@@ -295,7 +294,7 @@ def _check_tiff(image: Image.Image, path: Path) -> None:
     tags: Any = getattr(image, "tag_v2", {})
     if image.format == "TIFF" and tags.get(ORIENTATION, 1) != 1:
         raise DataError(
-            f"{path}: its orientation {tags[ORIENTATION]} rotates or mirrors it; save it upright without it"
+            f"{path}: its orientation tag {tags[ORIENTATION]} rotates or mirrors it; save it upright without that tag"
         )
 
 
@@ -315,18 +314,18 @@ def _of_16_bits(path: Path, white: int | None) -> UInt8Array:
     """8-bit RGB (H, W, 3) of a file with 16 bits per channel, scaled so that `white` becomes 255, rounded half up."""
     pixels = _unchanged(path)
     if pixels.dtype != np.uint16:
-        raise DataError(f"{path}: has channels of {pixels.dtype}; images have 8 or 16 bits without a sign; convert it")
+        raise DataError(f"{path}: has {pixels.dtype} channels; convert it to unsigned 8 or 16 bits")
     channels = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3][..., ::-1]
     largest = int(channels.max(initial=0))
     if white is None:
         likely = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if largest < 2**bits)
         raise DataError(
-            f"{path}: has 16 bits per channel, its largest value is {largest}; say in dataset.yaml which value is "
-            f"white, e.g. `range: {likely}`, or convert it to 8 bits"
+            f"{path}: has 16 bits per channel with values up to {largest}; give the value of white in dataset.yaml, "
+            f"e.g. `range: {likely}`, or convert it to 8 bits"
         )
     if largest > white:
         raise DataError(
-            f"{path}: has the value {largest}, above white in dataset.yaml (range: {white}); correct it, e.g. to "
+            f"{path}: contains the value {largest}, above white in dataset.yaml (range: {white}); raise it, e.g. to "
             f"{next(2**bits - 1 for bits in (10, 12, 14, 16) if largest < 2**bits)}"
         )
     scaled = (channels.astype(np.uint32) * 255 + white // 2) // white
@@ -338,12 +337,12 @@ def _of_channels(pixels: npt.NDArray[np.integer], opaque: int, path: Path) -> La
     if pixels.shape[-1] in (2, 4):
         if clear := int((pixels[..., -1] != opaque).sum()):
             raise DataError(
-                f"{path}: {clear} pixels of the label map are transparent, which may mean void or a class; store it "
-                "without transparency, with a value or a colour for them"
+                f"{path}: {clear} transparent pixels may mean void or a class; save the label map without "
+                "transparency, giving them a value or colour"
             )
         pixels = pixels[..., :-1]
     are_equal = bool((pixels == pixels[..., :1]).all())
     if opaque > 255 and not are_equal:
-        raise DataError(f"{path}: has colours of 16 bits per channel; save the label map with 8 bits per channel")
+        raise DataError(f"{path}: has 16-bit colours; save the label map with 8 bits per channel")
     colours = packed(np.broadcast_to(pixels, (*pixels.shape[:2], 3))) if opaque == 255 else None
     return LabelFile(pixels[..., 0].astype(np.int32) if are_equal else None, colours)

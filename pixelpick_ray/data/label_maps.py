@@ -119,8 +119,8 @@ class LabelEncoding:
         more = f", and {len(order) - _MOST_SHOWN} more" if len(order) > _MOST_SHOWN else ""
         if not self.colours:
             raise DataError(
-                f"{path}: is a colour mask ({shown}{more}); say in dataset.yaml which class has which colour, e.g. "
-                f"colours: {{NAME: {list(rgb(found[order[0]]))}}}, or store one channel of class indices"
+                f"{path}: is a colour mask ({shown}{more}); list the colours of the classes in dataset.yaml, e.g. "
+                f"colours: {{NAME: {list(rgb(found[order[0]]))}}}, or save one channel of class indices"
             )
         blurred = (
             "; so many usually come from blurred edges or JPEG: export the masks again without these" if more else ""
@@ -157,18 +157,18 @@ class LabelEncoding:
             self._by_id[grey] not in (_NONE, self.void_index) for grey in greys.values()
         ):
             raise DataError(
-                f"{path}: the greys of its palette are values of classes and differ from its indices "
+                f"{path}: the greys of its palette are also class values, but differ from its indices "
                 f"({', '.join(f'index {index} is grey {grey}' for index, grey in greys.items() if index != grey)}); "
-                "store it as one grey channel, or say under colours: in dataset.yaml which class has which colour"
+                "save it as one grey channel, or list the colours of the classes under colours: in dataset.yaml"
             )
         with self._lock:
             for index, colour in shown.items():
                 first, where = self._seen.setdefault(index, (colour, path))
                 if colour != first and self._by_id[index] != self.void_index:
                     raise DataError(
-                        f"{path}: index {index} of its palette has the colour {list(rgb(colour))}, in {where} "
-                        f"{list(rgb(first))}; say in dataset.yaml which class has which colour, under colours:, or "
-                        "store all label maps with one palette"
+                        f"{path}: palette index {index} has the colour {list(rgb(colour))}, but {list(rgb(first))} "
+                        f"in {where}; list the colours of the classes under colours: in dataset.yaml, or save all "
+                        "label maps with the same palette"
                     )
 
 

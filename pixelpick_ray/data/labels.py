@@ -120,5 +120,6 @@ class LabelledPixels:
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             where = path if isinstance(path, Path) else "pixels.npz of the store"
             raise StoreError(
-                f"{where}: holds no labelled pixels ({str(error).partition('.')[0]}); remove its folder and run again"
+                f"{where}: contains no labelled pixels ({str(error).partition('.')[0]}); remove its folder and run "
+                "again"
             ) from error

@@ -118,8 +118,8 @@ class Questions:
                 columns = {field.name: file[field.name] for field in fields(cls)}
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise StoreError(
-                f"questions.npz of the store: holds no questions ({str(error).partition('.')[0]}); "
-                "remove its folder and run again"
+                f"questions.npz of the store: contains no questions ({str(error).partition('.')[0]}); remove its "
+                "folder and run again"
             ) from error
         names = tuple(str(name) for name in columns["names"])
         return cls(**(columns | {"names": names, "stage": int(columns["stage"])}))

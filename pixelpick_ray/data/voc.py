@@ -30,9 +30,8 @@ def _names_in(line: str, path: Path, labels: str) -> list[str]:
     folders = [part.parent.name for part in parts]
     if folders not in (["JPEGImages"], ["JPEGImages", labels]) or len({part.stem for part in parts}) > 1:
         raise DataError(
-            f"voc: {path}: the line {line!r} names other files than JPEGImages/NAME.jpg and {labels}/NAME.png, "
-            "which are read for this list; give one NAME per line (label maps in SegmentationClassAug belong to split "
-            "trainaug)"
+            f"voc: {path}: the line {line!r} names files other than JPEGImages/NAME.jpg and {labels}/NAME.png; give "
+            "one NAME per line (label maps in SegmentationClassAug belong to split trainaug)"
         )
     return [parts[0].stem]
 

@@ -29,12 +29,12 @@ def check_pretrained(spec: ModelSpec) -> None:
     if spec.pretrained.startswith("file:") and escapes(spec.pretrained.removeprefix("file:")):
         raise SpecError(
             f"model.pretrained: {spec.pretrained!r} is outside the data folder; copy the file into it and give its "
-            "path inside, e.g. file:weights/mine.safetensors"
+            "relative path, e.g. file:weights/mine.safetensors"
         )
     if spec.pretrained == "moco_v2" and spec.backbone != "resnet50":
         raise SpecError(
-            f"model.pretrained: moco_v2 weights are available for resnet50 only; {spec.backbone} needs others, or "
-            "file:PATH for weights of your own"
+            "model.pretrained: moco_v2 weights are available for resnet50 only; use other weights for "
+            f"{spec.backbone}, or file:PATH for your own"
         )
 
 

@@ -105,7 +105,10 @@ def num_batches(num_images: int, batch_size: int) -> int:
     batches, rest = divmod(num_images, batch_size)
     batches += rest > 1
     if batches == 0:
-        raise DataError(f"dataset.images: {num_images} training image is too few; at least 2 are needed")
+        raise DataError(
+            f"dataset.images: only {num_images} training image; batch norm needs at least 2; raise dataset.images, "
+            "or add images"
+        )
     return batches
 
 

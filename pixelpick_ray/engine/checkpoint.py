@@ -102,9 +102,9 @@ def _how(images: PreparedSplit, facts: DatasetFacts) -> str:
     size = ends[0] if len(sizes) == 1 else f"{len(sizes)} sizes from {ends[0]} to {ends[1]}"
     mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (facts.mean, facts.std))
     return (
-        f"{len(images.names)} images of {facts.name} {images.split} at {size} pixels, normalised with mean {mean} and "
-        f"deviation {std}. One confusion matrix of all their pixels but those without a class (void); mIoU is over the "
-        "classes that occur in labels or predictions."
+        f"{len(images.names)} images of {facts.name} {images.split} at {size} pixels, normalised with mean {mean} "
+        f"and standard deviation {std}. A single confusion matrix over all pixels that are not void; mIoU is over "
+        "the classes that occur in labels or predictions."
     )
 
 
@@ -118,19 +118,19 @@ def _renumbered(
     """The data set's index of each class of the weights. Raises SpecError or DataError if they cannot be matched."""
     wanted = facts.class_names
     if classes is None:
-        note(f"{path}: does not record class names; assuming those of {facts.name}, in their order")
+        note(f"{path}: does not record class names; assuming those of {facts.name}, in order")
         classes = wanted
     for name, known in [(old, classes) for old in renamed] + [(new, wanted) for new in renamed.values()]:
         if name not in known:
             whose = "the weights" if known is classes else facts.name
-            raise SpecError(f"--map: {whose} have no class {name!r}; they have {', '.join(known)}")
+            raise SpecError(f"--map: {whose} have no class {name!r}; choose one of {', '.join(known)}")
     found = [renamed.get(name, name) for name in classes]
     strange = [name for name in found if name not in wanted]
     unsaid = [name for name in wanted if name not in found]
     if strange or (unsaid and not renamed):
         raise DataError(
-            f"{path}: tells {', '.join(classes)} apart, {facts.name} has {', '.join(wanted)}; give the data set that "
-            "it was trained on, or say which are the same with --map, e.g. --map "
+            f"{path}: has the classes {', '.join(classes)}, but {facts.name} has {', '.join(wanted)}; give the data "
+            "set that it was trained on, or match classes with --map, e.g. --map "
             f"{(strange or list(classes))[0]}={(unsaid or list(wanted))[0]}"
         )
     if unsaid:
@@ -153,8 +153,8 @@ def _read_head(
     spec, seed = stored.spec, stored.seed
     if weights_digest(spec, data_path) != stored.weights:
         raise DataError(
-            f"{path}: was fitted to features of a {spec.backbone} with other weights than those of {data_path}; give "
-            "the folder that has them with --data DIR"
+            f"{path}: was fitted to features of a {spec.backbone} with different weights than those in {data_path}; "
+            "give the folder that has the right ones with --data DIR"
         )
     tensors = {name.removeprefix("head."): tensor for name, tensor in read_tensors(path).items()}
     features = partial(
@@ -163,7 +163,9 @@ def _read_head(
     head = head_of(spec.fitted_head, tensors)
     found = head(torch.zeros(1, build_extractor(spec, data_path=data_path, seed=seed).channels, 2, 2)).shape[1]
     if found != num_classes:
-        raise DataError(f"{path}: tells {found} classes apart, {facts.name} has {num_classes}")
+        raise DataError(
+            f"{path}: has {found} classes, but {facts.name} has {num_classes}; give the data set that it was trained on"
+        )
     return FrozenModel(head, features)
 
 
@@ -194,8 +196,8 @@ def _stored(path: Path) -> _Stored:
         return _Stored(spec, stored["model"]["weights_digest"], int(stored.get("seed", 0)), classes, normalise)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path.with_name(INPUT)}: does not say which network the weights beside it are of ({error}); give weights "
-            "that are in their folder of a store, fit/<key>/weights.safetensors"
+            f"{path.with_name(INPUT)}: does not describe the network of the weights next to it ({error}); give "
+            "weights in their folder of a store, fit/<key>/weights.safetensors"
         ) from error
 
 

@@ -152,8 +152,8 @@ def prepare_features(
         _opened[folder] = entry.open()
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be written ({error}); {_gigabytes(entry.size)} are needed; give another folder with "
-            "--cache DIR"
+            f"{folder}: cannot be written ({error}); {_gigabytes(entry.size)} are needed; free space, or give "
+            "another folder with --cache DIR"
         ) from error
     return _opened[folder]
 
@@ -179,8 +179,8 @@ def make_room(cache_path: Path, folder: Path, size: int, limit: int | None) -> N
             total += sizes[path]
     if total > limit:
         raise DataError(
-            f"--cache-limit: {_gigabytes(limit)} given, {folder.name} takes {_gigabytes(size)} and features in use "
-            f"{_gigabytes(total - size)}; raise it"
+            f"--cache-limit: {_gigabytes(limit)} is too small, as {folder.name} needs {_gigabytes(size)} and "
+            f"features in use take {_gigabytes(total - size)}; raise it"
         )
 
 
@@ -297,8 +297,8 @@ def _compute_some(
                     for position, vectors in zip(entry.images(block), found, strict=True):
                         if not vectors.isfinite().all():
                             raise DataError(
-                                f"image {prepared.names[position]}: features are beyond what float16 holds; are the "
-                                "weights those of this backbone, and model.normalise what they were made with?"
+                                f"image {prepared.names[position]}: features overflow float16; check that the "
+                                "weights belong to this backbone and that model.normalise matches them"
                             )
                     entry.write(block, torch.cat(found).cpu().numpy())
                     return True

@@ -158,7 +158,9 @@ def _from_package(spec: ModelSpec, packaged: _Packaged) -> nn.Module:
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != packaged.sha256:
-        raise DataError(f"model.pretrained: {path} has SHA-256 {found}, expected {packaged.sha256}; install it again")
+        raise DataError(
+            f"model.pretrained: {path} has SHA-256 {found}, expected {packaged.sha256}; reinstall its package"
+        )
     network: nn.Module = timm.create_model(spec.backbone, pretrained=False, num_classes=0)
     wanted = network.state_dict()
     names = [name for name in wanted if not name.endswith("num_batches_tracked")]
@@ -188,7 +190,8 @@ def _moco_v2(folder: Path) -> nn.Module:
                 found = hashlib.file_digest(file, "md5").hexdigest()
             if not found.startswith(MOCO_V2_MD5):
                 raise DataError(
-                    f"model.pretrained: {MOCO_V2_URL} came with MD5 {found[:8]}, published is {MOCO_V2_MD5}; run again"
+                    f"model.pretrained: the download of {MOCO_V2_URL} has MD5 {found[:8]}, expected {MOCO_V2_MD5}; "
+                    "run again"
                 )
         _load(network, read_tensors(path), path=path, of="MoCo v2 ResNet-50")
     return network

@@ -45,7 +45,7 @@ def read_checkpoint(path: Path, num_classes: int) -> nn.Module:
         check_classes(tensors, "decoder.classifier.weight", num_classes, path=path)
         return _load(_fpn(tensors, num_classes, path), tensors, _fpn_names(), path)
     raise DataError(
-        f"{path}: is not a checkpoint of PixelPick (DeepLabv3+ MobileNetV2 or FPN ResNet), it begins with "
+        f"{path}: is not a PixelPick checkpoint (DeepLabv3+ MobileNetV2 or FPN ResNet): its first tensor is "
         f"{next(iter(tensors))!r}; give a best_miou_model.pt, or the weights.safetensors of a stored fit"
     )
 
@@ -146,8 +146,8 @@ def _fpn(tensors: dict[str, Tensor], num_classes: int, path: Path) -> nn.Module:
     kind = len(blocks), "encoder.base.layer1.0.conv3.weight" in tensors
     if kind not in RESNETS:
         raise DataError(
-            f"{path}: its encoder is none of {', '.join(RESNETS.values())}: stage 3 has {kind[0]} blocks; "
-            "give a checkpoint of one of these"
+            f"{path}: its encoder has {kind[0]} blocks in stage 3, unlike {', '.join(RESNETS.values())}; give a "
+            "checkpoint of one of these"
         )
     spec = ModelSpec(architecture="fpn", backbone=RESNETS[kind], pretrained="none")
     return FPN(build_pyramid(spec), num_classes, spec)

@@ -190,7 +190,9 @@ class FeatureHead(nn.Module):
         self.drop_features = Dropout(spec.feature_dropout, of="channels")
         self.head = parts.load("head", spec.architecture)(pyramid.channels, pyramid.strides, num_classes, spec)
         if not isinstance(self.head, nn.Module):
-            raise SpecError(f"model.architecture: {spec.architecture} returned {self.head!r}, not a torch module")
+            raise SpecError(
+                f"model.architecture: {spec.architecture} returned {self.head!r}; expected a torch.nn.Module"
+            )
         self._num_classes, self._name = num_classes, spec.architecture
 
     def forward(self, images: Tensor) -> Tensor:
@@ -199,7 +201,7 @@ class FeatureHead(nn.Module):
         shape = tuple(getattr(logits, "shape", ()))
         if len(shape) != 4 or shape[:2] != (len(images), self._num_classes):
             wanted = [len(images), self._num_classes, "h", "w"]
-            raise SpecError(f"{self._name}: returned {list(shape)}, expected {wanted}")
+            raise SpecError(f"{self._name}: returned logits of shape {list(shape)}; expected {wanted}")
         return cast(Tensor, logits)
 
 

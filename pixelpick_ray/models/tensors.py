@@ -28,7 +28,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # torch, zipfile, pickle and safetensors have their own errors
         raise DataError(
-            f"{path}: is not a readable file of tensors ({_first_line(error)}); copy it again, or store its tensors "
+            f"{path}: cannot be read as a file of tensors ({_first_line(error)}); copy it again, or save its tensors "
             "alone as .safetensors or with torch.save(network.state_dict(), ...)"
         ) from error
     for wrapper in ("state_dict", "model"):
@@ -51,7 +51,9 @@ def _read(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             inside = [name for name in archive.namelist() if name.endswith((".pt", ".pth")) and "__MACOSX" not in name]
             if len(inside) > 1:
-                raise DataError(f"{path}: holds {', '.join(inside)}; unpack it, and give one of them")
+                raise DataError(
+                    f"{path}: contains several checkpoints ({', '.join(inside)}); unpack it, and give one of them"
+                )
             if inside:  # else it is a torch file, which is an archive too
                 file = io.BytesIO(archive.read(inside[0]))
     return torch.load(file, map_location="cpu", weights_only=True)
@@ -70,11 +72,14 @@ def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, 
     for what, names in (("has no tensor", wanted.keys() - found), ("has an unexpected tensor", found.keys() - wanted)):
         if names:
             first = next(name for name in (*wanted, *found) if name in names)
-            more = f" ({len(names)} such)" if len(names) > 1 else ""
-            raise DataError(f"{path}: {what} {first!r}{more}; are these weights of {of}?")
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise DataError(f"{path}: {what} {first!r}{more}; give weights of {of}")
     for name, value in wanted.items():
         if found[name].shape != value.shape:
-            raise DataError(f"{path}: {name} is {tuple(found[name].shape)}, {of} needs {tuple(value.shape)}")
+            raise DataError(
+                f"{path}: {name} has shape {tuple(found[name].shape)}, but {of} needs {tuple(value.shape)}; give "
+                "weights of this network"
+            )
 
 
 def check_classes(tensors: Mapping[str, Tensor], classifier: str, num_classes: int, *, path: Path) -> None:
@@ -82,6 +87,6 @@ def check_classes(tensors: Mapping[str, Tensor], classifier: str, num_classes: i
     found = tensors[classifier].shape[0] if classifier in tensors and tensors[classifier].ndim else num_classes
     if found != num_classes:
         raise DataError(
-            f"{path}: was trained for {found} classes, the data set has {num_classes}; give the data set that it was "
-            "trained on"
+            f"{path}: was trained with {found} classes, but the data set has {num_classes}; give the data set that "
+            "it was trained on"
         )

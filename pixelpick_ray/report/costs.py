@@ -95,7 +95,7 @@ def read_cost_model(path: Path) -> CostModel:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read ({error}); give the path of a cost model") from error
     if not isinstance(tree, dict):
-        raise SpecError(f"{path.name}: expected a mapping; allowed: {', '.join(CostModel.model_fields)}")
+        raise SpecError(f"{path.name}: should be a mapping; allowed: {', '.join(CostModel.model_fields)}")
     try:
         return CostModel.model_validate(tree)
     except ValidationError as error:
@@ -109,7 +109,7 @@ def _problem(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         message = f"{path}: unknown key; allowed: {allowed}"
     elif item["type"] == "model_type":
-        message = f"{path}: expected a mapping with {allowed}; got {item['input']!r}"
+        message = f"{path}: should be a mapping with the keys {allowed}; got {item['input']!r}"
     elif item["type"] == "missing":
         message = f"{path}: is required"
     elif item["type"] == "value_error":

@@ -105,17 +105,20 @@ def _read_evaluation(
 ) -> Evaluation | str:
     files = store.files("evaluation", key, ["input.json", "confusion.npz"])
     if files is None:
-        return f"evaluation {key[:16]} is absent or damaged"
+        return f"evaluation {key[:16]} is missing or damaged"
     where = f"{store.address}/{paths.result('evaluation', key)}"
     try:
         arrays = read_arrays(files["confusion.npz"])
         epochs, confusion, classes = arrays["epochs"], arrays["confusion"], len(class_names)
     except (ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StoreError(
-            f"{where}/confusion.npz: holds no confusion matrices ({error}); remove the folder and run again"
+            f"{where}/confusion.npz: contains no confusion matrices ({error}); remove the folder and run again"
         ) from error
     if confusion.shape != (len(epochs), classes, classes) or not len(epochs):
-        raise StoreError(f"{where}: confusion {confusion.shape} does not fit {classes} classes; remove it, run again")
+        raise StoreError(
+            f"{where}: confusion matrices of shape {confusion.shape} do not match {classes} classes; remove the "
+            "folder and run again"
+        )
     inputs, each = json.loads(files["input.json"]), iou(confusion)
     evidence = _evidence(inputs, *read_fit(inputs["fit"]))
     return Evaluation(

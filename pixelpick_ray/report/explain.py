@@ -52,7 +52,9 @@ def parse_cell(wanted: str) -> dict[str, str]:
         elif last == "setting":  # may itself contain commas and equals signs
             found[last] += f",{part.rstrip()}"
         else:
-            raise SpecError(f"--explain: {part.strip()!r} is not NAME=VALUE with one of the names {', '.join(NAMES)}")
+            raise SpecError(
+                f"--explain: {part.strip()!r} is not of the form NAME=VALUE; allowed names are {', '.join(NAMES)}"
+            )
     return found
 
 
@@ -63,9 +65,9 @@ def _found(results: Results, cells: Sequence[Cell], wanted: dict[str, str], text
     if len(matching) == 1:
         return matching[0]
     if not matching:
-        raise SpecError(f"--explain {text!r}: there is no such cell; known are {_known(cells, wanted)}")
+        raise SpecError(f"--explain {text!r}: no such cell; existing values are {_known(cells, wanted)}")
     apart = [name for name in NAMES if len({_column(cell, name) for cell in matching}) > 1]
-    raise SpecError(f"--explain {text!r}: {len(matching)} cells are meant; say which by {_known(matching, apart)}")
+    raise SpecError(f"--explain {text!r}: matches {len(matching)} cells; narrow it down by {_known(matching, apart)}")
 
 
 def _is(cell: Cell, name: str, value: str) -> bool:

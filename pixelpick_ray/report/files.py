@@ -108,8 +108,8 @@ def write_files(contents: Mapping[str, str | bytes], out: Path, *, stale: Collec
             (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise SpecError(
-            f"--out {out}: cannot be written ({error}); give a folder that you may write to and that has space; what "
-            "was there has stayed"
+            f"--out {out}: cannot be written ({error}); give a writable folder with free space; existing files are "
+            "unchanged"
         ) from error
     return tuple(out / name for name in contents)
 
@@ -126,7 +126,7 @@ def _stale(contents: Collection[str], out: Path, cost_model: CostModel | None) -
     stale, foreign = _NOT_ALWAYS - set(contents), _is_foreign(out / _COSTS)
     if foreign and _COSTS in contents:
         raise SpecError(
-            f"--out {out}: {_COSTS} there was not measured by a report, and would be lost; move it, or give another "
+            f"--out {out}: its {_COSTS} was not written by a report and would be overwritten; move it, or give another "
             "folder"
         )
     return stale - {_COSTS} if foreign or cost_model is not None else stale

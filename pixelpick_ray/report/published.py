@@ -73,7 +73,10 @@ class PublishedCell(_Line):
     @model_validator(mode="after")
     def _full_supervision_picks_nothing(self) -> Self:
         if (self.budget == "full") != (self.strategy == ""):
-            raise ValueError(f"budget {self.budget} with strategy {self.strategy!r}")
+            raise ValueError(
+                f"budget {self.budget} does not go with strategy {self.strategy!r}; full supervision has no "
+                "strategy, every other budget needs one"
+            )
         return self
 
     @property

@@ -249,7 +249,7 @@ def _recorded_stage(record: ChainRecord | None, trial: Trial) -> StageRecord | N
     stage = stages[trial.num_stages - 1]
     if stage.budget != trial.budget:
         raise StoreError(
-            f"the record of chain {trial.chain_id}: stage {trial.num_stages - 1} has budget {stage.budget}, "
-            f"the trial {trial.budget}; remove it and run again"
+            f"the record of chain {trial.chain_id}: stage {trial.num_stages - 1} has budget {stage.budget}, but the "
+            f"trial has {trial.budget}; remove the record and run again"
         )
     return stage

@@ -79,7 +79,7 @@ class Output:
                 return
             raise RunError(f"{what}; redirect it to a disk with free space") from error
         if self._stream not in (sys.stderr, getattr(sys.stderr, "within", None)):
-            warn(f"{what}; the run goes on, and `status` and `report` tell what this would have")
+            warn(f"{what}; the run continues; use `status` and `report` instead")
 
 
 def _lead_nowhere(stream: Any) -> None:
@@ -118,7 +118,7 @@ class ByProduct:
             do()
         except Exception as error:
             self._has_failed = True
-            warn(f"{self._name}: cannot be written ({_why(error)}); the run goes on without")
+            warn(f"{self._name}: cannot be written ({_why(error)}); the run continues without it")
 
 
 def _why(error: Exception) -> str:

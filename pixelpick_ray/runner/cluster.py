@@ -86,8 +86,8 @@ def private_folder(longest: int | None = None) -> Iterator[Path]:
     if longest is not None and len(os.fsencode(parent)) > longest:
         if variable == "RAY_TMPDIR":
             raise SpecError(
-                f"RAY_TMPDIR: {str(parent)!r} has {len(os.fsencode(parent))} characters, at most {longest} leave room "
-                "for the paths of Ray's sockets; give a shorter folder, or unset it"
+                f"RAY_TMPDIR: {str(parent)!r} is {len(os.fsencode(parent))} characters long, but Ray's socket paths "
+                f"leave room for {longest}; use a shorter path, or unset it"
             )
         parent = Path("/tmp")
     try:
@@ -96,8 +96,8 @@ def private_folder(longest: int | None = None) -> Iterator[Path]:
         (folder / OWNER).write_text(process_stamp(), encoding="ascii")
     except OSError as error:
         raise SpecError(
-            f"{variable}: no folder can be made in {str(parent)!r} ({error.strerror}); set RAY_TMPDIR to a folder that "
-            "can be written and has space"
+            f"{variable}: cannot create a folder in {str(parent)!r} ({error.strerror}); set RAY_TMPDIR to a writable "
+            "folder with free space"
         ) from error
     supervisor.remove_at_end(str(folder))
     _remove_left(parent)
@@ -300,7 +300,7 @@ def _reach(address: str) -> None:
 def _unauthenticated(address: str | None) -> str:
     given = next((name for name in (TOKEN, TOKEN_PATH) if os.environ.get(name)), None)
     if given and os.environ[MODE].lower() != "token":
-        what = f"{MODE}={os.environ[MODE]} keeps the token of {given} back"
+        what = f"{MODE}={os.environ[MODE]} prevents the token in {given} from being used"
     elif given or _has_token():
         what = f"the token of {given or '~/.ray/auth_token'} is not the cluster's"
     else:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 CLOCK_SECONDS = 15.0  # a quarter of what leases tolerate
 FREE_BYTES = 2 * 2**30  # per disk
 FREE_SHARE = 0.9  # of a GPU's memory
-STORE_CURE = "give --store a folder that every node sees and may write to under one path, or an address such as s3://"
+STORE_CURE = "give --store a folder that every node can write to under the same path, or an address such as s3://"
 SAME = "install the versions of requirements.txt, and the same checkout, on every node"
 
 
@@ -92,7 +92,9 @@ def diagnose(facts: Facts) -> list[Finding]:
     return lines
 
 
-_ANSWER = "is the node alive, is this checkout at the same place there, and can its Python import it?"
+_ANSWER = (
+    "check that the node is alive, that this checkout is at the same path there, and that its Python can import it"
+)
 
 
 def _cluster(facts: Facts) -> Iterator[Finding]:
@@ -167,17 +169,15 @@ def _clock(node: NodeFacts) -> Finding:
     ahead, exact = node.clock
     text = f"{abs(ahead):.2f} s {'ahead of' if ahead >= 0 else 'behind'} the driver's, within {exact:.2f} s"
     if abs(ahead) - exact > CLOCK_SECONDS:
-        return Finding(
-            "clock", node.name, False, f"{text}; leases of the store need clocks that agree: set them by NTP"
-        )
+        return Finding("clock", node.name, False, f"{text}; leases in the store need synchronised clocks: use NTP")
     return Finding("clock", node.name, True, text)
 
 
 def _disks(node: NodeFacts) -> Iterator[Finding]:
     for what, (path, free) in node.free.items():
-        text = f"{free / 2**30:.1f} GiB are free for {what} in {path}"
+        text = f"{free / 2**30:.1f} GiB free for {what} in {path}"
         enough = free >= FREE_BYTES
-        cure = f"{text}, {FREE_BYTES / 2**30:.0f} are needed at least; make room or give another folder"
+        cure = f"only {text}, at least {FREE_BYTES / 2**30:.0f} are needed; free space, or give another folder"
         yield Finding("disk", node.name, enough, text if enough else cure)
 
 
@@ -185,7 +185,10 @@ def _gpus(node: NodeFacts) -> Finding:
     if "GPUs" in node.problems:
         return Finding("GPUs", node.name, False, node.problems["GPUs"])
     if len(node.gpus) < node.counted_gpus:
-        text = f"Ray counts {node.counted_gpus:g}, nvidia-smi shows {len(node.gpus)}; start Ray there with what it has"
+        text = (
+            f"Ray counts {node.counted_gpus:g} GPUs, nvidia-smi shows {len(node.gpus)}; restart Ray there with the "
+            "right number"
+        )
         return Finding("GPUs", node.name, False, text)
     shown = [f"{gpu.name} {gpu.free / 2**30:.0f} of {gpu.total / 2**30:.0f} GiB free" for gpu in node.gpus]
     busy = [index for index, gpu in enumerate(node.gpus) if gpu.free < FREE_SHARE * gpu.total]

@@ -188,7 +188,7 @@ class Decisions(TrialScheduler):
             if len(one.reports) >= len(sample.reports)
         ]
         rank = 1 + sum(score > mine for score in there)
-        why = f"{self._search.spec.scheduler}: rank {rank} of the {len(there)} that had come to {level.label}"
+        why = f"{self._search.spec.scheduler}: rank {rank} of the {len(there)} samples that had reached {level.label}"
         self._journal.stop(sample.index, why)
         self._on_event(SampleStopped(sample.label, why))
 

@@ -229,7 +229,7 @@ def run_search(
             path, problem = copy_found(search, journal, best, source)
             reported = search.experiment.evaluate.report
             console.print(
-                f"{problem}; `report` copies it where it can, and a copy taken from the store works as well"
+                f"{problem}; run `report` where the folder is writable, or copy the file from the store"
                 if problem
                 else f"a copy, to run on {reported}: {typed()} run {_shown(path)}",
                 soft_wrap=True,

@@ -128,7 +128,9 @@ class BatchJob:
             (self.folder / PACKAGE.name / STAMP).write_text(made_of, encoding="utf-8")
         done = subprocess.run(self.command, capture_output=True, text=True)
         if done.returncode:
-            raise RunError(f"{shlex.join(self.command)} ended with {done.returncode}: {done.stderr or done.stdout}")
+            raise RunError(
+                f"{shlex.join(self.command)} failed with status {done.returncode}: {done.stderr or done.stdout}"
+            )
         return done.stdout
 
 

@@ -95,7 +95,8 @@ def _answers(asked: dict[str, Any], seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, reference in asked.items():
         try:
-            found[name] = ray.get(reference) if reference in ready else TimeoutError(f"no answer in {seconds:.0f} s")
+            late = TimeoutError(f"no response within {seconds:.0f} s")
+            found[name] = ray.get(reference) if reference in ready else late
         except ray.exceptions.RayError as error:
             found[name] = RuntimeError(_explained(error))
     return found

@@ -149,9 +149,9 @@ def placement(execution: Execution, nodes: list[dict[str, float]]) -> tune.Place
     room = _room(rank, nodes)
     if room < execution.ranks:
         raise SpecError(
-            f"a trial of {counted(execution.ranks, 'rank')} needs {_amounts(rank)} for each rank, on one node each; "
-            f"the cluster has room for {room}: {'; '.join(_amounts(node) for node in nodes)}; lower --ranks, "
-            "--cpus-per-rank or --gpus-per-rank"
+            f"a trial of {counted(execution.ranks, 'rank')} needs {_amounts(rank)} per rank, each on a single node; "
+            f"the cluster has room for {counted(room, 'rank')}: {'; '.join(_amounts(node) for node in nodes)}; lower "
+            "--ranks, --cpus-per-rank or --gpus-per-rank"
         )
     if execution.ranks == 1:
         return tune.PlacementGroupFactory([rank])
@@ -292,7 +292,7 @@ class Relay(tune.Callback):
         try:
             while not self._store.has(kind, key):
                 if time.monotonic() > until:
-                    return f"a node says that {kind} {key[:12]} is stored, and the driver does not see it in the store"
+                    return f"a node reports {kind} {key[:12]} as stored, but the driver does not see it in the store"
                 time.sleep(0.1)
         except StoreError:  # unreachable for a moment; missing results will be noticed in the end
             return ""
@@ -336,7 +336,7 @@ class Relay(tune.Callback):
                 self._on_event(ChainFailed(name, self._last_message[name], final=False))
             return True
         message = self._last_message.get(name, LOST)
-        self.errors[name] = f"{message} (tried {self._losses[name]} times without progress)"
+        self.errors[name] = f"{message} ({self._losses[name]} attempts without progress)"
         return False
 
 
@@ -411,7 +411,8 @@ def check_sees_run(execution: Execution) -> None:
     while execution.run and not store.has_lease("run", execution.run):
         if time.monotonic() > until:
             raise SpecError(
-                f"--store: on the node {socket.gethostname()}, {store.address} is not the driver's; {STORE_CURE}"
+                f"--store: {store.address} on node {socket.gethostname()} is a different store from the driver's; "
+                f"{STORE_CURE}"
             )
         time.sleep(0.2)
 

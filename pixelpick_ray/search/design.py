@@ -110,8 +110,9 @@ class Search:
         for split, what in ((training, "trained on"), (evaluate.split_of(evaluate.report), "reported")):
             if both := sorted(judged & _images(dataset, split)):
                 raise SpecError(
-                    f"search.split: {len(both)} images of {self.split} are {what}, in {split}, too, e.g. {both[0]}; "
-                    f"use another split, or search.held_out: {HELD_OUT_SHARE} for a share of the training images"
+                    f"search.split: {len(both)} images of {self.split} are also in {split}, which is {what}, e.g. "
+                    f"{both[0]}; use another split, or search.held_out: {HELD_OUT_SHARE} for a share of the training "
+                    "images"
                 )
 
     @cached_property
@@ -213,8 +214,8 @@ def check_splits(search: Search, facts: DatasetFacts) -> None:
     instead = f"or search.held_out: {HELD_OUT_SHARE} for a share of the training images"
     if search.spec.held_out is not None and HELD_OUT in facts.splits:
         raise SpecError(
-            f"search.held_out: {facts.name} has a split {HELD_OUT!r} of its own; use search.split: {HELD_OUT}, or "
-            "give that one another name"
+            f"search.held_out: {facts.name} already has a split {HELD_OUT!r}; use search.split: {HELD_OUT}, or "
+            "rename it"
         )
     known = facts_with_held_out(facts, search.judged.dataset).splits
     if split not in known:
@@ -224,7 +225,7 @@ def check_splits(search: Search, facts: DatasetFacts) -> None:
         )
     if split == trained:
         raise SpecError(
-            f"search.split: {split} is trained on; use one that is neither trained on nor reported, {instead}"
+            f"search.split: {split} is the training split; use one that is neither trained on nor reported, {instead}"
         )
 
 
@@ -233,7 +234,7 @@ def _judged_on(experiment: Experiment, spec: SearchSpec) -> tuple[str, float | N
     evaluate, dataset = experiment.evaluate, experiment.dataset
     reported = evaluate.split_of(evaluate.report)
     if spec.held_out is not None and dataset.held_out is not None:
-        raise SpecError("search.held_out: dataset.held_out says the same; keep one of them")
+        raise SpecError("search.held_out: conflicts with dataset.held_out; keep only one of them")
     if spec.held_out is not None or spec.split is not None:
         split = HELD_OUT if spec.split is None else spec.split
         share = dataset.held_out if spec.held_out is None else spec.held_out
@@ -242,7 +243,7 @@ def _judged_on(experiment: Experiment, spec: SearchSpec) -> tuple[str, float | N
     else:
         split, share = _usual(experiment, reported)
     if split == reported:
-        raise SpecError(f"search.split: say which split samples are judged on; not {reported}, which is reported")
+        raise SpecError(f"search.split: {reported} is the reported split; give a different one to score samples on")
     return split, share
 
 
@@ -251,8 +252,8 @@ def _usual(experiment: Experiment, reported: str) -> tuple[str, float | None]:
     facts = known_facts(experiment.dataset.name)
     if facts is None:
         raise SpecError(
-            f"search.split: say which split of {experiment.dataset.name} samples are judged on, not {reported}, which "
-            f"is reported; or give search.held_out: {HELD_OUT_SHARE} for a share of the training images"
+            f"search.split: is required for {experiment.dataset.name}; give a split other than {reported}, which is "
+            f"reported, or search.held_out: {HELD_OUT_SHARE} for a share of the training images"
         )
     free = "val" in facts.splits and "val" not in (reported, experiment.dataset.split)
     return ("val", experiment.dataset.held_out) if free else (HELD_OUT, experiment.dataset.held_out or HELD_OUT_SHARE)

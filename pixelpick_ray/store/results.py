@@ -56,7 +56,9 @@ class Store:
     def path(self) -> Path:
         """The folder of the store. Raises StoreError if it is on object storage."""
         if not isinstance(self._storage, LocalFiles):
-            raise StoreError(f"{self.address}: is not a folder")
+            raise StoreError(
+                f"{self.address}: is object storage, but a folder is needed here; give a folder with --store"
+            )
         return self._storage.root
 
     def folder(self, kind: str, key: str) -> Path:
@@ -142,7 +144,10 @@ class Store:
             if entries is not None:
                 return self._storage.fetch(path, [MANIFEST, *entries])
             # Another process has just moved it away to check it for damage.
-        raise StoreError(f"{self.address}/{path}: could not be published; is {self.address} writable and has space?")
+        raise StoreError(
+            f"{self.address}/{path}: could not be published; check that {self.address} is writable and has free "
+            "space, and run again"
+        )
 
     def discard(self, kind: str, key: str) -> None:
         """Remove a result if it exists; if the process is killed meanwhile, what is left does not count as a result."""
@@ -196,7 +201,7 @@ class Store:
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             return None, f"{MANIFEST}: {type(error).__name__}: {error}"
         if manifest != _json(value):
-            return None, f"{MANIFEST}: other content than was published"
+            return None, f"{MANIFEST}: content differs from what was published"
         if not {INPUT, PROVENANCE} <= entries.keys() or not all(_is_inside(name) for name in entries):
             return None, f"{MANIFEST}: lists unexpected files"
         return entries, ""
@@ -291,7 +296,7 @@ class Store:
             raise DamagedError(f"{self.address}/{path}", "is not a mapping")
         written = value.pop(DIGEST, None)  # absent in older records
         if written is not None and written != digest(value):
-            raise DamagedError(f"{self.address}/{path}", "other content than was written")
+            raise DamagedError(f"{self.address}/{path}", "content differs from what was written")
         return value
 
     def find_record(self, path: str, kind: type[T]) -> T | None:
@@ -437,7 +442,7 @@ def _contradiction(manifest: bytes, names: Sequence[str], found: Mapping[str, by
         if name in found and name not in expected:
             return f"{MANIFEST}: does not name {name}"
         if name in found and _digest(found[name]) != expected[name]:
-            return f"{name}: other content than was published"
+            return f"{name}: content differs from what was published"
     if INPUT in found and digest(json.loads(found[INPUT])) != key:
         return f"{INPUT}: of another key"
     return ""
@@ -450,7 +455,7 @@ def _damage(folder: Path, entries: dict[str, tuple[int, str]]) -> str:
         if not found[1]:
             return f"{name}: missing"
         if found != (size, sha256):
-            return f"{name}: other content than was published"
+            return f"{name}: content differs from what was published"
     return ""
 
 

@@ -94,7 +94,7 @@ def test_a_run_that_does_not_wait_ends_with_3_and_answers_travel_in_files(
     assert f"answer with: {command}" in state
     as_json = json.loads(launch(place, "status", *words, "--json").out)
     assert [chain["missing_answers"] for chain in as_json["chains"]] == [20]
-    assert "people have to answer first; `status` says" in launch(place, "report", *words, "--out", "report").out
+    assert "people have to answer first; see `status` for" in launch(place, "report", *words, "--out", "report").out
 
     def export(name: str, out: str) -> str:
         made = launch(place, "export", *words, "--format", name, "--out", out)
@@ -110,12 +110,12 @@ def test_a_run_that_does_not_wait_ends_with_3_and_answers_travel_in_files(
     lines = [json.loads(line) for line in (place / "out" / "asked.jsonl").read_text().splitlines()]
     given = [line | {"kind": "class", "label": "sky"} for line in lines[:15]] + [lines[15] | {"kind": "unknown"}]
     (place / "given.jsonl").write_text("".join(json.dumps(line) + "\n" for line in given))
-    end = "were there before; 0 of the new ones are of pixels not asked for\n"
+    end = "already known; 0 of the new ones are for pixels that were not asked for\n"
     assert take("given.jsonl", "jsonl") == f"16 answers imported, 0 {end}"
     assert take("given.jsonl", "jsonl") == f"0 answers imported, 16 {end}"
     assert "waiting for 4 answers" in launch(place, "run", *words, "--local").out
     assert export("label-studio", "out/tasks").startswith("written to out/tasks: 20 pixels, 16 of them answered\n")
-    assert take("out/tasks", "label-studio").startswith("0 answers imported, 16 were there before")
+    assert take("out/tasks", "label-studio").startswith("0 answers imported, 16 already known")
     assert (place / "out" / "tasks.labels.xml").is_file()
     for given, name, told in (
         ("out/tasks", "bob", "out/tasks: coco: nothing was imported"),

@@ -254,7 +254,7 @@ def test_images_are_known_by_the_end_of_their_place(reference: str, name: str) -
 
 @pytest.mark.parametrize("path", ["data/upload/1/0a1b2c3d-a.png", "data/upload/1/11111111-x_y.png", "x/city/a.png"])
 def test_a_place_that_may_mean_two_images_is_refused(path: str) -> None:
-    with pytest.raises(DataError, match=r"tasks\[0\]\.data\.image: .* may be image '.*' or '.*'; rename it"):
+    with pytest.raises(DataError, match=r"tasks\[0\]\.data\.image: .* is ambiguous: image '.*' or '.*'; use the exact"):
         named(f"/{path}", ["a.png", "0a1b2c3d-a.png", "x y.png", "x_y.png", "city/a.png"])
 
 
@@ -298,7 +298,9 @@ def test_questions_become_points_with_what_was_said_and_answers_come_back_as_the
     assert answers_of(points, book, annotator="Bo", time=9.0) == tuple(said.values())
     book.append(said["a", 1, 2])
     assert answers_of(points, book, annotator="Bo", time=9.0) == (said["b", 8, 7],)
-    with pytest.raises(DataError, match=r"pixel \('a', 1, 2\) was called 'road'; the data set has sky"):
+    with pytest.raises(
+        DataError, match=r"pixel \('a', 1, 2\) is labelled 'road', which is not a class of the data set \(sky"
+    ):
         points_of(questions, said, ("sky",))
 
 

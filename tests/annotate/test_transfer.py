@@ -70,13 +70,10 @@ def line(place: Place, label: str | None, /, **fields: Any) -> bytes:
 
 
 def told(new: int, known: int) -> str:
-    return f"{new} answers imported, {known} were there before; 0 of the new ones are of pixels not asked for"
+    return f"{new} answers imported, {known} already known; 0 of the new ones are for pixels that were not asked for"
 
 
-OVERRULED = (
-    "; 1 pixels keep a later answer that says otherwise: remove id and time of their answers from the file to have "
-    "these count"
-)
+OVERRULED = "; 1 pixels keep a later, different answer; to replace it, remove id and time of their answers in the file"
 
 
 def test_a_correction_counts_where_the_clock_that_stamped_the_answer_before_is_fast(scenes: Asked) -> None:
@@ -106,9 +103,11 @@ def test_a_stored_answer_that_a_file_changes_is_refused(scenes: Asked, fields: d
     assert scenes.take(line(first, "road", id="one")) == told(0, 1)
     with pytest.raises(DataError) as error:
         scenes.take(line(second, "sky") + line(first, "road", **(stored | fields)))
-    problem = f"line 2: has the id 'one' of an answer that is stored otherwise: {difference}"
-    assert f"given: jsonl: nothing was imported, 1 problem(s); correct the file\n  {problem}" in str(error.value)
-    assert str(error.value).endswith("; remove id and time to give another answer")
+    problem = f"line 2: has the id 'one' of a stored answer that differs ({difference}"
+    assert f"given: jsonl: nothing was imported because of 1 problem(s); correct the file\n  {problem}" in str(
+        error.value
+    )
+    assert str(error.value).endswith("; to change the answer, remove id and time")
     assert scenes.said() == {first: "road"}
 
 

@@ -70,11 +70,11 @@ def test_a_wrong_experiment_or_option_ends_with_2_and_nothing_is_written_or_subm
     others = {"slurm": "--image", "kubernetes": "--account", "ray": "--nodes"}
     wrong = [
         (["--set", "budgets=1"], "budgets"),
-        (["--ranks", "9"], "ranks that fit: 1, 2, 3, 4"),
+        (["--ranks", "9"], "use at most 4, or raise train.batch_size"),
         (["--time-limit", "soon"], "--time-limit"),
         (["--", "--address", "auto"], "--address"),
         (["--local"], "--local"),
-        ([others[kind], "1"], f"error: {others[kind]}: not an option of --to {kind}\n"),
+        ([others[kind], "1"], f"error: {others[kind]}: not available with --to {kind}; leave it out\n"),
     ]
     for options, message in wrong:
         outcome = launch(place, "submit", "tiny.yaml", *KINDS[kind], *options)

@@ -79,10 +79,10 @@ def test_every_class_has_a_key_of_its_own_and_a_wanted_one_stays(names: list[str
 def test_clashes_forbidden_keys_and_unknown_classes_are_answered_with_keys_that_work(case: dict[str, Any]) -> None:
     told, names = refusal(tuple(case["names"]), case["wanted"]), tuple(case["names"])
     assert told == f"annotate.keys: {case['told']}"
-    proposal = read_yaml(told.partition("one that works: ")[2] or "{}", "proposal")
+    proposal = read_yaml(told.partition("for example, use ")[2] or "{}", "proposal")
     assert class_keys(names, proposal).items() >= proposal.items()
     for key in ("0", ".", "?", "+", "-", " "):
-        assert f"annotate.keys: {key!r} of b is reserved by the page, allowed are" in refusal(("a", "b"), {"b": key})
+        assert f"annotate.keys: {key!r} for b is reserved by the page (allowed are" in refusal(("a", "b"), {"b": key})
 
 
 def test_more_classes_than_keys_are_refused_with_what_to_do() -> None:

@@ -145,7 +145,7 @@ def test_what_fpn_has_by_default_and_cannot_have(camvid_yaml: str) -> None:
     assert parse(dump_experiment(fpn)).model == fpn.model
     for change, told in {
         "acquire.stochastic={}": r"acquire\.stochastic: needs dropout, without which.*model\.feature_dropout, e\.g",
-        "train.decoder=sparse": r"train\.decoder: fpn normalises over whole images.*use architecture deeplabv3plus",
+        "train.decoder=sparse": r"train\.decoder: sparse is not supported for fpn.*use architecture deeplabv3plus",
     }.items():
         assert re.search(rf"camvid\.yaml: {told}", problem(camvid_yaml, FPN, change, "grid=[{budget: [20]}]"))
         full = parse(camvid_yaml, FPN, change, "grid=[{budget: [full]}]")  # which picks nothing and is trained densely

@@ -42,7 +42,9 @@ def test_a_head_by_name_is_one_with_its_defaults(name: str) -> None:
 
 
 def test_head_and_architecture_may_not_differ_and_one_overrides_the_other(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"model\.head: is 'linear', and model\.architecture 'fpn'; they are synonyms"):
+    with pytest.raises(
+        SpecError, match=r"model\.head: is 'linear', but model\.architecture is 'fpn'; they are synonyms"
+    ):
         frozen(model=FROZEN.replace("head: linear", "head: linear, architecture: fpn"))
     (tmp_path / "mine.py").write_text("def Head(channels, strides, num_classes, spec): ...\n")
     for word in ("head", "architecture"):
@@ -74,7 +76,7 @@ def test_a_frozen_head_stands_beside_a_network_that_is_trained() -> None:
     (trial,) = spec.trials()  # a pixel head that is trained with its backbone
     assert (trial.epochs, trial.model.fitted_head, trial.model.output_stride) == (2, None, 32)
     assert {"train", "seed"} <= fit_of(spec).inputs.keys()
-    with pytest.raises(SpecError, match=r"input_scale: deeplabv3plus takes the features that it was made for"):
+    with pytest.raises(SpecError, match=r"input_scale: does not apply to deeplabv3plus"):
         experiment_of(experiment_text(model="{backbone: test_resnet, input_scale: 2.0}"))
 
 

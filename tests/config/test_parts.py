@@ -137,7 +137,7 @@ def test_code_travels_with_an_experiment(tmp_path: Path) -> None:
         ("import importlib\nimportlib.import_module('helper')\n", "line 2: imports a module dynamically"),
         ("helper = __import__('helper')\n", "line 1: imports a module dynamically"),
         ("import helper\n", r"helper\.py.*imported by .*mine\.py"),
-        ("a" * (2**20 + 1), r"bytes, a source may have"),
+        ("a" * (2**20 + 1), r"bytes, but a source is limited to"),
     ],
     ids=lambda text: text[:20],
 )
@@ -152,7 +152,7 @@ def test_code_that_cannot_be_identified_is_refused(text: str, told: str, tmp_pat
     [
         ("file:other.py:score", r"other\.py: cannot be read"),
         ("file:mine.py:scores", r"mine\.py has no top-level 'scores'; it defines score"),
-        ("file:mine.py", r"not of the form file:PATH\.py:NAME"),
+        ("file:mine.py", r"should be file:PATH\.py:NAME"),
     ],
 )
 def test_a_name_that_leads_to_no_code_is_refused(name: str, told: str, tmp_path: Path) -> None:
@@ -164,13 +164,13 @@ def test_a_name_that_leads_to_no_code_is_refused(name: str, told: str, tmp_path:
 def test_what_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     """An error inside with file and line, a kind that no file gives, and code that did not come along."""
     name = named(write(tmp_path, mine="import helper\nscore = 1\n", helper="\n\n1 / 0\n"))
-    with pytest.raises(SpecError, match=r"line 3: cannot be imported: ZeroDivisionError"):
+    with pytest.raises(SpecError, match=r"line 3: cannot be imported \(ZeroDivisionError"):
         parts.load("strategy", name)
-    with pytest.raises(SpecError, match="a dataset comes from an installed package"):
+    with pytest.raises(SpecError, match="file: is not supported for a dataset"):
         named(tmp_path, kind="dataset")
-    with pytest.raises(SpecError, match="does not have its source"):
+    with pytest.raises(SpecError, match="its source is not available in this process"):
         parts.load("strategy", "file:mine.py:score@0123456789abcdef")
-    with pytest.raises(SpecError, match="no installed package provides it"):
+    with pytest.raises(SpecError, match=r"no package installed in .* provides it"):
         parts.load("strategy", "far@away-1.0")
 
 
@@ -186,7 +186,7 @@ def module_of(folder: Path, text: str) -> dict[str, object]:
 def test_a_function_of_a_program_can_be_registered(tmp_path: Path) -> None:
     score = module_of(tmp_path, SCORE)["score"]
     parts.register("strategy", "margin", score)
-    told = r"strategy 'margin': is the name of a built-in strategy and of margin@[0-9a-f]{16}; rename yours"
+    told = r"strategy 'margin': both a built-in strategy and margin@[0-9a-f]{16} have this name; rename yours"
     with pytest.raises(SpecError, match=told):
         make_plan(experiment(tmp_path, "margin"))
     parts.register("strategy", "mine", score)
@@ -201,7 +201,7 @@ def test_a_function_of_a_program_can_be_registered(tmp_path: Path) -> None:
     assert parts.load("strategy", name).__name__ == "score"
 
 
-NOT_THERE = "its code is not at the top level of a file|does not define"
+NOT_THERE = "is not a function or class at the top level|does not define"
 
 
 @pytest.mark.parametrize(
@@ -252,8 +252,10 @@ def test_another_version_on_a_node_is_named_and_not_used(tmp_path: Path, monkeyp
     assert parts.load("strategy", asked).__name__ == "score"
     parts._loaded.clear()
     installed(monkeypatch, tmp_path, version="1.1")
-    with pytest.raises(SpecError, match=r"strategy far: the driver uses faraway-1\.0, this Python has faraway-1\.1"):
+    with pytest.raises(
+        SpecError, match=r"strategy far: the driver uses faraway-1\.0, but this Python has faraway-1\.1"
+    ):
         parts.load("strategy", asked)
     installed(monkeypatch, tmp_path, text="1 / 0\n", version="1.0")
-    with pytest.raises(SpecError, match="faraway:score cannot be imported: ZeroDivisionError"):
+    with pytest.raises(SpecError, match=r"faraway:score cannot be imported \(ZeroDivisionError"):
         parts.load("strategy", asked)

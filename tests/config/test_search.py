@@ -127,7 +127,7 @@ def test_a_search_has_usual_values_and_the_size_that_is_asked_for() -> None:
     ]
     for searcher in ("random", "optuna"):
         assert search(space, num_samples=7, searcher=searcher).size == 7
-    with pytest.raises(ValidationError, match="should be at least one value, without duplicates"):
+    with pytest.raises(ValidationError, match="needs at least one value, without duplicates"):
         DomainSpec(grid=({"a": [1]}, {"a": [1.0]}))
 
 

@@ -43,31 +43,31 @@ def told(*splits: SplitFacts, facts: DatasetFacts = FACTS) -> list[str]:
 
 WRONG = {
     "nothing": ([split("t", 0, 1, 2, 255), split("v", 0, 1, seed=9), split("bare", seed=20, has_labels=False)], []),
-    "all void": ([split("t", 255), split("v", 0, 1, 2, seed=9)], ["error: x t: every pixel of 2 label maps is void"]),
+    "all void": ([split("t", 255), split("v", 0, 1, 2, seed=9)], ["error: x t: all pixels of 2 label maps are void"]),
     "one class and void": (
         [split("t", 0, 255), split("v", 0, 255, seed=9)],
         [
-            "error: x t: 'a' is the only class in its label maps, and 50.0 % is void; masks of 0 and 255 have the "
-            "object at 255, which is void: say classes: {background: 0, object: 255} in dataset.yaml",
-            "error: x v: 'a' is the only class",
+            "error: x t: the label maps contain only the class 'a', and 50.0 % is void; if 255 marks the object in "
+            "masks of 0 and 255, set classes: {background: 0, object: 255} in dataset.yaml",
+            "error: x v: the label maps contain only the class 'a'",
         ],
     ),
     "begin at 1": (
         [split("t", 1, 2), split("v", 1, 2, seed=9)],
-        ["warning: x: no label map of t, v has the class a; if values start at 1, give classes as a mapping"],
+        ["warning: x: no label map of t, v contains a; if values start at 1, give classes as a mapping"],
     ),
     "the last never occurs": (
         [split("t", 0, 1), split("v", 0, 1, seed=9)],
-        ["warning: x: no label map of t, v has the cl"],
+        ["warning: x: no label map of t, v contains c"],
     ),
     "not in training": ([split("t", 0, 1), split("v", 0, 1, 2, seed=9)], ["warning: x: c occurs in v but not in t"]),
     "much void": (
         [split("t", 0, 1, 2, void=155), split("v", 0, 1, 2, seed=9)],
-        ["warning: x t: 92.3 % of all pixels are void; is a class among them?"],
+        ["warning: x t: 92.3 % of all pixels are void; check that they belong to no class"],
     ),
     "left out": (
-        [split("t", 0, 1, 2, left_out=["2 files .gif, which is not read, e.g. a.gif"])],
-        ["warning: x t: 2 files .gif, which is not read, e.g. a.gif, left out"],
+        [split("t", 0, 1, 2, left_out=["2 files .gif, which is not supported, e.g. a.gif"])],
+        ["warning: x t: 2 files .gif, which is not supported, e.g. a.gif, left out"],
     ),
 }
 
@@ -101,8 +101,10 @@ def test_copies_are_found_at_another_size_stored_anew_and_a_little_later(tmp_pat
     others = {"smaller": np.asarray(smaller), "lossy": lossy, "later": np.roll(picture(5), 2, axis=1)}
     images = [(name, one, label[: len(one), : one.shape[1]]) for name, one in (others | {"new": picture(99)}).items()]
     assert told(train, SplitFacts.of("v", images, has_labels=True, left_out=())) == [
-        "warning: x: 2 of 4 images of v are also in t, e.g. smaller (3), lossy (4); results measured there flatter",
-        "warning: x: 1 of 4 images of v look nearly like images of t, e.g. later (5); results measured there flatter",
+        "warning: x: 2 of 4 images of v are also in t, e.g. smaller (3), lossy (4); remove them from one of the "
+        "two, as results on them would be too optimistic",
+        "warning: x: 1 of 4 images of v look nearly like images of t, e.g. later (5); remove them from one of the "
+        "two, as results on them would be too optimistic",
     ]
 
 
@@ -125,7 +127,8 @@ def test_binary_masks_with_the_object_at_255_are_refused_with_the_remedy_which_h
     experiment = parse_experiment(OWN, where="mine.yaml")
     trials, execution = make_plan(experiment).trials, Execution(tmp_path, str(tmp_path / "store"), tmp_path / "cache")
     with pytest.raises(
-        DataError, match=r"leaves train: 'soil' is the only class .*classes: \{background: 0, object: 25"
+        DataError,
+        match=r"leaves train: the label maps contain only the class 'soil'.*classes: \{background: 0, object: 25",
     ):
         data_warnings(experiment, trials, execution)
     write_masks(tmp_path, {"train": [0, 255], "val": [0, 0, 255]}, classes={"background": 0, "object": 255})
@@ -142,7 +145,8 @@ def test_warnings_are_the_first_lines_of_a_plan_and_stand_in_the_report(tmp_path
     (tmp_path / "mine.yaml").write_text(OWN)
     done = launch(tmp_path, "plan", "mine.yaml")
     expected = (
-        "leaves: 4 of 4 images of val are also in train, e.g. 0.png, 1.png, 2.png; results measured there flatter"
+        "leaves: 4 of 4 images of val are also in train, e.g. 0.png, 1.png, 2.png; remove them from one of the two, "
+        "as results on them would be too optimistic"
     )
     assert (done.status, done.out.splitlines()[0]) == (0, f"warning: {expected}")
     assert json.loads(launch(tmp_path, "plan", "mine.yaml", "--json").out)["warnings"] == [expected]
@@ -178,7 +182,7 @@ def test_check_says_what_is_there_and_draws_it(tmp_path: Path) -> None:
 def test_check_tells_all_that_is_wrong_with_status_2(tmp_path: Path) -> None:
     write_masks(tmp_path / "data", {"train": [0, 255], "val": [0, 0]})
     done = launch(tmp_path, "check", "leaves")
-    assert (done.status, "error: leaves train: 'soil' is the only class in its label maps" in done.out) == (2, True)
+    assert (done.status, "error: leaves train: the label maps contain only the class 'soil'" in done.out) == (2, True)
     for name in ("train", "val"):
         (tmp_path / "data" / "leaves" / name / "images" / "2.png").write_text(
             "version https://git-lfs.github.com/spec/v1"

@@ -112,26 +112,26 @@ def test_a_wrong_description_is_told_with_file_key_and_what_is_allowed(tmp_path:
 def test_all_that_is_wrong_with_a_description_is_told_at_once(tmp_path: Path) -> None:
     found = problems(tmp_path, void="x", mean=[2, 0, 0], unknown=1)
     assert [line.partition(":")[0] for line in found] == ["void[0]", "mean[0]", "unknown"]
-    assert problems(tmp_path, classes=numbers(256))[0].startswith("classes: 256 given; allowed are 2..255")
+    assert problems(tmp_path, classes=numbers(256))[0].startswith("classes: must be 2 to 255 classes; got 256")
     assert problems(tmp_path, classes=numbers(255), splits={"train": GOOD, "new": {"images": "x"}}) == [
-        "splits: new without labels needs a value that is neither a class nor void, and 255 classes and void use "
-        "all of 0..255; add labels, or reduce the classes to 254"
+        "splits: new without labels needs a value that is neither a class nor void, but 255 classes and void use all "
+        "of 0..255; add labels, or reduce the classes to 254"
     ]
 
 
 def test_what_is_wrong_with_the_files_of_a_data_set_is_told(tmp_path: Path) -> None:
     """What is told of other files is in wrong_inputs.yaml."""
     for content, message in (
-        ("- a", "expected a mapping with"),
-        ("classes: &x [*x]", "holds something that is neither number"),
+        ("- a", "should be a mapping with the keys"),
+        ("classes: &x [*x]", "contains something other than numbers"),
     ):
         (write_folder(tmp_path) / "dataset.yaml").write_text(content)
         assert f"dataset.yaml: {message}" in told(tmp_path)
     labels = write_folder(tmp_path) / "train" / "labels"
-    with pytest.raises(DataError, match=r"images/new\.png: is not an image of split train \(any more\); put it back"):
+    with pytest.raises(DataError, match=r"images/new\.png: is no longer an image of split train; restore it"):
         leaves(tmp_path).read("train", "new.png")
     (labels / "leaf.v1.png").rename(labels / "leaf.v1.jpg")
-    assert told(tmp_path).startswith(f"{labels}/leaf.v1.jpg: is no .png, ")
+    assert told(tmp_path).startswith(f"{labels}/leaf.v1.jpg: is not .png, ")
     assert "since JPEG and WebP change their values; export it again" in told(tmp_path)
     assert len(leaves(tmp_path).names("val")) == 3
 
@@ -217,14 +217,14 @@ def test_label_maps_beside_the_images_by_a_suffix(tmp_path: Path) -> None:
     assert pairs(found) == {"a.png": "train/a_mask.png", "b.png": "train/b_mask.png"}
     (tmp_path / "leaves" / "train" / "b_mask.png").unlink()
     folder = tmp_path / "leaves" / "train"
-    assert f"{folder}: b.png has no partner, called *_mask, in {folder} (.png, .tif" in told(tmp_path)
+    assert f"{folder}: b.png has no counterpart, called *_mask, in {folder} (.png, .tif" in told(tmp_path)
     # Without a suffix photos and label maps of one stem are told apart by theirs.
     same = {"train": {"images": "x/", "labels": "x"}}
     found = lay_out(tmp_path, ["x/a.jpg", "x/a.png", "x/b.jpeg", "x/b.tif"], splits=same)
     assert pairs(found) == {"a.jpg": "x/a.png", "b.jpeg": "x/b.tif"}
     for path in (tmp_path / "leaves" / "x").glob("*.jp*g"):
         path.unlink()
-    assert "splits.train: images and labels are the same folder 'x/', and images of which" in told(tmp_path)
+    assert "splits.train: images and labels are both in 'x/' and cannot be distinguished" in told(tmp_path)
 
 
 def test_label_maps_by_a_pattern_in_folders_inside_and_what_is_left_out(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_label_maps_by_a_pattern_in_folders_inside_and_what_is_left_out(tmp_path
         (tmp_path / "leaves" / "x" / name).write_text("x")
     assert found.names("train") == ("a.png",)
     assert found.left_out("train") == (
-        "1 file .heic, which is not read, e.g. a.heic",
+        "1 file .heic, which is not supported, e.g. a.heic",
         "3 files in subfolders, which need recursive: true, e.g. a_photo.png",
     )
 
@@ -283,7 +283,7 @@ def test_links_out_of_the_data_folder_are_followed_where_it_says_so(tmp_path: Pa
         path = tmp_path / "data" / "leaves" / name
         path.rename(target := tmp_path / name.replace("/", "-"))
         path.symlink_to(target)
-    with pytest.raises(DataError, match=r"leads out of the data folder, .*if you trust the links, set follow_links"):
+    with pytest.raises(DataError, match=r"links out of the data folder, .*if you trust the links, set follow_links"):
         leaves(tmp_path / "data").signature("train")
     found = lay_out(tmp_path / "data", (), splits=split, follow_links=True)
     assert len(found.signature("train")) == 3

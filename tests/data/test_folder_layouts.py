@@ -214,10 +214,10 @@ def test_masks_that_are_photos_and_folders_without_an_image_are_told(tmp_path: P
     for name in "ab":
         photo(tmp_path / "pets" / "images" / f"{name}.jpg")
         photo(tmp_path / "pets" / "masks" / f"{name}.jpg")
-    with pytest.raises(DataError, match=r"no mask could be read; .*JPEG changes them"):
+    with pytest.raises(DataError, match=r"no mask could be read; .*JPEG alters them"):
         propose(tmp_path / "pets", "pets")
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match="holds no image"):
+    with pytest.raises(DataError, match="contains no images"):
         propose(tmp_path / "none", "none")
 
 

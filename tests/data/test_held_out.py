@@ -166,9 +166,9 @@ def test_what_is_checked_before_a_start_is_each_part_once(execution: Execution) 
     save(execution.data_path / "camvid" / "trainannot" / "train_003.png", np.full((8, 10), 11, np.uint8))
     check_plan(camvid_plan("dataset.images=3"), execution)
     for message, plan in (
-        (r"train_003\.png has 0 pixels that are not void", camvid_plan(held_out=None)),
+        (r"train_003\.png has only 0 pixels that are not void", camvid_plan(held_out=None)),
         (r"dataset\.images: 4 requested, but the training split has 3; lower it", camvid_plan("dataset.images=4")),
-        (r"dataset\.held_out: 0\.7 of the 5 images of camvid train leaves 1 to train on", camvid_plan(held_out=0.7)),
+        (r"dataset\.held_out: 0\.7 of the 5 images of camvid train leaves 1 for training", camvid_plan(held_out=0.7)),
     ):
         with pytest.raises(DataError, match=message):
             check_plan(plan, execution)
@@ -217,7 +217,9 @@ def test_a_data_set_with_a_split_of_that_name_is_refused_with_the_way_out(tmp_pa
     splits = {"train": {"images": "train/images"}, "held_out": {"images": "val/images"}}
     write_folder(tmp_path, splits=splits)
     spec = DatasetSpec(name="folder", path="leaves", held_out=0.3)
-    told = r"dataset\.held_out: folder has a split 'held_out' of its own; leave dataset\.held_out out to evaluate that "
+    told = (
+        r"dataset\.held_out: folder already has a split 'held_out'; leave dataset\.held_out out to use it, or rename it"
+    )
     with pytest.raises(SpecError, match=told):
         open_dataset(spec, tmp_path)
     own = open_dataset(spec.model_copy(update={"held_out": None}), tmp_path)  # the way out
@@ -229,7 +231,7 @@ def test_of_a_folder_splits_are_checked_with_the_held_out_one(tmp_path: Path) ->
     """Of other data sets they are before; wrong_inputs.yaml has what is told."""
     assert len(camvid_plan(EVALUATED, "grid=[{dataset.held_out: [0.2, 0.4], budget: [2]}]", held_out=None).chains) == 2
     write_folder(tmp_path)
-    told = r"dataset\.split: 'held_out' is what dataset\.held_out takes from .*give the split .* one of train, val"
+    told = r"dataset\.split: 'held_out' is the split created by dataset\.held_out; give the split .* one of train, val"
     with pytest.raises(SpecError, match=told):
         open_dataset(DatasetSpec(name="folder", path="leaves", split="held_out", held_out=0.3), tmp_path)
     plan = tiny_plan(

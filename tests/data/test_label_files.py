@@ -81,10 +81,10 @@ def test_palettes_where_no_colour_is_known(tmp_path: Path) -> None:
     with_palette(MEANT % 255, [RED, GREEN, BLUE], labels(tmp_path))
     assert (described.read_label(labels(tmp_path)) == MEANT % 255).all()
     with_palette(MEANT % 255, [RED, BLUE, GREEN], other)
-    with pytest.raises(DataError, match=r"leaf\.v1\.png: index 1 of its palette has the colour \[0, 0, 255\], in .*v0"):
+    with pytest.raises(DataError, match=r"leaf\.v1\.png: palette index 1 has the colour \[0, 0, 255\], but .* in .*v0"):
         described.read_label(other)
     with_palette(MEANT % 255, [(0, 0, 0), (2, 2, 2), (1, 1, 1)], labels(tmp_path))
-    with pytest.raises(DataError, match=r"greys of its palette are values of classes .*index 1 is grey 2, index 2 is"):
+    with pytest.raises(DataError, match=r"greys of its palette are also class values, .*index 1 is grey 2, index 2 is"):
         described.read_label(labels(tmp_path))
     described = dataset(tmp_path)
     with_palette(MEANT % 2, [(0, 0, 0), WHITE], labels(tmp_path))
@@ -164,12 +164,10 @@ def test_one_bit_is_0_and_1_or_black_and_white_as_the_classes_say_and_odd_channe
     clear = np.zeros((4, 5, 4), np.uint8)
     clear[:2, :, 3] = 255
     save(labels(tmp_path), clear)
-    with pytest.raises(DataError, match=r"10 pixels of the label map are transparent, which may mean void or a class"):
+    with pytest.raises(DataError, match=r"10 transparent pixels may mean void or a class"):
         described.read_label(labels(tmp_path))
     cv2.imwrite(str(labels(tmp_path)), np.arange(60, dtype=np.uint16).reshape(4, 5, 3))
-    with pytest.raises(
-        DataError, match="has colours of 16 bits per channel; save the label map with 8 bits per channel"
-    ):
+    with pytest.raises(DataError, match="has 16-bit colours; save the label map with 8 bits per channel"):
         described.read_label(labels(tmp_path))
 
 
@@ -194,9 +192,9 @@ def test_images_of_16_bits_are_scaled_by_what_is_white(tmp_path: Path) -> None:
     rgb = np.dstack([values, values // 2, values * 0])
     cv2.imwrite(str(path), rgb[..., ::-1])
     assert read_image(path, white=4095)[1, 2].tolist() == [255, 127, 0]
-    with pytest.raises(DataError, match=r"has 16 bits per channel, its largest value is 4095; .*range: 4095"):
+    with pytest.raises(DataError, match=r"has 16 bits per channel with values up to 4095; .*range: 4095"):
         read_image(path)
-    with pytest.raises(DataError, match=r"has the value 4095, above white in dataset\.yaml \(range: 1023\).*4095"):
+    with pytest.raises(DataError, match=r"contains the value 4095, above white in dataset\.yaml \(range: 1023\).*4095"):
         read_image(path, white=1023)
     assert read_size(path) == (2, 4)
     described = dataset(tmp_path, range=4095)  # which the description says, and 8 bits stay
@@ -284,7 +282,7 @@ def test_lossy_label_maps_links_to_nothing_and_pages_are_told(tmp_path: Path) ->
     for format in ("JPEG", "WEBP"):
         (path := tmp_path / "a.png").write_bytes(encoded(format))
         assert read_image(path).shape == (9, 11, 3)
-        with pytest.raises(DataError, match="is a JPEG or WebP picture, which may change the values of a label map"):
+        with pytest.raises(DataError, match="is a JPEG or WebP image, which may alter label values"):
             read_label_file(path)
     (link := tmp_path / "b.png").symlink_to(".git/annex/objects/zx/b.png")
     with pytest.raises(DataError, match=r"is a link to \.git/annex/.*, which does not exist; .*`git annex get`"):
@@ -300,15 +298,15 @@ def test_a_turned_tiff_floats_numbers_with_a_sign_folders_and_nothing_are_told(t
     path = tmp_path / "a.tif"
     Image.fromarray(noise((9, 11), (0,), seed=0)[0]).save(path, tiffinfo={ORIENTATION: 6})
     for ask in (read_image, read_size, read_label_file):
-        with pytest.raises(DataError, match="its orientation 6 rotates or mirrors it; save it upright"):
+        with pytest.raises(DataError, match="its orientation tag 6 rotates or mirrors it; save it upright"):
             ask(path)
     cv2.imwrite(str(path), np.full((9, 11), -5, np.int16))
-    with pytest.raises(DataError, match=r"this file has mode I \(32 bits, or a sign\)"):
+    with pytest.raises(DataError, match=r"unsupported mode I \(32 bits or signed\)"):
         read_image(path, white=4095)
     Image.fromarray(np.full((8, 10), 0.5, np.float32)).save(tmp_path / "b.tif")
     (tmp_path / "a.png").mkdir()
     for name, told in (
-        ("b.tif", r"an image has 8 or 16 bits per channel, this file has mode F \(32 bits, or a sign\); conv"),
+        ("b.tif", r"unsupported mode F \(32 bits or signed\); convert it"),
         ("a.png", "cannot be read .*it must be a file"),
         ("b.png", "cannot be decoded .*No such file"),
     ):
@@ -324,13 +322,13 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, read: object, monkeypat
     os.truncate(large, 60)  # the header and hardly any data
     Image.new("L", (9, 9)).save(small)
     start = time.process_time()
-    told = rf"{large}: has 50000 x 5001 pixels, 250000000 at most are read; .*PIXELPICK_MAX_PIXELS"
+    told = rf"{large}: has 50000 x 5001 pixels, more than the limit of 250000000; .*PIXELPICK_MAX_PIXELS"
     with pytest.raises(DataError, match=told):
         read(large)  # type: ignore[operator]
     assert time.process_time() - start < 2
     assert read_size(small) == (9, 9)
     monkeypatch.setenv("PIXELPICK_MAX_PIXELS", "80")
-    with pytest.raises(DataError, match="9 x 9 pixels, 80 at most"):
+    with pytest.raises(DataError, match="9 x 9 pixels, more than the limit of 80"):
         read(small)  # type: ignore[operator]
     monkeypatch.setenv("PIXELPICK_MAX_PIXELS", "many")
     with pytest.raises(SpecError, match=r"PIXELPICK_MAX_PIXELS: 'many' is not a number of pixels"):

@@ -80,7 +80,7 @@ def test_lists_may_have_paths_or_pairs_in_any_encoding(tmp_path: Path, line: str
 def test_lines_that_name_other_files_are_told(tmp_path: Path, line: str) -> None:
     write_voc(tmp_path)
     (release(tmp_path) / "ImageSets" / "Segmentation" / "train.txt").write_text(f"a\n{line}\n")
-    expected = f"train.txt: the line '{line}' names other files than JPEGImages/NAME.jpg"
+    expected = f"train.txt: the line '{line}' names files other than JPEGImages/NAME.jpg"
     assert expected in told(tmp_path, "names", "train")
 
 

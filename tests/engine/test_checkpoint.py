@@ -174,10 +174,10 @@ def test_classes_are_compared_by_name(mine: Path, run: Evaluate, data: Path) -> 
     np.testing.assert_array_equal(found[:, order], expected)  # the label maps have the old order
     assert "in a different order; they are matched by name" in "".join(notes)
     folder_of(data, ["Sky", *names[1:]])
-    with pytest.raises(DataError, match=r"tells sky, .* apart, folder has Sky.*--map sky=Sky"):
+    with pytest.raises(DataError, match=r"has the classes sky, .*, but folder has Sky.*--map sky=Sky"):
         run(mine, name="folder", path="mine")
     np.testing.assert_array_equal(run(mine, name="folder", path="mine", renamed={"sky": "Sky"})[1], expected)
-    with pytest.raises(SpecError, match=r"--map: folder have no class 'Skies'; they have Sky"):
+    with pytest.raises(SpecError, match=r"--map: folder have no class 'Skies'; choose one of Sky"):
         run(mine, name="folder", path="mine", renamed={"sky": "Skies"})
     together = run(mine, renamed={names[0]: names[1]}, note=notes.append)[1]
     np.testing.assert_array_equal(together[:, 1], expected[:, 0] + expected[:, 1])
@@ -188,16 +188,16 @@ def test_classes_are_compared_by_name(mine: Path, run: Evaluate, data: Path) -> 
 
 def test_a_damaged_fit_and_weights_of_none_are_told(stored: Stored, mine: Path, run: Evaluate) -> None:
     alone = shutil.copy(mine, mine.parents[1] / "alone.safetensors")
-    with pytest.raises(DataError, match=r"input\.json: does not say which network.*fit/<key>/weights\.safetensors"):
+    with pytest.raises(DataError, match=r"input\.json: does not describe the network.*fit/<key>/weights\.safetensors"):
         run(alone)
     state = stored[1].state_dict()
     save_file({name: value for name, value in state.items() if name != "laterals.2.bias"}, mine)
-    with pytest.raises(DataError, match=r"has no tensor 'laterals\.2\.bias'; are these weights of fpn resnet18\?"):
+    with pytest.raises(DataError, match=r"has no tensor 'laterals\.2\.bias'; give weights of fpn resnet18"):
         run(mine)
     mine.write_bytes(mine.read_bytes()[:5000])
-    with pytest.raises(DataError, match=r"weights\.safetensors: is not a readable file of tensors"):
+    with pytest.raises(DataError, match=r"weights\.safetensors: cannot be read as a file of tensors"):
         run(mine)
     for content in ("{", "[]", '{"model": {"backbone": "x", "depth": 3}}'):
         mine.with_name("input.json").write_text(content)
-        with pytest.raises(DataError, match=r"input\.json: does not say which network"):
+        with pytest.raises(DataError, match=r"input\.json: does not describe the network"):
             run(mine)

@@ -197,7 +197,7 @@ def test_two_ranks_train_measure_and_pick_what_one_rank_does(ranks: Ranks, optio
 def test_the_last_batch_is_left_out_only_when_it_would_hold_one_image() -> None:
     cases = {(8, 4): 2, (7, 4): 2, (6, 4): 2, (5, 4): 1, (367, 4): 92, (2, 10): 1, (3, 2): 1}
     assert {case: num_batches(*case) for case in cases} == cases
-    with pytest.raises(DataError, match=r"dataset.images: 1 .*at least 2"):
+    with pytest.raises(DataError, match=r"dataset.images: only 1 .*at least 2"):
         num_batches(1, 4)
     with pytest.raises(SpecError, match=r"train.batch_size: 1 .*at least 2 images"):
         num_batches(8, 1)

@@ -233,7 +233,7 @@ def test_features_that_cannot_be_kept_are_told(tmp_path: Path, monkeypatch: pyte
     """Values beyond float16, a disk that loses what is written, and a full one."""
     prepared, write = tiny_data(2).prepared, features_module._Files.write
     dark = dataclasses.replace(FACTS, std=(1e-7, 1e-7, 1e-7))
-    with pytest.raises(DataError, match=r"image img_00: features are beyond what float16 holds"):
+    with pytest.raises(DataError, match=r"image img_00: features overflow float16"):
         prepare_features(prepared, spec(), dark, ALONE, data_path=tmp_path, cache_path=tmp_path / "dark", seed=3)
 
     def forgetful(entry: Any, block: int, vectors: Any) -> None:
@@ -251,7 +251,7 @@ def test_features_that_cannot_be_kept_are_told(tmp_path: Path, monkeypatch: pyte
     ):
         features_at(tmp_path / "faulty", prepared, spec())
     monkeypatch.setattr(os, "posix_fallocate", full)
-    told = r"No space left on device.*0\.0 GB are needed; give another folder with --cache"
+    told = r"No space left on device.*0\.0 GB are needed; free space, or give another folder with --cache"
     with pytest.raises(DataError, match=told):
         features_at(tmp_path / "full", prepared, spec())
 
@@ -329,7 +329,9 @@ def test_a_head_is_not_read_onto_a_backbone_with_other_weights(tmp_path: Path, m
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), weights)
     (path, *_) = (place.results.path / "fit").glob("*/weights.safetensors")
     where = {"data_path": tmp_path, "cache_path": tmp_path / "cache", "device": torch.device("cpu")}
-    with pytest.raises(DataError, match=r"was fitted to features of a test_resnet with other weights than those of"):
+    with pytest.raises(
+        DataError, match=r"was fitted to features of a test_resnet with different weights than those in"
+    ):
         evaluate_checkpoint(path, DatasetSpec(name="tiny"), "val", **where)
 
 
@@ -405,7 +407,9 @@ def test_features_used_longest_ago_make_room(tmp_path: Path) -> None:
     left = set(tmp_path.glob("*-features-*"))
     assert set(sizes) - left == {oldest}
     assert len(left) == 3
-    with pytest.raises(DataError, match=r"--cache-limit: 0\.0 GB given, tiny-train-features-\w+ takes 0\.0 GB and"):
+    with pytest.raises(
+        DataError, match=r"--cache-limit: 0\.0 GB is too small, as tiny-train-features-\w+ needs 0\.0 GB and"
+    ):
         features_at(tmp_path, data.prepared, spec(layers=(-1,)), limit=9)
 
 

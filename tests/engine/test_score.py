@@ -123,7 +123,9 @@ class TestEveryStrategy:
         for name, y, x, label in zip(new.names_per_pixel(), new.y, new.x, new.label, strict=True):
             assert label == data.prepared.label(data.prepared.index[name])[y, x] != VOID
         labels = labels.add(new)  # which refuses a pixel that is there already
-        with pytest.raises(DataError, match=r"image img_02: 6 pixels wanted, only 0 are neither void .*; lower the b"):
+        with pytest.raises(
+            DataError, match=r"image img_02: 6 pixels requested, but only 0 are neither void .*; lower the b"
+        ):
             picked(data, labels, acquire(strategy))
 
     def test_picks_depend_on_seed_and_image_alone(self, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +211,7 @@ def test_first_pixels_are_uniform_over_pixels_that_are_not_void() -> None:
         assert label == data.prepared.label(data.prepared.index[name])[y, x] != VOID
     assert np.mean([first.x < 22, other.x < 22]) == pytest.approx(0.5, abs=0.03)  # columns 0-21 of 48 and of 40
     assert again.digest() == first.digest() != other.digest()
-    with pytest.raises(DataError, match="image img_00: 1489 pixels wanted, only 1488 are neither void"):
+    with pytest.raises(DataError, match="image img_00: 1489 pixels requested, but only 1488 are neither void"):
         pick_initial(tiny_data(1), 1489, seed=0)
 
 

@@ -176,9 +176,9 @@ def test_what_is_wrong_with_a_file_is_told(state: State, tmp_path: Path) -> None
         name, original = f"backbone.{name}", f"backbone.{name.partition('_level_')[2]}"
         refused(f"{name} and {original} should be identical copies", state | {name: state[name] + 0.1})
     refused(r"has an unexpected tensor 'mask_head\.weight'", state | {"mask_head.weight": torch.zeros(2)})
-    refused("was trained for 11 classes, the data set has 19; give the data set", state, 19)
+    refused("was trained with 11 classes, but the data set has 19; give the data set", state, 19)
     other = {"fc.weight": torch.zeros(3, 3)}
-    refused(r"is not a checkpoint of PixelPick .*begins with 'fc\.weight'; give a best_miou", other)
+    refused(r"is not a PixelPick checkpoint .*first tensor is 'fc\.weight'; give a best_miou", other)
 
 
 def fpn_state(blocks: tuple[int, ...], bottleneck: bool) -> State:
@@ -274,10 +274,10 @@ def test_each_published_kind_is_built_from_its_list_of_tensors(kind: str, monkey
     assert sorted(tuple(value.shape) for value in model.state_dict().values()) == sorted(listed)
     if kind == "resnet50":
         assert sum(value.numel() for value in model.parameters()) == 26_709_579 - 8 * 129
-        with pytest.raises(DataError, match=r"was trained for 3 classes"):
+        with pytest.raises(DataError, match=r"was trained with 3 classes"):
             read_checkpoint(Path("best_miou_model.pt"), 4)
         state = fpn_state((1, 1, 7, 1), bottleneck=False)
-        with pytest.raises(DataError, match=r"encoder is none of resnet18, .*resnet101: stage 3 has 7 blocks"):
+        with pytest.raises(DataError, match=r"encoder has 7 blocks in stage 3, unlike resnet18, .*resnet101; give"):
             read_checkpoint(Path("best_miou_model.pt"), 3)
 
 
@@ -291,10 +291,12 @@ def test_a_checkpoint_is_read_from_an_archive_and_runs_no_code(tmp_path: Path) -
     assert read_tensors(path.rename(tmp_path / "renamed.zip")).keys() == state.keys()  # which is an archive itself
     with zipfile.ZipFile(archive, "a") as file:
         file.write(tmp_path / "renamed.zip", "other.pt")
-    with pytest.raises(DataError, match=r"holds cv_deeplab/best_miou_model\.pt, other\.pt; unpack it"):
+    with pytest.raises(
+        DataError, match=r"contains several checkpoints \(cv_deeplab/best_miou_model\.pt, other\.pt\); unpack it"
+    ):
         read_tensors(archive)
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("best_miou_model.pt", pickle.dumps({"model": Bomb(tmp_path / "ran")}))
-    with pytest.raises(DataError, match="not a readable file of tensors"):
+    with pytest.raises(DataError, match="cannot be read as a file of tensors"):
         read_tensors(archive)
     assert not (tmp_path / "ran").exists()

@@ -377,7 +377,7 @@ def test_a_cost_model_of_ones_own_is_neither_removed_nor_replaced(study: Study, 
     assert {"answers.csv", "costs.yaml"}.isdisjoint(path.name for path in summary.files)
     assert "hours of annotation" not in (out / "index.html").read_text()
     write(study, said("ann", "s"))
-    refused = r"--out .*out: costs\.yaml there was not measured by a report, and would be lo"
+    refused = r"--out .*out: its costs\.yaml was not written by a report and would be overw"
     with pytest.raises(SpecError, match=refused):
         write_report(study.store, [spec], out)
     assert (out / "costs.yaml").read_text() == "seconds_per_pixel: 3\n"

@@ -161,16 +161,21 @@ def test_names_and_values_are_read_and_what_is_no_cell_or_several_is_refused(fil
     assert parse_cell("strategy=margin, budget= 20") == {"strategy": "margin", "budget": "20"}
     assert parse_cell("setting=a.b=1, c=[2,3],budget=20") == {"setting": "a.b=1, c=[2,3]", "budget": "20"}
     assert parse_cell("strategy=") == {"strategy": ""}
-    with pytest.raises(SpecError, match="'20' is not NAME=VALUE"):
+    with pytest.raises(SpecError, match="'20' is not of the form NAME=VALUE"):
         parse_cell("strategy=margin,20")
     for wanted, message in {
-        "bugdet=20": ": 'bugdet=20' is not NAME=VALUE with one of the names experiment, dataset, architecture, "
-        "backbone, pretrained, strategy, setting, budget, split, checkpoint, metric, class_name",
-        "strategy=entropy,budget=20": " 'strategy=entropy,budget=20': there is no such cell; known are "
-        "strategy: margin, random, (empty); budget: 10, 20, full",
-        "budget=20": " 'budget=20': 2 cells are meant; say which by strategy: margin, random",
-        "metric=iou,strategy=random": " 'metric=iou,strategy=random': 4 cells are meant; say which by budget: 10, 20; "
-        "class_name: sky, road",
+        "bugdet=20": (
+            ": 'bugdet=20' is not of the form NAME=VALUE; allowed names are experiment, dataset, architecture, "
+            "backbone, pretrained, strategy, setting, budget, split, checkpoint, metric, class_name"
+        ),
+        "strategy=entropy,budget=20": (
+            " 'strategy=entropy,budget=20': no such cell; existing values are strategy: margin, random, (empty); "
+            "budget: 10, 20, full"
+        ),
+        "budget=20": " 'budget=20': matches 2 cells; narrow it down by strategy: margin, random",
+        "metric=iou,strategy=random": (
+            " 'metric=iou,strategy=random': matches 4 cells; narrow it down by budget: 10, 20; class_name: sky, road"
+        ),
     }.items():
         with pytest.raises(SpecError, match=f"^--explain{re.escape(message)}$"):
             told(*filled, wanted)

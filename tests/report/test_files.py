@@ -84,7 +84,7 @@ def test_an_empty_store_is_missing_and_no_table_of_an_earlier_report_stays(out: 
     assert written == FILES - {"table_transposed.tex", "table_classes.tex"}
     assert set(contents(tmp_path / "out")) == written | {"mine.txt"}
     assert "missing 0/3" in read(tmp_path / "out")[0]
-    with pytest.raises(SpecError, match=r"cannot be written .* give a folder that you may write to"):
+    with pytest.raises(SpecError, match=r"cannot be written .* give a writable folder with free space"):
         write_report(Store(tmp_path / "none"), [experiment()], tmp_path / "out" / "mine.txt")
 
 

@@ -60,12 +60,12 @@ def test_what_is_damaged_under_a_wrong_key_or_contradicts_its_trial_is_missing_o
     shutil.rmtree(study.store.folder("evaluation", wrong))
     shutil.copytree(study.store.folder("evaluation", other), study.store.folder("evaluation", wrong))
     reasons = [one.reason for one in study.results(experiment()).missing]
-    assert reasons == [f"evaluation {key[:16]} is absent or damaged" for key in (damaged, wrong)]
+    assert reasons == [f"evaluation {key[:16]} is missing or damaged" for key in (damaged, wrong)]
     path = chain_path(experiment(), experiment().trials()[0])
     record = study.store.read_record(path)
     record["stages"][0]["budget"] = 15
     study.store.write_record(path, record)
-    with pytest.raises(StoreError, match="stage 0 has budget 15, the trial 10; remove it and run again"):
+    with pytest.raises(StoreError, match="stage 0 has budget 15, but the trial has 10; remove the record"):
         study.results(experiment())
 
 
@@ -258,7 +258,7 @@ def test_several_processes_read_what_one_reads(study: Study, monkeypatch: pytest
     together, same_fits = read_evaluations(study.store, wanted, processes=2)
     assert list(plain(together).items()) == list(plain(alone).items())
     assert same_fits == fits != {}
-    absent = {f"evaluation {key[:16]} is absent or damaged" for key in (keys[0], "0" * 64)}
+    absent = {f"evaluation {key[:16]} is missing or damaged" for key in (keys[0], "0" * 64)}
     assert {one for one in alone.values() if isinstance(one, str)} == absent
 
 

@@ -291,7 +291,7 @@ def test_the_numbers_are_those_of_the_original() -> None:
             shares = [100 * budget / pixels[dataset] for budget in FEW[:-1]]
             assert [cell.share_percent for cell in cells[:-1]] == pytest.approx(shares, abs=6e-4)
     text = published._packaged("pixelpick.csv").replace(",margin,20,", ",,20,", 1)
-    with pytest.raises(DataError, match=r"line 2: .*budget 20 with strategy ''"):
+    with pytest.raises(DataError, match=r"line 2: .*budget 20 does not go with strategy ''"):
         published._read("pixelpick.csv", text, PublishedCell)
 
 

@@ -66,7 +66,7 @@ def test_the_area_is_the_mean_height() -> None:
     assert area_under_curve([10, 20, 40], [0.2, 0.4, 0.6]) == pytest.approx((10 * 0.3 + 20 * 0.5) / 30)
     assert area_under_curve([10], [0.7]) == 0.7
     for budgets, values in (([20, 10], [1, 2]), ([10, 10], [1, 2]), ([], [])):
-        with pytest.raises(ValueError, match="must ascend"):
+        with pytest.raises(ValueError, match="must be non-empty and ascending"):
             area_under_curve(budgets, values)
 
 

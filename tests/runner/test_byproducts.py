@@ -31,7 +31,7 @@ def test_an_expendable_output_tells_its_first_failure_and_then_nothing(capsys: p
         print("a line", file=output, flush=True)
     told = capsys.readouterr().err
     assert told.startswith("warning: standard output: cannot be written (No space left on device)")
-    assert (told.count("\n"), "the run goes on" in told) == (1, True)
+    assert (told.count("\n"), "the run continues" in told) == (1, True)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device", "runs/a"), KeyError("chain"), MemoryError()])

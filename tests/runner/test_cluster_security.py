@@ -233,7 +233,7 @@ WRONG = [
     ({"RAY_AUTH_TOKEN": "theirs"}, "the token of RAY_AUTH_TOKEN is not the cluster's; set RAY_AUTH_TOKEN"),
     (
         {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": OURS},
-        "RAY_AUTH_MODE=disabled keeps the token of RAY_AUTH_TOKEN back; set",
+        "RAY_AUTH_MODE=disabled prevents the token in RAY_AUTH_TOKEN from being used; set",
     ),
 ]
 

@@ -47,7 +47,7 @@ def test_a_fit_cluster_is_told_line_by_line() -> None:
         "ok    data       one: the driver's: camvid train",
         "ok    store      one: read and written by both",
         "ok    clock      one: 0.25 s behind the driver's, within 0.01 s",
-        "ok    disk       one: 50.0 GiB are free for the store in /store",
+        "ok    disk       one: 50.0 GiB free for the store in /store",
         "ok    GPUs       one: H100 79 of 80 GiB free; H100 79 of 80 GiB free",
     ]
     assert [line.what for line in lines[9:]] == [line.what for line in lines[3:9]]
@@ -70,33 +70,37 @@ WRONG: list[tuple[Facts, list[str]]] = [
                 free={"decoded images": ("/cache", GIB // 2)},
                 gpus=(Gpu("H100", 80 * GIB, 79 * GIB), Gpu("H100", 80 * GIB, 12 * GIB)),
             ),
-            trial="a trial of 4 ranks needs 1 GPU for each rank; lower --ranks",
+            trial="a trial of 4 ranks needs 1 GPU per rank; lower --ranks",
             taken_gpus=3.0,
             meeting=Meeting(("one", "two"), "cuda", problem="no result in 120 s"),
         ),
         [
-            "trial      cluster: a trial of 4 ranks needs 1 GPU for each rank; lower --ranks",
+            "trial      cluster: a trial of 4 ranks needs 1 GPU per rank; lower --ranks",
             "GPUs       cluster: 3 GPUs are in use by other jobs of this cluster; wait for them, or stop those",
             f"all-reduce one and two: two ranks on cuda: no result in 120 s; {SAME_NETWORK} and NCCL_SOCKET_IFNAME",
             "versions   two: Python 3.12.1, the driver has 3.11.7; torch absent, the driver has 2.11.0; install the",
             "data       two: camvid train: differs from the driver's; copy the driver's files, or use",
             "store      two: /store on this node does not contain what the driver wrote; give --store a folder",
-            "clock      two: 61.50 s ahead of the driver's, within 0.50 s; leases of the store need clocks that agree",
-            "disk       two: 0.5 GiB are free for decoded images in /cache, 2 are needed at least; make room or",
+            "clock      two: 61.50 s ahead of the driver's, within 0.50 s; leases in the store need synchronised",
+            "disk       two: only 0.5 GiB free for decoded images in /cache, at least 2 are needed; free space, or",
             "GPUs       two: H100 79 of 80 GiB free; H100 12 of 80 GiB free; GPU 1 is used by another program; stop it",
         ],
     ),
     (
-        with_node(problems={"answer": "no answer in 60 s"}),
-        ["answer     two: no answer in 60 s; is the node alive, is this checkout at the same place there, and can"],
+        with_node(problems={"answer": "no response within 60 s"}),
+        ["answer     two: no response within 60 s; check that the node is alive, that this checkout is at the same"],
     ),
     (
         with_node(
-            problems={"data": "no answer in 300 s", "clock": "no answer in 60 s", "GPUs": "nvidia-smi fails (x)"}
+            problems={
+                "data": "no response within 300 s",
+                "clock": "no response within 60 s",
+                "GPUs": "nvidia-smi fails (x)",
+            }
         ),
         [
-            "data       two: no answer in 300 s",
-            "clock      two: no answer in 60 s",
+            "data       two: no response within 300 s",
+            "clock      two: no response within 60 s",
             "GPUs       two: nvidia-smi fails (x)",
         ],
     ),
@@ -115,7 +119,7 @@ WRONG: list[tuple[Facts, list[str]]] = [
             "data       driver: weights resnet50 imagenet: no weights at /data",
             "store      driver: /store: cannot be written (Read-only file system)",
             "data       two: camvid train: no folder /data; give it with --data",
-            "GPUs       two: Ray counts 2, nvidia-smi shows 0; start Ray there with what it has",
+            "GPUs       two: Ray counts 2 GPUs, nvidia-smi shows 0; restart Ray there with the right number",
         ],
     ),
 ]
@@ -233,4 +237,7 @@ def test_two_nodes_are_asked_and_one_that_stops_answering_is_a_finding(
     assert done.status == 1, done
     assert time.monotonic() - start < 60
     (wrong,) = [line for line in done.out.splitlines() if line.startswith("WRONG answer") and second in line]
-    assert f"{second}: no answer in 3 s; is the node alive, is this checkout at the same place there" in wrong
+    assert (
+        f"{second}: no response within 3 s; check that the node is alive, that this checkout is at the same path there"
+        in wrong
+    )

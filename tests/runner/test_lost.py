@@ -106,5 +106,5 @@ def test_chains_whose_processes_cannot_even_begin_are_given_up(place: Path) -> N
     )  # fmt: skip
     assert done.returncode == 1, done.stdout
     assert "No module named 'pixelpick_ray'" in done.stdout
-    assert re.search(r"its process or node was lost \(.*Error: .*\) \(tried 5 times without", done.stdout)
+    assert re.search(r"its process or node was lost \(.*Error: .*\) \(5 attempts without", done.stdout)
     assert "Traceback" not in done.stdout

@@ -20,7 +20,7 @@ from pixelpick_ray.runner.tune import Relay, check_sees_run
 from pixelpick_ray.store import Store, absolute, absolute_path
 from pixelpick_ray.store.backend import process_stamp
 
-CURE = "give --store a folder that every node sees and may write to under one path, or an address such as s3://"
+CURE = "give --store a folder that every node can write to under the same path, or an address such as s3://"
 
 
 # Results
@@ -47,7 +47,7 @@ def test_what_a_node_says_is_stored_fails_its_chain_where_the_driver_does_not_se
             result = {"event": encode(event(key))}
             relay.on_trial_result(0, [], None, result)
             assert stop("trial", result) == bool(relay.errors)
-        why = f"a node says that {kind} 000000000000 is stored, and the driver does not see it in the store; {CURE}"
+        why = f"a node reports {kind} 000000000000 as stored, but the driver does not see it in the store; {CURE}"
         assert heard == [event(stored), ChainFailed("chain", why, final=True)]  # what it says later is not heard
 
 
@@ -56,7 +56,9 @@ def test_a_trial_on_a_node_whose_store_is_another_one_trains_nothing(store: Stor
     with store.take("run", "abc-1") or pytest.fail("nobody has it"):
         check_sees_run(here)
         there = Execution(tmp_path, str(tmp_path / "other"), tmp_path, run="abc-1")
-        with pytest.raises(SpecError, match=r"--store: on the node .*, .*/other is not the driver's; give --store a"):
+        with pytest.raises(
+            SpecError, match=r"--store: .*/other on node .* is a different store from the driver's; give --store a"
+        ):
             check_sees_run(there)
 
 
@@ -114,7 +116,7 @@ def test_why_a_process_was_lost_is_told_and_recorded(text: str, told: str, store
     assert told in store.last_error("hunt one")
     relay.on_trial_recover(0, [], trial)
     assert relay.errors["one"].startswith(told)
-    assert relay.errors["one"].endswith("(tried 2 times without progress)")
+    assert relay.errors["one"].endswith("(2 attempts without progress)")
     (tmp_path / "error.txt").write_text(f"Failure # 1 (occurred at 1)\n{raised}\n")
     heard.clear()
     Relay(heard.append, 1, store).on_trial_recover(0, [], trial)
@@ -139,12 +141,16 @@ def test_a_private_folder_goes_with_its_process(tmp_path: Path, monkeypatch: pyt
 
 def test_a_ray_tmpdir_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{'x' * 60}")
-    with pytest.raises(SpecError, match=r"RAY_TMPDIR: '/tmp/x+' has 65 characters, at most \d+ leave room for"):
+    with pytest.raises(
+        SpecError, match=r"RAY_TMPDIR: '/tmp/x+' is 65 characters long, but Ray's socket paths leave room for \d+;"
+    ):
         with private_folder(longest=cluster.LONGEST_TEMPORARY):
             pass
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
-    with pytest.raises(SpecError, match=r"RAY_TMPDIR: no folder can be made in .*/file' \(File exists\); set RAY_TMPD"):
+    with pytest.raises(
+        SpecError, match=r"RAY_TMPDIR: cannot create a folder in .*/file' \(File exists\); set RAY_TMPD"
+    ):
         with private_folder():
             pass
     monkeypatch.delenv("RAY_TMPDIR")

@@ -73,13 +73,13 @@ def test_samples_are_judged_at_the_size_of_the_report_and_when_it_is_evaluated()
         (["search.split=held_out"], "train val held_out", None),
         (["search.split=dev"], "train val", "search.split: folder has no split 'dev'; it has train, val; use one"),
         (["search.split=dev"], "train dev", "evaluate.splits: folder has no split 'val'; it has train, dev"),
-        (["search.split=train"], "train val", "search.split: train is trained on; use one that is neither"),
-        (["search.split=dev", "dataset.split=dev"], "train val dev", "search.split: dev is trained on"),
+        (["search.split=train"], "train val", "search.split: train is the training split; use one that is neither"),
+        (["search.split=dev", "dataset.split=dev"], "train val dev", "search.split: dev is the training split"),
         (["dataset.split=fit", "search.split=train"], "train val", "dataset.split: folder has no split 'fit'"),
         (
             ["search.held_out=0.3"],
             "train val held_out",
-            "search.held_out: folder has a split 'held_out' of its own; use search.split: held_out, or give that one",
+            "search.held_out: folder already has a split 'held_out'; use search.split: held_out, or rename it",
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_the_plan_of_what_can_be_checked_has_every_value_of_the_space_for_every_
 
 
 def test_a_value_that_no_trial_can_have_is_told_with_its_place() -> None:
-    told = "unknown strategy 'best'; known: margin, entropy, least_confidence, random, bald, or your own by"
+    told = "unknown strategy 'best'; known: margin, entropy, least_confidence, random, bald; for your own, use"
     with pytest.raises(SpecError) as caught:
         _ = search_of("search.space={acquire.strategy: {choice: [margin, least_confidence, best]}}").ends_plan
     assert str(caught.value) == f"search.space.acquire.strategy: {told} file:PATH.py:NAME (value 3 of choice)"
@@ -188,8 +188,8 @@ def test_a_configuration_is_checked_as_a_trial_at_every_budget() -> None:
     to_twenty, text = "search.metric={budget: 20}", TEXT.replace("pixels_per_stage: 10", "pixels_per_stage: 5")
     search = search_of(steps, to_twenty, text=text)
     search.check({"acquire.pixels_per_stage": 5, "acquire.initial_pixels": 5})
-    with pytest.raises(SpecError, match="the stages do not reach 10 exactly: they start at 5"):
+    with pytest.raises(SpecError, match="no stage has exactly 10: they start at 5"):
         search.check({"acquire.pixels_per_stage": 10, "acquire.initial_pixels": 5})
     longer = search_of(steps, "grid=[{seed: [0], budget: [10, 20, 25]}]", to_twenty, text=text)
-    with pytest.raises(SpecError, match="the stages do not reach 25 exactly"):  # which lies behind the last level
+    with pytest.raises(SpecError, match="no stage has exactly 25"):  # which lies behind the last level
         longer.check({"acquire.pixels_per_stage": 10})

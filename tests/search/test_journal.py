@@ -77,14 +77,14 @@ def test_a_record_written_by_hand_is_read(store: Store, journal: Journal) -> Non
         {"score": 0.25, "mious": {"0": 0.2, "1": 0.3}, "fits": {"0": ["a"], "1": ["b"]}, "seconds": 3},
         {"score": 0.5, "mious": {"0": 0.4, "1": 0.6}, "fits": {"0": ["a", "c"], "1": ["b", "d"]}, "seconds": 7.5}
       ],
-      "stopped": "asha: rank 2 of the 3 that had come to 20 px", "error": ""
+      "stopped": "asha: rank 2 of the 3 samples that had reached 20 px", "error": ""
     }""")
     (sample,) = opened(store).samples
     reports = (
         LevelReport(0.25, {"0": 0.2, "1": 0.3}, {"0": ("a",), "1": ("b",)}, 3),
         LevelReport(0.5, {"0": 0.4, "1": 0.6}, {"0": ("a", "c"), "1": ("b", "d")}, 7.5),
     )
-    assert sample == Sample(0, OWN, "file", reports, stopped="asha: rank 2 of the 3 that had come to 20 px")
+    assert sample == Sample(0, OWN, "file", reports, stopped="asha: rank 2 of the 3 samples that had reached 20 px")
     assert (sample.is_own, sample.reports[1].miou) == (True, 0.5)
 
 

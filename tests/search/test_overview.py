@@ -14,7 +14,7 @@ from pixelpick_ray.store import Store, run_lease
 from tests.support.launch import launch, launch_without_torch
 from tests.support.searches import BY_EPOCH, LR_ALONE, OTHER, OWN, TEXT, THREE_SEEDS, add, report_of, search_of
 
-WHY = "asha: rank 2 of the 2 that had come to 10 px"
+WHY = "asha: rank 2 of the 2 samples that had reached 10 px"
 LOW = OWN | {"train.optimizer.lr": 1e-4}
 HIGH = OWN | {"train.optimizer.lr": 1e-2}
 
@@ -166,7 +166,7 @@ def test_a_run_of_this_search_makes_it_alive_and_no_other(store: Store, place: P
 STATUS = """\
 sample 0: 30.0  40.0  50.0 (lr=0.001, strategy=margin) finished
 sample 1: 35.0  45.0  56.7 (lr=0.0025, strategy=random) finished
-sample 2: 10.0 (lr=0.0001, strategy=margin) stopped by asha: rank 2 of the 2 that had come to 10 px
+sample 2: 10.0 (lr=0.0001, strategy=margin) stopped by asha: rank 2 of the 2 samples that had reached 10 px
 sample 3: - (lr=0.01, strategy=margin) failed
 FAILED sample 3: ValueError: loss is NaN
 mIoU at 40 px on val, mean of seeds [0]

@@ -82,7 +82,7 @@ def read(content: bytes, known: Known, problems: Problems) -> list[Found]:
         return []
     if root.tag != "annotations" or root.findtext("version") != "1.1":
         given = f"<{root.tag[:40]}> of version {root.findtext('version')}"
-        problems.add("the file", f"is {given}; allowed is <annotations> of version 1.1, CVAT for images")
+        problems.add("the file", f"is {given}; expected <annotations> of version 1.1, CVAT for images")
         return []
     return list(_read_root(root, known, problems))
 
@@ -93,7 +93,7 @@ def _read_root(root: ElementTree.Element, known: Known, problems: Problems) -> I
         if element.tag == "image":
             yield from _read_image(where, element, known, problems)
         elif element.tag not in ("version", "meta"):
-            problems.add(where, "is not read; allowed are <image>, with <points>")
+            problems.add(where, "is not supported; only <image> with <points> is")
 
 
 def _read_image(where: str, image: ElementTree.Element, known: Known, problems: Problems) -> Iterator[Found]:
@@ -107,7 +107,7 @@ def _read_image(where: str, image: ElementTree.Element, known: Known, problems: 
         if element.tag == "points":
             yield from _read_points(at, element, picture, known, problems)
         else:
-            problems.add(at, "is not read; allowed is <points>")
+            problems.add(at, "is not supported; only <points> is")
 
 
 def _read_points(

@@ -50,7 +50,7 @@ class Problems:
     def given(self, where: str, value: Any, allowed: str) -> None:
         """Add a value that is not allowed."""
         if len(self._lines) < SHOWN:
-            self.add(where, f"is {shown(value)}; allowed is {allowed}")
+            self.add(where, f"is {shown(value)}; expected {allowed}")
         else:
             self._count += 1
 
@@ -59,7 +59,9 @@ class Problems:
         if self._count:
             more = f"\n  and {self._count - SHOWN} more" if self._count > SHOWN else ""
             told = "\n".join(self._lines)
-            raise DataError(f"{self._format}: {done}, {self._count} problem(s); correct the file\n{told}{more}")
+            raise DataError(
+                f"{self._format}: {done} because of {self._count} problem(s); correct the file\n{told}{more}"
+            )
 
     def mapping(self, value: Any, where: str) -> dict[str, Any] | None:
         """Return the value if it is an object."""
@@ -95,7 +97,7 @@ class Problems:
             return matches[0]
         if matches:
             names = " or ".join(shown(picture.name) for picture in matches[:3])
-            self.add(where, f"{shown(reference)} may be image {names}; rename it to what is meant")
+            self.add(where, f"{shown(reference)} is ambiguous: image {names}; use the exact name")
         else:
             self.given(where, reference, known.images_text)
         return None
@@ -167,7 +169,7 @@ def json_of(text: str, where: str, kind: type[Container], problems: Problems) ->
         problems.add(where, f"is not JSON (line {error.lineno}, column {error.colno}: {error.msg})")
         return None
     except ValueError as error:  # a constant such as NaN, a number with thousands of digits, or deep nesting
-        problems.add(where, f"is not JSON that is read ({error!s:.80})")
+        problems.add(where, f"is JSON that cannot be read ({error!s:.80})")
         return None
     if isinstance(value, kind):
         return value
@@ -242,7 +244,8 @@ def _check_places(points: Sequence[tuple[str, ExchangedPoint]], problems: Proble
             told, earlier = (one.label or one.kind for one in (point, other))
             problems.add(
                 where,
-                f"pixel (y={point.y}, x={point.x}) of {point.image} is {told} here and {earlier} in {before}; keep one",
+                f"pixel (y={point.y}, x={point.x}) of {point.image} is {told} here but {earlier} in {before}; keep "
+                "only one",
             )
 
 
@@ -258,8 +261,8 @@ def _check_ids(points: Sequence[tuple[str, ExchangedPoint]], known: Known, probl
         elif stored is not None and (differences := _differences(point, stored)):
             problems.add(
                 where,
-                f"has the id {point.id!r} of an answer that is stored otherwise: {differences}; remove id and time to "
-                "give another answer",
+                f"has the id {point.id!r} of a stored answer that differs ({differences}); to change the answer, "
+                "remove id and time",
             )
 
 

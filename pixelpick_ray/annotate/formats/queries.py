@@ -71,7 +71,7 @@ def read(content: bytes, known: Known, problems: Problems) -> list[Found]:
         if picture is not None and own is not None:
             found += _read_entry(where, own, picture, known, problems)
         if len(found) > MAX_POINTS:
-            problems.add(where, f"more than {MAX_POINTS} pixels up to here; split the file")
+            problems.add(where, f"more than {MAX_POINTS} pixels; split the file")
             return []
     return found
 
@@ -107,7 +107,8 @@ def _whole_numbers(value: Any, where: str, picture: AskedImage, problems: Proble
         problems.given(where, value, "a list or an array of whole numbers")
         return None
     if len(column) > picture.height * picture.width:
-        problems.add(where, f"has {len(column)} entries, the image {picture.height * picture.width} pixels")
+        pixels = picture.height * picture.width
+        problems.add(where, f"has {len(column)} entries, but the image has only {pixels} pixels")
         return None
     return list(column)
 
