@@ -298,9 +298,7 @@ def test_questions_become_points_with_what_was_said_and_answers_come_back_as_the
     assert answers_of(points, book, annotator="Bo", time=9.0) == tuple(said.values())
     book.append(said["a", 1, 2])
     assert answers_of(points, book, annotator="Bo", time=9.0) == (said["b", 8, 7],)
-    with pytest.raises(
-        DataError, match=r"pixel \('a', 1, 2\) is labelled 'road', which is not a class of the data set \(sky"
-    ):
+    with pytest.raises(DataError, match=r"pixel \('a', 1, 2\) is labelled 'road', .*not a class .*\(sky"):
         points_of(questions, said, ("sky",))
 
 

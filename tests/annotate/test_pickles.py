@@ -22,6 +22,7 @@ from hypothesis.extra import numpy as st_numpy
 from pixelpick_ray.annotate import pickles
 from pixelpick_ray.annotate.pickles import read_pickle
 from pixelpick_ray.errors import DataError
+from tests.support.experiments import WRONG
 
 pytestmark = pytest.mark.long
 
@@ -166,33 +167,15 @@ def test_arrays_are_as_large_as_their_bytes() -> None:
     assert "with an invalid shape" in refusal(content.replace(b"K\x03\x85", b"J\xff\xff\xff\xff\x85", 1))
 
 
+PROGRAMS = [(case["content"].encode("latin-1"), case["told"]) for case in WRONG["pickles"]]
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"cos\nsystem\n(S'true'\ntR.", "byte 0 of the pickle: calls os.system: rejected"),
-        (b"\x80\x04\x8c\x05numpy\x8c\x16core.multiarray.scalar\x93.", "holds numpy.core.multiarray.scalar as a value"),
-        (b"(Vtrue\nios\nsystem\n.", "has the instruction INST: rejected"),
-        (b"(Vos\nVtrue\no.", "has the instruction OBJ: rejected"),
-        (b"\x80\x02\x82\x01.", "has the instruction EXT1: rejected"),
-        (b"\x80\x02K\x01Q.", "has the instruction BINPERSID: rejected"),
-        (b"\x80\x02]}b.", "sets the state of a value of type list: rejected"),
-        (b"\x80\x02cnumpy\nndarray\n)\x81.", "has the instruction NEWOBJ: rejected"),
-        (b"\x80\x04cnumpy\nndarray\n)}\x92.", "has the instruction NEWOBJ_EX: rejected"),
-        (b"\x80\x02K\x01K\x02R.", "calls a value of type int: rejected"),
-        (b"c_codecs\nencode\n(Vtrue\nVzlib\ntR.", "calls _codecs.encode in a way"),
-        (b"cnumpy\ndtype\n(Vi4\nI00\nI01\ntR(I3\nV<\n(Va\ntNNI-1\nI-1\nI0\ntb.", "the state of numpy.dtype"),
+        *PROGRAMS,
         (TYPE + TYPE_STATE * 2 + b".", "calls the state of numpy.dtype in a way that NumPy does not: rejected"),
         (ARRAY + ARRAY_STATE * 2 + b".", "calls the state of numpy.ndarray in a way that NumPy does not: rejected"),
-        (b"c_codecs\nencode\n](Va\nVlatin1\neR.", "calls _codecs.encode: rejected"),
-        (b"\x80\x02h\x05.", "recalls value 5, which was never kept"),
-        (b"\x80\x02.", "ends with 0 values"),
-        (b"(K\x01.", "ends with 1 values and 1 open marks"),
-        (b"K\x01(a.", "needs more values than there are"),
-        (b"K\x01t.", "needs a mark, but there is none"),
-        (b"K\x01K\x02a.", "appends to a value of type int"),
-        (b"}(K\x01u.", "puts 1 keys and values into a value of type dict"),
-        (b"K\x01.K", "the pickle ends here, 1 bytes follow"),
-        (b"", "is damaged"),
         (pickle.dumps([1, "a"])[:-1], "is damaged"),
         (b"I" + b"9" * 5000 + b"\n.", "is damaged"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"x.", "is damaged"),

@@ -42,9 +42,7 @@ def test_a_head_by_name_is_one_with_its_defaults(name: str) -> None:
 
 
 def test_head_and_architecture_may_not_differ_and_one_overrides_the_other(tmp_path: Path) -> None:
-    with pytest.raises(
-        SpecError, match=r"model\.head: is 'linear', but model\.architecture is 'fpn'; they are synonyms"
-    ):
+    with pytest.raises(SpecError, match=r"model\.head: is 'linear', but model\.architecture is 'fpn'"):
         frozen(model=FROZEN.replace("head: linear", "head: linear, architecture: fpn"))
     (tmp_path / "mine.py").write_text("def Head(channels, strides, num_classes, spec): ...\n")
     for word in ("head", "architecture"):

@@ -252,9 +252,7 @@ def test_another_version_on_a_node_is_named_and_not_used(tmp_path: Path, monkeyp
     assert parts.load("strategy", asked).__name__ == "score"
     parts._loaded.clear()
     installed(monkeypatch, tmp_path, version="1.1")
-    with pytest.raises(
-        SpecError, match=r"strategy far: the driver uses faraway-1\.0, but this Python has faraway-1\.1"
-    ):
+    with pytest.raises(SpecError, match=r"strategy far: the driver uses faraway-1\.0, but .* faraway-1\.1"):
         parts.load("strategy", asked)
     installed(monkeypatch, tmp_path, text="1 / 0\n", version="1.0")
     with pytest.raises(SpecError, match=r"faraway:score cannot be imported \(ZeroDivisionError"):

@@ -26,18 +26,12 @@ IN_ONE_ANOTHER = "a: &a [1]\n" + "".join(f"a{at}: &a{at} [{f'*a{at - 1}' if at e
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (
-            TIMES,
-            r"x: line 6, column 5 is not valid YAML: it has more than 100000 values, including those repeated by",
-        ),
+        (TIMES, r"x: line 6, column 5 is not valid YAML: it has more than 100000 values, including those repeated"),
         (MERGED, r"more than 100000 values, including those repeated by aliases"),
         (IN_ONE_ANOTHER, r"nested more than 50 deep, aliases"),
         ("[" * 5000, r"line 1, column 51 is not valid YAML: it is nested more than 50 deep"),
         ("{a: " * 5000, r"nested more than 50 deep"),
-        (
-            "a: " + "9" * 20000,
-            r"line 1, column 4 is not valid YAML: a number has 20000 characters; if it is text, put it in quotes",
-        ),
+        ("a: " + "9" * 20000, r"line 1, column 4 is not valid YAML: a number has 20000 characters; if it is text"),
         ("a: 0x" + "f" * 20000, r"a number has 20002 characters"),
         ("a: " + "b" * 2**20, r"x: has 1048579 characters, but YAML is limited to 1048576"),
         ("a: 2001-99-99", r"x: has a value that cannot be read \(month must be in"),

@@ -237,9 +237,7 @@ def test_every_label_inside_the_crop_is_there_once_and_at_its_class(crop: tuple[
         nothing = make_batch(job, np.zeros(0, dtype=np.int64), 0, CPU)  # of a rank without images
         assert nothing.images.shape == (0, 3, *crop)
         assert nothing.labels.numel() == 0
-    with pytest.raises(
-        DataError, match=r"train.augment.crop_size: is required, because the training images differ in size"
-    ):
+    with pytest.raises(DataError, match=r"train.augment.crop_size: is required, because .* differ in size"):
         make_batch(tiny_job(data, None), positions, 0, CPU)
 
 

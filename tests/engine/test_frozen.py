@@ -245,10 +245,7 @@ def test_features_that_cannot_be_kept_are_told(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(features_module._Files, "write", forgetful)
-    with pytest.raises(
-        DataError,
-        match=r"data read back repeatedly differ from data written; check the disk, or give another",
-    ):
+    with pytest.raises(DataError, match=r"data read back repeatedly differ from data written; check the disk"):
         features_at(tmp_path / "faulty", prepared, spec())
     monkeypatch.setattr(os, "posix_fallocate", full)
     told = r"No space left on device.*0\.0 GB are needed; free space, or give another folder with --cache"
@@ -329,9 +326,7 @@ def test_a_head_is_not_read_onto_a_backbone_with_other_weights(tmp_path: Path, m
     save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), weights)
     (path, *_) = (place.results.path / "fit").glob("*/weights.safetensors")
     where = {"data_path": tmp_path, "cache_path": tmp_path / "cache", "device": torch.device("cpu")}
-    with pytest.raises(
-        DataError, match=r"was fitted to features of a test_resnet with different weights than those in"
-    ):
+    with pytest.raises(DataError, match=r"fitted to features of a test_resnet with different weights"):
         evaluate_checkpoint(path, DatasetSpec(name="tiny"), "val", **where)
 
 
@@ -407,9 +402,7 @@ def test_features_used_longest_ago_make_room(tmp_path: Path) -> None:
     left = set(tmp_path.glob("*-features-*"))
     assert set(sizes) - left == {oldest}
     assert len(left) == 3
-    with pytest.raises(
-        DataError, match=r"--cache-limit: 0\.0 GB is too small, as tiny-train-features-\w+ needs 0\.0 GB and"
-    ):
+    with pytest.raises(DataError, match=r"--cache-limit: 0\.0 GB is too small, as tiny-train-features-\w+ needs"):
         features_at(tmp_path, data.prepared, spec(layers=(-1,)), limit=9)
 
 

@@ -268,16 +268,8 @@ def test_joining_works_however_the_token_is_given(ray_cluster: str, tmp_path: Pa
         ("127.0.0.1:1", r"no Ray cluster could be joined \(.*refused\); give HOST:PORT of a running one", {}),
         ("head", r"no Ray cluster could be joined \(Invalid address format: head\); give HOST:PORT", {}),
         ("local", r"no Ray cluster could be joined \(no cluster has this address\); give HOST:PORT", {}),
-        (
-            "ray://127.0.0.1:10001",
-            "Ray Client addresses are not supported; run on a node of the cluster, and give HOST",
-            {},
-        ),
-        (
-            None,
-            "RAY_AUTH_TOKEN_PATH: 'none' cannot be read or is empty; give the file",
-            {"RAY_AUTH_TOKEN_PATH": "none"},
-        ),
+        ("ray://127.0.0.1:10001", "Ray Client addresses are not supported; run on a node of the cluster", {}),
+        (None, "TOKEN_PATH: 'none' cannot be read or is empty; give the file", {"RAY_AUTH_TOKEN_PATH": "none"}),
     ],
 )
 def test_an_address_without_a_cluster_and_a_token_file_that_is_not_there_are_refused_at_once(

@@ -56,9 +56,7 @@ def test_a_trial_on_a_node_whose_store_is_another_one_trains_nothing(store: Stor
     with store.take("run", "abc-1") or pytest.fail("nobody has it"):
         check_sees_run(here)
         there = Execution(tmp_path, str(tmp_path / "other"), tmp_path, run="abc-1")
-        with pytest.raises(
-            SpecError, match=r"--store: .*/other on node .* is a different store from the driver's; give --store a"
-        ):
+        with pytest.raises(SpecError, match=r"/other on node .* is a different store from .*; give --store"):
             check_sees_run(there)
 
 
@@ -141,16 +139,12 @@ def test_a_private_folder_goes_with_its_process(tmp_path: Path, monkeypatch: pyt
 
 def test_a_ray_tmpdir_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", f"/tmp/{'x' * 60}")
-    with pytest.raises(
-        SpecError, match=r"RAY_TMPDIR: '/tmp/x+' is 65 characters long, but Ray's socket paths leave room for \d+;"
-    ):
+    with pytest.raises(SpecError, match=r"RAY_TMPDIR: '/tmp/x+' is 65 characters long, .* leave room for \d+;"):
         with private_folder(longest=cluster.LONGEST_TEMPORARY):
             pass
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
-    with pytest.raises(
-        SpecError, match=r"RAY_TMPDIR: cannot create a folder in .*/file' \(File exists\); set RAY_TMPD"
-    ):
+    with pytest.raises(SpecError, match=r"RAY_TMPDIR: cannot create a folder in .*/file' \(File exists\); set"):
         with private_folder():
             pass
     monkeypatch.delenv("RAY_TMPDIR")

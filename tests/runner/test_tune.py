@@ -161,9 +161,9 @@ def test_a_journal_that_cannot_be_written_ends_the_search(
     ("options", "nodes", "told"),
     [
         ({"device": "cuda"}, [{"CPU": 2.0}], "--device cuda: the cluster has no GPU"),
-        ({"cpus_per_rank": 3}, [{"CPU": 2.0}, {"CPU": 2.0}], "room for 0: 2 CPUs; 2 CPUs"),  # four in all
-        ({"ranks": 2}, [{"CPU": 8.0, "GPU": 1.0}], "room for 1: 8 CPUs and 1 GPU"),
-        ({"ranks": 2}, [{"CPU": 1.0, "GPU": 4.0}, {"CPU": 9.0}], "room for 1: 1 CPU and 4 GPUs; 9 CPUs"),
+        ({"cpus_per_rank": 3}, [{"CPU": 2.0}, {"CPU": 2.0}], "room for 0 ranks: 2 CPUs; 2 CPUs"),  # four in all
+        ({"ranks": 2}, [{"CPU": 8.0, "GPU": 1.0}], "room for 1 rank: 8 CPUs and 1 GPU"),
+        ({"ranks": 2}, [{"CPU": 1.0, "GPU": 4.0}, {"CPU": 9.0}], "room for 1 rank: 1 CPU and 4 GPUs; 9 CPUs"),
     ],
 )
 def test_every_rank_must_fit_on_one_node(options: dict[str, Any], nodes: list[dict[str, float]], told: str) -> None:

@@ -76,11 +76,7 @@ def test_samples_are_judged_at_the_size_of_the_report_and_when_it_is_evaluated()
         (["search.split=train"], "train val", "search.split: train is the training split; use one that is neither"),
         (["search.split=dev", "dataset.split=dev"], "train val dev", "search.split: dev is the training split"),
         (["dataset.split=fit", "search.split=train"], "train val", "dataset.split: folder has no split 'fit'"),
-        (
-            ["search.held_out=0.3"],
-            "train val held_out",
-            "search.held_out: folder already has a split 'held_out'; use search.split: held_out, or rename it",
-        ),
+        (["search.held_out=0.3"], "train val held_out", "search.held_out: folder already has a split 'held_out'; use"),
     ],
 )
 def test_splits_of_ones_own_images_are_checked_once_known(overrides: list[str], splits: str, told: str | None) -> None:
