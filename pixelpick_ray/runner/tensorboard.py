@@ -1,7 +1,6 @@
 """TensorBoard files: hyperparameters, curves, picked pixels and predictions of each chain."""
 
 import io
-import itertools
 import os
 import re
 import socket
@@ -113,12 +112,10 @@ class _Run:
     The file is open only while writing, so that thousands of chains need neither threads nor descriptors.
     """
 
-    _numbers = itertools.count()
-
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(self._numbers)}"
-        self._path = folder / name
+        # TensorBoard reads the files of a run in the order of their names.
+        self._path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         # Without a list of columns, TensorBoard gathers them from all runs, which may be of several experiments; with
         # one, it would apply a single run's list to all.
         _, start, self._end = hparams(settings, {})  # type: ignore[no-untyped-call]
