@@ -30,6 +30,7 @@ from pixelpick_ray.store import Store  # noqa: E402
 from pixelpick_ray.store.records import ChainRecord, StageRecord, write_chain  # noqa: E402
 from pixelpick_ray.tasks import PIXELS, Evaluate, FirstPixels, Fit, Pick  # noqa: E402
 
+PUBLISHED = ROOT / "experiments" / "camvid-mobilenet.yaml"
 GOAL_SECONDS = 20.0
 IMAGES, HEIGHT, WIDTH, EPOCHS = 367, 360, 480, 50
 CLASSES = (
@@ -52,14 +53,13 @@ PROVENANCE = {
 }
 
 
-def experiment_of(stages: int) -> Experiment:
-    """The published CamVid experiment with ten acquisition settings, and seeds for about `stages` stages."""
-    published = load_experiment(ROOT / "experiments" / "camvid-mobilenet.yaml")
+def overrides_of(stages: int) -> list[str]:
+    """Changes to the published experiment: ten acquisition settings, and seeds for about `stages` stages."""
+    published = load_experiment(PUBLISHED)
     common = {"seed": list(range(max(1, stages // 100))), "budget": list(published.grid[0]["budget"])}
     scored = {"acquire.strategy": ["margin", "entropy", "least_confidence"], "acquire.pool_fraction": [0.01, 0.05, 0.1]}
     grids = [scored | common, {"acquire.strategy": ["random"]} | common]
-    overrides = ["name=benchmark", f"grid={json.dumps(grids)}"]
-    return load_experiment(ROOT / "experiments" / "camvid-mobilenet.yaml", overrides)
+    return ["name=benchmark", f"grid={json.dumps(grids)}"]
 
 
 def fill(store: Store, experiment: Experiment) -> None:
@@ -159,18 +159,21 @@ def main() -> None:
     arguments = parser.parse_args()
     os.fsync = lambda fd: None  # the store need not be durable
     with tempfile.TemporaryDirectory() as name:
-        folder = arguments.keep or Path(name)
-        experiment = experiment_of(arguments.stages)
-        file = folder / "benchmark.yaml"
-        if not file.exists():
-            fill(Store(folder / "store"), experiment)
-            file.write_text(json.dumps(experiment.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
-        command = [sys.executable, str(ROOT / "launch.py"), "report", str(file), "--store", str(folder / "store")]
+        store = (arguments.keep or Path(name)) / "store"
+        overrides = overrides_of(arguments.stages)
+        experiment = load_experiment(PUBLISHED, overrides)
+        if not store.exists():
+            fill(Store(store), experiment)
+        changes = [word for override in overrides for word in ("--set", override)]
+        out = Path(name) / "out"
+        command = [sys.executable, str(ROOT / "launch.py"), "report", str(PUBLISHED), *changes, "--store", str(store)]
         seconds = []
         for _ in range(arguments.repeat):
             start = time.perf_counter()
-            subprocess.run([*command, "--out", str(Path(name) / "out")], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
             seconds.append(round(time.perf_counter() - start, 2))
+        if "missing" in (out / "table.md").read_text(encoding="utf-8"):
+            raise RuntimeError(f"{store} lacks results of this experiment; use another folder with --keep")
     stages = make_plan(experiment).num_fits
     value = {"name": "report_seconds", "stages": stages, "value": float(np.median(seconds)), "all": seconds}
     print(json.dumps(value | {"goal": GOAL_SECONDS}))

@@ -21,6 +21,7 @@ from benchmarks.timing import compare, take_turns
 from benchmarks.work import Frozen, Setting, Work, label_maps, make_work
 from pixelpick_ray.active.acquisition import margin
 from pixelpick_ray.config.execution import Execution
+from pixelpick_ray.config.experiment import load_experiment
 from pixelpick_ray.engine.batches import IGNORED
 from pixelpick_ray.models.segmentation import build_model, upsample
 from pixelpick_ray.report.rows import load_results
@@ -111,7 +112,7 @@ def test_the_store_of_the_report_benchmark_has_every_result(tmp_path: Path, monk
     for name in ("EPOCHS", "IMAGES"):
         monkeypatch.setattr(report, name, 2)
     monkeypatch.setattr("os.fsync", lambda fd: None)
-    experiment, store = report.experiment_of(100), Store(tmp_path)
+    experiment, store = load_experiment(report.PUBLISHED, report.overrides_of(100)), Store(tmp_path)
     report.fill(store, experiment)
     found = load_results(store, [experiment])
     assert (len(found.fits), found.missing) == (50, ())  # ten acquisition settings at five budgets
